@@ -1,0 +1,46 @@
+"""The front door: one way to ask a language model, cloud or local, and every answer known to be whole.
+
+Must never compute or import anything heavy: names are fetched when they are asked for.
+Everybody imports from here, and the provider classes from ``learnflow.llm.providers``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .base import Capabilities, Completion, LLMProvider, TextStream, ToolCall, Usage
+from .errors import LLMError
+
+if TYPE_CHECKING:
+    from . import errors, events
+    from .adapter import BaseProvider
+    from .factory import get_provider
+
+__all__ = [
+    "BaseProvider",
+    "Capabilities",
+    "Completion",
+    "LLMError",
+    "LLMProvider",
+    "TextStream",
+    "ToolCall",
+    "Usage",
+    "errors",
+    "events",
+    "get_provider",
+]
+
+_LATER = {"BaseProvider": ".adapter", "get_provider": ".factory"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

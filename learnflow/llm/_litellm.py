@@ -1,0 +1,177 @@
+"""The airlock: the only importer of LiteLLM, inside functions; quiet, offline, on our transport, without retries.
+
+Must never read an answer (``wire`` does) or let an exception of LiteLLM's out.
+The adapter calls ``ready`` and ``ask``; nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from functools import cache
+from typing import Any, Final
+
+from . import diagnosis, errors, net
+from .base import Usage
+from .endpoint import Endpoint
+from .errors import LLMError
+from .specs import ProviderSpec
+
+# Read by LiteLLM when it is imported: no price map from GitHub, no .env, no blog posts (facts/litellm.md 1.6).
+_ENVIRONMENT: Final = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "LITELLM_LOCAL_BLOG_POSTS": "True",
+    "LITELLM_MODE": "PRODUCTION",
+}
+_NO_KEY: Final = "no-key"  # LiteLLM looks for one in the environment, anybody's, where it is given none
+_SDK: Final = ("openai", "azure")  # prefixes that LiteLLM serves through the OpenAI SDK
+_lock = threading.Lock()
+_warm: set[str] = set()
+
+
+async def ready(spec: ProviderSpec) -> None:
+    """Import LiteLLM and let it make one call of this row without a server, in a thread: seconds the first time."""
+    if spec.litellm not in _warm:
+        await asyncio.to_thread(_warm_up, spec)
+
+
+async def ask(
+    spec: ProviderSpec,
+    endpoint: Endpoint,
+    exchange: net.Exchange,
+    model: str,
+    messages: list[dict[str, Any]],
+    parameters: dict[str, Any],
+) -> LLMError | None:
+    """Let LiteLLM make and send the request. Returns when the head of the answer is in ``exchange``.
+
+    Returns:
+        None where there is an answer to read, or why there is none.
+    """
+    litellm = _load()
+    if spec.dialect == "ollama":
+        _register(f"{spec.litellm}/{model}")
+    token = net.current.set(exchange)
+    failed: LLMError | None = None
+    try:
+        await litellm.acompletion(
+            model=f"{spec.litellm}/{model}",
+            messages=messages,
+            stream=True,
+            api_base=endpoint.base,
+            api_key=endpoint.key or _NO_KEY,
+            api_version=endpoint.version,
+            client=_client(spec.litellm, endpoint),
+            max_retries=0,
+            num_retries=0,
+            drop_params=False,
+            _skip_mcp_handler=True,  # tools need the mcp package otherwise (facts/litellm.md 0.5)
+            **parameters,
+        )
+    except Exception as error:  # noqa: BLE001  # whatever LiteLLM raises becomes ours, here and nowhere else
+        failed = _failure(error, exchange)
+    finally:
+        net.current.reset(token)
+    return None if exchange.body is not None else failed or _unanswered(exchange)
+
+
+def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
+    """US dollars for these tokens by LiteLLM's price map; None where it does not know the model or the tokens."""
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        return None
+    try:
+        parts = _load().cost_per_token(
+            model=f"{spec.litellm}/{model}",
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+    except Exception:  # noqa: BLE001  # an unknown model raises, each version another class
+        return None
+    return float(sum(parts))
+
+
+def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
+    """Ours for LiteLLM's: what the transport saw first, then the status and body, then LiteLLM's class."""
+    if exchange.failure:
+        return exchange.failure
+    if exchange.status is not None:
+        return diagnosis.refusal(exchange.status, exchange.refusal, exchange.headers, judged=error)
+    kind = diagnosis.leaf_of(error)
+    if issubclass(kind, errors.Unsupported):
+        return kind("LiteLLM knows that this model does not take a parameter of the request", hint=_parameters(error))
+    if issubclass(kind, errors.LLMError) and not issubclass(kind, errors.Unavailable):
+        return kind(f"LiteLLM refused the request before sending it ({type(error).__name__})")
+    return errors.InvalidRequest(
+        f"LiteLLM failed before sending the request ({type(error).__name__})",
+        hint="Check the messages' roles, contents and image formats",
+    )
+
+
+def _parameters(error: Exception) -> str:
+    """The names in LiteLLM's sentence that are parameters; its words may hold more than names."""
+    names = ("temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty", "tools")
+    more = ("tool_choice", "response_format", "reasoning_effort", "top_k", "min_p", "stream_options")
+    words = str(getattr(error, "message", error))
+    return "Leave out " + ", ".join([name for name in names + more if name in words] or ["some of its keywords"])
+
+
+def _unanswered(exchange: net.Exchange) -> LLMError:
+    return exchange.failure or errors.InvalidRequest("LiteLLM sent nothing for this request")
+
+
+def _warm_up(spec: ProviderSpec) -> None:
+    """One call through LiteLLM's whole path that touches no server: imports and caches are filled in this thread."""
+    with _lock:
+        if spec.litellm in _warm:
+            return
+        address = Endpoint(root="http://localhost", base="http://localhost", version=spec.default_version)
+        exchange = net.Exchange(address.origin, "", connect_timeout=1.0, dry=True)
+        words = [{"role": "user", "content": "-"}]
+        asyncio.run(ask(spec, address, exchange, "warm-up", words, {"temperature": 0.0, "max_tokens": 1}))
+        _warm.add(spec.litellm)
+
+
+@cache
+def _load() -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import litellm  # noqa: PLC0415  # seconds, and wanted only by who asks a model
+
+    litellm.disable_hf_tokenizer_download = True
+    litellm.suppress_debug_info = True
+    litellm.redact_messages_in_exceptions = True
+    litellm.turn_off_message_logging = True
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    openai = logging.getLogger("openai")
+    if openai.level == logging.NOTSET:  # at DEBUG it writes whole prompts; an application that asks for that says so
+        openai.setLevel(logging.WARNING)
+    return litellm
+
+
+@cache
+def _register(model: str) -> None:
+    """Tell LiteLLM that the model needs no look-up: it would ask localhost:11434 up to four times a call."""
+    prefix = model.partition("/")[0]
+    _load().register_model({model: {"litellm_provider": prefix, "mode": "chat"}})
+
+
+@cache
+def _client(prefix: str, endpoint: Endpoint) -> Any:
+    """The client that LiteLLM is given, on our transport."""
+    _load()
+    if prefix not in _SDK:
+        from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler  # noqa: PLC0415
+
+        return AsyncHTTPHandler(transport=net.Transport(), follow_redirects=False)
+    import openai  # noqa: PLC0415
+
+    common: dict[str, Any] = {"api_key": endpoint.key or _NO_KEY, "http_client": net.client(), "max_retries": 0}
+    if prefix == "azure":
+        return openai.AsyncAzureOpenAI(azure_endpoint=endpoint.base, api_version=endpoint.version, **common)
+    return openai.AsyncOpenAI(base_url=endpoint.base, **common)

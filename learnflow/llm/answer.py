@@ -1,0 +1,100 @@
+"""An answer in the making: pieces in, the caller's text out, and in the end a Completion or the reason why it is none.
+
+Must never ask or read anything: it is handed what was heard.
+The adapter makes one for each request.
+"""
+
+from __future__ import annotations
+
+from . import errors, structured
+from .base import Completion, ServedModel
+from .errors import LLMError
+from .listen import Listening
+from .request import Request
+from .thinking import Piece, ThinkingSplitter
+from .wire import Wire
+
+
+class Answer:
+    """What has been heard of one answer.
+
+    Args:
+        asked: the request.
+        hold: give no text out before it is certain not to be thinking.
+    """
+
+    def __init__(self, asked: Request, *, hold: bool) -> None:
+        self.listening: Listening | None = None  # who hears it
+        self._asked = asked
+        self._splitter = ThinkingSplitter(hold=hold)
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        """The thinking so far."""
+        return "".join(self._thinking)
+
+    def add(self, piece: Piece) -> str:
+        """Take a piece; returns the text that may be given out. Raises ThinkingLeaked where too much was."""
+        text = ""
+        if piece.thinking:
+            self._thinking.append(piece.thinking)
+            text = self._splitter.separated().text
+        split = self._splitter.feed(piece.text) if piece.text else piece
+        return self._take(Piece(text + split.text, split.thinking if piece.text else ""))
+
+    def end(self) -> str:
+        """The wire has ended, whole or not; returns what was still held back."""
+        return self._take(self._splitter.end())
+
+    def completion(self, provider: str, model: str) -> Completion:
+        """The whole answer; a cost that the server did not say is the caller's to add.
+
+        Raises:
+            ContentFiltered: the model refused.
+            EmptyAnswer: it finished and said nothing.
+            MalformedAnswer, SchemaMismatch: tool calls or text are not what was asked for.
+        """
+        assert self.listening is not None  # noqa: S101  # there was an answer
+        wire = self.listening.wire
+        calls, text, finish = wire.tool_calls(), self.text, wire.finish or "stop"
+        if not text.strip() and not calls:
+            raise self._empty(wire)
+        return Completion(
+            text=text,
+            reasoning=self.thinking or None,
+            parsed=None if calls else structured.parsed(self._asked.wanted, text, finish),
+            tool_calls=calls,
+            finish="tool_calls" if calls and finish == "stop" else finish,
+            provider=provider,
+            model=ServedModel(model, wire.served),
+            usage=wire.usage,
+            cost=wire.cost,
+            first_token_s=self.listening.first_token_s,
+            total_s=self.listening.total_s,
+        )
+
+    def _take(self, piece: Piece) -> str:
+        if self._splitter.leaked and self._text:
+            self._thinking += [*self._text, piece.thinking]
+            self._text = []
+            raise errors.ThinkingLeaked("the model closed a thinking that it had not opened")
+        self._text.append(piece.text)
+        self._thinking.append(piece.thinking)
+        return piece.text
+
+    def _empty(self, wire: Wire) -> LLMError:
+        if wire.refused:
+            return errors.ContentFiltered("the model refused to answer")
+        if self.thinking and wire.finish == "length":
+            return errors.EmptyAnswer(
+                "all of max_tokens went into thinking", hint="Raise max_tokens=, or set reasoning=False"
+            )
+        what = "the model thought, and answered nothing" if self.thinking else "the answer is empty"
+        return errors.EmptyAnswer(what, hint="Ask again; if it stays empty, look into the server's log or context size")

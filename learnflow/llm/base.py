@@ -1,0 +1,266 @@
+"""The vocabulary: what a provider is, what it answers, what is known about it.
+
+Must never know how an answer is got: no network, no library, no environment.
+Everybody may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
+
+from .errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Sequence[Message]
+Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
+Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+
+
+class _DefaultFloat(float):
+    """A default of ours: left out where a model refuses it; a caller's own 0.7 is not."""
+
+
+class _DefaultInt(int):
+    """A default of ours: left out where a model refuses it; a caller's own 1000 is not."""
+
+
+DEFAULT_TEMPERATURE: Final[float] = _DefaultFloat(0.7)
+DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
+
+
+def is_default(value: object) -> bool:
+    """Whether the caller left this keyword to us."""
+    return isinstance(value, (_DefaultFloat, _DefaultInt))
+
+
+class Options(TypedDict, total=False):
+    """The keywords that ``generate``, ``stream`` and ``complete`` take beside the first four.
+
+    ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
+    ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is.
+    """
+
+    system: str
+    response_format: dict[str, Any] | type[BaseModel]
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    stop: str | Sequence[str]
+    seed: int
+    top_p: float
+    top_k: int
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
+    reasoning: Reasoning
+    timeout: float
+    extra_body: Mapping[str, Any]
+
+
+class TimeOptions(TypedDict, total=False):
+    """Budgets in seconds, and locality; what is not given comes from the environment (``LLM_CONNECT_TIMEOUT`` ...)."""
+
+    connect_timeout: float
+    first_token_timeout: float
+    gap_timeout: float
+    deadline: float
+    local_only: bool
+
+
+class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
+    """The name of the model that answered; ``asked`` is the name that was sent, ``served`` what the server said."""
+
+    asked: str
+    served: str | None
+
+    def __new__(cls, asked: str, served: str | None = None) -> Self:
+        """The text is the served name where there is one."""
+        self = super().__new__(cls, served or asked)
+        self.asked, self.served = asked, served
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
+        return type(self), (self.asked, self.served)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as the server counted them; what it did not say is None."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model wants called: ``arguments`` parsed from the JSON that it wrote."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer, and everything known about it.
+
+    Attributes:
+        text: the answer, thinking removed, not a character changed.
+        reasoning: what the model thought, None where it showed none.
+        parsed: the instance, where ``response_format`` was a pydantic class.
+        finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
+        model: the served name, with ``.asked`` and ``.served``.
+        cost: in US dollars, None where it is not known, 0.0 for a server of one's own.
+        first_token_s, total_s: seconds from sending the request to the first token and to the end.
+        attempts: how many providers were asked; resumed: how often a broken answer was continued.
+    """
+
+    text: str
+    finish: Finish
+    provider: str
+    model: ServedModel
+    reasoning: str | None = None
+    parsed: Any = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    usage: Usage = Usage()
+    cost: float | None = None
+    first_token_s: float | None = None
+    total_s: float = 0.0
+    attempts: int = 1
+    resumed: int = 0
+
+    def __repr__(self) -> str:  # an answer is the user's: it does not belong into a log that prints objects
+        return (
+            f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} "
+            f"{len(self.text)} characters in {self.total_s:.2f} s>"
+        )
+
+
+class Capabilities(TypedDict):
+    """What a provider can, for the model it uses; None means unknown, which is not "no".
+
+    ``context`` is what the model was trained for, ``context_served`` what the server really gives, ``max_output`` the
+    longest answer, all in tokens; ``prefill``: it can continue an answer that was begun; ``cost``: US dollars for a
+    million prompt and completion tokens.
+    """
+
+    streaming: bool | None
+    vision: bool | None
+    tools: bool | None
+    json_schema: bool | None
+    reasoning: bool | None
+    context: int | None
+    context_served: int | None
+    max_output: int | None
+    prefill: bool | None
+    local: bool
+    cost: tuple[float, float] | None
+
+
+class Answering:
+    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive."""
+
+    __slots__ = ("completion",)
+
+    def __init__(self) -> None:
+        self.completion: Completion | None = None
+
+
+class TextStream(AsyncIterator[str]):
+    """The pieces of one answer as they arrive.
+
+    Iterate it once. Leaving an ``async with``, ``aclose()``, cancelling the task, and leaving a ``for`` over an unnamed
+    stream close the connection at once, which makes the server stop. ``completion`` is there when the stream has ended.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[str, None], answering: Answering) -> None:
+        self._pieces = pieces
+        self._answering = answering
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer. Raises InvalidRequest while the stream has not ended."""
+        if self._answering.completion is None:
+            raise InvalidRequest(
+                "the stream has no completion: it has not ended, or it failed",
+                hint="Read .completion after the last piece",
+            )
+        return self._answering.completion
+
+    async def __anext__(self) -> str:
+        return await self._pieces.__anext__()
+
+    async def aclose(self) -> None:
+        """Close the connection; the server stops generating."""
+        await self._pieces.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+@runtime_checkable
+class LLMProvider(Protocol):
+    """Whoever answers prompts: one server, or a router over several. Every error is an ``LLMError``."""
+
+    @property
+    def name(self) -> str:
+        """The name it goes by in ``LLM_PROVIDER``, logs and errors."""
+        ...
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> str:
+        """The text of the answer. No tools here: use ``complete``."""
+        ...
+
+    def stream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> TextStream:
+        """The same, piece by piece. No tools here: use ``complete``."""
+        ...
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> Completion:
+        """The answer and everything known about it."""
+        ...
+
+    async def list_models(self) -> list[str]:
+        """The names that ``model=`` may take; loads nothing."""
+        ...
+
+    async def health_check(self) -> bool:
+        """Whether it would answer now; costs nothing, loads nothing, carries no user text, never raises."""
+        ...
+
+    def get_capabilities(self) -> Capabilities:
+        """What is known about it, at once."""
+        ...

@@ -1,0 +1,329 @@
+"""The one place where a status, an error object or a cause becomes a leaf of the error tree.
+
+Must never do I/O or know which provider it judges; status and codes are asked before any sentence.
+``wire``, ``net``, the airlock and the probes ask it. The sentences are those of ``facts/providers.md`` 10.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from . import errors
+from .errors import LLMError
+
+_SHOWN: Final = 300  # characters of a server's own words
+_TELLING: Final = 4  # a shorter text gives nothing away
+_WINDOW: Final = 16  # characters in common that count as a quotation
+
+_CONTEXT = re.compile(
+    r"maximum context length|exceeds the available context size|tokens to keep from the initial prompt"
+    r"|longer than the (maximum )?(model )?context length|context size has been exceeded|exceeds the context length"
+    r"|input length .*exceeds|prompt is too long",
+    re.IGNORECASE,
+)
+_UNSUPPORTED = re.compile(
+    r"does not support|not supported|requires --enable-auto-tool-choice|response_format\.type|image input is not"
+    r"|not a multimodal model|unrecognized request argument|mmproj",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model .*(not found|does not exist|not exist)|no models? loaded|try pulling it|deployment.*not (exist|found)",
+    re.IGNORECASE,
+)
+_LOADING = re.compile(r"loading model|model is loading|still loading", re.IGNORECASE)
+
+_CODES: Final[Mapping[str, type[LLMError]]] = {
+    "context_length_exceeded": errors.ContextOverflow,
+    "exceed_context_size_error": errors.ContextOverflow,
+    "content_filter": errors.ContentFiltered,
+    "content_policy_violation": errors.ContentFiltered,
+    "responsibleaipolicyviolation": errors.ContentFiltered,
+    "model_not_found": errors.ModelNotFound,
+    "deploymentnotfound": errors.ModelNotFound,
+    "invalid_api_key": errors.AuthenticationFailed,
+    "authentication_error": errors.AuthenticationFailed,
+    "insufficient_quota": errors.QuotaExceeded,
+    "credit_balance_exhausted": errors.QuotaExceeded,
+    "unsupported_parameter": errors.Unsupported,
+    "unsupported_value": errors.Unsupported,
+    "not_supported_error": errors.Unsupported,
+    "rate_limit_exceeded": errors.RateLimited,
+    "server_is_overloaded": errors.Overloaded,
+}
+_STATUSES: Final[Mapping[int, type[LLMError]]] = {
+    400: errors.InvalidRequest,
+    401: errors.AuthenticationFailed,
+    402: errors.QuotaExceeded,
+    403: errors.AuthenticationFailed,
+    404: errors.Misconfigured,
+    405: errors.Misconfigured,
+    407: errors.Misconfigured,
+    408: errors.ServerFailed,
+    409: errors.ServerFailed,
+    413: errors.InvalidRequest,
+    422: errors.InvalidRequest,
+    425: errors.ServerFailed,
+    429: errors.RateLimited,
+    499: errors.ServerFailed,
+    501: errors.Unsupported,
+    503: errors.Overloaded,
+    529: errors.Overloaded,
+}
+
+# What a library raised, by its own name: LiteLLM's judgement is asked where the status and the codes leave it open
+# (its class is the raw material of ours), httpx's and the system's where no answer came at all.
+CAUSES: Final[Mapping[str, type[LLMError]]] = {
+    "litellm.AuthenticationError": errors.AuthenticationFailed,
+    "litellm.PermissionDeniedError": errors.AuthenticationFailed,
+    "litellm.NotFoundError": errors.ModelNotFound,
+    "litellm.ContextWindowExceededError": errors.ContextOverflow,
+    "litellm.ContentPolicyViolationError": errors.ContentFiltered,
+    "litellm.RejectedRequestError": errors.ContentFiltered,
+    "litellm.GuardrailRaisedException": errors.ContentFiltered,
+    "litellm.BlockedPiiEntityError": errors.ContentFiltered,
+    "litellm.SensitiveDataRouteException": errors.ContentFiltered,
+    "litellm.ModifyResponseException": errors.ContentFiltered,
+    "litellm.UnsupportedParamsError": errors.Unsupported,
+    "litellm.LiteLLMUnknownProvider": errors.NotConfigured,
+    "litellm.ModelNotMappedError": errors.ModelNotFound,
+    "litellm.ImageFetchError": errors.InvalidRequest,
+    "litellm.VectorStoreSearchError": errors.InvalidRequest,
+    "litellm.UnprocessableEntityError": errors.InvalidRequest,
+    "litellm.InvalidRequestError": errors.InvalidRequest,
+    "litellm.BadRequestError": errors.InvalidRequest,
+    "litellm.Timeout": errors.TimedOut,
+    "litellm.RateLimitError": errors.RateLimited,
+    "litellm.PaymentRequiredError": errors.QuotaExceeded,
+    "litellm.BudgetExceededError": errors.QuotaExceeded,
+    "litellm.ServiceUnavailableError": errors.Overloaded,
+    "litellm.MidStreamFallbackError": errors.AnswerCut,
+    "litellm.BadGatewayError": errors.ServerFailed,
+    "litellm.InternalServerError": errors.ServerFailed,
+    "litellm.APIConnectionError": errors.ConnectionFailed,
+    "litellm.JSONSchemaValidationError": errors.SchemaMismatch,
+    "litellm.APIResponseValidationError": errors.MalformedAnswer,
+    "litellm.APIError": errors.ServerFailed,
+    "litellm.MockException": errors.ServerFailed,
+    "litellm.OpenAIError": errors.InvalidRequest,
+    "httpx.ConnectTimeout": errors.ConnectTimeout,
+    "httpx.PoolTimeout": errors.Overloaded,
+    "httpx.ReadTimeout": errors.GapTimeout,
+    "httpx.WriteTimeout": errors.ConnectionFailed,
+    "httpx.ProxyError": errors.Misconfigured,
+    "httpx.UnsupportedProtocol": errors.NotConfigured,
+    "httpx.DecodingError": errors.MalformedAnswer,
+    "httpx.TooManyRedirects": errors.Misconfigured,
+    "httpx.InvalidURL": errors.NotConfigured,
+    "httpx.HTTPStatusError": errors.ServerFailed,
+    "httpx.CookieConflict": errors.InvalidRequest,
+    "httpx.StreamError": errors.AnswerCut,
+    "httpx.TransportError": errors.ConnectionFailed,
+    "httpx.RequestError": errors.ConnectionFailed,
+    "httpx.HTTPError": errors.ConnectionFailed,
+    "socket.gaierror": errors.ConnectionFailed,
+    "ssl.SSLError": errors.ConnectionFailed,
+    "builtins.OSError": errors.ConnectionFailed,
+}
+_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # where LiteLLM's reading beats a bare status
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What a server's error body says, whatever its shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
+
+    message: str = ""
+    codes: tuple[str, ...] = ()
+    param: str | None = None
+
+
+def leaf_of(cause: BaseException) -> type[LLMError]:
+    """The leaf for what a library raised, by the names of its class and its bases."""
+    for kind in type(cause).__mro__:
+        leaf = CAUSES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+        if leaf:
+            return leaf
+    return errors.ServerFailed
+
+
+def complaint(body: bytes) -> Complaint:
+    """Read an error body, as far as it can be read."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        return _of(json.loads(text))
+    except (ValueError, RecursionError):
+        return Complaint(message=text)
+
+
+def _of(said: Any) -> Complaint:
+    if isinstance(said, str):
+        nested = said[said.find("{") :] if "{" in said else ""
+        try:
+            inner = _of(json.loads(nested)) if nested else Complaint()
+        except ValueError:
+            inner = Complaint()
+        return Complaint(inner.message or said, inner.codes, inner.param)
+    if isinstance(said, list):
+        return _of(said[0]) if said else Complaint()
+    if not isinstance(said, dict):
+        return Complaint()
+    for key in ("error", "detail", "errors"):
+        if said.get(key):
+            return _of(said[key])
+    inner_code = (said.get("innererror") or {}).get("code") if isinstance(said.get("innererror"), dict) else None
+    codes = tuple(str(code).lower() for code in (said.get("code"), said.get("type"), inner_code) if code is not None)
+    inner = _of(said.get("message") or said.get("msg") or "")
+    return Complaint(inner.message, codes + inner.codes, said.get("param") or inner.param)
+
+
+def refusal(
+    status: int, body: bytes, headers: Mapping[str, str] | None = None, judged: BaseException | None = None
+) -> LLMError:
+    """The leaf for an answer that is none: a status that is not 200.
+
+    Args:
+        status: the HTTP status.
+        body: what came with it, or its beginning.
+        headers: for ``Retry-After``, ``Location`` and the content type.
+        judged: what LiteLLM made of it.
+    """
+    headers = headers or {}
+    if 300 <= status < 400:
+        return errors.Misconfigured(
+            "the address redirects", status=status, hint="Set the base URL to where the server really is"
+        )
+    page = web_page(body)
+    if page and status < 500:  # a gateway's own error page is an outage
+        return not_a_server(status)
+    if status == 403 and not body.strip():
+        return errors.Misconfigured(
+            "refused without a word",
+            status=status,
+            hint="Ollama does so when the Host header is not its own: use localhost or an IP address as base URL, "
+            "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
+        )
+    said = Complaint() if page else complaint(body)
+    error = _leaf(_kind(status, said, judged), said, status)
+    error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
+    return error
+
+
+def error_object(said: Any, *, began: bool) -> LLMError:
+    """The leaf for an error object inside a 200; ``began``: after the answer had begun."""
+    told = _of(said)
+    status = next((int(code) for code in told.codes if code.isdigit() and len(code) == 3), 0)
+    kind = _kind(status, told, None) if status or told.codes or told.message else errors.ServerFailed
+    vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
+    if issubclass(kind, vague):
+        kind = errors.ErrorInAnswer if began else errors.ErrorBody
+    if not began and "unexpected endpoint" in told.message.lower():  # LM Studio answers any unknown route with a 200
+        return not_a_server(200)
+    return _leaf(kind, told)
+
+
+def not_a_server(status: int | None = None) -> LLMError:
+    """Something answers, but not the API."""
+    return errors.Misconfigured(
+        "what answers at this address is not the model's API, but a web page or another route",
+        status=status,
+        hint="Check the base URL: host, port, and the path (most servers want /v1 at the end), and proxies in between",
+    )
+
+
+def web_page(body: bytes) -> bool:
+    """Whether this is HTML."""
+    return body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date, read against ``Date``."""
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
+    try:
+        return float(milliseconds) / 1000 if milliseconds else float(value)
+    except ValueError:
+        pass
+    try:
+        until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+_WORDS: Final[Mapping[type[LLMError], str]] = {
+    errors.InvalidRequest: "the server refused the request",
+    errors.Unsupported: "the server or the model cannot do that",
+    errors.AuthenticationFailed: "the key is missing, wrong, or not allowed to do this",
+    errors.ModelNotFound: "the server does not have the model",
+    errors.Misconfigured: "this is not an address of the model's API",
+    errors.ContextOverflow: "the prompt is longer than the context that is served",
+    errors.ContentFiltered: "a content filter refused",
+    errors.QuotaExceeded: "the quota is used up",
+    errors.RateLimited: "too many requests",
+    errors.Overloaded: "the server is busy",
+    errors.ServerFailed: "the server failed",
+    errors.ModelLoading: "the model is loading",
+    errors.ErrorInAnswer: "the server reported an error in the middle of its answer",
+    errors.ErrorBody: "the server answered with an error object instead of an answer",
+}
+
+
+def discreet(error: LLMError, key: str | None, texts: list[str]) -> None:
+    """Leave the server's own words out of the error where they repeat the key, the prompt or the answer."""
+    words = error.what
+    repeats = bool(key) and len(key or "") >= _TELLING and str(key) in words
+    for text in texts:
+        short = _TELLING <= len(text) < 2 * _WINDOW and text in words
+        windows = range(0, len(words) - _WINDOW + 1, _WINDOW // 2)
+        repeats = repeats or short or any(words[at : at + _WINDOW] in text for at in windows)
+    if repeats:
+        error.what = words.partition(": “")[0] + " (the server's own words repeat the request and are left out)"
+        error.args = (error.what,)
+
+
+_HINTS: Final[Mapping[type[LLMError], str]] = {
+    errors.InvalidRequest: "Change the request; the server's own words say what it does not take",
+    errors.Unsupported: "Leave it out, or use a model or provider that can",
+    errors.Misconfigured: "Check the base URL, its path (most servers want /v1 at the end) and proxies in between",
+}
+
+
+def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LLMError]:
+    """Codes, then the statuses that say it all, then sentences, then LiteLLM's judgement, then the bare status."""
+    for code in said.codes:
+        if code in _CODES:
+            return _CODES[code]
+    if status in (401, 402, 407, 429):
+        return _STATUSES[status]
+    for pattern, kind in (
+        (_CONTEXT, errors.ContextOverflow),
+        (_NO_MODEL, errors.ModelNotFound),
+        (_LOADING, errors.ModelLoading),
+    ):
+        if pattern.search(said.message):
+            return kind
+    if status < 500 and _UNSUPPORTED.search(said.message):
+        return errors.Unsupported
+    opinion = leaf_of(judged) if judged else None
+    if opinion and issubclass(opinion, _DECISIVE):
+        return opinion
+    return _STATUSES.get(status, errors.ServerFailed if status >= 500 or not status else errors.InvalidRequest)
+
+
+def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
+    error = kind(_sentence(kind, said), status=status, hint=_HINTS.get(kind, ""))
+    error.param = said.param
+    return error
+
+
+def _sentence(kind: type[LLMError], said: Complaint) -> str:
+    words = _WORDS.get(kind) or (kind.__doc__ or "").split("
+")[0].partition(";")[0].strip().rstrip(".")
+    message = " ".join(said.message.split())
+    if web_page(message.encode()) or not message:
+        return words
+    shown = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"
+    return f"{words}: “{shown}”"

@@ -1,0 +1,149 @@
+"""One address with its key: what people write, made into what a request needs.
+
+Must never resolve a name, open a connection or read the environment.
+The adapter and the probes may use it; nobody may print its key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import SplitResult, urlsplit
+
+from .errors import NotConfigured
+from .specs import ProviderSpec
+
+_VERSION = re.compile(r"/v\d+\w*(/|$)")
+_TAILS = {
+    "openai": ("/chat/completions", "/completions", "/models"),
+    "ollama": ("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a provider is.
+
+    Attributes:
+        root: the server.
+        base: what LiteLLM appends its path to.
+        key: never shown; None where there is none, or where the one there is belongs to another host.
+        key_hint: what to do about the key, should the server want one.
+        version: of the API, where the provider has versions.
+    """
+
+    root: str
+    base: str
+    key: str | None = field(default=None, repr=False)
+    key_hint: str = field(default="", repr=False)
+    version: str | None = None
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: the only place that this endpoint's key may go to."""
+        return origin(self.base)
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def settle(
+    spec: ProviderSpec, url: str | None, key: str | None, env_url: str | None, env_key: str | None, version: str | None
+) -> Endpoint:
+    """The endpoint for what was given and what the environment says; what is given wins.
+
+    A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
+    row's own. A key that is given goes where its giver says.
+
+    Raises:
+        NotConfigured: no address, one that cannot be, or no key where one is needed.
+    """
+    where = url or env_url or spec.default_url
+    if not where:
+        raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
+    home = endpoint(spec, env_url or spec.default_url or where)
+    there = endpoint(spec, where, version=version)
+    hint = f"Set {spec.env_key[0]}, or give api_key="
+    if env_key and not key:
+        if there.origin == home.origin:
+            key = env_key
+        else:
+            hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
+    if not key and not spec.local:
+        raise NotConfigured("there is no key for this address", provider=spec.name, hint=hint)
+    return replace(there, key=key or None, key_hint=hint)
+
+
+def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
+    """The endpoint for an address as people write it: with or without scheme, port, ``/v1`` and trailing slash.
+
+    The forms of ``OLLAMA_HOST`` are those of Ollama's own ``envconfig.Host`` (2026-08): ``host``, ``:port``,
+    ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80), ``https://host``, a path at the end; a bad port is an error here.
+
+    Raises:
+        NotConfigured: it cannot be an address.
+    """
+    parts = _parts(spec, url)
+    path = parts.path.rstrip("/")
+    for tail in _TAILS[spec.dialect]:
+        path = path.removesuffix(tail)
+    if spec.cut_path:
+        path = path.partition(spec.cut_path)[0]
+    if spec.api_path and not _VERSION.search(path):
+        path += spec.api_path
+    server = f"{parts.scheme}://{parts.netloc}"
+    root = server + (_VERSION.split(path)[0] if spec.api_path else path)
+    return Endpoint(root=root, base=server + path, version=version or spec.default_version)
+
+
+def _parts(spec: ProviderSpec, url: str) -> SplitResult:
+    """Scheme, host:port and path, with what people leave out filled in."""
+    text = url.strip().strip("\"'")
+    has_scheme = "://" in text
+    if not has_scheme:
+        text = f"[{text}]" if _ip_version(text) == 6 else text
+        text = f"{_scheme(spec, text)}://{text}"
+    try:
+        parts = urlsplit(text)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError:
+        parts = None
+    if parts is None or text.endswith("://") or any(character.isspace() for character in text):
+        raise _unusable(spec, "is empty, or has a host or port that cannot be")
+    if parts.scheme not in ("http", "https"):
+        raise _unusable(spec, "must begin with http:// or https://")
+    if parts.username or parts.password:
+        raise _unusable(spec, f"holds a user name or password: use {spec.env_key[0]} for a key")
+    if port is None and not has_scheme and parts.scheme == "http":
+        port = urlsplit(spec.default_url or "").port
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
+    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    return parts._replace(netloc=netloc, query="", fragment="")
+
+
+def _scheme(spec: ProviderSpec, text: str) -> str:
+    """What people mean who write no scheme: http for a server of one's own, https for the others."""
+    host = text.partition("/")[0]
+    if spec.default_url and spec.local:
+        return "https" if host == "ollama.com" else "http"
+    name = host.rsplit(":", 1)[0].strip("[]")
+    return "http" if _ip_version(name) or "." not in name else "https"
+
+
+def _ip_version(text: str) -> int | None:
+    try:
+        return ipaddress.ip_address(text).version
+    except ValueError:
+        return None
+
+
+def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
+    return NotConfigured(
+        f"the base URL {why}",
+        provider=spec.name,
+        hint=f"Set {spec.env_url[0]} like {spec.default_url or 'http://localhost:8080/v1'}",
+    )

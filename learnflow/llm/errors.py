@@ -1,0 +1,293 @@
+"""The tree of what can go wrong; a leaf knows whether the same provider or another one may still help.
+
+Must never know a server, a library or a status code: ``diagnosis`` turns those into leaves.
+Everybody may import it; every exception that leaves the package is an ``LLMError``.
+
+    LLMError
+     ├─ ConfigError               will not mend itself: another provider may serve, and somebody must be told
+     │   ├─ NotConfigured         nothing named, no address, no key, a variable that cannot be read
+     │   ├─ AuthenticationFailed  the key is missing, wrong or not allowed
+     │   ├─ ModelNotFound         the server is there, the model is not
+     │   ├─ Misconfigured         something else answers at this address: a web page, an unknown route, a proxy
+     │   └─ NotLocal              LLM_LOCAL_ONLY refused the destination before a byte was sent
+     ├─ RequestError              wrong in itself: nobody else is asked
+     │   ├─ InvalidRequest        a keyword or a value that cannot be
+     │   └─ ContentFiltered       a filter or the model refused
+     ├─ CapabilityError           only a provider that can
+     │   ├─ ContextOverflow       longer than the window that is served
+     │   └─ Unsupported           no vision, tools, schema, or a keyword that this provider cannot honour
+     ├─ Unavailable               may pass by itself
+     │   ├─ ConnectionFailed      refused, reset, DNS, TLS
+     │   ├─ ModelLoading          not dead: loading
+     │   ├─ Overloaded            busy
+     │   ├─ RateLimited           429; ``retry_after`` where the server said so
+     │   ├─ QuotaExceeded         out of money: waiting does not help
+     │   ├─ ServerFailed          another 5xx
+     │   └─ TimedOut
+     │       ├─ ConnectTimeout    LLM_CONNECT_TIMEOUT
+     │       ├─ FirstTokenTimeout LLM_FIRST_TOKEN_TIMEOUT
+     │       ├─ GapTimeout        LLM_GAP_TIMEOUT
+     │       └─ DeadlineExceeded  LLM_DEADLINE or ``timeout=``: time is over for everybody
+     └─ BrokenAnswer              a 200 that is not a whole answer
+         ├─ AnswerCut             the stream stopped in the middle
+         ├─ BodyCut               an answer in one piece stopped in the middle
+         ├─ FinishMissing         the end was marked (``[DONE]``, a whole body), but no finish_reason was given
+         ├─ AnswerNotDone         Ollama's last line says ``"done": false``
+         ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
+         ├─ ErrorInAnswer         an error object after the answer began
+         ├─ ErrorBody             an error object instead of an answer
+         ├─ MalformedAnswer       a line or a body that is not of the dialect
+         ├─ EmptyStream           a 200 with nothing in it
+         ├─ EmptyAnswer           finished properly, and said nothing
+         ├─ ThinkingLeaked        what was delivered as answer turned out to be thinking
+         └─ SchemaMismatch        not what ``response_format`` asked for
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class LLMError(Exception):
+    """Something went wrong between the caller and the model.
+
+    ``str()`` is for the person who must act: who failed, what happened, what to do. It never holds a key, a prompt or
+    an answer; what had arrived of the answer is in ``partial`` and ``thinking``, which no message or repr shows.
+
+    Attributes:
+        provider, model: whom it happened to (None where that is not known).
+        status: the HTTP status, where there was one.
+        retryable: the same request to the same provider may work later.
+        failover: another provider may be able to serve it.
+        retry_after: seconds that the server asked to wait, where it did.
+        hint: the sentence that says what to do.
+        param: the parameter that the server named as the cause.
+        partial: the text of the answer that had arrived.
+        thinking: the thinking that had arrived.
+    """
+
+    retryable: ClassVar[bool] = False
+    failover: ClassVar[bool] = True
+    advice: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        hint: str = "",
+        provider: str | None = None,
+        model: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint or self.advice
+        self.provider = provider
+        self.model = model
+        self.status = status
+        self.retry_after = retry_after
+        self.param: str | None = None
+        self.partial = ""
+        self.thinking = ""
+
+    def __str__(self) -> str:
+        who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
+        status = f" (HTTP {self.status})" if self.status else ""
+        sentences = [f"{self.what}{status}".rstrip("."), self.hint.rstrip(".")]
+        return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.what,), self.__dict__.copy())
+
+
+class ConfigError(LLMError):
+    """Will not mend itself: another provider may serve meanwhile, but somebody must change a setting."""
+
+
+class NotConfigured(ConfigError):
+    """Nothing named, no address, no key, or a variable that cannot be read."""
+
+
+class AuthenticationFailed(ConfigError):
+    """The key is missing, wrong, or not allowed to do this."""
+
+
+class ModelNotFound(ConfigError):
+    """The server is there; the model is not."""
+
+
+class Misconfigured(ConfigError):
+    """Something else than the expected server answers at this address."""
+
+
+class NotLocal(ConfigError):
+    """LLM_LOCAL_ONLY refused the destination before a byte was sent."""
+
+
+class RequestError(LLMError):
+    """Wrong in itself: it would fail everywhere, so nobody else is asked."""
+
+    failover = False
+
+
+class InvalidRequest(RequestError):
+    """A keyword or a value that cannot be."""
+
+
+class ContentFiltered(RequestError):
+    """A content filter, or the model itself, refused to answer."""
+
+    advice = "Rephrase the prompt; asking again will not help"
+
+
+class CapabilityError(LLMError):
+    """This provider cannot; one that can may."""
+
+
+class ContextOverflow(CapabilityError):
+    """The prompt (with the answer asked for) is longer than the window that is served."""
+
+    advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
+
+
+class Unsupported(CapabilityError):
+    """This provider or model has no vision, tools, schema, or a keyword that it cannot honour."""
+
+
+class Unavailable(LLMError):
+    """Not now; it may pass by itself."""
+
+    retryable = True
+
+
+class ConnectionFailed(Unavailable):
+    """Refused, reset, name not found, or TLS failed: no answer began."""
+
+
+class ModelLoading(Unavailable):
+    """The server is there and loads the model: wait, do not hurry it."""
+
+    advice = "Wait until the model is loaded"
+
+
+class Overloaded(Unavailable):
+    """The server is busy."""
+
+    advice = "Ask again later, or ask less at once"
+
+
+class RateLimited(Unavailable):
+    """Too many requests; ``retry_after`` says how many seconds to wait, where the server said so."""
+
+    advice = "Ask again later, or ask less at once"
+
+
+class QuotaExceeded(Unavailable):
+    """Out of quota or money: waiting does not help, another provider does."""
+
+    retryable = False
+    advice = "Raise the quota or pay at the provider, or set LLM_PROVIDER to another one"
+
+
+class ServerFailed(Unavailable):
+    """The server failed inside (5xx)."""
+
+    advice = "Look into the server's log"
+
+
+class TimedOut(Unavailable):
+    """A budget of time was used up."""
+
+
+class ConnectTimeout(TimedOut):
+    """No connection within LLM_CONNECT_TIMEOUT seconds."""
+
+    advice = "Check the address, or raise LLM_CONNECT_TIMEOUT"
+
+
+class FirstTokenTimeout(TimedOut):
+    """No token within LLM_FIRST_TOKEN_TIMEOUT seconds."""
+
+    advice = "Raise LLM_FIRST_TOKEN_TIMEOUT if the model needs longer to load or to read the prompt"
+
+
+class GapTimeout(TimedOut):
+    """Nothing more within LLM_GAP_TIMEOUT seconds after the last token."""
+
+    advice = "Look into the server's log, or raise LLM_GAP_TIMEOUT"
+
+
+class DeadlineExceeded(TimedOut):
+    """LLM_DEADLINE, or the call's ``timeout=``, is over: there is no time left for anybody."""
+
+    retryable = False
+    failover = False
+    advice = "Raise timeout= or LLM_DEADLINE, or ask for less with max_tokens="
+
+
+class BrokenAnswer(LLMError):
+    """A 200 that is not a whole answer."""
+
+    retryable = True
+    advice = "What arrived is in .partial; ask again, and look into the server's log if it happens again"
+
+
+class AnswerCut(BrokenAnswer):
+    """The stream stopped in the middle."""
+
+
+class BodyCut(BrokenAnswer):
+    """An answer in one piece stopped in the middle."""
+
+
+class FinishMissing(BrokenAnswer):
+    """The end was marked, but no finish_reason was given."""
+
+
+class AnswerNotDone(BrokenAnswer):
+    """The last line says ``"done": false``."""
+
+    advice = "Ollama gives up like this when its runner dies or repeats one token; look into its log and ask again"
+
+
+class UnknownFinish(BrokenAnswer):
+    """A finish that is none of stop, length, tool_calls, content_filter."""
+
+
+class ErrorInAnswer(BrokenAnswer):
+    """An error object after the answer began."""
+
+
+class ErrorBody(BrokenAnswer):
+    """An error object in a 200, instead of an answer."""
+
+
+class MalformedAnswer(BrokenAnswer):
+    """A line or a body that is not of the server's dialect."""
+
+
+class EmptyStream(BrokenAnswer):
+    """A 200 with nothing in it."""
+
+
+class EmptyAnswer(BrokenAnswer):
+    """Finished properly, and said nothing."""
+
+
+class ThinkingLeaked(BrokenAnswer):
+    """A ``</think>`` without opening: the pieces that were delivered as answer were thinking."""
+
+    advice = (
+        "Drop what was shown and ask again: for this model the text is now held back until its thinking is over; "
+        "reasoning=True does so from the start, generate() and complete() always do"
+    )
+
+
+class SchemaMismatch(BrokenAnswer):
+    """Not what ``response_format`` asked for."""
+
+    advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"

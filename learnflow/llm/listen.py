@@ -1,0 +1,130 @@
+"""One question put to one server, and its answer heard to the end: the order of asking and reading, and its times.
+
+Must never try again, choose a model, or decide what an answer is worth.
+The adapter listens; it gets pieces, then ``wire`` tells whether the answer is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from . import _litellm, errors, net
+from .endpoint import Endpoint
+from .errors import LLMError
+from .ndjson import OllamaWire
+from .specs import ProviderSpec
+from .sse import OpenAIWire
+from .thinking import Piece
+from .wire import Wire
+
+_WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
+_CHAT: Final[dict[str, str]] = {"openai": "/chat/completions", "ollama": "/api/chat"}
+_LINGER_S: Final = 0.25  # for the end of the connection after the end of the answer; then it is closed, not reused
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The budgets of a request, in seconds: to connect, to the first token, between two tokens, for everything."""
+
+    connect: float
+    first_token: float
+    gap: float
+    deadline: float
+
+
+class Listening:
+    """One question and its answer.
+
+    Attributes:
+        wire: what the answer said about itself.
+        first_token_s, total_s: seconds from sending the request to the first token (None before it), and to the last.
+    """
+
+    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times, *, local_only: bool) -> None:
+        self.wire = _WIRES[spec.dialect]()
+        self.first_token_s: float | None = None
+        self.total_s = 0.0
+        self._spec = spec
+        self._endpoint = endpoint
+        self._times = times
+        self._exchange = net.Exchange(endpoint.origin, _CHAT[spec.dialect], times.connect, local_only=local_only)
+
+    @property
+    def began(self) -> bool:
+        """Whether a token has arrived."""
+        return self.first_token_s is not None
+
+    async def pieces(
+        self, model: str, messages: list[dict[str, Any]], parameters: dict[str, Any], deadline: float
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces as they arrive; closes the connection whichever way it is left.
+
+        Args:
+            model, messages, parameters: as LiteLLM takes them.
+            deadline: the loop's time at which the request must have ended.
+
+        Raises:
+            LLMError: after every piece that did arrive.
+        """
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        try:
+            await self._ask(model, messages, parameters, sent, deadline)
+            heard = sent
+            while not self.wire.fault:
+                data = await self._read(heard, deadline)
+                for piece in self.wire.feed(data) if data else self.wire.end():
+                    heard = loop.time()
+                    self.first_token_s = heard - sent if self.first_token_s is None else self.first_token_s
+                    yield piece
+                if not data:
+                    break
+        finally:
+            self.total_s = loop.time() - sent
+            await self._exchange.aclose()
+        if self.wire.fault:
+            raise self.wire.fault
+
+    async def _ask(
+        self, model: str, messages: list[dict[str, Any]], parameters: dict[str, Any], sent: float, deadline: float
+    ) -> None:
+        """Until the head of the answer is here."""
+        failed: LLMError | None = None
+        limit = min(sent + self._times.first_token, deadline)
+        try:
+            async with asyncio.timeout_at(limit):
+                failed = await _litellm.ask(self._spec, self._endpoint, self._exchange, model, messages, parameters)
+        except TimeoutError:
+            failed = self._late(limit, deadline)
+        if failed:
+            raise failed
+
+    async def _read(self, heard: float, deadline: float) -> bytes:
+        """The next bytes, b"" at the end, or where the connection broke, which ``wire`` is told."""
+        assert self._exchange.body is not None  # noqa: S101  # ask() returned without a failure
+        budget = self._times.gap if self.began else self._times.first_token
+        limit = min(heard + budget, deadline)
+        if self.wire.ended:
+            limit = min(limit, asyncio.get_running_loop().time() + _LINGER_S)
+        late = False
+        try:
+            async with asyncio.timeout_at(limit):
+                return await self._exchange.body.read()
+        except TimeoutError:
+            late = True
+        except LLMError as error:
+            self.wire.broken(error.what)
+        if late and not self.wire.ended:
+            raise self._late(limit, deadline)
+        return b""
+
+    def _late(self, limit: float, deadline: float) -> LLMError:
+        """Which budget was used up."""
+        if limit >= deadline:
+            return errors.DeadlineExceeded("the deadline of the request is over")
+        if not self.began:
+            return errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
+        return errors.GapTimeout(f"no further token within {self._times.gap:g} s")

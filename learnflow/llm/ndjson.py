@@ -1,0 +1,63 @@
+"""Ollama's dialect on the wire: lines of JSON objects, the last one with ``"done": true``.
+
+Must never do I/O or know a provider.
+Whoever listens feeds it what the transport reads.
+"""
+
+from __future__ import annotations
+
+import json
+
+from . import diagnosis, errors
+from .base import Usage
+from .errors import LLMError
+from .thinking import Piece
+from .wire import Wire
+
+
+class OllamaWire(Wire):
+    """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
+
+    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
+        return False
+
+    def _line(self, line: bytes) -> Piece | None:
+        if not line.strip():
+            return None
+        said = self._object(line, "a line of the stream")
+        if said is None:
+            return None
+        began, self._seen = self._seen, True
+        if said.get("error"):
+            self.fail(diagnosis.error_object(said, began=began))
+            return None
+        if "done" not in said and "message" not in said:
+            self._malformed("a line of the stream")
+            return None
+        message = said.get("message") or {}
+        self.served = self.served or said.get("model") or None
+        text, thinking = self._text(message.get("content")), self._text(message.get("thinking"))
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") or {}
+            arguments = json.dumps(function.get("arguments") or {})
+            index = len(self._calls)
+            self._calls[index] = {"id": call.get("id") or "", "name": function.get("name", ""), "arguments": arguments}
+        if said.get("done"):
+            self.ended = True
+            prompt, answer = said.get("prompt_eval_count"), said.get("eval_count")
+            total = prompt + answer if prompt is not None and answer is not None else None
+            self.usage = Usage(prompt, answer, total)
+            self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
+        return Piece(text, thinking) if text or thinking or message.get("tool_calls") else None
+
+    def _last(self, rest: bytes) -> Piece | None:
+        piece = self._read(rest)
+        if isinstance(self.fault, errors.MalformedAnswer):
+            cut = "the stream ended in the middle of a line"
+            self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
+        return piece
+
+    def _missing(self) -> LLMError:
+        if self._seen:
+            return errors.AnswerNotDone('the server ended the answer with "done": false')
+        return super()._missing()

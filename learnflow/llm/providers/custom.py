@@ -1,0 +1,9 @@
+"""CustomProvider: the ``custom`` row as a class."""
+
+from ..adapter import BaseProvider
+
+
+class CustomProvider(BaseProvider):
+    """The ``custom`` row; see ``BaseProvider``."""
+
+    row = "custom"

@@ -1,0 +1,9 @@
+"""FireworksProvider: the ``fireworks`` row as a class."""
+
+from ..adapter import BaseProvider
+
+
+class FireworksProvider(BaseProvider):
+    """The ``fireworks`` row; see ``BaseProvider``."""
+
+    row = "fireworks"

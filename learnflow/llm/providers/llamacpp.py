@@ -1,0 +1,9 @@
+"""LlamaCppProvider: the ``llamacpp`` row as a class."""
+
+from ..adapter import BaseProvider
+
+
+class LlamaCppProvider(BaseProvider):
+    """The ``llamacpp`` row; see ``BaseProvider``."""
+
+    row = "llamacpp"

@@ -1,0 +1,102 @@
+"""The only reader of the environment: the process's variables, ``.env.local`` and ``.env`` of the working directory.
+
+Must never talk to a server or import LiteLLM; a value that cannot be is a NotConfigured that names the variable.
+Providers, the factory and the command line ask it; it remembers nothing.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, create_model
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .errors import NotConfigured
+from .specs import SPECS, ProviderSpec
+
+# As LearnFlow reads them: where both files set a variable, .env wins, and the process's environment wins over both.
+_CONFIG = SettingsConfigDict(
+    env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
+)
+_S = TypeVar("_S", bound=BaseSettings)
+_Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The variables that are not one provider's own. Times are in seconds; None means the row's own default."""
+
+    model_config = _CONFIG
+
+    llm_provider: str | None = None
+    llm_providers: Annotated[str | None, NoDecode] = None
+    llm_fallback_enabled: bool = True
+    llm_connect_timeout: _Seconds = 3.0
+    llm_first_token_timeout: _Seconds | None = None
+    llm_gap_timeout: _Seconds | None = None
+    llm_deadline: _Seconds = 3600.0
+    llm_local_only: bool = False
+    llm_log_content: bool = False
+
+    @property
+    def chain(self) -> list[str]:
+        """The providers that are named, in order: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        named = self.llm_providers or self.llm_provider or ""
+        names = [name.strip().lower() for name in named.split(",") if name.strip()]
+        return names if self.llm_fallback_enabled else names[:1]
+
+
+class RowSettings(BaseSettings):
+    """One provider's own variables: where it is, which model, which key, which API version."""
+
+    model_config = _CONFIG
+
+    base_url: str | None = None
+    model: str | None = None
+    api_key: SecretStr | None = None
+    api_version: str | None = None
+
+
+def load() -> Settings:
+    """What the environment says now. Raises NotConfigured naming the variable that cannot be read."""
+    return _read(Settings)
+
+
+def load_row(spec: ProviderSpec) -> RowSettings:
+    """What the environment says now of one provider."""
+    return _read(_row_class(spec.name))
+
+
+@cache
+def _row_class(name: str) -> type[RowSettings]:
+    """RowSettings whose fields read the row's own variable names."""
+    spec = SPECS[name]
+    names = {
+        "base_url": spec.env_url,
+        "model": spec.env_model,
+        "api_key": spec.env_key,
+        "api_version": spec.env_version or (f"{name.upper()}_API_VERSION",),
+    }
+    fields: dict[str, Any] = {
+        field: (RowSettings.model_fields[field].annotation, Field(None, validation_alias=AliasChoices(*aliases)))
+        for field, aliases in names.items()
+    }
+    return create_model(f"{name.title()}Settings", __base__=RowSettings, **fields)
+
+
+def _read(kind: type[_S]) -> _S:
+    try:
+        return kind()
+    except ValidationError as error:
+        faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
+    raise NotConfigured(f"a variable cannot be read: {'; '.join(faults)}", hint="Mend it in the environment or .env")
+
+
+def proxy_for(scheme: str, host: str) -> str | None:
+    """The proxy that the environment names for this scheme and host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``)."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

@@ -1,0 +1,185 @@
+"""What both dialects share: bytes in; text, thinking, tool calls, usage, and the finish or the named failure out.
+
+Must never do I/O, know a provider, or call an answer whole that the wire did not call whole.
+``sse`` and ``ndjson`` are its dialects; whoever listens feeds one, and asks ``fault`` after each feed and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from . import diagnosis, errors
+from .base import Finish, ToolCall, Usage
+from .errors import LLMError
+from .thinking import Piece
+
+_FINISHES: Final[dict[str, Finish]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+BOM: Final = b"\xef\xbb\xbf"
+_LONGEST: Final = 64 * 1024 * 1024  # bytes: a line that never ends must not fill the memory
+
+
+class Wire:
+    """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
+
+    Attributes:
+        fault: why the answer is not whole, once that is certain; what was read before it stands.
+        finish: "stop", "length" or "tool_calls", once the wire said so.
+        ended: the wire marked the end; nothing but the end of the connection may follow.
+        usage, served, cost, refused: tokens, the model's name, dollars, whether the model refused: as the server said.
+    """
+
+    def __init__(self) -> None:
+        self.fault: LLMError | None = None
+        self.finish: Finish | None = None
+        self.ended = False
+        self.usage = Usage()
+        self.served: str | None = None
+        self.cost: float | None = None
+        self.refused = False
+        self._rest = b""
+        self._seen = False  # anything of the dialect
+        self._calls: dict[int, dict[str, str]] = {}
+        self._surrogate = ""
+        self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
+
+    @property
+    def whole(self) -> bool:
+        """The wire said that the answer is complete, and nothing spoke against it."""
+        return self.finish is not None and self.fault is None
+
+    def feed(self, data: bytes) -> list[Piece]:
+        """The pieces that these bytes complete. After a fault there are none."""
+        if self.fault:
+            return []
+        data = self._rest + data
+        if self._document is None:
+            data = self._begin(data)
+        if self._document is not False or self.fault:
+            self._rest = data
+            self._bound(data)
+            return []
+        *lines, self._rest = data.split(b"\n")
+        pieces: list[Piece] = []
+        for line in lines:
+            piece = self._read(line)
+            if piece is not None:
+                pieces.append(piece)
+            if self.fault:
+                break
+        self._bound(self._rest)
+        return pieces
+
+    def end(self) -> list[Piece]:
+        """The connection ended properly: the last pieces, and ``fault`` unless the answer is whole."""
+        rest, self._rest = self._rest, b""
+        if self.fault:
+            return []
+        piece = self._whole(rest) if self._document else self._last(rest)
+        if not self.fault and self.finish is None:
+            self.fail(self._missing())
+        return [piece] if piece else []
+
+    def broken(self, why: str) -> None:
+        """The connection broke; an answer whose finish had arrived is whole all the same."""
+        if self.finish is None:
+            self.fail(errors.AnswerCut(f"the connection broke in the middle of the answer ({why})"))
+
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls, arguments parsed. Raises MalformedAnswer where the model wrote no JSON object."""
+        calls = []
+        for index, call in sorted(self._calls.items()):
+            try:
+                arguments = json.loads(call["arguments"] or "{}")
+            except ValueError:
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise errors.MalformedAnswer(f"the arguments of the tool call {call['name']!r} are no JSON object")
+            calls.append(ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments))
+        return tuple(calls)
+
+    def fail(self, fault: LLMError) -> None:
+        """The answer is not whole, for this reason; the first one stands."""
+        self.fault = self.fault or fault
+
+    def _begin(self, data: bytes) -> bytes:
+        """Tell a stream from one document by its first character; content types lie."""
+        start = data.removeprefix(BOM).lstrip(b" \t\r\n")
+        if start[:1] == b"<":
+            self.fail(diagnosis.not_a_server(200))
+        if start:
+            self._document = self._is_document(start)
+        return start
+
+    def _bound(self, rest: bytes) -> None:
+        if len(rest) > _LONGEST:
+            self.fail(errors.MalformedAnswer("a line or a body of more than 64 MiB"))
+
+    def _read(self, line: bytes) -> Piece | None:
+        """One line; a shape that nobody documented is a fault of the answer, never an exception of ours."""
+        try:
+            return self._line(line)
+        except (AttributeError, KeyError, TypeError):
+            self._malformed("a line of the stream")
+            return None
+
+    def _malformed(self, what: str) -> None:
+        self.fail(errors.MalformedAnswer(f"{what} is not of the server's dialect"))
+
+    def _object(self, data: bytes, what: str) -> dict[str, Any] | None:
+        """A JSON object, or None and a fault."""
+        try:
+            said = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError):
+            said = None
+        if isinstance(said, dict):
+            return said
+        self._malformed(what)
+        return None
+
+    def _text(self, said: Any) -> str:
+        """A piece of text; half of a surrogate pair waits for the other half."""
+        if not isinstance(said, str):
+            if said is not None:
+                self._malformed("a content that is no text")
+            return ""
+        if not self._surrogate and (not said or not "\ud800" <= said[-1] <= "\udbff"):
+            return said
+        said, self._surrogate = self._surrogate + said, ""
+        if "\ud800" <= said[-1:] <= "\udbff":
+            said, self._surrogate = said[:-1], said[-1]
+        return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    def _closed(self, reason: str) -> None:
+        """The wire's own word for the end."""
+        if reason == "content_filter":
+            self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
+        elif reason not in _FINISHES:
+            self.fail(errors.UnknownFinish(f"the server ended with {reason[:40]!r}, which does not mean whole"))
+        else:
+            self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
+
+    def _missing(self) -> LLMError:
+        """Why an answer without a finish is not whole."""
+        if not self._seen:
+            return errors.EmptyStream("the server answered 200 and said nothing")
+        return errors.AnswerCut("the stream ended in the middle of the answer")
+
+    def _is_document(self, start: bytes) -> bool:
+        raise NotImplementedError
+
+    def _line(self, line: bytes) -> Piece | None:
+        raise NotImplementedError
+
+    def _last(self, rest: bytes) -> Piece | None:
+        """What stood behind the last line end."""
+        raise NotImplementedError
+
+    def _whole(self, rest: bytes) -> Piece | None:
+        """The one document."""
+        raise NotImplementedError
