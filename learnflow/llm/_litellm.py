@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from . import diagnosis, errors, net
 from .base import Usage
+from .causes import leaf_of
 from .endpoint import Endpoint
 from .errors import LLMError
 from .specs import ProviderSpec
@@ -99,7 +100,7 @@ def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
         return exchange.failure
     if exchange.status is not None:
         return diagnosis.refusal(exchange.status, exchange.refusal, exchange.headers, judged=error)
-    kind = diagnosis.leaf_of(error)
+    kind = leaf_of(error)
     if issubclass(kind, errors.Unsupported):
         return kind("LiteLLM knows that this model does not take a parameter of the request", hint=_parameters(error))
     if issubclass(kind, errors.LLMError) and not issubclass(kind, errors.Unavailable):

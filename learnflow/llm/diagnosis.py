@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from . import errors
+from .causes import leaf_of
 from .errors import LLMError
 
 _SHOWN: Final = 300  # characters of a server's own words
@@ -75,60 +76,6 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     529: errors.Overloaded,
 }
 
-# What a library raised, by its own name: LiteLLM's judgement is asked where the status and the codes leave it open
-# (its class is the raw material of ours), httpx's and the system's where no answer came at all.
-CAUSES: Final[Mapping[str, type[LLMError]]] = {
-    "litellm.AuthenticationError": errors.AuthenticationFailed,
-    "litellm.PermissionDeniedError": errors.AuthenticationFailed,
-    "litellm.NotFoundError": errors.ModelNotFound,
-    "litellm.ContextWindowExceededError": errors.ContextOverflow,
-    "litellm.ContentPolicyViolationError": errors.ContentFiltered,
-    "litellm.RejectedRequestError": errors.ContentFiltered,
-    "litellm.GuardrailRaisedException": errors.ContentFiltered,
-    "litellm.BlockedPiiEntityError": errors.ContentFiltered,
-    "litellm.SensitiveDataRouteException": errors.ContentFiltered,
-    "litellm.ModifyResponseException": errors.ContentFiltered,
-    "litellm.UnsupportedParamsError": errors.Unsupported,
-    "litellm.LiteLLMUnknownProvider": errors.NotConfigured,
-    "litellm.ModelNotMappedError": errors.ModelNotFound,
-    "litellm.ImageFetchError": errors.InvalidRequest,
-    "litellm.VectorStoreSearchError": errors.InvalidRequest,
-    "litellm.UnprocessableEntityError": errors.InvalidRequest,
-    "litellm.InvalidRequestError": errors.InvalidRequest,
-    "litellm.BadRequestError": errors.InvalidRequest,
-    "litellm.Timeout": errors.TimedOut,
-    "litellm.RateLimitError": errors.RateLimited,
-    "litellm.PaymentRequiredError": errors.QuotaExceeded,
-    "litellm.BudgetExceededError": errors.QuotaExceeded,
-    "litellm.ServiceUnavailableError": errors.Overloaded,
-    "litellm.MidStreamFallbackError": errors.AnswerCut,
-    "litellm.BadGatewayError": errors.ServerFailed,
-    "litellm.InternalServerError": errors.ServerFailed,
-    "litellm.APIConnectionError": errors.ConnectionFailed,
-    "litellm.JSONSchemaValidationError": errors.SchemaMismatch,
-    "litellm.APIResponseValidationError": errors.MalformedAnswer,
-    "litellm.APIError": errors.ServerFailed,
-    "litellm.MockException": errors.ServerFailed,
-    "litellm.OpenAIError": errors.InvalidRequest,
-    "httpx.ConnectTimeout": errors.ConnectTimeout,
-    "httpx.PoolTimeout": errors.Overloaded,
-    "httpx.ReadTimeout": errors.GapTimeout,
-    "httpx.WriteTimeout": errors.ConnectionFailed,
-    "httpx.ProxyError": errors.Misconfigured,
-    "httpx.UnsupportedProtocol": errors.NotConfigured,
-    "httpx.DecodingError": errors.MalformedAnswer,
-    "httpx.TooManyRedirects": errors.Misconfigured,
-    "httpx.InvalidURL": errors.NotConfigured,
-    "httpx.HTTPStatusError": errors.ServerFailed,
-    "httpx.CookieConflict": errors.InvalidRequest,
-    "httpx.StreamError": errors.AnswerCut,
-    "httpx.TransportError": errors.ConnectionFailed,
-    "httpx.RequestError": errors.ConnectionFailed,
-    "httpx.HTTPError": errors.ConnectionFailed,
-    "socket.gaierror": errors.ConnectionFailed,
-    "ssl.SSLError": errors.ConnectionFailed,
-    "builtins.OSError": errors.ConnectionFailed,
-}
 _DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # where LiteLLM's reading beats a bare status
 
 
@@ -139,15 +86,6 @@ class Complaint:
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
-
-
-def leaf_of(cause: BaseException) -> type[LLMError]:
-    """The leaf for what a library raised, by the names of its class and its bases."""
-    for kind in type(cause).__mro__:
-        leaf = CAUSES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
-        if leaf:
-            return leaf
-    return errors.ServerFailed
 
 
 def complaint(body: bytes) -> Complaint:
@@ -320,8 +258,7 @@ def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> L
 
 
 def _sentence(kind: type[LLMError], said: Complaint) -> str:
-    words = _WORDS.get(kind) or (kind.__doc__ or "").split("
-")[0].partition(";")[0].strip().rstrip(".")
+    words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
     message = " ".join(said.message.split())
     if web_page(message.encode()) or not message:
         return words

@@ -10,24 +10,20 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import httpx
 
-from . import diagnosis, errors, settings
+from . import diagnosis, errors, pool, settings
+from .causes import leaf_of
 from .endpoint import origin
 from .errors import LLMError
 
-# llama.cpp closes an idle connection after 5 s: a shorter life of ours keeps the two from racing (facts/litellm.md).
-_IDLE_S: Final = 3.0
-_IDLE_CONNECTIONS: Final = 64
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(net)
@@ -193,7 +189,7 @@ def _check(request: httpx.Request, exchange: Exchange) -> None:
 
 async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Response, httpx.AsyncBaseTransport | None]:
     """Send it; a pooled connection that turns out stale before the answer began costs one more try, on a fresh one."""
-    pool = await _pool()
+    connections = await pool.of_this_loop()
     connected = False
 
     async def trace(event: str, _: Any) -> None:
@@ -205,12 +201,12 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
         "timeout": {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None},
         "trace": trace,
     }
-    addresses, proxy = await _route(pool, request.url, exchange)
+    addresses, proxy = await _route(connections, request.url, exchange)
     for address in addresses:
         last = address == addresses[-1]
         sent = _pinned(request, address)
         try:
-            return await pool.transport(request.url.scheme, proxy).handle_async_request(sent), None
+            return await connections.to(request.url.scheme, proxy).handle_async_request(sent), None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             if connected:
                 raise
@@ -218,7 +214,7 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
             if last:
                 raise
             continue
-        fresh = _transport(request.url.scheme, proxy, idle=0)
+        fresh = pool.transport(request.url.scheme, proxy)
         try:
             return await fresh.handle_async_request(sent), fresh
         except BaseException:
@@ -236,7 +232,7 @@ def _pinned(request: httpx.Request, address: str | None) -> httpx.Request:
     return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
 
 
-async def _route(pool: _Pool, url: httpx.URL, exchange: Exchange) -> tuple[list[str | None], str | None]:
+async def _route(connections: pool.Pool, url: httpx.URL, exchange: Exchange) -> tuple[list[str | None], str | None]:
     """The addresses to connect to (None: let httpx look up the name), and the proxy."""
     if exchange.local_only:
         addresses = [address for address in await _resolve(url, exchange) if is_private(address)]
@@ -247,14 +243,14 @@ async def _route(pool: _Pool, url: httpx.URL, exchange: Exchange) -> tuple[list[
             )
         return list(addresses), None
     key = (url.scheme, url.host)
-    if key not in pool.proxies:
+    if key not in connections.proxies:
         proxy = settings.proxy_for(*key)
         if proxy:
             with suppress(LLMError):  # a name that only the proxy can resolve
                 if all(is_private(address) for address in await _resolve(url, exchange)):
                     proxy = None
-        pool.proxies[key] = proxy
-    return [None], pool.proxies[key]
+        connections.proxies[key] = proxy
+    return [None], connections.proxies[key]
 
 
 async def _resolve(url: httpx.URL, exchange: Exchange) -> list[str]:
@@ -282,65 +278,6 @@ def _plain(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in ("content-encoding", "content-length")}
 
 
-class _Pool:
-    """The connections of one event loop."""
-
-    def __init__(self) -> None:
-        self.proxies: dict[tuple[str, str], str | None] = {}
-        self._transports: dict[tuple[str, str | None], httpx.AsyncHTTPTransport] = {}
-        self.janitor: AsyncGenerator[None, None] | None = None
-
-    def transport(self, scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
-        key = (scheme, proxy)
-        if key not in self._transports:
-            self._transports[key] = _transport(scheme, proxy, idle=_IDLE_CONNECTIONS)
-        return self._transports[key]
-
-    async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
-
-
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-async def _pool() -> _Pool:
-    loop = asyncio.get_running_loop()
-    pool = _pools.get(loop)
-    if pool is None:
-        pool = _Pool()
-        with _lock:
-            for closed in [known for known in _pools if known.is_closed()]:
-                del _pools[closed]
-            _pools[loop] = pool
-        pool.janitor = _janitor(loop, pool)
-        await anext(pool.janitor)
-    return pool
-
-
-async def _janitor(loop: asyncio.AbstractEventLoop, pool: _Pool) -> AsyncGenerator[None, None]:
-    """Waits, as an asynchronous generator, for ``loop.shutdown_asyncgens()``: the one call that every runner makes."""
-    try:
-        yield
-    finally:
-        with _lock:
-            _pools.pop(loop, None)
-        await pool.aclose()
-
-
-def _transport(scheme: str, proxy: str | None, idle: int) -> httpx.AsyncHTTPTransport:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
-    secure = scheme == "https" or (proxy or "").startswith("https")
-    return httpx.AsyncHTTPTransport(verify=_tls(secure), limits=limits, proxy=proxy, trust_env=False)
-
-
-@cache
-def _tls(secure: bool) -> ssl.SSLContext:
-    """The trust store of httpx; for plain http an empty one, which costs nothing and trusts nobody."""
-    return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
 def _failure(error: Exception) -> LLMError:
     """The leaf for what the transport met; the sentence says what it was, not which library said it."""
     chain = list(_chain(error))
@@ -351,7 +288,7 @@ def _failure(error: Exception) -> LLMError:
             return errors.ConnectionFailed("the host name cannot be resolved")
         if isinstance(cause, ssl.SSLError):
             return errors.ConnectionFailed(f"TLS failed ({cause.reason or 'no reason given'})")
-    kind = diagnosis.leaf_of(error)
+    kind = leaf_of(error)
     if issubclass(kind, errors.ConnectTimeout | errors.TimedOut):
         return errors.ConnectTimeout("no connection in time")
     if isinstance(error, httpx.ProxyError):
