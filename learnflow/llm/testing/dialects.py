@@ -1,0 +1,228 @@
+"""How five servers say the same things on the wire: pieces, ends, errors, lists of models, as bytes.
+
+Must never open a socket. What is not recorded from a real server is authored from its documented facts.
+The fault server speaks through it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
+
+MODEL: Final = "fault-model"
+
+# A refusal of each server, by what it is about: status and body. As llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 say
+# it; for OpenAI and LM Studio as documented.
+_OPENAI: Final[Mapping[str, tuple[int, Any]]] = {
+    "key": (401, {"error": {"message": "Incorrect API key provided.", "code": "invalid_api_key"}}),
+    "model": (404, {"error": {"message": "The model `x` does not exist.", "code": "model_not_found"}}),
+    "overflow": (
+        400,
+        {"error": {"message": "This model's maximum context length is 8 tokens.", "code": "context_length_exceeded"}},
+    ),
+    "rate": (429, {"error": {"message": "Rate limit reached.", "code": "rate_limit_exceeded"}}),
+    "quota": (429, {"error": {"message": "You exceeded your quota.", "type": "insufficient_quota"}}),
+    "busy": (503, {"error": {"message": "The server is overloaded.", "type": "service_unavailable_error"}}),
+    "failed": (500, {"error": {"message": "The server had an error.", "type": "server_error"}}),
+    "request": (400, {"error": {"message": "Invalid value: 'x'.", "type": "invalid_request_error"}}),
+    "filter": (400, {"error": {"message": "The response was filtered", "code": "content_filter", "status": 400}}),
+}
+REFUSALS: Final[Mapping[DialectName, Mapping[str, tuple[int, Any]]]] = {
+    "openai": _OPENAI,
+    "lmstudio": {
+        "key": (
+            401,
+            {
+                "error": {
+                    "type": "invalid_request",
+                    "code": "invalid_api_key",
+                    "message": "An LM Studio API token is required.",
+                }
+            },
+        ),
+        "model": (
+            404,
+            {"error": "No models loaded. Please load a model in the developer page or use the 'lms load' command."},
+        ),
+        "overflow": (
+            400,
+            {"error": "The number of tokens to keep from the initial prompt is greater than the context length."},
+        ),
+        "request": (400, {"error": "'messages' field is required"}),
+        "failed": (500, {"error": "The model has crashed."}),
+    },
+    "vllm": {
+        "key": (401, {"error": "Unauthorized"}),
+        "model": (
+            404,
+            {
+                "error": {
+                    "message": "The model `x` does not exist.",
+                    "type": "NotFoundError",
+                    "param": "model",
+                    "code": 404,
+                }
+            },
+        ),
+        "overflow": (
+            400,
+            {
+                "error": {
+                    "message": "This model's maximum context length is 8 tokens.",
+                    "type": "BadRequestError",
+                    "code": 400,
+                }
+            },
+        ),
+        "busy": (
+            503,
+            {"error": {"message": "The engine is currently busy.", "type": "ServiceUnavailableError", "code": 503}},
+        ),
+        "request": (
+            400,
+            {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "code": 400}},
+        ),
+        "failed": (
+            500,
+            {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}},
+        ),
+    },
+    "llamacpp": {
+        "key": (401, {"error": {"message": "Invalid API Key", "type": "authentication_error", "code": 401}}),
+        "model": (400, {"error": {"message": "model 'x' not found", "type": "invalid_request_error", "code": 400}}),
+        "overflow": (
+            400,
+            {
+                "error": {
+                    "code": 400,
+                    "message": "request (9 tokens) exceeds the available context size (8 tokens)",
+                    "type": "exceed_context_size_error",
+                }
+            },
+        ),
+        "loading": (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}),
+        "request": (
+            400,
+            {"error": {"code": 400, "message": "'messages' is required", "type": "invalid_request_error"}},
+        ),
+        "failed": (500, {"error": {"code": 500, "message": "something broke", "type": "server_error"}}),
+    },
+    "ollama": {
+        "key": (401, {"error": "unauthorized"}),
+        "model": (404, {"error": "model 'x' not found"}),
+        "overflow": (400, {"error": "the input length exceeds the context length"}),
+        "busy": (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}),
+        "request": (400, {"error": "invalid message content type"}),
+        "failed": (500, {"error": "model runner has unexpectedly stopped"}),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One server's way to say things."""
+
+    name: DialectName
+
+    @property
+    def lines(self) -> bool:
+        """Lines of JSON (Ollama) instead of server-sent events."""
+        return self.name == "ollama"
+
+    @property
+    def chat_path(self) -> str:
+        """Where it is asked."""
+        return "/api/chat" if self.lines else "/v1/chat/completions"
+
+    @property
+    def content_type(self) -> str:
+        """Of a stream."""
+        return "application/x-ndjson" if self.lines else "text/event-stream; charset=utf-8"
+
+    def piece(self, text: str = "", thinking: str = "") -> bytes:
+        """A piece of the answer."""
+        if self.lines:
+            message = {"role": "assistant", "content": text} | ({"thinking": thinking} if thinking else {})
+            return _line({"model": MODEL, "message": message, "done": False})
+        key = "reasoning" if self.name == "vllm" else "reasoning_content"
+        delta: dict[str, Any] = ({"content": text} if text else {}) | ({key: thinking} if thinking else {})
+        return self._chunk(delta, None)
+
+    def opening(self) -> bytes:
+        """What comes before the first piece."""
+        if self.lines:
+            return b""
+        comment = b": ping\n\n" if self.name in ("llamacpp", "vllm") else b""
+        return comment + self._chunk({"role": "assistant", "content": ""}, None)
+
+    def end(self, finish: str | None = "stop") -> bytes:
+        """The last piece, with its finish; None says that there is none."""
+        if not self.lines:
+            return self._chunk({}, finish)
+        done: dict[str, Any] = {"done": finish is not None}
+        if finish:
+            done |= {"done_reason": finish, "prompt_eval_count": 5, "eval_count": 7}
+        return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
+
+    def done(self) -> bytes:
+        """What comes after the last piece."""
+        return b"" if self.lines else b"data: [DONE]\n\n"
+
+    def usage(self) -> bytes:
+        """The tokens, where they come apart."""
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        return b"" if self.lines else _event({"model": MODEL, "choices": [], "usage": usage})
+
+    def whole(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
+        """The answer in one piece."""
+        if self.lines:
+            return self.end(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
+        message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
+        return json.dumps(
+            {
+                "object": "chat.completion",
+                "model": MODEL,
+                "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            }
+        ).encode()
+
+    def error(self, message: str = "the engine died") -> bytes:
+        """An error after the answer began, as this server sends it."""
+        if self.lines:
+            return _line({"error": message})
+        name = b"event: error\n" if self.name == "lmstudio" else b""
+        after = self.done() if self.name == "vllm" else b""
+        return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + after
+
+    def error_body(self) -> bytes:
+        """A 200 that is an error: LM Studio's answer to any unknown route, and its like."""
+        if self.name == "lmstudio":
+            return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
+        said: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
+        return json.dumps({"error": said}).encode()
+
+    def pages(self) -> Iterator[tuple[str, bytes]]:
+        """The pages that are read about it: path and body."""
+        if self.lines:
+            yield "/api/version", b'{"version":"0.33.0"}'
+            yield "/api/tags", json.dumps({"models": [{"name": MODEL, "model": MODEL}]}).encode()
+            yield "/api/ps", b'{"models":[]}'
+            return
+        yield "/v1/models", json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
+        yield "/health", b'{"status":"ok"}'
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return _event({"object": "chat.completion.chunk", "model": MODEL, "choices": [choice]})
+
+
+def _event(said: Any) -> bytes:
+    return b"data: " + _line(said) + b"\n"
+
+
+def _line(said: Any) -> bytes:
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
