@@ -53,7 +53,7 @@ async def ask(
         None where there is an answer to read, or why there is none.
     """
     litellm = _load()
-    if spec.dialect == "ollama":
+    if spec.local:
         _register(f"{spec.litellm}/{model}")
     token = net.current.set(exchange)
     failed: LLMError | None = None
@@ -157,7 +157,7 @@ def _load() -> Any:
 
 @cache
 def _register(model: str) -> None:
-    """Tell LiteLLM that the model needs no look-up: it would ask localhost:11434 up to four times a call."""
+    """Tell LiteLLM that a local model needs no look-up: it would ask localhost:11434, or search its prices in vain."""
     prefix = model.partition("/")[0]
     _load().register_model({model: {"litellm_provider": prefix, "mode": "chat"}})
 

@@ -125,25 +125,33 @@ def emit(event: Event) -> None:
 
 def content(what: str, **fields: Any) -> None:
     """Log prompts or answers, at DEBUG; callers ask ``LLM_LOG_CONTENT`` first."""
-    _logger().debug(what, **fields)
+    logger = _logger("debug")
+    if logger is not None:
+        logger.debug(what, **fields)
 
 
 def _log(event: Event) -> None:
     loud = isinstance(event, Failed) and event.loud
     level = "error" if loud else _LEVELS.get(type(event), "info")
-    fields = {name: value for name, value in asdict(event).items() if value is not None and name != "loud"}
-    usage = fields.pop("usage", {})
-    fields |= {name: tokens for name, tokens in usage.items() if tokens is not None}
-    getattr(_logger(), level)(f"llm_{type(event).__name__.lower()}", **fields)
+    logger = _logger(level)
+    if logger is not None:
+        fields = asdict(event)
+        fields |= fields.pop("usage", {})
+        said = {name: value for name, value in fields.items() if value is not None and name != "loud"}
+        getattr(logger, level)(f"llm_{type(event).__name__.lower()}", **said)
 
 
-def _logger() -> Any:
-    """The application's structlog where it configured one, else the standard logging, which configures nobody's."""
+def _logger(level: str) -> Any:
+    """The application's structlog where it configured one, else the standard logging; None where nobody listens.
+
+    A structlog that nobody configured would print to stdout, into the answer of a command line.
+    """
     import structlog  # noqa: PLC0415  # not before somebody asks a model
 
     if structlog.is_configured():
         return structlog.get_logger("learnflow.llm")
-    return _standard_logger()
+    wanted = logging.getLogger("learnflow.llm").isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
+    return _standard_logger() if wanted else None
 
 
 @cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _litellm, errors, net
+from .alarm import Alarm
 from .endpoint import Endpoint
 from .errors import LLMError
 from .ndjson import OllamaWire
@@ -50,6 +51,7 @@ class Listening:
         self._spec = spec
         self._endpoint = endpoint
         self._times = times
+        self._alarm = Alarm()
         self._exchange = net.Exchange(endpoint.origin, _CHAT[spec.dialect], times.connect, local_only=local_only)
 
     @property
@@ -84,6 +86,7 @@ class Listening:
                     break
         finally:
             self.total_s = loop.time() - sent
+            self._alarm.off()
             await self._exchange.aclose()
         if self.wire.fault:
             raise self.wire.fault
@@ -95,7 +98,7 @@ class Listening:
         failed: LLMError | None = None
         limit = min(sent + self._times.first_token, deadline)
         try:
-            async with asyncio.timeout_at(limit):
+            with self._alarm.until(limit):
                 failed = await _litellm.ask(self._spec, self._endpoint, self._exchange, model, messages, parameters)
         except TimeoutError:
             failed = self._late(limit, deadline)
@@ -111,7 +114,7 @@ class Listening:
             limit = min(limit, asyncio.get_running_loop().time() + _LINGER_S)
         late = False
         try:
-            async with asyncio.timeout_at(limit):
+            with self._alarm.until(limit):
                 return await self._exchange.body.read()
         except TimeoutError:
             late = True

@@ -46,9 +46,12 @@ class ThinkingSplitter:
 
     def feed(self, piece: str) -> Piece:
         """What can be told of the text so far; the rest waits for the next piece."""
-        if self._state == "answer" and not self._rest and (self._settled or not self._hold) and "<" not in piece:
+        if self._state == "answer" and not self._rest and "<" not in piece:  # most pieces
             self._last = piece[-1:] or self._last
-            return Piece(piece)
+            if not self._hold or self._settled:
+                return Piece(piece)
+            self._held.append(piece)
+            return Piece()
         self._rest += piece
         text, thinking = "", ""
         before = None

@@ -1,0 +1,165 @@
+"""What the layer costs: CPU of one call and of one stream chunk, beside LiteLLM's own and beside bare httpx.
+
+One run measures all of them in turn against the same server (another process), several rounds, and prints medians and
+ratios to LiteLLM's ``openai/``. Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+
+import httpx
+
+from learnflow.llm import _litellm
+from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
+from learnflow.llm.testing.dialects import Dialect
+
+SHORT = 1  # chunks of the short answer: what is left is the call itself
+
+
+def serve(pipe: Connection, chunks: int) -> None:
+    """A server that answers at once: ``/long`` in the path or the prompt asks for the long answer."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not reader.at_eof():
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = json.loads(await reader.readexactly(length))
+            say = Dialect("ollama" if b"/api/chat" in head else "openai")
+            words = [f"word{n} " for n in range(chunks if "long" in json.dumps(body["messages"]) else SHORT)]
+            if not body.get("stream"):
+                whole = say.whole("".join(words))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+                writer.write(f"content-length: {len(whole)}\r\n\r\n".encode() + whole)
+                continue
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\n".encode())
+            writer.write(b"transfer-encoding: chunked\r\n\r\n")
+            for part in [say.opening(), *map(say.piece, words), say.end(), say.usage(), say.done()]:
+                if part:
+                    writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], ...]:
+    """Calls in one piece, and streams; each returns the characters that it got."""
+    client = httpx.AsyncClient()
+    litellm = _litellm._load()  # noqa: SLF001  # the same LiteLLM, as quiet as for us
+    ask = {"model": "m", "temperature": 0.7, "max_tokens": 1000}
+
+    async def raw(prompt: str) -> int:
+        body = {**ask, "messages": [{"role": "user", "content": prompt}]}
+        answer = await client.post(f"{root}/v1/chat/completions", json=body)
+        return len(answer.json()["choices"][0]["message"]["content"])
+
+    async def raw_stream(prompt: str) -> int:
+        body = {**ask, "messages": [{"role": "user", "content": prompt}], "stream": True}
+        got = 0
+        async with client.stream("POST", f"{root}/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    for choice in json.loads(line[6:])["choices"]:
+                        got += len(choice["delta"].get("content") or "")
+        return got
+
+    async def theirs(prompt: str, *, stream: bool = False) -> int:
+        answer = await litellm.acompletion(
+            model="openai/m",
+            messages=[{"role": "user", "content": prompt}],
+            api_base=f"{root}/v1",
+            api_key="x",
+            max_retries=0,
+            stream=stream,
+            temperature=0.7,
+            max_tokens=1000,
+        )
+        if not stream:
+            return len(answer.choices[0].message.content)
+        return sum([len(chunk.choices[0].delta.content or "") async for chunk in answer])
+
+    async def their_stream(prompt: str) -> int:
+        return await theirs(prompt, stream=True)
+
+    calls: dict[str, Callable[[str], Awaitable[int]]] = {"litellm openai/": theirs, "httpx": raw}
+    streams: dict[str, Callable[[str], Awaitable[int]]] = {"litellm openai/": their_stream, "httpx": raw_stream}
+    for provider in (
+        CustomProvider(base_url=root, model="m"),
+        OpenAIProvider(base_url=root, model="m", api_key="x"),
+        OllamaProvider(base_url=root, model="m"),
+    ):
+
+        async def ours(prompt: str, provider: CustomProvider = provider) -> int:
+            return len(await provider.generate(prompt))
+
+        async def our_stream(prompt: str, provider: CustomProvider = provider) -> int:
+            return sum([len(piece) async for piece in provider.stream(prompt)])
+
+        calls[f"ours {provider.name}"], streams[f"ours {provider.name}"] = ours, our_stream
+    return calls, streams
+
+
+async def cpu(ask: Callable[[str], Awaitable[int]], prompt: str, times: int) -> float:
+    """Seconds of CPU of this process for one call."""
+    got = await ask(prompt)
+    assert got
+    before = time.process_time()
+    for _ in range(times):
+        await ask(prompt)
+    return (time.process_time() - before) / times
+
+
+async def measure(root: str, rounds: int, calls: int, chunks: int) -> None:
+    """Everybody in turn, round by round, so that a slow moment of the machine hits all."""
+    one_call, one_stream = contenders(root)
+    call: dict[str, list[float]] = {name: [] for name in one_call}
+    chunk: dict[str, list[float]] = {name: [] for name in one_stream}
+    for _ in range(rounds):
+        for name, ask in one_call.items():
+            call[name].append(await cpu(ask, "short", calls))
+        for name, ask in one_stream.items():
+            short = await cpu(ask, "short", max(calls // 4, 1))
+            chunk[name].append((await cpu(ask, "long", 5) - short) / (chunks - SHORT))
+    base = "litellm openai/"
+    print(f"{'CPU, median of ' + str(rounds):24}{'a call, ms':>12}{'ratio':>8}{'a chunk, us':>14}{'ratio':>8}")
+    for name in one_call:
+        a, b = statistics.median(call[name]), statistics.median(chunk[name])
+        ratio_a = statistics.median(x / y for x, y in zip(call[name], call[base], strict=True))
+        ratio_b = statistics.median(x / y for x, y in zip(chunk[name], chunk[base], strict=True))
+        print(f"{name:24}{a * 1e3:12.2f}{ratio_a:8.2f}{b * 1e6:14.1f}{ratio_b:8.3f}")
+
+
+def main() -> None:
+    """Parse, serve, measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--chunks", type=int, default=1000)
+    options = parser.parse_args()
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(there, options.chunks), daemon=True)
+    server.start()
+    try:
+        asyncio.run(measure(f"http://127.0.0.1:{here.recv()}", options.rounds, options.calls, options.chunks))
+    finally:
+        server.terminate()
+
+
+if __name__ == "__main__":
+    main()
