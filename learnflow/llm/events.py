@@ -75,7 +75,7 @@ Event = Answered | Failed | Left | Truncated | Adjusted
 Sink = Callable[[Event], None]
 
 _sinks: Final[list[Sink]] = []
-_LEVELS: Final[dict[type, str]] = {Truncated: "warning", Adjusted: "warning"}
+_LEVELS: Final[dict[type, str]] = {Truncated: "warning"}
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:

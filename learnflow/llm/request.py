@@ -40,6 +40,7 @@ class Variant:
 
     without: frozenset[str] = frozenset()
     rung: int = 0
+    newer_limit: bool = False  # max_completion_tokens instead of max_tokens: models that think want it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Request:
             body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | dict(own)
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
+            if variant.newer_limit and "max_tokens" in sampling:
+                sampling["max_completion_tokens"] = sampling.pop("max_tokens")
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
@@ -102,17 +105,15 @@ class Request:
             return None
         said = f"{error.param or ''} {error.what} {error.hint}".lower()
         ours = {name for name, value in self.sampling.items() if is_default(value)} | {"stream_options"}
-        refused = frozenset(name for name in ours - variant.without if name in said or _ALIASES.get(name, name) in said)
+        if "max_completion_tokens" in said and not variant.newer_limit:
+            return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
+        refused = frozenset(name for name in ours - variant.without if name in said)
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
         ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.structured)
         if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return self.down(variant)
+            return replace(variant, rung=variant.rung + 1), f"the schema as {self.spec.structured[variant.rung + 1]}"
         return None
-
-    def down(self, variant: Variant) -> tuple[Variant, str]:
-        """The next rung of the ladder."""
-        return replace(variant, rung=variant.rung + 1), f"the schema as {self.spec.structured[variant.rung + 1]}"
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
         """What the row adds to the body for ``reasoning=``."""
@@ -124,9 +125,6 @@ class Request:
                 return {}
             raise Unsupported(f"{model} does not think", hint="Leave reasoning= out, or choose a model that does")
         return self.spec.reasoning[self.reasoning]
-
-
-_ALIASES: Final = {"max_tokens": "max_completion_tokens"}
 
 
 def request(

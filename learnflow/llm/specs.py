@@ -176,7 +176,6 @@ _ROWS: Final = (
         key_header="api-key",
         models_path="/openai/models",
         reasoning=_effort(),
-        reasoning_models=_OPENAI_THINKS,
         capabilities=_known(False, json_schema=True, tools=True, prefill=False),
     ),
     ProviderSpec(

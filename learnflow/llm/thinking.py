@@ -72,8 +72,8 @@ class ThinkingSplitter:
         rest, self._rest = self._rest, ""
         if self._state == "think":
             return Piece(thinking=rest)
-        if self._state == "begin" and self._settled:
-            return Piece()
+        if self._state == "begin" and self._settled:  # white space behind a closing tag is the format's
+            return Piece(rest.lstrip())
         return Piece(self._release() + rest)
 
     def _release(self) -> str:

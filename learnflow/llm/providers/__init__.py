@@ -53,7 +53,7 @@ def build(name: str) -> BaseProvider:
     """The provider of this name, everything else from the environment. Raises NotConfigured for an unknown name."""
     row = name.strip().lower()
     if row not in SPECS:
-        near = difflib.get_close_matches(row, SPECS, 1)
+        near = difflib.get_close_matches(row, SPECS, 1, cutoff=0.7)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}")
     return _class_of(row)()

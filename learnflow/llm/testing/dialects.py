@@ -135,8 +135,8 @@ class Dialect:
 
     @property
     def chat_path(self) -> str:
-        """Where it is asked."""
-        return "/api/chat" if self.lines else "/v1/chat/completions"
+        """How the path ends where it is asked."""
+        return "/api/chat" if self.lines else "/chat/completions"
 
     @property
     def content_type(self) -> str:

@@ -166,7 +166,7 @@ class FaultServer:
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False closes the connection."""
-        if seen.path.partition("?")[0] != self.dialect.chat_path:
+        if not seen.path.partition("?")[0].endswith(self.dialect.chat_path):
             self.pages.append((seen.method, seen.path))
             body = dict(self.dialect.pages()).get(seen.path.partition("?")[0])
             refused = self.key and f"Bearer {self.key}" != seen.headers.get("authorization")

@@ -1,0 +1,75 @@
+"""Thinking never reaches the answer, whichever way it is split."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnflow.llm.thinking import ThinkingSplitter
+
+PLAIN = st.text("ab <>/\n", max_size=30).filter(lambda text: "think" not in text)
+
+
+def split(text: str, cuts: list[int], *, hold: bool = False) -> tuple[str, str, bool]:
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    splitter = ThinkingSplitter(hold=hold)
+    pieces = [splitter.feed(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces.append(splitter.end())
+    return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), splitter.leaked
+
+
+@given(answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
+def test_an_answer_without_thinking_is_unchanged(answer: str, cuts: list[int], hold: bool) -> None:
+    assert split(answer, cuts, hold=hold) == (answer, "", False)
+
+
+@given(thought=PLAIN, answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
+def test_what_stands_between_the_tags_is_thinking(thought: str, answer: str, cuts: list[int], hold: bool) -> None:
+    text = f"\n<think>{thought}</think>\n{answer}"
+    assert split(text, cuts, hold=hold) == (answer.lstrip(), thought, False)
+
+
+@given(thought=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
+def test_an_unclosed_tag_is_all_thinking(thought: str, cuts: list[int], hold: bool) -> None:
+    assert split(f"<think>{thought}", cuts, hold=hold) == ("", thought, False)
+
+
+@given(thought=PLAIN, answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9))
+def test_closing_without_opening_is_thinking_where_the_text_was_held_back(
+    thought: str, answer: str, cuts: list[int]
+) -> None:
+    if thought[-1:] in ("`", "'", '"'):
+        thought = thought[:-1]
+    assert split(f"{thought}</think>{answer}", cuts, hold=True) == (answer.lstrip(), thought, False)
+
+
+def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
+    assert split("I wonder</think>yes", [4]) == ("I woyes", "nder", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use <think> and </think> to mark it",
+        "The tag `</think>` closes it",
+        'it says "</think>"',
+        "a < b </b> <thin",
+        "<thinker>",
+    ],
+)
+@pytest.mark.parametrize("hold", [False, True])
+def test_an_answer_may_speak_about_the_tags(text: str, hold: bool) -> None:
+    for cut in range(len(text)):
+        assert split(text, [cut], hold=hold) == (text, "", False)
+
+
+def test_thinking_may_come_in_two_blocks() -> None:
+    assert split("<think>a</think>\n<think>b</think>c<think>", [5, 20]) == ("c<think>", "ab", False)
+
+
+def test_what_was_held_is_released_when_the_server_separates() -> None:
+    splitter = ThinkingSplitter(hold=True)
+    assert splitter.feed("so far").text == ""
+    assert splitter.separated().text == "so far"
+    assert splitter.feed(" and on").text == " and on"
