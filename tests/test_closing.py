@@ -1,0 +1,95 @@
+"""A dropped stream frees the GPU: the server sees the end of the connection at once, whichever way the caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from conftest import DIALECTS, provider_for
+
+from learnflow.llm.base import TextStream
+from learnflow.llm.testing import Fault, FaultServer
+
+
+async def gone(server: FaultServer) -> None:
+    await asyncio.wait_for(server.seen[0].gone.wait(), 1)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("fault", ["stall", "drip"])
+async def test_leaving_a_for_over_an_unnamed_stream(dialect: str, fault: str) -> None:
+    async with FaultServer(dialect, fault=Fault(fault)) as server:
+        provider = provider_for(server)
+        async for piece in provider.stream("hi"):
+            assert piece == "The "
+            break
+        await gone(server)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_leaving_an_async_with(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("stall")) as server:
+        async with provider_for(server).stream("hi") as answer:
+            async for _ in answer:
+                break
+        await gone(server)
+
+
+async def test_aclose() -> None:
+    async with FaultServer(fault=Fault("stall")) as server:
+        answer = provider_for(server).stream("hi")
+        assert await anext(answer) == "The "
+        await answer.aclose()
+        await gone(server)
+        with pytest.raises(StopAsyncIteration):
+            await anext(answer)
+
+
+@pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])
+async def test_cancelling_the_task(fault: Fault) -> None:
+    async with FaultServer(fault=fault) as server:
+        task = asyncio.create_task(provider_for(server).generate("hi"))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await gone(server)
+
+
+async def test_a_caller_who_fails_in_the_middle() -> None:
+    async def broken(answer: TextStream) -> None:
+        async for _ in answer:
+            raise ValueError("the caller's own")
+
+    async with FaultServer(fault=Fault("drip")) as server:
+        with pytest.raises(ValueError, match="own"):
+            await broken(provider_for(server).stream("hi"))
+        gc.collect()
+        await gone(server)
+
+
+async def test_a_stream_that_nobody_iterates_asks_nobody() -> None:
+    async with FaultServer() as server:
+        answer = provider_for(server).stream("hi")
+        await asyncio.sleep(0)
+        await answer.aclose()
+        del answer
+        assert server.connections == 0
+
+
+async def test_leaving_is_told_once(events_seen: list[object]) -> None:
+    async with FaultServer(fault=Fault("stall")) as server:
+        async with provider_for(server).stream("hi") as answer:
+            await anext(answer)
+        await gone(server)
+    assert [type(event).__name__ for event in events_seen] == ["Left"]
+
+
+async def test_a_whole_answer_gives_its_connection_back() -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+        for _ in range(5):
+            await provider.generate("hi")
+        assert server.connections == 1

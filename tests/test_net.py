@@ -1,0 +1,256 @@
+"""Connections: stale ones, loops, proxies, locality; nothing goes where it was not meant to go."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from conftest import DIALECTS, provider_for
+
+from learnflow.llm import errors, net
+from learnflow.llm.providers import CustomProvider, OpenAIProvider
+from learnflow.llm.testing import Fault, FaultServer
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_stale_connection_costs_one_more_try_on_a_fresh_one(dialect: str) -> None:
+    async with FaultServer(dialect) as server:
+        provider = provider_for(server)
+        await provider.generate("hi")
+        server.script = [Fault("close")]
+        assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
+        assert server.connections == 2
+        assert len(server.seen) == 3
+
+
+async def test_a_fresh_connection_that_closes_is_not_tried_again() -> None:
+    async with FaultServer(fault=Fault("close")) as server:
+        with pytest.raises(errors.ConnectionFailed):
+            await provider_for(server).generate("hi")
+        assert len(server.seen) == 1
+
+
+async def test_a_stale_connection_is_tried_once_more_only() -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+        await provider.generate("hi")
+        server.fault = Fault("close")
+        with pytest.raises(errors.ConnectionFailed):
+            await provider.generate("hi")
+        assert len(server.seen) == 3
+
+
+LOOPS = """
+import asyncio, threading, time
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.testing import FaultServer
+
+ready, stop = threading.Event(), threading.Event()
+roots = []
+
+async def serve():
+    async with FaultServer("openai") as one, FaultServer("ollama") as two:
+        roots.extend([one.root, two.root])
+        ready.set()
+        while not stop.is_set():
+            await asyncio.sleep(0.01)
+
+server = threading.Thread(target=lambda: asyncio.run(serve()))
+server.start()
+ready.wait()
+providers = [CustomProvider(base_url=roots[0], model="m"), OllamaProvider(base_url=roots[1], model="m")]
+
+async def ask():
+    for provider in providers:
+        assert (await provider.generate("hi")).endswith("dog.")
+        async for piece in provider.stream("hi"):
+            break
+        assert await provider.health_check()
+
+for _ in range(3):
+    asyncio.run(ask())
+others = [threading.Thread(target=lambda: asyncio.run(ask())) for _ in range(3)]
+[one.start() for one in others]
+[one.join() for one in others]
+loop = asyncio.new_event_loop()
+loop.run_until_complete(ask())
+loop.run_until_complete(loop.shutdown_asyncgens())
+loop.run_until_complete(loop.shutdown_default_executor())
+loop.close()
+stop.set()
+server.join()
+print("fine")
+"""
+
+
+def test_one_provider_serves_many_loops_without_a_warning() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", LOOPS],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.stdout == "fine\n"
+    slow = [line for line in ran.stderr.splitlines() if "took" not in line]  # -X dev tells of slow callbacks
+    assert slow == []
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("10.1.2.3", True),
+        ("172.16.0.1", True),
+        ("172.32.0.1", False),
+        ("192.168.1.1", True),
+        ("169.254.169.254", True),
+        ("fd00::1", True),
+        ("fe80::1%eth0", True),
+        ("::ffff:10.0.0.1", True),
+        ("::ffff:8.8.8.8", False),
+        ("8.8.8.8", False),
+        ("100.64.0.1", False),
+        ("2001:4860:4860::8888", False),
+        ("64:ff9b::7f00:1", False),
+    ],
+)
+def test_what_counts_as_private(address: str, private: bool) -> None:
+    assert net.is_private(address) is private
+
+
+@pytest.fixture
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every address that a socket of this process connects to."""
+    seen: list[Any] = []
+
+    class Watched(socket.socket):
+        def connect(self, address: Any) -> None:
+            seen.append(address)
+            super().connect(address)
+
+        def connect_ex(self, address: Any) -> int:
+            seen.append(address)
+            return super().connect_ex(address)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    loop_connect = asyncio.selector_events.BaseSelectorEventLoop._sock_connect  # type: ignore[attr-defined]
+
+    def watched(self: Any, future: Any, sock: Any, address: Any) -> Any:
+        seen.append(address)
+        return loop_connect(self, future, sock, address)
+
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "_sock_connect", watched)
+    return seen
+
+
+@pytest.mark.parametrize("url", ["http://8.8.8.8/v1", "https://93.184.215.14/v1", "http://[2001:4860:4860::8888]/v1"])
+async def test_local_only_refuses_before_a_byte(url: str, connects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    provider = CustomProvider(base_url=url, model="m")
+    with pytest.raises(errors.NotLocal, match="LLM_LOCAL_ONLY"):
+        await provider.generate("hi")
+    with pytest.raises(errors.NotLocal):
+        await provider.list_models()
+    assert not await provider.health_check()
+    assert connects == []
+
+
+async def test_local_only_looks_behind_the_name(connects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", 80))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    with pytest.raises(errors.NotLocal):
+        await CustomProvider(base_url="http://notes.local/v1", model="m", local_only=True).generate("hi")
+    assert connects == []
+
+
+async def test_local_only_connects_to_the_address_that_it_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", 80))
+        dead = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+        return [public, dead, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    async with FaultServer() as server:
+        port = server.root.rsplit(":", 1)[1]
+        provider = CustomProvider(base_url=f"http://notes.local:{port}", model="m", local_only=True)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        assert (await provider.generate("hi")).endswith("dog.")
+    assert asked == ["notes.local"]  # once: a second look-up could lead elsewhere
+    assert server.seen[0].headers["host"] == f"notes.local:{port}"
+
+
+@pytest.mark.parametrize("local_only", [True, False])
+async def test_a_proxy_of_the_environment_is_not_used_for_loopback(
+    local_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer() as server, FaultServer(fault=Fault("hang")) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.root)
+        provider = provider_for(server, local_only=local_only)
+        assert (await provider.generate("hi")).endswith("dog.")
+        assert await provider.health_check()
+        assert proxy.connections == 0
+
+
+async def test_a_proxy_of_the_environment_is_used_for_a_public_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.root)
+        provider = CustomProvider(base_url="http://93.184.215.14/v1", model="m")
+        assert (await provider.generate("hi")).endswith("dog.")
+        assert proxy.seen[0].path == "http://93.184.215.14/v1/chat/completions"
+
+
+async def test_no_proxy_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.root)
+        monkeypatch.setenv("no_proxy", "192.0.2.7")
+        with pytest.raises(errors.Unavailable):
+            await CustomProvider(base_url="http://192.0.2.7/v1", model="m", connect_timeout=0.2).generate("hi")
+        assert proxy.connections == 0
+
+
+async def test_a_request_to_another_host_than_the_providers_is_refused() -> None:
+    async with FaultServer() as other:
+        exchange = net.Exchange(("http", "127.0.0.1", 9), "", 1.0)
+        with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
+            await net.get(f"{other.root}/v1/models", exchange, {})
+        assert other.connections == 0
+
+
+async def test_a_key_does_not_follow_a_redirect() -> None:
+    async with FaultServer(fault=Fault("redirect")) as server:
+        provider = OpenAIProvider(base_url=server.base_url, model="gpt-4o", api_key="sk-secret-0000")
+        with pytest.raises(errors.Misconfigured, match="OPENAI_BASE_URL"):
+            await provider.generate("hi")
+        assert len(server.seen) == 1
+
+
+async def test_sixty_at_once_share_the_loop() -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+        answers = await asyncio.gather(*(provider.generate(f"hi {n}") for n in range(60)))
+        assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
+
+
+def test_a_thread_with_its_own_loop_does_not_disturb_this_one() -> None:
+    async def ask() -> str:
+        async with FaultServer() as server:
+            return await provider_for(server).generate("hi")
+
+    got: list[str] = []
+    thread = threading.Thread(target=lambda: got.append(asyncio.run(ask())))
+    thread.start()
+    got.append(asyncio.run(ask()))
+    thread.join()
+    assert len(set(got)) == 1

@@ -1,0 +1,122 @@
+"""One owner of time: every budget ends what it says, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from conftest import DIALECTS, provider_for
+
+from learnflow.llm import errors
+from learnflow.llm.alarm import Alarm
+from learnflow.llm.testing import Fault, FaultServer
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_hang_costs_the_first_token_budget(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("hang")) as server:
+        began = time.monotonic()
+        with pytest.raises(errors.FirstTokenTimeout, match="LLM_FIRST_TOKEN_TIMEOUT"):
+            await provider_for(server, first_token_timeout=0.2).generate("hi")
+        assert 0.2 <= time.monotonic() - began < 2
+        await asyncio.wait_for(server.seen[0].gone.wait(), 1)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_an_opening_is_no_token(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("stall", after=0)) as server:
+        with pytest.raises(errors.FirstTokenTimeout):
+            await provider_for(server, first_token_timeout=0.2).generate("hi")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_stall_costs_the_gap_budget_and_keeps_what_came(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("stall")) as server:
+        with pytest.raises(errors.GapTimeout, match="LLM_GAP_TIMEOUT") as caught:
+            await provider_for(server, gap_timeout=0.2).generate("hi")
+        assert caught.value.partial == "The quick brown "
+        assert caught.value.retryable
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_drip_is_ended_by_the_deadline(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("drip", seconds=0.02)) as server:
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            await provider_for(server).generate("hi", timeout=0.3)
+        assert 0.3 <= time.monotonic() - began < 2
+        assert caught.value.partial.startswith("The quick brown drop drop ")
+        assert not caught.value.failover
+
+
+async def test_the_deadline_of_the_provider_holds_where_the_call_has_none() -> None:
+    async with FaultServer(fault=Fault("hang")) as server:
+        with pytest.raises(errors.DeadlineExceeded):
+            await provider_for(server, deadline=0.2).generate("hi")
+
+
+async def test_the_caller_may_take_his_time() -> None:
+    async with FaultServer() as server:
+        got = ""
+        async for piece in provider_for(server, gap_timeout=0.2, first_token_timeout=0.2).stream("hi"):
+            got += piece
+            await asyncio.sleep(0.1 if len(got) < 30 else 0)
+        assert got == "The quick brown fox jumps over the lazy dog."
+
+
+async def test_budgets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_FIRST_TOKEN_TIMEOUT", "0.2")
+    async with FaultServer(fault=Fault("hang")) as server:
+        with pytest.raises(errors.FirstTokenTimeout, match=r"0\.2 s"):
+            await provider_for(server).generate("hi")
+
+
+async def test_nobody_at_the_address_is_known_at_once() -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+    began = time.monotonic()
+    with pytest.raises(errors.ConnectionFailed, match="CUSTOM_BASE_URL") as caught:
+        await provider.generate("hi")
+    assert time.monotonic() - began < 1
+    assert caught.value.retryable
+    assert caught.value.failover
+
+
+async def test_the_alarm_rings_only_while_somebody_waits() -> None:
+    loop, alarm = asyncio.get_running_loop(), Alarm()
+    with alarm.until(loop.time() + 0.01):
+        pass
+    await asyncio.sleep(0.05)  # the timer fires here, and finds nobody
+    with pytest.raises(TimeoutError):
+        with alarm.until(loop.time() + 0.01):
+            await asyncio.sleep(5)
+    with alarm.until(loop.time() + 5):  # a later limit after an earlier one
+        await asyncio.sleep(0)
+    alarm.off()
+
+
+async def test_the_alarm_leaves_a_cancellation_from_elsewhere_alone() -> None:
+    alarm = Alarm()
+
+    async def wait() -> None:
+        with alarm.until(asyncio.get_running_loop().time() + 5):
+            await asyncio.sleep(5)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    alarm.off()
+
+
+async def test_the_alarm_moves_to_an_earlier_limit() -> None:
+    loop, alarm = asyncio.get_running_loop(), Alarm()
+    with alarm.until(loop.time() + 60):
+        await asyncio.sleep(0)
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        with alarm.until(loop.time() + 0.05):
+            await asyncio.sleep(5)
+    assert loop.time() - began < 1
