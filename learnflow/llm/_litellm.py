@@ -157,9 +157,11 @@ def _load() -> Any:
 
 @cache
 def _register(model: str) -> None:
-    """Tell LiteLLM that a local model needs no look-up: it would ask localhost:11434, or search its prices in vain."""
-    prefix = model.partition("/")[0]
-    _load().register_model({model: {"litellm_provider": prefix, "mode": "chat"}})
+    """Tell LiteLLM that a local model needs no look-up: it would ask localhost:11434, or search its prices in vain.
+
+    Into its table by hand, because ``litellm.register_model`` itself begins by asking localhost:11434.
+    """
+    _load().model_cost.setdefault(model, {"litellm_provider": model.partition("/")[0], "mode": "chat"})
 
 
 @cache

@@ -69,7 +69,11 @@ class Request:
         """Messages and parameters as LiteLLM takes them. Raises Unsupported where the model cannot honour one."""
         messages, parameters = [dict(message) for message in self.messages], dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self.extra_body}
-        sampling = {name: value for name, value in self.sampling.items() if name not in variant.without}
+        sampling = {
+            name: value
+            for name, value in self.sampling.items()
+            if not (name in variant.without and is_default(value))  # never what the caller asked for
+        }
         if self.spec.options:
             own = body.pop("options", {})
             body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | dict(own)

@@ -84,7 +84,7 @@ REFUSALS: Final[Mapping[DialectName, Mapping[str, tuple[int, Any]]]] = {
         ),
         "request": (
             400,
-            {"error": {"message": "temperature must be non-negative", "type": "BadRequestError", "code": 400}},
+            {"error": {"message": "unknown field in messages", "type": "BadRequestError", "code": 400}},
         ),
         "failed": (
             500,

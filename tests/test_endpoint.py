@@ -1,0 +1,149 @@
+"""Addresses as people write them, and keys that go only where they belong."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import provider_for
+
+from learnflow.llm import errors
+from learnflow.llm.endpoint import endpoint
+from learnflow.llm.providers import (
+    AzureProvider,
+    CustomProvider,
+    LlamaCppProvider,
+    OllamaProvider,
+    OpenAIProvider,
+    OpenRouterProvider,
+)
+from learnflow.llm.specs import SPECS
+from learnflow.llm.testing import FaultServer
+
+
+@pytest.mark.parametrize(
+    ("written", "base"),
+    [  # Ollama's own envconfig.Host, 2026-08
+        ("", None),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:11435", "http://127.0.0.1:11435"),
+        (":11435", "http://127.0.0.1:11435"),
+        ("127.0.0.1", "http://127.0.0.1:11434"),
+        ("localhost", "http://localhost:11434"),
+        ("box", "http://box:11434"),
+        ("box:", "http://box:11434"),
+        ("box:80", "http://box:80"),
+        ("http://box", "http://box"),
+        ("https://box", "https://box"),
+        ("http://box:11434/", "http://box:11434"),
+        ("https://box/ollama/", "https://box/ollama"),
+        ("ollama.com", "https://ollama.com"),
+        ("[::1]", "http://[::1]:11434"),
+        ("::1", "http://[::1]:11434"),
+        ("[::]:11434", "http://[::1]:11434"),
+        (' "box" ', "http://box:11434"),
+        ("http://box:11434/v1", "http://box:11434"),
+        ("http://box:11434/v1/", "http://box:11434"),
+        ("http://box:11434/api", "http://box:11434"),
+    ],
+)
+def test_ollama_host_in_all_its_forms(written: str, base: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", written)
+    assert OllamaProvider().endpoint.base == (base or "http://localhost:11434")
+
+
+@pytest.mark.parametrize(
+    ("row", "written", "base"),
+    [
+        ("lmstudio", "http://localhost:1234", "http://localhost:1234/v1"),
+        ("lmstudio", "http://localhost:1234/", "http://localhost:1234/v1"),
+        ("lmstudio", "http://localhost:1234/v1", "http://localhost:1234/v1"),
+        ("lmstudio", "http://localhost:1234/v1/", "http://localhost:1234/v1"),
+        ("lmstudio", "localhost", "http://localhost:1234/v1"),
+        ("vllm", "http://gpu:8000/v1/chat/completions", "http://gpu:8000/v1"),
+        ("llamacpp", "gpu:8080", "http://gpu:8080/v1"),
+        ("openai", "https://api.openai.com", "https://api.openai.com/v1"),
+        ("openai", "api.openai.com", "https://api.openai.com/v1"),
+        ("openrouter", "https://openrouter.ai/api", "https://openrouter.ai/api/v1"),
+        ("fireworks", "https://api.fireworks.ai/inference/v1/", "https://api.fireworks.ai/inference/v1"),
+        ("custom", "https://h.example/v1beta/openai/", "https://h.example/v1beta/openai"),
+        ("custom", "h.example", "https://h.example/v1"),
+        ("custom", "10.0.0.7:5000", "http://10.0.0.7:5000/v1"),
+        ("azure", "https://r.openai.azure.com/", "https://r.openai.azure.com"),
+        ("azure", "https://r.openai.azure.com/openai/deployments/d/chat/completions", "https://r.openai.azure.com"),
+    ],
+)
+def test_a_base_url_with_or_without_version_and_slash(row: str, written: str, base: str) -> None:
+    assert endpoint(SPECS[row], written).base == base
+
+
+@pytest.mark.parametrize("written", ["http://", "ftp://box", "http://user:pw@box", "box:99999", "a b", "http://box:x"])
+def test_an_address_that_cannot_be_names_the_variable(written: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="VLLM_BASE_URL") as caught:
+        endpoint(SPECS["vllm"], written)
+    assert "pw" not in str(caught.value)
+
+
+def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://one")
+    monkeypatch.setenv("OLLAMA_HOST", "two")
+    monkeypatch.setenv("OLLAMA_MODEL", "small")
+    assert OllamaProvider().endpoint.base == "http://one"
+    assert OllamaProvider().model == "small"
+    assert OllamaProvider(base_url="http://three", model="big").endpoint.base == "http://three"
+    assert OllamaProvider(base_url="http://three", model="big").model == "big"
+
+
+def test_azures_two_dialects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    assert AzureProvider().spec.litellm == "azure"
+    assert AzureProvider().endpoint.version == "2024-10-21"
+    monkeypatch.setenv("OPENAI_API_VERSION", "2025-01-01-preview")
+    assert AzureProvider().endpoint.version == "2025-01-01-preview"
+    monkeypatch.setenv("AZURE_API_VERSION", "v1")
+    assert AzureProvider().endpoint.base == "https://r.openai.azure.com/openai/v1"
+    assert AzureProvider().spec.litellm == "openai"
+
+
+async def sent_key(provider: object, server: FaultServer) -> str | None:
+    await provider.generate("hi", model="m")  # type: ignore[attr-defined]
+    return server.seen[-1].headers.get("authorization")
+
+
+async def test_a_key_goes_to_the_host_of_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-0000")
+    monkeypatch.setenv("LLAMACPP_API_KEY", "llama-0000")
+    async with FaultServer() as server:
+        with pytest.raises(errors.NotConfigured, match=r"belongs to api\.openai\.com"):
+            OpenAIProvider(base_url=server.root)
+        for provider in (CustomProvider(base_url=server.root), LlamaCppProvider(base_url=server.root)):
+            assert await sent_key(provider, server) == "Bearer no-key"
+        monkeypatch.setenv("OPENAI_BASE_URL", server.root)
+        assert await sent_key(OpenAIProvider(), server) == "Bearer sk-openai-0000"
+        assert await sent_key(OpenAIProvider(base_url=server.base_url), server) == "Bearer sk-openai-0000"
+        monkeypatch.setenv("LLAMACPP_BASE_URL", server.root)
+        assert await sent_key(LlamaCppProvider(), server) == "Bearer llama-0000"
+        assert await sent_key(LlamaCppProvider(api_key="given"), server) == "Bearer given"
+        assert all("sk-openai" not in seen.headers["authorization"] for seen in server.seen[:2])
+
+
+async def test_ollama_is_never_sent_a_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY"):
+        monkeypatch.setenv(name, "sk-secret-0000")
+    async with FaultServer("ollama") as server:
+        await provider_for(server).generate("hi")
+        assert "secret" not in str(server.seen[0].headers)
+
+
+def test_a_cloud_without_key_says_which_variable() -> None:
+    with pytest.raises(errors.NotConfigured, match="OPENROUTER_API_KEY"):
+        OpenRouterProvider(model="m")
+
+
+def test_custom_needs_an_address() -> None:
+    with pytest.raises(errors.NotConfigured, match="CUSTOM_BASE_URL"):
+        CustomProvider()
+
+
+def test_no_repr_shows_a_key() -> None:
+    provider = OpenAIProvider(api_key="sk-secret-0000")
+    assert "secret" not in repr(provider) + repr(provider.endpoint) + repr(vars(provider))

@@ -1,0 +1,209 @@
+"""The error tree and the one place where a status, a body or a cause becomes a leaf."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from conftest import DIALECTS, provider_for
+
+from learnflow.llm import causes, diagnosis, errors
+from learnflow.llm.errors import LLMError
+from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.testing.dialects import REFUSALS
+
+LEAVES = {
+    "key": errors.AuthenticationFailed,
+    "model": errors.ModelNotFound,
+    "overflow": errors.ContextOverflow,
+    "rate": errors.RateLimited,
+    "quota": errors.QuotaExceeded,
+    "busy": errors.Overloaded,
+    "loading": errors.ModelLoading,
+    "failed": errors.ServerFailed,
+    "request": errors.InvalidRequest,
+    "filter": errors.ContentFiltered,
+}
+
+
+@pytest.mark.parametrize(("dialect", "refusal"), [(d, r) for d in DIALECTS for r in REFUSALS[d]])
+async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
+    async with FaultServer(dialect, fault=Fault("refuse", refusal=refusal)) as server:
+        with pytest.raises(LLMError) as caught:
+            await provider_for(server).generate("Explain RSA to me")
+        assert len(server.seen) == 1  # nobody tries again behind our back
+    error = caught.value
+    assert type(error) is LEAVES[refusal]
+    assert error.status == REFUSALS[dialect][refusal][0]
+    assert error.provider
+    assert error.model == "fault-model"
+    assert error.hint
+    assert error.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "leaf"),
+    [
+        (403, b"", errors.Misconfigured),  # Ollama's check of Host and Origin
+        (403, b'{"error":"forbidden"}', errors.AuthenticationFailed),
+        (404, b'{"error":{"code":"404","message":"Resource not found"}}', errors.Misconfigured),  # Azure: wrong path
+        (404, b'{"error":{"code":"DeploymentNotFound","message":"The API deployment"}}', errors.ModelNotFound),
+        (404, b'{"detail":"Not Found"}', errors.Misconfigured),
+        (404, b"404 page not found", errors.Misconfigured),
+        (405, b"", errors.Misconfigured),
+        (400, b'{"error":{"code":400,"message":"model \'x\' not found"}}', errors.ModelNotFound),  # llama.cpp's router
+        (
+            400,
+            b'{"error":"{\\"error\\":{\\"code\\":400,\\"type\\":\\"exceed_context_size_error\\"}}"}',
+            errors.ContextOverflow,
+        ),
+        (
+            400,
+            b'{"error":{"message":"Input length (9) exceeds model\'s maximum context length (8)"}}',
+            errors.ContextOverflow,
+        ),
+        (
+            400,
+            b'{"error":{"message":"Prompt too big: the prompt is longer than the context length currently available"}}',
+            errors.ContextOverflow,
+        ),
+        (400, b'{"error":"\\"m\\" does not support thinking"}', errors.Unsupported),
+        (400, b'{"error":{"message":"\\"auto\\" tool choice requires --enable-auto-tool-choice"}}', errors.Unsupported),
+        (400, b"{\"error\":\"'response_format.type' must be 'json_schema' or 'text'\"}", errors.Unsupported),
+        (
+            400,
+            b'{"error":{"code":"content_filter","innererror":{"code":"ResponsibleAIPolicyViolation"}}}',
+            errors.ContentFiltered,
+        ),
+        (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.InvalidRequest),
+        (402, b"{}", errors.QuotaExceeded),
+        (429, b"slow down", errors.RateLimited),
+        (500, b"<html>oops</html>", errors.ServerFailed),
+        (502, b"<html>Bad Gateway</html>", errors.ServerFailed),
+        (503, b"", errors.Overloaded),
+        (529, b"{}", errors.Overloaded),
+        (501, b"{}", errors.Unsupported),
+        (200 + 102, b"", errors.Misconfigured),
+        (407, b"", errors.Misconfigured),
+        (418, b"{}", errors.InvalidRequest),
+    ],
+)
+def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMError]) -> None:
+    error = diagnosis.refusal(status, body)
+    assert type(error) is leaf
+    assert error.status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "30"}, 30.0),
+        ({"retry-after": "86400"}, 86400.0),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Sun, 22 Nov 2026 10:00:30 GMT", "date": "Sun, 22 Nov 2026 10:00:00 GMT"}, 30.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+async def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    async with FaultServer(fault=Fault("refuse", refusal="rate", headers=headers)) as server:
+        with pytest.raises(errors.RateLimited) as caught:
+            await provider_for(server).generate("hi")
+    assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "you said: Explain the private exponent d of my own key",
+        "bad input near 'the private exponent d of'",
+        "Incorrect API key provided: sk-secret-0000",
+    ],
+)
+async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> None:
+    body = json.dumps({"error": {"message": said}}).encode()
+    async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
+        provider = provider_for(server, api_key="sk-secret-0000")
+        with pytest.raises(errors.InvalidRequest) as caught:
+            await provider.generate("Explain the private exponent d of my own key")
+    shown = f"{caught.value!s} {caught.value!r} {caught.value.args} {caught.value.what}"
+    assert "secret" not in shown
+    assert "exponent" not in shown
+    assert "left out" in shown
+
+
+def test_the_servers_own_words_are_shown_otherwise() -> None:
+    error = diagnosis.refusal(404, b'{"error":"model \'x\' not found"}')
+    assert "“model 'x' not found”" in str(error)
+
+
+def test_long_words_are_cut() -> None:
+    assert len(str(diagnosis.refusal(400, b"x" * 10_000))) < 600
+
+
+@pytest.mark.parametrize("leaf", [leaf for _, leaf in inspect.getmembers(errors, inspect.isclass)])
+def test_every_leaf_tells_what_to_do_survives_pickling_and_hides_the_partial(leaf: type[LLMError]) -> None:
+    if leaf is LLMError or not issubclass(leaf, LLMError):
+        return
+    error = leaf("it broke", provider="ollama", model="m", status=500)
+    error.partial, error.thinking = "half of a secret answer", "secret thought"
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+    assert (str(copy), copy.partial, copy.provider) == (str(error), error.partial, "ollama")
+    assert str(error).startswith("ollama, model m: it broke (HTTP 500)")
+    assert "secret" not in str(error) + repr(error) + str(error.args)
+
+
+def leaves_of(kind: type[LLMError]) -> Iterator[type[LLMError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from leaves_of(each)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    assert errors.__doc__
+    for leaf in leaves_of(LLMError):
+        assert f"─ {leaf.__name__}" in errors.__doc__
+    for line in errors.__doc__.splitlines():
+        if "─ " in line:
+            assert hasattr(errors, line.split("─ ")[1].split()[0])
+
+
+def test_every_exception_of_litellm_is_mapped() -> None:
+    from learnflow.llm._litellm import _load  # noqa: PLC0415
+
+    _load()
+    import litellm.exceptions as theirs  # noqa: PLC0415
+
+    missing = [
+        name
+        for name, kind in inspect.getmembers(theirs, inspect.isclass)
+        if issubclass(kind, BaseException)
+        and kind.__module__ == theirs.__name__
+        and f"litellm.{name}" not in causes.CAUSES
+    ]
+    assert missing == []
+
+
+def test_every_exception_of_httpx_is_mapped() -> None:
+    # ways to misuse httpx's own objects, which never leave its client
+    inner = {"StreamConsumed", "StreamClosed", "ResponseNotRead", "RequestNotRead"}
+    for name, kind in inspect.getmembers(httpx, inspect.isclass):
+        if issubclass(kind, Exception) and name not in inner:
+            found = [f"httpx.{base.__name__}" for base in kind.__mro__ if f"httpx.{base.__name__}" in causes.CAUSES]
+            assert found, name
+
+
+def test_the_table_of_causes_names_only_what_exists() -> None:
+    from learnflow.llm._litellm import _load  # noqa: PLC0415
+
+    _load()
+    import litellm.exceptions  # noqa: PLC0415
+
+    for name in causes.CAUSES:
+        module, _, kind = name.partition(".")
+        home = {"litellm": litellm.exceptions, "httpx": httpx}.get(module)
+        assert home is None or hasattr(home, kind), name

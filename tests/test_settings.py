@@ -1,0 +1,78 @@
+"""The environment is read in one place, as LearnFlow reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from learnflow.llm import errors, get_provider, settings
+from learnflow.llm.base import LLMProvider
+from learnflow.llm.providers import build
+from learnflow.llm.specs import SPECS
+
+
+def test_dotenv_files_are_read_as_learnflow_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\nOLLAMA_MODEL=local\n", encoding="utf-8")
+    (tmp_path / ".env").write_text("LLM_PROVIDER=ollama\nSOMETHING_ELSE=1\n", encoding="utf-8")
+    assert settings.load().chain == ["ollama"]
+    assert settings.load_row(SPECS["ollama"]).model == "local"
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    assert settings.load().chain == ["llamacpp"]
+
+
+def test_providers_win_over_provider_and_fallback_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "openai")
+    monkeypatch.setenv("LLM_PROVIDERS", " Ollama, lmstudio ,")
+    assert settings.load().chain == ["ollama", "lmstudio"]
+    monkeypatch.setenv("LLM_FALLBACK_ENABLED", "false")
+    assert settings.load().chain == ["ollama"]
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "")
+    assert settings.load().chain == []
+    assert settings.load_row(SPECS["ollama"]).base_url is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LLM_DEADLINE", "soon"), ("LLM_GAP_TIMEOUT", "-1"), ("LLM_LOCAL_ONLY", "perhaps"), ("LLM_CONNECT_TIMEOUT", "0")],
+)
+def test_a_value_that_cannot_be_names_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(errors.NotConfigured, match=name) as caught:
+        build("ollama")
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_every_row_can_be_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", name)
+    monkeypatch.setenv(f"{name.upper()}_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(f"{name.upper()}_API_KEY", "k")
+    provider = get_provider()
+    assert provider.name == name
+    assert isinstance(provider, LLMProvider)
+
+
+def test_nobody_named_says_what_to_set() -> None:
+    with pytest.raises(errors.NotConfigured, match="Set LLM_PROVIDER to one of openai, azure, ollama"):
+        get_provider()
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(errors.NotConfigured, match="Did you mean ollama"):
+        get_provider("olama")
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_a_key_is_read_under_every_spelling_and_never_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in SPECS[name].env_key:
+        monkeypatch.setenv(variable, "sk-secret-0000")
+        row = settings.load_row(SPECS[name])
+        assert row.api_key
+        assert row.api_key.get_secret_value() == "sk-secret-0000"
+        assert "secret" not in repr(row)
+        monkeypatch.delenv(variable)
