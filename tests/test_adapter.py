@@ -224,7 +224,7 @@ async def test_bad_input_is_refused_before_anything_is_sent(more: dict[str, Any]
     ],
 )
 async def test_what_a_row_cannot_honour_is_an_error(kind: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(errors.Unsupported, match="cannot honour|does not know"):
+    with pytest.raises(errors.Unsupported, match=r"cannot honour|does not know"):
         await kind(base_url="http://127.0.0.1:9", model="m", api_key="k").complete("hi", **more)
 
 
@@ -277,7 +277,7 @@ async def test_a_class_goes_down_the_ladder_where_a_rung_is_refused() -> None:
 
 async def test_an_answer_that_does_not_fit_is_an_error_without_the_answer_in_it() -> None:
     async with FaultServer("openai", ['{"title": "private title"}']) as server:
-        with pytest.raises(errors.SchemaMismatch, match="Quiz: questions") as caught:
+        with pytest.raises(errors.SchemaMismatch, match=r"Quiz: questions") as caught:
             await provider_for(server).generate("Quiz", response_format=Quiz)
     assert "private" not in str(caught.value)
     assert caught.value.partial == '{"title": "private title"}'

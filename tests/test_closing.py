@@ -1,4 +1,4 @@
-"""A dropped stream frees the GPU: the server sees the end of the connection at once, whichever way the caller leaves."""
+"""A dropped stream frees the GPU: the server sees the end of the connection at once, however he leaves."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ PLAIN = st.text("ab <>/\n", max_size=30).filter(lambda text: "think" not in text
 def split(text: str, cuts: list[int], *, hold: bool = False) -> tuple[str, str, bool]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     splitter = ThinkingSplitter(hold=hold)
-    pieces = [splitter.feed(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [splitter.feed(text[a:b]) for a, b in pairwise(edges)]
     pieces.append(splitter.end())
     return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), splitter.leaked
 

@@ -88,9 +88,8 @@ async def test_the_alarm_rings_only_while_somebody_waits() -> None:
     with alarm.until(loop.time() + 0.01):
         pass
     await asyncio.sleep(0.05)  # the timer fires here, and finds nobody
-    with pytest.raises(TimeoutError):
-        with alarm.until(loop.time() + 0.01):
-            await asyncio.sleep(5)
+    with pytest.raises(TimeoutError), alarm.until(loop.time() + 0.01):
+        await asyncio.sleep(5)
     with alarm.until(loop.time() + 5):  # a later limit after an earlier one
         await asyncio.sleep(0)
     alarm.off()
@@ -116,7 +115,6 @@ async def test_the_alarm_moves_to_an_earlier_limit() -> None:
     with alarm.until(loop.time() + 60):
         await asyncio.sleep(0)
     began = loop.time()
-    with pytest.raises(TimeoutError):
-        with alarm.until(loop.time() + 0.05):
-            await asyncio.sleep(5)
+    with pytest.raises(TimeoutError), alarm.until(loop.time() + 0.05):
+        await asyncio.sleep(5)
     assert loop.time() - began < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,7 @@ def stream(dialect: str, pieces: list[str], thinking: str = "") -> bytes:
 
 def read(wire: Wire, body: bytes, cuts: list[int]) -> tuple[str, str]:
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
-    pieces = [piece for a, b in zip(edges, edges[1:], strict=False) for piece in wire.feed(body[a:b])]
+    pieces = [piece for a, b in pairwise(edges) for piece in wire.feed(body[a:b])]
     pieces += wire.end()
     return "".join(piece.text for piece in pieces), "".join(piece.thinking for piece in pieces)
 
@@ -100,8 +101,6 @@ _SHAPES = st.recursive(
                     "usage",
                     "done",
                     "error",
-                ]
-                + [
                     "index",
                     "id",
                     "finish_reason",
@@ -164,8 +163,9 @@ def test_data_lines_of_one_event_belong_together() -> None:
 
 
 def test_a_pair_of_surrogates_split_over_two_chunks_is_one_character() -> None:
-    body = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\ndata: {"choices":[{"delta":{"content":"\\udd10b"}}]}\n\n'
-    assert read(OpenAIWire(), body + FINISH, [])[0] == "a🔐b"
+    one = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
+    two = b'data: {"choices":[{"delta":{"content":"\\udd10b"}}]}\n\n'
+    assert read(OpenAIWire(), one + two + FINISH, [])[0] == "a🔐b"
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])

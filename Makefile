@@ -1,0 +1,37 @@
+# Works on a fresh clone with Python 3.11+ and pip; everything it installs goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format live bench
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: .venv/ready ## the package with everything its tests and demo need, into .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## ask a local model if one answers, else play recorded answers; says which
+	@$(BIN)/python -m learnflow.llm.testing.demo
+
+test: install ## the tests: no network but loopback, no server, no GPU
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: install ## ruff and strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install ## let ruff format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+live: install ## the tests against every model server that the environment names (LLAMACPP_BASE_URL, OLLAMA_BASE_URL, ...)
+	$(BIN)/python -m pytest -q -m live -rs tests/live $(ARGS)
+
+bench: install ## what the layer costs, beside LiteLLM and httpx
+	$(BIN)/python benchmarks/cost.py

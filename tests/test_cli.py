@@ -1,0 +1,157 @@
+"""The command line, as a person and as a script would use it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from learnflow.llm import cli
+from learnflow.llm.testing import Fault, FaultServer, closed_port
+
+
+@contextmanager
+def serving(*arguments: object, **options: object) -> Iterator[FaultServer]:
+    """A fault server in a thread, for code that runs a loop of its own."""
+    ready, stop = threading.Event(), threading.Event()
+    server = FaultServer(*arguments, **options)  # type: ignore[arg-type]
+
+    async def serve() -> None:
+        async with server:
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    ready.wait()
+    yield server
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
+    with serving("llamacpp", thinking="hm") as running:
+        monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+        monkeypatch.setenv("LLAMACPP_BASE_URL", running.root)
+        yield running
+
+
+def test_ask_prints_the_answer_and_nothing_else(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ask", "hi", "--temperature", "0", "--system", "Be brief", "--model", "m"]) == 0
+    assert capfd.readouterr() == ("The quick brown fox jumps over the lazy dog.\n", "")
+    body = server.seen[0].body
+    assert (body["model"], body["temperature"]) == ("m", 0)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief"}
+
+
+def test_json_says_everything_known(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ask", "hi", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["text"] == "The quick brown fox jumps over the lazy dog."
+    assert (said["finish"], said["reasoning"], said["provider"]) == ("stop", "hm", "llamacpp")
+    assert said["model"] == {"asked": "fault-model", "served": "fault-model"}
+    assert said["usage"]["completion_tokens"] == 7
+
+
+def test_the_prompt_may_come_from_a_pipe(server: FaultServer) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "learnflow.llm", "ask", "-"],
+        input="from a pipe",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "The quick brown fox jumps over the lazy dog.\n")
+    assert ran.stderr == ""
+    assert server.seen[0].body["messages"][-1]["content"] == "from a pipe"
+
+
+def test_a_reader_who_leaves_is_no_error(server: FaultServer) -> None:
+    server.pieces = ["word "] * 5000
+    command = f"{sys.executable} -m learnflow.llm ask hi | head -c 3"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stdout, ran.stderr) == ("wor", "")
+
+
+def test_a_failed_answer_keeps_what_came_and_says_why(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.fault = Fault("error_frame")
+    assert cli.main(["ask", "hi"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "The quick brown \n"
+    assert err.startswith("learnflow-llm: llamacpp, model fault-model: the server reported an error in the middle")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["ask"], 2),
+        (["ask", "hi", "--temperature", "hot"], 2),
+        (["ask", "hi", "--provider", "llamacpp", "--temperature", "-3"], 2),
+        (["ask", "", "--provider", "llamacpp"], 2),
+        (["tell", "hi"], 2),
+        ([], 2),
+        (["ask", "hi", "--provider", "nobody"], 3),
+        (["ask", "hi", "--provider", "openai"], 3),
+        (["ask", "hi", "--provider", "custom"], 3),
+        (["ask", "hi", "--provider", "vllm", "--model", "m"], 3),
+    ],
+)
+def test_exit_codes_tell_usage_nobody_and_failure_apart(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    try:
+        got = cli.main(arguments)
+    except SystemExit as left:
+        got = int(left.code or 0)
+    assert got == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom learnflow.llm.cli import main\ntry:\n    main(['ask', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('litellm', 'httpx', 'pydantic', 'structlog') if m in sys.modules], file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stderr == "[]\n"
+    assert "the question" in ran.stdout
+
+
+def test_the_demo_plays_a_recording_when_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os  # noqa: PLC0415
+
+    rows = ("OLLAMA", "LMSTUDIO", "VLLM", "LLAMACPP")
+    nobody = {f"{row}_BASE_URL": f"http://127.0.0.1:{closed_port()}" for row in rows}
+    ran = subprocess.run(
+        [sys.executable, "-m", "learnflow.llm.testing.demo"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **nobody},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "RECORDED answer: llama.cpp server 0c1e570" in ran.stdout
+    assert "rests on the difficulty of factoring n.\n\nThe answer is whole" in ran.stdout
+
+
+def test_the_demo_asks_a_server_that_answers(server: FaultServer) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "learnflow.llm.testing.demo"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"llama.cpp answers at {server.base_url}" in ran.stdout
+    assert "RECORDED" not in ran.stdout

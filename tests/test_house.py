@@ -1,0 +1,192 @@
+"""The plan of the house, and artefacts that must say the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import learnflow.llm
+from learnflow.llm import providers, settings
+from learnflow.llm.specs import SPECS
+
+ROOT = Path(__file__).parent.parent
+HOUSE = ROOT / "learnflow" / "llm"
+MODULES = sorted(HOUSE.rglob("*.py"))
+
+# Imports go one way: a room may import those of the storeys above and of its own, but no two import each other.
+STOREYS = [
+    ["errors", "base"],
+    ["specs", "causes", "endpoint"],
+    ["settings", "thinking", "structured", "alarm", "events", "diagnosis"],
+    ["wire", "sse", "ndjson", "request"],
+    ["pool", "net"],
+    ["_litellm", "health"],
+    ["listen", "answer"],
+    ["adapter"],
+    ["providers"],
+    ["factory"],
+    ["testing", "cli", "__main__", "__init__"],
+]
+LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
+# Who may import these, and who may speak of the environment.
+IMPORTERS = {"litellm": {"_litellm.py"}, "openai": {"_litellm.py"}, "httpx": {"net.py", "pool.py"}}
+ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(HOUSE).with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms that a module imports, in functions too."""
+    found = set()
+    depth = len(path.relative_to(HOUSE).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth + 1:
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            found.update(names)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    for other in imports_of(path) - {room}:
+        assert other in LEVEL, other
+        assert LEVEL[other] <= LEVEL[room] or path.name == "__init__.py", f"{room} imports {other}"
+        assert other != "testing", f"{room} imports what is for tests"
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    for path in MODULES:
+        for other in imports_of(path):
+            back = HOUSE / f"{other}.py"
+            assert not (back.exists() and other != room_of(path) and room_of(path) in imports_of(back)), (path, other)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_libraries_and_the_environment_have_their_rooms(path: Path) -> None:
+    code = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(code):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            assert path.name in IMPORTERS.get(name.split(".")[0], {path.name}), f"{path.name} imports {name}"
+    if path.name not in ("settings.py", "_litellm.py"):  # the airlock writes what LiteLLM reads
+        assert not ENVIRONMENT.search(ast.unparse(code))
+
+
+def test_names_of_providers_stand_only_in_the_rows() -> None:
+    names = {name for name in SPECS if name not in ("openai", "ollama")}  # those two are also dialects
+    for path in MODULES:
+        if path.name == "specs.py" or path.parent.name in ("providers", "testing"):
+            continue
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not strings & (names - {"azure"} if path.name == "_litellm.py" else names), path  # LiteLLM's own prefix
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_every_room_says_what_it_owns(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring
+    if path.parent == HOUSE and path.name != "__main__.py":
+        assert "Must never" in docstring
+
+
+def test_there_is_no_utils_and_no_init_above_us() -> None:
+    assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
+    assert not (ROOT / "learnflow" / "__init__.py").exists()  # LearnFlow has its own
+
+
+def test_every_module_can_be_imported_alone() -> None:
+    for found in pkgutil.walk_packages(learnflow.llm.__path__, "learnflow.llm."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+
+
+def test_the_front_door_shows_what_it_names() -> None:
+    for name in learnflow.llm.__all__:
+        assert getattr(learnflow.llm, name)
+    assert sorted(learnflow.llm.__all__) == learnflow.llm.__all__
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = learnflow.llm.nothing
+    for name in providers.__all__:
+        assert getattr(providers, name)
+
+
+def test_every_row_has_a_class_with_its_name() -> None:
+    classes = {getattr(providers, name) for name in providers.__all__ if name.endswith("Provider")}
+    assert {each.row for each in classes} == set(SPECS)
+
+
+def variables() -> dict[str, str]:
+    """env.example: each variable with the comment above it."""
+    found, comment = {}, ""
+    for line in (ROOT / "env.example").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            comment = line
+        elif "=" in line:
+            assert comment, line
+            found[line.partition("=")[0]] = comment
+        else:
+            comment = ""
+    return found
+
+
+def test_env_example_is_what_the_settings_read() -> None:
+    common = {name.upper() for name in settings.Settings.model_fields}
+    rows = {
+        name for spec in SPECS.values() for name in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version)
+    }
+    assert set(variables()) == common | rows
+
+
+def test_env_example_can_be_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text((ROOT / "env.example").read_text(encoding="utf-8"), encoding="utf-8")
+    assert settings.load().chain == ["ollama"]
+    assert learnflow.llm.get_provider().name == "ollama"
+
+
+def test_readme_lists_the_rows() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (?:`([^`]+)`|say so) \| (needed|none) \|", text, re.MULTILINE)
+    classes = {getattr(providers, name).row: name for name in providers.__all__ if name.endswith("Provider")}
+    expected = [
+        (name, classes[name], spec.default_url or "", "none" if spec.local else "needed")
+        for name, spec in SPECS.items()
+    ]
+    assert rows == expected
+
+
+def test_readmes_python_compiles() -> None:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+        compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_every_cassette_says_where_it_is_from() -> None:
+    tapes = list((ROOT / "cassettes").rglob("*.yaml"))
+    assert tapes
+    for tape in tapes:
+        origin = yaml.safe_load(tape.read_text(encoding="utf-8"))["origin"]
+        assert origin["kind"] in ("recorded", "authored"), tape
+        assert origin["server" if origin["kind"] == "recorded" else "source"], tape
+        assert not re.search(r"127\.0\.0\.1|localhost|[Bb]earer|sk-", tape.read_text(encoding="utf-8")), tape
+
+
+def test_no_file_names_a_package_registry() -> None:
+    for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run"):
+        assert not re.search(
+            r"https?://(?!keepachangelog)[\w.]*(pypi|pythonhosted|index)", (ROOT / name).read_text(encoding="utf-8")
+        )
+    assert "uv.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8")
