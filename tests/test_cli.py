@@ -122,7 +122,8 @@ def test_exit_codes_tell_usage_nobody_and_failure_apart(
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom learnflow.llm.cli import main\ntry:\n    main(['ask', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom learnflow.llm.cli import main\n"
+        "try:\n    main(['ask', '--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('litellm', 'httpx', 'pydantic', 'structlog') if m in sys.modules], file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
