@@ -160,6 +160,28 @@ async def test_a_default_that_only_the_server_refuses_is_left_out_and_remembered
             await provider.generate("hi", temperature=0.3)
 
 
+async def test_a_prompt_that_a_server_quotes_changes_no_parameter() -> None:
+    body = json.dumps({"error": {"message": "invalid: what is the temperature today, and max_tokens"}}).encode()
+    async with FaultServer() as server:
+        server.script = [Fault("refuse", status=400, body=body)]
+        provider = provider_for(server)
+        with pytest.raises(errors.InvalidRequest):
+            await provider.generate("what is the temperature today, and max_tokens")
+        await provider.generate("hi")
+        assert server.seen[-1].body["temperature"] == 0.7
+
+
+async def test_what_a_server_separates_keeps_its_tags() -> None:
+    async with FaultServer("llamacpp", ["<think>x</think>", " and </think>\n"], thinking="hm") as server:
+        done = await provider_for(server).complete("hi")
+        assert (done.text, done.reasoning) == ("<think>x</think> and </think>\n", "hm")
+
+
+async def test_one_stop_text_is_a_list_for_ollama() -> None:
+    async with FaultServer("ollama") as server:
+        assert (await sent(provider_for(server), server, stop="x"))["options"]["stop"] == ["x"]
+
+
 async def test_max_tokens_travels_under_its_newer_name_where_the_server_wants_that() -> None:
     no = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "param": "max_tokens"}
     async with FaultServer() as server:
@@ -190,6 +212,15 @@ async def test_a_server_that_does_not_know_stream_options_is_asked_without() -> 
         ({"timeout": 0}, errors.InvalidRequest, "timeout= must be"),
         ({"seed": "x"}, errors.InvalidRequest, "seed= must be"),
         ({"stop": [1]}, errors.InvalidRequest, "stop= must be"),
+        ({"stop": 5}, errors.InvalidRequest, "stop= must be"),
+        ({"system": 5}, errors.InvalidRequest, "system= must be"),
+        ({"tools": 5}, errors.InvalidRequest, "tools= must be"),
+        ({"tools": [5]}, errors.InvalidRequest, "tools= must be"),
+        ({"extra_body": "x"}, errors.InvalidRequest, "extra_body= must be"),
+        ({"response_format": Quiz(title="a", questions=[])}, errors.InvalidRequest, "response_format= must be"),
+        ({"response_format": {"type": "json_schema"}}, errors.InvalidRequest, "response_format= must be"),
+        ({"prompt": [{"role": "user", "content": ["x"]}]}, errors.InvalidRequest, "neither a text nor a list"),
+        ({"prompt": [{"role": 5, "content": "x"}]}, errors.InvalidRequest, "neither a text nor a list"),
         ({"reasoning": "much"}, errors.InvalidRequest, "reasoning= must be"),
         ({"reasoning": 1}, errors.InvalidRequest, "reasoning= must be"),
         ({"response_format": "json"}, errors.InvalidRequest, "response_format= must be"),

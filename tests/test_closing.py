@@ -8,6 +8,7 @@ import gc
 import pytest
 from conftest import DIALECTS, provider_for
 
+from learnflow.llm import errors
 from learnflow.llm.base import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -44,6 +45,49 @@ async def test_aclose() -> None:
         await gone(server)
         with pytest.raises(StopAsyncIteration):
             await anext(answer)
+
+
+@pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])
+async def test_aclose_from_another_task_ends_the_wait(fault: Fault) -> None:
+    async with FaultServer(fault=fault) as server:
+        answer = provider_for(server).stream("hi")
+
+        async def read() -> list[str]:
+            return [piece async for piece in answer]
+
+        reader = asyncio.create_task(read())
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        with pytest.raises(errors.InvalidRequest, match="another task"):
+            await anext(answer)
+        await answer.aclose()
+        assert "".join(await reader) in ("", "The quick brown ")
+        await gone(server)
+
+
+async def test_a_stream_that_failed_does_not_end_quietly_the_second_time() -> None:
+    async with FaultServer(fault=Fault("drop")) as server:
+        answer = provider_for(server).stream("hi")
+        with pytest.raises(errors.AnswerCut):
+            [piece async for piece in answer]
+        with pytest.raises(errors.InvalidRequest, match="has failed"):
+            [piece async for piece in answer]
+
+
+async def test_leaving_while_litellm_prepares_leaves_nothing_behind(recwarn: pytest.WarningsRecorder) -> None:
+    async with FaultServer(fault=Fault("hang")) as server:
+        provider = provider_for(server)
+        for delay in range(40):
+            task = asyncio.create_task(provider.generate("hi"))
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        gc.collect()
+        assert not [str(warning.message) for warning in recwarn]
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in others if "litellm" in repr(task).lower() and "_worker_loop" not in repr(task)]
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])

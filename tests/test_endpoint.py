@@ -67,6 +67,9 @@ def test_ollama_host_in_all_its_forms(written: str, base: str | None, monkeypatc
         ("custom", "https://h.example/v1beta/openai/", "https://h.example/v1beta/openai"),
         ("custom", "h.example", "https://h.example/v1"),
         ("custom", "10.0.0.7:5000", "http://10.0.0.7:5000/v1"),
+        ("custom", "gpu.lan:8000", "http://gpu.lan:8000/v1"),
+        ("openrouter", "https://openrouter.ai", "https://openrouter.ai/api/v1"),
+        ("fireworks", "https://api.fireworks.ai/", "https://api.fireworks.ai/inference/v1"),
         ("azure", "https://r.openai.azure.com/", "https://r.openai.azure.com"),
         ("azure", "https://r.openai.azure.com/openai/deployments/d/chat/completions", "https://r.openai.azure.com"),
     ],
@@ -116,14 +119,14 @@ async def test_a_key_goes_to_the_host_of_its_own_row_only(monkeypatch: pytest.Mo
         with pytest.raises(errors.NotConfigured, match=r"belongs to api\.openai\.com"):
             OpenAIProvider(base_url=server.root)
         for provider in (CustomProvider(base_url=server.root), LlamaCppProvider(base_url=server.root)):
-            assert await sent_key(provider, server) == "Bearer no-key"
+            assert await sent_key(provider, server) is None
         monkeypatch.setenv("OPENAI_BASE_URL", server.root)
         assert await sent_key(OpenAIProvider(), server) == "Bearer sk-openai-0000"
         assert await sent_key(OpenAIProvider(base_url=server.base_url), server) == "Bearer sk-openai-0000"
         monkeypatch.setenv("LLAMACPP_BASE_URL", server.root)
         assert await sent_key(LlamaCppProvider(), server) == "Bearer llama-0000"
         assert await sent_key(LlamaCppProvider(api_key="given"), server) == "Bearer given"
-        assert all("sk-openai" not in seen.headers["authorization"] for seen in server.seen[:2])
+        assert all("authorization" not in seen.headers for seen in server.seen[:2])
 
 
 async def test_ollama_is_never_sent_a_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +140,39 @@ async def test_ollama_is_never_sent_a_key_of_the_environment(monkeypatch: pytest
 def test_a_cloud_without_key_says_which_variable() -> None:
     with pytest.raises(errors.NotConfigured, match="OPENROUTER_API_KEY"):
         OpenRouterProvider(model="m")
+
+
+@pytest.mark.parametrize("kind", [AzureProvider, OpenAIProvider, CustomProvider])
+async def test_no_credential_of_the_environment_travels_behind_our_back(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "AZURE_OPENAI_AD_TOKEN",
+        "AZURE_AD_TOKEN",
+        "OPENAI_ORG_ID",
+        "OPENAI_ORGANIZATION",
+        "OPENAI_PROJECT_ID",
+    ):
+        monkeypatch.setenv(name, "env-secret-0000")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "x-secret: env-secret-0000")
+    async with FaultServer() as server:
+        await kind(base_url=server.root, api_key="given-0000", model="d").generate("hi")
+        headers = server.seen[0].headers
+    assert "env-secret" not in str(headers)
+    assert headers.get("api-key", headers.get("authorization")) in ("given-0000", "Bearer given-0000")
+
+
+@pytest.mark.parametrize("key", ["sk-0000\n", "  sk-0000 "])
+async def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
+    async with FaultServer(key="sk-0000") as server:
+        assert await CustomProvider(base_url=server.root, api_key=key, model="m").generate("hi")
+
+
+@pytest.mark.parametrize("key", ["sk 0000\x00", "ключ"])
+def test_a_key_that_cannot_be_is_named_and_not_shown(key: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="CUSTOM_API_KEY") as caught:
+        CustomProvider(base_url="http://127.0.0.1:9", api_key=key)
+    assert key not in str(caught.value)
 
 
 def test_custom_needs_an_address() -> None:

@@ -90,6 +90,14 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
         (200 + 102, b"", errors.Misconfigured),
         (407, b"", errors.Misconfigured),
         (418, b"{}", errors.InvalidRequest),
+        (413, b"", errors.ContextOverflow),
+        (400, b'{"error":{"message":"max_tokens=9 cannot be greater than max_model_len=8"}}', errors.ContextOverflow),
+        (500, b'{"error":{"message":"image input is not supported - hint: mmproj"}}', errors.Unsupported),  # llama.cpp
+        (429, b"You exceeded your current quota, please check your plan and billing", errors.QuotaExceeded),
+        (400, b'{"error":{"message":"Your credit balance is too low"}}', errors.QuotaExceeded),
+        (400, b'{"error":{"message":"API key not valid. Please pass a valid API key."}}', errors.AuthenticationFailed),
+        (404, b'{"error":{"message":"No endpoints found that support image input"}}', errors.Unsupported),
+        (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.InvalidRequest),
     ],
 )
 def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMError]) -> None:
@@ -106,6 +114,8 @@ def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMEr
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
         ({"retry-after": "Sun, 22 Nov 2026 10:00:30 GMT", "date": "Sun, 22 Nov 2026 10:00:00 GMT"}, 30.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "-5"}, None),
         ({}, None),
     ],
 )
@@ -122,14 +132,17 @@ async def test_retry_after_is_read_in_every_form(headers: dict[str, str], second
         "you said: Explain the private exponent d of my own key",
         "bad input near 'the private exponent d of'",
         "Incorrect API key provided: sk-secret-0000",
+        "Incorrect API key provided: sk-secre…",
+        r"input was 'Explain the\n  private exponent d of my own key'",
+        "x" * 270 + " Explain the private exponent d of my own key",
     ],
 )
 async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> None:
     body = json.dumps({"error": {"message": said}}).encode()
     async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
         provider = provider_for(server, api_key="sk-secret-0000")
-        with pytest.raises(errors.InvalidRequest) as caught:
-            await provider.generate("Explain the private exponent d of my own key")
+        with pytest.raises(LLMError) as caught:
+            await provider.generate("Explain the\n  private exponent d of my own key")
     shown = f"{caught.value!s} {caught.value!r} {caught.value.args} {caught.value.what}"
     assert "secret" not in shown
     assert "exponent" not in shown

@@ -24,7 +24,7 @@ STOREYS = [
     ["errors", "base"],
     ["specs", "causes", "endpoint"],
     ["settings", "thinking", "structured", "alarm", "events", "diagnosis"],
-    ["wire", "sse", "ndjson", "request"],
+    ["wire", "sse", "ndjson", "request", "times", "discretion"],
     ["pool", "net"],
     ["_litellm", "health"],
     ["listen", "answer"],

@@ -224,8 +224,43 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
     async with FaultServer() as other:
         exchange = net.Exchange(("http", "127.0.0.1", 9), "", 1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
-            await net.get(f"{other.root}/v1/models", exchange, {})
+            await net.get(f"{other.root}/v1/models", exchange)
         assert other.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("http_proxy", "socks5://127.0.0.1:9"), ("http_proxy", "ftp://127.0.0.1:9"), ("SSL_CERT_FILE", "/no/such/file")],
+)
+async def test_a_setting_that_keeps_us_from_connecting_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learnflow.llm import pool  # noqa: PLC0415
+
+    pool._tls.cache_clear()
+    monkeypatch.setenv(name, value)
+    scheme = "https" if name == "SSL_CERT_FILE" else "http"
+    with pytest.raises(errors.NotConfigured, match=r"HTTPS_PROXY.*SSL_CERT_FILE") as caught:
+        await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1", model="m").generate("hi")
+    assert caught.value.failover
+    pool._tls.cache_clear()
+
+
+@pytest.mark.parametrize("status", [201, 206])
+async def test_another_success_is_read_like_a_200(status: int) -> None:
+    async with FaultServer() as server:
+        whole = server.dialect.whole("fine")
+        server.script = [Fault("refuse", status=status, body=whole), Fault("refuse", status=204, body=b"")]
+        assert await provider_for(server).generate("hi") == "fine"
+        with pytest.raises(errors.EmptyStream):
+            await provider_for(server).generate("hi")
+
+
+async def test_a_model_without_chat_completions_says_so() -> None:
+    async with FaultServer() as server:
+        with pytest.raises(errors.Unsupported, match="not served by chat completions"):
+            await OpenAIProvider(base_url=server.root, api_key="k", model="o1-pro").generate("hi")
+        assert server.connections == 0
 
 
 async def test_a_key_does_not_follow_a_redirect() -> None:

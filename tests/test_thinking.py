@@ -41,19 +41,21 @@ def test_an_unclosed_tag_is_all_thinking(thought: str, cuts: list[int], hold: bo
 def test_closing_without_opening_is_thinking_where_the_text_was_held_back(
     thought: str, answer: str, cuts: list[int]
 ) -> None:
-    if thought[-1:] in ("`", "'", '"'):
-        thought = thought[:-1]
+    thought = thought.rstrip()
     assert split(f"{thought}</think>{answer}", cuts, hold=True) == (answer.lstrip(), thought, False)
 
 
 def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
-    assert split("I wonder</think>yes", [4]) == ("I woyes", "nder", True)
+    assert split("I wonder</think>yes", [4]) == ("I woyes", "I wonder", True)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "Use <think> and </think> to mark it",
+        "The tag </think> closes the block",
+        "It ends with </think>, always",
+        "```\n</think>\n```\ndone",
         "The tag `</think>` closes it",
         'it says "</think>"',
         "a < b </b> <thin",
@@ -74,4 +76,10 @@ def test_what_was_held_is_released_when_the_server_separates() -> None:
     splitter = ThinkingSplitter(hold=True)
     assert splitter.feed("so far").text == ""
     assert splitter.separated().text == "so far"
-    assert splitter.feed(" and on").text == " and on"
+    assert splitter.feed(" and</think>\non").text == " and</think>\non"
+
+
+def test_a_server_that_separates_means_its_tags() -> None:
+    splitter = ThinkingSplitter()
+    splitter.separated()
+    assert splitter.feed("<think>x</think>y").text == "<think>x</think>y"

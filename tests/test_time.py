@@ -10,6 +10,7 @@ from conftest import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.alarm import Alarm
+from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import Fault, FaultServer
 
 
@@ -61,8 +62,34 @@ async def test_the_caller_may_take_his_time() -> None:
         got = ""
         async for piece in provider_for(server, gap_timeout=0.2, first_token_timeout=0.2).stream("hi"):
             got += piece
-            await asyncio.sleep(0.1 if len(got) < 30 else 0)
+            await asyncio.sleep(0.3 if len(got) < 12 else 0)
         assert got == "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+async def test_a_finished_answer_is_not_waited_for(dialect: str) -> None:
+    async with FaultServer(dialect, fault=Fault("lingers")) as server:
+        began = time.monotonic()
+        assert (await provider_for(server).generate("hi")).endswith("dog.")
+        assert time.monotonic() - began < 4
+        await asyncio.wait_for(server.seen[0].gone.wait(), 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"timeout": 5},
+        {"first_token_timout": 1},
+        {"connect_timeout": "3"},
+        {"gap_timeout": 0},
+        {"deadline": -1},
+        {"local_only": "false"},
+    ],
+)
+def test_keywords_of_a_provider_that_cannot_be(given: dict[str, object]) -> None:
+    with pytest.raises(errors.NotConfigured, match=next(iter(given))):
+        CustomProvider(base_url="http://127.0.0.1:9", **given)  # type: ignore[arg-type]
+    CustomProvider(base_url="http://127.0.0.1:9", deadline=None, gap_timeout=None)  # type: ignore[arg-type]
 
 
 async def test_budgets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,10 +177,53 @@ def test_a_first_chunk_without_choices_is_azures_filter_result() -> None:
     assert heard(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH).whole
 
 
-@pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", "STOP", "", 7])
+@pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", "STOP", 7])
 def test_an_unknown_finish_is_not_whole(finish: object) -> None:
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":' + json.dumps(finish).encode() + b"}]}\n\n"
     assert isinstance(heard(body + b"data: [DONE]\n\n").fault, errors.UnknownFinish)
+
+
+def test_an_empty_finish_is_none() -> None:
+    body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":""}]}\n\n'
+    assert heard(body + FINISH).whole
+    assert isinstance(heard(body + b"data: [DONE]\n\n").fault, errors.FinishMissing)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_byte_order_mark_may_be_split(dialect: str) -> None:
+    for cuts in ([1], [2], [1, 2, 3]):
+        wire = reader(dialect)
+        assert read(wire, b"\xef\xbb\xbf" + stream(dialect, ["a"]), cuts)[0] == "a"
+        assert wire.whole
+
+
+def test_text_after_the_end_is_not_swallowed_or_added() -> None:
+    wire = OpenAIWire()
+    assert read(wire, chunk(content="a") + FINISH + chunk(content="b"), [])[0] == "a"
+    assert isinstance(wire.fault, errors.MalformedAnswer)
+
+
+def test_only_the_first_choice_is_the_answer() -> None:
+    other = b'data: {"choices":[{"index":1,"delta":{"content":"B"}}]}\n\n'
+    assert read(OpenAIWire(), other + chunk(content="a") + other + FINISH, [])[0] == "a"
+
+
+@pytest.mark.parametrize(
+    "usage", [{"completion_tokens": "3", "completion_tokens_details": [1]}, [1], "x", {"prompt_tokens": 2.5}]
+)
+def test_odd_usage_spoils_no_answer(usage: object) -> None:
+    wire = heard(
+        chunk(content="a") + b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n" + FINISH
+    )
+    assert wire.whole
+    assert wire.usage.completion_tokens is None
+
+
+def test_half_a_character_at_the_end_is_shown_as_lost() -> None:
+    half = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
+    assert read(OpenAIWire(), half + FINISH, [])[0] == "a\ufffd"
+    text, _ = read(OpenAIWire(), half + chunk(content="b") + FINISH, [])
+    assert text.encode() == "a\ufffdb".encode()
 
 
 def test_the_words_of_a_stream_error_decide_its_class() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Coroutine
 from functools import cache
 from typing import Any, Final
 
@@ -55,28 +56,57 @@ async def ask(
     litellm = _load()
     if spec.local:
         _register(f"{spec.litellm}/{model}")
+    elif _mode(litellm, spec, model) == "responses":
+        return errors.Unsupported(
+            "this model is not served by chat completions", hint="Choose one that the chat API serves"
+        )
     token = net.current.set(exchange)
     failed: LLMError | None = None
     try:
-        await litellm.acompletion(
-            model=f"{spec.litellm}/{model}",
-            messages=messages,
-            stream=True,
-            api_base=endpoint.base,
-            api_key=endpoint.key or _NO_KEY,
-            api_version=endpoint.version,
-            client=_client(spec.litellm, endpoint),
-            max_retries=0,
-            num_retries=0,
-            drop_params=False,
-            _skip_mcp_handler=True,  # tools need the mcp package otherwise (facts/litellm.md 0.5)
-            **parameters,
+        await _unhurried(
+            exchange,
+            litellm.acompletion(
+                model=f"{spec.litellm}/{model}",
+                messages=messages,
+                stream=True,
+                api_base=endpoint.base,
+                api_key=endpoint.key or _NO_KEY,
+                api_version=endpoint.version,
+                client=_client(spec.litellm, endpoint),
+                max_retries=0,
+                num_retries=0,
+                drop_params=False,
+                _skip_mcp_handler=True,  # tools need the mcp package otherwise (facts/litellm.md 0.5)
+                **parameters,
+            ),
         )
     except Exception as error:  # noqa: BLE001  # whatever LiteLLM raises becomes ours, here and nowhere else
         failed = _failure(error, exchange)
     finally:
         net.current.reset(token)
     return None if exchange.body is not None else failed or _unanswered(exchange)
+
+
+async def _unhurried(exchange: net.Exchange, call: Coroutine[Any, Any, object]) -> None:
+    """Await LiteLLM's call; a caller who leaves while it still prepares does not tear it apart in its thread."""
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if exchange.sent:
+            task.cancel()
+        exchange.failure = exchange.failure or errors.ConnectionFailed("the caller left")
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen
+        raise
+
+
+def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str | None:
+    """What LiteLLM's table says of a cloud model: "chat", or "responses" for those without chat completions."""
+    table = litellm.model_cost
+    known = table.get(f"{spec.litellm}/{model}") or table.get(model) or {}
+    return known.get("mode")
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
@@ -103,18 +133,19 @@ def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
     kind = leaf_of(error)
     if issubclass(kind, errors.Unsupported):
         return kind("LiteLLM knows that this model does not take a parameter of the request", hint=_parameters(error))
-    if issubclass(kind, errors.LLMError) and not issubclass(kind, errors.Unavailable):
-        return kind(f"LiteLLM refused the request before sending it ({type(error).__name__})")
-    return errors.InvalidRequest(
-        f"LiteLLM failed before sending the request ({type(error).__name__})",
-        hint="Check the messages' roles, contents and image formats",
-    )
+    what, hint = f"LiteLLM refused the request before sending it ({type(error).__name__})", ""
+    if issubclass(kind, errors.Unavailable | errors.BrokenAnswer):  # it sent nothing: no outage of anybody's
+        kind, hint = (
+            errors.Unsupported,
+            "Check the messages' roles, contents and image formats, or try another provider",
+        )
+    return kind(what, hint=hint)
 
 
 def _parameters(error: Exception) -> str:
     """The names in LiteLLM's sentence that are parameters; its words may hold more than names."""
     names = ("temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty", "tools")
-    more = ("tool_choice", "response_format", "reasoning_effort", "top_k", "min_p", "stream_options")
+    more = ("tool_choice", "response_format", "reasoning", "top_k", "min_p", "stream_options")
     words = str(getattr(error, "message", error))
     return "Leave out " + ", ".join([name for name in names + more if name in words] or ["some of its keywords"])
 

@@ -25,14 +25,15 @@ from .base import (
     TimeOptions,
 )
 from .base import Options as More
-from .diagnosis import discreet
+from .discretion import discreet
 from .endpoint import settle
 from .errors import LLMError
 from .health import Door
-from .listen import Listening, Times
+from .listen import Listening
 from .request import Request, Variant, request
 from .specs import OPENS_THINKING_ITSELF, SPECS, ProviderSpec
 from .thinking import Piece
+from .times import settle_times
 
 
 class BaseProvider:
@@ -62,16 +63,9 @@ class BaseProvider:
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version)
         self.model = model or own.model
-        slow = self.spec.local
-        self._times = Times(
-            connect=times.get("connect_timeout", common.llm_connect_timeout),
-            first_token=times.get("first_token_timeout", common.llm_first_token_timeout or (180.0 if slow else 60.0)),
-            gap=times.get("gap_timeout", common.llm_gap_timeout or (120.0 if slow else 30.0)),
-            deadline=times.get("deadline", common.llm_deadline),
-        )
-        self._local_only = times.get("local_only", common.llm_local_only)
+        self._times = settle_times(self.spec, times, common)
         self._log_content = common.llm_log_content
-        self._door = Door(self.spec, self.endpoint, self._times.connect, self._local_only)
+        self._door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only)
         self._found: str | None = None
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
@@ -137,7 +131,7 @@ class BaseProvider:
             return await self._door.models()
         except LLMError as error:
             failed = error
-        raise self._explained(failed, None, [], None)
+        raise self._explained(failed, None)
 
     async def health_check(self) -> bool:
         """Whether it would answer now; reads a page, costs nothing, loads nothing, never raises."""
@@ -189,14 +183,15 @@ class BaseProvider:
         finally:
             self._tell(failed or answering.completion, model, asked, loop.time() - started)
         if failed:
-            raise self._explained(failed, model, [*asked.texts, answer.text], answer)
+            raise self._explained(failed, model, asked, answer).with_traceback(None)
 
     async def _prepared(self, asked: Request, deadline: float) -> str:
         """LiteLLM is loaded, and the model's name is known."""
         try:
             async with asyncio.timeout_at(deadline):
+                model = await self._which(asked.model)  # first: what is wrong with it costs no seconds
                 await _litellm.ready(self.spec)
-                return await self._which(asked.model)
+                return model
         except TimeoutError:
             pass
         raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
@@ -226,21 +221,25 @@ class BaseProvider:
 
     async def _heard(self, asked: Request, answer: Answer, model: str, deadline: float) -> AsyncGenerator[Piece, None]:
         """What the server says. What is ours and was refused is left out, and it is asked again."""
+        variant = self._variants.get(model, Variant())
         while True:
-            variant = self._variants.get(model, Variant())
             messages, parameters = asked.put(model, variant)
-            answer.listening = Listening(self.spec, self.endpoint, self._times, local_only=self._local_only)
+            answer.listening = Listening(self.spec, self.endpoint, self._times)
             refused: LLMError | None = None
             try:
                 async with aclosing(answer.listening.pieces(model, messages, parameters, deadline)) as pieces:
                     async for piece in pieces:
                         yield piece
-            except (errors.Unsupported, errors.RequestError) as error:
+            except (errors.CapabilityError, errors.RequestError) as error:
                 refused = error
-            other = asked.otherwise(variant, refused) if refused and not answer.listening.began else None
+            if refused is None:
+                self._variants[model] = variant
+                break
+            discreet(refused, self.endpoint.key, asked)
+            other = None if answer.listening.began else asked.otherwise(variant, refused)
             if other is None:
                 break
-            self._variants[model], why = other
+            variant, why = other
             events.emit(events.Adjusted(provider=self.name, model=model, why=why))
         if refused:
             raise refused
@@ -263,7 +262,9 @@ class BaseProvider:
         if self._log_content and isinstance(outcome, Completion):
             events.content("llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
 
-    def _explained(self, error: LLMError, model: str | None, private: list[str], answer: Answer | None) -> LLMError:
+    def _explained(
+        self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
+    ) -> LLMError:
         """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
         error.provider, error.model = self.name, error.model or model
         spec = self.spec
@@ -278,7 +279,7 @@ class BaseProvider:
             error.hint = f"Start {spec.title} at {self.endpoint.base}, or set {spec.env_url[0]} to where it is"
         elif isinstance(error, errors.ThinkingLeaked) and model:
             self._holds.add(model)
-        discreet(error, self.endpoint.key, private)
+        discreet(error, self.endpoint.key, asked, answer.text if answer else "")
         if answer:
             error.partial, error.thinking = answer.text, answer.thinking
         return error

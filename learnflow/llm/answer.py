@@ -81,12 +81,11 @@ class Answer:
         )
 
     def _take(self, piece: Piece) -> str:
+        self._thinking.append(piece.thinking)
         if self._splitter.leaked and self._text:
-            self._thinking += [*self._text, piece.thinking]
-            self._text = []
+            self._text = []  # it was thinking, all of it, and is among the thinking now
             raise errors.ThinkingLeaked("the model closed a thinking that it had not opened")
         self._text.append(piece.text)
-        self._thinking.append(piece.thinking)
         return piece.text
 
     def _empty(self, wire: Wire) -> LLMError:

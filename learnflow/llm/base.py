@@ -6,12 +6,13 @@ Everybody may import it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, LLMError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -184,6 +185,9 @@ class TextStream(AsyncIterator[str]):
     def __init__(self, pieces: AsyncGenerator[str, None], answering: Answering) -> None:
         self._pieces = pieces
         self._answering = answering
+        self._reader: asyncio.Task[object] | None = None
+        self._left: asyncio.Event | None = None  # set by a reader whom another task makes leave
+        self._failed = False
 
     @property
     def completion(self) -> Completion:
@@ -196,11 +200,33 @@ class TextStream(AsyncIterator[str]):
         return self._answering.completion
 
     async def __anext__(self) -> str:
-        return await self._pieces.__anext__()
+        if self._reader is not None or self._failed:
+            what = "the stream has failed" if self._failed else "the stream is being read by another task"
+            raise InvalidRequest(what, hint="Ask again for another stream")
+        reader = self._reader = asyncio.current_task()
+        try:
+            return await self._pieces.__anext__()
+        except asyncio.CancelledError:
+            if self._left is None or reader is None:
+                raise
+            reader.uncancel()
+        except LLMError:
+            self._failed = True
+            raise
+        finally:
+            self._reader = None
+            if self._left is not None:
+                self._left.set()
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Close the connection; the server stops generating."""
-        await self._pieces.aclose()
+        """Close the connection; the server stops. A task that waits for a piece sees the end of the stream."""
+        if self._reader is None or self._reader is asyncio.current_task():
+            await self._pieces.aclose()
+        else:
+            self._left = self._left or asyncio.Event()
+            self._reader.cancel()
+            await self._left.wait()
 
     async def __aenter__(self) -> Self:
         return self

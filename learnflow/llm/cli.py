@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import io
 import json
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from . import errors
+from .specs import SPECS
 
 if TYPE_CHECKING:
     from .base import Completion, LLMProvider
@@ -28,7 +31,11 @@ _PATIENCE_S: Final = 1.0  # before a person is told that something is going on
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.provider and options.provider.lower() not in SPECS:
+        parser.error(f"there is no provider {options.provider!r}: it is one of {', '.join(SPECS)}")
+    _prepare(verbose=options.verbose)
     try:
         return asyncio.run(_ask(options))
     except KeyboardInterrupt:
@@ -54,8 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--model", "-m", help="instead of the provider's own")
     ask.add_argument("--temperature", "-t", type=float, help="0 for the same answer each time")
     ask.add_argument("--system", "-s", help="the system prompt")
+    ask.add_argument("--verbose", "-v", action="store_true", help="log to stderr what happened")
     ask.add_argument("--json", action="store_true", help="print everything known about the answer as one JSON object")
     return parser
+
+
+def _prepare(*, verbose: bool) -> None:
+    """Log to stderr, and let no terminal's or pipe's encoding break an answer in the middle."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.CRITICAL, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 async def _ask(options: argparse.Namespace) -> int:
@@ -87,6 +102,8 @@ async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) ->
                 last = piece
                 sys.stdout.write(piece)
                 sys.stdout.flush()
+        if answer.completion.finish == "length":
+            print("learnflow-llm: the answer ended at max_tokens", file=sys.stderr)
     finally:
         waiting.cancel()
         await asyncio.wait([waiting])

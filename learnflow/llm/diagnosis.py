@@ -7,6 +7,7 @@ Must never do I/O or know which provider it judges; status and codes are asked b
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,24 +19,28 @@ from .causes import leaf_of
 from .errors import LLMError
 
 _SHOWN: Final = 300  # characters of a server's own words
-_TELLING: Final = 4  # a shorter text gives nothing away
-_WINDOW: Final = 16  # characters in common that count as a quotation
 
 _CONTEXT = re.compile(
     r"maximum context length|exceeds the available context size|tokens to keep from the initial prompt"
     r"|longer than the (maximum )?(model )?context length|context size has been exceeded|exceeds the context length"
-    r"|input length .*exceeds|prompt is too long",
+    r"|input length .*exceeds|prompt is too long|max_tokens.*greater than max_model_len",
     re.IGNORECASE,
 )
 _UNSUPPORTED = re.compile(
-    r"does not support|not supported|requires --enable-auto-tool-choice|response_format\.type|image input is not"
-    r"|not a multimodal model|unrecognized request argument|mmproj",
+    r"does not support|not supported|requires --enable-auto-tool-choice|response_format\.type"
+    r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
+_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # llama.cpp says it with a 500
 _NO_MODEL = re.compile(
-    r"model .*(not found|does not exist|not exist)|no models? loaded|try pulling it|deployment.*not (exist|found)",
+    r"model [`'\"]?[\w./:@-]+[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
+    r"|deployment .*does not exist",
     re.IGNORECASE,
 )
+_MONEY = re.compile(
+    r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)", re.IGNORECASE
+)
+_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key", re.IGNORECASE)
 _LOADING = re.compile(r"loading model|model is loading|still loading", re.IGNORECASE)
 
 _CODES: Final[Mapping[str, type[LLMError]]] = {
@@ -66,7 +71,7 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     407: errors.Misconfigured,
     408: errors.ServerFailed,
     409: errors.ServerFailed,
-    413: errors.InvalidRequest,
+    413: errors.ContextOverflow,
     422: errors.InvalidRequest,
     425: errors.ServerFailed,
     429: errors.RateLimited,
@@ -181,9 +186,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date, read against ``Date``."""
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
-        return float(milliseconds) / 1000 if milliseconds else float(value)
+        seconds = float(milliseconds) / 1000 if milliseconds else float(value)
     except ValueError:
-        pass
+        seconds = math.nan
+    if 0 <= seconds < math.inf:
+        return seconds
     try:
         until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
         return max(0.0, (until - now).total_seconds())
@@ -209,19 +216,6 @@ _WORDS: Final[Mapping[type[LLMError], str]] = {
 }
 
 
-def discreet(error: LLMError, key: str | None, texts: list[str]) -> None:
-    """Leave the server's own words out of the error where they repeat the key, the prompt or the answer."""
-    words = error.what
-    repeats = bool(key) and len(key or "") >= _TELLING and str(key) in words
-    for text in texts:
-        short = _TELLING <= len(text) < 2 * _WINDOW and text in words
-        windows = range(0, len(words) - _WINDOW + 1, _WINDOW // 2)
-        repeats = repeats or short or any(words[at : at + _WINDOW] in text for at in windows)
-    if repeats:
-        error.what = words.partition(": “")[0] + " (the server's own words repeat the request and are left out)"
-        error.args = (error.what,)
-
-
 _HINTS: Final[Mapping[type[LLMError], str]] = {
     errors.InvalidRequest: "Change the request; the server's own words say what it does not take",
     errors.Unsupported: "Leave it out, or use a model or provider that can",
@@ -234,12 +228,16 @@ def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LL
     for code in said.codes:
         if code in _CODES:
             return _CODES[code]
+    if status < 500 and _MONEY.search(said.message):
+        return errors.QuotaExceeded
     if status in (401, 402, 407, 429):
         return _STATUSES[status]
     for pattern, kind in (
         (_CONTEXT, errors.ContextOverflow),
         (_NO_MODEL, errors.ModelNotFound),
         (_LOADING, errors.ModelLoading),
+        (_NO_IMAGES, errors.Unsupported),
+        (_KEY, errors.AuthenticationFailed),
     ):
         if pattern.search(said.message):
             return kind

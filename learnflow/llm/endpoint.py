@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .errors import NotConfigured
 from .specs import ProviderSpec
@@ -31,6 +31,7 @@ class Endpoint:
         key: never shown; None where there is none, or where the one there is belongs to another host.
         key_hint: what to do about the key, should the server want one.
         version: of the API, where the provider has versions.
+        key_header: the header that carries the key.
     """
 
     root: str
@@ -38,6 +39,14 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     key_hint: str = field(default="", repr=False)
     version: str | None = None
+    key_header: str = "authorization"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The header that carries the key; none where there is no key."""
+        if not self.key:
+            return {}
+        return {self.key_header: f"Bearer {self.key}" if self.key_header == "authorization" else self.key}
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -68,11 +77,14 @@ def settle(
     home = endpoint(spec, env_url or spec.default_url or where)
     there = endpoint(spec, where, version=version)
     hint = f"Set {spec.env_key[0]}, or give api_key="
+    key, env_key = (key or "").strip(), (env_key or "").strip()
     if env_key and not key:
         if there.origin == home.origin:
             key = env_key
         else:
             hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
+    if not key.isascii() or not key.isprintable():
+        raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
     if not key and not spec.local:
         raise NotConfigured("there is no key for this address", provider=spec.name, hint=hint)
     return replace(there, key=key or None, key_hint=hint)
@@ -88,7 +100,8 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
         NotConfigured: it cannot be an address.
     """
     parts = _parts(spec, url)
-    path = parts.path.rstrip("/")
+    home = urlsplit(spec.default_url or "")
+    path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
     for tail in _TAILS[spec.dialect]:
         path = path.removesuffix(tail)
     if spec.cut_path:
@@ -97,12 +110,13 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
         path += spec.api_path
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if spec.api_path else path)
-    return Endpoint(root=root, base=server + path, version=version or spec.default_version)
+    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.default_version
+    return Endpoint(root=root, base=server + path, version=version, key_header=spec.key_header)
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     """Scheme, host:port and path, with what people leave out filled in."""
-    text = url.strip().strip("\"'")
+    text = str(url).strip().strip("\"'")
     has_scheme = "://" in text
     if not has_scheme:
         text = f"[{text}]" if _ip_version(text) == 6 else text
@@ -122,16 +136,17 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
         port = urlsplit(spec.default_url or "").port
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    return parts._replace(netloc=netloc, query="", fragment="")
+    return parts._replace(netloc=netloc, fragment="")
 
 
 def _scheme(spec: ProviderSpec, text: str) -> str:
-    """What people mean who write no scheme: http for a server of one's own, https for the others."""
+    """What people mean who write no scheme: http for a server of one's own or a port of its own, else https."""
     host = text.partition("/")[0]
     if spec.default_url and spec.local:
         return "https" if host == "ollama.com" else "http"
-    name = host.rsplit(":", 1)[0].strip("[]")
-    return "http" if _ip_version(name) or "." not in name else "https"
+    name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
+    own = _ip_version(name.strip("[]")) or "." not in name or port not in ("", "443")
+    return "http" if own else "https"
 
 
 def _ip_version(text: str) -> int | None:

@@ -72,13 +72,14 @@ class Door:
         return said
 
     async def _get(self, url: str) -> bytes:
-        exchange = net.Exchange(self.endpoint.origin, "", self.connect_timeout, local_only=self.local_only)
-        query = f"?api-version={self.endpoint.version}" if self.endpoint.version else ""
-        bearer = "Bearer " if self.spec.key_header == "authorization" else ""
-        headers = {self.spec.key_header: f"{bearer}{self.endpoint.key}"} if self.endpoint.key else {}
+        there = self.endpoint
+        exchange = net.Exchange(
+            there.origin, "", self.connect_timeout, credentials=there.credentials, local_only=self.local_only
+        )
+        query = f"?api-version={there.version}" if there.version else ""
         try:
             async with asyncio.timeout(_LIST_S):
-                return await net.get(url + query, exchange, headers)
+                return await net.get(url + query, exchange)
         except TimeoutError:
             pass
         raise errors.FirstTokenTimeout(f"no answer within {_LIST_S:g} s", hint="Look into the server's log")

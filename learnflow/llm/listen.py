@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _litellm, errors, net
@@ -19,21 +18,15 @@ from .ndjson import OllamaWire
 from .specs import ProviderSpec
 from .sse import OpenAIWire
 from .thinking import Piece
+from .times import Times
 from .wire import Wire
 
 _WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
 _CHAT: Final[dict[str, str]] = {"openai": "/chat/completions", "ollama": "/api/chat"}
-_LINGER_S: Final = 0.25  # for the end of the connection after the end of the answer; then it is closed, not reused
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """The budgets of a request, in seconds: to connect, to the first token, between two tokens, for everything."""
-
-    connect: float
-    first_token: float
-    gap: float
-    deadline: float
+# Seconds that the wire may take after the finish, for the count of tokens, an error, its own end; and after that end,
+# for the end of the connection, which is closed otherwise, not reused.
+_AFTER_FINISH_S: Final = 2.0
+_AFTER_END_S: Final = 0.25
 
 
 class Listening:
@@ -44,7 +37,7 @@ class Listening:
         first_token_s, total_s: seconds from sending the request to the first token (None before it), and to the last.
     """
 
-    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times, *, local_only: bool) -> None:
+    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times) -> None:
         self.wire = _WIRES[spec.dialect]()
         self.first_token_s: float | None = None
         self.total_s = 0.0
@@ -52,7 +45,14 @@ class Listening:
         self._endpoint = endpoint
         self._times = times
         self._alarm = Alarm()
-        self._exchange = net.Exchange(endpoint.origin, _CHAT[spec.dialect], times.connect, local_only=local_only)
+        self._exchange = net.Exchange(
+            endpoint.origin,
+            _CHAT[spec.dialect],
+            times.connect,
+            credentials=endpoint.credentials,
+            local_only=times.local_only,
+        )
+        self._over: float | None = None  # when a finished answer is not waited for any longer
 
     @property
     def began(self) -> bool:
@@ -82,6 +82,7 @@ class Listening:
                     heard = loop.time()
                     self.first_token_s = heard - sent if self.first_token_s is None else self.first_token_s
                     yield piece
+                    heard = loop.time()  # the caller's own time is not the server's silence
                 if not data:
                     break
         finally:
@@ -110,8 +111,10 @@ class Listening:
         assert self._exchange.body is not None  # noqa: S101  # ask() returned without a failure
         budget = self._times.gap if self.began else self._times.first_token
         limit = min(heard + budget, deadline)
-        if self.wire.ended:
-            limit = min(limit, asyncio.get_running_loop().time() + _LINGER_S)
+        if self.wire.finish or self.wire.ended:
+            now = asyncio.get_running_loop().time()
+            over = now + (_AFTER_END_S if self.wire.ended else _AFTER_FINISH_S)
+            limit = self._over = min(limit, self._over or over, over)
         late = False
         try:
             with self._alarm.until(limit):
@@ -120,7 +123,7 @@ class Listening:
             late = True
         except LLMError as error:
             self.wire.broken(error.what)
-        if late and not self.wire.ended:
+        if late and not self.wire.finish:
             raise self._late(limit, deadline)
         return b""
 

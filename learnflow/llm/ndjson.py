@@ -12,7 +12,7 @@ from . import diagnosis, errors
 from .base import Usage
 from .errors import LLMError
 from .thinking import Piece
-from .wire import Wire
+from .wire import Wire, whole_number
 
 
 class OllamaWire(Wire):
@@ -36,7 +36,7 @@ class OllamaWire(Wire):
             return None
         message = said.get("message") or {}
         self.served = self.served or said.get("model") or None
-        text, thinking = self._text(message.get("content")), self._text(message.get("thinking"))
+        text, thinking = self._text(message.get("content"), "text"), self._text(message.get("thinking"), "thinking")
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
@@ -44,7 +44,7 @@ class OllamaWire(Wire):
             self._calls[index] = {"id": call.get("id") or "", "name": function.get("name", ""), "arguments": arguments}
         if said.get("done"):
             self.ended = True
-            prompt, answer = said.get("prompt_eval_count"), said.get("eval_count")
+            prompt, answer = whole_number(said.get("prompt_eval_count")), whole_number(said.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done

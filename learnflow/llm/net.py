@@ -24,6 +24,9 @@ from .causes import leaf_of
 from .endpoint import origin
 from .errors import LLMError
 
+# What a request may carry beside its credentials. LiteLLM and the OpenAI SDK add others from the environment: tokens,
+# organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
+_HEADERS: Final = ("host", "content-type", "content-length", "accept", "user-agent", "http-referer", "x-title")
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(net)
@@ -45,11 +48,13 @@ class Exchange:
     Attributes:
         origin: the only scheme, host and port that this request, and its key, may go to.
         path_end: how the path of the request must end.
-        connect_timeout: seconds for name, TCP and TLS together.
+        connect_timeout: seconds for a name, for TCP and for TLS.
+        credentials: the headers that carry the key; no other header of the kind is sent, whoever added it.
         local_only: refuse what is not loopback or private.
         dry: answer 200 and nothing, without a connection.
+        sent: LiteLLM has come as far as sending.
         status, headers: the head of the answer.
-        body: the answer's bytes, where the status is 200; whoever asked must close it.
+        body: the answer's bytes, where the status is 2xx; whoever asked must close it.
         refusal: the body, where it is not.
         failure: why there is no answer.
     """
@@ -57,8 +62,10 @@ class Exchange:
     origin: tuple[str, str, int]
     path_end: str
     connect_timeout: float
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     local_only: bool = False
     dry: bool = False
+    sent: bool = False
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | None = None
@@ -121,8 +128,11 @@ class Transport(httpx.AsyncBaseTransport):
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send; a status of 200 leaves its body in the exchange, any other one is read for LiteLLM to judge."""
+        """Send; a 2xx leaves its body in the exchange, any other status is read for LiteLLM to judge."""
         exchange = current.get()
+        exchange.sent = True
+        if exchange.failure:  # the caller left while LiteLLM was still at its preparations
+            raise Recorded
         if exchange.dry:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
         try:
@@ -132,12 +142,17 @@ class Transport(httpx.AsyncBaseTransport):
             exchange.failure = _failure(error)
         except LLMError as error:
             exchange.failure = error
+        except (ImportError, OSError, ValueError) as error:  # socks without its package, a missing CA file, a bad proxy
+            exchange.failure = errors.NotConfigured(
+                f"the connection could not be set up ({type(error).__name__})",
+                hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
+            )
         if exchange.failure:
             raise Recorded
         exchange.status = response.status_code
         exchange.headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
         body = Body(response, alone)
-        if response.status_code == 200:
+        if response.is_success:
             exchange.body = body
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
         try:
@@ -149,16 +164,16 @@ class Transport(httpx.AsyncBaseTransport):
 
 @cache
 def client() -> httpx.AsyncClient:
-    """The client that LiteLLM and the probes speak through: no environment, no redirects, no time-outs of its own."""
+    """The client that the probes and LiteLLM's SDK paths speak through: no environment, no redirects, no time-outs."""
     return httpx.AsyncClient(transport=Transport(), trust_env=False, follow_redirects=False, timeout=None)  # noqa: S113  # the caller's budgets rule
 
 
-async def get(url: str, exchange: Exchange, headers: Mapping[str, str]) -> bytes:
+async def get(url: str, exchange: Exchange) -> bytes:
     """Read a small page. Raises LLMError for anything but a 200; ``exchange`` holds the status and the headers."""
     token = current.set(exchange)
     try:
         with suppress(Recorded):
-            await client().get(url, headers=dict(headers))
+            await client().get(url)
         if exchange.failure:
             raise exchange.failure
         if exchange.body is None:
@@ -196,7 +211,8 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
         nonlocal connected
         connected = connected or event.startswith("connection.connect")
 
-    request.headers["accept-encoding"] = "identity"
+    kept = {name: value for name, value in request.headers.items() if name in _HEADERS}
+    request.headers = httpx.Headers({**kept, **exchange.credentials, "accept-encoding": "identity"})
     request.extensions = {
         "timeout": {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None},
         "trace": trace,
@@ -259,6 +275,8 @@ async def _resolve(url: httpx.URL, exchange: Exchange) -> list[str]:
     try:
         async with asyncio.timeout(exchange.connect_timeout):
             found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        failure: LLMError = errors.ConnectTimeout("the host name was not resolved in time")
     except OSError as error:
         failure = _failure(error)
     else:
@@ -281,6 +299,9 @@ def _plain(headers: Mapping[str, str]) -> dict[str, str]:
 def _failure(error: Exception) -> LLMError:
     """The leaf for what the transport met; the sentence says what it was, not which library said it."""
     chain = list(_chain(error))
+    kind = leaf_of(error)
+    if issubclass(kind, errors.TimedOut):
+        return errors.ConnectTimeout("no connection in time")
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return errors.ConnectionFailed("the connection was refused: nobody listens there")
@@ -288,9 +309,6 @@ def _failure(error: Exception) -> LLMError:
             return errors.ConnectionFailed("the host name cannot be resolved")
         if isinstance(cause, ssl.SSLError):
             return errors.ConnectionFailed(f"TLS failed ({cause.reason or 'no reason given'})")
-    kind = leaf_of(error)
-    if issubclass(kind, errors.ConnectTimeout | errors.TimedOut):
-        return errors.ConnectTimeout("no connection in time")
     if isinstance(error, httpx.ProxyError):
         return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
     return kind(f"the connection broke ({type(chain[-1]).__name__})")

@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -42,7 +41,7 @@ class Pool:
             await transport.aclose()
 
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = WeakKeyDictionary()
+_pools: dict[asyncio.AbstractEventLoop, Pool] = {}  # without those of loops that were shut down
 _lock = threading.Lock()
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from . import structured
 from .base import Options, Prompt, is_default
-from .errors import InvalidRequest, LLMError, RequestError, Unsupported
+from .errors import CapabilityError, InvalidRequest, LLMError, RequestError, Unsupported
 from .specs import ProviderSpec
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
@@ -32,6 +33,9 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
 _WHOLE: Final = ("max_tokens", "top_k", "seed")
 _REASONING: Final = (True, False, "low", "medium", "high")
 _FORMATS: Final = ("text", "json_object", "json_schema")
+_REFUSES: Final = re.compile(
+    r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,15 @@ class Request:
 
     @property
     def texts(self) -> list[str]:
-        """Every text of the prompt: what no error may repeat."""
+        """What the messages say."""
         contents = [message.get("content") for message in self.messages]
         parts = [part for content in contents if isinstance(content, list) for part in content]
         return [text for text in (*contents, *(part.get("text") for part in parts)) if isinstance(text, str)]
+
+    @property
+    def other_texts(self) -> list[str]:
+        """Everything else that is the caller's: images, tools, arguments."""
+        return list(_strings([self.messages, self.tools, self.extra_body]))
 
     def put(self, model: str, variant: Variant) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages and parameters as LiteLLM takes them. Raises Unsupported where the model cannot honour one."""
@@ -75,7 +84,7 @@ class Request:
             if not (name in variant.without and is_default(value))  # never what the caller asked for
         }
         if self.spec.options:
-            own = body.pop("options", {})
+            own = body.pop("options", None) or {}
             body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | dict(own)
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
@@ -105,13 +114,14 @@ class Request:
 
         Only what is ours is left out: our defaults, our wish for usage, the rung of our ladder. Never a caller's word.
         """
-        if not isinstance(error, (Unsupported, RequestError)):
+        if not isinstance(error, (CapabilityError, RequestError)):
             return None
-        said = f"{error.param or ''} {error.what} {error.hint}".lower()
-        ours = {name for name, value in self.sampling.items() if is_default(value)} | {"stream_options"}
+        said = f"{error.what} {error.hint}".lower()
         if "max_completion_tokens" in said and not variant.newer_limit:
             return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
-        refused = frozenset(name for name in ours - variant.without if name in said)
+        ours = {name for name, value in self.sampling.items() if is_default(value)} | {"stream_options"}
+        at_fault = {error.param} if error.param else {name for name in ours if name in said and _REFUSES.search(said)}
+        refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
         ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.structured)
@@ -160,10 +170,13 @@ def request(
         if name not in spec.parameters:
             raise Unsupported(f"{spec.title} cannot honour {name}=", provider=spec.name, hint=f"Leave {name}= out here")
     _check_values(spec, given)
-    tools, choice = list(given.pop("tools", ())), given.pop("tool_choice", None)
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]  # Ollama takes a list only
+    tools, choice = given.pop("tools", []), given.pop("tool_choice", None)
     if tools and not tools_allowed:
         raise InvalidRequest("tools need complete(): a text alone cannot carry a call", provider=spec.name)
     _check_choice(spec, choice, tools)
+    wanted = given.pop("response_format", None)
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
     return Request(
@@ -172,7 +185,7 @@ def request(
         model=model,
         tools=[dict(tool) for tool in tools],
         tool_choice=choice,
-        wanted=given.pop("response_format", None),
+        wanted=dict(wanted) if isinstance(wanted, Mapping) else wanted,
         reasoning=given.pop("reasoning", None),
         timeout=given.pop("timeout", None),
         extra_body=dict(given.pop("extra_body", {})),
@@ -181,24 +194,40 @@ def request(
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
+    """Copies, part by part: LiteLLM changes messages in place."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    fits = isinstance(prompt, Sequence) and all(isinstance(each, Mapping) and each.get("role") for each in prompt)
-    if not fits or not prompt:
+    messages = list(prompt) if _rows(prompt) else []
+    for each in messages:
+        content = each.get("content")
+        if not isinstance(each.get("role"), str) or not (content is None or isinstance(content, str) or _rows(content)):
+            messages = []
+            break
+    if not messages:
         raise InvalidRequest(
             "the prompt is neither a text nor a list of messages",
             provider=spec.name,
             hint='A message is {"role": "user", "content": "…"}; content may be a list of text and image_url parts',
         )
-    if not any(each.get("content") or each.get("tool_calls") for each in prompt):
+    if not any(each.get("content") or each.get("tool_calls") for each in messages):
         raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Say something")
-    # copies, part by part: LiteLLM changes messages in place
     return [
-        {**each, "content": [dict(part) for part in each["content"]]}
-        if isinstance(each.get("content"), (list, tuple))
-        else dict(each)
-        for each in prompt
+        {**each, "content": [dict(part) for part in each["content"]]} if _rows(each.get("content")) else dict(each)
+        for each in messages
     ]
+
+
+def _rows(value: Any) -> bool:
+    """Whether this is a list of objects."""
+    return isinstance(value, (list, tuple)) and all(isinstance(each, Mapping) for each in value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in it, however deep."""
+    if isinstance(value, str):
+        yield value
+    for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from _strings(each)
 
 
 def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
@@ -213,13 +242,26 @@ def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
             )
     if given.get("timeout") == 0:
         raise _bad(spec, "timeout", "more than 0 seconds")
-    stop = given.get("stop", "")
-    if not isinstance(stop, str) and not all(isinstance(each, str) for each in stop):
-        raise _bad(spec, "stop", "a text or a list of texts")
+    for name, (fits, wanted) in _SHAPES.items():
+        if name in given and not fits(given[name]):
+            raise _bad(spec, name, wanted)
     reasoning = given.get("reasoning")
     if reasoning is not None and not (isinstance(reasoning, (bool, str)) and reasoning in _REASONING):
         raise _bad(spec, "reasoning", 'True, False, "low", "medium" or "high"')
     _check_format(spec, given.get("response_format"))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
+
+
+_SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "stop": (_texts, "a text or a list of texts"),
+    "system": (lambda value: isinstance(value, str), "a text"),
+    "tools": (_rows, "a list of OpenAI-style tools"),
+    "extra_body": (lambda value: isinstance(value, Mapping), "a dict"),
+    "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
+}
 
 
 def _check_format(spec: ProviderSpec, wanted: Any) -> None:
@@ -235,11 +277,13 @@ def _check_format(spec: ProviderSpec, wanted: Any) -> None:
                 provider=spec.name,
                 hint=f"Use {spec.structured[0]}, or a pydantic class",
             )
-    elif wanted is not None and not hasattr(wanted, "model_validate_json"):
+        if kind == "json_schema" and not isinstance(wanted.get("json_schema"), Mapping):
+            raise _bad(spec, "response_format", 'given its schema under "json_schema"')
+    elif wanted is not None and not (isinstance(wanted, type) and hasattr(wanted, "model_validate_json")):
         raise _bad(spec, "response_format", "a pydantic class or a dict")
 
 
-def _check_choice(spec: ProviderSpec, choice: Any, tools: list[Any]) -> None:
+def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
     if choice is None:
         return
     if not tools:

@@ -90,7 +90,10 @@ def _read(kind: type[_S]) -> _S:
         return kind()
     except ValidationError as error:
         faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
-    raise NotConfigured(f"a variable cannot be read: {'; '.join(faults)}", hint="Mend it in the environment or .env")
+        what = f"a variable cannot be read: {'; '.join(faults)}"
+    except (OSError, UnicodeError) as error:
+        what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"
+    raise NotConfigured(what, hint="Mend it in the environment or .env")
 
 
 def proxy_for(scheme: str, host: str) -> str | None:

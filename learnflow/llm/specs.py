@@ -74,14 +74,14 @@ class ProviderSpec:
         name, title: what it is called in ``LLM_PROVIDER`` and in sentences.
         litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
         dialect: how its answer reads on the wire.
-        local: a server of one's own: no key needed, longer budgets, no cost, never through a proxy.
+        local: usually a server of one's own: no key needed, longer budgets.
         default_url: where it is when nobody says so; None where somebody must.
         api_path: what follows the root of the server for its chat API, as LiteLLM's ``api_base`` wants it.
         cut_path: what begins a path that people paste and LiteLLM adds itself.
         also_url, also_model, also_key, also_version: the spellings that its users already have, beside
             ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
         default_version: the API version where the provider wants one.
-        key_header: the header that carries the key when a list of models is read.
+        key_header: the header that carries the key.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
         loaded: where the models that are loaded are listed: the path from the server's root, and the ``state`` that
             tells the loaded ones apart, None where only those are listed.

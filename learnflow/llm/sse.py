@@ -13,7 +13,7 @@ from . import diagnosis, errors
 from .base import Usage
 from .errors import LLMError
 from .thinking import Piece
-from .wire import BOM, Wire
+from .wire import BOM, Wire, whole_number
 
 _FIELDS: Final = (b"event", b"id", b"retry")
 
@@ -67,22 +67,20 @@ class OpenAIWire(Wire):
             self.served = model
         if said.get("usage"):
             self._count(said["usage"])
-        choices = said.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
+        choice = next((one for one in said.get("choices") or () if one.get("index") in (None, 0)), None)
+        if choice is None:
             return None
         delta = choice.get(where) or {}
         if not isinstance(delta, dict):
             self._malformed("a choice of the answer")
             return None
-        text = self._text(delta.get("content"))
-        thinking = self._text(delta.get("reasoning_content") or delta.get("reasoning"))
+        text = self._text(delta.get("content"), "text")
+        thinking = self._text(delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
         if delta.get("tool_calls"):
             self._collect(delta["tool_calls"])
         if delta.get("refusal"):
             self.refused = True
-        if choice.get("finish_reason") is not None:
-            self._closed(str(choice["finish_reason"]))
+        self._closed(choice.get("finish_reason"))
         return Piece(text, thinking) if text or thinking or delta.get("tool_calls") else None
 
     def _collect(self, calls: Any) -> None:
@@ -99,16 +97,14 @@ class OpenAIWire(Wire):
             known["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
 
     def _count(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        self.usage = Usage(
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-            usage.get("total_tokens"),
-            (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
-            (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        )
-        self.cost = usage.get("cost")
+        """The tokens; an odd object leaves them unknown, and the answer as it is."""
+        usage = _mapping(usage)
+        names = ("prompt_tokens", "completion_tokens", "total_tokens")
+        answer, prompt = _mapping(usage.get("completion_tokens_details")), _mapping(usage.get("prompt_tokens_details"))
+        counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
+        self.usage = Usage(*(whole_number(count) for count in counts))
+        cost = usage.get("cost")
+        self.cost = float(cost) if isinstance(cost, (int, float)) else None
 
     def _last(self, rest: bytes) -> Piece | None:
         """The last event may lack its blank line; half an event is a cut, not a malformed one."""
@@ -134,7 +130,11 @@ class OpenAIWire(Wire):
                 else errors.MalformedAnswer("the server answered JSON that is no chat completion")
             )
             return None
-        piece = self._chunk(said, "message")
+        try:
+            piece = self._chunk(said, "message")
+        except (AttributeError, KeyError, TypeError):
+            self._malformed("the answer")
+            return None
         if said.get("error"):
             self.fail(diagnosis.error_object(said, began=True))
         return piece
@@ -143,3 +143,7 @@ class OpenAIWire(Wire):
         if self._document:
             return errors.FinishMissing("the answer came with finish_reason null")
         return super()._missing()
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

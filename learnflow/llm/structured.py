@@ -47,8 +47,10 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
             return None
         return wanted.model_validate_json(body)
     except ValidationError as error:
-        places = [".".join(map(str, fault["loc"])) or "JSON" for fault in error.errors(include_input=False)]
-        what = f"the answer does not fit {wanted.__name__}{cut}: {', '.join(dict.fromkeys(places))}"
+        # names of fields only: deeper places may be keys that the model wrote
+        places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
+        named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
+        what = f"the answer does not fit {wanted.__name__}{cut}: {', '.join(named)}".rstrip(": ")
     except ValueError:
         what = f"the answer is no JSON{cut}"
     raise SchemaMismatch(what)

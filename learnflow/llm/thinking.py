@@ -10,7 +10,8 @@ from typing import Final, Literal, NamedTuple
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = "`'\"«“"
+_QUOTES: Final = "`'\"«“("
+_PROSE: Final = " .,;:!?)…"
 
 
 class Piece(NamedTuple):
@@ -23,9 +24,9 @@ class Piece(NamedTuple):
 class ThinkingSplitter:
     """Splits one answer, piece by piece.
 
-    A tag counts where models put it: ``<think>`` before any answer text (an answer may mention it later), and
-    ``</think>`` after it, or alone when nothing was opened, unless it is quoted. White space around the tags belongs to
-    the format, not to the answer.
+    A tag counts where models put it: ``<think>`` before any answer text, ``</think>`` after it, or alone when nothing
+    was opened. An answer may speak about the tags: quoted, in the middle of a sentence, in a code block, or after an
+    opening one. White space around the tags belongs to the format, not to the answer.
 
     Args:
         hold: nothing is given out before it is certain to be no thinking: for callers who want the whole text anyway,
@@ -40,18 +41,13 @@ class ThinkingSplitter:
         self._hold = hold
         self._state: Literal["begin", "think", "answer"] = "begin"
         self._rest = ""  # seen, not yet told
-        self._held: list[str] = []  # answer, unless a closing tag comes
-        self._last = ""  # the character before the rest
-        self._settled = False  # a tag was closed, or the answer speaks about tags: no lone closing tag counts any more
+        self._before: list[str] = []  # the answer before the rest, as long as a lone closing tag may come
+        self._settled = False  # no lone closing tag counts any more
 
     def feed(self, piece: str) -> Piece:
         """What can be told of the text so far; the rest waits for the next piece."""
         if self._state == "answer" and not self._rest and "<" not in piece:  # most pieces
-            self._last = piece[-1:] or self._last
-            if not self._hold or self._settled:
-                return Piece(piece)
-            self._held.append(piece)
-            return Piece()
+            return self._tell(piece)
         self._rest += piece
         text, thinking = "", ""
         before = None
@@ -63,21 +59,35 @@ class ThinkingSplitter:
         return Piece(text, thinking)
 
     def separated(self) -> Piece:
-        """The server separates thinking itself: nothing needs holding back any more."""
-        self._hold = False
-        return Piece(self._release())
+        """The server separates thinking itself: what it calls answer is answer, tags and all."""
+        if self._state == "think":
+            return Piece()
+        self._state = "answer"
+        return Piece(self._settle() + self._take(len(self._rest)))
 
     def end(self) -> Piece:
         """What was still waiting: thinking where a tag was left open, answer otherwise."""
-        rest, self._rest = self._rest, ""
+        rest = self._take(len(self._rest))
         if self._state == "think":
             return Piece(thinking=rest)
         if self._state == "begin" and self._settled:  # white space behind a closing tag is the format's
             return Piece(rest.lstrip())
-        return Piece(self._release() + rest)
+        if self._state == "answer" and not self._settled and rest.endswith(_CLOSE):  # nothing followed it
+            self._rest = rest + "\n"
+            return self._answer()
+        return Piece(self._settle() + rest)
 
-    def _release(self) -> str:
-        held, self._held = "".join(self._held), []
+    def _tell(self, text: str) -> Piece:
+        """Answer, given out now or held."""
+        if self._settled:
+            return Piece(text)
+        self._before.append(text)
+        return Piece() if self._hold else Piece(text)
+
+    def _settle(self) -> str:
+        """No lone closing tag counts from now on; returns what was held."""
+        held = "".join(self._before) if self._hold and not self._settled else ""
+        self._settled, self._before = True, []
         return held
 
     def _begin(self) -> Piece:
@@ -94,39 +104,43 @@ class ThinkingSplitter:
         """Between the tags."""
         thought, found, rest = self._rest.partition(_CLOSE)
         if found:
-            self._rest, self._state, self._settled = rest, "begin", True
+            self._rest, self._state = rest, "begin"
+            self._settle()
             return Piece(thinking=thought)
         return Piece(thinking=self._take(len(self._rest) - _overlap(self._rest, _CLOSE)))
 
     def _answer(self) -> Piece:
         """Answer, until a closing tag comes that nothing opened."""
         if self._settled:
-            return Piece(self._release() + self._take(len(self._rest)))
-        at = self._lone_close()
-        if at >= 0:
-            self.leaked = not self._hold and bool(self._last)
-            thought = self._release() + self._take(at)
-            self._rest, self._state, self._settled = self._rest[len(_CLOSE) :], "begin", True
-            return Piece(thinking=thought)
-        self._settled = _OPEN in self._rest
-        text = self._take(len(self._rest) - max(_overlap(self._rest, _CLOSE), _overlap(self._rest, _OPEN)))
-        if self._hold and not self._settled:
-            self._held.append(text)
-            return Piece()
-        return Piece(self._release() + text)
+            return Piece(self._take(len(self._rest)))
+        at = self._rest.find(_CLOSE)
+        opened = self._rest.find(_OPEN)
+        if opened >= 0 and (at < 0 or opened < at):  # the answer speaks about the tags
+            return Piece(self._settle() + self._take(len(self._rest)))
+        if at < 0:
+            return self._tell(self._take(len(self._rest) - max(map(self._ending, (_CLOSE, _OPEN)))))
+        before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
+        if not after:
+            return self._tell(self._take(at))  # what follows decides
+        if _mentioned(before, after):
+            return Piece(self._settle() + self._take(len(self._rest)))
+        self.leaked = not self._hold and any(self._before)
+        self._settle()
+        self._rest, self._state = after, "begin"
+        return Piece(thinking=before)
 
     def _take(self, length: int) -> str:
         taken, self._rest = self._rest[:length], self._rest[length:]
-        self._last = taken[-1:] or self._last
         return taken
 
-    def _lone_close(self) -> int:
-        """Where a closing tag stands that is not quoted and that no opening one precedes, or -1."""
-        end = self._rest.find(_OPEN)
-        at = self._rest.find(_CLOSE, 0, end if end >= 0 else None)
-        while at >= 0 and (self._rest[at - 1] if at else self._last) in _QUOTES and (at or self._last):
-            at = self._rest.find(_CLOSE, at + 1)
-        return at
+    def _ending(self, tag: str) -> int:
+        return _overlap(self._rest, tag)
+
+
+def _mentioned(before: str, after: str) -> bool:
+    """Whether an answer speaks about the closing tag, rather than a model ending its thinking."""
+    in_sentence = before[-1:] == " " and after[:1] in _PROSE
+    return (before[-1:] in _QUOTES and before != "") or in_sentence or before.count("```") % 2 == 1
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -7,6 +7,7 @@ Must never do I/O, know a provider, or call an answer whole that the wire did no
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from . import diagnosis, errors
@@ -21,6 +22,7 @@ _FINISHES: Final[dict[str, Finish]] = {
     "function_call": "tool_calls",
 }
 BOM: Final = b"\xef\xbb\xbf"
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _LONGEST: Final = 64 * 1024 * 1024  # bytes: a line that never ends must not fill the memory
 
 
@@ -42,10 +44,11 @@ class Wire:
         self.served: str | None = None
         self.cost: float | None = None
         self.refused = False
-        self._rest = b""
+        self._rest: list[bytes] = []  # read, but not yet a line
+        self._waiting = 0  # its length
         self._seen = False  # anything of the dialect
         self._calls: dict[int, dict[str, str]] = {}
-        self._surrogate = ""
+        self._halves: dict[str, str] = {}  # of characters, by field
         self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
 
     @property
@@ -57,14 +60,16 @@ class Wire:
         """The pieces that these bytes complete. After a fault there are none."""
         if self.fault:
             return []
-        data = self._rest + data
+        self._rest.append(data)
+        self._waiting += len(data)
+        if self._waiting > _LONGEST:
+            self.fail(errors.MalformedAnswer("a line or a body of more than 64 MiB"))
         if self._document is None:
-            data = self._begin(data)
-        if self._document is not False or self.fault:
-            self._rest = data
-            self._bound(data)
+            self._begin()
+        if self._document is not False or self.fault or b"\n" not in data:
             return []
-        *lines, self._rest = data.split(b"\n")
+        *lines, rest = self._take().split(b"\n")
+        self._rest, self._waiting = [rest], len(rest)
         pieces: list[Piece] = []
         for line in lines:
             piece = self._read(line)
@@ -72,15 +77,16 @@ class Wire:
                 pieces.append(piece)
             if self.fault:
                 break
-        self._bound(self._rest)
         return pieces
 
     def end(self) -> list[Piece]:
         """The connection ended properly: the last pieces, and ``fault`` unless the answer is whole."""
-        rest, self._rest = self._rest, b""
         if self.fault:
             return []
+        rest = self._take()
         piece = self._whole(rest) if self._document else self._last(rest)
+        if self._halves:  # the other half of a character never came
+            piece = Piece(*(a + b for a, b in zip(piece or Piece(), self._lone(), strict=True)))
         if not self.fault and self.finish is None:
             self.fail(self._missing())
         return [piece] if piece else []
@@ -107,18 +113,20 @@ class Wire:
         """The answer is not whole, for this reason; the first one stands."""
         self.fault = self.fault or fault
 
-    def _begin(self, data: bytes) -> bytes:
+    def _take(self) -> bytes:
+        """All that waits."""
+        waiting, self._rest, self._waiting = b"".join(self._rest), [], 0
+        return waiting
+
+    def _begin(self) -> None:
         """Tell a stream from one document by its first character; content types lie."""
-        start = data.removeprefix(BOM).lstrip(b" \t\r\n")
+        data = self._take()
+        start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
+        self._rest, self._waiting = [start or data], len(start or data)
         if start[:1] == b"<":
             self.fail(diagnosis.not_a_server(200))
         if start:
             self._document = self._is_document(start)
-        return start
-
-    def _bound(self, rest: bytes) -> None:
-        if len(rest) > _LONGEST:
-            self.fail(errors.MalformedAnswer("a line or a body of more than 64 MiB"))
 
     def _read(self, line: bytes) -> Piece | None:
         """One line; a shape that nobody documented is a fault of the answer, never an exception of ours."""
@@ -142,21 +150,30 @@ class Wire:
         self._malformed(what)
         return None
 
-    def _text(self, said: Any) -> str:
+    def _text(self, said: Any, field: str) -> str:
         """A piece of text; half of a surrogate pair waits for the other half."""
         if not isinstance(said, str):
             if said is not None:
                 self._malformed("a content that is no text")
             return ""
-        if not self._surrogate and (not said or not "\ud800" <= said[-1] <= "\udbff"):
+        if self.ended and said:
+            self._malformed("text after the end")
+            return ""
+        if not self._halves and (said.isascii() or not _HALF.search(said)):
             return said
-        said, self._surrogate = self._surrogate + said, ""
+        said = self._halves.pop(field, "") + said
         if "\ud800" <= said[-1:] <= "\udbff":
-            said, self._surrogate = said[:-1], said[-1]
+            said, self._halves[field] = said[:-1], said[-1]
         return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
-    def _closed(self, reason: str) -> None:
-        """The wire's own word for the end."""
+    def _lone(self) -> Piece:
+        return Piece(*("\ufffd" if field in self._halves else "" for field in Piece._fields))
+
+    def _closed(self, reason: Any) -> None:
+        """The wire's own word for the end; some servers say "" until it comes."""
+        if reason is None or reason == "":
+            return
+        reason = str(reason)
         if reason == "content_filter":
             self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
         elif reason not in _FINISHES:
@@ -183,3 +200,8 @@ class Wire:
     def _whole(self, rest: bytes) -> Piece | None:
         """The one document."""
         raise NotImplementedError
+
+
+def whole_number(value: Any) -> int | None:
+    """A count, or None for anything else."""
+    return value if type(value) is int else None

@@ -1,8 +1,8 @@
 """The main job on real servers: whatever the environment names (``make live``).
 
 ``LLAMACPP_BASE_URL``, ``VLLM_BASE_URL``, ``OLLAMA_BASE_URL`` … name servers, ``…_MODEL`` their models.
-``LIVE_ANSWERS`` may name a JSON file of prompts and answers that the model knows by heart (``[{"prompt": …, "answer": …}, …]``): answers are
-then compared letter by letter, thinking removed.
+``LIVE_ANSWERS`` may name a JSON file of prompts and answers that the model knows by heart, a list of
+``{"prompt": …, "answer": …}``: answers are then compared letter by letter, thinking removed.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ FaultName = Literal[
     "empty",  # a 200 with nothing in it
     "error_body",  # a 200 with an error object
     "page",  # a 200 with a web page
+    "lingers",  # no fault in the answer, but the connection is not ended
     "whole",  # no fault: the answer in one piece although a stream was asked for
     "whole_cut",  # in one piece, and the JSON is cut in half
     "whole_no_finish",  # in one piece, finish_reason null (Ollama: "done": false)
@@ -225,7 +226,7 @@ class FaultServer:
             while fault and fault.name == "drip" and not seen.gone.is_set():
                 await self._write(writer, self.dialect.piece("drop "))
                 await asyncio.sleep(fault.seconds)
-            if fault and fault.name == "stall":
+            if fault and fault.name in ("stall", "lingers"):
                 await seen.gone.wait()
         finally:
             watcher.cancel()  # before the end of the body: the next byte belongs to the next request
@@ -248,7 +249,7 @@ class FaultServer:
         yield say.opening()
         if self.thinking:
             yield say.piece(thinking=self.thinking)
-        whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish")
+        whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
         pieces = self.pieces if name in whole or fault is None else self.pieces[: fault.after]
         pieces = [] if name == "silent" else pieces
         for text in pieces:
@@ -263,6 +264,7 @@ class FaultServer:
             "no_finish": [say.end(None)],
             "error_after_finish": [say.end(), say.error(), say.done()],
             "silent": [say.end(), say.done()],
+            "lingers": [say.end()],
             "": [say.end(), say.usage(), say.done()],
         }
         yield from breaks.get(name, [])

@@ -1,0 +1,62 @@
+"""What no error may repeat: keys, prompts and answers, in whatever spelling a server quotes them.
+
+Must never let a doubtful sentence through: it is left out whole.
+The adapter asks it before an error leaves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from .errors import LLMError
+from .request import Request
+
+_TELLING: Final = 4  # letters and digits; a shorter text gives nothing away
+_WINDOW: Final = 16  # letters and digits in common that count as a quotation
+_KEY_WINDOW: Final = 8  # characters of a key in common
+_ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
+_QUOTE: Final = ": “"  # where diagnosis begins to quote
+
+
+def discreet(error: LLMError, key: str | None, asked: Request | None, answer: str = "") -> None:
+    """Leave the server's own words out of the error where they repeat the key, the prompt or the answer."""
+    own, quote, words = error.what.partition(_QUOTE)
+    if not quote:
+        return
+    said = _letters(words)
+    texts = [*asked.texts, answer] if asked else [answer]
+    others = asked.other_texts if asked else []
+    if (
+        _shows_key(words, key)
+        or any(_repeats(said, text, short=True) for text in texts)
+        or any(_repeats(said, text, short=False) for text in others)
+    ):
+        error.what = f"{own} (the server's own words repeat the request and are left out)"
+        error.args = (error.what,)
+
+
+def _letters(text: str) -> str:
+    """Letters and digits only: white space, punctuation and escapes differ from echo to echo."""
+    plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
+    return "".join(re.findall(r"[^\W_]+", plain)).lower()
+
+
+def _repeats(said: str, text: str, *, short: bool) -> bool:
+    letters = _letters(text)
+    if len(letters) < _WINDOW:
+        return short and len(letters) >= _TELLING and letters in said
+    return any(said[at : at + _WINDOW] in letters for at in _windows(said, _WINDOW))
+
+
+def _shows_key(words: str, key: str | None) -> bool:
+    if not key:
+        return False
+    if len(key) < _KEY_WINDOW:
+        return len(key) >= _TELLING and key in words
+    return any(key[at : at + _KEY_WINDOW] in words for at in _windows(key, _KEY_WINDOW))
+
+
+def _windows(text: str, size: int) -> Iterable[int]:
+    return range(max(len(text) - size + 1, 0))

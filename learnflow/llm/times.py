@@ -1,0 +1,58 @@
+"""The budgets of a request: what was given, what the environment says, what the row waits for by itself.
+
+Must never measure time or read the environment: ``listen`` and ``settings`` do.
+The adapter settles them once for each provider.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .base import TimeOptions
+from .errors import NotConfigured
+from .settings import Settings
+from .specs import ProviderSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds: to connect, to the first token, between two tokens, for everything; and whether to stay local."""
+
+    connect: float
+    first_token: float
+    gap: float
+    deadline: float
+    local_only: bool
+
+
+def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings) -> Times:
+    """What is given wins; None means not given.
+
+    Raises:
+        NotConfigured: an unknown keyword, or a value that cannot be.
+    """
+    known = TimeOptions.__annotations__
+    for name, value in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]}=?" if near else f"Known are base_url, model, api_key, {', '.join(known)}"
+            raise NotConfigured(f"a provider has no keyword {name}=", provider=spec.name, hint=hint)
+        if name == "local_only":
+            fits, wanted = isinstance(value, bool), "True or False"
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            fits, wanted = number and value > 0, "seconds, more than 0"
+        if value is not None and not fits:
+            raise NotConfigured(f"{name}= must be {wanted}", provider=spec.name, hint="Change it, or leave it out")
+    first_token, gap = (180.0, 120.0) if spec.local else (60.0, 30.0)
+    local_only = given.get("local_only")
+    return Times(
+        connect=given.get("connect_timeout") or common.llm_connect_timeout,
+        first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
+        gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
+        deadline=given.get("deadline") or common.llm_deadline,
+        local_only=common.llm_local_only if local_only is None else local_only,
+    )
