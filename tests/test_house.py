@@ -6,6 +6,9 @@ import ast
 import importlib
 import pkgutil
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,8 @@ STOREYS = [
     ["errors", "base"],
     ["specs", "causes", "endpoint"],
     ["settings", "thinking", "structured", "alarm", "events", "diagnosis"],
-    ["wire", "sse", "ndjson", "request", "times", "discretion"],
-    ["pool", "net"],
+    ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
+    ["pool", "route", "net"],
     ["_litellm", "health"],
     ["listen", "answer"],
     ["adapter"],
@@ -35,7 +38,7 @@ STOREYS = [
 ]
 LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
 # Who may import these, and who may speak of the environment.
-IMPORTERS = {"litellm": {"_litellm.py"}, "openai": {"_litellm.py"}, "httpx": {"net.py", "pool.py"}}
+IMPORTERS = {"litellm": {"_litellm.py"}, "openai": {"_litellm.py"}, "httpx": {"net.py", "pool.py", "route.py"}}
 ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")
 
 
@@ -190,3 +193,19 @@ def test_no_file_names_a_package_registry() -> None:
             r"https?://(?!keepachangelog)[\w.]*(pypi|pythonhosted|index)", (ROOT / name).read_text(encoding="utf-8")
         )
     assert "uv.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+
+
+def test_the_folder_works_copied_into_learnflows_tree(tmp_path: Path) -> None:
+    package = tmp_path / "learnflow"
+    shutil.copytree(HOUSE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "__init__.py").write_text("GRAPH = 'LearnFlow has its own'\n", encoding="utf-8")
+    code = (
+        "import learnflow, learnflow.llm; from learnflow.llm.providers import OllamaProvider;"
+        "print(learnflow.GRAPH, learnflow.llm.__file__, OllamaProvider().name)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert ran.stdout == f"LearnFlow has its own {package}/llm/__init__.py ollama\n", ran.stderr
+    command = [sys.executable, "-m", "learnflow.llm", "ask", "--help"]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=tmp_path).returncode == 0

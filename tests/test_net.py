@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import errors, net
+from learnflow.llm import errors, net, route
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -122,7 +122,7 @@ def test_one_provider_serves_many_loops_without_a_warning() -> None:
     ],
 )
 def test_what_counts_as_private(address: str, private: bool) -> None:
-    assert net.is_private(address) is private
+    assert route.is_private(address) is private
 
 
 @pytest.fixture

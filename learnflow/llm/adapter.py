@@ -29,6 +29,7 @@ from .discretion import discreet
 from .endpoint import settle
 from .errors import LLMError
 from .health import Door
+from .keywords import checked
 from .listen import Listening
 from .request import Request, Variant, request
 from .specs import OPENS_THINKING_ITSELF, SPECS, ProviderSpec
@@ -149,7 +150,7 @@ class BaseProvider:
         self, prompt: Prompt, model: str | None, temperature: float, max_tokens: int, more: More, *, tools_allowed: bool
     ) -> Request:
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        return request(self.spec, prompt, model or self.model, sampling, more, tools_allowed=tools_allowed)
+        return request(self.spec, prompt, model or self.model, checked(self.spec, sampling, more, tools=tools_allowed))
 
     async def _collect(self, asked: Request) -> Completion:
         """The whole answer: the same stream, gathered; what may be thinking is held back, for nobody is watching."""

@@ -1,11 +1,13 @@
 """What a library raised, by the names of its classes, as leaves of the error tree.
 
 Must never import the libraries that it names: tests walk them and fail when one grows a class that is not here.
-``diagnosis``, ``net`` and the airlock ask ``leaf_of``.
+``diagnosis`` and the airlock ask ``leaf_of``, ``net`` asks ``failure_of``.
 """
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Mapping
 from typing import Final
 
@@ -75,3 +77,33 @@ def leaf_of(cause: BaseException) -> type[LLMError]:
         if leaf:
             return leaf
     return errors.ServerFailed
+
+
+def failure_of(error: Exception) -> LLMError:
+    """The leaf for what the transport met; the sentence says what it was, not which library said it."""
+    chain = list(_chain(error))
+    kind = leaf_of(error)
+    if issubclass(kind, errors.TimedOut):
+        return errors.ConnectTimeout("no connection in time")
+    for cause in chain:
+        if isinstance(cause, ConnectionRefusedError):
+            return errors.ConnectionFailed("the connection was refused: nobody listens there")
+        if isinstance(cause, socket.gaierror):
+            return errors.ConnectionFailed("the host name cannot be resolved")
+        if isinstance(cause, ssl.SSLError):
+            return errors.ConnectionFailed(f"TLS failed ({cause.reason or 'no reason given'})")
+    if kind is errors.Misconfigured:
+        return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
+    return kind(f"the connection broke ({type(chain[-1]).__name__})")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if one is not None and one not in found:
+            found.append(one)
+            todo += [one.__cause__, one.__context__]
+            todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return found

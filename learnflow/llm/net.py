@@ -6,10 +6,6 @@ The airlock speaks through ``client()``, the probes through ``get()``; each sets
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,8 +15,8 @@ from typing import Any, Final
 
 import httpx
 
-from . import diagnosis, errors, pool, settings
-from .causes import leaf_of
+from . import diagnosis, errors, pool, route
+from .causes import failure_of
 from .endpoint import origin
 from .errors import LLMError
 
@@ -28,13 +24,6 @@ from .errors import LLMError
 # organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
 _HEADERS: Final = ("host", "content-type", "content-length", "accept", "user-agent", "http-referer", "x-title")
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
-_PRIVATE: Final = tuple(
-    ipaddress.ip_network(net)
-    for net in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
-        *("::1/128", "fc00::/7", "fe80::/10"),
-    )
-)
 
 
 class Recorded(Exception):
@@ -98,7 +87,7 @@ class Body:
             async for data in self._bytes:
                 return data
         except httpx.HTTPError as error:
-            failure = _failure(error)
+            failure = failure_of(error)
         else:
             return b""
         raise failure
@@ -139,7 +128,7 @@ class Transport(httpx.AsyncBaseTransport):
             _check(request, exchange)
             response, alone = await _send(request, exchange)
         except httpx.HTTPError as error:
-            exchange.failure = _failure(error)
+            exchange.failure = failure_of(error)
         except LLMError as error:
             exchange.failure = error
         except (ImportError, OSError, ValueError) as error:  # socks without its package, a missing CA file, a bad proxy
@@ -184,13 +173,6 @@ async def get(url: str, exchange: Exchange) -> bytes:
         await exchange.aclose()
 
 
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or of a private network (RFC 1918, RFC 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return any(ip in network for network in _PRIVATE if network.version == ip.version)
-
-
 def _check(request: httpx.Request, exchange: Exchange) -> None:
     """Nothing goes anywhere else than to the endpoint whose key it carries."""
     if origin(str(request.url)) != exchange.origin:
@@ -217,10 +199,12 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
         "timeout": {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None},
         "trace": trace,
     }
-    addresses, proxy = await _route(connections, request.url, exchange)
+    addresses, proxy = await route.to(
+        connections, request.url, exchange.connect_timeout, local_only=exchange.local_only
+    )
     for address in addresses:
         last = address == addresses[-1]
-        sent = _pinned(request, address)
+        sent = route.pinned(request, address)
         try:
             return await connections.to(request.url.scheme, proxy).handle_async_request(sent), None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
@@ -239,51 +223,6 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
     raise httpx.ConnectError("no address")
 
 
-def _pinned(request: httpx.Request, address: str | None) -> httpx.Request:
-    """The same request to a checked address, so that a second look-up of the name cannot lead elsewhere."""
-    if address is None:
-        return request
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
-    url = request.url.copy_with(host=address)
-    return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
-
-
-async def _route(connections: pool.Pool, url: httpx.URL, exchange: Exchange) -> tuple[list[str | None], str | None]:
-    """The addresses to connect to (None: let httpx look up the name), and the proxy."""
-    if exchange.local_only:
-        addresses = [address for address in await _resolve(url, exchange) if is_private(address)]
-        if not addresses:
-            raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {url.host} is not on this machine or a private network",
-                hint="Nothing was sent. Use a local provider, or set LLM_LOCAL_ONLY=false",
-            )
-        return list(addresses), None
-    key = (url.scheme, url.host)
-    if key not in connections.proxies:
-        proxy = settings.proxy_for(*key)
-        if proxy:
-            with suppress(LLMError):  # a name that only the proxy can resolve
-                if all(is_private(address) for address in await _resolve(url, exchange)):
-                    proxy = None
-        connections.proxies[key] = proxy
-    return [None], connections.proxies[key]
-
-
-async def _resolve(url: httpx.URL, exchange: Exchange) -> list[str]:
-    """The addresses of a URL's host, in the system's order. Raises ConnectionFailed or ConnectTimeout."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(exchange.connect_timeout):
-            found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except TimeoutError:
-        failure: LLMError = errors.ConnectTimeout("the host name was not resolved in time")
-    except OSError as error:
-        failure = _failure(error)
-    else:
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    raise failure
-
-
 async def _beginning(body: Body, limit: int = _REFUSAL_BYTES) -> bytes:
     data = b""
     while len(data) < limit and (more := await body.read()):
@@ -294,33 +233,3 @@ async def _beginning(body: Body, limit: int = _REFUSAL_BYTES) -> bytes:
 def _plain(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers of a body that is not encoded any more."""
     return {name: value for name, value in headers.items() if name not in ("content-encoding", "content-length")}
-
-
-def _failure(error: Exception) -> LLMError:
-    """The leaf for what the transport met; the sentence says what it was, not which library said it."""
-    chain = list(_chain(error))
-    kind = leaf_of(error)
-    if issubclass(kind, errors.TimedOut):
-        return errors.ConnectTimeout("no connection in time")
-    for cause in chain:
-        if isinstance(cause, ConnectionRefusedError):
-            return errors.ConnectionFailed("the connection was refused: nobody listens there")
-        if isinstance(cause, socket.gaierror):
-            return errors.ConnectionFailed("the host name cannot be resolved")
-        if isinstance(cause, ssl.SSLError):
-            return errors.ConnectionFailed(f"TLS failed ({cause.reason or 'no reason given'})")
-    if isinstance(error, httpx.ProxyError):
-        return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
-    return kind(f"the connection broke ({type(chain[-1]).__name__})")
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if one is not None and one not in found:
-            found.append(one)
-            todo += [one.__cause__, one.__context__]
-            todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-    return found

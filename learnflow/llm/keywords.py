@@ -1,0 +1,139 @@
+"""The keywords of a call, checked: known, honoured by the row, and of a value that can be.
+
+Must never change what a caller meant, or let one pass that nobody will honour.
+The request asks it first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from .base import Options
+from .errors import InvalidRequest, Unsupported
+from .specs import ProviderSpec
+
+_KEYWORDS: Final = tuple(Options.__annotations__)
+_NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
+    "temperature": (0, math.inf),
+    "max_tokens": (1, math.inf),
+    "top_p": (0, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "frequency_penalty": (-math.inf, math.inf),
+    "presence_penalty": (-math.inf, math.inf),
+    "timeout": (0, math.inf),
+}
+_WHOLE: Final = ("max_tokens", "top_k", "seed")
+_REASONING: Final = (True, False, "low", "medium", "high")
+_FORMATS: Final = ("text", "json_object", "json_schema")
+
+
+def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any], *, tools: bool) -> dict[str, Any]:
+    """Those that were given, None being not given.
+
+    Args:
+        spec: the row that shall honour them.
+        sampling: those that every call has.
+        more: the caller's others.
+        tools: whether this kind of call can carry them.
+
+    Raises:
+        InvalidRequest: an unknown keyword, or a value that cannot be.
+        Unsupported: a keyword that this provider cannot honour.
+    """
+    for name in more:
+        if name not in _KEYWORDS:
+            near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
+            hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"
+            raise InvalidRequest(
+                f"there is no keyword {name}=",
+                provider=spec.name,
+                hint=f"{hint}; extra_body= takes what only this server knows",
+            )
+    given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
+    for name in given:
+        if name not in spec.parameters:
+            raise Unsupported(f"{spec.title} cannot honour {name}=", provider=spec.name, hint=f"Leave {name}= out here")
+    _check_values(spec, given)
+    if given.get("tools") and not tools:
+        raise InvalidRequest("tools need complete(): a text alone cannot carry a call", provider=spec.name)
+    _check_choice(spec, given.get("tool_choice"), given.get("tools"))
+    return given
+
+
+def rows(value: Any) -> bool:
+    """Whether this is a list of objects."""
+    return isinstance(value, (list, tuple)) and all(isinstance(each, Mapping) for each in value)
+
+
+def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        low, high = _NUMBERS.get(name, (-math.inf, math.inf))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in _WHOLE and not (number and isinstance(value, int) and value >= low):
+            raise _bad(spec, name, f"a whole number{f' from {low:g}' if low > -math.inf else ''}")
+        if name in _NUMBERS and not (number and low <= value <= high and not math.isinf(value)):
+            raise _bad(
+                spec, name, f"a number from {low:g} to {high:g}" if high < math.inf else f"a number from {low:g}"
+            )
+    if given.get("timeout") == 0:
+        raise _bad(spec, "timeout", "more than 0 seconds")
+    for name, (fits, wanted) in _SHAPES.items():
+        if name in given and not fits(given[name]):
+            raise _bad(spec, name, wanted)
+    reasoning = given.get("reasoning")
+    if reasoning is not None and not (isinstance(reasoning, (bool, str)) and reasoning in _REASONING):
+        raise _bad(spec, "reasoning", 'True, False, "low", "medium" or "high"')
+    _check_format(spec, given.get("response_format"))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
+
+
+_SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "stop": (_texts, "a text or a list of texts"),
+    "system": (lambda value: isinstance(value, str), "a text"),
+    "tools": (rows, "a list of OpenAI-style tools"),
+    "extra_body": (lambda value: isinstance(value, Mapping), "a dict"),
+    "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
+}
+
+
+def _check_format(spec: ProviderSpec, wanted: Any) -> None:
+    if isinstance(wanted, Mapping):
+        kind = wanted.get("type")
+        if kind not in _FORMATS:
+            raise _bad(
+                spec, "response_format", f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
+            )
+        if kind != "text" and kind not in spec.structured:
+            raise Unsupported(
+                f"{spec.title} does not know response_format {kind}",
+                provider=spec.name,
+                hint=f"Use {spec.structured[0]}, or a pydantic class",
+            )
+        if kind == "json_schema" and not isinstance(wanted.get("json_schema"), Mapping):
+            raise _bad(spec, "response_format", 'given its schema under "json_schema"')
+    elif wanted is not None and not (isinstance(wanted, type) and hasattr(wanted, "model_validate_json")):
+        raise _bad(spec, "response_format", "a pydantic class or a dict")
+
+
+def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
+    if choice is None:
+        return
+    if not tools:
+        raise InvalidRequest("tool_choice= without tools=", provider=spec.name, hint="Give tools=, or leave it out")
+    if spec.tool_choices is not None and choice not in spec.tool_choices:
+        raise Unsupported(
+            f"{spec.title} cannot honour this tool_choice=",
+            provider=spec.name,
+            hint=f"It knows {', '.join(spec.tool_choices)}",
+        )
+
+
+def _bad(spec: ProviderSpec, name: str, wanted: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}= must be {wanted}", provider=spec.name)

@@ -1,0 +1,81 @@
+"""Where a request really goes: which addresses, through which proxy, and whether that is private enough.
+
+Must never connect or send.
+Only ``net`` asks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from contextlib import suppress
+from typing import Final
+
+import httpx
+
+from . import errors, pool, settings
+from .causes import failure_of
+from .errors import LLMError
+
+_PRIVATE: Final = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+
+
+def is_private(address: str) -> bool:
+    """Whether an IP address is loopback, link-local or of a private network (RFC 1918, RFC 4193)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return any(ip in network for network in _PRIVATE if network.version == ip.version)
+
+
+def pinned(request: httpx.Request, address: str | None) -> httpx.Request:
+    """The same request to a checked address, so that a second look-up of the name cannot lead elsewhere."""
+    if address is None:
+        return request
+    extensions = {**request.extensions, "sni_hostname": request.url.host}
+    url = request.url.copy_with(host=address)
+    return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
+
+
+async def to(
+    connections: pool.Pool, url: httpx.URL, connect_timeout: float, *, local_only: bool
+) -> tuple[list[str | None], str | None]:
+    """The addresses to connect to (None: let httpx look up the name), and the proxy."""
+    if local_only:
+        addresses = [address for address in await _resolve(url, connect_timeout) if is_private(address)]
+        if not addresses:
+            raise errors.NotLocal(
+                f"LLM_LOCAL_ONLY is set, and {url.host} is not on this machine or a private network",
+                hint="Nothing was sent. Use a local provider, or set LLM_LOCAL_ONLY=false",
+            )
+        return list(addresses), None
+    key = (url.scheme, url.host)
+    if key not in connections.proxies:
+        proxy = settings.proxy_for(*key)
+        if proxy:
+            with suppress(LLMError):  # a name that only the proxy can resolve
+                if all(is_private(address) for address in await _resolve(url, connect_timeout)):
+                    proxy = None
+        connections.proxies[key] = proxy
+    return [None], connections.proxies[key]
+
+
+async def _resolve(url: httpx.URL, connect_timeout: float) -> list[str]:
+    """The addresses of a URL's host, in the system's order. Raises ConnectionFailed or ConnectTimeout."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(connect_timeout):
+            found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        failure: LLMError = errors.ConnectTimeout("the host name was not resolved in time")
+    except OSError as error:
+        failure = failure_of(error)
+    else:
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    raise failure
