@@ -42,6 +42,14 @@ _MONEY = re.compile(
 )
 _KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key", re.IGNORECASE)
 _LOADING = re.compile(r"loading model|model is loading|still loading", re.IGNORECASE)
+_SENTENCES: Final = (
+    (_CONTEXT, errors.ContextOverflow),
+    (_NO_MODEL, errors.ModelNotFound),
+    (_LOADING, errors.ModelLoading),
+    (_NO_IMAGES, errors.Unsupported),
+    (_KEY, errors.AuthenticationFailed),
+    (_MONEY, errors.QuotaExceeded),
+)
 
 _CODES: Final[Mapping[str, type[LLMError]]] = {
     "context_length_exceeded": errors.ContextOverflow,
@@ -228,17 +236,11 @@ def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LL
     for code in said.codes:
         if code in _CODES:
             return _CODES[code]
-    if status < 500 and _MONEY.search(said.message):
-        return errors.QuotaExceeded
-    if status in (401, 402, 407, 429):
+    if status in (401, 402, 407):
         return _STATUSES[status]
-    for pattern, kind in (
-        (_CONTEXT, errors.ContextOverflow),
-        (_NO_MODEL, errors.ModelNotFound),
-        (_LOADING, errors.ModelLoading),
-        (_NO_IMAGES, errors.Unsupported),
-        (_KEY, errors.AuthenticationFailed),
-    ):
+    if status == 429:  # one status for two things: only the words tell a used-up quota
+        return errors.QuotaExceeded if _MONEY.search(said.message) else errors.RateLimited
+    for pattern, kind in _SENTENCES:
         if pattern.search(said.message):
             return kind
     if status < 500 and _UNSUPPORTED.search(said.message):
