@@ -19,8 +19,8 @@ async def test_a_hang_costs_the_first_token_budget(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("hang")) as server:
         began = time.monotonic()
         with pytest.raises(errors.FirstTokenTimeout, match="LLM_FIRST_TOKEN_TIMEOUT"):
-            await provider_for(server, first_token_timeout=0.2).generate("hi")
-        assert 0.2 <= time.monotonic() - began < 2
+            await provider_for(server, first_token_timeout=1).generate("hi")
+        assert 1 <= time.monotonic() - began < 5
         await asyncio.wait_for(server.seen[0].gone.wait(), 1)
 
 
@@ -28,7 +28,7 @@ async def test_a_hang_costs_the_first_token_budget(dialect: str) -> None:
 async def test_an_opening_is_no_token(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall", after=0)) as server:
         with pytest.raises(errors.FirstTokenTimeout):
-            await provider_for(server, first_token_timeout=0.2).generate("hi")
+            await provider_for(server, first_token_timeout=1).generate("hi")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -45,8 +45,8 @@ async def test_a_drip_is_ended_by_the_deadline(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("drip", seconds=0.02)) as server:
         began = time.monotonic()
         with pytest.raises(errors.DeadlineExceeded) as caught:
-            await provider_for(server).generate("hi", timeout=0.3)
-        assert 0.3 <= time.monotonic() - began < 2
+            await provider_for(server).generate("hi", timeout=1.5)
+        assert 1.5 <= time.monotonic() - began < 5
         assert caught.value.partial.startswith("The quick brown drop drop ")
         assert not caught.value.failover
 
@@ -60,7 +60,7 @@ async def test_the_deadline_of_the_provider_holds_where_the_call_has_none() -> N
 async def test_the_caller_may_take_his_time() -> None:
     async with FaultServer() as server:
         got = ""
-        async for piece in provider_for(server, gap_timeout=0.2, first_token_timeout=0.2).stream("hi"):
+        async for piece in provider_for(server, gap_timeout=0.2, first_token_timeout=5).stream("hi"):
             got += piece
             await asyncio.sleep(0.3 if len(got) < 12 else 0)
         assert got == "The quick brown fox jumps over the lazy dog."

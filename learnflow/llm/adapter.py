@@ -277,7 +277,9 @@ class BaseProvider:
         elif isinstance(error, errors.Misconfigured):
             error.hint = f"{error.hint}; the address in use is {self.endpoint.base}, the variable {spec.env_url[0]}"
         elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-            error.hint = f"Start {spec.title} at {self.endpoint.base}, or set {spec.env_url[0]} to where it is"
+            local = f"Start {spec.title} at {self.endpoint.base}, or set {spec.env_url[0]} to where it is"
+            away = f"Check the network, HTTPS_PROXY, and the address {self.endpoint.base} ({spec.env_url[0]})"
+            error.hint = error.hint or (local if spec.local else away)
         elif isinstance(error, errors.ThinkingLeaked) and model:
             self._holds.add(model)
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")

@@ -84,14 +84,17 @@ def failure_of(error: Exception) -> LLMError:
     chain = list(_chain(error))
     kind = leaf_of(error)
     if issubclass(kind, errors.TimedOut):
-        return errors.ConnectTimeout("no connection in time")
+        return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return errors.ConnectionFailed("the connection was refused: nobody listens there")
         if isinstance(cause, socket.gaierror):
             return errors.ConnectionFailed("the host name cannot be resolved")
         if isinstance(cause, ssl.SSLError):
-            return errors.ConnectionFailed(f"TLS failed ({cause.reason or 'no reason given'})")
+            return errors.ConnectionFailed(
+                f"TLS failed ({cause.reason or 'no reason given'})",
+                hint="Check the certificate, the scheme and SSL_CERT_FILE",
+            )
     if kind is errors.Misconfigured:
         return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
     return kind(f"the connection broke ({type(chain[-1]).__name__})")

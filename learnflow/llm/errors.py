@@ -206,8 +206,6 @@ class TimedOut(Unavailable):
 class ConnectTimeout(TimedOut):
     """No connection within LLM_CONNECT_TIMEOUT seconds."""
 
-    advice = "Check the address, or raise LLM_CONNECT_TIMEOUT"
-
 
 class FirstTokenTimeout(TimedOut):
     """No token within LLM_FIRST_TOKEN_TIMEOUT seconds."""
