@@ -163,7 +163,7 @@ async def test_a_default_that_only_the_server_refuses_is_left_out_and_remembered
 async def test_a_prompt_that_a_server_quotes_changes_no_parameter() -> None:
     body = json.dumps({"error": {"message": "invalid: what is the temperature today, and max_tokens"}}).encode()
     async with FaultServer() as server:
-        server.script = [Fault("refuse", status=400, body=body)]
+        server.script = [Fault("refuse", status=400, body=body)] * 2
         provider = provider_for(server)
         with pytest.raises(errors.InvalidRequest):
             await provider.generate("what is the temperature today, and max_tokens")
@@ -217,6 +217,7 @@ async def test_a_server_that_does_not_know_stream_options_is_asked_without() -> 
         ({"tools": 5}, errors.InvalidRequest, "tools= must be"),
         ({"tools": [5]}, errors.InvalidRequest, "tools= must be"),
         ({"extra_body": "x"}, errors.InvalidRequest, "extra_body= must be"),
+        ({"extra_body": {"x": object()}}, errors.InvalidRequest, "extra_body= must be"),
         ({"response_format": Quiz(title="a", questions=[])}, errors.InvalidRequest, "response_format= must be"),
         ({"response_format": {"type": "json_schema"}}, errors.InvalidRequest, "response_format= must be"),
         ({"prompt": [{"role": "user", "content": ["x"]}]}, errors.InvalidRequest, "neither a text nor a list"),

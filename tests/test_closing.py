@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import errors
+from learnflow.llm import _litellm, errors
 from learnflow.llm.base import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -84,10 +86,50 @@ async def test_leaving_while_litellm_prepares_leaves_nothing_behind(recwarn: pyt
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        async with asyncio.timeout(10):
+            while _litellm._leaving:  # LiteLLM comes to its own end, unsent
+                await asyncio.sleep(0.01)
         gc.collect()
         assert not [str(warning.message) for warning in recwarn]
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not [task for task in others if "litellm" in repr(task).lower() and "_worker_loop" not in repr(task)]
+
+
+async def test_a_cancellation_from_elsewhere_survives_aclose() -> None:
+    async with FaultServer(fault=Fault("hang")) as server:
+        for together in (True, False):
+            answer = provider_for(server).stream("hi")
+            reader = asyncio.create_task(anext(answer))  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+            if together:
+                reader.cancel()
+            await asyncio.gather(answer.aclose(), answer.aclose())
+            with pytest.raises(asyncio.CancelledError if together else StopAsyncIteration):
+                await reader
+
+
+async def test_a_read_that_was_given_up_does_not_end_quietly_afterwards() -> None:
+    async with FaultServer(fault=Fault("stall", after=0)) as server:
+        answer = provider_for(server).stream("hi")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(answer), 0.5)
+        with pytest.raises(errors.InvalidRequest, match="has failed"):
+            [piece async for piece in answer]
+
+
+async def test_a_deadline_does_not_wait_for_litellms_threads() -> None:
+    async with FaultServer() as server:
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, stop.wait, 20)
+        began = loop.time()
+        with pytest.raises(errors.TimedOut):
+            await provider_for(server).generate("hi", timeout=0.3)
+        assert loop.time() - began < 2
+        stop.set()
+        await busy
+        async with asyncio.timeout(10):
+            while _litellm._leaving:
+                await asyncio.sleep(0.01)
+        assert not server.seen  # what nobody waits for is not sent
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])

@@ -230,7 +230,12 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("http_proxy", "socks5://127.0.0.1:9"), ("http_proxy", "ftp://127.0.0.1:9"), ("SSL_CERT_FILE", "/no/such/file")],
+    [
+        ("http_proxy", "http://h:notaport"),
+        ("http_proxy", "socks5://127.0.0.1:9"),
+        ("http_proxy", "ftp://127.0.0.1:9"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
 )
 async def test_a_setting_that_keeps_us_from_connecting_is_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
@@ -243,6 +248,7 @@ async def test_a_setting_that_keeps_us_from_connecting_is_named(
     with pytest.raises(errors.NotConfigured, match=r"HTTPS_PROXY.*SSL_CERT_FILE") as caught:
         await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1", model="m").generate("hi")
     assert caught.value.failover
+    assert not await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1").health_check()
     pool._tls.cache_clear()
 
 

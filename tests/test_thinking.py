@@ -58,6 +58,8 @@ def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
         "```\n</think>\n```\ndone",
         "The tag `</think>` closes it",
         'it says "</think>"',
+        "Close with (</think>)",
+        "Write:\n```\n</think>",
         "a < b </b> <thin",
         "<thinker>",
     ],
@@ -68,6 +70,33 @@ def test_an_answer_may_speak_about_the_tags(text: str, hold: bool) -> None:
         assert split(text, [cut], hold=hold) == (text, "", False)
 
 
+@pytest.mark.parametrize("thought", ['So I say "yes"', "it is `x`", "I am sure. ", "```py\nx = 1\n", "(hm", "a\n"])
+def test_real_thinking_that_looks_like_a_mention_is_thinking(thought: str) -> None:
+    text = f"{thought}</think>\n\nHi"
+    for cut in range(len(text)):
+        assert split(text, [cut], hold=True) == ("Hi", thought, False)
+
+
+def test_a_model_that_only_closes_is_taken_at_its_word() -> None:
+    splitter = ThinkingSplitter(closes=True)
+    got = [splitter.feed(piece) for piece in ("I think ", "</think>", " so")]
+    got.append(splitter.end())
+    assert ("".join(one.text for one in got), "".join(one.thinking for one in got)) == ("so", "I think ")
+
+
+@pytest.mark.parametrize("cut", range(14))
+def test_a_closing_tag_after_nothing_but_white_space_leaks_nothing(cut: int) -> None:
+    text, thinking, leaked = split("\n</think>\n\nHi there", [cut])
+    assert (text.lstrip(), thinking.strip(), leaked) == ("Hi there", "", False)
+
+
+@given(st.text('ab \n`"(<', max_size=12), st.lists(st.integers(0, 99), max_size=6), st.booleans())
+def test_nothing_is_invented(noise: str, cuts: list[int], hold: bool) -> None:
+    for text in (f"{noise}</think>", f"{noise}</think>{noise}", f"<think>{noise}</think>{noise}"):
+        answer, thinking, leaked = split(text, cuts, hold=hold)
+        assert leaked or len(answer) + len(thinking) <= len(text)
+
+
 def test_thinking_may_come_in_two_blocks() -> None:
     assert split("<think>a</think>\n<think>b</think>c<think>", [5, 20]) == ("c<think>", "ab", False)
 
@@ -75,7 +104,7 @@ def test_thinking_may_come_in_two_blocks() -> None:
 def test_what_was_held_is_released_when_the_server_separates() -> None:
     splitter = ThinkingSplitter(hold=True)
     assert splitter.feed("so far").text == ""
-    assert splitter.separated().text == "so far"
+    assert splitter.separated() == "so far"
     assert splitter.feed(" and</think>\non").text == " and</think>\non"
 
 

@@ -32,6 +32,7 @@ _NO_KEY: Final = "no-key"  # LiteLLM looks for one in the environment, anybody's
 _SDK: Final = ("openai", "azure")  # prefixes that LiteLLM serves through the OpenAI SDK
 _lock = threading.Lock()
 _warm: set[str] = set()
+_leaving: set[asyncio.Future[object]] = set()  # calls whose callers have left
 
 
 async def ready(spec: ProviderSpec) -> None:
@@ -56,7 +57,7 @@ async def ask(
     litellm = _load()
     if spec.local:
         _register(f"{spec.litellm}/{model}")
-    elif _mode(litellm, spec, model) == "responses":
+    elif _mode(litellm, spec, model) != "chat":
         return errors.Unsupported(
             "this model is not served by chat completions", hint="Choose one that the chat API serves"
         )
@@ -81,32 +82,40 @@ async def ask(
             ),
         )
     except Exception as error:  # noqa: BLE001  # whatever LiteLLM raises becomes ours, here and nowhere else
-        failed = _failure(error, exchange)
+        failed = _failure(error, exchange, parameters)
     finally:
         net.current.reset(token)
     return None if exchange.body is not None else failed or _unanswered(exchange)
 
 
 async def _unhurried(exchange: net.Exchange, call: Coroutine[Any, Any, object]) -> None:
-    """Await LiteLLM's call; a caller who leaves while it still prepares does not tear it apart in its thread."""
+    """Await LiteLLM's call. A caller who leaves is not kept waiting while it still prepares in its thread.
+
+    It is left to come to its end by itself, for half-way it would leave coroutines behind; it will not be sent.
+    """
     task = asyncio.ensure_future(call)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
+        exchange.failure = exchange.failure or errors.ConnectionFailed("the caller left")
         if exchange.sent:
             task.cancel()
-        exchange.failure = exchange.failure or errors.ConnectionFailed("the caller left")
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen
+        _leaving.add(task)
+        task.add_done_callback(_gone)
         raise
 
 
-def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str | None:
-    """What LiteLLM's table says of a cloud model: "chat", or "responses" for those without chat completions."""
+def _gone(task: asyncio.Future[object]) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody is left to be told
+
+
+def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str:
+    """How LiteLLM's table says that a cloud model is asked; "chat" where it does not know the model."""
     table = litellm.model_cost
     known = table.get(f"{spec.litellm}/{model}") or table.get(model) or {}
-    return known.get("mode")
+    return str(known.get("mode") or "chat")
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
@@ -124,7 +133,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     return float(sum(parts))
 
 
-def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
+def _failure(error: Exception, exchange: net.Exchange, sent: dict[str, Any]) -> LLMError:
     """Ours for LiteLLM's: what the transport saw first, then the status and body, then LiteLLM's class."""
     if exchange.failure:
         return exchange.failure
@@ -132,7 +141,9 @@ def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
         return diagnosis.refusal(exchange.status, exchange.refusal, exchange.headers, judged=error)
     kind = leaf_of(error)
     if issubclass(kind, errors.Unsupported):
-        return kind("LiteLLM knows that this model does not take a parameter of the request", hint=_parameters(error))
+        return kind(
+            "LiteLLM knows that this model does not take a parameter of the request", hint=_parameters(error, sent)
+        )
     what, hint = f"LiteLLM refused the request before sending it ({type(error).__name__})", ""
     if issubclass(kind, errors.Unavailable | errors.BrokenAnswer):  # it sent nothing: no outage of anybody's
         kind, hint = (
@@ -142,12 +153,10 @@ def _failure(error: Exception, exchange: net.Exchange) -> LLMError:
     return kind(what, hint=hint)
 
 
-def _parameters(error: Exception) -> str:
-    """The names in LiteLLM's sentence that are parameters; its words may hold more than names."""
-    names = ("temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty", "tools")
-    more = ("tool_choice", "response_format", "reasoning", "top_k", "min_p", "stream_options")
+def _parameters(error: Exception, sent: dict[str, Any]) -> str:
+    """Which of the parameters LiteLLM's sentence names; its words may hold more than names."""
     words = str(getattr(error, "message", error))
-    return "Leave out " + ", ".join([name for name in names + more if name in words] or ["some of its keywords"])
+    return "Leave out " + ", ".join([name for name in sent if name in words] or ["some of its keywords"])
 
 
 def _unanswered(exchange: net.Exchange) -> LLMError:

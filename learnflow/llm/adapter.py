@@ -170,7 +170,7 @@ class BaseProvider:
         try:
             try:
                 model = await self._prepared(asked, deadline)
-                answer = Answer(asked, hold=hold or self._closes_only(model))
+                answer = Answer(asked, hold=hold, closes=self._closes_only(model))
                 async with aclosing(self._heard(asked, answer, model, deadline)) as pieces:
                     async for piece in pieces:
                         if text := answer.add(piece):
@@ -236,7 +236,6 @@ class BaseProvider:
             if refused is None:
                 self._variants[model] = variant
                 break
-            discreet(refused, self.endpoint.key, asked)
             other = None if answer.listening.began else asked.otherwise(variant, refused)
             if other is None:
                 break

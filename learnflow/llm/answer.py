@@ -21,12 +21,13 @@ class Answer:
     Args:
         asked: the request.
         hold: give no text out before it is certain not to be thinking.
+        closes: the model opens its thinking itself, and only closes it.
     """
 
-    def __init__(self, asked: Request, *, hold: bool) -> None:
+    def __init__(self, asked: Request, *, hold: bool, closes: bool = False) -> None:
         self.listening: Listening | None = None  # who hears it
         self._asked = asked
-        self._splitter = ThinkingSplitter(hold=hold)
+        self._splitter = ThinkingSplitter(hold=hold, closes=closes)
         self._text: list[str] = []
         self._thinking: list[str] = []
 
@@ -42,12 +43,12 @@ class Answer:
 
     def add(self, piece: Piece) -> str:
         """Take a piece; returns the text that may be given out. Raises ThinkingLeaked where too much was."""
-        text = ""
+        held = ""
         if piece.thinking:
             self._thinking.append(piece.thinking)
-            text = self._splitter.separated().text
-        split = self._splitter.feed(piece.text) if piece.text else piece
-        return self._take(Piece(text + split.text, split.thinking if piece.text else ""))
+            held = self._splitter.separated()
+        text, thinking = self._splitter.feed(piece.text) if piece.text else Piece()
+        return self._take(Piece(held + text, thinking))
 
     def end(self) -> str:
         """The wire has ended, whole or not; returns what was still held back."""

@@ -186,7 +186,7 @@ class TextStream(AsyncIterator[str]):
         self._pieces = pieces
         self._answering = answering
         self._reader: asyncio.Task[object] | None = None
-        self._left: asyncio.Event | None = None  # set by a reader whom another task makes leave
+        self._left: asyncio.Event | None = None  # somebody closes; set when that is done
         self._failed = False
 
     @property
@@ -200,16 +200,19 @@ class TextStream(AsyncIterator[str]):
         return self._answering.completion
 
     async def __anext__(self) -> str:
+        if self._left is not None:
+            raise StopAsyncIteration
         if self._reader is not None or self._failed:
             what = "the stream has failed" if self._failed else "the stream is being read by another task"
             raise InvalidRequest(what, hint="Ask again for another stream")
         reader = self._reader = asyncio.current_task()
+        cancelled = reader.cancelling() if reader else 0
         try:
             return await self._pieces.__anext__()
         except asyncio.CancelledError:
-            if self._left is None or reader is None:
-                raise
-            reader.uncancel()
+            self._failed = True
+            if self._left is None or reader is None or reader.uncancel() > cancelled:
+                raise  # not only by aclose()
         except LLMError:
             self._failed = True
             raise
@@ -221,12 +224,16 @@ class TextStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """Close the connection; the server stops. A task that waits for a piece sees the end of the stream."""
-        if self._reader is None or self._reader is asyncio.current_task():
-            await self._pieces.aclose()
-        else:
-            self._left = self._left or asyncio.Event()
-            self._reader.cancel()
-            await self._left.wait()
+        if self._left is None:
+            self._left = asyncio.Event()
+            if self._reader is None:
+                try:
+                    await self._pieces.aclose()
+                finally:
+                    self._left.set()
+            else:
+                self._reader.cancel()
+        await self._left.wait()
 
     async def __aenter__(self) -> Self:
         return self

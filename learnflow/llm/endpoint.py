@@ -66,7 +66,7 @@ def settle(
     """The endpoint for what was given and what the environment says; what is given wins.
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
-    row's own. A key that is given goes where its giver says.
+    row's own; where neither is there, to the address that is given. A key that is given goes where its giver says.
 
     Raises:
         NotConfigured: no address, one that cannot be, or no key where one is needed.
@@ -74,11 +74,11 @@ def settle(
     where = url or env_url or spec.default_url
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
-    home = endpoint(spec, env_url or spec.default_url or where)
     there = endpoint(spec, where, version=version)
     hint = f"Set {spec.env_key[0]}, or give api_key="
-    key, env_key = (key or "").strip(), (env_key or "").strip()
+    key, env_key = str(key or "").strip(), str(env_key or "").strip()
     if env_key and not key:
+        home = endpoint(spec, env_url or spec.default_url or where)
         if there.origin == home.origin:
             key = env_key
         else:
@@ -140,12 +140,12 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
 
 
 def _scheme(spec: ProviderSpec, text: str) -> str:
-    """What people mean who write no scheme: http for a server of one's own or a port of its own, else https."""
+    """What people mean who write no scheme: http for a server of one's own, else https."""
     host = text.partition("/")[0]
     if spec.default_url and spec.local:
         return "https" if host == "ollama.com" else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
-    own = _ip_version(name.strip("[]")) or "." not in name or port not in ("", "443")
+    own = _ip_version(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if own else "https"
 
 

@@ -19,7 +19,7 @@ def get_provider(name: str | None = None) -> LLMProvider:
     Raises:
         NotConfigured: none is named, the name is unknown, or its address or key is missing.
     """
-    chain = [name] if name else settings.load().chain
+    chain = [str(name)] if name else settings.load().chain
     if not chain:
         raise NotConfigured(
             "no provider is named",

@@ -7,8 +7,9 @@ The request asks it first.
 from __future__ import annotations
 
 import difflib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from .base import Options
@@ -20,7 +21,7 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0, math.inf),
     "max_tokens": (1, math.inf),
     "top_p": (0, 1),
-    "top_k": (0, math.inf),
+    "top_k": (-1, math.inf),  # vLLM: -1 for all
     "min_p": (0, 1),
     "frequency_penalty": (-math.inf, math.inf),
     "presence_penalty": (-math.inf, math.inf),
@@ -66,7 +67,7 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
 
 def rows(value: Any) -> bool:
     """Whether this is a list of objects."""
-    return isinstance(value, (list, tuple)) and all(isinstance(each, Mapping) for each in value)
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
 
 
 def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
@@ -75,7 +76,7 @@ def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name in _WHOLE and not (number and isinstance(value, int) and value >= low):
             raise _bad(spec, name, f"a whole number{f' from {low:g}' if low > -math.inf else ''}")
-        if name in _NUMBERS and not (number and low <= value <= high and not math.isinf(value)):
+        if name in _NUMBERS and not (number and low <= value <= high and value != math.inf):
             raise _bad(
                 spec, name, f"a number from {low:g} to {high:g}" if high < math.inf else f"a number from {low:g}"
             )
@@ -90,6 +91,14 @@ def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
     _check_format(spec, given.get("response_format"))
 
 
+def _json(value: Any) -> bool:
+    try:
+        json.dumps(value, default=dict)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
 
@@ -97,8 +106,8 @@ def _texts(value: Any) -> bool:
 _SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "stop": (_texts, "a text or a list of texts"),
     "system": (lambda value: isinstance(value, str), "a text"),
-    "tools": (rows, "a list of OpenAI-style tools"),
-    "extra_body": (lambda value: isinstance(value, Mapping), "a dict"),
+    "tools": (lambda value: rows(value) and _json(value), "a list of OpenAI-style tools"),
+    "extra_body": (lambda value: isinstance(value, Mapping) and _json(value), "a dict that JSON can hold"),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
 }
 

@@ -111,7 +111,7 @@ class Listening:
         assert self._exchange.body is not None  # noqa: S101  # ask() returned without a failure
         budget = self._times.gap if self.began else self._times.first_token
         limit = min(heard + budget, deadline)
-        if self.wire.finish or self.wire.ended:
+        if self.wire.finish:
             now = asyncio.get_running_loop().time()
             over = now + (_AFTER_END_S if self.wire.ended else _AFTER_FINISH_S)
             limit = self._over = min(limit, self._over or over, over)

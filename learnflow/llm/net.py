@@ -131,7 +131,12 @@ class Transport(httpx.AsyncBaseTransport):
             exchange.failure = failure_of(error)
         except LLMError as error:
             exchange.failure = error
-        except (ImportError, OSError, ValueError) as error:  # socks without its package, a missing CA file, a bad proxy
+        except (
+            ImportError,
+            OSError,
+            ValueError,
+            httpx.InvalidURL,
+        ) as error:  # socks without its package, a missing CA file, a bad proxy
             exchange.failure = errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",

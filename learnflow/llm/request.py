@@ -57,7 +57,7 @@ class Request:
     @property
     def other_texts(self) -> list[str]:
         """Everything else that is the caller's: images, tools, arguments."""
-        return list(_strings([self.messages, self.tools, self.extra_body]))
+        return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
     def put(self, model: str, variant: Variant) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages and parameters as LiteLLM takes them. Raises Unsupported where the model cannot honour one."""
@@ -175,8 +175,11 @@ def _strings(value: Any) -> Iterator[str]:
     """Every text in it, however deep."""
     if isinstance(value, str):
         yield value
-    for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
-        yield from _strings(each)
+    elif isinstance(value, Mapping):
+        yield from _strings([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _strings(each)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from .thinking import Piece
 from .wire import BOM, Wire, whole_number
 
 _FIELDS: Final = (b"event", b"id", b"retry")
+_MOST_LINES: Final = 1000  # of one event: servers send one
 
 
 class OpenAIWire(Wire):
@@ -33,6 +34,8 @@ class OpenAIWire(Wire):
         line = line.removesuffix(b"\r")
         if line[:5] == b"data:":
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            if len(self._data) > _MOST_LINES:
+                self._malformed("an event of so many lines")
             return None
         if not line:
             return self._dispatch() if self._data else None

@@ -6,12 +6,14 @@ The adapter feeds it what ``wire`` read as content.
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, NamedTuple
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = "`'\"«“("
-_PROSE: Final = " .,;:!?)…"
+_QUOTES: Final = {"`": "`", "'": "'", '"': '"', "«": "»", "“": "”", "(": ")"}
+_GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")
+_LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
 
 class Piece(NamedTuple):
@@ -29,16 +31,17 @@ class ThinkingSplitter:
     opening one. White space around the tags belongs to the format, not to the answer.
 
     Args:
-        hold: nothing is given out before it is certain to be no thinking: for callers who want the whole text anyway,
-            and for models that only close (``specs.OPENS_THINKING_ITSELF``).
+        hold: nothing is given out before it is certain to be no thinking, for callers who want the whole text anyway.
+        closes: the model opens its thinking itself (``specs.OPENS_THINKING_ITSELF``): held, and any closing tag counts.
 
     Attributes:
         leaked: a closing tag came alone, after text had been given out as answer.
     """
 
-    def __init__(self, *, hold: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, closes: bool = False) -> None:
         self.leaked = False
-        self._hold = hold
+        self._hold = hold or closes
+        self._closes = closes
         self._state: Literal["begin", "think", "answer"] = "begin"
         self._rest = ""  # seen, not yet told
         self._before: list[str] = []  # the answer before the rest, as long as a lone closing tag may come
@@ -58,23 +61,23 @@ class ThinkingSplitter:
             thinking += got.thinking
         return Piece(text, thinking)
 
-    def separated(self) -> Piece:
-        """The server separates thinking itself: what it calls answer is answer, tags and all."""
+    def separated(self) -> str:
+        """The server separates thinking itself: what it calls answer is answer, tags and all. Returns what was held."""
         if self._state == "think":
-            return Piece()
+            return ""
         self._state = "answer"
-        return Piece(self._settle() + self._take(len(self._rest)))
+        return self._settle() + self._take(len(self._rest))
 
     def end(self) -> Piece:
         """What was still waiting: thinking where a tag was left open, answer otherwise."""
+        if self._state == "answer" and not self._settled and self._rest.startswith(_CLOSE):
+            closed = self._close(0)
+            return Piece(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)
         rest = self._take(len(self._rest))
         if self._state == "think":
             return Piece(thinking=rest)
         if self._state == "begin" and self._settled:  # white space behind a closing tag is the format's
             return Piece(rest.lstrip())
-        if self._state == "answer" and not self._settled and rest.endswith(_CLOSE):  # nothing followed it
-            self._rest = rest + "\n"
-            return self._answer()
         return Piece(self._settle() + rest)
 
     def _tell(self, text: str) -> Piece:
@@ -118,13 +121,18 @@ class ThinkingSplitter:
         if opened >= 0 and (at < 0 or opened < at):  # the answer speaks about the tags
             return Piece(self._settle() + self._take(len(self._rest)))
         if at < 0:
-            return self._tell(self._take(len(self._rest) - max(map(self._ending, (_CLOSE, _OPEN)))))
+            unsure = max(_overlap(self._rest, _CLOSE), _overlap(self._rest, _OPEN))
+            return self._tell(self._take(len(self._rest) - unsure))
+        if len(self._rest) < at + len(_CLOSE) + _LOOK_AHEAD:  # what follows decides
+            return self._tell(self._take(at)) if self._rest[:at].strip() or self._before else Piece()
+        return self._close(at)
+
+    def _close(self, at: int) -> Piece:
+        """A closing tag that nothing opened, at this place of the rest."""
         before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
-        if not after:
-            return self._tell(self._take(at))  # what follows decides
-        if _mentioned(before, after):
+        if not self._closes and _mentioned(before, after):
             return Piece(self._settle() + self._take(len(self._rest)))
-        self.leaked = not self._hold and any(self._before)
+        self.leaked = not self._hold and any(told.strip() for told in self._before)
         self._settle()
         self._rest, self._state = after, "begin"
         return Piece(thinking=before)
@@ -133,14 +141,13 @@ class ThinkingSplitter:
         taken, self._rest = self._rest[:length], self._rest[length:]
         return taken
 
-    def _ending(self, tag: str) -> int:
-        return _overlap(self._rest, tag)
-
 
 def _mentioned(before: str, after: str) -> bool:
     """Whether an answer speaks about the closing tag, rather than a model ending its thinking."""
-    in_sentence = before[-1:] == " " and after[:1] in _PROSE
-    return (before[-1:] in _QUOTES and before != "") or in_sentence or before.count("```") % 2 == 1
+    quoted = _QUOTES.get(before[-1:]) == after[:1] != ""
+    in_sentence = before[-1:] == " " and bool(_GOES_ON.match(after))
+    in_code = before.count("```") % 2 == 1 and not after.startswith("\n\n")
+    return quoted or in_sentence or in_code
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -177,7 +177,9 @@ class Wire:
         if reason == "content_filter":
             self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
         elif reason not in _FINISHES:
-            self.fail(errors.UnknownFinish(f"the server ended with {reason[:40]!r}, which does not mean whole"))
+            self.fail(
+                errors.UnknownFinish(f"the server ended with something that does not mean whole: “{reason[:40]}”")
+            )
         else:
             self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
 
