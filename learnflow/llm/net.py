@@ -199,17 +199,13 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
         connected = connected or event.startswith("connection.connect")
 
     kept = {name: value for name, value in request.headers.items() if name in _HEADERS}
-    request.headers = httpx.Headers({**kept, **exchange.credentials, "accept-encoding": "identity"})
-    request.extensions = {
-        "timeout": {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None},
-        "trace": trace,
-    }
-    addresses, proxy = await route.to(
-        connections, request.url, exchange.connect_timeout, local_only=exchange.local_only
-    )
+    headers = {**kept, **exchange.credentials, "accept-encoding": "identity"}
+    budget = exchange.connect_timeout
+    extensions = {"timeout": {"connect": budget, "read": None, "write": None, "pool": None}, "trace": trace}
+    addresses, proxy = await route.to(connections, request.url, budget, local_only=exchange.local_only)
     for address in addresses:
         last = address == addresses[-1]
-        sent = route.pinned(request, address)
+        sent = route.sent(request, address, headers, extensions)
         try:
             return await connections.to(request.url.scheme, proxy).handle_async_request(sent), None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):

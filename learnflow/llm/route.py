@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -34,13 +34,18 @@ def is_private(address: str) -> bool:
     return any(ip in network for network in _PRIVATE if network.version == ip.version)
 
 
-def pinned(request: httpx.Request, address: str | None) -> httpx.Request:
-    """The same request to a checked address, so that a second look-up of the name cannot lead elsewhere."""
-    if address is None:
-        return request
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
-    url = request.url.copy_with(host=address)
-    return httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
+def sent(
+    request: httpx.Request, address: str | None, headers: dict[str, str], extensions: dict[str, Any]
+) -> httpx.Request:
+    """The request as it goes out; the one that LiteLLM made stays as it is, for its SDK looks at it again.
+
+    To a checked address, where there is one, so that a second look-up of the name cannot lead elsewhere.
+    """
+    url = request.url
+    if address is not None:
+        extensions = {**extensions, "sni_hostname": url.host}
+        url = url.copy_with(host=address)
+    return httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=extensions)
 
 
 async def to(
