@@ -281,6 +281,16 @@ async def test_tools_come_back_parsed() -> None:
     assert done.tool_calls[0].arguments == {"city": "Paris"}
 
 
+async def test_a_tool_that_was_required_and_not_called_is_no_answer() -> None:
+    async with FaultServer("llamacpp") as server:
+        provider = provider_for(server)
+        with pytest.raises(errors.SchemaMismatch, match="none was"):
+            await provider.complete("Weather?", tools=[TOOL], tool_choice="required")
+        assert (await provider.complete("Weather?", tools=[TOOL])).finish == "stop"
+        await provider.complete("Weather?", tools=[TOOL], tool_choice="none")
+        assert "tools" not in server.seen[-1].body
+
+
 @pytest.mark.parametrize("dialect", ["openai", "lmstudio", "vllm", "llamacpp", "ollama"])
 async def test_a_pydantic_class_is_asked_for_and_validated(dialect: str) -> None:
     async with FaultServer(dialect, [QUIZ]) as server:  # type: ignore[arg-type]

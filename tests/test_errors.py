@@ -80,6 +80,11 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
             errors.ContentFiltered,
         ),
         (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.InvalidRequest),
+        (
+            400,
+            b'{"error":{"message":"tool_choice=required requires --tool-call-parser to be set"}}',
+            errors.Unsupported,
+        ),
         (402, b"{}", errors.QuotaExceeded),
         (429, b"slow down", errors.RateLimited),
         (500, b"<html>oops</html>", errors.ServerFailed),

@@ -27,7 +27,7 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _UNSUPPORTED = re.compile(
-    r"does not support|not supported|requires --enable-auto-tool-choice|response_format\.type"
+    r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )

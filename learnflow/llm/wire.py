@@ -94,7 +94,7 @@ class Wire:
     def broken(self, why: str) -> None:
         """The connection broke; an answer whose finish had arrived is whole all the same."""
         if self.finish is None:
-            self.fail(errors.AnswerCut(f"the connection broke in the middle of the answer ({why})"))
+            self.fail(errors.AnswerCut(f"{why}, in the middle of the answer"))
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls, arguments parsed. Raises MalformedAnswer where the model wrote no JSON object."""
