@@ -138,8 +138,10 @@ async def main():
     async with FaultServer() as server:
         heart = asyncio.create_task(beat())
         began = time.monotonic()
-        await CustomProvider(base_url=server.root, model="m", first_token_timeout=1.0).generate("hi")
+        provider = CustomProvider(base_url=server.root, model="m", first_token_timeout=1.0)
+        await provider.generate("hi")
         whole = time.monotonic() - began
+        await provider.prepare()
         stop = True
         await heart
     print(worst < whole / 2, whole > 1)

@@ -166,13 +166,17 @@ def _unanswered(exchange: net.Exchange) -> LLMError:
 def _warm_up(spec: ProviderSpec) -> None:
     """One call through LiteLLM's whole path that touches no server: imports and caches are filled in this thread."""
     with _lock:
-        if spec.litellm in _warm:
-            return
-        address = Endpoint(root="http://localhost", base="http://localhost", version=spec.default_version)
-        exchange = net.Exchange(address.origin, "", connect_timeout=1.0, dry=True)
-        words = [{"role": "user", "content": "-"}]
-        asyncio.run(ask(spec, address, exchange, "warm-up", words, {"temperature": 0.0, "max_tokens": 1}))
-        _warm.add(spec.litellm)
+        if spec.litellm not in _warm:
+            asyncio.run(_rehearse(spec))
+            _warm.add(spec.litellm)
+
+
+async def _rehearse(spec: ProviderSpec) -> None:
+    address = Endpoint(root="http://localhost", base="http://localhost", version=spec.default_version)
+    exchange = net.Exchange(address.origin, "", connect_timeout=1.0, dry=True)
+    words = [{"role": "user", "content": "-"}]
+    await ask(spec, address, exchange, "warm-up", words, {"temperature": 0.0, "max_tokens": 1})
+    await net.prepare()
 
 
 @cache

@@ -126,6 +126,10 @@ class BaseProvider:
         answering = Answering()
         return TextStream(self._text(asked, answering, hold=asked.reasoning not in (None, False)), answering)
 
+    async def prepare(self) -> None:
+        """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
+        await _litellm.ready(self.spec)
+
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
         try:

@@ -6,6 +6,7 @@ The airlock speaks through ``client()``, the probes through ``get()``; each sets
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -176,6 +177,14 @@ async def get(url: str, exchange: Exchange) -> bytes:
     finally:
         current.reset(token)
         await exchange.aclose()
+
+
+async def prepare() -> None:
+    """Load what connecting needs, by a connection to a port of loopback that is bound and refuses."""
+    with socket.socket() as nobody, suppress(LLMError):
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        await get(url, Exchange(origin(url), "", connect_timeout=1.0))
 
 
 def _check(request: httpx.Request, exchange: Exchange) -> None:
