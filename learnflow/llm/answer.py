@@ -67,14 +67,10 @@ class Answer:
         calls, text, finish = wire.tool_calls(), self.text, wire.finish or "stop"
         if not text.strip() and not calls:
             raise self._empty(wire)
-        if not calls and self._asked.tool_choice not in (
-            None,
-            "auto",
-            "none",
-        ):  # llama.cpp takes the word and ignores it
-            raise errors.SchemaMismatch(
-                "tool_choice= wanted a tool called, and none was", hint="Use a model with tools"
-            )
+        must_call = self._asked.tool_choice not in (None, "auto", "none")
+        if must_call and not calls:  # llama.cpp takes the word, and may ignore it
+            hint = "Use a model and a server with tools"
+            raise errors.SchemaMismatch("tool_choice= wanted a tool called, and none was", hint=hint)
         return Completion(
             text=text,
             reasoning=self.thinking or None,
