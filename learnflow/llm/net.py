@@ -6,7 +6,6 @@ The airlock speaks through ``client()``, the probes through ``get()``; each sets
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -180,11 +179,8 @@ async def get(url: str, exchange: Exchange) -> bytes:
 
 
 async def prepare() -> None:
-    """Load what connecting needs, by a connection to a port of loopback that is bound and refuses."""
-    with socket.socket() as nobody, suppress(LLMError):
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        await get(url, Exchange(origin(url), "", connect_timeout=1.0))
+    """Load what connecting needs, without connecting: httpx imports its own engine only with its first transport."""
+    await pool.transport("http", None).aclose()
 
 
 def _check(request: httpx.Request, exchange: Exchange) -> None:
