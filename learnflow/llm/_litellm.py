@@ -146,10 +146,8 @@ def _failure(error: Exception, exchange: net.Exchange, sent: dict[str, Any]) -> 
         )
     what, hint = f"LiteLLM refused the request before sending it ({type(error).__name__})", ""
     if issubclass(kind, errors.Unavailable | errors.BrokenAnswer):  # it sent nothing: no outage of anybody's
-        kind, hint = (
-            errors.Unsupported,
-            "Check the messages' roles, contents and image formats, or try another provider",
-        )
+        kind = errors.Unsupported
+        hint = "Check the messages' roles, contents and image formats, or try another provider"
     return kind(what, hint=hint)
 
 

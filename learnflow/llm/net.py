@@ -23,6 +23,8 @@ from .errors import LLMError
 # What a request may carry beside its credentials. LiteLLM and the OpenAI SDK add others from the environment: tokens,
 # organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
 _HEADERS: Final = ("host", "content-type", "content-length", "accept", "user-agent", "http-referer", "x-title")
+# What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
+_SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 
 
@@ -131,12 +133,7 @@ class Transport(httpx.AsyncBaseTransport):
             exchange.failure = failure_of(error)
         except LLMError as error:
             exchange.failure = error
-        except (
-            ImportError,
-            OSError,
-            ValueError,
-            httpx.InvalidURL,
-        ) as error:  # socks without its package, a missing CA file, a bad proxy
+        except _SET_UP as error:
             exchange.failure = errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
@@ -197,7 +194,7 @@ def _check(request: httpx.Request, exchange: Exchange) -> None:
 async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Response, httpx.AsyncBaseTransport | None]:
     """Send it; a pooled connection that turns out stale before the answer began costs one more try, on a fresh one."""
     connections = await pool.of_this_loop()
-    connected = False
+    connected = False  # anew, rather than taken from the pool
 
     async def trace(event: str, _: Any) -> None:
         nonlocal connected
@@ -209,7 +206,7 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
     extensions = {"timeout": {"connect": budget, "read": None, "write": None, "pool": None}, "trace": trace}
     addresses, proxy = await route.to(connections, request.url, budget, local_only=exchange.local_only)
     for address in addresses:
-        last = address == addresses[-1]
+        connected, last = False, address == addresses[-1]
         sent = route.sent(request, address, headers, extensions)
         try:
             return await connections.to(request.url.scheme, proxy).handle_async_request(sent), None

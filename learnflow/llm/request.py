@@ -87,7 +87,7 @@ class Request:
                 else structured.asked_for(self.wanted, self.spec.structured[variant.rung])
             )
             parameters |= {"response_format": asked} if asked else {}
-            messages += [{"role": "user", "content": words}] if words else []
+            messages = _with_words(messages, words) if words else messages
         if self.spec.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
@@ -169,6 +169,17 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
         {**each, "content": [dict(part) for part in each["content"]]} if rows(each.get("content")) else dict(each)
         for each in messages
     ]
+
+
+def _with_words(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:
+    """The messages with our words in the last one of the user's: many templates want the roles to alternate."""
+    *before, last = messages
+    if last["role"] != "user":
+        return [*messages, {"role": "user", "content": words}]
+    said = last["content"]
+    if isinstance(said, list):
+        return [*before, {**last, "content": [*said, {"type": "text", "text": words}]}]
+    return [*before, {**last, "content": f"{said}\n\n{words}"}]
 
 
 def _strings(value: Any) -> Iterator[str]:
