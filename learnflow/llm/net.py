@@ -209,7 +209,8 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
         connected, last = False, address == addresses[-1]
         sent = route.sent(request, address, headers, extensions)
         try:
-            return await connections.to(request.url.scheme, proxy).handle_async_request(sent), None
+            named = connections.to(request.url.scheme, proxy, request.url.host if address else None)
+            return await named.handle_async_request(sent), None
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             if connected:
                 raise

@@ -25,12 +25,16 @@ class Pool:
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self._transports: dict[tuple[str, str | None], httpx.AsyncHTTPTransport] = {}
+        self._transports: dict[tuple[str, str | None, str | None], httpx.AsyncHTTPTransport] = {}
         self.janitor: AsyncGenerator[None, None] | None = None
 
-    def to(self, scheme: str, proxy: str | None) -> httpx.AsyncHTTPTransport:
-        """The connections for this scheme, through this proxy or none."""
-        key = (scheme, proxy)
+    def to(self, scheme: str, proxy: str | None, name: str | None) -> httpx.AsyncHTTPTransport:
+        """The connections for this scheme, through this proxy or none.
+
+        ``name`` is the host whose checked address is connected to: TLS was proved for that name, and serves no other
+        one at the same address.
+        """
+        key = (scheme, proxy, name)
         if key not in self._transports:
             self._transports[key] = transport(scheme, proxy, idle=_IDLE)
         return self._transports[key]
