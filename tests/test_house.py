@@ -24,17 +24,18 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 
 # Imports go one way: a room may import those of the storeys above and of its own, but no two import each other.
 STOREYS = [
-    ["errors", "base"],
-    ["specs", "causes", "endpoint"],
-    ["settings", "thinking", "structured", "alarm", "events", "diagnosis"],
+    ["errors", "known", "base"],
+    ["specs", "causes", "endpoint", "prices", "window"],
+    ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers"],
     ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
     ["pool", "route", "net"],
-    ["_litellm", "health"],
-    ["listen", "answer"],
+    ["_litellm", "health", "native", "knowledge"],
+    ["fit", "listen", "answer"],
     ["adapter"],
     ["providers"],
+    ["survey", "discovered"],
     ["factory"],
-    ["testing", "cli", "__main__", "__init__"],
+    ["testing", "asking", "status", "doctor", "cli", "__main__", "__init__"],
 ]
 LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
 # Who may import these, and who may speak of the environment.
@@ -89,7 +90,7 @@ def test_libraries_and_the_environment_have_their_rooms(path: Path) -> None:
 def test_names_of_providers_stand_only_in_the_rows() -> None:
     names = {name for name in SPECS if name not in ("openai", "ollama")}  # those two are also dialects
     for path in MODULES:
-        if path.name == "specs.py" or path.parent.name in ("providers", "testing"):
+        if path.name == "specs.py" or path.parent.name in ("providers", "servers", "testing"):
             continue
         strings = {
             node.value
@@ -150,8 +151,11 @@ def variables() -> dict[str, str]:
 def test_env_example_is_what_the_settings_read() -> None:
     common = {name.upper() for name in settings.Settings.model_fields}
     rows = {
-        name for spec in SPECS.values() for name in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version)
+        name
+        for spec in SPECS.values()
+        for name in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version, spec.env_context)
     }
+    rows |= {spec.env_capabilities for spec in SPECS.values()}
     assert set(variables()) == common | rows
 
 

@@ -22,9 +22,10 @@ async def test_a_stale_connection_costs_one_more_try_on_a_fresh_one(dialect: str
     async with FaultServer(dialect) as server:
         provider = provider_for(server)
         await provider.generate("hi")
+        before = server.connections
         server.script = [Fault("close")]
         assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
-        assert server.connections == 2
+        assert server.connections == before + 1
         assert len(server.seen) == 3
 
 
@@ -60,10 +61,10 @@ async def serve():
         while not stop.is_set():
             await asyncio.sleep(0.01)
 
-server = threading.Thread(target=lambda: asyncio.run(serve()))
+server = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
 server.start()
 ready.wait()
-providers = [CustomProvider(base_url=roots[0], model="m"), OllamaProvider(base_url=roots[1], model="m")]
+providers = [CustomProvider(base_url=roots[0]), OllamaProvider(base_url=roots[1])]
 
 async def ask():
     for provider in providers:
@@ -224,7 +225,7 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
     async with FaultServer() as other:
         exchange = net.Exchange(("http", "127.0.0.1", 9), "", 1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
-            await net.get(f"{other.root}/v1/models", exchange)
+            await net.fetch(f"{other.root}/v1/models", exchange)
         assert other.connections == 0
 
 

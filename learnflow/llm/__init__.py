@@ -9,29 +9,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .base import Capabilities, Completion, LLMProvider, TextStream, ToolCall, Usage
+from .base import Completion, LLMProvider, TextStream, ToolCall, Usage
 from .errors import LLMError
+from .known import Capabilities, Health
 
 if TYPE_CHECKING:
     from . import errors, events
     from .adapter import BaseProvider
-    from .factory import get_provider
+    from .factory import discover, get_provider
 
 __all__ = [
     "BaseProvider",
     "Capabilities",
     "Completion",
+    "Health",
     "LLMError",
     "LLMProvider",
     "TextStream",
     "ToolCall",
     "Usage",
+    "discover",
     "errors",
     "events",
     "get_provider",
 ]
 
-_LATER = {"BaseProvider": ".adapter", "get_provider": ".factory"}
+_LATER = {"BaseProvider": ".adapter", "discover": ".factory", "get_provider": ".factory"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from . import _litellm, errors, events, settings
+from . import _litellm, advice, errors, events, native, settings, window
 from .answer import Answer
 from .base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
     Answering,
-    Capabilities,
     Completion,
     Prompt,
     TextStream,
@@ -28,8 +27,11 @@ from .base import Options as More
 from .discretion import discreet
 from .endpoint import settle
 from .errors import LLMError
+from .fit import Fit
 from .health import Door
 from .keywords import checked
+from .knowledge import LOOK_S, QUICK_S, Knowledge
+from .known import Capabilities, Health, Model
 from .listen import Listening
 from .request import Request, Variant, request
 from .specs import OPENS_THINKING_ITSELF, SPECS, ProviderSpec
@@ -66,8 +68,9 @@ class BaseProvider:
         self.model = model or own.model
         self._times = settle_times(self.spec, times, common)
         self._log_content = common.llm_log_content
-        self._door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only)
-        self._found: str | None = None
+        self._load_s = common.llm_load_timeout
+        door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only)
+        self._knowledge = Knowledge(door, self.model, own.stated)
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
 
@@ -133,18 +136,77 @@ class BaseProvider:
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
         try:
-            return await self._door.models()
+            return [model.name for model in await self._knowledge.models(every=False)]
+        except LLMError as error:
+            failed = error
+        raise self._explained(failed, None)
+
+    async def models(self, within: float = LOOK_S) -> list[Model]:
+        """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
+        try:
+            return await self._knowledge.models(within)
         except LLMError as error:
             failed = error
         raise self._explained(failed, None)
 
     async def health_check(self) -> bool:
-        """Whether it would answer now; reads a page, costs nothing, loads nothing, never raises."""
-        return await self._door.ready()
+        """Whether it would answer now; reads a few pages, costs nothing, loads nothing, never raises."""
+        return (await self.refresh()).ready
 
-    def get_capabilities(self) -> Capabilities:
-        """What is known about it, at once."""
-        return self.spec.capabilities.copy()
+    async def refresh(self, within: float = LOOK_S) -> Health:
+        """Look how it is and what it can, for ``within`` seconds at most, and remember; never raises.
+
+        Reads a few pages, as ``health_check`` does.
+        """
+        return await self._knowledge.health(within)
+
+    def get_capabilities(self, model: str | None = None) -> Capabilities:
+        """What is known about it, at once: what the last look showed, and what the row and the operator say.
+
+        Args:
+            model: None for the one that is used where a call names none.
+        """
+        return self._knowledge.capabilities(model)
+
+    async def warm_up(
+        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native.Watch | None = None
+    ) -> None:
+        """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
+
+        Args:
+            model: as in ``generate``.
+            keep_alive: how long it shall stay loaded, in Ollama's words ("30m") or seconds; None for its own default.
+            watch: called once a second with the seconds so far.
+
+        Raises:
+            ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
+            LLMError: whatever else kept it from loading.
+        """
+        if keep_alive is not None and not self.spec.keeps:
+            raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
+        failed: LLMError | None = None
+        try:
+            async with asyncio.timeout(self._load_s), native.ticking(watch):
+                await asyncio.gather(self.prepare(), self._loaded(model or self.model, keep_alive))
+        except TimeoutError:
+            failed = errors.ModelLoading(f"not loaded within {self._load_s:g} s", hint="Raise LLM_LOAD_TIMEOUT")
+        except LLMError as error:
+            failed = error
+        if failed:
+            raise self._explained(failed, model or self.model)
+
+    async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
+        """Until the server has the model in memory."""
+        model: Model | None = None
+        while model is None:
+            try:
+                model = await self._knowledge.found(asked)
+            except errors.ModelLoading:
+                await asyncio.sleep(native.AGAIN_S)
+        if self.spec.load_path and not (model.loaded and keep_alive is None) and not model.remote:
+            wide = window.of(self.endpoint.base, model.name).size or self._knowledge.stated.get("context_served")
+            await native.load(self._knowledge.door, model.name, wide, keep_alive)
+            await self._knowledge.found(asked)
 
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
         """The row, for providers whose addresses come in more than one dialect."""
@@ -173,8 +235,8 @@ class BaseProvider:
         failed: LLMError | None = None
         try:
             try:
-                model = await self._prepared(asked, deadline)
-                answer = Answer(asked, hold=hold, closes=self._closes_only(model))
+                model, fit = await self._prepared(asked, deadline)
+                answer = Answer(asked, fit, hold=hold, closes=self._closes_only(model))
                 async with aclosing(self._heard(asked, answer, model, deadline)) as pieces:
                     async for piece in pieces:
                         if text := answer.add(piece):
@@ -190,36 +252,18 @@ class BaseProvider:
         if failed:
             raise self._explained(failed, model, asked, answer).with_traceback(None)
 
-    async def _prepared(self, asked: Request, deadline: float) -> str:
-        """LiteLLM is loaded, and the model's name is known."""
+    async def _prepared(self, asked: Request, deadline: float) -> tuple[str, Fit]:
+        """LiteLLM is loaded, the model's name is known, and the request may fit it."""
         try:
             async with asyncio.timeout_at(deadline):
-                model = await self._which(asked.model)  # first: what is wrong with it costs no seconds
+                model = await self._knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
+                fit = Fit(self.spec, self.endpoint.base, self._knowledge, asked, model)
+                self._adjusted(model, await fit.before(min(QUICK_S, self._times.first_token)))
                 await _litellm.ready(self.spec)
-                return model
+                return model, fit
         except TimeoutError:
             pass
         raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
-
-    async def _which(self, asked: str | None) -> str:
-        """The model's name: the one asked for, or the one that is loaded, or the only one there is."""
-        if asked and asked not in self.spec.placeholders:
-            return asked
-        variable = self.spec.env_model[0]
-        if not self.spec.local:
-            raise errors.NotConfigured("no model is named", hint=f"Set {variable}, or give model=")
-        if self._found is None:
-            names = await self._door.loaded() or await self._door.models()
-            chat = [name for name in names if "embed" not in name.lower()] or names
-            if not chat:
-                raise errors.ModelNotFound("the server has no model", hint="Pull or load one first")
-            if len(chat) > 1:
-                raise errors.NotConfigured(
-                    f"no model is named, and there are {len(chat)}: {', '.join(chat[:20])}",
-                    hint=f"Set {variable} to one of them, or give model=",
-                )
-            self._found = chat[0]
-        return self._found
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
@@ -227,26 +271,37 @@ class BaseProvider:
     async def _heard(self, asked: Request, answer: Answer, model: str, deadline: float) -> AsyncGenerator[Piece, None]:
         """What the server says. What is ours and was refused is left out, and it is asked again."""
         variant = self._variants.get(model, Variant())
+        fit = answer.fit
+        assert fit is not None  # noqa: S101  # prepared
         while True:
-            messages, parameters = asked.put(model, variant)
+            messages, parameters = asked.put(model, variant, fit.size)
             answer.listening = Listening(self.spec, self.endpoint, self._times)
             refused: LLMError | None = None
             try:
                 async with aclosing(answer.listening.pieces(model, messages, parameters, deadline)) as pieces:
                     async for piece in pieces:
                         yield piece
-            except (errors.CapabilityError, errors.RequestError) as error:
+            except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
                 refused = error
             if refused is None:
                 self._variants[model] = variant
+                fit.held()
                 break
-            other = None if answer.listening.began else asked.otherwise(variant, refused)
-            if other is None:
+            if answer.listening.began:
                 break
-            variant, why = other
-            events.emit(events.Adjusted(provider=self.name, model=model, why=why))
+            why = fit.after(refused)
+            if why is None:
+                other = asked.otherwise(variant, refused)
+                if other is None:
+                    break
+                variant, why = other
+            self._adjusted(model, why)
         if refused:
             raise refused
+
+    def _adjusted(self, model: str, why: str | None) -> None:
+        if why:
+            events.emit(events.Adjusted(provider=self.name, model=model, why=why))
 
     def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
         """The completion, or why the answer is none after all."""
@@ -254,8 +309,11 @@ class BaseProvider:
             whole = answer.completion(self.name, model)
         except LLMError as error:
             return None, error
-        known = self.spec.capabilities["cost"]
-        cost = whole.cost if whole.cost is not None else 0.0 if known == (0.0, 0.0) else None
+        loss = answer.fit.loss(whole.usage) if answer.fit else None
+        if loss:
+            return None, loss
+        free = self._knowledge.capabilities(model)["cost"] == (0.0, 0.0) if self.spec.local else False
+        cost = whole.cost if whole.cost is not None else 0.0 if free else None
         if cost is None and not self.spec.local:
             cost = _litellm.price(self.spec, model, whole.usage)
         return replace(whole, cost=cost), None
@@ -270,21 +328,11 @@ class BaseProvider:
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
     ) -> LLMError:
         """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
-        error.provider, error.model = self.name, error.model or model
-        spec = self.spec
-        if isinstance(error, errors.ModelNotFound):
-            self._found = None
-            error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
-        elif isinstance(error, errors.AuthenticationFailed):
-            error.hint = self.endpoint.key_hint
-        elif isinstance(error, errors.Misconfigured):
-            error.hint = f"{error.hint}; the address in use is {self.endpoint.base}, the variable {spec.env_url[0]}"
-        elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-            local = f"Start {spec.title} at {self.endpoint.base}, or set {spec.env_url[0]} to where it is"
-            away = f"Check the network, HTTPS_PROXY, and the address {self.endpoint.base} ({spec.env_url[0]})"
-            error.hint = error.hint or (local if spec.local else away)
-        elif isinstance(error, errors.ThinkingLeaked) and model:
-            self._holds.add(model)
+        advice.addressed(error, self.spec, self.endpoint, model)
+        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
+            self._knowledge.forget()
+        elif isinstance(error, errors.ThinkingLeaked) and error.model:
+            self._holds.add(error.model)
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")
         if answer:
             error.partial, error.thinking = answer.text, answer.thinking

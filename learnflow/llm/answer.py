@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import errors, structured
 from .base import Completion, ServedModel
 from .errors import LLMError
+from .fit import Fit
 from .listen import Listening
 from .request import Request
 from .thinking import Piece, ThinkingSplitter
@@ -20,11 +21,13 @@ class Answer:
 
     Args:
         asked: the request.
+        fit: how it fits the model; None while that is not known.
         hold: give no text out before it is certain not to be thinking.
         closes: the model opens its thinking itself, and only closes it.
     """
 
-    def __init__(self, asked: Request, *, hold: bool, closes: bool = False) -> None:
+    def __init__(self, asked: Request, fit: Fit | None = None, *, hold: bool, closes: bool = False) -> None:
+        self.fit = fit
         self.listening: Listening | None = None  # who hears it
         self._asked = asked
         self._splitter = ThinkingSplitter(hold=hold, closes=closes)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from .errors import InvalidRequest, LLMError
+from .known import Capabilities
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -143,27 +144,6 @@ class Completion:
             f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} "
             f"{len(self.text)} characters in {self.total_s:.2f} s>"
         )
-
-
-class Capabilities(TypedDict):
-    """What a provider can, for the model it uses; None means unknown, which is not "no".
-
-    ``context`` is what the model was trained for, ``context_served`` what the server really gives, ``max_output`` the
-    longest answer, all in tokens; ``prefill``: it can continue an answer that was begun; ``cost``: US dollars for a
-    million prompt and completion tokens.
-    """
-
-    streaming: bool | None
-    vision: bool | None
-    tools: bool | None
-    json_schema: bool | None
-    reasoning: bool | None
-    context: int | None
-    context_served: int | None
-    max_output: int | None
-    prefill: bool | None
-    local: bool
-    cost: tuple[float, float] | None
 
 
 class Answering:

@@ -26,6 +26,13 @@ _CONTEXT = re.compile(
     r"|input length .*exceeds|prompt is too long|max_tokens.*greater than max_model_len",
     re.IGNORECASE,
 )
+# llama.cpp: "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
+# contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; OpenAI: "resulted in 9 tokens".
+_PROMPT_LENGTH = re.compile(
+    r"(?:request \(|contains (?:at least )?|resulted in |input length \()(\d+)\)?(?: input)?(?: tokens|\b)",
+    re.IGNORECASE,
+)
+_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is |\()(\d+)", re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
@@ -99,6 +106,7 @@ class Complaint:
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
+    lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and of the window, in tokens
 
 
 def complaint(body: bytes) -> Complaint:
@@ -117,7 +125,7 @@ def _of(said: Any) -> Complaint:
             inner = _of(json.loads(nested)) if nested else Complaint()
         except ValueError:
             inner = Complaint()
-        return Complaint(inner.message or said, inner.codes, inner.param)
+        return Complaint(inner.message or said, inner.codes, inner.param, inner.lengths)
     if isinstance(said, list):
         return _of(said[0]) if said else Complaint()
     if not isinstance(said, dict):
@@ -128,7 +136,19 @@ def _of(said: Any) -> Complaint:
     inner_code = (said.get("innererror") or {}).get("code") if isinstance(said.get("innererror"), dict) else None
     codes = tuple(str(code).lower() for code in (said.get("code"), said.get("type"), inner_code) if code is not None)
     inner = _of(said.get("message") or said.get("msg") or "")
-    return Complaint(inner.message, codes + inner.codes, said.get("param") or inner.param)
+    lengths = _count(said.get("n_prompt_tokens")), _count(said.get("n_ctx"))
+    lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _lengths(inner.message)
+    return Complaint(inner.message, codes + inner.codes, said.get("param") or inner.param, lengths)
+
+
+def _count(said: Any) -> int | None:
+    return said if type(said) is int else None
+
+
+def _lengths(message: str) -> tuple[int | None, int | None]:
+    """Of the prompt and of the window, where the sentence names them."""
+    prompt, size = _PROMPT_LENGTH.search(message), _WINDOW_LENGTH.search(message)
+    return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def refusal(
@@ -254,6 +274,8 @@ def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LL
 def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
     error = kind(_sentence(kind, said), status=status, hint=_HINTS.get(kind, ""))
     error.param = said.param
+    if isinstance(error, errors.ContextOverflow):
+        error.needed, error.window = said.lengths
     return error
 
 

@@ -9,16 +9,46 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
+from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from .errors import NotConfigured
+from .errors import KeyMissing, NotConfigured
 from .specs import ProviderSpec
 
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
-_TAILS = {
-    "openai": ("/chat/completions", "/completions", "/models"),
+_CHAT: Final = "/chat/completions"  # who pastes all of it knows the path: nothing is added
+_TAILS: Final = {
+    "openai": (_CHAT, "/completions", "/models"),
     "ollama": ("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
 }
+
+
+_PRIVATE: Final = tuple(
+    ipaddress.ip_network(net)
+    for net in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+
+
+def is_private(address: str) -> bool:
+    """Whether an IP address is loopback, link-local or of a private network (RFC 1918, RFC 4193)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return any(ip in network for network in _PRIVATE if network.version == ip.version)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name or address."""
+    return (
+        host == "localhost"
+        or host.endswith(".localhost")
+        or (_ip_version(host) is not None and ipaddress.ip_address(host).is_loopback)
+    )
+
+
+_NEAR = re.compile(r"^[^.]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +83,15 @@ class Endpoint:
         """Scheme, host and port: the only place that this endpoint's key may go to."""
         return origin(self.base)
 
+    @property
+    def near(self) -> bool:
+        """Whether this is certainly this machine or a private network: by its address, or a name that is never public.
+
+        A public-looking name that leads to a private address counts as far: its look-up may change.
+        """
+        host = self.origin[1]
+        return is_private(host) if _ip_version(host) else bool(_NEAR.search(host))
+
 
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of a URL."""
@@ -69,7 +108,7 @@ def settle(
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says.
 
     Raises:
-        NotConfigured: no address, one that cannot be, or no key where one is needed.
+        NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
     """
     where = url or env_url or spec.default_url
     if not where:
@@ -86,7 +125,7 @@ def settle(
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
     if not key and not spec.local:
-        raise NotConfigured("there is no key for this address", provider=spec.name, hint=hint)
+        raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     return replace(there, key=key or None, key_hint=hint)
 
 
@@ -101,12 +140,12 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     """
     parts = _parts(spec, url)
     home = urlsplit(spec.default_url or "")
-    path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
+    pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
     for tail in _TAILS[spec.dialect]:
         path = path.removesuffix(tail)
     if spec.cut_path:
         path = path.partition(spec.cut_path)[0]
-    if spec.api_path and not _VERSION.search(path):
+    if spec.api_path and not _VERSION.search(path) and not pasted.endswith(_CHAT):
         path += spec.api_path
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if spec.api_path else path)

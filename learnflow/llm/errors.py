@@ -5,7 +5,8 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
 
     LLMError
      ├─ ConfigError               will not mend itself: another provider may serve, and somebody must be told
-     │   ├─ NotConfigured         nothing named, no address, no key, a variable that cannot be read
+     │   ├─ NotConfigured         nothing named, no address, a variable that cannot be read
+     │   │   └─ KeyMissing        no key for this address
      │   ├─ AuthenticationFailed  the key is missing, wrong or not allowed
      │   ├─ ModelNotFound         the server is there, the model is not
      │   ├─ Misconfigured         something else answers at this address: a web page, an unknown route, a proxy
@@ -14,7 +15,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
      │   ├─ InvalidRequest        a keyword or a value that cannot be
      │   └─ ContentFiltered       a filter or the model refused
      ├─ CapabilityError           only a provider that can
-     │   ├─ ContextOverflow       longer than the window that is served
+     │   ├─ ContextOverflow       longer than the window that is served; ``needed`` and ``window`` where they are known
      │   └─ Unsupported           no vision, tools, schema, or a keyword that this provider cannot honour
      ├─ Unavailable               may pass by itself
      │   ├─ ConnectionFailed      refused, reset, DNS, TLS
@@ -33,6 +34,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
          ├─ BodyCut               an answer in one piece stopped in the middle
          ├─ FinishMissing         the end was marked (``[DONE]``, a whole body), but no finish_reason was given
          ├─ AnswerNotDone         Ollama's last line says ``"done": false``
+         ├─ TokenRepeated         Ollama ends an answer of more than thirty equal tokens without its last line
          ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
          ├─ ErrorInAnswer         an error object after the answer began
          ├─ ErrorBody             an error object instead of an answer
@@ -112,6 +114,10 @@ class NotConfigured(ConfigError):
     """Nothing named, no address, no key, or a variable that cannot be read."""
 
 
+class KeyMissing(NotConfigured):
+    """There is no key for this address."""
+
+
 class AuthenticationFailed(ConfigError):
     """The key is missing, wrong, or not allowed to do this."""
 
@@ -149,8 +155,13 @@ class CapabilityError(LLMError):
 
 
 class ContextOverflow(CapabilityError):
-    """The prompt (with the answer asked for) is longer than the window that is served."""
+    """The prompt (with the answer asked for) is longer than the window that is served.
 
+    ``needed`` and ``window`` are both lengths in tokens, where the server or an estimate tells them.
+    """
+
+    needed: int | None = None
+    window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
 
 
@@ -250,6 +261,12 @@ class AnswerNotDone(BrokenAnswer):
     """The last line says ``"done": false``."""
 
     advice = "Ollama gives up like this when its runner dies or repeats one token; look into its log and ask again"
+
+
+class TokenRepeated(BrokenAnswer):
+    """More than thirty equal tokens, at which Ollama ends an answer without its last line."""
+
+    advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 
 
 class UnknownFinish(BrokenAnswer):

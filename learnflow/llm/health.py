@@ -1,23 +1,43 @@
-"""The knock on the door: whether a server would answer, and which models it has.
+"""The knock on the door: who answers at an address, how it is, which models it has and what they can.
 
-Must never cost money, load a model or carry user text: it only reads.
-The adapter asks it; so will discovery and the command line.
+Must never cost money, load a model or carry user text: it only reads pages, and never through a proxy to a local row.
+``knowledge`` and discovery ask it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from . import diagnosis, errors, net
-from .endpoint import Endpoint
+from .endpoint import Endpoint, endpoint
 from .errors import LLMError
-from .specs import ProviderSpec
+from .known import Model, Server
+from .servers import KINDS, Kind, Page, listed
+from .specs import OTHER, SPECS, ProviderSpec
 
-_LIST_S: Final = 10.0  # seconds for a list of models: a cloud's may be long
+_MOST: Final = 64  # models that are asked for one by one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What one look showed.
+
+    Attributes:
+        server: what it said of itself, with everything known of ``model``; None where nothing of the kind answered.
+        model: the one that would be used; None where that is not clear.
+        error: why it would not answer, or why it is not clear which model would.
+        latency_s: seconds until it had answered; None where it did not.
+    """
+
+    server: Server | None = None
+    model: Model | None = None
+    error: LLMError | None = None
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,63 +49,241 @@ class Door:
     connect_timeout: float
     local_only: bool
 
-    async def models(self) -> list[str]:
-        """The names of the models that the server has. Raises LLMError."""
-        spec = self.spec
-        said = await self._json(self.endpoint.base + spec.models_path)
-        return _names(said, spec.models_key, spec.model_id)
+    async def look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
+        """Look, for ``within`` seconds at most; never raises.
 
-    async def loaded(self) -> list[str]:
-        """The names of those that are loaded; empty where the server does not tell. Raises LLMError."""
-        if self.spec.loaded is None:
-            return []
-        path, state = self.spec.loaded
+        Args:
+            asked: the model that would be asked for.
+            within: seconds.
+            every: learn what every model can, not only the one that would be used.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + within
+        server, error = await self._server(deadline)
+        latency = None if isinstance(error, errors.Unavailable) and server is None else loop.time() - started
+        if server is None or error:
+            return Seen(server=server, error=error, latency_s=latency)
+        if every:
+            server = await self._learned(server, server.models[:_MOST], deadline)
         try:
-            said = await self._json(self.endpoint.root + path)
-        except (errors.Misconfigured, errors.MalformedAnswer):  # an older server without this page
-            return []
-        return _names(said, self.spec.models_key, self.spec.model_id, state)
+            model = self.chosen(server, asked)
+        except LLMError as unclear:
+            return Seen(server=server, error=unclear, latency_s=latency)
+        if not every and any(model is known for known in server.models):
+            at = next(n for n, known in enumerate(server.models) if known is model)
+            server = await self._learned(server, [model], deadline)
+            model = server.models[at]
+        return Seen(server=server, model=model, latency_s=latency)
 
-    async def ready(self) -> bool:
-        """Whether it answers now: its own health page says so, or else its list of models can be read."""
-        try:
-            if self.spec.health_path:
-                await self._get(self.endpoint.root + self.spec.health_path)
-            else:
-                await self.models()
-        except LLMError:
-            return False
-        return True
+    def chosen(self, server: Server, asked: str | None) -> Model:
+        """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
 
-    async def _json(self, url: str) -> Mapping[str, Any]:
-        body = await self._get(url)
-        try:
-            said = json.loads(body)
-        except ValueError:
-            said = None
-        if diagnosis.web_page(body):
-            raise diagnosis.not_a_server(200)
-        if not isinstance(said, dict):
-            raise errors.MalformedAnswer("the list of models is no JSON object")
-        if said.get("error"):
-            raise diagnosis.error_object(said, began=False)
-        return said
+        Raises:
+            ModelNotFound: it is not there, or none is.
+            NotConfigured: no name was given, and there are several.
+        """
+        variable = self.spec.env_model[0]
+        if asked and asked not in self.spec.placeholders:
+            found = server.find(asked)
+            if not found and server.models and self.spec.lists_all:
+                near = server.nearest(asked)
+                hint = f"Set {variable} or model= to {' or '.join(near)}" if near else ""
+                raise errors.ModelNotFound("the server does not have the model", model=asked, hint=hint)
+            return found or Model(name=asked)
+        if not self.spec.local:
+            raise errors.NotConfigured("no model is named", hint=f"Set {variable}, or give model=")
+        chat = [model for model in server.chat_models if not (self.local_only and model.remote)]
+        candidates = [model for model in chat if model.loaded] or chat
+        if not candidates:
+            raise errors.ModelNotFound("the server has no model", hint="Pull or load one first")
+        if len(candidates) > 1:
+            names = ", ".join(model.name for model in candidates[:20])
+            raise errors.NotConfigured(
+                f"no model is named, and there are {len(candidates)}: {names}",
+                hint=f"Set {variable} to one of them, or give model=",
+            )
+        return candidates[0]
 
-    async def _get(self, url: str) -> bytes:
-        there = self.endpoint
-        exchange = net.Exchange(
-            there.origin, "", self.connect_timeout, credentials=there.credentials, local_only=self.local_only
+    async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
+        """Who answers, and what keeps it from serving."""
+        spec, kind = self.spec, KINDS.get(self.spec.name)
+        paths = self._paths(kind)
+        names = self.endpoint.base + spec.models_path
+        pages = await self._pages([*paths.values(), names], deadline)
+        own = _own(kind, {path: pages[url] for path, url in paths.items()}) if kind else None
+        trouble = _trouble(pages[names], pages.values())
+        if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
+            return own, trouble or _as_error(own)
+        server = own
+        if server is None and not isinstance(trouble, errors.Unavailable):
+            server = (await self._identified(deadline) if spec.local else None) or listed(
+                pages[names], spec.models_key, spec.model_id
+            )
+        if server and server.trouble:
+            return server, _as_error(server)
+        if server and spec.dialect != "openai" and server.kind not in (None, spec.name):
+            return server, self._another(server)
+        if server is None and trouble is None:
+            trouble = diagnosis.not_a_server()
+        if _wrong_address(trouble, self.endpoint):
+            if await self._chats(deadline):
+                return server or Server(kind=None), None  # it has no list of models: no fault
+            return None, await self._corrected(trouble, deadline)
+        return server, None if server else trouble
+
+    async def _identified(self, deadline: float) -> Server | None:
+        """Which of the known kinds this is."""
+        paths = {path: self.endpoint.root + path for kind in KINDS.values() for path in kind.pages}
+        pages = await self._pages(paths.values(), deadline)
+        read = (_own(kind, {path: pages[paths[path]] for path in kind.pages}) for kind in KINDS.values())
+        return next((server for server in read if server), None)
+
+    def _paths(self, kind: Kind | None) -> dict[str, str]:
+        return {path: self.endpoint.root + path for path in kind.pages} if kind else {}
+
+    async def _learned(self, server: Server, models: Iterable[Model], deadline: float) -> Server:
+        """The server with what it says of each of these models."""
+        kind = KINDS.get(server.kind or "")
+        if kind is None:
+            return server
+
+        async def learned(model: Model) -> tuple[str, Model]:
+            question = kind.question(model)
+            if question is None:
+                return model.name, model
+            path, body = question
+            page = await self._page(self.endpoint.root + path, body, deadline)
+            return model.name, model if page.error else kind.learn(model, page.said)
+
+        known = dict(await asyncio.gather(*map(learned, models)))
+        return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
+
+    async def _chats(self, deadline: float) -> bool:
+        """Whether the chat route is there, which wants another method."""
+        page = await self._page(f"{self.endpoint.base}/chat/completions", None, deadline)
+        return page.error is not None and page.error.status == 405
+
+    def _another(self, server: Server) -> LLMError:
+        """Another server than the row's, and one whose dialect the row does not speak."""
+        kind = SPECS.get(server.kind or "")
+        who = kind.title if kind else "an OpenAI-compatible server"
+        row = kind or OTHER
+        return errors.Misconfigured(
+            f"what answers is {who}, not {self.spec.title}",
+            hint=f"Use LLM_PROVIDER={row.name} with {row.env_url[0]}={self.endpoint.root}",
         )
+
+    async def _corrected(self, trouble: LLMError | None, deadline: float) -> LLMError | None:
+        """The trouble, with the address where the API does answer, if there is one near."""
+        tried = [
+            there for url in _nearby(self.endpoint) if (there := endpoint(self.spec, url)).base != self.endpoint.base
+        ]
+        doors = [replace(self, endpoint=replace(there, key=self._key_for(there))) for there in tried]
+        found = await asyncio.gather(*(door._answers(deadline) for door in doors))  # noqa: SLF001  # of its own class
+        for there, answers in zip(tried, found, strict=True):
+            if answers and trouble:
+                same = endpoint(self.spec, there.base).base == there.base
+                url = there.base if same else f"{there.base}/chat/completions"  # which is taken as it is
+                hint = f"The API answers at {there.base}: set {self.spec.env_url[0]}={url}"
+                return errors.Misconfigured(trouble.what, status=trouble.status, hint=hint)
+        return trouble
+
+    async def _answers(self, deadline: float) -> bool:
+        page = await self._page(self.endpoint.base + self.spec.models_path, None, deadline)
+        return page.rows(self.spec.models_key) is not None
+
+    def _key_for(self, there: Endpoint) -> str | None:
+        """The key goes to its own place only."""
+        return self.endpoint.key if there.origin == self.endpoint.origin else None
+
+    async def _pages(self, urls: Iterable[str], deadline: float) -> dict[str, Page]:
+        wanted = list(dict.fromkeys(urls))
+        return dict(
+            zip(wanted, await asyncio.gather(*(self._page(url, None, deadline) for url in wanted)), strict=True)
+        )
+
+    def exchange(self) -> net.Exchange:
+        """A request of this server's own: its key, no proxy where it is near."""
+        there = self.endpoint
+        return net.Exchange(
+            there.origin,
+            "",
+            self.connect_timeout,
+            credentials=there.credentials,
+            local_only=self.local_only,
+            direct=there.near,
+        )
+
+    async def _page(self, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
+        """One page; whatever is wrong with it is its error."""
+        there, exchange = self.endpoint, self.exchange()
         query = f"?api-version={there.version}" if there.version else ""
+        error: LLMError | None = None
+        data = b""
         try:
-            async with asyncio.timeout(_LIST_S):
-                return await net.get(url + query, exchange)
+            async with asyncio.timeout_at(deadline):
+                data = await net.fetch(url + query, exchange, body)
         except TimeoutError:
-            pass
-        raise errors.FirstTokenTimeout(f"no answer within {_LIST_S:g} s", hint="Look into the server's log")
+            late = exchange.status is None and not exchange.connected
+            error = (
+                errors.ConnectTimeout("no connection in time")
+                if late
+                else errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
+            )
+        except LLMError as failed:
+            error = failed
+        said: Any = {}
+        if error is None and data.strip():
+            said, error = _read(data)
+        return Page(said=said, headers=exchange.headers, error=error)
 
 
-def _names(said: Mapping[str, Any], key: str, name: str, state: str | None = None) -> list[str]:
-    rows = said.get(key) or []  # Ollama says null when it has none
-    fits = [row for row in rows if isinstance(row, dict) and isinstance(row.get(name), str)]
-    return [row[name] for row in fits if state is None or row.get("state") == state]
+def _read(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
+    """The JSON object of a page, or what it is instead."""
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        return {}, diagnosis.not_a_server(200)
+    return (said, diagnosis.error_object(said, began=False)) if said.get("error") else (said, None)
+
+
+def _own(kind: Kind, pages: Mapping[str, Page]) -> Server | None:
+    """What this kind makes of its pages; a shape that nobody documented is not of its kind."""
+    try:
+        return kind.read(pages)
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
+def _trouble(names: Page, pages: Iterable[Page]) -> LLMError | None:
+    """What is wrong, as far as the pages tell: a key and a load beat everything, else it is the list of models."""
+    found = [page.error for page in pages if page.error]
+    for kind in (errors.AuthenticationFailed, errors.ModelLoading):
+        for error in found:
+            if isinstance(error, kind):
+                return error
+    return names.error
+
+
+def _as_error(server: Server | None) -> LLMError | None:
+    if server is None or server.trouble is None:
+        return None
+    state, sentence = server.trouble
+    return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
+
+
+def _wrong_address(error: LLMError | None, there: Endpoint) -> bool:
+    """Whether another address may be meant: an unknown route, a page of something else, TLS where there is none."""
+    tls = there.near and there.origin[0] == "https" and isinstance(error, errors.ConnectionFailed)
+    return tls or isinstance(error, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody)
+
+
+def _nearby(there: Endpoint) -> list[str]:
+    """Where people's addresses go wrong: a path too many, a /v1 too many or too few, https for http."""
+    parts = urlsplit(there.base)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    plain = [f"http://{parts.netloc}{parts.path}"] if parts.scheme == "https" else []
+    return [there.root, origin, f"{there.root}/chat/completions", f"{origin}/chat/completions", *plain]

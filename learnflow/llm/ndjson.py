@@ -7,6 +7,7 @@ Whoever listens feeds it what the transport reads.
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from . import diagnosis, errors
 from .base import Usage
@@ -14,9 +15,16 @@ from .errors import LLMError
 from .thinking import Piece
 from .wire import Wire, whole_number
 
+# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, 2026): 31 equal ones arrive.
+_EQUAL: Final = 30
+
 
 class OllamaWire(Wire):
     """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeated: tuple[str, int] = ("", 0)  # the last token, blanks around it aside, and how often
 
     def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
         return False
@@ -37,6 +45,8 @@ class OllamaWire(Wire):
         message = said.get("message") or {}
         self.served = self.served or said.get("model") or None
         text, thinking = self._text(message.get("content"), "text"), self._text(message.get("thinking"), "thinking")
+        token, times = (text or thinking).strip(), self._repeated[1]
+        self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
@@ -58,6 +68,8 @@ class OllamaWire(Wire):
         return piece
 
     def _missing(self) -> LLMError:
+        if self._repeated[1] > _EQUAL:
+            return errors.TokenRepeated("the model wrote one token over and over, and the server gave up")
         if self._seen:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
         return super()._missing()

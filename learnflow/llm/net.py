@@ -1,7 +1,7 @@
 """The only maker of connections: one httpx transport with locality, proxies and stale connections; hands over the body.
 
 Must never read an answer's meaning or know a provider; it knows hosts, addresses and times.
-The airlock speaks through ``client()``, the probes through ``get()``; each sets an ``Exchange`` first.
+The airlock speaks through ``client()``, the probes through ``fetch()``; each sets an ``Exchange`` first.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Exchange:
         connect_timeout: seconds for a name, for TCP and for TLS.
         credentials: the headers that carry the key; no other header of the kind is sent, whoever added it.
         local_only: refuse what is not loopback or private.
+        direct: use no proxy, whatever the environment says.
         dry: answer 200 and nothing, without a connection.
         sent: LiteLLM has come as far as sending.
+        connected: a connection was there to send it on.
         status, headers: the head of the answer.
         body: the answer's bytes, where the status is 2xx; whoever asked must close it.
         refusal: the body, where it is not.
@@ -55,8 +57,10 @@ class Exchange:
     connect_timeout: float
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     local_only: bool = False
+    direct: bool = False
     dry: bool = False
     sent: bool = False
+    connected: bool = False
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | None = None
@@ -159,12 +163,15 @@ def client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=Transport(), trust_env=False, follow_redirects=False, timeout=None)  # noqa: S113  # the caller's budgets rule
 
 
-async def get(url: str, exchange: Exchange) -> bytes:
-    """Read a small page. Raises LLMError for anything but a 200; ``exchange`` holds the status and the headers."""
+async def fetch(url: str, exchange: Exchange, body: Mapping[str, Any] | None = None) -> bytes:
+    """Read a page, or what a JSON body gets as answer.
+
+    Raises LLMError for anything but a 200; ``exchange`` holds the status and the headers.
+    """
     token = current.set(exchange)
     try:
         with suppress(Recorded):
-            await client().get(url)
+            await (client().get(url) if body is None else client().post(url, json=body))
         if exchange.failure:
             raise exchange.failure
         if exchange.body is None:
@@ -199,12 +206,15 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
     async def trace(event: str, _: Any) -> None:
         nonlocal connected
         connected = connected or event.startswith("connection.connect")
+        exchange.connected = exchange.connected or event.startswith("http11.send_request_headers")
 
     kept = {name: value for name, value in request.headers.items() if name in _HEADERS}
     headers = {**kept, **exchange.credentials, "accept-encoding": "identity"}
     budget = exchange.connect_timeout
     extensions = {"timeout": {"connect": budget, "read": None, "write": None, "pool": None}, "trace": trace}
-    addresses, proxy = await route.to(connections, request.url, budget, local_only=exchange.local_only)
+    addresses, proxy = await route.to(
+        connections, request.url, budget, local_only=exchange.local_only, direct=exchange.direct
+    )
     for address in addresses:
         connected, last = False, address == addresses[-1]
         sent = route.sent(request, address, headers, extensions)

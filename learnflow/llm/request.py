@@ -55,12 +55,31 @@ class Request:
         return [text for text in (*contents, *(part.get("text") for part in parts)) if isinstance(text, str)]
 
     @property
+    def images(self) -> int:
+        """How many pictures it carries."""
+        contents = [message.get("content") for message in self.messages]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        own = [len(message["images"]) for message in self.messages if isinstance(message.get("images"), list)]
+        return sum(part.get("type") in ("image_url", "image", "input_image") for part in parts) + sum(own)
+
+    @property
+    def own_window(self) -> bool:
+        """Whether the caller says himself how wide the context shall be."""
+        options = self.extra_body.get("options")
+        return bool(self.spec.window and isinstance(options, Mapping) and self.spec.window in options)
+
+    @property
     def other_texts(self) -> list[str]:
         """Everything else that is the caller's: images, tools, arguments."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
-    def put(self, model: str, variant: Variant) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages and parameters as LiteLLM takes them. Raises Unsupported where the model cannot honour one."""
+    def put(
+        self, model: str, variant: Variant, window: int | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Messages and parameters as LiteLLM takes them, for a context of ``window`` tokens where the row sends one.
+
+        Raises Unsupported where the model cannot honour a parameter.
+        """
         messages, parameters = [dict(message) for message in self.messages], dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self.extra_body}
         sampling = {
@@ -70,7 +89,8 @@ class Request:
         }
         if self.spec.options:
             own = body.pop("options", None) or {}
-            body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | dict(own)
+            wide = {self.spec.window: window} if self.spec.window and window else {}
+            body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | wide | dict(own)
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:

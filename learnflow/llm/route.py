@@ -7,31 +7,16 @@ Only ``net`` asks it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import httpx
 
 from . import errors, pool, settings
 from .causes import failure_of
+from .endpoint import is_private
 from .errors import LLMError
-
-_PRIVATE: Final = tuple(
-    ipaddress.ip_network(net)
-    for net in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
-        *("::1/128", "fc00::/7", "fe80::/10"),
-    )
-)
-
-
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or of a private network (RFC 1918, RFC 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return any(ip in network for network in _PRIVATE if network.version == ip.version)
 
 
 def sent(
@@ -49,7 +34,7 @@ def sent(
 
 
 async def to(
-    connections: pool.Pool, url: httpx.URL, connect_timeout: float, *, local_only: bool
+    connections: pool.Pool, url: httpx.URL, connect_timeout: float, *, local_only: bool, direct: bool
 ) -> tuple[list[str | None], str | None]:
     """The addresses to connect to (None: let httpx look up the name), and the proxy."""
     if local_only:
@@ -60,6 +45,8 @@ async def to(
                 hint="Nothing was sent. Use a local provider, or set LLM_LOCAL_ONLY=false",
             )
         return list(addresses), None
+    if direct:
+        return [None], None
     key = (url.scheme, url.host)
     if key not in connections.proxies:
         proxy = settings.proxy_for(*key)

@@ -6,13 +6,20 @@ Providers, the factory and the command line ask it; it remembers nothing.
 
 from __future__ import annotations
 
+import os
 import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, create_model
+from dotenv import dotenv_values
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from . import known
 from .errors import NotConfigured
 from .specs import SPECS, ProviderSpec
 
@@ -36,6 +43,7 @@ class Settings(BaseSettings):
     llm_first_token_timeout: _Seconds | None = None
     llm_gap_timeout: _Seconds | None = None
     llm_deadline: _Seconds = 3600.0
+    llm_load_timeout: _Seconds = 600.0
     llm_local_only: bool = False
     llm_log_content: bool = False
 
@@ -56,6 +64,13 @@ class RowSettings(BaseSettings):
     model: str | None = None
     api_key: SecretStr | None = None
     api_version: str | None = None
+    context: Annotated[int, Field(gt=0)] | None = None
+    capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What it can, in the operator's own words."""
+        return {**(self.capabilities or {}), **({"context_served": self.context} if self.context else {})}
 
 
 def load() -> Settings:
@@ -77,10 +92,12 @@ def _row_class(name: str) -> type[RowSettings]:
         "model": spec.env_model,
         "api_key": spec.env_key,
         "api_version": spec.env_version or (f"{name.upper()}_API_VERSION",),
+        "context": (spec.env_context,),
+        "capabilities": (spec.env_capabilities,),
     }
+    hints = get_type_hints(RowSettings, include_extras=True)
     fields: dict[str, Any] = {
-        field: (RowSettings.model_fields[field].annotation, Field(None, validation_alias=AliasChoices(*aliases)))
-        for field, aliases in names.items()
+        field: (hints[field], Field(None, validation_alias=AliasChoices(*aliases))) for field, aliases in names.items()
     }
     return create_model(f"{name.title()}Settings", __base__=RowSettings, **fields)
 
@@ -103,3 +120,56 @@ def proxy_for(scheme: str, host: str) -> str | None:
     if not proxy or urllib.request.proxy_bypass(host):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def proxies() -> dict[str, str]:
+    """The proxies that the environment names, by scheme; ``no`` lists the hosts without one."""
+    return urllib.request.getproxies()
+
+
+def in_container() -> bool:
+    """Whether this is a container, as far as Docker, Podman and Kubernetes tell."""
+    marks = Path("/.dockerenv"), Path("/run/.containerenv")
+    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable of ours that is set; ``shadowed`` says by what, where it has no effect."""
+
+    name: str
+    where: str
+    shadowed: str | None = None
+
+
+def variables() -> list[Variable]:
+    """Every variable of ours that is set, the ones without effect included; no values, some are keys.
+
+    The environment beats the files; within it, and within both files together, the order of the spellings decides; for
+    one spelling ``.env`` beats ``.env.local``.
+    """
+    holds = {"the environment": _upper(os.environ), ".env": _file(".env"), ".env.local": _file(".env.local")}
+    settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
+    for spec in SPECS.values():
+        settings += [spec.env_url, spec.env_model, spec.env_key, spec.env_version]
+        settings += [(spec.env_context,), (spec.env_capabilities,)]
+    found: list[Variable] = []
+    for names in settings:
+        used: str | None = None
+        for places in (("the environment",), (".env", ".env.local")):
+            for name, place in product(names, places):
+                if holds[place].get(name):
+                    found.append(Variable(name, place, used))
+                    used = used or f"{name} in {place}"
+    return found
+
+
+def _upper(holds: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name.upper(): value for name, value in holds.items()}
+
+
+def _file(name: str) -> dict[str, str | None]:
+    try:
+        return _upper(dotenv_values(name, encoding="utf-8"))
+    except (OSError, UnicodeError):
+        return {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from .base import Capabilities
+from .known import Capabilities
 
 Dialect = Literal["openai", "ollama"]
 Rung = Literal["json_schema", "json_object", "words"]
@@ -83,9 +83,12 @@ class ProviderSpec:
         default_version: the API version where the provider wants one.
         key_header: the header that carries the key.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
-        loaded: where the models that are loaded are listed: the path from the server's root, and the ``state`` that
-            tells the loaded ones apart, None where only those are listed.
-        health_path: what answers 200 exactly when it is ready.
+        lists_all: a model that is not in the list is not there.
+        forwards: names of models that it only forwards elsewhere.
+        load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
+        keeps: it takes ``keep_alive`` when it loads.
+        window: its name for the context that a request asks for, in ``options``; None where a request cannot.
+        service: its name in our compose file.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
         options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
@@ -115,8 +118,12 @@ class ProviderSpec:
     models_path: str = "/models"
     models_key: str = "data"
     model_id: str = "id"
-    loaded: tuple[str, str | None] | None = None
-    health_path: str | None = None
+    lists_all: bool = True
+    forwards: re.Pattern[str] | None = None
+    load_path: str | None = None
+    keeps: bool = False
+    window: str | None = None
+    service: str | None = None
     placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = _ALWAYS | _SAMPLING
     options: Mapping[str, str] = field(default_factory=dict)
@@ -148,6 +155,16 @@ class ProviderSpec:
         """The variables that may hold its API version; empty where it has none."""
         return (f"{self.name.upper()}_API_VERSION", *self.also_version) if self.default_version else ()
 
+    @property
+    def env_context(self) -> str:
+        """The variable for the context that is served, in the operator's own words."""
+        return f"{self.name.upper()}_CONTEXT"
+
+    @property
+    def env_capabilities(self) -> str:
+        """The variable for what it can, in the operator's own words."""
+        return f"{self.name.upper()}_CAPABILITIES"
+
 
 _OPENAI_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
@@ -175,6 +192,7 @@ _ROWS: Final = (
         default_version="2024-10-21",
         key_header="api-key",
         models_path="/openai/models",
+        lists_all=False,  # it lists what could be deployed, not what is
         reasoning=_effort(),
         capabilities=_known(False, json_schema=True, tools=True, prefill=False),
     ),
@@ -190,8 +208,11 @@ _ROWS: Final = (
         models_path="/api/tags",
         models_key="models",
         model_id="name",
-        loaded=("/api/ps", None),
-        health_path="/api/version",
+        forwards=re.compile(r"[:-]cloud$"),
+        load_path="/api/generate",
+        keeps=True,
+        window="num_ctx",
+        service="ollama",
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         options={name: name for name in _LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
@@ -211,7 +232,7 @@ _ROWS: Final = (
         default_url="http://localhost:1234/v1",
         also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
         also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
-        loaded=("/api/v0/models", "loaded"),
+        load_path="/api/v1/models/load",
         placeholders=("local-model",),
         parameters=(_ALWAYS | _LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
@@ -226,7 +247,7 @@ _ROWS: Final = (
         default_url="http://localhost:8000/v1",
         also_url=("HOSTED_VLLM_API_BASE",),
         also_key=("HOSTED_VLLM_API_KEY",),
-        health_path="/health",
+        service="vllm",
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning=_template_switch(),
@@ -240,7 +261,7 @@ _ROWS: Final = (
         default_url="http://localhost:8080/v1",
         also_url=("LLAMA_CPP_BASE_URL",),
         also_key=("LLAMA_API_KEY",),
-        health_path="/health",
+        service="llamacpp",
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning=_template_switch(),
@@ -252,6 +273,7 @@ _ROWS: Final = (
         litellm="openrouter",
         default_url="https://openrouter.ai/api/v1",
         also_url=("OPENROUTER_API_BASE",),
+        lists_all=False,  # ":free", ":nitro" and their like are not listed
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning={
             False: {"reasoning": {"enabled": False}},
@@ -266,6 +288,7 @@ _ROWS: Final = (
         litellm="fireworks_ai",
         default_url="https://api.fireworks.ai/inference/v1",
         also_url=("FIREWORKS_API_BASE",),
+        lists_all=False,
         also_key=("FIREWORKS_AI_API_KEY",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning=_effort(),
@@ -284,6 +307,9 @@ _ROWS: Final = (
 )
 
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({row.name: row for row in _ROWS})
+
+# What speaks the API and is none of the others.
+OTHER: Final = SPECS["custom"]
 
 # Azure's newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
 AZURE_V1: Final = replace(

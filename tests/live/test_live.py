@@ -180,6 +180,43 @@ async def test_health_and_models(row: str) -> None:
     provider = build(row)
     assert await provider.health_check()
     assert await provider.list_models()
+    health = await provider.refresh(1.0)
+    assert health.state == "ready"
+    assert health.latency_s is not None
+    if provider.spec.local:
+        assert health.server == provider.spec.title
+        assert health.version or provider.spec.name == "lmstudio"
+        assert health.capabilities["context_served"] or health.cold
+        assert health.capabilities["vision"] is not None or provider.spec.name == "vllm"
+        wrong = type(provider)(base_url=f"{provider.endpoint.root}/nowhere/v1", model=provider.model)
+        assert (await wrong.refresh()).state == "misconfigured"
+        missing = type(provider)(model="no-such-model")
+        assert (await missing.refresh()).state in ("model_missing", "ready")  # ready: it serves one, whatever the name
+
+
+@rows
+async def test_warm_up_loads_and_the_next_answer_does_not_load_again(row: str) -> None:
+    if not SPECS[row].local:
+        pytest.skip("nothing to load")
+    provider = build(row)
+    await provider.warm_up()
+    health = await provider.refresh()
+    assert (health.state, health.cold) == ("ready", False)
+    before = health.capabilities["context_served"]
+    assert await provider.generate("Say pong", temperature=0, max_tokens=20)
+    assert (await build(row).refresh()).capabilities["context_served"] == before
+
+
+@rows
+async def test_a_picture_that_nobody_can_see_is_refused(row: str) -> None:
+    """Ollama 0.24 answers as if there had been none; llama.cpp says 500; vLLM says 400."""
+    provider = build(row)
+    if (await provider.refresh()).capabilities["vision"] is not False:
+        pytest.skip("it can, or does not say")
+    dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{dot}"}}
+    with pytest.raises(errors.Unsupported, match="nothing was sent"):
+        await provider.generate([{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}])
 
 
 @rows

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..adapter import BaseProvider
 from ..errors import LLMError
-from ..providers import LlamaCppProvider, build
-from ..specs import SPECS
+from ..providers import LlamaCppProvider
+from ..survey import survey
 
 QUESTION = "Explain RSA encryption"
 TAPE = Path(__file__).parents[3] / "cassettes" / "llamacpp" / "stream.yaml"
@@ -49,17 +49,9 @@ async def _demo() -> int:
 
 async def _found() -> list[tuple[BaseProvider, str]]:
     """The local providers that are ready and have a model, each with one of its names."""
-
-    async def look(row: str) -> tuple[BaseProvider, str] | None:
-        try:
-            provider = build(row)
-            names = [provider.model] if provider.model else await provider.list_models()
-            return (provider, names[0]) if names and await provider.health_check() else None
-        except LLMError:
-            return None
-
-    local = [row for row, spec in SPECS.items() if spec.local]
-    return [found for found in await asyncio.gather(*map(look, local)) if found]
+    there = [each for each in await survey() if each.provider and each.provider.spec.local and each.health.ready]
+    named = [(each.provider, each.health.model or next(iter(each.health.models), None)) for each in there]
+    return [(provider, model) for provider, model in named if provider and model]
 
 
 async def _ask(provider: BaseProvider, model: str) -> None:

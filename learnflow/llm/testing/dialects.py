@@ -7,7 +7,7 @@ The fault server speaks through it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -205,15 +205,46 @@ class Dialect:
         said: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
         return json.dumps({"error": said}).encode()
 
-    def pages(self) -> Iterator[tuple[str, bytes]]:
-        """The pages that are read about it: path and body."""
-        if self.lines:
-            yield "/api/version", b'{"version":"0.33.0"}'
-            yield "/api/tags", json.dumps({"models": [{"name": MODEL, "model": MODEL}]}).encode()
-            yield "/api/ps", b'{"models":[]}'
-            return
-        yield "/v1/models", json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
-        yield "/health", b'{"status":"ok"}'
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What it says of itself on every page."""
+        return {"server": "llama.cpp"} if self.name == "llamacpp" else {}
+
+    def pages(self) -> Mapping[str, Any]:
+        """What it says of itself: path, and the JSON there. In the shapes of ``facts/providers.md``."""
+        can = ["completion", "vision", "tools", "thinking"]
+        row: dict[str, Any] = {"id": MODEL, "object": "model"}
+        pages: dict[DialectName, dict[str, Any]] = {
+            "openai": {"/v1/models": {"object": "list", "data": [row]}},
+            "lmstudio": {
+                "/v1/models": {"object": "list", "data": [row | {"owned_by": "organization_owner"}]},
+                "/api/v0/models": {
+                    "data": [row | {"type": "llm", "state": "loaded", "max_context_length": 8192}],
+                },
+            },
+            "vllm": {
+                "/v1/models": {"object": "list", "data": [row | {"owned_by": "vllm", "max_model_len": 8192}]},
+                "/version": {"version": "0.32.0"},
+                "/health": {},
+            },
+            "llamacpp": {
+                "/v1/models": {
+                    "data": [row | {"owned_by": "llamacpp", "meta": {"n_ctx": 8192, "n_ctx_train": 8192}}],
+                },
+                "/props": {"default_generation_settings": {"n_ctx": 8192}, "build_info": "b1-0c1e570"},
+                "/health": {"status": "ok"},
+            },
+            "ollama": {
+                "/api/version": {"version": "0.33.0"},
+                "/api/tags": {"models": [{"name": MODEL, "model": MODEL, "capabilities": can}]},
+                "/api/ps": {"models": []},
+                "/api/show": {
+                    "capabilities": can,
+                    "model_info": {"llama.context_length": 8192},
+                },
+            },
+        }
+        return pages[self.name]
 
     def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}

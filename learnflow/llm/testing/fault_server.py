@@ -92,10 +92,12 @@ class FaultServer:
         fault: what goes wrong with each answer; None for none.
         slice_bytes: write the body in slices of so many bytes.
         key: a key that must be sent.
+        tells: pages about itself beside its dialect's own: JSON, bytes, or a status and either, by path.
 
     Attributes:
         seen: the requests that came to the chat route.
         pages: those that came elsewhere, as method and path.
+        tells: what it says of itself there; may be changed at any time.
         fault: may be changed at any time; ``script`` is used up first, one entry a request.
     """
 
@@ -108,6 +110,7 @@ class FaultServer:
         fault: Fault | None = None,
         slice_bytes: int | None = None,
         key: str | None = None,
+        tells: Mapping[str, Any] | None = None,
     ) -> None:
         assert dialect in get_args(DialectName)  # noqa: S101  # a test's own mistake
         self.dialect: Final = Dialect(dialect)
@@ -121,6 +124,7 @@ class FaultServer:
         self.key = key
         self.seen: list[Seen] = []
         self.pages: list[tuple[str, str]] = []
+        self.tells: dict[str, Any] = {**self.dialect.pages(), **(tells or {})}
         self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,11 +173,7 @@ class FaultServer:
         """Answer one request; False closes the connection."""
         if not seen.path.partition("?")[0].endswith(self.dialect.chat_path):
             self.pages.append((seen.method, seen.path))
-            body = dict(self.dialect.pages()).get(seen.path.partition("?")[0])
-            refused = self.key and f"Bearer {self.key}" != seen.headers.get("authorization")
-            status, body = (401, b'{"error":"Unauthorized"}') if refused else (200, body) if body else (404, b"{}")
-            await _send(writer, status, {"content-type": "application/json"}, body)
-            return True
+            return await self._page(seen, writer)
         self.seen.append(seen)
         fault = self.script.pop(0) if self.script else self.fault
         if self.key and f"Bearer {self.key}" != seen.headers.get("authorization"):
@@ -185,6 +185,17 @@ class FaultServer:
             await _send(writer, 200, {"content-type": kind}, body)
             return True
         return await self._stream(fault, seen, reader, writer)
+
+    async def _page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        """What it says of itself."""
+        told = self.tells.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
+        status, said = told if isinstance(told, tuple) else (200, told)
+        if self.key and f"Bearer {self.key}" != seen.headers.get("authorization") and not seen.path.endswith("/health"):
+            status, said = REFUSALS[self.dialect.name]["key"]
+        body = said if isinstance(said, bytes) else json.dumps(said).encode()
+        kind = "text/html" if body.startswith(b"<") else "application/json"
+        await _send(writer, status, {"content-type": kind, **self.dialect.headers}, body)
+        return True
 
     async def _no_answer(
         self, fault: Fault, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

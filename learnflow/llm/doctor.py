@@ -1,0 +1,107 @@
+"""``doctor``: explains this machine: what is set and what has no effect, what was tried, traps, the line to write.
+
+Must never print a key, or change anything.
+The command line calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from . import settings
+from .endpoint import is_loopback
+from .specs import SPECS
+from .status import NONE_READY, READY, looked, used
+from .survey import Found
+
+
+async def doctor(options: argparse.Namespace) -> int:
+    """Explain. Returns 0 only where a provider that would be used is ready."""
+    chain, found = await looked(options)
+    print(f"This is {'a container' if settings.in_container() else 'no container'}.")
+    for title, lines in (
+        ("Variables that are set", list(_variables())),
+        ("What was tried", [f"{_name(each)}: {_state(each)}" for each in found]),
+        ("Traps", list(_traps(found))),
+        ("What would be used", [_used(chain, found)]),
+        ("What to write into .env", list(_advice(chain, found))),
+    ):
+        if lines:
+            print(f"\n{title}:")
+            for line in lines:
+                print(f"  {line}")
+    return READY if any(each.health.ready for each in used(chain, found)) else NONE_READY
+
+
+def _variables() -> Iterator[str]:
+    for variable in settings.variables():
+        shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
+        yield f"{variable.name} (in {variable.where}{shadowed})"
+
+
+def _name(found: Found) -> str:
+    return f"{found.health.provider} at {found.health.base_url or 'no address'}"
+
+
+def _traps(found: Sequence[Found]) -> Iterator[str]:
+    proxies = settings.proxies()
+    named = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
+    if named:
+        yield f"{named} is set: used for what is not on this machine or a private network, never for local servers"
+        if "no" not in proxies:
+            yield "no_proxy is not set: other programs may send local requests to it; no_proxy=localhost,127.0.0.1"
+    common = settings.load()
+    if common.llm_local_only:
+        yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
+    if common.llm_provider and common.llm_providers:
+        yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
+    for each in found if settings.in_container() else ():
+        there = each.provider.endpoint if each.provider and each.configured and not each.health.ready else None
+        if there and is_loopback(there.origin[1]):
+            yield (
+                f"{there.base} is this container itself: name the service, or host.docker.internal, where the server "
+                "must then listen on more than loopback"
+            )
+
+
+def _state(found: Found) -> str:
+    state, detail = found.health.state, found.health.detail
+    return detail if detail.startswith(state) else f"{state}: {detail}"
+
+
+def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
+    names = [_name(each) for each in used(chain, found) if each.health.ready]
+    none = f"none of {', '.join(chain)} is ready" if chain else "none is named, and no local server is ready"
+    return ", then ".join(names) or f"nothing: {none}"
+
+
+def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
+    if any(each.health.ready for each in used(chain, found)):
+        if not chain:
+            for each in found:
+                if each.health.ready and each.provider:
+                    yield from _lines(each)
+                    return
+        return
+    ready = [each for each in found if each.health.ready]
+    for each in ready[:1]:
+        yield from _lines(each)
+    if not ready:
+        keyed = [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key]
+        for spec in keyed[:1]:
+            yield f"LLM_PROVIDER={spec.name}   # its key is set; prompts then leave this machine"
+        yield "LLM_PROVIDER=ollama   # after: ollama serve, ollama pull qwen3:0.6b"
+
+
+def _lines(found: Found) -> Iterator[str]:
+    """What names this server and its model."""
+    assert found.provider  # noqa: S101  # a ready one has a provider
+    spec = found.provider.spec
+    yield f"LLM_PROVIDER={spec.name}"
+    if found.provider.endpoint.root != (spec.default_url or "").removesuffix(spec.api_path or "/"):
+        yield f"{spec.env_url[0]}={found.provider.endpoint.root}"
+    if found.health.model:
+        yield f"{spec.env_model[0]}={found.health.model}"
+    elif found.health.models:
+        yield f"{spec.env_model[0]}={found.health.models[0]}   # or another of: {', '.join(found.health.models[1:6])}"

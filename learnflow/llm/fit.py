@@ -1,0 +1,132 @@
+"""Whether a request fits the model it goes to: pictures, and the window, where the request itself says how wide it is.
+
+Must never send anything, or say "no" where nothing is known.
+The adapter asks it before each request, after a refusal, and at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from . import errors, window
+from .base import Usage
+from .errors import LLMError
+from .knowledge import Knowledge
+from .known import Model
+from .request import Request
+from .specs import ProviderSpec
+
+# Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;
+# in between, what it counts tells whether it dropped some.
+_REFUSES_SINCE: Final = (0, 12, 6)
+_COUNTS_SINCE: Final = (0, 4)
+
+
+class Fit:
+    """One request and one model."""
+
+    def __init__(self, spec: ProviderSpec, base: str, knowledge: Knowledge, asked: Request, model: str) -> None:
+        self._spec = spec
+        self._base = base
+        self._knowledge = knowledge
+        self._asked = asked
+        self._model = model
+        self._window: window.Window | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The window to send, in tokens; None to send none."""
+        return self._window.size if self._window else None
+
+    async def before(self, within: float) -> str | None:
+        """Look whether it fits, for ``within`` seconds at most. Returns what was changed for it, in words.
+
+        Raises:
+            Unsupported: pictures for a model that cannot see.
+            ContextOverflow: certainly longer than anything the model was trained for.
+        """
+        widens = self._spec.window and not self._asked.own_window
+        if not widens and not self._asked.images:
+            return None
+        model = await self._knowledge.of(self._model, within)
+        if self._asked.images and self._knowledge.capabilities(self._model)["vision"] is False:
+            raise errors.Unsupported(
+                "the model cannot see pictures; nothing was sent",
+                model=self._model,
+                hint=f"Use one with vision, or set {self._spec.env_capabilities}=vision if it has",
+            )
+        return await self._widened(model) if widens else None
+
+    async def _widened(self, model: Model) -> str | None:
+        own = self._window = window.of(self._base, model.name)
+        need = self._need(self._about)
+        if own.size is None and need > window.ASSUMED:  # somebody may have loaded it meanwhile
+            self._knowledge.forget()
+            model = await self._knowledge.of(self._model)
+        stated = self._knowledge.stated.get("context_served")
+        own.limit = own.limit or model.known.get("context")
+        own.size = own.size or stated or model.known.get("context_served") or model.window
+        if own.limit and stated:
+            own.limit = max(own.limit, stated)
+        least = window.at_least(self._asked.texts)
+        if own.limit and least > own.limit:
+            raise _overflow(f"the prompt has at least {least} tokens, the model takes {own.limit}", least, own.limit)
+        before = own.size
+        return self._told(before) if own.widen(need) else None
+
+    def after(self, error: LLMError) -> str | None:
+        """What was changed after this refusal, in words, so that asking again may help; None where nothing can be."""
+        own = self._window
+        if own is None:
+            return None
+        before = own.size
+        if isinstance(error, errors.ContextOverflow):
+            now = before or error.window or window.ASSUMED // 2
+            likely = error.needed or now < 4 * self._need(self._about)  # an estimate may be wrong, but not so much
+            if likely and own.widen(self._need(error.needed or 0), past=now):
+                return self._told(before)
+            if not error.needed:
+                error.what += f"; the prompt has about {self._about} tokens, the window {before or 'is its own choice'}"
+        if isinstance(error, errors.ServerFailed) and own.step_back():
+            return f"with a context of {own.size or 'its own choice'}: {before} could not be loaded"
+        return None
+
+    def held(self) -> None:
+        """It has answered with this window."""
+        if self._window and self._window.size:
+            self._window.held = max(self._window.held or 0, self._window.size)
+
+    def loss(self, usage: Usage) -> LLMError | None:
+        """The error for a prompt whose beginning an older Ollama dropped without a word, where its count shows it."""
+        server, read = self._knowledge.server, usage.prompt_tokens
+        if self._window is None or server is None or read is None:
+            return None
+        least = window.at_least(self._asked.texts)
+        if not _COUNTS_SINCE <= _number(server.version) < _REFUSES_SINCE or read >= least:
+            return None
+        what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
+        return _overflow(what, least, read)
+
+    @property
+    def _about(self) -> int:
+        """Tokens of the prompt, estimated high."""
+        return window.at_most(self._asked.texts, self._asked.images, len(self._asked.messages))
+
+    def _need(self, prompt: int) -> int:
+        return prompt + int(self._asked.sampling.get("max_tokens", 0))
+
+    def _told(self, before: int | None) -> str:
+        size = self._window.size if self._window else None
+        return f"with a context of {size} tokens instead of {before or 'its own'}: it loads the model again"
+
+
+def _number(version: str | None) -> tuple[int, ...]:
+    """A version as numbers; one that cannot be read is a new one."""
+    parts = (version or "").partition("-")[0].split(".")
+    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else _REFUSES_SINCE
+
+
+def _overflow(what: str, needed: int, size: int) -> LLMError:
+    error = errors.ContextOverflow(what)
+    error.needed, error.window = needed, size
+    return error

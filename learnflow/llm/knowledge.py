@@ -1,0 +1,189 @@
+"""What one provider knows of its server and models: asked for once, remembered, and asked for again when told so.
+
+Must never send a prompt or decide how a request is put.
+The adapter asks it for a model's name and abilities; the command line and discovery for a ``Health``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from . import advice, errors, prices, window
+from .endpoint import Endpoint
+from .errors import LLMError
+from .health import Door, Seen
+from .known import Capabilities, Health, Model, Server, State, merged
+from .specs import SPECS, ProviderSpec
+
+LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
+QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it
+
+_STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
+    (errors.AuthenticationFailed, "unauthorised"),
+    (errors.KeyMissing, "unauthorised"),
+    (errors.ModelLoading, "loading"),
+    (errors.ModelNotFound, "model_missing"),
+    (errors.Unavailable, "down"),
+)
+
+
+def state_of(error: LLMError) -> State:
+    """The state of a server that this error means."""
+    return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
+
+
+class Knowledge:
+    """What is known of one provider.
+
+    Args:
+        door: where to look.
+        model: the configured one.
+        stated: capabilities in the operator's own words, which are believed.
+    """
+
+    def __init__(self, door: Door, model: str | None, stated: Mapping[str, Any]) -> None:
+        self.door = door
+        self._model = model
+        self.stated = stated
+        self._server: Server | None = None
+        self._used: Model | None = None  # the one that is used where a call names none
+        self._models: dict[str, Model] = {}
+
+    @property
+    def _spec(self) -> ProviderSpec:
+        return self.door.spec
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        return self.door.endpoint
+
+    @property
+    def server(self) -> Server | None:
+        """What the server said of itself, last time."""
+        return self._server
+
+    def forget(self) -> None:
+        """The next request looks again: something is not as it was."""
+        self._used = None
+        self._models.clear()
+
+    async def health(self, within: float = LOOK_S) -> Health:
+        """Look, for so many seconds at most, and remember."""
+        seen = await self._look(self._model, within)
+        unclear = isinstance(seen.error, errors.NotConfigured) and seen.server is not None
+        error = seen.error and advice.addressed(seen.error, self._spec, self._endpoint, None)
+        model = seen.model.name if seen.model else self._model
+        server = seen.server or Server(kind=None)
+        return Health(
+            state="ready" if error is None or unclear else state_of(error),
+            provider=self._spec.name,
+            base_url=self._endpoint.base,
+            detail=self._sentence(seen) if error is None or unclear else _without_name(error),
+            latency_s=seen.latency_s,
+            server=SPECS[server.kind].title if server.kind else None,
+            version=server.version,
+            model=model,
+            cold=None if seen.model is None or seen.model.loaded is None else not seen.model.loaded,
+            models=tuple(each.name for each in server.chat_models),
+            capabilities=self.capabilities(model),
+        )
+
+    async def models(self, within: float = LOOK_S, *, every: bool = True) -> list[Model]:
+        """The models that can answer; with ``every``, with what each of them can. Raises LLMError."""
+        seen = await self._look(self._model, within, every=every)
+        if seen.server is None:
+            raise seen.error or errors.ServerFailed("the models could not be listed")
+        if seen.error and not isinstance(seen.error, errors.NotConfigured | errors.ModelNotFound):
+            raise seen.error
+        return seen.server.chat_models
+
+    async def which(self, asked: str | None) -> str:
+        """The name to ask for: the given one, or the one that is loaded, or the only one there is. Raises LLMError."""
+        if asked and asked not in self._spec.placeholders:
+            name = asked
+        else:
+            if not self._spec.local:
+                self.door.chosen(Server(kind=None), asked)  # says what to set, without a look
+            name = (self._used or await self.found(asked)).name
+        if self.door.local_only and self._spec.forwards:
+            await self._refuse_remote(name)
+        return name
+
+    async def found(self, asked: str | None) -> Model:
+        """The model that would be used, looked for now. Raises LLMError where it would not answer."""
+        seen = await self._look(asked, LOOK_S)
+        if seen.model is None:
+            raise seen.error or errors.ModelNotFound("the server has no model")
+        return seen.model
+
+    async def of(self, name: str, within: float = QUICK_S) -> Model:
+        """What is known of this model; looked for the first time it is asked. What cannot be learned stays unknown.
+
+        Raises:
+            ConnectionFailed, ConnectTimeout: nobody is there.
+        """
+        if name not in self._models:
+            seen = await self._look(name, within)
+            if isinstance(seen.error, errors.ConnectionFailed | errors.ConnectTimeout):
+                raise seen.error
+            self._models.setdefault(name, Model(name=name))
+        return self._models[name]
+
+    def capabilities(self, name: str | None = None) -> Capabilities:
+        """What is known of a model, the configured one where none is named: row, price map, server, operator."""
+        spec, name = self._spec, name or self._model
+        model = self._models.get(name or "") or (self._used if name in (None, *spec.placeholders) else None)
+        near = self._endpoint.near and not (model and model.remote)
+        away = {} if near or not spec.local else {"cost": None}
+        row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
+        priced = prices.known(spec.litellm, name) if name and not spec.local else {}
+        told = dict(model.known) if model else {}
+        if spec.window and model:
+            sent = window.of(self._endpoint.base, model.name).size
+            told["context_served"] = sent or told.get("context_served") or model.window
+        return merged(row, priced, told, self.stated)
+
+    async def _look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
+        if not self._spec.local:
+            await asyncio.to_thread(prices.table)  # a tenth of a second, once
+        seen = await self.door.look(asked, within, every=every)
+        if seen.server:
+            self._server = seen.server
+        if seen.server and every:
+            self._models |= {model.name: model for model in seen.server.models}
+        if seen.model:
+            self._models[seen.model.name] = seen.model
+            if asked:
+                self._models[asked] = seen.model
+            if asked in (None, self._model, *self._spec.placeholders):
+                self._used = seen.model
+        return seen
+
+    async def _refuse_remote(self, name: str) -> None:
+        forwards = self._spec.forwards
+        if (await self.of(name)).remote or (forwards and forwards.search(name)):
+            raise errors.NotLocal(
+                f"LLM_LOCAL_ONLY is set, and {self._spec.title} forwards this model elsewhere",
+                hint=f"Set {self._spec.env_model[0]} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+            )
+
+    def _sentence(self, seen: Seen) -> str:
+        """What is worth knowing of a server that is ready."""
+        said = ["ready"]
+        if seen.model and seen.model.loaded is False:
+            said.append(f"cold: {seen.model.name} is not loaded yet, the first answer waits for it")
+        if seen.error:
+            said.append(f"{seen.error.what}. {seen.error.hint}")
+        kind = seen.server.kind if seen.server else None
+        if kind and kind != self._spec.name:
+            row = SPECS[kind]
+            better = f"LLM_PROVIDER={row.name} with {row.env_url[0]}={self._endpoint.root}"
+            said.append(f"this is {row.title}, of which more is known as {better}")
+        return "; ".join(said)
+
+
+def _without_name(error: LLMError) -> str:
+    """The sentence of an error, without the name that stands beside it anyway."""
+    return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

@@ -1,0 +1,177 @@
+"""What is known about a server: how it is, its models, and what they can.
+
+Must never ask anybody: ``servers`` reads pages into these values, ``health`` and the adapter hand them on.
+Everybody may import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypedDict, cast
+
+State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", "model_missing", "down"]
+
+
+class Capabilities(TypedDict):
+    """What a provider can, for the model it uses; None means unknown, which is not "no".
+
+    ``context`` is what the model was trained for, ``context_served`` what the server really gives, ``max_output`` the
+    longest answer, all in tokens; ``prefill``: it can continue an answer that was begun; ``local``: the text stays on
+    this machine or a private network, as far as the address and the server tell; ``cost``: US dollars for a million
+    prompt and completion tokens.
+    """
+
+    streaming: bool | None
+    vision: bool | None
+    tools: bool | None
+    json_schema: bool | None
+    reasoning: bool | None
+    context: int | None
+    context_served: int | None
+    max_output: int | None
+    prefill: bool | None
+    local: bool
+    cost: tuple[float, float] | None
+
+
+def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
+    """A copy in which what the later ones know stands; what they do not know (None, absent) takes nothing away."""
+    known: dict[str, Any] = dict(capabilities)
+    for other in others:
+        known |= {name: value for name, value in other.items() if value is not None and name in known}
+    return cast(Capabilities, known)  # its own keys
+
+
+_YES_NO = ("streaming", "vision", "tools", "json_schema", "reasoning", "prefill", "local")
+
+
+def stated(words: str) -> dict[str, Any]:
+    """Capabilities in an operator's words: ``vision,no-tools,max_output=4096,cost=0.15/0.6``.
+
+    Raises:
+        ValueError: a word that is none.
+    """
+    said: dict[str, Any] = {}
+    for word in filter(None, (each.strip().lower() for each in words.split(","))):
+        name, _, value = word.partition("=")
+        yes = name.removeprefix("no-").replace("-", "_")
+        if yes in _YES_NO and not value:
+            said[yes] = not name.startswith("no-")
+        elif name in ("context", "context_served", "max_output") and value.isdecimal() and int(value):
+            said[name] = int(value)
+        elif name == "cost" and value.count("/") == 1:
+            prompt, answer = map(float, value.split("/"))
+            said[name] = (prompt, answer)
+        else:
+            known = ", ".join(_YES_NO)
+            raise ValueError(f"{word!r} is none of {known}, the same with no- before it, max_output=, cost=IN/OUT")
+    return said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as its server tells of it.
+
+    Attributes:
+        name: what ``model=`` takes.
+        aliases: other names that mean it.
+        loaded: None where the server does not tell.
+        chat: False for embeddings and the like.
+        remote: the server only forwards it elsewhere (Ollama's cloud models).
+        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
+        known: what it can, as far as the server says so.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    loaded: bool | None = None
+    chat: bool = True
+    remote: bool = False
+    window: int | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    def called(self, name: str) -> bool:
+        """Whether this name means it."""
+        return name == self.name or name in self.aliases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a server said of itself.
+
+    Attributes:
+        kind: the row that it is by its own words; None for an API without a name of its own.
+        version: None where it does not tell.
+        any_name: it serves its one model whatever name is asked for.
+        trouble: it is up, but does not serve: a state, and the sentence.
+    """
+
+    kind: str | None
+    version: str | None = None
+    models: tuple[Model, ...] = ()
+    any_name: bool = False
+    trouble: tuple[State, str] | None = None
+
+    @property
+    def chat_models(self) -> list[Model]:
+        """Those that can answer."""
+        return [model for model in self.models if model.chat]
+
+    def find(self, name: str) -> Model | None:
+        """The model of this name, or the only one where any name means it."""
+        named = [model for model in self.models if model.called(name)]
+        if not named and self.any_name and len(self.models) == 1:
+            return self.models[0]
+        return named[0] if named else None
+
+    def nearest(self, name: str) -> list[str]:
+        """The names most like this one."""
+        return nearest(name, [model.name for model in self.chat_models])
+
+
+def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """The names most like this one, the closest first, where people differ in case, tags and folders."""
+    by_short: dict[str, str] = {}
+    for each in names:
+        by_short.setdefault(each.lower(), each)
+        by_short.setdefault(each.lower().rpartition("/")[2].partition(":")[0], each)
+    short = name.lower().rpartition("/")[2].partition(":")[0]
+    close = difflib.get_close_matches(name.lower(), by_short, most) + difflib.get_close_matches(short, by_short, most)
+    return list(dict.fromkeys(by_short[each] for each in close))[:most]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a provider is.
+
+    Attributes:
+        state: would it answer now, and if not, what kind of trouble it is.
+        provider: the row's name.
+        base_url: where it was looked for.
+        detail: a sentence: what was seen, and what to do.
+        latency_s: seconds until it had answered; None where it did not.
+        server, version: what it said of itself; None where it did not.
+        model: the one that would be used; None where that is not clear.
+        cold: it would have to load the model first; None where it does not tell.
+        models: the names that ``model=`` may take.
+        capabilities: of that model.
+    """
+
+    state: State
+    provider: str
+    base_url: str | None
+    detail: str
+    latency_s: float | None = None
+    server: str | None = None
+    version: str | None = None
+    model: str | None = None
+    cold: bool | None = None
+    models: tuple[str, ...] = ()
+    capabilities: Capabilities
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would answer now."""
+        return self.state == "ready"

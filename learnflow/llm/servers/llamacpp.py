@@ -1,0 +1,78 @@
+"""llama.cpp's server (0c1e570): a header on every page, ``/props`` for the window of a slot and what the template can.
+
+``/props?model=`` of its router mode would load a model, so it is only asked with ``autoload=false``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from .. import errors
+from ..known import Model, Server
+from .kind import Kind, Page, count, part, text
+
+_IN_MEMORY = ("loaded", "sleeping")
+
+
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    rows = pages["/v1/models"].rows("data") or []
+    header = any(page.headers.get("server") == "llama.cpp" for page in pages.values())
+    if not header and not any(row.get("owned_by") == "llamacpp" or "n_ctx_train" in part(row, "meta") for row in rows):
+        return None
+    props = pages["/props"].said
+    router = props.get("role") == "router" or any(part(row, "status") for row in rows)
+    models = tuple(_learn(_model(row), {} if router else props) for row in rows if text(row.get("id")))
+    loading = isinstance(pages["/health"].error, errors.ModelLoading)
+    return Server(
+        kind="llamacpp",
+        version=text(props.get("build_info")),
+        models=models,
+        any_name=not router,
+        trouble=("loading", "it is loading its model") if loading else None,
+    )
+
+
+def _model(row: Mapping[str, Any]) -> Model:
+    meta, status = part(row, "meta"), text(part(row, "status").get("value"))
+    aliases = row.get("aliases")
+    return Model(
+        name=str(row["id"]),
+        aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
+        loaded=status in _IN_MEMORY if status else True,
+        known={
+            "context": count(meta.get("n_ctx_train")),
+            "context_served": count(meta.get("n_ctx")),
+            "vision": _sees(row.get("architecture")),
+        },
+    )
+
+
+def _sees(architecture: Any) -> bool | None:
+    inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
+    return "image" in inputs if isinstance(inputs, list) else None
+
+
+def _question(model: Model) -> tuple[str, None] | None:
+    """In router mode each model that is loaded has properties of its own."""
+    asked = model.loaded and model.known.get("context_served") is None
+    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if asked else None
+
+
+def _learn(model: Model, props: Mapping[str, Any]) -> Model:
+    template = part(props, "chat_template_caps")
+    vision = part(props, "modalities").get("vision")
+    tools = template.get("supports_tools")
+    told = {
+        "context_served": count(part(props, "default_generation_settings").get("n_ctx")),
+        "vision": vision if isinstance(vision, bool) else None,
+        "tools": tools if isinstance(tools, bool) else None,
+    }
+    known = {**model.known, **{name: value for name, value in told.items() if value is not None}}
+    return Model(name=model.name, aliases=model.aliases, loaded=model.loaded, known=known)
+
+
+LLAMACPP = Kind(
+    name="llamacpp", pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn
+)

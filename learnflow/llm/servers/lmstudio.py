@@ -1,0 +1,54 @@
+"""LM Studio's three generations: ``/api/v1/models`` (0.4), ``/api/v0/models`` (0.3.6), and before that a bare list.
+
+From its documentation (lmstudio-ai/docs, 2026-04) and its bug tracker; not run against a real one. It answers unknown
+pages with a 200 and an error object, which a ``Page`` holds as its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..known import Model, Server
+from .kind import Kind, Page, count, part, text
+
+
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    newer, older = pages["/api/v1/models"].rows("models"), pages["/api/v0/models"].rows("data")
+    if newer and all("loaded_instances" in row and "key" in row for row in newer):
+        return Server(kind="lmstudio", models=tuple(_newer(row) for row in newer if text(row.get("key"))))
+    if older and all("state" in row and "type" in row for row in older):
+        return Server(kind="lmstudio", models=tuple(_older(row) for row in older if text(row.get("id"))))
+    return None
+
+
+def _newer(row: Mapping[str, Any]) -> Model:
+    rows = row["loaded_instances"]
+    instances = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
+    windows = [window for one in instances if (window := count(part(one, "config").get("context_length")))]
+    can = part(row, "capabilities")
+    known = {
+        "context": count(row.get("max_context_length")),
+        "context_served": min(windows) if windows else None,  # which of several instances answers is not said
+        "vision": can.get("vision"),
+        "tools": can.get("trained_for_tool_use"),
+        # absent "when not exposed": not the same as "no"
+        "reasoning": True if "reasoning" in can else None,
+    }
+    names = tuple(str(one["id"]) for one in instances if text(one.get("id")))
+    chat = row.get("type") != "embedding"
+    return Model(name=str(row["key"]), aliases=names, loaded=bool(instances), chat=chat, known=known)
+
+
+def _older(row: Mapping[str, Any]) -> Model:
+    can, kind = row.get("capabilities"), row.get("type")
+    known = {
+        "context": count(row.get("max_context_length")),
+        "context_served": count(row.get("loaded_context_length")),
+        "vision": {"vlm": True, "llm": False}.get(str(kind)),
+        "tools": "tool_use" in can if isinstance(can, list) else None,
+    }
+    return Model(name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", known=known)
+
+
+LMSTUDIO = Kind(name="lmstudio", pages=("/api/v1/models", "/api/v0/models"), read=_read)

@@ -1,0 +1,32 @@
+"""vLLM (0.32): ``owned_by`` and ``/version`` tell it; ``max_model_len`` is what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .. import errors
+from ..known import Model, Server
+from .kind import Kind, Page, count, text
+
+
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    version = text(pages["/version"].said.get("version"))
+    rows = pages["/v1/models"].rows("data")
+    locked = isinstance(pages["/v1/models"].error, errors.AuthenticationFailed) and version
+    if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
+        return None
+    lengths = {row.get("id"): count(row.get("max_model_len")) for row in rows or []}
+    models = []
+    for row in rows or []:
+        name = text(row.get("id"))
+        if name:
+            served = lengths[name] or lengths.get(row.get("parent"))  # an adapter has its base model's
+            models.append(Model(name=name, loaded=True, known={"context_served": served}))
+    dead = pages["/health"].error
+    trouble = None
+    if isinstance(dead, errors.Overloaded | errors.ServerFailed):
+        trouble = ("down", "its engine is dead (/health says so): look into its log and restart it")
+    return Server(kind="vllm", version=version, models=tuple(models), trouble=trouble)  # type: ignore[arg-type]
+
+
+VLLM = Kind(name="vllm", pages=("/v1/models", "/version", "/health"), read=_read)

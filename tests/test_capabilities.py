@@ -1,0 +1,97 @@
+"""What is known without asking, what an operator says, and what follows from an address."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from learnflow.llm import errors
+from learnflow.llm.known import Capabilities
+from learnflow.llm.providers import (
+    AzureProvider,
+    CustomProvider,
+    FireworksProvider,
+    LlamaCppProvider,
+    OllamaProvider,
+    OpenAIProvider,
+    VLLMProvider,
+)
+from learnflow.llm.testing import FaultServer
+
+
+def test_an_operators_word_stands_above_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CONTEXT", "32768")
+    monkeypatch.setenv("VLLM_CAPABILITIES", "vision, tools,no-json_schema,max_output=4096,cost=0.15/0.6")
+    can = VLLMProvider().get_capabilities()
+    assert (can["vision"], can["tools"], can["json_schema"], can["reasoning"]) == (True, True, False, None)
+    assert (can["context_served"], can["context"], can["max_output"], can["cost"]) == (32768, None, 4096, (0.15, 0.6))
+
+
+async def test_an_operators_word_stands_above_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMACPP_CONTEXT", "1234")
+    async with FaultServer("llamacpp") as server:
+        health = await LlamaCppProvider(base_url=server.base_url).refresh()
+        assert (health.capabilities["context_served"], health.capabilities["context"]) == (1234, 8192)
+
+
+@pytest.mark.parametrize("words", ["visoin", "vision=yes", "no-max_output=3", "cost=1", "cost=a/b", "max_output=0"])
+def test_words_that_are_none(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_CAPABILITIES", words)
+    with pytest.raises(errors.NotConfigured, match="OLLAMA_CAPABILITIES"):
+        OllamaProvider()
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://localhost:8080", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://192.168.1.5:8080", True),
+        ("http://[fd00::1]:8080", True),
+        ("http://ollama:11434", True),
+        ("http://host.docker.internal:8080", True),
+        ("http://nas.local:8080", True),
+        ("https://llm.example.org", False),
+        ("http://8.8.8.8:8080", False),
+    ],
+)
+def test_local_is_told_by_the_address(url: str, local: bool) -> None:
+    for provider in (CustomProvider(base_url=url), VLLMProvider(base_url=url)):
+        assert provider.get_capabilities()["local"] is local
+    assert VLLMProvider(base_url=url).get_capabilities()["cost"] == ((0.0, 0.0) if local else None)
+    assert OpenAIProvider(base_url=url, api_key="k").get_capabilities()["local"] is local
+
+
+async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"models": [{"name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com"}, {"name": "small"}]}
+    async with FaultServer("ollama", tells={"/api/tags": tags, "/api/show": (404, {})}) as server:
+        away = OllamaProvider(base_url=server.base_url, model="gpt-oss:120b-cloud")
+        assert (await away.refresh()).capabilities["local"] is False
+        monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+        for model in ("gpt-oss:120b-cloud", "deepseek-v3.1:671b-cloud"):  # listed, or told by its name
+            with pytest.raises(errors.NotLocal, match="forwards this model elsewhere"):
+                await OllamaProvider(base_url=server.base_url, model=model).generate("hi")
+        assert server.seen == []
+        await OllamaProvider(base_url=server.base_url).generate("hi")  # the only one that is left
+        assert server.seen[0].body["model"] == "small"
+
+
+def test_cloud_rows_read_the_price_map_without_litellm() -> None:
+    code = """
+import sys
+from learnflow.llm.providers import AzureProvider, FireworksProvider, OpenAIProvider
+one = OpenAIProvider(api_key="k", model="gpt-4o").get_capabilities()
+two = AzureProvider("https://x.openai.azure.com", "gpt-4o", "k").get_capabilities()
+three = FireworksProvider(api_key="k", model="accounts/fireworks/models/llama-v3p3-70b-instruct").get_capabilities()
+print(one["vision"], one["context"], two["tools"], two["cost"], three["context_served"], "litellm" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "True 128000 True (2.5, 10.0) 131072 False\n", ran.stderr
+
+
+def test_every_provider_knows_the_same_keys_at_once() -> None:
+    clouds = (OpenAIProvider(api_key="k"), AzureProvider("https://x.openai.azure.com", api_key="k"))
+    for provider in (*clouds, FireworksProvider(api_key="k"), OllamaProvider(), CustomProvider("http://h")):
+        assert set(provider.get_capabilities()) == set(Capabilities.__annotations__)

@@ -1,0 +1,315 @@
+"""Servers as they describe themselves: identity, state, models, window, abilities.
+
+The pages are authored from ``facts/providers.md`` (2026-11-22), those of llama.cpp 0c1e570, vLLM 0.32, Ollama 0.33 and
+0.24 after what the real ones answer; ``make live`` asks real ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import KINDS
+
+from learnflow.llm import Health
+from learnflow.llm.providers import (
+    CustomProvider,
+    LlamaCppProvider,
+    LMStudioProvider,
+    OllamaProvider,
+    OpenAIProvider,
+    OpenRouterProvider,
+    VLLMProvider,
+)
+from learnflow.llm.testing import FaultServer
+
+GONE = (404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}})
+WRONG = {"error": "Unexpected endpoint or method. (GET /x)"}  # LM Studio's 200 for whatever it does not know
+V1_ROW = {
+    "type": "llm",
+    "key": "qwen3-4b",
+    "format": "gguf",
+    "max_context_length": 40960,
+    "loaded_instances": [{"id": "qwen3-4b", "config": {"context_length": 4096, "parallel": 4}}],
+    "capabilities": {"vision": False, "trained_for_tool_use": True, "reasoning": {"allowed_options": ["on", "off"]}},
+}
+V0_ROW = {"id": "qwen3-4b", "type": "llm", "state": "loaded", "max_context_length": 40960}
+EMBEDDING = {"type": "embedding", "key": "nomic-embed", "loaded_instances": [], "max_context_length": 2048}
+SHOW = {
+    "parameters": 'num_ctx                        8192\nstop                           "<|im_end|>"',
+    "model_info": {"general.architecture": "qwen3", "qwen3.context_length": 40960},
+    "capabilities": ["completion", "tools", "thinking"],
+}
+TAG = {"name": "qwen3:0.6b", "model": "qwen3:0.6b", "details": {"family": "qwen3"}}
+NEW_TAG = TAG | {"capabilities": ["completion", "tools", "thinking"], "details": {"context_length": 40960}}
+LORA = {"id": "my-lora", "object": "model", "owned_by": "vllm", "parent": "fault-model", "max_model_len": None}
+BASE = {"id": "fault-model", "object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 40960}
+ROUTED = [
+    {"id": "a", "object": "model", "owned_by": "llamacpp", "status": {"value": "loaded"}},
+    {"id": "b", "object": "model", "owned_by": "llamacpp", "status": {"value": "unloaded"}},
+]
+
+
+async def look(dialect: str, tells: dict[str, Any], model: str | None = None, **more: Any) -> Health:
+    async with FaultServer(dialect, tells=tells, **more) as server:  # type: ignore[arg-type]
+        return await KINDS[dialect](base_url=server.base_url, model=model).refresh()
+
+
+def told(health: Health) -> dict[str, Any]:
+    """What is known of what it can."""
+    names = ("vision", "tools", "reasoning", "context", "context_served")
+    return {name: health.capabilities[name] for name in names}  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize(
+    ("tells", "can", "cold"),
+    [
+        (  # 0.30 and newer: the tags tell
+            {"/api/tags": {"models": [NEW_TAG]}, "/api/show": (404, {"error": "?"})},
+            {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": None},
+            True,
+        ),
+        (  # before 0.30: only /api/show tells
+            {"/api/tags": {"models": [TAG]}, "/api/show": SHOW, "/api/version": {"version": "0.24.0"}},
+            {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": 8192},
+            True,
+        ),
+        (  # loaded: what it really has
+            {
+                "/api/tags": {"models": [NEW_TAG]},
+                "/api/ps": {"models": [{"name": "qwen3:0.6b", "context_length": 16384}]},
+                "/api/show": SHOW,
+            },
+            {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": 16384},
+            False,
+        ),
+        (  # before 0.6.4: no capabilities anywhere, which is not "no"
+            {"/api/tags": {"models": [TAG]}, "/api/show": {"model_info": {}, "parameters": ""}},
+            {"vision": None, "tools": None, "reasoning": None, "context": None, "context_served": None},
+            True,
+        ),
+        (  # much older: no /api/ps; whether it is loaded is unknown
+            {"/api/tags": {"models": [TAG]}, "/api/ps": (404, b"404 page not found"), "/api/show": (404, b"")},
+            {"vision": None, "tools": None, "reasoning": None, "context": None, "context_served": None},
+            None,
+        ),
+    ],
+    ids=["tags", "show", "loaded", "silent", "old"],
+)
+async def test_ollama(tells: dict[str, Any], can: dict[str, Any], cold: bool | None) -> None:
+    health = await look("ollama", tells)
+    assert (health.state, health.server, health.model, health.cold) == ("ready", "Ollama", "qwen3:0.6b", cold)
+    assert told(health) == can
+    assert ("not loaded yet" in health.detail) is (cold is True)
+
+
+async def test_ollamas_latest_is_the_name_without_a_tag() -> None:
+    health = await look("ollama", {"/api/tags": {"models": [{"name": "llama3:latest"}]}}, model="llama3")
+    assert (health.state, health.model) == ("ready", "llama3:latest")
+
+
+@pytest.mark.parametrize(
+    ("tells", "server", "context", "served", "tools"),
+    [
+        ({"/api/v1/models": {"models": [V1_ROW, EMBEDDING]}, "/api/v0/models": WRONG}, "LM Studio", 40960, 4096, True),
+        (
+            {
+                "/api/v1/models": WRONG,
+                "/api/v0/models": {"data": [V0_ROW | {"loaded_context_length": 8192, "capabilities": ["tool_use"]}]},
+            },
+            "LM Studio",
+            40960,
+            8192,
+            True,
+        ),
+        ({"/api/v1/models": WRONG, "/api/v0/models": {"data": [V0_ROW]}}, "LM Studio", 40960, None, None),
+        ({"/api/v1/models": WRONG, "/api/v0/models": WRONG}, None, None, None, None),
+    ],
+    ids=["0.4", "0.3.16", "0.3.6", "before"],
+)
+async def test_lmstudios_three_apis(
+    tells: dict[str, Any], server: str | None, context: int | None, served: int | None, tools: bool | None
+) -> None:
+    health = await look("lmstudio", {"/v1/models": {"data": [{"id": "qwen3-4b"}, {"id": "nomic-embed"}]}, **tells})
+    assert (health.state, health.server, health.model, health.models) == ("ready", server, "qwen3-4b", ("qwen3-4b",))
+    can = health.capabilities
+    assert (can["context"], can["context_served"], can["tools"]) == (context, served, tools)
+
+
+async def test_lmstudio_has_a_model_and_has_not_loaded_it() -> None:
+    unloaded = V1_ROW | {"loaded_instances": []}
+    health = await look("lmstudio", {"/api/v1/models": {"models": [unloaded]}})
+    assert (health.state, health.cold, health.capabilities["context_served"]) == ("ready", True, None)
+
+
+async def test_lmstudio_wants_its_token() -> None:
+    refused = {"error": {"type": "invalid_request", "code": "invalid_api_key", "message": "An LM Studio API token …"}}
+    for status in (200, 401):  # the status is not documented
+        pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), (status, refused))
+        health = await look("lmstudio", pages)
+        assert health.state == "unauthorised"
+        assert "LMSTUDIO_API_KEY" in health.detail
+
+
+async def test_vllm() -> None:
+    health = await look("vllm", {"/v1/models": {"object": "list", "data": [BASE, LORA]}}, model="my-lora")
+    assert (health.state, health.server, health.version) == ("ready", "vLLM", "0.32.0")
+    assert health.capabilities["context_served"] == 40960  # its base model's
+    dead = await look("vllm", {"/health": (503, b"")})
+    assert (dead.state, dead.server) == ("down", "vLLM")
+    assert "engine is dead" in dead.detail
+
+
+async def test_llamacpp() -> None:
+    props = {
+        "default_generation_settings": {"n_ctx": 2048},
+        "modalities": {"vision": True, "audio": False},
+        "chat_template_caps": {"supports_tools": True},
+        "build_info": "b1-0c1e570",
+    }
+    health = await look("llamacpp", {"/props": props}, model="whatever")
+    assert (health.state, health.server, health.version) == ("ready", "llama.cpp", "b1-0c1e570")
+    assert health.model == "fault-model"  # it serves its one model whatever the name
+    assert told(health) == {"vision": True, "tools": True, "reasoning": None, "context": 8192, "context_served": 2048}
+    loading = (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+    assert (await look("llamacpp", dict.fromkeys(("/health", "/v1/models", "/props"), loading))).state == "loading"
+
+
+async def test_llamacpps_router_is_never_made_to_load() -> None:
+    props = {"role": "router", "default_generation_settings": {"n_ctx": 0}}
+    async with FaultServer("llamacpp", tells={"/v1/models": {"data": ROUTED}, "/props": props}) as server:
+        provider = LlamaCppProvider(base_url=server.base_url)
+        health = await provider.refresh()
+        assert (health.state, health.model, health.models) == ("ready", "a", ("a", "b"))  # a is the one that is loaded
+        cold = await LlamaCppProvider(base_url=server.base_url, model="b").refresh()
+        assert (cold.state, cold.cold) == ("ready", True)
+        asked = [path for _, path in server.pages if "model=" in path]
+        assert asked
+        assert all("autoload=false" in path for path in asked)
+        missing = await LlamaCppProvider(base_url=server.base_url, model="c").refresh()
+        assert missing.state == "model_missing"
+
+
+async def test_keys_are_missing_or_wrong() -> None:
+    for dialect in ("openai", "vllm", "llamacpp", "lmstudio", "ollama"):
+        async with FaultServer(dialect, key="right") as server:  # type: ignore[arg-type]
+            for key in (None, "wrong"):
+                health = await KINDS[dialect](base_url=server.base_url, api_key=key).refresh()
+                assert health.state == "unauthorised", dialect
+                assert "_API_KEY" in health.detail
+            assert (await KINDS[dialect](base_url=server.base_url, api_key="right").refresh()).state == "ready"
+
+
+PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+
+
+@pytest.mark.parametrize(
+    "tells",
+    [
+        {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}},  # a FastAPI app, LearnFlow itself
+        {"/v1/models": PAGE, "/health": PAGE, "/version": PAGE, "/props": PAGE, "/": PAGE},  # something with a login
+        {"/v1/models": (403, PAGE)},
+        {"/v1/models": b"OK"},
+        {"/v1/models": {"hello": "world"}},
+        {"/v1/models": (403, b"")},
+    ],
+    ids=["fastapi", "page", "refused page", "text", "json", "empty 403"],
+)
+@pytest.mark.parametrize("provider", [VLLMProvider, LlamaCppProvider, LMStudioProvider, CustomProvider])
+async def test_what_is_no_model_server_is_misconfigured(provider: type[VLLMProvider], tells: dict[str, Any]) -> None:
+    async with FaultServer("openai", tells=tells) as server:
+        health = await provider(base_url=server.base_url).refresh()
+        assert (health.state, health.server) == ("misconfigured", None)
+        assert provider(base_url="http://x").spec.env_url[0] in health.detail
+
+
+async def test_ollamas_empty_403() -> None:
+    health = await look("ollama", dict.fromkeys(("/api/tags", "/api/version", "/api/ps"), (403, b"")))
+    assert health.state == "misconfigured"
+    assert "Host header" in health.detail
+
+
+@pytest.mark.parametrize("path", ["/v1/v1", "/foo/v1", "/foo"])
+async def test_a_path_too_many_and_the_corrected_address(path: str) -> None:
+    async with FaultServer("vllm") as server:
+        health = await VLLMProvider(base_url=server.root + path).refresh()
+        assert health.state == "misconfigured"
+        assert f"VLLM_BASE_URL={server.root}/v1" in health.detail
+
+
+async def test_a_v1_too_many_where_the_api_has_none() -> None:
+    listed = {"/v1/models": (404, b""), "/models": {"data": [{"id": "m"}]}}
+    async with FaultServer("openai", tells=listed) as server:
+        health = await CustomProvider(base_url=f"{server.root}/v1").refresh()
+        assert health.state == "misconfigured"
+        better = CustomProvider(base_url=f"{server.root}/chat/completions")
+        assert better.endpoint.base == server.root
+        assert f"CUSTOM_BASE_URL={better.endpoint.base}/chat/completions" in health.detail
+        assert (await better.refresh()).state == "ready"
+        assert await better.generate("hi", model="m")
+
+
+async def test_an_api_without_a_list_of_models_is_no_fault() -> None:
+    tells = {"/v1/models": (404, {"detail": "Not Found"}), "/v1/chat/completions": (405, {"detail": "Method"})}
+
+    class Server(FaultServer):
+        async def _answer(self, seen: Any, reader: Any, writer: Any) -> bool:
+            if seen.method == "GET":
+                return await self._page(seen, writer)
+            return await super()._answer(seen, reader, writer)
+
+    async with Server("openai", tells=tells) as server:
+        provider = CustomProvider(base_url=server.base_url, model="m")
+        assert (await provider.refresh()).state == "ready"
+        assert await provider.health_check()
+
+
+async def test_another_server_than_the_rows() -> None:
+    async with FaultServer("llamacpp") as server:
+        wrong = await OllamaProvider(base_url=server.root).refresh()
+        assert wrong.state == "misconfigured"
+        assert f"LLM_PROVIDER=llamacpp with LLAMACPP_BASE_URL={server.root}" in wrong.detail
+        other = await VLLMProvider(base_url=server.root).refresh()  # which speaks the same API
+        assert (other.state, other.server) == ("ready", "llama.cpp")
+        assert "LLM_PROVIDER=llamacpp" in other.detail
+        assert other.capabilities["context_served"] == 8192
+    async with FaultServer("ollama", tells={"/v1/models": {"data": [{"id": "m"}]}}) as server:
+        hidden = await CustomProvider(base_url=server.root).refresh()
+        assert hidden.server == "Ollama"
+        assert "OLLAMA_BASE_URL" in hidden.detail
+
+
+async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
+    tags = {"models": [{"name": "llama3.1:8b"}, {"name": "Qwen3:0.6b"}, {"name": "gemma4:e2b"}]}
+    health = await look("ollama", {"/api/tags": tags}, model="qwen3")
+    assert health.state == "model_missing"
+    assert "OLLAMA_MODEL or model= to Qwen3:0.6b" in health.detail
+    none = await look("ollama", {"/api/tags": {"models": None}})
+    assert none.state == "model_missing"
+
+
+async def test_clouds() -> None:
+    async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "gpt-4o"}, {"id": "gpt-5"}]}}) as server:
+        good = await OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o").refresh()
+        assert (good.state, good.model, good.cold) == ("ready", "gpt-4o", None)
+        can = good.capabilities
+        assert (can["vision"], can["context"], can["context_served"], can["max_output"]) == (
+            True,
+            128000,
+            128000,
+            16384,
+        )
+        assert can["cost"] == pytest.approx((2.5, 10.0))
+        missing = await OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4oo").refresh()
+        assert (missing.state, "gpt-4o" in missing.detail) == ("model_missing", True)
+        unnamed = await OpenAIProvider(base_url=server.base_url, api_key="k").refresh()
+        assert (unnamed.state, "OPENAI_MODEL" in unnamed.detail) == ("ready", True)
+        free = await OpenRouterProvider(base_url=server.base_url, api_key="k", model="x/y:free").refresh()
+        assert free.state == "ready"  # which it does not list
+    models = {"data": [{"id": "x/y", "context_length": 131072}]}
+    async with FaultServer("openai", tells={"/v1/models": models}) as server:
+        router = OpenRouterProvider(base_url=server.base_url, api_key="k", model="x/y")
+        assert (await router.refresh()).capabilities["context_served"] == 131072
+    assert (await router.refresh()).state == "down"
+    unknown = OpenAIProvider(api_key="k", model="unheard-of").get_capabilities()
+    assert (unknown["vision"], unknown["context"], unknown["cost"]) == (None, None, None)  # unknown is not "no"

@@ -1,0 +1,301 @@
+"""Discovery and what the command line shows of it. The usual ports are replaced by free ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learnflow.llm import LLMProvider, discover, errors, get_provider, settings, survey
+from learnflow.llm.cli import main
+from learnflow.llm.specs import SPECS
+from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing.fault_server import closed_port
+
+FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
+PAGE = b"<!DOCTYPE html><html><body>Jenkins</body></html>"
+JENKINS = dict.fromkeys(("/v1/models", "/props", "/health", "/version", "/api/tags", "/api/version"), PAGE)
+
+
+@pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Where each local server usually is: row -> address; nobody is there until a test says so. No container."""
+    places = {
+        name: f"http://127.0.0.1:{closed_port()}" for name, spec in SPECS.items() if spec.default_url and spec.local
+    }
+
+    class Places(dict[str, Any]):
+        def items(self) -> Any:
+            return [(name, replace(spec, default_url=places.get(name))) for name, spec in SPECS.items()]
+
+    monkeypatch.setattr(survey, "SPECS", Places(SPECS))
+    monkeypatch.setattr(settings, "in_container", lambda: False)
+    return places
+
+
+@contextlib.contextmanager
+def black_holes(number: int) -> Iterator[list[str]]:
+    """Addresses that never answer a knock: listening sockets whose queue is full."""
+    with contextlib.ExitStack() as stack:
+        urls = []
+        for _ in range(number):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            for _ in range(4):
+                knock = stack.enter_context(socket.socket())
+                knock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    knock.connect(listener.getsockname())
+            urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        time.sleep(0.05)  # until the queues are full
+        yield urls
+
+
+async def test_servers_are_what_they_say_not_where_they_are(usual: dict[str, str]) -> None:
+    async with AsyncExitStack() as stack:
+        for row, dialect, tells in (
+            ("ollama", "vllm", {}),
+            ("vllm", "openai", FASTAPI),
+            ("llamacpp", "openai", JENKINS),
+            ("lmstudio", "openai", {}),
+        ):
+            usual[row] = (await stack.enter_async_context(FaultServer(dialect, tells=tells))).root  # type: ignore[arg-type]
+        found = await discover()
+        assert {(one.provider, one.base_url, one.state) for one in found} == {
+            ("vllm", f"{usual['ollama']}/v1", "ready"),
+            ("custom", f"{usual['lmstudio']}/v1", "ready"),
+        }
+
+
+async def test_configured_addresses_come_before_the_usual_ones(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer("ollama") as one, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as two:
+        usual["ollama"] = one.root
+        monkeypatch.setenv("OLLAMA_BASE_URL", two.root)
+        found = [(health.base_url, health.state) for health in await discover()]
+        assert found == [(one.root, "ready"), (two.root, "model_missing")]  # the ready ones first
+        monkeypatch.setenv("OLLAMA_BASE_URL", one.root)
+        assert [health.base_url for health in await discover()] == [one.root]  # once
+
+
+async def test_a_container_looks_at_the_services_and_the_host(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "in_container", lambda: True)
+    tried = [each.health.base_url for each in await survey.survey()]
+    port = usual["ollama"].rpartition(":")[2]
+    assert f"http://ollama:{port}" in tried
+    assert f"http://host.docker.internal:{port}" in tried
+
+
+async def test_nothing_named_means_the_local_server_that_is_ready(usual: dict[str, str]) -> None:
+    async with FaultServer("llamacpp") as server, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as empty:
+        usual["vllm"], usual["ollama"] = server.root, empty.root
+        provider = get_provider()
+        assert isinstance(provider, LLMProvider)
+        assert (server.pages, provider.get_capabilities()["local"]) == ([], True)  # nobody was asked yet
+        assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
+        assert "".join([piece async for piece in provider.stream("hi")]).endswith("dog.")
+        async with provider.stream("hi") as answer:
+            async for _ in answer:
+                pass
+        assert answer.completion.provider == "llamacpp"
+        assert await provider.health_check()
+        assert await provider.list_models() == ["fault-model"]
+        looked = len(server.pages)
+        await provider.complete("hi")
+        assert len(server.pages) == looked  # it is looked for once
+
+
+async def test_nothing_named_and_nothing_there(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    provider = get_provider()
+    with pytest.raises(errors.NotConfigured) as caught:
+        await provider.generate("hi")
+    said = str(caught.value)
+    for needed in (usual["ollama"], usual["vllm"], "LLM_PROVIDER=openai", "ollama pull"):
+        assert needed in said
+    assert "sk-very" not in said
+    assert not await provider.health_check()
+    async with FaultServer("ollama") as server:
+        usual["ollama"] = server.root
+        assert await provider.generate("hi")  # it was started meanwhile
+
+
+async def test_a_cloud_is_never_used_because_its_key_is_set(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer("openai") as cloud:
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", cloud.root)
+        monkeypatch.setenv("OPENAI_MODEL", "fault-model")
+        with pytest.raises(errors.NotConfigured):
+            await get_provider().generate("hi")
+        assert cloud.seen == []
+
+
+def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]], float]:
+    started = time.perf_counter()
+    code = main(["status", "--json", *arguments])
+    return code, json.loads(capsys.readouterr().out), time.perf_counter() - started
+
+
+def test_ten_unreachable_addresses_take_no_longer_than_one(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with black_holes(10) as urls:
+        usual["ollama"] = urls[0]
+        *_, one = status(capsys, "--within", "0.5")
+        for name, spec in SPECS.items():
+            monkeypatch.setenv(spec.env_url[0], urls.pop())
+            monkeypatch.setenv(spec.env_key[0], "k")
+            usual[name] = urls[0]
+        code, found, ten = status(capsys, "--within", "0.5")
+    assert len(found) == len(SPECS)
+    assert {each["state"] for each in found} == {"down"}
+    assert code == 3
+    assert ten < one + 0.5
+
+
+async def test_a_killed_server_is_down_within_a_second(usual: dict[str, str]) -> None:
+    async with FaultServer("vllm") as server:
+        usual["vllm"] = server.root
+        assert [one.state for one in await discover()] == ["ready"]
+    started = time.perf_counter()
+    assert await discover() == []
+    assert time.perf_counter() - started < 1
+
+
+KEYS = {"provider", "base_url", "state", "version", "latency_s", "models", "capabilities", "detail"}
+
+
+def test_status_for_programs_and_its_exit_code(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served("vllm") as (root, _):
+        usual["vllm"] = root
+        code, found, _ = status(capsys)
+        assert code == 0  # nothing is named, and a local one is ready
+        by_row = {each["provider"]: each for each in found}
+        assert all(set(each) >= KEYS for each in found)
+        assert by_row["vllm"]["state"] == "ready"
+        assert by_row["vllm"]["version"] == "0.32.0"
+        assert by_row["vllm"]["models"] == ["fault-model"]
+        assert by_row["vllm"]["capabilities"]["context_served"] == 8192
+        assert by_row["vllm"]["capabilities"]["vision"] is None
+        assert by_row["ollama"]["state"] == "down"
+        monkeypatch.setenv("LLM_PROVIDER", "ollama")
+        assert status(capsys)[0] == 3  # one is ready, but not the one that would be used
+        monkeypatch.setenv("LLM_PROVIDERS", "ollama,openai")
+        code, found, _ = status(capsys)
+        keyless = next(each for each in found if each["provider"] == "openai")
+        assert (code, keyless["state"]) == (3, "unauthorised")
+        assert "OPENAI_API_KEY" in keyless["detail"]
+
+
+def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with served("ollama") as (root, _):
+        usual["ollama"] = root
+        assert main(["status"]) == 0
+        shown = capsys.readouterr().out
+        assert "ready (cold)" in shown
+        assert "Ollama 0.33.0" in shown
+        assert "Start vLLM at" in shown
+        assert main(["models"]) == 0
+        shown = capsys.readouterr().out
+        assert "fault-model" in shown
+        assert "8192" in shown
+
+
+def test_doctor_explains(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served("ollama") as (root, _):
+        usual["ollama"] = root
+        (tmp_path / ".env").write_text("OLLAMA_HOST=elsewhere\nOPENAI_API_KEY=sk-very-secret\n", encoding="utf-8")
+        monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1")
+        monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy:1")
+        monkeypatch.setattr(settings, "in_container", lambda: True)
+        code = main(["doctor", "--within", "0.5"])
+        shown = capsys.readouterr().out
+    assert code == 0
+    for needed in (
+        "This is a container",
+        "OLLAMA_HOST (in .env)",
+        "OPENAI_API_KEY (in .env)",
+        f"ollama at {root}: ready",
+        "https_proxy is set",
+        "http://localhost:1/v1 is this container itself",
+        "LLM_PROVIDER=ollama",
+        f"OLLAMA_BASE_URL={root}",
+        "OLLAMA_MODEL=fault-model",
+    ):
+        assert needed in shown
+    assert "sk-very" not in shown
+    assert "password" not in shown
+
+
+def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
+    (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
+    monkeypatch.setenv("OLLAMA_HOST", "b")
+    found = {(one.name, one.where): one.shadowed for one in settings.variables()}
+    assert found == {
+        ("LLM_PROVIDER", ".env"): None,
+        ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",
+        ("OLLAMA_BASE_URL", ".env"): "OLLAMA_HOST in the environment",
+        ("OLLAMA_HOST", "the environment"): None,
+    }
+    assert settings.load().chain == ["ollama"]
+    assert settings.load_row(SPECS["ollama"]).base_url == "b"
+
+
+def test_none_of_them_imports_litellm() -> None:
+    for command in ("status", "models", "doctor"):
+        code = (
+            "import sys; from learnflow.llm.cli import main; main(sys.argv[1:]);"
+            "sys.exit(99 if 'litellm' in sys.modules else 0)"
+        )
+        environment = {**os.environ, "LLM_PROVIDER": "custom", "CUSTOM_BASE_URL": f"http://127.0.0.1:{closed_port()}"}
+        ran = subprocess.run([sys.executable, "-c", code, command], check=False, capture_output=True, env=environment)
+        assert ran.returncode == 0, ran.stderr
+
+
+@contextlib.contextmanager
+def served(dialect: str, **more: Any) -> Iterator[tuple[str, FaultServer]]:
+    """A server on a loop of its own, for what runs one itself: its address."""
+    with asyncio.Runner() as runner:
+        import threading  # noqa: PLC0415
+
+        ready, done = threading.Event(), asyncio.Event()
+        holder: list[FaultServer] = []
+
+        async def serve() -> None:
+            async with FaultServer(dialect, **more) as server:  # type: ignore[arg-type]
+                holder.append(server)
+                ready.set()
+                await done.wait()
+
+        thread = threading.Thread(target=lambda: runner.run(serve()), daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield holder[0].root, holder[0]
+        finally:
+            runner.get_loop().call_soon_threadsafe(done.set)
+            thread.join(10)

@@ -1,0 +1,104 @@
+"""Loading a model by the server's own means, within LLM_LOAD_TIMEOUT, and telling whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from learnflow.llm import errors
+from learnflow.llm.cli import main
+from learnflow.llm.providers import LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
+from learnflow.llm.testing import FaultServer
+
+UNLOADED = {"type": "llm", "key": "m", "loaded_instances": [], "max_context_length": 40960}
+LOADING = (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+
+
+class Loader(FaultServer):
+    """Also takes what loads a model, and how long that takes."""
+
+    loads: list[Any]
+    seconds: float = 0.0
+
+    async def _page(self, seen: Any, writer: Any) -> bool:
+        if seen.method == "POST" and not seen.path.endswith("/show"):
+            self.loads = [*getattr(self, "loads", []), (seen.path, seen.body)]
+            await asyncio.sleep(self.seconds)
+        return await super()._page(seen, writer)
+
+
+async def test_ollama_loads_with_the_window_that_requests_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Loader("ollama", tells={"/api/generate": {"done": True, "done_reason": "load"}}) as server:
+        await OllamaProvider(base_url=server.base_url).warm_up(keep_alive="30m")
+        assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m"})]
+        assert server.seen == []
+        monkeypatch.setenv("OLLAMA_CONTEXT", "16384")
+        provider = OllamaProvider(base_url=server.base_url)
+        await provider.warm_up()
+        assert server.loads[1] == ("/api/generate", {"model": "fault-model", "options": {"num_ctx": 16384}})
+        await provider.generate("hi", max_tokens=10)
+        assert server.seen[0].body["options"]["num_ctx"] == 16384
+        server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 16384}]}
+        await OllamaProvider(base_url=server.base_url).warm_up()
+        assert len(server.loads) == 2  # it is loaded
+
+
+async def test_lmstudio_has_a_call_of_its_own() -> None:
+    tells = {"/api/v1/models": {"models": [UNLOADED]}, "/api/v1/models/load": {"status": "loaded"}}
+    async with Loader("lmstudio", tells=tells) as server:
+        await LMStudioProvider(base_url=server.base_url).warm_up()
+        assert server.loads == [("/api/v1/models/load", {"model": "m"})]
+        with pytest.raises(errors.Unsupported, match="keep_alive"):
+            await LMStudioProvider(base_url=server.base_url).warm_up(keep_alive="30m")
+
+
+async def test_a_server_that_loads_by_itself_is_waited_for() -> None:
+    pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
+    async with FaultServer("llamacpp", tells=pages) as server:
+        provider = LlamaCppProvider(base_url=server.base_url)
+        waiting = asyncio.create_task(provider.warm_up())
+        while not server.pages:
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        server.tells.update(server.dialect.pages())
+        await waiting
+        assert await provider.health_check()
+
+
+async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOAD_TIMEOUT", "0.2")
+    async with Loader("ollama", tells={"/api/generate": {"done": True}}) as server:
+        server.seconds = 30
+        with pytest.raises(errors.ModelLoading, match=r"not loaded within 0.2 s. Raise LLM_LOAD_TIMEOUT"):
+            await OllamaProvider(base_url=server.base_url).warm_up()
+
+
+async def test_whoever_watches_is_told_each_second() -> None:
+    seconds: list[float] = []
+    async with Loader("ollama", tells={"/api/generate": {"done": True}}) as server:
+        server.seconds = 1.2
+        await OllamaProvider(base_url=server.base_url).warm_up(watch=seconds.append)
+    assert len(seconds) == 1
+    assert 1 <= seconds[0] < 2
+
+
+async def test_what_keeps_it_from_loading_is_said() -> None:
+    failed = (500, {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"})
+    async with Loader("ollama", tells={"/api/generate": failed}) as server:
+        with pytest.raises(errors.ServerFailed, match="more system memory"):
+            await OllamaProvider(base_url=server.base_url).warm_up()
+    with pytest.raises(errors.ConnectionFailed, match="Start Ollama at"):
+        await OllamaProvider(base_url="http://127.0.0.1:1").warm_up()
+    async with FaultServer("vllm") as vllm:
+        with pytest.raises(errors.ModelNotFound, match="VLLM_MODEL or model= to fault-model"):
+            await VLLMProvider(base_url=vllm.base_url, model="faultmodel").warm_up()
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["warm-up"]) == 3
+    assert "LLM_PROVIDER" in capsys.readouterr().err
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:1")
+    assert main(["warm-up", "-p", "ollama"]) == 3
+    assert "Start Ollama" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""Ollama's window: what is sent, when it grows, and that nothing of a prompt is dropped in silence."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnflow.llm import errors, events, window
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.testing import Fault, FaultServer
+
+TOO_LONG = b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (9009 tokens) exceeds the available context size (2048 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",\\"n_prompt_tokens\\":9009,\\"n_ctx\\":2048}}"}'  # noqa: E501  # as Ollama 0.33 says it
+NO_LOAD = b'{"error":"llama runner process has terminated: cudaMalloc failed: out of memory"}'
+
+
+def sent(server: FaultServer) -> list[Any]:
+    return [seen.body["options"].get("num_ctx") for seen in server.seen]
+
+
+def trained(tokens: int, loaded: int | None = None, asked: int | None = None) -> dict[str, Any]:
+    """The pages of an Ollama whose model was trained for so many tokens."""
+    running = [{"name": "fault-model", "context_length": loaded}] if loaded else []
+    shown = {"model_info": {"x.context_length": tokens}, "parameters": f"num_ctx {asked}" if asked else ""}
+    return {"/api/show": shown, "/api/ps": {"models": running}}
+
+
+def ollama(server: FaultServer) -> OllamaProvider:
+    return OllamaProvider(base_url=server.base_url, model="fault-model")
+
+
+async def test_truncate_and_shift_are_sent_where_ollama_reads_them() -> None:
+    async with FaultServer("ollama") as server:
+        await ollama(server).generate("hi", max_tokens=10)
+        body = server.seen[0].body
+        assert (body["truncate"], body["shift"]) == (False, False)
+        assert not {"truncate", "shift", "num_ctx"} & set(body["options"])
+
+
+@pytest.mark.parametrize(
+    ("pages", "operator", "first"),
+    [
+        (trained(40960), None, None),  # the server's own default
+        (trained(40960, loaded=8192), None, 8192),
+        (trained(40960, asked=6144), None, 6144),
+        (trained(40960, loaded=8192, asked=6144), None, 8192),
+        (trained(40960, loaded=8192), "16384", 16384),
+        (trained(8192), "65536", 65536),  # an operator's word is believed
+    ],
+    ids=["default", "loaded", "modelfile", "both", "operator", "operator beyond"],
+)
+async def test_where_the_window_begins(
+    pages: dict[str, Any], operator: str | None, first: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if operator:
+        monkeypatch.setenv("OLLAMA_CONTEXT", operator)
+    async with FaultServer("ollama", tells=pages) as server:
+        await ollama(server).generate("hi", max_tokens=10)
+        assert sent(server) == [first]
+
+
+async def test_it_grows_by_doubling_with_an_event_and_never_shrinks(events_seen: list[object]) -> None:
+    async with FaultServer("ollama", tells=trained(100_000, loaded=2048)) as server:
+        provider = ollama(server)
+        await provider.generate("word " * 5000, max_tokens=100)  # at most 8333 tokens
+        await provider.generate("hi", max_tokens=10)
+        await ollama(server).generate("hi", max_tokens=10)  # another provider of the same process
+        assert sent(server) == [16384, 16384, 16384]
+        adjusted = [event for event in events_seen if isinstance(event, events.Adjusted)]
+        assert len(adjusted) == 1
+        assert "16384 tokens instead of 2048" in adjusted[0].why
+        assert provider.get_capabilities()["context_served"] == 16384
+
+
+async def test_it_grows_up_to_what_the_model_was_trained_for() -> None:
+    async with FaultServer("ollama", tells=trained(6000, loaded=2048)) as server:
+        await ollama(server).generate("word " * 4000, max_tokens=10)
+        assert sent(server) == [6000]
+        with pytest.raises(errors.ContextOverflow, match="at least 7000 tokens, the model takes 6000") as caught:
+            await ollama(server).generate("word " * 7000)
+        assert (caught.value.needed, caught.value.window) == (7000, 6000)
+        assert len(server.seen) == 1  # nothing was sent
+
+
+async def test_the_servers_own_count_widens_it() -> None:
+    async with FaultServer("ollama", tells=trained(40960, loaded=2048)) as server:
+        server.script = [Fault("refuse", status=400, body=TOO_LONG)]
+        assert await ollama(server).generate("hi", max_tokens=100)
+        assert sent(server) == [2048, 16384]
+
+
+async def test_an_overflow_names_both_lengths() -> None:
+    async with FaultServer("ollama", tells=trained(2048, loaded=2048)) as server:
+        server.fault = Fault("refuse", status=400, body=TOO_LONG)
+        with pytest.raises(errors.ContextOverflow, match=r"9009 tokens.*2048 tokens") as caught:
+            await ollama(server).generate("hi")
+        assert (caught.value.needed, caught.value.window) == (9009, 2048)
+        server.fault = Fault("refuse", refusal="overflow")  # 0.24 names neither
+        with pytest.raises(errors.ContextOverflow, match=r"about \d+ tokens, the window 2048"):
+            await ollama(server).generate("hi")
+
+
+async def test_a_window_that_cannot_be_loaded_is_given_up(events_seen: list[object]) -> None:
+    async with FaultServer("ollama", tells=trained(40960, loaded=4096)) as server:
+        provider = ollama(server)
+        await provider.generate("hi", max_tokens=10)
+        server.script = [Fault("refuse", status=500, body=NO_LOAD), Fault("refuse", status=400, body=TOO_LONG)]
+        with pytest.raises(errors.ContextOverflow):
+            await provider.generate("word " * 5000, max_tokens=10)
+        assert sent(server) == [4096, 16384, 4096]
+        await provider.generate("hi", max_tokens=10)
+        assert sent(server)[-1] == 4096
+        assert any("could not be loaded" in getattr(event, "why", "") for event in events_seen)
+
+
+async def test_the_callers_own_window_is_left_alone() -> None:
+    async with FaultServer("ollama", tells=trained(40960, loaded=8192)) as server:
+        await ollama(server).generate("hi", extra_body={"options": {"num_ctx": 1024}})
+        assert sent(server) == [1024]
+
+
+@pytest.mark.parametrize(
+    ("version", "lost"), [("0.12.5", True), ("0.5.7", True), ("0.12.6", False), ("0.33.0", False), ("0.3.14", False)]
+)
+async def test_older_versions_lose_a_beginning_and_it_is_raised(version: str, lost: bool) -> None:
+    async with FaultServer("ollama", tells={"/api/version": {"version": version}, **trained(40960, 8192)}) as server:
+        asked = ollama(server).generate("one two three four five six", max_tokens=10)  # it says that it read five
+        if not lost:
+            assert await asked
+            return
+        with pytest.raises(errors.ContextOverflow, match=r"read 5 tokens of a prompt that has at least 6"):
+            await asked
+
+
+async def test_a_picture_for_a_model_without_vision_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+    blind = {"/api/tags": {"models": [{"name": "fault-model", "capabilities": ["completion"]}]}, **trained(8192)}
+    async with FaultServer("ollama", tells=blind) as server:
+        with pytest.raises(errors.Unsupported, match=r"cannot see pictures.*OLLAMA_CAPABILITIES"):
+            await ollama(server).generate(picture)
+        assert server.seen == []
+        monkeypatch.setenv("OLLAMA_CAPABILITIES", "vision")
+        await ollama(server).generate(picture)
+        assert server.seen[0].body["messages"][0]["images"]
+    async with FaultServer("openai") as server:  # which does not tell
+        await CustomProvider(base_url=server.base_url, model="fault-model").generate(picture)
+
+
+async def test_more_than_thirty_equal_tokens_are_their_own_error() -> None:
+    for name, pieces, leaf in (
+        ("cut", [*["Once "], *["la "] * 31], errors.TokenRepeated),
+        ("cut", [*["Once "], *["la "] * 20], errors.AnswerNotDone),
+        ("cut", ["la"] * 29 + ["\n", "la"], errors.AnswerNotDone),
+    ):
+        async with FaultServer("ollama", pieces, fault=Fault(name, after=99)) as server:  # type: ignore[arg-type]
+            with pytest.raises(leaf) as caught:
+                await ollama(server).generate("hi")
+            assert type(caught.value) is leaf
+            assert caught.value.partial == "".join(pieces)
+
+
+async def test_a_dead_ollama_is_not_knocked_at_twice() -> None:
+    async with FaultServer("ollama") as server:
+        provider = ollama(server)
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(errors.ConnectionFailed, match="OLLAMA_BASE_URL"):
+        await provider.generate("hi")
+    assert asyncio.get_running_loop().time() - started < 1
+
+
+@given(st.integers(1, 200_000), st.one_of(st.none(), st.integers(1, 200_000)), st.integers(1, 200_000))
+def test_a_window_never_shrinks_and_never_passes_its_limit(size: int, limit: int | None, need: int) -> None:
+    one = window.Window(size=size, limit=limit)
+    changed = one.widen(need)
+    assert one.size is not None
+    assert one.size >= size
+    assert changed == (one.size != size)
+    if limit is not None and size < limit:
+        assert one.size <= limit
+    if limit is None:
+        assert one.size >= min(need, one.size)
+        assert one.size >= need
+    assert one.size < 2 * max(size, need)
+    assert not one.widen(need)  # which is enough, or as far as it goes
