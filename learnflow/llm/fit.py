@@ -86,6 +86,7 @@ class Fit:
             if likely and own.widen(self._need(error.needed or 0), past=now):
                 return self._told(before)
             if not error.needed:
+                error.window = before
                 error.what += f"; the prompt has about {self._about} tokens, the window {before or 'is its own choice'}"
         if isinstance(error, errors.ServerFailed) and own.step_back():
             return f"with a context of {own.size or 'its own choice'}: {before} could not be loaded"
