@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import errors, events
     from .adapter import BaseProvider
     from .factory import discover, get_provider
+    from .router import RouterProvider
 
 __all__ = [
     "BaseProvider",
@@ -25,6 +26,7 @@ __all__ = [
     "Health",
     "LLMError",
     "LLMProvider",
+    "RouterProvider",
     "TextStream",
     "ToolCall",
     "Usage",
@@ -34,7 +36,7 @@ __all__ = [
     "get_provider",
 ]
 
-_LATER = {"BaseProvider": ".adapter", "discover": ".factory", "get_provider": ".factory"}
+_LATER = {"BaseProvider": ".adapter", "discover": ".factory", "get_provider": ".factory", "RouterProvider": ".router"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,35 +7,27 @@ Must never hold what is true of one server only (that is its row), nor read the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from . import _litellm, advice, errors, events, native, settings, window
-from .answer import Answer
+from . import _litellm, errors, native, settings, window
 from .base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
-    Answering,
     Completion,
     Prompt,
     TextStream,
     TimeOptions,
 )
 from .base import Options as More
-from .discretion import discreet
 from .endpoint import settle
+from .engine import Engine
 from .errors import LLMError
-from .fit import Fit
 from .health import Door
 from .keywords import checked
-from .knowledge import LOOK_S, QUICK_S, Knowledge
+from .knowledge import LOOK_S, Knowledge
 from .known import Capabilities, Health, Model
-from .listen import Listening
-from .request import Request, Variant, request
-from .specs import OPENS_THINKING_ITSELF, SPECS, ProviderSpec
-from .thinking import Piece
+from .request import Attempt, request
+from .specs import SPECS, ProviderSpec
 from .times import settle_times
 
 
@@ -66,13 +58,10 @@ class BaseProvider:
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version)
         self.model = model or own.model
-        self._times = settle_times(self.spec, times, common)
-        self._log_content = common.llm_log_content
-        self._load_s = common.llm_load_timeout
+        self._times = settle_times(self.spec, times, common, own)
         door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only)
-        self._knowledge = Knowledge(door, self.model, own.stated)
-        self._variants: dict[str, Variant] = {}
-        self._holds: set[str] = set()
+        self.knowledge = Knowledge(door, self.model, own.stated)
+        self.engine = Engine(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r})"
@@ -102,8 +91,7 @@ class BaseProvider:
         Raises:
             LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
         """
-        asked = self._request(prompt, model, temperature, max_tokens, more, tools_allowed=False)
-        return (await self._collect(asked)).text
+        return (await self._whole(prompt, model, temperature, max_tokens, more, tools=False)).text
 
     async def complete(
         self,
@@ -114,7 +102,7 @@ class BaseProvider:
         **more: Unpack[More],
     ) -> Completion:
         """The answer and everything known about it; the only call that takes ``tools``. As ``generate`` otherwise."""
-        return await self._collect(self._request(prompt, model, temperature, max_tokens, more, tools_allowed=True))
+        return await self._whole(prompt, model, temperature, max_tokens, more, tools=True)
 
     def stream(
         self,
@@ -125,9 +113,31 @@ class BaseProvider:
         **more: Unpack[More],
     ) -> TextStream:
         """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise."""
-        asked = self._request(prompt, model, temperature, max_tokens, more, tools_allowed=False)
-        answering = Answering()
-        return TextStream(self._text(asked, answering, hold=asked.reasoning not in (None, False)), answering)
+        return self.attempt(prompt, model, temperature, max_tokens, more)
+
+    def attempt(
+        self,
+        prompt: Prompt,
+        model: str | None,
+        temperature: float,
+        max_tokens: int,
+        more: More,
+        *,
+        whole: bool = False,
+        tools: bool = False,
+        attempt: Attempt = Attempt(),  # noqa: B008  # it is frozen
+    ) -> TextStream:
+        """An answer, or what follows one that was begun; the router's way to ask.
+
+        Args:
+            prompt, model, temperature, max_tokens, more: as in ``generate``.
+            whole: nobody is watching: what may be thinking is held back until that is certain.
+            tools: the caller can take tool calls.
+            attempt: which one it is, how long it may take, what is to be continued.
+        """
+        sampling = {"temperature": temperature, "max_tokens": max_tokens}
+        asked = request(self.spec, prompt, model or self.model, checked(self.spec, sampling, more, tools=tools))
+        return self.engine.stream(asked, attempt, hold=whole or asked.reasoning not in (None, False))
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
@@ -136,18 +146,18 @@ class BaseProvider:
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
         try:
-            return [model.name for model in await self._knowledge.models(every=False)]
+            return [model.name for model in await self.knowledge.models(every=False)]
         except LLMError as error:
             failed = error
-        raise self._explained(failed, None)
+        raise self.engine.explained(failed, None)
 
     async def models(self, within: float = LOOK_S) -> list[Model]:
         """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
         try:
-            return await self._knowledge.models(within)
+            return await self.knowledge.models(within)
         except LLMError as error:
             failed = error
-        raise self._explained(failed, None)
+        raise self.engine.explained(failed, None)
 
     async def health_check(self) -> bool:
         """Whether it would answer now; reads a few pages, costs nothing, loads nothing, never raises."""
@@ -158,7 +168,7 @@ class BaseProvider:
 
         Reads a few pages, as ``health_check`` does.
         """
-        return await self._knowledge.health(within)
+        return await self.knowledge.health(within)
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
         """What is known about it, at once: what the last look showed, and what the row and the operator say.
@@ -166,7 +176,7 @@ class BaseProvider:
         Args:
             model: None for the one that is used where a call names none.
         """
-        return self._knowledge.capabilities(model)
+        return self.knowledge.capabilities(model)
 
     async def warm_up(
         self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native.Watch | None = None
@@ -186,154 +196,37 @@ class BaseProvider:
             raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
         failed: LLMError | None = None
         try:
-            async with asyncio.timeout(self._load_s), native.ticking(watch):
+            async with asyncio.timeout(self._times.load), native.ticking(watch):
                 await asyncio.gather(self.prepare(), self._loaded(model or self.model, keep_alive))
         except TimeoutError:
-            failed = errors.ModelLoading(f"not loaded within {self._load_s:g} s", hint="Raise LLM_LOAD_TIMEOUT")
+            failed = errors.ModelLoading(f"not loaded within {self._times.load:g} s", hint="Raise LLM_LOAD_TIMEOUT")
         except LLMError as error:
             failed = error
         if failed:
-            raise self._explained(failed, model or self.model)
+            raise self.engine.explained(failed, model or self.model)
 
     async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
         """Until the server has the model in memory."""
         model: Model | None = None
         while model is None:
             try:
-                model = await self._knowledge.found(asked)
+                model = await self.knowledge.found(asked)
             except errors.ModelLoading:
                 await asyncio.sleep(native.AGAIN_S)
         if self.spec.load_path and not (model.loaded and keep_alive is None) and not model.remote:
-            wide = window.of(self.endpoint.base, model.name).size or self._knowledge.stated.get("context_served")
-            await native.load(self._knowledge.door, model.name, wide, keep_alive)
-            await self._knowledge.found(asked)
+            wide = window.of(self.endpoint.base, model.name).size or self.knowledge.stated.get("context_served")
+            await native.load(self.knowledge.door, model.name, wide, keep_alive)
+            await self.knowledge.found(asked)
 
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
         """The row, for providers whose addresses come in more than one dialect."""
         return SPECS[self.row]
 
-    def _request(
-        self, prompt: Prompt, model: str | None, temperature: float, max_tokens: int, more: More, *, tools_allowed: bool
-    ) -> Request:
-        sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        return request(self.spec, prompt, model or self.model, checked(self.spec, sampling, more, tools=tools_allowed))
-
-    async def _collect(self, asked: Request) -> Completion:
-        """The whole answer: the same stream, gathered; what may be thinking is held back, for nobody is watching."""
-        answering = Answering()
-        async with TextStream(self._text(asked, answering, hold=True), answering) as answer:
+    async def _whole(
+        self, prompt: Prompt, model: str | None, temperature: float, max_tokens: int, more: More, *, tools: bool
+    ) -> Completion:
+        """The whole answer: the same stream, gathered."""
+        async with self.attempt(prompt, model, temperature, max_tokens, more, whole=True, tools=tools) as answer:
             async for _ in answer:
                 pass
         return answer.completion
-
-    async def _text(self, asked: Request, answering: Answering, *, hold: bool) -> AsyncGenerator[str, None]:
-        """The caller's pieces; leaves the completion, tells what happened, and raises only LLMErrors."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        deadline = started + (asked.timeout or self._times.deadline)
-        model, answer = asked.model, Answer(asked, hold=hold)
-        failed: LLMError | None = None
-        try:
-            try:
-                model, fit = await self._prepared(asked, deadline)
-                answer = Answer(asked, fit, hold=hold, closes=self._closes_only(model))
-                async with aclosing(self._heard(asked, answer, model, deadline)) as pieces:
-                    async for piece in pieces:
-                        if text := answer.add(piece):
-                            yield text
-            except LLMError as error:
-                failed = error
-            if text := answer.end():
-                yield text
-            if not failed:
-                answering.completion, failed = self._completed(answer, model or "")
-        finally:
-            self._tell(failed or answering.completion, model, asked, loop.time() - started)
-        if failed:
-            raise self._explained(failed, model, asked, answer).with_traceback(None)
-
-    async def _prepared(self, asked: Request, deadline: float) -> tuple[str, Fit]:
-        """LiteLLM is loaded, the model's name is known, and the request may fit it."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                model = await self._knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
-                fit = Fit(self.spec, self.endpoint.base, self._knowledge, asked, model)
-                self._adjusted(model, await fit.before(min(QUICK_S, self._times.first_token)))
-                await _litellm.ready(self.spec)
-                return model, fit
-        except TimeoutError:
-            pass
-        raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
-
-    def _closes_only(self, model: str) -> bool:
-        return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
-
-    async def _heard(self, asked: Request, answer: Answer, model: str, deadline: float) -> AsyncGenerator[Piece, None]:
-        """What the server says. What is ours and was refused is left out, and it is asked again."""
-        variant = self._variants.get(model, Variant())
-        fit = answer.fit
-        assert fit is not None  # noqa: S101  # prepared
-        while True:
-            messages, parameters = asked.put(model, variant, fit.size)
-            answer.listening = Listening(self.spec, self.endpoint, self._times)
-            refused: LLMError | None = None
-            try:
-                async with aclosing(answer.listening.pieces(model, messages, parameters, deadline)) as pieces:
-                    async for piece in pieces:
-                        yield piece
-            except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
-                refused = error
-            if refused is None:
-                self._variants[model] = variant
-                fit.held()
-                break
-            if answer.listening.began:
-                break
-            why = fit.after(refused)
-            if why is None:
-                other = asked.otherwise(variant, refused)
-                if other is None:
-                    break
-                variant, why = other
-            self._adjusted(model, why)
-        if refused:
-            raise refused
-
-    def _adjusted(self, model: str, why: str | None) -> None:
-        if why:
-            events.emit(events.Adjusted(provider=self.name, model=model, why=why))
-
-    def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
-        """The completion, or why the answer is none after all."""
-        try:
-            whole = answer.completion(self.name, model)
-        except LLMError as error:
-            return None, error
-        loss = answer.fit.loss(whole.usage) if answer.fit else None
-        if loss:
-            return None, loss
-        free = self._knowledge.capabilities(model)["cost"] == (0.0, 0.0) if self.spec.local else False
-        cost = whole.cost if whole.cost is not None else 0.0 if free else None
-        if cost is None and not self.spec.local:
-            cost = _litellm.price(self.spec, model, whole.usage)
-        return replace(whole, cost=cost), None
-
-    def _tell(self, outcome: Completion | LLMError | None, model: str | None, asked: Request, total_s: float) -> None:
-        """One event for each request, and its content only where the operator wants it in the log."""
-        events.ended(self.name, model, outcome, total_s=total_s, max_tokens=asked.sampling.get("max_tokens"))
-        if self._log_content and isinstance(outcome, Completion):
-            events.content("llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
-
-    def _explained(
-        self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
-    ) -> LLMError:
-        """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
-        advice.addressed(error, self.spec, self.endpoint, model)
-        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
-            self._knowledge.forget()
-        elif isinstance(error, errors.ThinkingLeaked) and error.model:
-            self._holds.add(error.model)
-        discreet(error, self.endpoint.key, asked, answer.text if answer else "")
-        if answer:
-            error.partial, error.thinking = answer.text, answer.thinking
-        return error

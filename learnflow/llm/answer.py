@@ -24,9 +24,13 @@ class Answer:
         fit: how it fits the model; None while that is not known.
         hold: give no text out before it is certain not to be thinking.
         closes: the model opens its thinking itself, and only closes it.
+        goes_on: it is the rest of an answer, which may be nothing.
     """
 
-    def __init__(self, asked: Request, fit: Fit | None = None, *, hold: bool, closes: bool = False) -> None:
+    def __init__(
+        self, asked: Request, fit: Fit | None = None, *, hold: bool, closes: bool = False, goes_on: bool = False
+    ) -> None:
+        self._goes_on = goes_on
         self.fit = fit
         self.listening: Listening | None = None  # who hears it
         self._asked = asked
@@ -68,7 +72,7 @@ class Answer:
         assert self.listening is not None  # noqa: S101  # there was an answer
         wire = self.listening.wire
         calls, text, finish = wire.tool_calls(), self.text, wire.finish or "stop"
-        if not text.strip() and not calls:
+        if not text.strip() and not calls and not self._goes_on:
             raise self._empty(wire)
         must_call = self._asked.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # llama.cpp takes the word, and may ignore it

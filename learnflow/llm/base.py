@@ -65,13 +65,17 @@ class Options(TypedDict, total=False):
 
 
 class TimeOptions(TypedDict, total=False):
-    """Budgets in seconds, and locality; what is not given comes from the environment (``LLM_CONNECT_TIMEOUT`` ...)."""
+    """Budgets in seconds, locality, and how many requests are sent at once (the others wait).
+
+    What is not given comes from the environment (``LLM_CONNECT_TIMEOUT`` ..., ``<NAME>_MAX_CONCURRENCY``).
+    """
 
     connect_timeout: float
     first_token_timeout: float
     gap_timeout: float
     deadline: float
     local_only: bool
+    max_concurrency: int
 
 
 class ServedModel(str):  # noqa: SLOT000  # two attributes are the point

@@ -47,7 +47,23 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One of the attempts at an answer that failed: who, the class of the error, the HTTP status, the seconds."""
+
+    provider: str
+    model: str | None
+    error: str
+    status: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        status = f" {self.status}" if self.status else ""
+        return f"{self.provider} {self.error}{status} after {self.seconds:.2f} s"
 
 
 class LLMError(Exception):
@@ -66,6 +82,8 @@ class LLMError(Exception):
         param: the parameter that the server named as the cause.
         partial: the text of the answer that had arrived.
         thinking: the thinking that had arrived.
+        tokens: about how many tokens had arrived.
+        attempts: what was tried before, where several providers or times were.
     """
 
     retryable: ClassVar[bool] = False
@@ -92,11 +110,14 @@ class LLMError(Exception):
         self.param: str | None = None
         self.partial = ""
         self.thinking = ""
+        self.tokens = 0
+        self.attempts: tuple[Tried, ...] = ()
 
     def __str__(self) -> str:
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
-        sentences = [f"{self.what}{status}".rstrip("."), self.hint.rstrip(".")]
+        before = "; ".join(map(str, self.attempts[:-1]))
+        sentences = [f"{self.what}{status}".rstrip("."), self.hint.rstrip("."), before and f"Tried before: {before}"]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
     def __repr__(self) -> str:

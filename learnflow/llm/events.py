@@ -71,11 +71,47 @@ class Adjusted:
     why: str
 
 
-Event = Answered | Failed | Left | Truncated | Adjusted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A request went on to another provider: ``error`` is the class of the failure that made it."""
+
+    provider: str
+    to: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """An answer that broke after ``characters`` is continued by ``provider``; ``in_words``: asked for in words."""
+
+    provider: str
+    characters: int
+    in_words: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A provider is left alone for ``seconds``: ``error`` is the class of the failure."""
+
+    provider: str
+    model: str | None
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """A provider is asked again."""
+
+    provider: str
+    model: str | None
+
+
+Event = Answered | Failed | Left | Truncated | Adjusted | Moved | Resumed | Opened | Closed
 Sink = Callable[[Event], None]
 
 _sinks: Final[list[Sink]] = []
-_LEVELS: Final[dict[type, str]] = {Truncated: "warning"}
+_LEVELS: Final[dict[type, str]] = {Truncated: "warning", Moved: "warning", Resumed: "warning", Opened: "warning"}
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
@@ -90,14 +126,30 @@ def add_sink(sink: Sink) -> Callable[[], None]:
 
 
 def ended(
-    provider: str, model: str | None, outcome: Completion | LLMError | None, *, total_s: float, max_tokens: int | None
+    provider: str,
+    model: str | None,
+    outcome: Completion | LLMError | None,
+    *,
+    total_s: float,
+    max_tokens: int | None,
+    attempt: int = 1,
 ) -> None:
     """Emit how a request ended: whole, failed, or left by its caller (None)."""
     if outcome is None:
-        emit(Left(provider=provider, model=model, total_s=total_s))
+        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt))
     elif isinstance(outcome, LLMError):
         name, loud = type(outcome).__name__, isinstance(outcome, ConfigError)
-        emit(Failed(provider=provider, model=model, error=name, status=outcome.status, loud=loud, total_s=total_s))
+        emit(
+            Failed(
+                provider=provider,
+                model=model,
+                error=name,
+                status=outcome.status,
+                loud=loud,
+                total_s=total_s,
+                attempt=attempt,
+            )
+        )
     else:
         served = str(outcome.model)
         emit(
@@ -108,6 +160,7 @@ def ended(
                 usage=outcome.usage,
                 first_token_s=outcome.first_token_s,
                 total_s=outcome.total_s,
+                attempt=attempt,
             )
         )
         if outcome.finish == "length":

@@ -7,23 +7,21 @@ LearnFlow and the command line call it.
 from __future__ import annotations
 
 from . import settings
-from .base import LLMProvider
-from .discovered import DiscoveredProvider
 from .known import Health
-from .providers import build
-from .survey import SURVEY_S, survey
+from .router import RouterProvider
+from .survey import SURVEY_S, found, survey
 
 
-def get_provider(name: str | None = None) -> LLMProvider:
-    """The provider that ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` names, or the one of the given name.
+def get_provider(name: str | None = None) -> RouterProvider:
+    """The providers that ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` names as one, or the one of the given name.
 
     With nothing named: the local servers that are ready, looked for at the first awaited call.
 
     Raises:
-        NotConfigured: the name is unknown, or its address or key is missing.
+        NotConfigured: a name is unknown, or none of them has its address and key.
     """
     chain = [str(name)] if name else settings.load().chain
-    return build(chain[0]) if chain else DiscoveredProvider()
+    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=found)
 
 
 async def discover(within: float = SURVEY_S) -> list[Health]:
@@ -33,5 +31,5 @@ async def discover(within: float = SURVEY_S) -> list[Health]:
     Args:
         within: seconds; it takes as long as the slowest answer, and never longer than this.
     """
-    found = [each.health for each in await survey(within) if each.answers]
-    return sorted(found, key=lambda health: not health.ready)
+    there = [each.health for each in await survey(within) if each.answers]
+    return sorted(there, key=lambda health: not health.ready)

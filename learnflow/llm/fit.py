@@ -23,7 +23,7 @@ _COUNTS_SINCE: Final = (0, 4)
 
 
 class Fit:
-    """One request and one model."""
+    """One request and one model; ``loads``: the server has yet to load it."""
 
     def __init__(self, spec: ProviderSpec, base: str, knowledge: Knowledge, asked: Request, model: str) -> None:
         self._spec = spec
@@ -32,6 +32,7 @@ class Fit:
         self._asked = asked
         self._model = model
         self._window: window.Window | None = None
+        self.loads = False
 
     @property
     def size(self) -> int | None:
@@ -46,9 +47,10 @@ class Fit:
             ContextOverflow: certainly longer than anything the model was trained for.
         """
         widens = self._spec.window and not self._asked.own_window
-        if not widens and not self._asked.images:
+        if not widens and not self._asked.images and not self._spec.load_path:
             return None
         model = await self._knowledge.of(self._model, within)
+        self.loads = model.loaded is False
         if self._asked.images and self._knowledge.capabilities(self._model)["vision"] is False:
             raise errors.Unsupported(
                 "the model cannot see pictures; nothing was sent",
@@ -94,6 +96,8 @@ class Fit:
 
     def held(self) -> None:
         """It has answered with this window."""
+        if self.loads:
+            self._knowledge.answered(self._model)
         if self._window and self._window.size:
             self._window.held = max(self._window.held or 0, self._window.size)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from . import advice, errors, prices, window
@@ -117,6 +118,19 @@ class Knowledge:
         if seen.model is None:
             raise seen.error or errors.ModelNotFound("the server has no model")
         return seen.model
+
+    def cold(self, name: str | None) -> bool:
+        """Whether the server would have to load this model, as far as the last look showed."""
+        model = self._models.get(name) if name else self._used
+        return model is not None and model.loaded is False
+
+    def answered(self, name: str) -> None:
+        """This model has answered: it is loaded."""
+        for key, model in self._models.items():
+            if model.called(name) and not model.loaded:
+                self._models[key] = replace(model, loaded=True)
+        if self._used and self._used.called(name):
+            self._used = replace(self._used, loaded=True)
 
     async def of(self, name: str, within: float = QUICK_S) -> Model:
         """What is known of this model; looked for the first time it is asked. What cannot be learned stays unknown.

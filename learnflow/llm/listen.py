@@ -7,10 +7,10 @@ The adapter listens; it gets pieces, then ``wire`` tells whether the answer is w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final
 
-from . import _litellm, errors, net
+from . import errors, net
 from .alarm import Alarm
 from .endpoint import Endpoint
 from .errors import LLMError
@@ -20,6 +20,8 @@ from .sse import OpenAIWire
 from .thinking import Piece
 from .times import Times
 from .wire import Wire
+
+Ask = Callable[[net.Exchange], Awaitable[LLMError | None]]
 
 _WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
 _CHAT: Final[dict[str, str]] = {"openai": "/chat/completions", "ollama": "/api/chat"}
@@ -35,19 +37,19 @@ class Listening:
     Attributes:
         wire: what the answer said about itself.
         first_token_s, total_s: seconds from sending the request to the first token (None before it), and to the last.
+        pieces_heard: how many there were; most servers send a token each.
     """
 
-    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times) -> None:
+    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times, path_end: str | None = None) -> None:
         self.wire = _WIRES[spec.dialect]()
         self.first_token_s: float | None = None
         self.total_s = 0.0
-        self._spec = spec
-        self._endpoint = endpoint
+        self.pieces_heard = 0
         self._times = times
         self._alarm = Alarm()
         self._exchange = net.Exchange(
             endpoint.origin,
-            _CHAT[spec.dialect],
+            path_end or _CHAT[spec.dialect],
             times.connect,
             credentials=endpoint.credentials,
             local_only=times.local_only,
@@ -59,13 +61,11 @@ class Listening:
         """Whether a token has arrived."""
         return self.first_token_s is not None
 
-    async def pieces(
-        self, model: str, messages: list[dict[str, Any]], parameters: dict[str, Any], deadline: float
-    ) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, ask: Ask, deadline: float) -> AsyncGenerator[Piece, None]:
         """The pieces as they arrive; closes the connection whichever way it is left.
 
         Args:
-            model, messages, parameters: as LiteLLM takes them.
+            ask: sends the question; returns when the head of the answer is in the exchange, or why there is none.
             deadline: the loop's time at which the request must have ended.
 
         Raises:
@@ -74,13 +74,14 @@ class Listening:
         loop = asyncio.get_running_loop()
         sent = loop.time()
         try:
-            await self._ask(model, messages, parameters, sent, deadline)
+            await self._ask(ask, sent, deadline)
             heard = sent
             while not self.wire.fault:
                 data = await self._read(heard, deadline)
                 for piece in self.wire.feed(data) if data else self.wire.end():
                     heard = loop.time()
                     self.first_token_s = heard - sent if self.first_token_s is None else self.first_token_s
+                    self.pieces_heard += 1
                     yield piece
                     heard = loop.time()  # the caller's own time is not the server's silence
                 if not data:
@@ -92,15 +93,13 @@ class Listening:
         if self.wire.fault:
             raise self.wire.fault
 
-    async def _ask(
-        self, model: str, messages: list[dict[str, Any]], parameters: dict[str, Any], sent: float, deadline: float
-    ) -> None:
+    async def _ask(self, ask: Ask, sent: float, deadline: float) -> None:
         """Until the head of the answer is here."""
         failed: LLMError | None = None
         limit = min(sent + self._times.first_token, deadline)
         try:
             with self._alarm.until(limit):
-                failed = await _litellm.ask(self._spec, self._endpoint, self._exchange, model, messages, parameters)
+                failed = await ask(self._exchange)
         except TimeoutError:
             failed = self._late(limit, deadline)
         if failed:

@@ -39,12 +39,13 @@ class OllamaWire(Wire):
         if said.get("error"):
             self.fail(diagnosis.error_object(said, began=began))
             return None
-        if "done" not in said and "message" not in said:
+        if not {"done", "message", "response"} & set(said):
             self._malformed("a line of the stream")
             return None
         message = said.get("message") or {}
         self.served = self.served or said.get("model") or None
-        text, thinking = self._text(message.get("content"), "text"), self._text(message.get("thinking"), "thinking")
+        content = message.get("content") if message else said.get("response")  # the latter of /api/generate
+        text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         for call in message.get("tool_calls") or ():

@@ -168,18 +168,27 @@ async def fetch(url: str, exchange: Exchange, body: Mapping[str, Any] | None = N
 
     Raises LLMError for anything but a 200; ``exchange`` holds the status and the headers.
     """
+    try:
+        failed = await send(url, exchange, body)
+        if failed:
+            raise failed
+        assert exchange.body is not None  # noqa: S101  # there is an answer
+        return await _beginning(exchange.body, limit=64 * _REFUSAL_BYTES)
+    finally:
+        await exchange.aclose()
+
+
+async def send(url: str, exchange: Exchange, body: Mapping[str, Any] | None = None) -> LLMError | None:
+    """Send a request of our own; its answer is in ``exchange``. Returns why there is none."""
     token = current.set(exchange)
     try:
         with suppress(Recorded):
             await (client().get(url) if body is None else client().post(url, json=body))
-        if exchange.failure:
-            raise exchange.failure
-        if exchange.body is None:
-            raise diagnosis.refusal(exchange.status or 0, exchange.refusal, exchange.headers)
-        return await _beginning(exchange.body, limit=64 * _REFUSAL_BYTES)
     finally:
         current.reset(token)
-        await exchange.aclose()
+    if exchange.failure or exchange.body is not None:
+        return exchange.failure
+    return diagnosis.refusal(exchange.status or 0, exchange.refusal, exchange.headers)
 
 
 async def prepare() -> None:

@@ -18,6 +18,8 @@ from .keywords import rows
 from .specs import ProviderSpec
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
+# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then (facts/litellm.md, "Continuing").
+_GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -30,6 +32,28 @@ class Variant:
     without: frozenset[str] = frozenset()
     rung: int = 0
     newer_limit: bool = False  # max_completion_tokens instead of max_tokens: models that think want it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One of possibly several attempts at an answer; its repr shows no text.
+
+    Attributes:
+        number: of the attempt, from 1.
+        patience: seconds to the first token, where they are fewer than the provider's own.
+        prefix: what was delivered already and is to be continued; None to begin.
+        thinking: what was thought before it.
+    """
+
+    number: int = 1
+    patience: float | None = None
+    prefix: str | None = field(default=None, repr=False)
+    thinking: str = field(default="", repr=False)
+
+    @property
+    def raw(self) -> str:
+        """The begun answer as the model wrote it."""
+        return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +98,19 @@ class Request:
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
     def put(
-        self, model: str, variant: Variant, window: int | None = None
+        self, model: str, variant: Variant, window: int | None = None, begun: str | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Messages and parameters as LiteLLM takes them, for a context of ``window`` tokens where the row sends one.
+
+        ``begun`` is an answer to be continued, where the server takes one as the last message.
 
         Raises Unsupported where the model cannot honour a parameter.
         """
         messages, parameters = [dict(message) for message in self.messages], dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self.extra_body}
+        if begun is not None:
+            messages.append({"role": "assistant", "content": begun})
+            body |= _GO_ON
         sampling = {
             name: value
             for name, value in self.sampling.items()

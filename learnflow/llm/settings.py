@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     llm_gap_timeout: _Seconds | None = None
     llm_deadline: _Seconds = 3600.0
     llm_load_timeout: _Seconds = 600.0
+    llm_retries: Annotated[int, Field(ge=0)] = 2
+    llm_routing: Literal["order", "latency", "cost", "local-first"] = "order"
     llm_local_only: bool = False
     llm_log_content: bool = False
 
@@ -65,6 +67,7 @@ class RowSettings(BaseSettings):
     api_key: SecretStr | None = None
     api_version: str | None = None
     context: Annotated[int, Field(gt=0)] | None = None
+    max_concurrency: Annotated[int, Field(gt=0)] | None = None
     capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
 
     @property
@@ -93,6 +96,7 @@ def _row_class(name: str) -> type[RowSettings]:
         "api_key": spec.env_key,
         "api_version": spec.env_version or (f"{name.upper()}_API_VERSION",),
         "context": (spec.env_context,),
+        "max_concurrency": (spec.env_concurrency,),
         "capabilities": (spec.env_capabilities,),
     }
     hints = get_type_hints(RowSettings, include_extras=True)
@@ -152,7 +156,7 @@ def variables() -> list[Variable]:
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     for spec in SPECS.values():
         settings += [spec.env_url, spec.env_model, spec.env_key, spec.env_version]
-        settings += [(spec.env_context,), (spec.env_capabilities,)]
+        settings += [(spec.env_context,), (spec.env_capabilities,), (spec.env_concurrency,)]
     found: list[Variable] = []
     for names in settings:
         used: str | None = None

@@ -16,6 +16,7 @@ from .known import Capabilities
 
 Dialect = Literal["openai", "ollama"]
 Rung = Literal["json_schema", "json_object", "words"]
+Continues = Literal["message", "raw"]
 
 _ALWAYS: Final = frozenset({"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning"})
 _SAMPLING: Final = frozenset(
@@ -89,6 +90,9 @@ class ProviderSpec:
         keeps: it takes ``keep_alive`` when it loads.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
+        continues: how an answer that broke is continued from its beginning: given as the last message ("message"), or
+            by rendering the template and sending the text as it is ("raw"); None where it can only be asked in words.
+        max_concurrency: requests at once; the others wait. None for any number.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
         options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
@@ -124,6 +128,8 @@ class ProviderSpec:
     keeps: bool = False
     window: str | None = None
     service: str | None = None
+    continues: Continues | None = None
+    max_concurrency: int | None = None
     placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = _ALWAYS | _SAMPLING
     options: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +165,11 @@ class ProviderSpec:
     def env_context(self) -> str:
         """The variable for the context that is served, in the operator's own words."""
         return f"{self.name.upper()}_CONTEXT"
+
+    @property
+    def env_concurrency(self) -> str:
+        """The variable for how many requests it is sent at once."""
+        return f"{self.name.upper()}_MAX_CONCURRENCY"
 
     @property
     def env_capabilities(self) -> str:
@@ -213,6 +224,8 @@ _ROWS: Final = (
         keeps=True,
         window="num_ctx",
         service="ollama",
+        continues="raw",
+        max_concurrency=4,
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         options={name: name for name in _LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
@@ -233,6 +246,7 @@ _ROWS: Final = (
         also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
         also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
         load_path="/api/v1/models/load",
+        max_concurrency=4,
         placeholders=("local-model",),
         parameters=(_ALWAYS | _LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
@@ -248,6 +262,8 @@ _ROWS: Final = (
         also_url=("HOSTED_VLLM_API_BASE",),
         also_key=("HOSTED_VLLM_API_KEY",),
         service="vllm",
+        continues="message",
+        max_concurrency=64,
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning=_template_switch(),
@@ -262,6 +278,8 @@ _ROWS: Final = (
         also_url=("LLAMA_CPP_BASE_URL",),
         also_key=("LLAMA_API_KEY",),
         service="llamacpp",
+        continues="message",
+        max_concurrency=4,
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,
         reasoning=_template_switch(),

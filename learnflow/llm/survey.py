@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from . import net, settings
 from .adapter import BaseProvider
-from .errors import LLMError
+from .errors import LLMError, NotConfigured
 from .knowledge import state_of
 from .known import Health
 from .providers import build
@@ -116,3 +116,30 @@ def brief(found: Sequence[Found]) -> list[Found]:
             telling.append(each)
     order = list(SPECS)
     return sorted(telling, key=lambda one: order.index(one.health.provider))
+
+
+async def found() -> list[BaseProvider]:
+    """The local servers that are ready: first those whose model is clear, and of them those that need not load it.
+
+    Raises:
+        NotConfigured: there is none; says what was tried, and what would help.
+    """
+    there = await survey()
+    ready = [each for each in there if each.provider and each.provider.spec.local and each.health.ready]
+    if not ready:
+        raise nothing(there)
+    ready.sort(key=lambda each: (each.health.model is None, bool(each.health.cold)))
+    clear = [each for each in ready if each.health.model] or ready
+    return [each.provider for each in clear if each.provider]
+
+
+def nothing(tried_at: list[Found]) -> NotConfigured:
+    """The error for "no provider is named, and none is there": what was tried, what to set, how to get a model."""
+    tried = "; ".join(f"{each.health.provider} at {each.health.base_url}: {each.health.state}" for each in tried_at)
+    keys = [row.name for row in SPECS.values() if not row.local and settings.load_row(row).api_key]
+    use = f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
+    return NotConfigured(
+        f"no provider is named, and no model server is ready on this machine (tried {tried})",
+        hint=f"{use}Name one with LLM_PROVIDER, or get a local model: "
+        "`ollama serve` and `ollama pull qwen3:0.6b`, or `llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+    )

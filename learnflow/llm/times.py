@@ -13,22 +13,27 @@ from typing import Any
 
 from .base import TimeOptions
 from .errors import NotConfigured
-from .settings import Settings
+from .settings import RowSettings, Settings
 from .specs import ProviderSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: to connect, to the first token, between two tokens, for everything; and whether to stay local."""
+    """Seconds: to connect, to the first token, between two tokens, for everything, for loading a model.
+
+    And whether to stay local, and how many requests there may be at once (None for any number).
+    """
 
     connect: float
     first_token: float
     gap: float
     deadline: float
+    load: float
     local_only: bool
+    max_concurrency: int | None
 
 
-def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings) -> Times:
+def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: RowSettings) -> Times:
     """What is given wins; None means not given.
 
     Raises:
@@ -42,6 +47,8 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings)
             raise NotConfigured(f"a provider has no keyword {name}=", provider=spec.name, hint=hint)
         if name == "local_only":
             fits, wanted = isinstance(value, bool), "True or False"
+        elif name == "max_concurrency":
+            fits, wanted = type(value) is int and value > 0, "a whole number from 1"
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             fits, wanted = number and value > 0, "seconds, more than 0"
@@ -54,5 +61,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings)
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
         gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
         deadline=given.get("deadline") or common.llm_deadline,
+        load=common.llm_load_timeout,
+        max_concurrency=given.get("max_concurrency") or own.max_concurrency or spec.max_concurrency,
         local_only=common.llm_local_only if local_only is None else local_only,
     )

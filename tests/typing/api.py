@@ -6,7 +6,7 @@ from typing import assert_type
 
 from pydantic import BaseModel
 
-from learnflow.llm import Capabilities, Completion, LLMProvider, TextStream, get_provider
+from learnflow.llm import Capabilities, Completion, LLMProvider, RouterProvider, TextStream, get_provider
 from learnflow.llm.providers import OllamaProvider, build
 
 
@@ -18,8 +18,9 @@ class Quiz(BaseModel):
 
 async def snippets() -> None:
     """The snippets of the README."""
-    provider = get_provider()
-    assert_type(provider, LLMProvider)
+    router = get_provider()
+    assert_type(router, RouterProvider)
+    provider: LLMProvider = router
     assert_type(await provider.generate("Explain cryptography"), str)
     async for piece in provider.stream("Explain RSA"):
         assert_type(piece, str)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 
 MODEL: Final = "fault-model"
+_ASSISTANT: Final = "<|assistant|>"
 
 # A refusal of each server, by what it is about: status and body. As llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 say
 # it; for OpenAI and LM Studio as documented.
@@ -204,6 +205,23 @@ class Dialect:
             return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
         said: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
         return json.dumps({"error": said}).encode()
+
+    def begun(self, body: Any) -> str | None:
+        """The part of the answer that a request wants continued; None where it wants a new one."""
+        if "prompt" in body:
+            said = body["prompt"].rpartition(_ASSISTANT)[2]
+        elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
+            said = body["messages"][-1]["content"]
+        elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
+            said = body["messages"][-2]["content"]
+        else:
+            return None
+        return str(said).rpartition("</think>")[2]
+
+    def rendered(self, messages: Any) -> bytes:
+        """Ollama's answer to ``_debug_render_only``."""
+        text = "".join(f"<|{each['role']}|>{each['content']}\n" for each in messages) + _ASSISTANT
+        return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 
     @property
     def headers(self) -> Mapping[str, str]:

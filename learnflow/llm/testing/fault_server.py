@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -98,6 +99,7 @@ class FaultServer:
         seen: the requests that came to the chat route.
         pages: those that came elsewhere, as method and path.
         tells: what it says of itself there; may be changed at any time.
+        derailed: the pieces that it goes on with where the beginning that it is given is not its answer's.
         fault: may be changed at any time; ``script`` is used up first, one entry a request.
     """
 
@@ -118,6 +120,7 @@ class FaultServer:
         if isinstance(answer, str):
             self.pieces[-1] = self.pieces[-1][:-1]
         self.thinking = thinking
+        self.derailed = ["something ", "else"]
         self.fault = fault
         self.script: list[Fault | None] = []
         self.slice_bytes = slice_bytes
@@ -171,9 +174,13 @@ class FaultServer:
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False closes the connection."""
-        if not seen.path.partition("?")[0].endswith(self.dialect.chat_path):
+        raw = self.dialect.lines and seen.method == "POST" and seen.path == "/api/generate" and "prompt" in seen.body
+        if not raw and not seen.path.partition("?")[0].endswith(self.dialect.chat_path):
             self.pages.append((seen.method, seen.path))
             return await self._page(seen, writer)
+        if seen.body and seen.body.get("_debug_render_only"):
+            await _send(writer, 200, {"content-type": "application/json"}, self.dialect.rendered(seen.body["messages"]))
+            return True
         self.seen.append(seen)
         fault = self.script.pop(0) if self.script else self.fault
         if self.key and f"Bearer {self.key}" != seen.headers.get("authorization"):
@@ -232,7 +239,7 @@ class FaultServer:
         writer.write(f"HTTP/1.1 200 OK\r\n{kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
         watcher = asyncio.ensure_future(_gone(seen, reader))
         try:
-            for part in self._parts(fault):
+            for part in self._parts(fault, seen):
                 await self._write(writer, part)
             while fault and fault.name == "drip" and not seen.gone.is_set():
                 await self._write(writer, self.dialect.piece("drop "))
@@ -251,17 +258,28 @@ class FaultServer:
         await writer.drain()
         return True
 
-    def _parts(self, fault: Fault | None) -> Iterator[bytes]:
+    def _goes_on(self, seen: Seen) -> list[str]:
+        """The pieces of the answer, or of what follows the part that the request gives it."""
+        begun, text = self.dialect.begun(seen.body), "".join(self.pieces)
+        if begun is None:
+            return self.pieces
+        rest = text.removeprefix(begun)
+        if rest == text and begun:
+            return self.derailed  # what a model does with a beginning that is not its own
+        return [each for each in re.split(r"(?<=\s)|(?=\s)", rest) if each]
+
+    def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
         """The stream, piece by piece, up to where it breaks."""
         say, name = self.dialect, fault.name if fault else ""
+        all_pieces = self._goes_on(seen)
         if name == "error_first":
             yield say.error()
             return
         yield say.opening()
-        if self.thinking:
+        if self.thinking and all_pieces is self.pieces:
             yield say.piece(thinking=self.thinking)
         whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
-        pieces = self.pieces if name in whole or fault is None else self.pieces[: fault.after]
+        pieces = all_pieces if name in whole or fault is None else all_pieces[: fault.after]
         pieces = [] if name == "silent" else pieces
         for text in pieces:
             yield say.piece(text)

@@ -1,0 +1,361 @@
+"""The course of one request through a chain: who is asked next, what is continued, when it is over.
+
+Must never decide by itself what a failure means (``policy``) or how a text is joined (``seam``).
+The router makes one for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from . import errors, events, policy, seam
+from .base import Completion, Usage
+from .board import Board, Place
+from .errors import LLMError, Tried
+from .hop import Call, Hop
+from .request import Attempt
+
+Resume = Literal["continue", "restart", "raise"]
+
+_AGAIN_S: Final = 0.5  # between two looks at a server that loads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a chain is run: retries of the same provider, order, seconds for a request and for a load."""
+
+    retries: int
+    routing: policy.Routing
+    deadline: float
+    load: float
+
+
+class Course:
+    """One request.
+
+    Args:
+        hops: the chain, in the user's order.
+        board: what this process knows of them.
+        rules: how it is run.
+        call: what was asked.
+        resume: what to do when a stream breaks after pieces were delivered.
+        dry: only for ``order``, ``why_not`` and ``model_for``: there is no event loop.
+    """
+
+    def __init__(
+        self, hops: Sequence[Hop], board: Board, rules: Rules, call: Call, resume: Resume, *, dry: bool = False
+    ) -> None:
+        self.completion: Completion | None = None
+        self._hops = hops
+        self._board = board
+        self._rules = rules
+        self._call = call
+        self._resume = resume
+        self._started = 0.0 if dry else asyncio.get_running_loop().time()
+        self._deadline = self._started + float(call.more.get("timeout") or rules.deadline)
+        self._text = ""  # delivered, or heard where nobody is watching
+        self._thinking = ""
+        self._tokens = 0
+        self._resumed = 0
+        self._rounds = 0
+        self._first_token_s: float | None = None
+        self._usages: list[Usage] = []
+        self._costs: list[float | None] = []
+        self._tried: list[Tried] = []
+        self._asked: dict[int, LLMError] = {}  # this round: hop -> how it failed
+        self._last: LLMError | None = None
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """The pieces of the answer; ``completion`` is there at the end. Raises LLMError."""
+        before: Hop | None = None
+        while self.completion is None:
+            hop = await self._next()
+            if before and before is not hop and self._last:
+                name = type(self._last).__name__
+                events.emit(events.Moved(provider=before.name, to=hop.name, error=name))
+            before = hop
+            async with aclosing(self._served(hop)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _served(self, hop: Hop) -> AsyncGenerator[str, None]:
+        """One hop's part: from the beginning, or what follows what was delivered."""
+        cut = self._cut()
+        while True:
+            torn = False
+            async with aclosing(self._attempt(hop, cut)) as pieces:
+                async for piece in pieces:
+                    if piece is None:
+                        torn = True
+                    else:
+                        yield piece
+            if not torn or cut is None:
+                return
+            if self._resume == "restart" and not self._call.whole:
+                raise self._final(
+                    self._last or errors.AnswerCut("the answer broke, and began otherwise when asked again")
+                )
+            cut = seam.as_it_broke(cut.delivered)
+
+    def _cut(self) -> seam.Cut | None:
+        """Where it is continued; None to begin."""
+        if not self._text:
+            return None
+        if self._resume == "restart":
+            return seam.Cut("", self._text)
+        return seam.step_back(self._text)
+
+    async def _attempt(self, hop: Hop, cut: seam.Cut | None) -> AsyncGenerator[str | None, None]:
+        """The pieces that the caller has not seen; None where what came is not what was delivered."""
+        loop = asyncio.get_running_loop()
+        started, model = loop.time(), self.model_for(hop)
+        place, call = hop.place(model), self._call
+        others = self._others(hop)
+        attempt = Attempt(
+            number=len(self._tried) + 1,
+            patience=policy.patience(self._deadline - started, others) if others else None,
+            prefix=cut.prefix if cut and cut.prefix else None,
+            thinking=self._thinking if cut and cut.prefix else "",
+        )
+        joint = None
+        if cut:
+            joint = seam.Seam(cut, words=hop.in_words and attempt.prefix is not None)
+            call = replace(call, max_tokens=max(1, call.max_tokens - self._tokens + len(cut.rest)))
+            self._resumed += 1
+            words = joint.words
+            events.emit(events.Resumed(provider=hop.name, characters=len(self._text), in_words=words))
+        failed: LLMError | None = None
+        try:
+            stream = hop.ask(call, model, attempt, max(0.001, self._deadline - started))
+            async with stream as answer:
+                async for piece in answer:
+                    text = joint.feed(piece) if joint else piece
+                    if joint and joint.torn:
+                        yield None
+                        return
+                    if text:
+                        self._heard(text, loop.time())
+                        yield text
+            if joint and (text := joint.end()):
+                self._heard(text, loop.time())
+                yield text
+            if joint and joint.torn:
+                yield None
+                return
+            self._complete(hop, place, stream.completion, started)
+        except LLMError as error:
+            failed = error
+        finally:
+            if failed is None and self.completion is None:
+                self._board.settle(place)  # left, or torn: a trial says nothing
+        if failed:
+            self._failed(hop, place, failed, loop.time() - started)
+
+    def _heard(self, text: str, now: float) -> None:
+        self._text += text
+        self._tokens += 1
+        if self._first_token_s is None:
+            self._first_token_s = now - self._started
+
+    def _complete(self, hop: Hop, place: Place, whole: Completion, started: float) -> None:
+        if self._board.answer(place, whole.first_token_s):
+            events.emit(events.Closed(provider=hop.name, model=place.model))
+        first = self._first_token_s
+        if whole.first_token_s is not None and not self._resumed:
+            first = started - self._started + whole.first_token_s
+        usages, costs = [*self._usages, whole.usage], [*self._costs, whole.cost]
+        self.completion = replace(
+            whole,
+            text=self._text or whole.text,
+            reasoning=self._thinking or whole.reasoning,
+            usage=_sum(usages),
+            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+            first_token_s=first,
+            total_s=asyncio.get_running_loop().time() - self._started,
+            attempts=len(self._tried) + whole.attempts,
+            resumed=self._resumed + whole.resumed,
+        )
+
+    def _failed(self, hop: Hop, place: Place, error: LLMError, seconds: float) -> None:
+        """What this failure means for the place and for the request. Raises where it is over."""
+        self._tried.append(Tried(hop.name, error.model or place.model, type(error).__name__, error.status, seconds))
+        if self._board.fail(place, error):
+            breaker = self._board.shut(place)[0]
+            name = type(error).__name__
+            events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
+        self._last = self._asked[hop.number] = error
+        if isinstance(error, errors.Unsupported) and self._text and not hop.in_words:
+            hop.in_words = True  # it cannot continue a begun answer after all: ask in words
+            del self._asked[hop.number]
+        if not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
+            raise self._final(error)
+        if self._text or error.partial:
+            self._broke(error)
+
+    def _broke(self, error: LLMError) -> None:
+        """It broke after a part had arrived: keep it, forget it, or give up."""
+        call, shown = self._call, bool(self._text) and not self._call.whole
+        rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch)
+        if shown and (rigid or self._resume == "raise"):
+            raise self._final(error)
+        self._usages.append(Usage())  # of a part that nobody counted
+        self._costs.append(0.0 if self._costs_nothing(error) else None)
+        if not shown and (rigid or self._resume != "continue"):
+            self._text, self._thinking, self._tokens = "", "", 0
+            return
+        self._thinking = self._thinking or error.thinking
+        self._tokens = max(self._tokens, error.tokens)
+
+    def _costs_nothing(self, error: LLMError) -> bool:
+        hop = next((each for each in self._hops if each.name == error.provider), None)
+        return hop is not None and hop.provider.get_capabilities()["cost"] == (0.0, 0.0)
+
+    async def _next(self) -> Hop:
+        """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""
+        while True:
+            fit = [hop for hop in self.order() if hop.number not in self._asked and not self.why_not(hop)]
+            gates = {hop: self._board.gate(hop.place(self.model_for(hop))) for hop in fit}
+            ready = [hop for hop in fit if gates[hop] == "go"]
+            warm = [hop for hop in ready if not hop.cold(self.model_for(hop))]
+            for hop in ready:
+                if warm and hop not in warm:
+                    hop.load(self.model_for(hop))  # meanwhile
+            for hop in fit:
+                if gates[hop] == "probe" and ready:
+                    self._probe(hop)  # meanwhile
+                elif gates[hop] == "trial":
+                    self._begin(hop)
+                    return hop
+            if warm or ready:
+                return (warm or ready)[0]
+            if fit:
+                first = min(fit, key=lambda hop: self._board.due(hop.place(self.model_for(hop))))
+                if await self._last_resort(first):
+                    return first
+                continue
+            await self._wait()
+
+    async def _last_resort(self, hop: Hop) -> bool:
+        """Everybody is shut: ask the one that opens first, after a probe where one can see whether it is over."""
+        place = hop.place(self.model_for(hop))
+        shut = self._board.shut(place)
+        if not shut or not policy.verdict(shut[0].error or LLMError("")).visible:
+            return True
+        if await self._probe(hop):
+            return True
+        error = copy.copy(shut[0].error or errors.ConnectionFailed("not ready"))
+        error.partial, error.thinking, error.attempts = "", "", ()
+        self._tried.append(Tried(hop.name, place.model, type(error).__name__, error.status, 0.0))
+        self._last = self._asked[hop.number] = error
+        return False
+
+    def _probe(self, hop: Hop) -> asyncio.Task[bool]:
+        return hop.probe(lambda: self._begin(hop), lambda ready: self._probed(hop, ready=ready))
+
+    def _begin(self, hop: Hop) -> None:
+        for breaker in self._board.shut(hop.place(self.model_for(hop))):
+            breaker.begin()
+
+    def _probed(self, hop: Hop, *, ready: bool) -> None:
+        place, now = hop.place(self.model_for(hop)), self._board.clock()
+        for breaker in self._board.shut(place):
+            breaker.probed(now, ready=ready)
+        if not self._board.shut(place):
+            events.emit(events.Closed(provider=hop.name, model=place.model))
+
+    async def _wait(self) -> None:
+        """Everybody was asked: wait for a load, or a little, and begin another round; else raise the last error."""
+        if self._last is None:
+            raise self._nobody()
+        loading = [hop for hop in self._hops if isinstance(self._asked.get(hop.number), errors.ModelLoading)]
+        for hop in loading:
+            await self._loaded(hop)
+            del self._asked[hop.number]
+            return
+        again = {number: error for number, error in self._asked.items() if error.retryable}
+        if self._rounds >= self._rules.retries or not again:
+            raise self._final(self._last)
+        asked = [error.retry_after for error in again.values() if error.retry_after is not None]
+        delay = policy.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
+        if not self._remains(delay):
+            raise self._final(self._last)
+        self._rounds += 1
+        await asyncio.sleep(delay)
+        for number in again:
+            del self._asked[number]
+
+    async def _loaded(self, hop: Hop) -> None:
+        """Until it has loaded its model; the load is never hurried, and has a budget of its own."""
+        loop = asyncio.get_running_loop()
+        over = min(self._deadline, loop.time() + self._rules.load)
+        while await hop.state() == "loading":
+            if loop.time() + _AGAIN_S > over:
+                assert self._last is not None  # noqa: S101  # it said that it loads
+                raise self._final(self._last)
+            await asyncio.sleep(_AGAIN_S)
+
+    def _remains(self, seconds: float = 0.0) -> bool:
+        return asyncio.get_running_loop().time() + seconds < self._deadline
+
+    def _others(self, hop: Hop) -> int:
+        """How many could still be asked after it."""
+        return sum(
+            other is not hop and other.number not in self._asked and not self.why_not(other) for other in self._hops
+        )
+
+    def order(self) -> list[Hop]:
+        """The chain in the order in which it is asked."""
+        if self._rules.routing == "order":
+            return list(self._hops)
+        standings = []
+        for at, hop in enumerate(self._hops):
+            record = self._board.record(hop.place(self.model_for(hop)))
+            cost = hop.provider.get_capabilities()["cost"]
+            standings.append(policy.Standing(place=at, latency_s=record.first_token_s, cost=cost, local=hop.local))
+        return [self._hops[at] for at in policy.ranked(standings, self._rules.routing)]
+
+    def why_not(self, hop: Hop) -> list[str]:
+        """What it lacks for this request, in words."""
+        if hop.broken:
+            return [str(hop.broken)]
+        return hop.lacks(self._call.needs, self.model_for(hop)) if len(self._hops) > 1 else []
+
+    def model_for(self, hop: Hop) -> str | None:
+        """The model to ask it for: the one that was named where it has it, else its own."""
+        asked = self._call.model
+        if asked is None or len(self._hops) == 1 or hop.has(asked):
+            return asked
+        return asked if hop is self._hops[0] and not any(each.has(asked) for each in self._hops) else None
+
+    def _nobody(self) -> LLMError:
+        """Nobody fits: which need failed where."""
+        whys = {hop.name: self.why_not(hop) for hop in self._hops}
+        said = "; ".join(f"{name}: no {', no '.join(why)}" for name, why in whys.items())
+        broken = [hop.broken for hop in self._hops if hop.broken]
+        if len(broken) == len(self._hops):
+            return self._final(broken[-1])
+        short = all("context" in " ".join(why) for why in whys.values())
+        kind = errors.ContextOverflow if short else errors.Unsupported
+        return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
+
+    def _final(self, error: LLMError) -> LLMError:
+        """The error for the caller: every attempt, and what had been delivered."""
+        error.attempts = tuple(self._tried)
+        if self._text:
+            error.partial, error.thinking = self._text, self._thinking or error.thinking
+        return error
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    """The tokens of all attempts; what one of them did not say is unknown."""
+    if len(usages) == 1:
+        return usages[0]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens")
+    columns = {name: [getattr(usage, name) for usage in usages] for name in names}
+    return Usage(**{name: None if None in values else sum(values) for name, values in columns.items()})

@@ -1,0 +1,249 @@
+"""How one request is served by one provider: prepared, asked, heard, completed, told.
+
+Must never hold what is true of one server only (that is its row), nor choose another provider.
+The adapter's calls and the router's attempts run through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from . import _litellm, advice, errors, events, native, net
+from .answer import Answer
+from .base import Answering, Completion, TextStream
+from .discretion import discreet
+from .endpoint import Endpoint
+from .errors import LLMError
+from .fit import Fit
+from .knowledge import QUICK_S, Knowledge
+from .listen import Ask, Listening
+from .request import Attempt, Request, Variant
+from .specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
+from .thinking import Piece
+from .times import Times
+
+
+class Engine:
+    """One provider at work.
+
+    Args:
+        spec, endpoint, times: who is asked, where, and for how long.
+        knowledge: of its models.
+        log_content: log prompts and answers, at DEBUG.
+    """
+
+    def __init__(
+        self, spec: ProviderSpec, endpoint: Endpoint, times: Times, knowledge: Knowledge, *, log_content: bool
+    ) -> None:
+        self.spec = spec
+        self.endpoint = endpoint
+        self.times = times
+        self.knowledge = knowledge
+        self._log_content = log_content
+        self._variants: dict[str, Variant] = {}
+        self._holds: set[str] = set()
+        self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+    @property
+    def continues(self) -> Continues | None:
+        """How an answer is continued from its beginning, by the row or by what the server says it is."""
+        server = self.knowledge.server
+        kind = SPECS.get(server.kind or "") if server else None
+        other = kind.continues if kind and kind.dialect == self.spec.dialect else None
+        return self.spec.continues or other
+
+    def stream(self, asked: Request, attempt: Attempt, *, hold: bool) -> TextStream:
+        """The caller's pieces; nothing is sent before the first one is asked for.
+
+        Args:
+            asked: the request.
+            attempt: which one it is, and what is to be continued.
+            hold: give no text out before it is certain not to be thinking.
+        """
+        answering = Answering()
+        return TextStream(self._text(asked, attempt, answering, hold=hold), answering)
+
+    async def _text(
+        self, asked: Request, attempt: Attempt, answering: Answering, *, hold: bool
+    ) -> AsyncGenerator[str, None]:
+        """The pieces; leaves the completion, tells what happened, and raises only LLMErrors."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + (asked.timeout or self.times.deadline)
+        model, answer = asked.model, Answer(asked, hold=hold)
+        failed: LLMError | None = None
+        try:
+            try:
+                model, fit = await self._prepared(asked, deadline)
+                goes_on = attempt.prefix is not None  # what follows is no thinking
+                closes = self._closes_only(model) and not goes_on
+                answer = Answer(asked, fit, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
+                async with AsyncExitStack() as stack:
+                    await self._place(stack, deadline)
+                    pieces = await stack.enter_async_context(
+                        aclosing(self._heard(asked, attempt, answer, model, deadline))
+                    )
+                    async for piece in pieces:
+                        if text := answer.add(piece):
+                            yield text
+            except LLMError as error:
+                failed = error
+            if text := answer.end():
+                yield text
+            if not failed:
+                answering.completion, failed = self._completed(answer, model or "")
+        finally:
+            self._tell(failed or answering.completion, model, asked, attempt, loop.time() - started)
+        if failed:
+            raise self.explained(failed, model, asked, answer).with_traceback(None)
+
+    async def _prepared(self, asked: Request, deadline: float) -> tuple[str, Fit]:
+        """LiteLLM is loaded, the model's name is known, and the request may fit it."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                model = await self.knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
+                fit = Fit(self.spec, self.endpoint.base, self.knowledge, asked, model)
+                self._adjusted(model, await fit.before(min(QUICK_S, self.times.first_token)))
+                await _litellm.ready(self.spec)
+                return model, fit
+        except TimeoutError:
+            pass
+        raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
+
+    async def _place(self, stack: AsyncExitStack, deadline: float) -> None:
+        """A place among the requests that this provider takes at once; waiting counts against the deadline only."""
+        if self.times.max_concurrency is None:
+            return
+        loop = asyncio.get_running_loop()
+        places = self._places.setdefault(loop, asyncio.Semaphore(self.times.max_concurrency))
+        late = False
+        try:
+            async with asyncio.timeout_at(deadline):
+                await stack.enter_async_context(places)
+        except TimeoutError:
+            late = True
+        if late:
+            raise errors.DeadlineExceeded(
+                f"the deadline was over while {self.times.max_concurrency} others were being answered",
+                hint=f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more",
+            )
+
+    def _closes_only(self, model: str) -> bool:
+        return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
+
+    async def _heard(
+        self, asked: Request, attempt: Attempt, answer: Answer, model: str, deadline: float
+    ) -> AsyncGenerator[Piece, None]:
+        """What the server says. What is ours and was refused is left out, and it is asked again."""
+        variant = self._variants.get(model, Variant())
+        fit = answer.fit
+        assert fit is not None  # noqa: S101  # prepared
+        times = self._patient(attempt, loads=fit.loads)
+        while True:
+            ask, path_end = self._question(asked, attempt, model, variant, fit.size)
+            answer.listening = Listening(self.spec, self.endpoint, times, path_end)
+            refused: LLMError | None = None
+            try:
+                async with aclosing(answer.listening.pieces(ask, deadline)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
+                refused = error
+            if refused is None:
+                self._variants[model] = variant
+                fit.held()
+                break
+            if answer.listening.began:
+                break
+            why = fit.after(refused)
+            if why is None:
+                other = asked.otherwise(variant, refused)
+                if other is None:
+                    break
+                variant, why = other
+            self._adjusted(model, why)
+        if refused:
+            raise refused
+
+    def _patient(self, attempt: Attempt, *, loads: bool) -> Times:
+        """The budgets of this attempt: a model that has yet to be loaded has its own, and others may want a share."""
+        first = max(self.times.first_token, self.times.load) if loads else self.times.first_token
+        if attempt.patience is not None:
+            first = min(first, attempt.patience)
+        return self.times if first == self.times.first_token else replace(self.times, first_token=first)
+
+    def _question(
+        self, asked: Request, attempt: Attempt, model: str, variant: Variant, window: int | None
+    ) -> tuple[Ask, str | None]:
+        """What sends it, and how the path ends, where it is not the usual one."""
+        way = self.continues if attempt.prefix is not None else None
+        if attempt.prefix is not None and way is None:
+            raise errors.Unsupported(f"{self.spec.title} cannot continue an answer")
+        begun = attempt.raw if way == "message" else None
+        messages, parameters = asked.put(model, variant, window, begun)
+        if way == "raw":
+            body: dict[str, Any] = parameters.get("extra_body", {})
+
+            async def raw(exchange: net.Exchange) -> LLMError | None:
+                return await native.go_on(self.knowledge.door, exchange, model, messages, body, attempt)
+
+            return raw, native.RAW
+
+        async def chat(exchange: net.Exchange) -> LLMError | None:
+            return await _litellm.ask(self.spec, self.endpoint, exchange, model, messages, parameters)
+
+        return chat, None
+
+    def _adjusted(self, model: str, why: str | None) -> None:
+        if why:
+            events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why))
+
+    def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
+        """The completion, or why the answer is none after all."""
+        try:
+            whole = answer.completion(self.spec.name, model)
+        except LLMError as error:
+            return None, error
+        loss = answer.fit.loss(whole.usage) if answer.fit else None
+        if loss:
+            return None, loss
+        cost = whole.cost
+        if cost is None and self.spec.local:
+            cost = 0.0 if self.knowledge.capabilities(model)["cost"] == (0.0, 0.0) else None
+        elif cost is None:
+            cost = _litellm.price(self.spec, model, whole.usage)
+        return replace(whole, cost=cost), None
+
+    def _tell(
+        self,
+        outcome: Completion | LLMError | None,
+        model: str | None,
+        asked: Request,
+        attempt: Attempt,
+        total_s: float,
+    ) -> None:
+        """One event for each attempt, and its content only where the operator wants it in the log."""
+        most = asked.sampling.get("max_tokens")
+        events.ended(self.spec.name, model, outcome, total_s=total_s, max_tokens=most, attempt=attempt.number)
+        if self._log_content and isinstance(outcome, Completion):
+            events.content("llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
+
+    def explained(
+        self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
+    ) -> LLMError:
+        """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
+        advice.addressed(error, self.spec, self.endpoint, model)
+        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
+            self.knowledge.forget()
+        elif isinstance(error, errors.ThinkingLeaked) and error.model:
+            self._holds.add(error.model)
+        discreet(error, self.endpoint.key, asked, answer.text if answer else "")
+        if answer:
+            error.partial, error.thinking = answer.text, answer.thinking
+            error.tokens = answer.listening.pieces_heard if answer.listening else 0
+        return error

@@ -1,0 +1,211 @@
+"""One provider of a chain, as the router sees it: what it can, whether it fits, how it is asked, probed and continued.
+
+Must never choose between providers.
+Only the router uses it. A provider that is not one of ours is asked through the ``LLMProvider`` protocol alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from . import prices
+from .adapter import BaseProvider
+from .base import Answering, LLMProvider, Options, Prompt, TextStream
+from .board import Place
+from .errors import LLMError
+from .policy import Needs, lacks
+from .request import Attempt
+
+PROBE_S: Final = 1.0
+
+# What a model is told that cannot be given the beginning of its answer.
+_GO_ON: Final = (
+    "Your answer above was cut off by a broken connection. Continue it exactly where it stops, with the very next "
+    "character. Do not repeat anything of it, do not comment, do not begin again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller asked; its repr shows no prompt."""
+
+    prompt: Prompt
+    model: str | None
+    temperature: float
+    max_tokens: int
+    more: Mapping[str, Any]
+    needs: Needs
+    whole: bool
+    tools: bool
+
+    @property
+    def rigid(self) -> bool:
+        """Whether its answer has a form that cannot be continued: tool calls, JSON."""
+        wanted = self.more.get("response_format")
+        free = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
+        return bool(self.more.get("tools")) or not free
+
+    def __repr__(self) -> str:
+        return f"<Call model={self.model!r} {self.needs}>"
+
+
+class Hop:
+    """One provider of a chain."""
+
+    def __init__(self, provider: LLMProvider | None, number: int, broken: LLMError | None = None) -> None:
+        self.number = number
+        self.broken = broken
+        self.own = provider if isinstance(provider, BaseProvider) else None
+        self._provider = provider
+        self._only_words = False
+        self._looked = False
+        self._loading: asyncio.Task[None] | None = None
+        self._probe: asyncio.Task[bool] | None = None
+
+    @property
+    def provider(self) -> LLMProvider:
+        """The provider. Raises what is wrong with it, where it cannot be asked."""
+        if self._provider is None:
+            raise self.broken or LLMError("no provider")
+        return self._provider
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        return self._provider.name if self._provider else (self.broken and self.broken.provider) or "?"
+
+    @property
+    def in_words(self) -> bool:
+        """Whether it can be asked to continue an answer in words only."""
+        return self._only_words or self.own is None or self.own.engine.continues is None
+
+    @in_words.setter
+    def in_words(self, only: bool) -> None:
+        self._only_words = only
+
+    @property
+    def loads(self) -> bool:
+        """Whether it has models that it may have to load first."""
+        return bool(self.own and self.own.spec.load_path)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a server of one's own, or says that the text stays near."""
+        return bool(self.provider.get_capabilities()["local"])
+
+    def place(self, model: str | None) -> Place:
+        """Where its breaker is kept."""
+        if self.own is None:
+            return Place(f"{self.name}#{id(self._provider)}", model)
+        return Place(self.own.endpoint.base, model or self.own.model)
+
+    async def look(self, *, again: bool = False) -> None:
+        """Learn what it is and what it can, once."""
+        if self.own and (again or not self._looked):
+            self._looked = True
+            await self.own.refresh(PROBE_S)
+
+    def has(self, model: str) -> bool:
+        """Whether it has this model, as far as that is known."""
+        if self.own is None:
+            return False
+        if model == self.own.model:
+            return True
+        server = self.own.knowledge.server
+        if server and server.models:
+            return server.find(model) is not None
+        return not self.own.spec.local and bool(prices.known(self.own.spec.litellm, model)["context"])
+
+    def lacks(self, needs: Needs, model: str | None) -> list[str]:
+        """What it certainly lacks, in words."""
+        can = self.own.get_capabilities(model or self.own.model) if self.own else self.provider.get_capabilities()
+        window = can["context_served"]
+        if self.own and self.own.spec.window:  # it grows with the request, up to what the model was trained for
+            window = max(filter(None, (can["context"], window)), default=None)
+        return lacks(needs, can, window)
+
+    def cold(self, model: str | None) -> bool:
+        """Whether it would have to load the model first."""
+        return bool(self.own and self.own.knowledge.cold(model or self.own.model))
+
+    def load(self, model: str | None) -> None:
+        """Let it load the model meanwhile; nobody waits for it."""
+
+        async def load() -> None:
+            with suppress(LLMError):
+                if self.own:
+                    await self.own.warm_up(model)
+
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(load())
+
+    async def ready(self) -> bool:
+        """A probe: costs nothing, loads nothing, carries no user text."""
+        if self.own:
+            return (await self.own.refresh(PROBE_S)).ready
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_S):
+                return await self.provider.health_check()
+        return False
+
+    def probe(self, begin: Callable[[], None], done: Callable[[bool], None]) -> asyncio.Task[bool]:
+        """One probe for all who want one now; ``begin`` and ``done`` are told once."""
+
+        async def probing() -> bool:
+            ready = False
+            try:
+                ready = await self.ready()
+            finally:
+                done(ready)
+            return ready
+
+        if self._probe is None or self._probe.done() or self._probe.get_loop() is not asyncio.get_running_loop():
+            begin()
+            self._probe = asyncio.create_task(probing())
+        return self._probe
+
+    async def state(self) -> str:
+        """How it is, for one that was loading."""
+        return (await self.own.refresh(PROBE_S)).state if self.own else "ready"
+
+    def ask(self, call: Call, model: str | None, attempt: Attempt, timeout_s: float) -> TextStream:
+        """Ask it, or let it continue what was begun; ``timeout_s`` is all the time there is.
+
+        A provider that is not one of ours is asked for the whole answer where tools or a schema are wanted.
+        """
+        more = cast(Options, {**call.more, "timeout": timeout_s})
+        prompt, limit = call.prompt, call.max_tokens
+        if attempt.prefix is not None and self.in_words:
+            prompt, attempt = _in_words(call.prompt, attempt.prefix), Attempt(number=attempt.number)
+        if self.own:
+            whole, tools = call.whole, call.tools
+            return self.own.attempt(
+                prompt,
+                model,
+                call.temperature,
+                limit,
+                more,
+                whole=whole,
+                tools=tools,
+                attempt=attempt,
+            )
+        if not call.whole:
+            return self.provider.stream(prompt, model, call.temperature, limit, **more)
+        answering = Answering()
+
+        async def at_once() -> Any:
+            done = await self.provider.complete(prompt, model, call.temperature, limit, **more)
+            answering.completion = done
+            if done.text:
+                yield done.text
+
+        return TextStream(at_once(), answering)
+
+
+def _in_words(prompt: Prompt, prefix: str) -> list[Any]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": _GO_ON}]

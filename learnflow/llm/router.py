@@ -1,0 +1,324 @@
+"""The doer: a chain of providers that is itself a provider; loses no answer that one of them could have given.
+
+Must never decide (``policy``), join (``seam``) or know a server: it runs courses over hops.
+The factory hands it out; routers nest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, Unpack, cast
+
+from . import errors, events, settings, window
+from .base import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
+    Answering,
+    Completion,
+    LLMProvider,
+    Options,
+    Prompt,
+    TextStream,
+)
+from .board import BOARD, Board
+from .course import Course, Resume, Rules
+from .errors import LLMError
+from .hop import Call, Hop
+from .keywords import rows
+from .known import Capabilities
+from .policy import Needs, Routing
+from .providers import build
+from .specs import OTHER, SPECS
+
+Member = str | LLMProvider
+Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
+
+_RESUMES: Final = ("continue", "restart", "raise")
+_LONG: Final = 1500  # tokens: from here on it is worth knowing how much each can take
+
+
+class RouterOptions(Options, total=False):
+    """The keywords of a provider, and ``resume``: see ``RouterProvider``."""
+
+    resume: Resume
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What ``explain`` says of one provider: whether it would serve, and why, or why not."""
+
+    provider: str
+    model: str | None
+    serves: bool
+    why: str
+
+
+class RouterProvider:
+    """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
+
+    Args:
+        primary: the first one, by its name or as an object.
+        fallback: the others, in order.
+        resume: when a stream breaks after pieces were delivered: "continue" it on the next provider, "restart" it
+            there and go on where it was, if it says the same again, or "raise". A call may say so too.
+        retries: how often a provider is asked again after a failure that may pass, when nobody else can help
+            (LLM_RETRIES).
+        routing: who is asked first: "order", "latency", "cost", "local-first" (LLM_ROUTING).
+        deadline: seconds for a request, all attempts together (LLM_DEADLINE).
+        find: finds the providers at the first awaited call, instead of ``primary``.
+        board: what is known of the providers' places; the process's own where none is given.
+
+    Raises:
+        NotConfigured: an unknown name, or nobody who can be asked.
+    """
+
+    def __init__(
+        self,
+        primary: Member | None = None,
+        fallback: Sequence[Member] | Member = (),
+        *,
+        resume: Resume = "continue",
+        retries: int | None = None,
+        routing: Routing | None = None,
+        deadline: float | None = None,
+        find: Find | None = None,
+        board: Board = BOARD,
+    ) -> None:
+        common = settings.load()
+        if resume not in _RESUMES:
+            raise errors.NotConfigured(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
+        others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
+        members = ([] if primary is None else [primary]) + others
+        self._hops = [_hop(member, at) for at, member in enumerate(members)]
+        self._find = find
+        self._resume: Resume = resume
+        self._board = board
+        self._rules = Rules(
+            retries=common.llm_retries if retries is None else retries,
+            routing=routing or common.llm_routing,
+            deadline=deadline or common.llm_deadline,
+            load=common.llm_load_timeout,
+        )
+        if find is None and not members:
+            raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
+        if self._hops and all(hop.broken for hop in self._hops):
+            raise next(hop.broken for hop in self._hops if hop.broken)
+
+    def __repr__(self) -> str:
+        return f"RouterProvider({', '.join(repr(hop.provider) for hop in self._hops)})"
+
+    @property
+    def name(self) -> str:
+        """The names of its providers."""
+        return "+".join(hop.name for hop in self._hops) or "local"
+
+    @property
+    def providers(self) -> list[LLMProvider]:
+        """Those that can be asked, in order."""
+        return [hop.provider for hop in self._hops if not hop.broken]
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[RouterOptions],
+    ) -> str:
+        """The text of the answer, whoever gave it. ``model`` goes to those who have it; the others use their own."""
+        return (await self._whole(prompt, model, temperature, max_tokens, more, tools=False)).text
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[RouterOptions],
+    ) -> Completion:
+        """The answer and everything known about it: who gave it, after how many attempts, how often resumed."""
+        return await self._whole(prompt, model, temperature, max_tokens, more, tools=True)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[RouterOptions],
+    ) -> TextStream:
+        """The answer piece by piece; one text, even if it breaks on the way."""
+        return self._ask(prompt, model, temperature, max_tokens, more, whole=False, tools=False)
+
+    async def list_models(self) -> list[str]:
+        """The models of all providers that answer. Raises the last LLMError where none does."""
+        hops = await self._chain()
+        listed = await asyncio.gather(*(hop.provider.list_models() for hop in hops), return_exceptions=True)
+        names = [name for each in listed if isinstance(each, list) for name in each]
+        failed = [each for each in listed if isinstance(each, BaseException)]
+        if failed and len(failed) == len(listed):
+            raise failed[-1]
+        return list(dict.fromkeys(names))
+
+    async def health_check(self) -> bool:
+        """Whether one of them would answer now; never raises."""
+        try:
+            hops = await self._chain()
+        except LLMError:
+            return False
+        return any(await asyncio.gather(*(hop.provider.health_check() for hop in hops)))
+
+    def get_capabilities(self) -> Capabilities:
+        """What one of them can, the best of each; ``local`` only where all are."""
+        known = [hop.provider.get_capabilities() for hop in self._hops if not hop.broken]
+        if not known:
+            return {**OTHER.capabilities, "local": True}
+        best: dict[str, Any] = {}
+        for name in known[0]:
+            said = [value for each in known if (value := cast(Mapping[str, Any], each)[name]) is not None]
+            best[name] = None if not said or (len(said) < len(known) and not any(said)) else max(said)
+        best["local"], best["cost"] = all(each["local"] for each in known), known[0]["cost"]
+        return cast(Capabilities, best)
+
+    def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
+        """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
+
+        By what is known now: ``refresh()`` of a provider lets it know more.
+        """
+        course = Course(self._hops, self._board, self._rules, self._call(prompt, model, more), self._resume, dry=True)
+        choices, served = [], False
+        for hop in course.order():
+            lacks, place = course.why_not(hop), hop.place(course.model_for(hop))
+            gate = self._board.gate(place)
+            shut = self._board.shut(place)
+            if lacks:
+                why = f"lacks {', '.join(lacks)}" if not hop.broken else lacks[0]
+            elif gate != "go":
+                why = f"left alone after {type(shut[0].error).__name__}"
+            else:
+                why = "would serve" if not served else "would be asked if those before it fail"
+            serves = not lacks and gate == "go" and not served
+            served = served or serves
+            choices.append(Choice(hop.name, place.model, serves, why))
+        return choices
+
+    def status(self) -> list[dict[str, Any]]:
+        """Breakers, recent failures and latencies of this process, a dict for each provider; JSON can hold it."""
+        return [self._state(hop) for hop in self._hops]
+
+    def _state(self, hop: Hop) -> dict[str, Any]:
+        now, place = self._board.clock(), hop.place(None)
+        shut, record = self._board.shut(place), self._board.record(place)
+        return {
+            "provider": hop.name,
+            "address": None if hop.broken else place.address,
+            "model": place.model,
+            "breaker": "misconfigured" if hop.broken else "open" if shut else "closed",
+            "because": str(hop.broken) if hop.broken else type(shut[0].error).__name__ if shut else None,
+            "opens_in_s": max(0.0, shut[0].until - now) if shut else None,
+            "first_token_s": record.first_token_s,
+            "answered": record.answered,
+            "failed": record.failed,
+            "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
+        }
+
+    async def _whole(
+        self,
+        prompt: Prompt,
+        model: str | None,
+        temperature: float,
+        max_tokens: int,
+        more: Mapping[str, Any],
+        *,
+        tools: bool,
+    ) -> Completion:
+        async with self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=tools) as answer:
+            async for _ in answer:
+                pass
+        return answer.completion
+
+    def _ask(
+        self,
+        prompt: Prompt,
+        model: str | None,
+        temperature: float,
+        max_tokens: int,
+        more: Mapping[str, Any],
+        *,
+        whole: bool,
+        tools: bool,
+    ) -> TextStream:
+        more = dict(more)
+        resume = more.pop("resume", None) or self._resume
+        if resume not in _RESUMES:
+            raise errors.InvalidRequest(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
+        if more.get("tools") and not tools:
+            raise errors.InvalidRequest("tools need complete(): a text alone cannot carry a call")
+        call = self._call(prompt, model, more, temperature, max_tokens, whole=whole, tools=tools)
+        answering = Answering()
+        return TextStream(self._pieces(call, resume, answering), answering)
+
+    def _call(
+        self,
+        prompt: Prompt,
+        model: str | None,
+        more: Mapping[str, Any],
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        *,
+        whole: bool = True,
+        tools: bool = True,
+    ) -> Call:
+        alone = len(self._hops) == 1 and self._find is None
+        needs = Needs() if alone else _needs(prompt, more)
+        return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools)
+
+    async def _pieces(self, call: Call, resume: Resume, answering: Answering) -> AsyncGenerator[str, None]:
+        hops = await self._chain()
+        needs = call.needs
+        if len(hops) > 1:
+            curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
+            await asyncio.gather(*(hop.look() for hop in hops if curious or hop.loads))
+        course = Course(hops, self._board, self._rules, call, resume)
+        async with aclosing(course.pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
+        answering.completion = course.completion
+
+    async def _chain(self) -> list[Hop]:
+        """The hops; found now, where none was named."""
+        if not self._hops and self._find:
+            self._hops = [_hop(provider, at) for at, provider in enumerate(await self._find())]
+        return self._hops
+
+
+def _hop(member: Member, at: int) -> Hop:
+    """A provider of the chain; one that cannot be asked is kept, and said to be so, unless its name is unknown."""
+    if not isinstance(member, str):
+        return Hop(member, at)
+    name = member.strip().lower()
+    if name not in SPECS:
+        build(member)  # which says what is wrong with it
+    try:
+        return Hop(build(name), at)
+    except LLMError as error:
+        error.provider = error.provider or name
+        events.ended(name, None, error, total_s=0.0, max_tokens=None)
+        return Hop(None, at, broken=error)
+
+
+def _needs(prompt: Prompt, more: Mapping[str, Any]) -> Needs:
+    """What a request needs of a provider."""
+    texts: list[str] = [prompt] if isinstance(prompt, str) else []
+    images = False
+    for message in prompt if rows(prompt) else ():
+        content = cast(Mapping[str, Any], message).get("content")
+        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+            images = images or "image" in str(part.get("type"))
+            texts.append(str(part.get("text") or ""))
+    wanted = more.get("response_format")
+    schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
+    return Needs(images=images, tools=bool(more.get("tools")), schema=schema, tokens=window.at_least(texts))

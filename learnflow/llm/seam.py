@@ -1,0 +1,122 @@
+"""Joining a broken text: where to step back to, what comes again and is swallowed, what is an echo. Pure text.
+
+Must never ask a server, or drop what a model honestly says twice.
+The router makes a ``Cut`` of what was delivered, and feeds a ``Seam`` what the next provider says.
+
+A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer: so the prefix that
+is sent ends with the last whole word, and what comes back must first repeat the rest (facts/litellm.md, "Move the seam
+back to a whole word": 3,021 of 3,027 cuts gave the identical text, against 575 of 1,639 without).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_LAST_WORD: Final = re.compile(r"\s+\S*\Z")
+_STEP: Final = 64  # characters: text without spaces (Chinese, base64) has no word to step back to
+ECHO: Final = 24  # the least length of an echo that cannot be an honest repetition
+OVERLAP: Final = 24  # the least length of an overlap after a continuation in words
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What was delivered, as the prefix to send and the rest that must come again."""
+
+    prefix: str
+    rest: str
+
+    @property
+    def delivered(self) -> str:
+        """All of it."""
+        return self.prefix + self.rest
+
+
+def step_back(delivered: str) -> Cut:
+    """The cut at the end of the last whole word; within the first word, the whole beginning must come again."""
+    found = _LAST_WORD.search(delivered)
+    start = found.start() if found else 0
+    if len(delivered) - start > _STEP:
+        return as_it_broke(delivered)
+    return Cut(delivered[:start], delivered[start:])
+
+
+def as_it_broke(delivered: str) -> Cut:
+    """The cut where it broke: for text without words, and where what came again was something else."""
+    return Cut(delivered, "")
+
+
+class Seam:
+    """What follows a cut: feed it what the next provider says, and it gives what the caller has not seen.
+
+    Args:
+        cut: what was delivered.
+        words: it was asked to continue in words, so that it may begin again, overlap, or leave out a space.
+
+    Attributes:
+        torn: what came is not what was delivered; nothing of it was given out. Send the prefix as it broke.
+    """
+
+    def __init__(self, cut: Cut, *, words: bool = False) -> None:
+        self.torn = False
+        self._cut = cut
+        self.words = words
+        self._held: str | None = ""  # None once the seam is behind us
+
+    def feed(self, text: str) -> str:
+        """A piece of what follows; returns what may be given out."""
+        if self._held is None:
+            return text
+        self._held += text
+        return self._settled(over=False)
+
+    def end(self) -> str:
+        """It has ended; returns what was still held back."""
+        return "" if self._held is None else self._settled(over=True)
+
+    def _settled(self, *, over: bool) -> str:
+        assert self._held is not None  # noqa: S101  # asked only while something may be held
+        if self.torn or not (self._held or over):
+            return ""
+        after = self._after_words(self._held, over=over) if self.words else self._after_prefix(self._held, over=over)
+        if after is None:
+            return ""
+        self._held = None
+        return after
+
+    def _after_prefix(self, held: str, *, over: bool) -> str | None:
+        """What follows the delivered text, after a prefill; None while that is open."""
+        cut = self._cut
+        echo = cut.delivered
+        unmistakable = len(cut.prefix) >= ECHO or bool(cut.prefix and cut.rest)
+        if unmistakable and held.startswith(echo):
+            return held[len(echo) :]
+        if held.startswith(cut.rest) and (over or not (unmistakable and echo.startswith(held))):
+            return held[len(cut.rest) :]
+        possible = cut.rest.startswith(held) or (unmistakable and echo.startswith(held))
+        if over or not possible:
+            self.torn = True
+        return None
+
+    def _after_words(self, held: str, *, over: bool) -> str | None:
+        """What follows the delivered text, after a continuation in words; None while that is open."""
+        cut, whole = self._cut, self._cut.delivered
+        said = held.lstrip()
+        if said.startswith(whole.lstrip()) and whole.strip():
+            return said[len(whole.lstrip()) :]  # it began again
+        if not over and (whole.lstrip().startswith(said) or not said):
+            return None
+        for length in range(min(len(said), len(whole)), OVERLAP - 1, -1):
+            if whole.endswith(said[:length]):
+                return said[length:]
+        if not over and len(said) < OVERLAP:
+            return None
+        if not cut.rest:
+            return held
+        space = cut.rest[: len(cut.rest) - len(cut.rest.lstrip())]
+        joined = held if held[:1].isspace() else space + held
+        if joined.startswith(cut.rest):
+            return joined[len(cut.rest) :]
+        self.torn = True
+        return None
