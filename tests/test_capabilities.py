@@ -70,9 +70,16 @@ async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest
         away = OllamaProvider(base_url=server.base_url, model="gpt-oss:120b-cloud")
         assert (await away.refresh()).capabilities["local"] is False
         monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
-        for model in ("gpt-oss:120b-cloud", "deepseek-v3.1:671b-cloud"):  # listed, or told by its name
+        for model in ("gpt-oss:120b-cloud", "deepseek-v3.1:671b-cloud"):  # listed, or not known to be local
             with pytest.raises(errors.NotLocal, match="forwards this model elsewhere"):
                 await OllamaProvider(base_url=server.base_url, model=model).generate("hi")
+        server.tells["/v1/models"] = {"data": [{"id": "gpt-oss:120b-cloud"}]}
+        with pytest.raises(errors.NotLocal):  # the same server by its other door
+            await CustomProvider(base_url=server.base_url, model="gpt-oss:120b-cloud").generate("hi")
+        good, server.tells["/api/tags"] = server.tells["/api/tags"], (500, {"error": "?"})
+        with pytest.raises(errors.LLMError):  # what cannot be learned is not sent
+            await OllamaProvider(base_url=server.base_url, model="small").generate("hi")
+        server.tells["/api/tags"] = good
         assert server.seen == []
         await OllamaProvider(base_url=server.base_url).generate("hi")  # the only one that is left
         assert server.seen[0].body["model"] == "small"

@@ -108,7 +108,7 @@ def test_a_failed_answer_keeps_what_came_and_says_why(server: FaultServer, capsy
     server.fault = Fault("error_frame")
     assert cli.main(["ask", "hi"]) == 1
     out, err = capsys.readouterr()
-    assert out == "The quick brown \n"
+    assert out == "The quick brown fox jumps \n"  # what came, before it broke and broke again
     assert err.startswith("learnflow-llm: llamacpp, model fault-model: the server reported an error in the middle")
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import LLMProvider, discover, errors, get_provider, settings, survey
+from learnflow.llm import LLMProvider, discover, errors, get_provider, route, settings, survey
 from learnflow.llm.cli import main
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer
@@ -96,10 +97,16 @@ async def test_a_container_looks_at_the_services_and_the_host(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "in_container", lambda: True)
+
+    async def exists(host: str, within: float) -> bool:
+        return host in ("ollama", "host.docker.internal")
+
+    monkeypatch.setattr(route, "exists", exists)
     tried = [each.health.base_url for each in await survey.survey()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried
     assert f"http://host.docker.internal:{port}" in tried
+    assert not [url for url in tried if url and "//vllm" in url]  # a name that does not exist here
 
 
 async def test_nothing_named_means_the_local_server_that_is_ready(usual: dict[str, str]) -> None:
@@ -280,8 +287,6 @@ def test_none_of_them_imports_litellm() -> None:
 def served(dialect: str, **more: Any) -> Iterator[tuple[str, FaultServer]]:
     """A server on a loop of its own, for what runs one itself: its address."""
     with asyncio.Runner() as runner:
-        import threading  # noqa: PLC0415
-
         ready, done = threading.Event(), asyncio.Event()
         holder: list[FaultServer] = []
 
@@ -299,3 +304,122 @@ def served(dialect: str, **more: Any) -> Iterator[tuple[str, FaultServer]]:
         finally:
             runner.get_loop().call_soon_threadsafe(done.set)
             thread.join(10)
+
+
+async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that hangs must not keep the look-ups of others, nor the end of the process."""
+    monkeypatch.setattr(settings, "in_container", lambda: True)
+    real, hanging = socket.getaddrinfo, threading.Event()
+
+    def slow(host: Any, *more: Any, **named: Any) -> Any:
+        if host in ("ollama", "vllm", "llamacpp", "host.docker.internal"):
+            hanging.wait(30)
+            raise OSError
+        return real(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    async with FaultServer("vllm") as server:
+        usual["vllm"] = server.root
+        started = time.perf_counter()
+        assert [one.state for one in await discover()] == ["ready"]
+        assert time.perf_counter() - started < 1.5
+    hanging.set()
+
+
+async def test_many_first_calls_look_once(usual: dict[str, str]) -> None:
+    async with FaultServer("llamacpp") as server:
+        usual["llamacpp"] = server.root
+        provider = get_provider()
+        answers = await asyncio.gather(*(provider.generate("hi") for _ in range(40)))
+        assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
+        assert len([path for _, path in server.pages if path == "/props"]) <= 2
+
+
+async def test_a_found_server_that_goes_is_looked_for_again(usual: dict[str, str]) -> None:
+    provider = get_provider()
+    async with FaultServer("llamacpp") as one:
+        usual["llamacpp"] = one.root
+        assert await provider.generate("hi")
+    with pytest.raises(errors.ConnectionFailed):
+        await provider.generate("hi", timeout=0.5)
+    async with FaultServer("vllm") as two:
+        usual["vllm"] = two.root
+        assert (await provider.complete("hi")).provider == "vllm"
+
+
+async def test_nothing_is_asked_of_a_cloud_and_no_key_goes_to_strangers(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer("openai") as cloud, FaultServer("openai") as stranger:
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", cloud.root)
+        monkeypatch.setenv("CUSTOM_API_KEY", "sk-of-another-server")
+        keys: list[str | None] = []
+        real = stranger._answer
+
+        async def answer(seen: Any, reader: Any, writer: Any) -> bool:
+            keys.append(seen.headers.get("authorization"))
+            return await real(seen, reader, writer)
+
+        stranger._answer = answer  # type: ignore[method-assign]
+        usual["llamacpp"] = stranger.root
+        assert await get_provider().generate("hi")
+        assert cloud.pages == []
+        assert keys
+        assert set(keys) <= {None, "Bearer no-key"}
+
+
+async def test_a_model_that_leaves_the_machine_is_only_used_when_named(usual: dict[str, str]) -> None:
+    tags = {"models": [{"name": "qwen3:0.6b"}, {"name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com"}]}
+    async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
+        usual["ollama"] = server.root
+        await get_provider().generate("my notes")
+        assert [seen.body["model"] for seen in server.seen] == ["qwen3:0.6b"]
+
+
+@pytest.mark.parametrize(
+    "tells",
+    [
+        {
+            "/version": {"version": "1.4.2"},
+            "/v1/models": (401, {"detail": "log in"}),
+            "/health": (401, {"detail": "x"}),
+        },
+        {"/v1/models": {"data": ""}},
+        dict.fromkeys(("/v1/models", "/v1/chat/completions", "/v1/no/such/page", "/health"), (405, {"error": "POST"})),
+        {"/v1/models": b"[" * 200_000},
+        {"/v1/models": {"data": [{"id": "\ud800"}]}, "/version": {"version": 3}, "/props": {"modalities": 7}},
+    ],
+    ids=["login", "data", "405", "deep", "odd"],
+)
+async def test_odd_pages_are_no_server_and_no_crash(usual: dict[str, str], tells: dict[str, Any]) -> None:
+    async with FaultServer("openai", tells=tells) as server:
+        usual["vllm"] = usual["llamacpp"] = usual["ollama"] = server.root
+        assert [one for one in await discover() if one.ready or one.server] == []
+
+
+def test_one_bad_variable_does_not_silence_the_others(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_CAPABILITIES", "bogus")
+    with served("ollama") as (root, _):
+        usual["ollama"] = root
+        code, found, _ = status(capsys)
+        states = {each["provider"]: each["state"] for each in found}
+        assert (code, states["vllm"], states["ollama"]) == (0, "misconfigured", "ready")
+        monkeypatch.setenv("LLM_CONNECT_TIMEOUT", "0")
+        assert main(["doctor"]) == 3
+        shown = capsys.readouterr()
+        assert "LLM_CONNECT_TIMEOUT (in the environment)" in shown.out
+        assert "LLM_CONNECT_TIMEOUT" in shown.err
+
+
+async def test_what_answers_and_is_no_model_server_is_mentioned(usual: dict[str, str]) -> None:
+    locked = (401, {"error": {"code": "invalid_api_key", "message": "An LM Studio API token is required"}})
+    pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), locked)
+    async with FaultServer("openai", tells=FASTAPI) as app, FaultServer("lmstudio", tells=pages) as studio:
+        usual["vllm"], usual["lmstudio"] = app.root, studio.root
+        states = {each.health.provider: each.health.state for each in await survey.survey()}
+        assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
+        with pytest.raises(errors.NotConfigured, match=f"vllm at {app.root}/v1: misconfigured"):
+            await get_provider().generate("hi")

@@ -116,6 +116,47 @@ async def test_a_window_that_cannot_be_loaded_is_given_up(events_seen: list[obje
         assert any("could not be loaded" in getattr(event, "why", "") for event in events_seen)
 
 
+async def test_a_gateways_failure_is_no_failure_to_load() -> None:
+    async with FaultServer("ollama", tells=trained(131072, loaded=32768)) as server:
+        provider = ollama(server)
+        for status in (502, 500):
+            server.script = [Fault("refuse", status=status, body=b'{"error":"bad gateway"}')]
+            with pytest.raises(errors.ServerFailed):
+                await provider.generate("hi", max_tokens=10)
+        await provider.generate("word " * 6000, max_tokens=10)
+        assert sent(server) == [32768, 32768, 32768]
+
+
+async def test_what_another_request_sent_is_not_what_this_one_did() -> None:
+    """A small one under way while a large one widens, and fails to."""
+    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
+        provider = ollama(server)
+        small = provider.stream("hi", max_tokens=10)
+        await anext(small)
+        server.script = [Fault("refuse", status=500, body=NO_LOAD)]
+        await provider.generate("word " * 3000, max_tokens=10)
+        async for _ in small:
+            pass
+        await provider.generate("hi", max_tokens=10)
+        assert sent(server) == [4096, 8192, 4096, 4096]
+
+
+async def test_somebody_else_loaded_it_wider() -> None:
+    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
+        provider = ollama(server)
+        await provider.generate("hi", max_tokens=10)
+        server.tells |= trained(131072, loaded=65536)
+        await provider.refresh()
+        await provider.generate("hi", max_tokens=10)
+        assert sent(server) == [4096, 65536]
+
+
+def test_the_least_that_a_prompt_takes() -> None:
+    assert window.at_least(["one two", "three"]) == 3
+    assert window.at_least(["中" * 600]) == 101
+    assert window.at_least([""]) == 0
+
+
 async def test_the_callers_own_window_is_left_alone() -> None:
     async with FaultServer("ollama", tells=trained(40960, loaded=8192)) as server:
         await ollama(server).generate("hi", extra_body={"options": {"num_ctx": 1024}})
@@ -174,7 +215,7 @@ async def test_a_dead_ollama_is_not_knocked_at_twice() -> None:
 @given(st.integers(1, 200_000), st.one_of(st.none(), st.integers(1, 200_000)), st.integers(1, 200_000))
 def test_a_window_never_shrinks_and_never_passes_its_limit(size: int, limit: int | None, need: int) -> None:
     one = window.Window(size=size, limit=limit)
-    changed = one.widen(need)
+    changed = one.widen(need, 0.0)
     assert one.size is not None
     assert one.size >= size
     assert changed == (one.size != size)
@@ -184,4 +225,4 @@ def test_a_window_never_shrinks_and_never_passes_its_limit(size: int, limit: int
         assert one.size >= min(need, one.size)
         assert one.size >= need
     assert one.size < 2 * max(size, need)
-    assert not one.widen(need)  # which is enough, or as far as it goes
+    assert not one.widen(need, 0.0)  # which is enough, or as far as it goes

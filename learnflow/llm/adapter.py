@@ -207,16 +207,19 @@ class BaseProvider:
 
     async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
         """Until the server has the model in memory."""
-        model: Model | None = None
-        while model is None:
-            try:
-                model = await self.knowledge.found(asked)
-            except errors.ModelLoading:
-                await asyncio.sleep(native.AGAIN_S)
-        if self.spec.load_path and not (model.loaded and keep_alive is None) and not model.remote:
+        model = await self._there(asked)
+        if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             wide = window.of(self.endpoint.base, model.name).size or self.knowledge.stated.get("context_served")
             await native.load(self.knowledge.door, model.name, wide, keep_alive)
-            await self.knowledge.found(asked)
+            await self._there(asked)
+
+    async def _there(self, asked: str | None) -> Model:
+        """The model, once the server is not loading any more."""
+        while True:
+            try:
+                return await self.knowledge.found(asked)
+            except errors.ModelLoading:
+                await asyncio.sleep(native.AGAIN_S)
 
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
         """The row, for providers whose addresses come in more than one dialect."""

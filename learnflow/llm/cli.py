@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import io
 import logging
+import math
 import os
 import sys
 from typing import Final
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         if json:
             one.add_argument("--json", action="store_true", help=json)
         if within:
-            one.add_argument("--within", type=float, default=1.0, metavar="SECONDS", help="for all of it (1)")
+            one.add_argument("--within", type=_seconds, default=1.0, metavar="SECONDS", help="for all of it (1)")
         return one
 
     ask = command(
@@ -102,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", "what is wrong here", "Explain this machine: what is set, what answers, what to write.", within=True
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 def _prepare(*, verbose: bool) -> None:

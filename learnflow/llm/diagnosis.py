@@ -281,7 +281,8 @@ def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> L
 
 def _sentence(kind: type[LLMError], said: Complaint) -> str:
     words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
-    message = " ".join(said.message.split())
+    message = "".join(each if each.isprintable() else " " for each in said.message)  # it may end up on a terminal
+    message = " ".join(message.split())
     if web_page(message.encode()) or not message:
         return words
     shown = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"

@@ -7,10 +7,10 @@ The command line calls it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from . import settings
-from .endpoint import is_loopback
+from .endpoint import endpoint, is_loopback
 from .specs import SPECS
 from .status import NONE_READY, READY, looked, used
 from .survey import Found
@@ -18,20 +18,22 @@ from .survey import Found
 
 async def doctor(options: argparse.Namespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
-    chain, found = await looked(options)
     print(f"This is {'a container' if settings.in_container() else 'no container'}.")
-    for title, lines in (
-        ("Variables that are set", list(_variables())),
-        ("What was tried", [f"{_name(each)}: {_state(each)}" for each in found]),
-        ("Traps", list(_traps(found))),
-        ("What would be used", [_used(chain, found)]),
-        ("What to write into .env", list(_advice(chain, found))),
-    ):
-        if lines:
-            print(f"\n{title}:")
-            for line in lines:
-                print(f"  {line}")
-    return READY if any(each.health.ready for each in used(chain, found)) else NONE_READY
+    _show("Variables that are set", _variables())  # first: one of them may be what is wrong
+    chain, found = await looked(options)
+    _show("What was tried", (f"{_name(each)}: {_state(each)}" for each in found))
+    _show("Traps", _traps(found))
+    _show("What would be used", [_used(chain, found)])
+    _show("What to write into .env", _advice(chain, found))
+    return READY if any(each.ready for each in used(chain, found)) else NONE_READY
+
+
+def _show(title: str, lines: Iterable[str]) -> None:
+    told = list(lines)
+    if told:
+        print(f"\n{title}:")
+        for line in told:
+            print(f"  {line}")
 
 
 def _variables() -> Iterator[str]:
@@ -71,37 +73,34 @@ def _state(found: Found) -> str:
 
 
 def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
-    names = [_name(each) for each in used(chain, found) if each.health.ready]
+    names = [_name(each) for each in used(chain, found) if each.ready]
     none = f"none of {', '.join(chain)} is ready" if chain else "none is named, and no local server is ready"
     return ", then ".join(names) or f"nothing: {none}"
 
 
 def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
-    if any(each.health.ready for each in used(chain, found)):
-        if not chain:
-            for each in found:
-                if each.health.ready and each.provider:
-                    yield from _lines(each)
-                    return
+    """What would make it work, or keep it working whatever else is started; nothing where that is said already."""
+    there = used(chain, found)
+    if chain and any(each.ready for each in there):
         return
-    ready = [each for each in found if each.health.ready]
-    for each in ready[:1]:
+    local = [each for each in found if each.health.ready and each.provider and each.provider.spec.local]
+    for each in [one for one in there if one.ready][:1] or local[:1]:
         yield from _lines(each)
-    if not ready:
-        keyed = [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key]
-        for spec in keyed[:1]:
-            yield f"LLM_PROVIDER={spec.name}   # its key is set; prompts then leave this machine"
-        yield "LLM_PROVIDER=ollama   # after: ollama serve, ollama pull qwen3:0.6b"
+        return
+    for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key][:1]:
+        yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
+    yield "LLM_PROVIDER=ollama   # after: ollama serve, ollama pull qwen3:0.6b"
 
 
 def _lines(found: Found) -> Iterator[str]:
     """What names this server and its model."""
     assert found.provider  # noqa: S101  # a ready one has a provider
-    spec = found.provider.spec
+    spec, there = found.provider.spec, found.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"
-    if found.provider.endpoint.root != (spec.default_url or "").removesuffix(spec.api_path or "/"):
-        yield f"{spec.env_url[0]}={found.provider.endpoint.root}"
+    if not found.configured:
+        short = endpoint(spec, there.root).base == there.base
+        yield f"{spec.env_url[0]}={there.root if short else there.base}"
     if found.health.model:
         yield f"{spec.env_model[0]}={found.health.model}"
     elif found.health.models:
-        yield f"{spec.env_model[0]}={found.health.models[0]}   # or another of: {', '.join(found.health.models[1:6])}"
+        yield f"{spec.env_model[0]}=…   # one of: {', '.join(found.health.models[:6])}"

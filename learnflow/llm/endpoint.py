@@ -105,7 +105,8 @@ def settle(
     """The endpoint for what was given and what the environment says; what is given wins.
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
-    row's own; where neither is there, to the address that is given. A key that is given goes where its giver says.
+    row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
+    an empty one is none.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
@@ -115,8 +116,8 @@ def settle(
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
     there = endpoint(spec, where, version=version)
     hint = f"Set {spec.env_key[0]}, or give api_key="
-    key, env_key = str(key or "").strip(), str(env_key or "").strip()
-    if env_key and not key:
+    given, key, env_key = key is not None, str(key or "").strip(), str(env_key or "").strip()
+    if env_key and not given:
         home = endpoint(spec, env_url or spec.default_url or where)
         if there.origin == home.origin:
             key = env_key

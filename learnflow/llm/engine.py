@@ -145,7 +145,7 @@ class Engine:
         assert fit is not None  # noqa: S101  # prepared
         times = self._patient(attempt, loads=fit.loads)
         while True:
-            ask, path_end = self._question(asked, attempt, model, variant, fit.size)
+            ask, path_end = self._question(asked, attempt, model, variant, fit.sending())
             answer.listening = Listening(self.spec, self.endpoint, times, path_end)
             refused: LLMError | None = None
             try:

@@ -6,6 +6,7 @@ The adapter asks it before each request, after a refusal, and at the end.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from . import errors, window
@@ -20,6 +21,7 @@ from .specs import ProviderSpec
 # in between, what it counts tells whether it dropped some.
 _REFUSES_SINCE: Final = (0, 12, 6)
 _COUNTS_SINCE: Final = (0, 4)
+_NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gateway says 502 or 504
 
 
 class Fit:
@@ -32,12 +34,13 @@ class Fit:
         self._asked = asked
         self._model = model
         self._window: window.Window | None = None
+        self._sent: int | None = None
         self.loads = False
 
-    @property
-    def size(self) -> int | None:
-        """The window to send, in tokens; None to send none."""
-        return self._window.size if self._window else None
+    def sending(self) -> int | None:
+        """The window to send, in tokens; None to send none. It is remembered: others may change it meanwhile."""
+        self._sent = self._window.size if self._window else None
+        return self._sent
 
     async def before(self, within: float) -> str | None:
         """Look whether it fits, for ``within`` seconds at most. Returns what was changed for it, in words.
@@ -47,7 +50,8 @@ class Fit:
             ContextOverflow: certainly longer than anything the model was trained for.
         """
         widens = self._spec.window and not self._asked.own_window
-        if not widens and not self._asked.images and not self._spec.load_path:
+        if not widens and not self._asked.images:
+            self.loads = self._knowledge.cold(self._model)
             return None
         model = await self._knowledge.of(self._model, within)
         self.loads = model.loaded is False
@@ -61,36 +65,37 @@ class Fit:
 
     async def _widened(self, model: Model) -> str | None:
         own = self._window = window.of(self._base, model.name)
-        need = self._need(self._about)
+        need, now = self._need(self._about), asyncio.get_running_loop().time()
         if own.size is None and need > window.ASSUMED:  # somebody may have loaded it meanwhile
             self._knowledge.forget()
             model = await self._knowledge.of(self._model)
         stated = self._knowledge.stated.get("context_served")
         own.limit = own.limit or model.known.get("context")
-        own.size = own.size or stated or model.known.get("context_served") or model.window
+        if stated is None:
+            own.loaded(model.known.get("context_served"))
+        own.size = own.size or stated or model.window
         if own.limit and stated:
             own.limit = max(own.limit, stated)
         least = window.at_least(self._asked.texts)
         if own.limit and least > own.limit:
             raise _overflow(f"the prompt has at least {least} tokens, the model takes {own.limit}", least, own.limit)
         before = own.size
-        return self._told(before) if own.widen(need) else None
+        return self._told(before) if own.widen(need, now) else None
 
     def after(self, error: LLMError) -> str | None:
         """What was changed after this refusal, in words, so that asking again may help; None where nothing can be."""
-        own = self._window
+        own, before, now = self._window, self._sent, asyncio.get_running_loop().time()
         if own is None:
             return None
-        before = own.size
         if isinstance(error, errors.ContextOverflow):
-            now = before or error.window or window.ASSUMED // 2
-            likely = error.needed or now < 4 * self._need(self._about)  # an estimate may be wrong, but not so much
-            if likely and own.widen(self._need(error.needed or 0), past=now):
+            start = before or error.window or window.ASSUMED // 2
+            likely = error.needed or start < 4 * self._need(self._about)  # an estimate may be wrong, but not so much
+            if likely and own.widen(self._need(error.needed or 0), now, past=start):
                 return self._told(before)
             if not error.needed:
                 error.window = before
                 error.what += f"; the prompt has about {self._about} tokens, the window {before or 'is its own choice'}"
-        if isinstance(error, errors.ServerFailed) and own.step_back():
+        if isinstance(error, errors.ServerFailed) and error.status == _NO_LOAD and own.step_back(before, now):
             return f"with a context of {own.size or 'its own choice'}: {before} could not be loaded"
         return None
 
@@ -98,8 +103,8 @@ class Fit:
         """It has answered with this window."""
         if self.loads:
             self._knowledge.answered(self._model)
-        if self._window and self._window.size:
-            self._window.held = max(self._window.held or 0, self._window.size)
+        if self._window and self._sent:
+            self._window.held = max(self._window.held or 0, self._sent)
 
     def loss(self, usage: Usage) -> LLMError | None:
         """The error for a prompt whose beginning an older Ollama dropped without a word, where its count shows it."""

@@ -21,6 +21,8 @@ from .servers import KINDS, Kind, Page, listed
 from .specs import OTHER, SPECS, ProviderSpec
 
 _MOST: Final = 64  # models that are asked for one by one
+_WRONG_METHOD: Final = 405
+_ODD: Final = (AttributeError, KeyError, TypeError, ValueError)  # pages in shapes that nobody documented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class Door:
             at = next(n for n, known in enumerate(server.models) if known is model)
             server = await self._learned(server, [model], deadline)
             model = server.models[at]
-        return Seen(server=server, model=model, latency_s=latency)
+        return Seen(server=server, model=model, error=_as_error(model), latency_s=latency)
 
     def chosen(self, server: Server, asked: str | None) -> Model:
         """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
@@ -93,7 +95,7 @@ class Door:
             return found or Model(name=asked)
         if not self.spec.local:
             raise errors.NotConfigured("no model is named", hint=f"Set {variable}, or give model=")
-        chat = [model for model in server.chat_models if not (self.local_only and model.remote)]
+        chat = [model for model in server.chat_models if not model.remote]  # which leave the machine: only when named
         candidates = [model for model in chat if model.loaded] or chat
         if not candidates:
             raise errors.ModelNotFound("the server has no model", hint="Pull or load one first")
@@ -149,20 +151,24 @@ class Door:
             return server
 
         async def learned(model: Model) -> tuple[str, Model]:
-            question = kind.question(model)
-            if question is None:
+            try:
+                question = kind.question(model)
+                if question is None:
+                    return model.name, model
+                page = await self._page(self.endpoint.root + question[0], question[1], deadline)
+                return model.name, model if page.error else kind.learn(model, page.said)
+            except _ODD:
                 return model.name, model
-            path, body = question
-            page = await self._page(self.endpoint.root + path, body, deadline)
-            return model.name, model if page.error else kind.learn(model, page.said)
 
         known = dict(await asyncio.gather(*map(learned, models)))
         return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
 
     async def _chats(self, deadline: float) -> bool:
-        """Whether the chat route is there, which wants another method."""
-        page = await self._page(f"{self.endpoint.base}/chat/completions", None, deadline)
-        return page.error is not None and page.error.status == 405
+        """Whether the chat route is there, which wants another method, as another page is not."""
+        here, nowhere = f"{self.endpoint.base}/chat/completions", f"{self.endpoint.base}/no/such/page"
+        pages = await self._pages([here, nowhere], deadline)
+        wants = [page.error is not None and page.error.status == _WRONG_METHOD for page in pages.values()]
+        return wants == [True, False]
 
     def _another(self, server: Server) -> LLMError:
         """Another server than the row's, and one whose dialect the row does not speak."""
@@ -243,18 +249,23 @@ def _read(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
     """The JSON object of a page, or what it is instead."""
     try:
         said = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         return {}, diagnosis.not_a_server(200)
     return (said, diagnosis.error_object(said, began=False)) if said.get("error") else (said, None)
 
 
+def complaint_of(data: bytes) -> LLMError | None:
+    """What a 200 complains of, where it is no answer (LM Studio's for a page that it does not know)."""
+    return _read(data)[1] if data.strip() else None
+
+
 def _own(kind: Kind, pages: Mapping[str, Page]) -> Server | None:
     """What this kind makes of its pages; a shape that nobody documented is not of its kind."""
     try:
         return kind.read(pages)
-    except (AttributeError, KeyError, TypeError):
+    except _ODD:
         return None
 
 
@@ -268,10 +279,11 @@ def _trouble(names: Page, pages: Iterable[Page]) -> LLMError | None:
     return names.error
 
 
-def _as_error(server: Server | None) -> LLMError | None:
-    if server is None or server.trouble is None:
+def _as_error(one: Server | Model | None) -> LLMError | None:
+    """The trouble that a server or a model is in."""
+    if one is None or one.trouble is None:
         return None
-    state, sentence = server.trouble
+    state, sentence = one.trouble
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
 
 

@@ -108,14 +108,14 @@ class Knowledge:
             if not self._spec.local:
                 self.door.chosen(Server(kind=None), asked)  # says what to set, without a look
             name = (self._used or await self.found(asked)).name
-        if self.door.local_only and self._spec.forwards:
+        if self.door.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
 
     async def found(self, asked: str | None) -> Model:
         """The model that would be used, looked for now. Raises LLMError where it would not answer."""
         seen = await self._look(asked, LOOK_S)
-        if seen.model is None:
+        if seen.error or seen.model is None:
             raise seen.error or errors.ModelNotFound("the server has no model")
         return seen.model
 
@@ -176,8 +176,21 @@ class Knowledge:
         return seen
 
     async def _refuse_remote(self, name: str) -> None:
-        forwards = self._spec.forwards
-        if (await self.of(name)).remote or (forwards and forwards.search(name)):
+        """Under LLM_LOCAL_ONLY a model that the server forwards is not asked, nor one of which that is not known."""
+        model = self._models.get(name)
+        if model is None or self._server is None:
+            seen = await self._look(name, LOOK_S)
+            model = seen.model
+        kind = SPECS.get(self._server.kind or "") if self._server else None
+        forwards = self._spec.forwards or (kind.forwards if kind else None)
+        if forwards is None:
+            return
+        if model is None or self._server is None or self._server.find(name) is None:
+            raise errors.NotLocal(
+                f"LLM_LOCAL_ONLY is set, and {self._spec.title} does not tell whether it forwards this model elsewhere",
+                hint="Nothing was sent. Look into the server's log, or check the model's name",
+            )
+        if model.remote or forwards.search(name):
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {self._spec.title} forwards this model elsewhere",
                 hint=f"Set {self._spec.env_model[0]} to a model that runs on the server, or LLM_LOCAL_ONLY=false",

@@ -7,8 +7,10 @@ Everybody may import it.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", "model_missing", "down"]
@@ -63,10 +65,13 @@ def stated(words: str) -> dict[str, Any]:
             said[name] = int(value)
         elif name == "cost" and value.count("/") == 1:
             prompt, answer = map(float, value.split("/"))
+            if not (0 <= prompt < math.inf and 0 <= answer < math.inf):
+                raise ValueError(f"{word!r} is no price")
             said[name] = (prompt, answer)
         else:
             known = ", ".join(_YES_NO)
-            raise ValueError(f"{word!r} is none of {known}, the same with no- before it, max_output=, cost=IN/OUT")
+            numbers = "context=, context_served=, max_output=, cost=IN/OUT"
+            raise ValueError(f"{word!r} is none of {known}, the same with no- before it, {numbers}")
     return said
 
 
@@ -80,6 +85,7 @@ class Model:
         loaded: None where the server does not tell.
         chat: False for embeddings and the like.
         remote: the server only forwards it elsewhere (Ollama's cloud models).
+        trouble: it cannot be asked now: a state, and the sentence.
         window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
         known: what it can, as far as the server says so.
     """
@@ -89,6 +95,7 @@ class Model:
     loaded: bool | None = None
     chat: bool = True
     remote: bool = False
+    trouble: tuple[State, str] | None = None
     window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,10 +138,13 @@ class Server:
         return nearest(name, [model.name for model in self.chat_models])
 
 
+_MOST = 300  # names that are compared: a cloud may list thousands
+
+
 def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
     """The names most like this one, the closest first, where people differ in case, tags and folders."""
     by_short: dict[str, str] = {}
-    for each in names:
+    for each in islice(names, _MOST):
         by_short.setdefault(each.lower(), each)
         by_short.setdefault(each.lower().rpartition("/")[2].partition(":")[0], each)
     short = name.lower().rpartition("/")[2].partition(":")[0]

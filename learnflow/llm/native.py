@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from . import errors, net
 from .errors import LLMError
-from .health import Door
+from .health import Door, complaint_of
 from .request import Attempt
 
 Watch = Callable[[float], None]
@@ -40,7 +40,9 @@ async def load(door: Door, model: str, window: int | None, keep_alive: str | flo
         body["options"] = {door.spec.window: window}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    await net.fetch(f"{door.endpoint.root}{door.spec.load_path}", door.exchange(), body)
+    said = complaint_of(await net.fetch(f"{door.endpoint.root}{door.spec.load_path}", door.exchange(), body))
+    if said:
+        raise said
 
 
 async def go_on(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -71,3 +72,31 @@ async def _resolve(url: httpx.URL, connect_timeout: float) -> list[str]:
     else:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
     raise failure
+
+
+async def exists(host: str, within: float) -> bool:
+    """Whether a name can be looked up, within so many seconds.
+
+    In a thread of its own: name servers that are dead would keep those that all look-ups of the process share.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[bool] = loop.create_future()
+
+    def tell(there: bool) -> None:  # of call_soon_threadsafe
+        if not found.done():
+            found.set_result(there)
+
+    def look() -> None:
+        try:
+            there = bool(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        except OSError:
+            there = False
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, there)
+
+    threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
+    try:
+        async with asyncio.timeout(within):
+            return await found
+    except TimeoutError:
+        return False

@@ -28,7 +28,7 @@ from .course import Course, Resume, Rules
 from .errors import LLMError
 from .hop import Call, Hop
 from .keywords import rows
-from .known import Capabilities
+from .known import Capabilities, Health
 from .policy import Needs, Routing
 from .providers import build
 from .specs import OTHER, SPECS
@@ -94,6 +94,7 @@ class RouterProvider:
         members = ([] if primary is None else [primary]) + others
         self._hops = [_hop(member, at) for at, member in enumerate(members)]
         self._find = find
+        self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
         self._resume: Resume = resume
         self._board = board
         self._rules = Rules(
@@ -182,6 +183,25 @@ class RouterProvider:
             best[name] = None if not said or (len(said) < len(known) and not any(said)) else max(said)
         best["local"], best["cost"] = all(each["local"] for each in known), known[0]["cost"]
         return cast(Capabilities, best)
+
+    async def refresh(self) -> list[Health]:
+        """Ask each of the providers how it is and what it can, and remember; see ``BaseProvider.refresh``."""
+        hops = await self._chain()
+        return list(await asyncio.gather(*(hop.own.refresh() for hop in hops if hop.own)))
+
+    async def prepare(self) -> None:
+        """Import LiteLLM now; see ``BaseProvider.prepare``."""
+        for hop in await self._chain():
+            if hop.own:
+                await hop.own.prepare()
+
+    async def warm_up(self, model: str | None = None) -> None:
+        """Let the servers of one's own load their models; see ``BaseProvider.warm_up``. Raises where none could."""
+        hops = [hop.own for hop in await self._chain() if hop.own and hop.own.spec.local]
+        loaded = await asyncio.gather(*(own.warm_up(model) for own in hops), return_exceptions=True)
+        failed = [each for each in loaded if isinstance(each, BaseException)]
+        if failed and len(failed) == len(loaded):
+            raise failed[-1]
 
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
@@ -283,15 +303,27 @@ class RouterProvider:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             await asyncio.gather(*(hop.look() for hop in hops if curious or hop.loads))
         course = Course(hops, self._board, self._rules, call, resume)
-        async with aclosing(course.pieces()) as pieces:
-            async for piece in pieces:
-                yield piece
+        try:
+            async with aclosing(course.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except errors.Unavailable:
+            if self._find:
+                self._hops = []  # whoever was found has gone: look again
+            raise
         answering.completion = course.completion
 
     async def _chain(self) -> list[Hop]:
-        """The hops; found now, where none was named."""
+        """The hops; found now, where none was named. Many first calls look once."""
         if not self._hops and self._find:
-            self._hops = [_hop(provider, at) for at, provider in enumerate(await self._find())]
+            loop = asyncio.get_running_loop()
+            finding = self._finding.get(loop)
+            if finding is None:
+                finding = self._finding[loop] = asyncio.ensure_future(self._find())
+                finding.add_done_callback(lambda _: self._finding.pop(loop, None))
+            providers = await asyncio.shield(finding)
+            if not self._hops:
+                self._hops = [_hop(provider, at) for at, provider in enumerate(providers)]
         return self._hops
 
 

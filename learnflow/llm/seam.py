@@ -16,7 +16,6 @@ from typing import Final
 
 _LAST_WORD: Final = re.compile(r"\s+\S*\Z")
 _STEP: Final = 64  # characters: text without spaces (Chinese, base64) has no word to step back to
-ECHO: Final = 24  # the least length of an echo that cannot be an honest repetition
 OVERLAP: Final = 24  # the least length of an overlap after a continuation in words
 
 
@@ -86,37 +85,37 @@ class Seam:
         return after
 
     def _after_prefix(self, held: str, *, over: bool) -> str | None:
-        """What follows the delivered text, after a prefill; None while that is open."""
-        cut = self._cut
-        echo = cut.delivered
-        unmistakable = len(cut.prefix) >= ECHO or bool(cut.prefix and cut.rest)
-        if unmistakable and held.startswith(echo):
+        """What follows the delivered text, after a prefill; None while that is open.
+
+        An echo of the whole prefix is known as one only where it cannot be what must come again.
+        """
+        rest, echo = self._cut.rest, self._cut.delivered
+        echoes = bool(self._cut.prefix and rest) and not echo.startswith(rest)
+        if held.startswith(rest):
+            return held[len(rest) :]
+        if echoes and held.startswith(echo):
             return held[len(echo) :]
-        if held.startswith(cut.rest) and (over or not (unmistakable and echo.startswith(held))):
-            return held[len(cut.rest) :]
-        possible = cut.rest.startswith(held) or (unmistakable and echo.startswith(held))
-        if over or not possible:
+        if over or not (rest.startswith(held) or (echoes and echo.startswith(held))):
             self.torn = True
         return None
 
     def _after_words(self, held: str, *, over: bool) -> str | None:
         """What follows the delivered text, after a continuation in words; None while that is open."""
-        cut, whole = self._cut, self._cut.delivered
-        said = held.lstrip()
-        if said.startswith(whole.lstrip()) and whole.strip():
-            return said[len(whole.lstrip()) :]  # it began again
-        if not over and (whole.lstrip().startswith(said) or not said):
-            return None
+        rest, whole, said = self._cut.rest, self._cut.delivered, held.lstrip()
+        begun = whole.lstrip()
+        if begun and said.startswith(begun):
+            return said[len(begun) :]  # it began again
+        if not over and (not said or said in whole):
+            return None  # a beginning again, or an overlap, whose end has not come
         for length in range(min(len(said), len(whole)), OVERLAP - 1, -1):
             if whole.endswith(said[:length]):
                 return said[length:]
-        if not over and len(said) < OVERLAP:
-            return None
-        if not cut.rest:
+        if not rest:
             return held
-        space = cut.rest[: len(cut.rest) - len(cut.rest.lstrip())]
+        space = rest[: len(rest) - len(rest.lstrip())]
         joined = held if held[:1].isspace() else space + held
-        if joined.startswith(cut.rest):
-            return joined[len(cut.rest) :]
-        self.torn = True
+        if joined.startswith(rest):
+            return joined[len(rest) :]
+        if over or not rest.startswith(joined):
+            self.torn = True
         return None

@@ -278,6 +278,7 @@ _ROWS: Final = (
         also_url=("LLAMA_CPP_BASE_URL",),
         also_key=("LLAMA_API_KEY",),
         service="llamacpp",
+        load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
         continues="message",
         max_concurrency=4,
         placeholders=("local-model",),

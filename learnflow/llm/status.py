@@ -15,10 +15,12 @@ from typing import Any, Final
 from . import settings
 from .adapter import BaseProvider
 from .asking import watched
-from .errors import LLMError, NotConfigured
+from .errors import LLMError
+from .factory import get_provider
 from .known import Health, Model
 from .providers import build
-from .survey import Found, brief, survey
+from .specs import SPECS
+from .survey import Found, brief, survey, usable
 
 READY: Final = 0
 NONE_READY: Final = 3
@@ -37,7 +39,7 @@ async def status(options: argparse.Namespace) -> int:
         for health in shown:
             if health.detail != "ready":
                 print(f"{health.provider}: {health.detail}")
-    return READY if any(each.health.ready for each in used(chain, found)) else NONE_READY
+    return READY if any(each.ready for each in used(chain, found)) else NONE_READY
 
 
 async def models(options: argparse.Namespace) -> int:
@@ -56,25 +58,29 @@ async def models(options: argparse.Namespace) -> int:
 
 async def warm_up(options: argparse.Namespace) -> int:
     """Load the model of the provider that would be used."""
-    name = options.provider or next(iter(settings.load().chain), None)
-    if name is None:
-        raise NotConfigured("no provider is named", hint="Set LLM_PROVIDER, or give --provider")
-    provider = build(name)
+    provider = get_provider(options.provider)
     await watched(f"{provider.name}: loading", provider.warm_up(options.model))
     return READY
 
 
 async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
-    """The providers that are named, and how every one is: the named, the configured, and the local ones."""
+    """The providers that are named, and how every one is: the named, the configured, and the local ones.
+
+    Raises NotConfigured for a name that is none.
+    """
     chain = [options.provider.lower()] if options.provider else settings.load().chain
+    for name in chain:
+        if name not in SPECS:
+            build(name)  # which says what is wrong with it
     return chain, await survey(options.within, chain)
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
-    """Those that would be used: the named ones, or every local one where none is named."""
+    """Those that would be used: the named ones, or every local one that can be where none is named."""
     if chain:
-        return [each for each in found if each.health.provider in chain and each.configured]
-    return [each for each in found if each.provider and each.provider.spec.local]
+        mine = [each for each in found if each.health.provider in chain and each.configured]
+        return sorted(mine, key=lambda each: chain.index(each.health.provider))
+    return usable(found)
 
 
 async def _models(found: Found, within: float) -> list[Model]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import net, settings
+from . import net, route, settings
 from .adapter import BaseProvider
 from .errors import LLMError, NotConfigured
 from .knowledge import state_of
@@ -22,6 +22,7 @@ from .specs import OTHER, SPECS, ProviderSpec
 
 SURVEY_S: Final = 1.0  # seconds for all of it
 _HOST: Final = "host.docker.internal"
+_THERE: Final = ("ready", "loading", "unauthorised", "model_missing", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,73 +36,106 @@ class Found:
     @property
     def answers(self) -> bool:
         """Whether a model server answers there."""
-        return self.health.server is not None or self.health.state not in ("down", "misconfigured")
+        health = self.health
+        known = health.server is not None or health.state in ("ready", "loading", "model_missing")
+        return self.provider is not None and known and health.state != "misconfigured"
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would answer a request that names no model."""
+        return self.health.ready and self.health.model is not None
 
 
-async def survey(within: float = SURVEY_S, named: Iterable[str] = ()) -> list[Found]:
+async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds: bool = True) -> list[Found]:
     """Look everywhere at once; takes as long as the slowest answer, ``within`` seconds at most.
 
     Args:
         within: seconds.
         named: rows to look at even if nothing of theirs is configured.
+        clouds: look at the configured clouds too.
     """
     named = set(named)
-    looks: list[Coroutine[Any, Any, Found | None]] = []
+    hosts = await _resolvable(within) if settings.in_container() else set()
+    looks: list[Coroutine[Any, Any, Found]] = []
     for name, spec in SPECS.items():
-        own = settings.load_row(spec)
+        try:
+            own = settings.load_row(spec)
+        except LLMError as error:
+            looks.append(_unreadable(name, error))
+            continue
         configured = bool(own.base_url or (own.api_key and not spec.local) or name in named)
-        if configured:
+        if configured and (clouds or spec.local):
             looks.append(_configured(name, within))
-        looks += [_usual(spec, url, within) for url in _addresses(spec, own.base_url, taken=name in named)]
+        looks += [_usual(spec, url, within) for url in _addresses(spec, own.base_url, hosts, taken=name in named)]
     await net.prepare()  # the first connection's imports are nobody's latency
-    found = await asyncio.gather(*looks)
-    return _once(each for each in found if each)
+    return _once(await asyncio.gather(*looks))
 
 
-def _addresses(spec: ProviderSpec, own: str | None, *, taken: bool) -> list[str]:
+async def _resolvable(within: float) -> set[str]:
+    """Which of the names exist that servers have for a container: its services', the host's."""
+    names = [_HOST, *(spec.service for spec in SPECS.values() if spec.service)]
+    there = await asyncio.gather(*(route.exists(name, within / 2) for name in names))
+    return {name for name, exists in zip(names, there, strict=True) if exists}
+
+
+def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
     """Where this server usually is: on loopback, and for a container under its service's name and on the host."""
     if not spec.local or not spec.default_url:
         return []
     port = urlsplit(spec.default_url).port
-    here = [] if taken and not own else [spec.default_url]
-    if not settings.in_container():
-        return here
-    services = [f"http://{spec.service}:{port}"] if spec.service else []
-    return [*here, *services, f"http://{_HOST}:{port}"]
+    # by its number: a name would wait for name servers that may be dead
+    here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
+    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:
     try:
         provider = build(name)
     except LLMError as error:
-        row, why = SPECS[name].capabilities.copy(), str(error)
-        health = Health(state=state_of(error), provider=name, base_url=None, detail=why, capabilities=row)
-        return Found(health, None, configured=True)
+        return await _unreadable(name, error)
     return Found(await provider.refresh(within), provider, configured=True)
 
 
-async def _usual(spec: ProviderSpec, url: str, within: float) -> Found | None:
-    """What is at a usual address, by its own words; None where what answers is no model server."""
+async def _unreadable(name: str, error: LLMError) -> Found:
+    """A row whose settings cannot be."""
+    row = SPECS[name].capabilities.copy()
+    health = Health(state=state_of(error), provider=name, base_url=None, detail=str(error), capabilities=row)
+    return Found(health, None, configured=True)
+
+
+async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
+    """What is at a usual address, by its own words."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
-    provider = build(spec.name, base_url=url)
+    provider = _stranger(spec, url)
     health = await provider.refresh(within)
     said = next((row for row in SPECS.values() if row.title == health.server), None)
     if said is None and health.state in ("ready", "model_missing"):
         said = OTHER  # it speaks the API, and has no name
-    if said is None:
-        return Found(health, provider, configured=False) if health.state == "down" else None
-    if said is not spec:
-        provider = build(said.name, base_url=url)
+    if said is not None and said is not spec:
+        provider = _stranger(said, url)
         health = await provider.refresh(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 
+def _stranger(spec: ProviderSpec, url: str) -> BaseProvider:
+    """The provider for an address that nobody named: without a key, unless the address is the key's own."""
+    own, key = settings.load_row(spec), ""
+    if own.api_key and not own.base_url and _same(url) == _same(spec.default_url or ""):
+        key = own.api_key.get_secret_value()
+    return build(spec.name, base_url=url, api_key=key)
+
+
+def _same(url: str) -> str:
+    """An address by which two spellings of it are one."""
+    return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
+
+
 def _once(found: Iterable[Found]) -> list[Found]:
     """Each place once, in the order of the rows; the configured look at it comes first."""
-    seen: dict[tuple[str, str | None], Found] = {}
+    seen: dict[tuple[str, str], Found] = {}
     for each in sorted(found, key=lambda one: not one.configured):
-        seen.setdefault((each.health.provider, each.health.base_url), each)
+        seen.setdefault((each.health.provider, _same(each.health.base_url or "")), each)
     order = list(SPECS)
     return sorted(seen.values(), key=lambda one: order.index(one.health.provider))
 
@@ -118,19 +152,24 @@ def brief(found: Sequence[Found]) -> list[Found]:
     return sorted(telling, key=lambda one: order.index(one.health.provider))
 
 
+def usable(there: Iterable[Found]) -> list[Found]:
+    """The local servers that are used where nothing is named: the ready ones whose model is clear, the loaded first."""
+    ready = [each for each in there if each.provider and each.provider.spec.local and each.health.ready]
+    clear = [each for each in ready if each.health.model] or ready
+    return sorted(clear, key=lambda each: bool(each.health.cold))
+
+
 async def found() -> list[BaseProvider]:
-    """The local servers that are ready: first those whose model is clear, and of them those that need not load it.
+    """The providers where nothing is named.
 
     Raises:
         NotConfigured: there is none; says what was tried, and what would help.
     """
-    there = await survey()
-    ready = [each for each in there if each.provider and each.provider.spec.local and each.health.ready]
-    if not ready:
+    there = await survey(clouds=False)
+    providers = [each.provider for each in usable(there) if each.provider]
+    if not providers:
         raise nothing(there)
-    ready.sort(key=lambda each: (each.health.model is None, bool(each.health.cold)))
-    clear = [each for each in ready if each.health.model] or ready
-    return [each.provider for each in clear if each.provider]
+    return providers
 
 
 def nothing(tried_at: list[Found]) -> NotConfigured:

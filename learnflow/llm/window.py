@@ -6,12 +6,16 @@ Ollama loads a model again when the number changes, so that a decision stands fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 # The least that a server gives that was not told otherwise (Ollama's documentation, 2026: 4096 below 24 GB of VRAM).
 ASSUMED: Final = 4096
+BARRED_S: Final = 300.0  # seconds until a width that could not be loaded is tried again: memory may be free by then
+_CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_CJK_MOST: Final = 6  # characters of these scripts in one token, at the most
 _IMAGE: Final = 1024  # tokens that a picture may take
 _MESSAGE: Final = 8  # tokens of a template around a message
 
@@ -22,35 +26,49 @@ class Window:
 
     Attributes:
         size: what is sent; None leaves it to the server.
-        limit: what the model was trained for, or the largest that could be loaded; None where nobody knows.
-        held: the largest that has answered.
+        limit: what the model was trained for; None where nobody knows.
+        held: the largest that is known to have been loaded.
+        barred: what could not be loaded, and until when (seconds of the caller's clock) it is not tried again.
     """
 
     size: int | None = None
     limit: int | None = None
     held: int | None = None
+    barred: tuple[int, float] | None = None
 
-    def widen(self, need: int, past: int | None = None) -> bool:
+    def most(self, now: float) -> int | None:
+        """As wide as it may be now; None where nobody knows."""
+        if self.barred and now < self.barred[1]:
+            return max(self.held or ASSUMED, self.size or 0)
+        return self.limit
+
+    def widen(self, need: int, now: float, past: int | None = None) -> bool:
         """Widen it by doubling until ``need`` fits, or as far as it goes; beyond ``past`` at any rate, where given.
 
         Returns whether it was changed.
         """
-        now = past or self.size or ASSUMED
-        wide = now * 2 if past else now
-        while wide < need and (self.limit is None or wide < self.limit):
+        start, most = past or self.size or ASSUMED, self.most(now)
+        wide = start * 2 if past else start
+        while wide < need and (most is None or wide < most):
             wide *= 2
-        if self.limit is not None:
-            wide = max(now, min(wide, self.limit))
-        if wide == now:
+        if most is not None:
+            wide = max(start, min(wide, most))
+        if wide == start:
             return False
         self.size = wide
         return True
 
-    def step_back(self) -> bool:
-        """It could not be loaded: back to what has answered before. Returns whether there is such a step back."""
-        if self.size is None or self.size == self.held:
+    def loaded(self, size: int | None) -> None:
+        """So wide it is, or was, loaded: it never shrinks, whoever loaded it."""
+        if size:
+            self.held = max(self.held or 0, size)
+            self.size = max(self.size or 0, size)
+
+    def step_back(self, sent: int | None, now: float) -> bool:
+        """What was sent could not be loaded: back to what is known to load. Returns whether that is another size."""
+        if sent is None or sent <= (self.held or 0):
             return False
-        self.size, self.limit = self.held, self.held or ASSUMED
+        self.size, self.barred = self.held, (sent, now + BARRED_S)
         return True
 
 
@@ -65,7 +83,7 @@ def at_most(texts: Iterable[str], images: int, messages: int) -> int:
 
 def at_least(texts: Iterable[str]) -> int:
     """Tokens that a prompt takes, at the very least: no usual tokenizer joins words across a space."""
-    return sum(len(text.split()) for text in texts)
+    return sum(len(text.split()) + (0 if text.isascii() else len(_CJK.findall(text)) // _CJK_MOST) for text in texts)
 
 
 _windows: Final[dict[tuple[str, str], Window]] = {}

@@ -20,10 +20,10 @@ class Page:
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
         """The list of objects under this key; Ollama says null for an empty one. None where there is no such list."""
-        if self.error or key not in self.said:
+        found = self.said.get(key, False)
+        if self.error or not (found is None or isinstance(found, list)):
             return None
-        found = self.said[key] or []
-        return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else None
+        return [row for row in found or () if isinstance(row, dict)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,13 @@ class Kind:
 
 
 def text(value: Any) -> str | None:
-    """A text that says something, or None."""
-    return value if isinstance(value, str) and value else None
+    """A text that says something and can be shown, or None: what a server sends may end up on a terminal."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
+def flag(value: Any) -> bool | None:
+    """Yes or no, or None for anything else."""
+    return value if isinstance(value, bool) else None
 
 
 def count(value: Any) -> int | None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from .. import errors
-from ..known import Model, Server
-from .kind import Kind, Page, count, part, text
+from ..known import Model, Server, State
+from .kind import Kind, Page, count, flag, part, text
 
 _IN_MEMORY = ("loaded", "sleeping")
 
@@ -35,18 +36,27 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 
 
 def _model(row: Mapping[str, Any]) -> Model:
-    meta, status = part(row, "meta"), text(part(row, "status").get("value"))
+    meta, state = part(row, "meta"), part(row, "status")
+    status = text(state.get("value"))
     aliases = row.get("aliases")
     return Model(
         name=str(row["id"]),
         aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
         loaded=status in _IN_MEMORY if status else True,
+        trouble=_troubled(state),
         known={
             "context": count(meta.get("n_ctx_train")),
             "context_served": count(meta.get("n_ctx")),
             "vision": _sees(row.get("architecture")),
         },
     )
+
+
+def _troubled(state: Mapping[str, Any]) -> tuple[State, str] | None:
+    """What a router says of a model that is not there yet, or not any more."""
+    if state.get("failed"):
+        return "down", "the server could not load this model: look into its log"
+    return ("loading", "it is loading this model") if state.get("value") == "loading" else None
 
 
 def _sees(architecture: Any) -> bool | None:
@@ -61,16 +71,13 @@ def _question(model: Model) -> tuple[str, None] | None:
 
 
 def _learn(model: Model, props: Mapping[str, Any]) -> Model:
-    template = part(props, "chat_template_caps")
-    vision = part(props, "modalities").get("vision")
-    tools = template.get("supports_tools")
     told = {
         "context_served": count(part(props, "default_generation_settings").get("n_ctx")),
-        "vision": vision if isinstance(vision, bool) else None,
-        "tools": tools if isinstance(tools, bool) else None,
+        "vision": flag(part(props, "modalities").get("vision")),
+        "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
     }
     known = {**model.known, **{name: value for name, value in told.items() if value is not None}}
-    return Model(name=model.name, aliases=model.aliases, loaded=model.loaded, known=known)
+    return replace(model, known=known)
 
 
 LLAMACPP = Kind(

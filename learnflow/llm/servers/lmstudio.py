@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .. import errors
 from ..known import Model, Server
-from .kind import Kind, Page, count, part, text
+from .kind import Kind, Page, count, flag, part, text
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     newer, older = pages["/api/v1/models"].rows("models"), pages["/api/v0/models"].rows("data")
-    if newer and all("loaded_instances" in row and "key" in row for row in newer):
+    if newer and any("loaded_instances" in row and "key" in row for row in newer):
         return Server(kind="lmstudio", models=tuple(_newer(row) for row in newer if text(row.get("key"))))
-    if older and all("state" in row and "type" in row for row in older):
+    if older and any("state" in row and "type" in row for row in older):
         return Server(kind="lmstudio", models=tuple(_older(row) for row in older if text(row.get("id"))))
-    return None
+    locked = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
+    return Server(kind="lmstudio") if any("LM Studio" in error.what for error in locked) else None
 
 
 def _newer(row: Mapping[str, Any]) -> Model:
-    rows = row["loaded_instances"]
+    rows = row.get("loaded_instances")
     instances = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
     windows = [window for one in instances if (window := count(part(one, "config").get("context_length")))]
     can = part(row, "capabilities")
     known = {
         "context": count(row.get("max_context_length")),
         "context_served": min(windows) if windows else None,  # which of several instances answers is not said
-        "vision": can.get("vision"),
-        "tools": can.get("trained_for_tool_use"),
+        "vision": flag(can.get("vision")),
+        "tools": flag(can.get("trained_for_tool_use")),
         # absent "when not exposed": not the same as "no"
         "reasoning": True if "reasoning" in can else None,
     }

@@ -35,7 +35,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
             Model(
                 name=name,
                 aliases=(name.removesuffix(_NEWEST),) if name.endswith(_NEWEST) else (),
-                loaded=True if remote else None if running is None else name in windows,
+                loaded=None if remote or running is None else name in windows,
                 chat=_chats(row.get("capabilities"), name),
                 remote=remote,
                 known=known,
@@ -57,7 +57,8 @@ def _chats(said: Any, name: str) -> bool:
 def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
     info, said = part(shown, "model_info"), shown.get("capabilities")
     trained = next((count(value) for key, value in info.items() if key.endswith(".context_length")), None)
-    asked = _NUM_CTX.search(shown["parameters"]) if text(shown.get("parameters")) else None
+    parameters = shown.get("parameters")
+    asked = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
     return replace(
         model,
         chat=_chats(said, model.name) if isinstance(said, list) else model.chat,

@@ -12,7 +12,11 @@ from .kind import Kind, Page, count, text
 def _read(pages: Mapping[str, Page]) -> Server | None:
     version = text(pages["/version"].said.get("version"))
     rows = pages["/v1/models"].rows("data")
-    locked = isinstance(pages["/v1/models"].error, errors.AuthenticationFailed) and version
+    refused, health = pages["/v1/models"].error, pages["/health"]
+    locked = isinstance(refused, errors.AuthenticationFailed) and "“Unauthorized”" in refused.what
+    locked = (
+        locked and bool(version) and health.error is None and not health.said
+    )  # its own way to refuse, and to be well
     if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
         return None
     lengths = {row.get("id"): count(row.get("max_model_len")) for row in rows or []}
