@@ -221,19 +221,20 @@ class Course:
         while True:
             fit = [hop for hop in self.order() if hop.number not in self._asked and not self.why_not(hop)]
             gates = {hop: self._board.gate(hop.place(self.model_for(hop))) for hop in fit}
-            ready = [hop for hop in fit if gates[hop] == "go"]
+            ready = [hop for hop in fit if gates[hop] in ("go", "trial")]
             warm = [hop for hop in ready if not hop.cold(self.model_for(hop))]
-            for hop in ready:
-                if warm and hop not in warm:
-                    hop.load(self.model_for(hop))  # meanwhile
-            for hop in fit:
-                if gates[hop] == "probe" and ready:
+            chosen = next(iter(warm or ready), None)
+            for hop in fit if chosen else ():
+                if hop is chosen:
+                    break
+                if gates[hop] == "probe":
                     self._probe(hop)  # meanwhile
-                elif gates[hop] == "trial":
-                    self._begin(hop)
-                    return hop
-            if warm or ready:
-                return (warm or ready)[0]
+                elif gates[hop] == "go":
+                    hop.load(self.model_for(hop))  # meanwhile: it is cold, and another one is not
+            if chosen:
+                if gates[chosen] == "trial":
+                    self._begin(chosen)
+                return chosen
             if fit:
                 first = min(fit, key=lambda hop: self._board.due(hop.place(self.model_for(hop))))
                 if await self._last_resort(first):

@@ -1,0 +1,509 @@
+"""The chain: no answer is lost that one of its providers could have given, and nothing is waited for in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, get_args
+
+import pytest
+from conftest import DIALECTS, KINDS, provider_for
+from pydantic import BaseModel
+
+from learnflow.llm import LLMProvider, RouterProvider, errors, events
+from learnflow.llm.adapter import BaseProvider
+from learnflow.llm.board import Board
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
+from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.testing.fault_server import FaultName, closed_port
+
+TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair is built from two large prime numbers, and so on."
+FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "lingers", "whole", "filtered")]
+
+
+def dead() -> LlamaCppProvider:
+    return LlamaCppProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="fault-model")
+
+
+def router(*providers: LLMProvider, **more: Any) -> RouterProvider:
+    """A chain with a board of its own."""
+    return RouterProvider(providers[0], list(providers[1:]), board=more.pop("board", Board()), **more)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def pair(first: str, second: str, fault: Fault | None = None, **more: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A faulty server, a good one, and the chain over both."""
+    async with FaultServer(first, TEXT, fault=fault) as one, FaultServer(second, TEXT) as two:  # type: ignore[arg-type]
+        providers = [provider_for(one, first_token_timeout=0.5, gap_timeout=0.5), provider_for(two)]
+        yield one, two, router(*providers, **more)
+
+
+async def heard(chain: LLMProvider, how: str, **more: Any) -> str:
+    if how == "generate":
+        return await chain.generate("hi", **more)
+    if how == "complete":
+        return (await chain.complete("hi", **more)).text
+    return "".join([piece async for piece in chain.stream("hi", **more)])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str) -> None:
+    refusals = {"refusal": "failed"} if name == "refuse" else {}
+    places = (
+        (1, 2, 9, 18) if name in ("cut", "half_line", "drop", "reset", "error_frame", "malformed", "stall") else (2,)
+    )
+    others = {"ollama": "llamacpp", "llamacpp": "ollama"}
+    for after, how in itertools.product(places, ("stream", "generate")):
+        fault = Fault(name, after=after, **refusals)
+        async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, _, chain):
+            assert await heard(chain, how) == TEXT, (after, how)
+
+
+@pytest.mark.parametrize("second", DIALECTS)
+async def test_every_dialect_goes_on(second: str) -> None:
+    for after in range(len(TEXT.split(" "))):
+        async with pair("openai", second, Fault("cut", after=after)) as (_, two, chain):
+            async with chain.stream("hi") as answer:
+                assert "".join([piece async for piece in answer]) == TEXT
+            done = answer.completion
+            assert (done.text, done.provider, done.attempts, done.resumed > 0) == (
+                TEXT,
+                two.dialect.name.replace("openai", "custom"),
+                2,
+                after > 0,
+            )
+            assert two.seen
+
+
+async def test_a_single_provider_is_continued_too() -> None:
+    for dialect in DIALECTS:
+        async with FaultServer(dialect, TEXT) as server:  # type: ignore[arg-type]
+            server.script = [Fault("reset", after=5)]
+            async with router(provider_for(server)).stream("hi", max_tokens=100) as answer:
+                assert "".join([piece async for piece in answer]) == TEXT
+            assert answer.completion.resumed == 1
+            assert answer.completion.usage.total_tokens is None  # the first part was not counted: unknown stays unknown
+
+
+async def test_a_prefix_that_the_next_one_does_not_recognise() -> None:
+    """What comes is not what was delivered: it is closed, and asked again from where it broke."""
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (_, two, chain):
+        two.pieces = ["Something ", "else."]
+        two.derailed = ["wholly ", "different."]
+        text = await heard(chain, "stream")
+        assert text == "RSA is a " + "wholly different."
+        prefixes = [seen.body["messages"][-1]["content"] for seen in two.seen]
+        assert prefixes == ["RSA is a", "RSA is a "]
+
+
+async def test_thinking_is_part_of_the_prefix() -> None:
+    thinks = FaultServer("vllm", TEXT, thinking="Let me think.", fault=Fault("cut", after=6))
+    async with thinks as one, FaultServer("llamacpp", TEXT) as two, FaultServer("ollama", TEXT) as three:
+        for second in (two, three):
+            done = await router(provider_for(one), provider_for(second)).complete("hi")
+            assert (done.text, done.reasoning) == (TEXT, "Let me think.")
+        assert two.seen[0].body["messages"][-1]["content"].startswith("<think>Let me think.</think>RSA is")
+        assert "<think>Let me think.</think>RSA is" in three.seen[0].body["prompt"]
+
+
+async def test_a_break_while_thinking_begins_again() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
+        one.thinking = "Let me"
+        assert await heard(chain, "stream") == TEXT
+        assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
+
+
+async def test_the_caller_chooses_what_a_break_means() -> None:
+    for resume in ("raise", "restart"):
+        async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+            got: list[str] = []
+            if resume == "raise":
+                with pytest.raises(errors.AnswerCut) as caught:
+                    async for piece in chain.stream("hi", resume=resume):
+                        got.append(piece)
+                assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
+                assert two.seen == []
+            else:
+                assert await heard(chain, "stream", resume=resume) == TEXT
+                assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
+            assert await heard(chain, "generate", resume=resume) == TEXT  # nothing was shown: nothing is lost
+    with pytest.raises(errors.InvalidRequest, match="resume"):
+        chain.stream("hi", resume="sometimes")
+    with pytest.raises(errors.NotConfigured, match="resume"):
+        RouterProvider(dead(), resume="sometimes")  # type: ignore[arg-type]
+
+
+class Quiz(BaseModel):
+    questions: list[str]
+
+
+JSON = '{"questions": ["one", "two", "three and four"]}'
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+async def test_json_is_begun_again_where_nothing_was_shown_and_raised_where_it_was() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
+        one.pieces, two.pieces = JSON.split(" "), JSON.split(" ")
+        done = await chain.complete("hi", response_format=Quiz)
+        assert done.parsed == Quiz(questions=["one", "two", "three and four"]) or done.parsed
+        assert (done.attempts, done.resumed) == (2, 0)
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
+        with pytest.raises(errors.AnswerCut) as caught:
+            await heard(chain, "stream", response_format={"type": "json_object"})
+        assert caught.value.partial
+        assert two.seen == []
+
+
+async def test_an_answer_that_fails_its_schema_is_asked_of_the_next() -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        one.pieces, two.pieces = ["no JSON"], [JSON]
+        done = await chain.complete("hi", response_format=Quiz)
+        assert (done.provider, done.parsed) == ("llamacpp", Quiz(questions=["one", "two", "three and four"]))
+
+
+MOVES = {"failed": 500, "rate": 429, "quota": 429, "key": 401, "model": 404, "busy": 503}
+
+
+@pytest.mark.parametrize("refusal", MOVES)
+async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
+    refusal: str, events_seen: list[Any]
+) -> None:
+    async with pair("openai", "vllm", Fault("refuse", refusal=refusal, headers={"retry-after": "30"})) as parts:
+        one, two, chain = parts
+        started = time.perf_counter()
+        assert await heard(chain, "generate") == TEXT
+        assert time.perf_counter() - started < 0.5
+        for how in ("stream", "complete"):
+            assert await heard(chain, how) == TEXT
+        assert (len(one.seen), len(two.seen)) == (1, 3)
+        moved = [event for event in events_seen if isinstance(event, events.Moved)]
+        assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
+        loud = [event for event in events_seen if isinstance(event, events.Failed)]
+        assert loud[0].loud is (refusal in ("key", "model"))  # which will not mend itself
+        state = chain.status()[0]
+        assert (state["breaker"], state["failed"]) == ("open", 1)
+        assert state["opens_in_s"] > 0
+
+
+async def test_a_refused_connection_costs_nothing() -> None:
+    async with FaultServer("vllm", TEXT) as good:
+        chain = router(dead(), provider_for(good))
+        started = time.perf_counter()
+        assert await heard(chain, "generate") == TEXT
+        assert await heard(chain, "stream") == TEXT
+        assert time.perf_counter() - started < 0.5
+
+
+async def test_a_hang_costs_the_first_token_budget_and_no_more() -> None:
+    async with pair("vllm", "llamacpp", Fault("hang")) as (one, _, chain):
+        started = time.perf_counter()
+        assert await heard(chain, "stream") == TEXT
+        assert 0.5 <= time.perf_counter() - started < 1.0
+        started = time.perf_counter()
+        assert await heard(chain, "stream") == TEXT
+        assert time.perf_counter() - started < 0.3
+        assert len(one.seen) == 1
+
+
+@pytest.mark.parametrize("refusal", ["request", "filter"])
+async def test_what_is_wrong_in_itself_is_asked_of_nobody_else(refusal: str) -> None:
+    async with pair("openai", "vllm", Fault("refuse", refusal=refusal)) as (_, two, chain):
+        with pytest.raises(errors.RequestError):
+            await heard(chain, "generate")
+        assert two.seen == []
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_an_overflow_goes_only_to_one_that_can() -> None:
+    tells = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
+    refuses = FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="overflow"))
+    async with refuses as one, FaultServer("llamacpp", TEXT) as two, FaultServer("vllm", TEXT, tells=tells) as small:
+        assert await heard(router(provider_for(one), provider_for(two)), "generate") == TEXT
+        chain = router(provider_for(small), provider_for(two))
+        assert await chain.generate("word " * 3000) == TEXT
+        assert small.seen == []  # it was not even tried
+        with pytest.raises(errors.ContextOverflow, match=r"vllm: no context .3000.*llamacpp: no context"):
+            await router(provider_for(small), _narrow(two)).generate("word " * 3000)
+
+
+def _narrow(server: FaultServer) -> BaseProvider:
+    server.tells["/props"] = {"default_generation_settings": {"n_ctx": 1000}}
+    return provider_for(server)
+
+
+async def test_a_picture_goes_only_to_one_that_can_see() -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+    blind = {"/props": {"modalities": {"vision": False}}}
+    async with FaultServer("llamacpp", TEXT, tells=blind) as one, FaultServer("ollama", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two))
+        assert await chain.generate(picture) == TEXT
+        assert one.seen == []
+        choices = chain.explain(picture)
+        assert [(choice.provider, choice.serves) for choice in choices] == [("llamacpp", False), ("ollama", True)]
+        assert "vision" in choices[0].why
+        with pytest.raises(errors.Unsupported, match="llamacpp: no vision"):
+            await router(provider_for(one), provider_for(one)).generate(picture)
+
+
+async def test_nobody_else_can_help_so_it_is_asked_again_a_little_later() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        server.script = [Fault("refuse"), Fault("refuse", refusal="busy")]
+        done = await router(provider_for(server)).complete("hi")
+        assert (done.text, done.attempts, len(server.seen)) == (TEXT, 3, 3)
+        server.script = [Fault("refuse")] * 9
+        with pytest.raises(errors.ServerFailed) as caught:
+            await router(provider_for(server), retries=1).generate("hi")
+        assert len(server.seen) == 5
+        assert [(each.provider, each.error, each.status) for each in caught.value.attempts] == [
+            ("vllm", "ServerFailed", 500)
+        ] * 2
+        assert "Tried before: vllm ServerFailed 500" in str(caught.value)
+
+
+async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> None:
+    async with FaultServer("vllm", fault=Fault("hang")) as one, FaultServer("llamacpp", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two))  # its own budget would be three minutes
+        started = time.perf_counter()
+        assert await chain.generate("hi", timeout=1.0) == TEXT
+        assert 0.4 < time.perf_counter() - started < 0.9
+        two.fault = Fault("hang")
+        started = time.perf_counter()
+        with pytest.raises(errors.LLMError) as caught:
+            await router(provider_for(one), provider_for(two)).generate("hi", timeout=0.6)
+        assert time.perf_counter() - started < 0.9
+        assert isinstance(caught.value, errors.TimedOut)
+
+
+async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_seen: list[Any]) -> None:
+    clock = Clock()
+    async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT) as one:
+        chain = router(provider_for(one), provider_for(two), board=Board(clock))
+        one.script = [Fault("close")] * 2  # a pooled connection is tried once more
+        assert (await chain.complete("hi")).provider == "vllm"
+        knocked = len(one.seen)
+        clock.now += 4
+        assert (await chain.complete("hi")).provider == "vllm"
+        assert len(one.seen) == knocked
+        clock.now += 2
+        pages = len(one.pages)
+        assert (await chain.complete("hi")).provider == "vllm"  # the probe runs beside it
+        while chain.status()[0]["breaker"] == "open":
+            await asyncio.sleep(0.01)
+        assert len(one.pages) > pages
+        assert (await chain.complete("hi")).provider == "llamacpp"
+        assert [event for event in events_seen if isinstance(event, events.Closed)]
+
+
+async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:
+    clock = Clock()
+    async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT, fault=Fault("hang")) as one:
+        chain = router(provider_for(one, first_token_timeout=0.2), provider_for(two), board=Board(clock))
+        assert (await chain.complete("hi")).provider == "vllm"
+        clock.now += 16
+        await chain.complete("hi")  # the probe runs beside it, and finds it well
+        await asyncio.sleep(0.2)
+        answers = await asyncio.gather(*(chain.complete("hi") for _ in range(10)))
+        assert {done.provider for done in answers} == {"vllm"}
+        assert len(one.seen) == 2  # one of the ten went there first
+        clock.now += 16
+        await chain.complete("hi")
+        assert len(one.seen) == 2  # the next period is longer
+        one.fault = None
+        clock.now += 30
+        await chain.complete("hi")
+        await asyncio.sleep(0.2)
+        assert (await chain.complete("hi")).provider == "llamacpp"
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_when_all_are_shut_the_one_that_opens_first_is_tried() -> None:
+    async with FaultServer("vllm", TEXT) as one, FaultServer("llamacpp", TEXT) as two:
+        one.script, two.script = [Fault("refuse")], [Fault("refuse", refusal="failed", headers={"retry-after": "99"})]
+        chain = router(provider_for(one), provider_for(two), retries=0)
+        with pytest.raises(errors.ServerFailed):
+            await chain.generate("hi")
+        assert [state["breaker"] for state in chain.status()] == ["open", "open"]
+        assert (await chain.complete("hi")).provider == "vllm"
+
+
+async def test_200_at_once_when_the_primary_dies_none_is_lost_and_it_is_not_knocked_at_again() -> None:
+    async with FaultServer("vllm", TEXT) as two:
+        async with FaultServer("llamacpp", TEXT, fault=Fault("drop", after=4)) as one:
+            chain = router(provider_for(one, max_concurrency=20), provider_for(two))
+            answers = await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))
+            assert set(answers) == {TEXT}
+            knocked = len(one.seen)
+            assert knocked <= 200
+        assert set(await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))) == {TEXT}
+        assert len(one.seen) == knocked
+
+
+async def test_more_than_a_server_takes_wait_and_are_not_too_late_for_it() -> None:
+    async with FaultServer("llamacpp", fault=Fault("drip", after=0, seconds=0.05)) as server:
+        provider = provider_for(server, max_concurrency=2, first_token_timeout=0.3)
+        streams = [provider.stream("hi") for _ in range(3)]
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        done, left = await asyncio.wait(waiting, timeout=0.6)
+        assert (len(done), len(left), len(server.seen)) == (2, 1, 2)
+        for stream, task in zip(streams, waiting, strict=True):
+            if task in done:
+                await stream.aclose()
+                break
+        assert await next(iter(left))  # its turn
+        with pytest.raises(errors.DeadlineExceeded, match="LLAMACPP_MAX_CONCURRENCY"):
+            await provider.generate("hi", timeout=0.1)
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_a_model_goes_to_those_who_have_it() -> None:
+    tags = {"/api/tags": {"models": [{"name": "llama3:latest"}]}}
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("refuse")) as cloud,
+        FaultServer("ollama", TEXT, tells=tags) as own,
+    ):
+        openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o-mini")
+        chain = router(openai, OllamaProvider(base_url=own.base_url))
+        done = await chain.complete("hi", model="gpt-4o")
+        assert (cloud.seen[0].body["model"], own.seen[0].body["model"]) == ("gpt-4o", "llama3:latest")
+        assert done.model.asked == "llama3:latest"
+        cloud.fault = None
+        chain = router(openai, OllamaProvider(base_url=own.base_url))
+        await chain.complete("hi", model="llama3")
+        assert cloud.seen[-1].body["model"] == "gpt-4o-mini"
+
+
+LOADING = (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+
+
+async def test_loading_is_not_dead() -> None:
+    pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
+    async with FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=pages) as one:
+        async with FaultServer("vllm", TEXT) as two:
+            chain = router(provider_for(one), provider_for(two))
+            assert (await chain.complete("hi")).provider == "vllm"  # at once
+            assert chain.status()[0]["breaker"] == "closed"
+        alone = asyncio.create_task(router(provider_for(one)).complete("hi"))
+        await asyncio.sleep(0.3)
+        assert not alone.done()
+        one.fault = None
+        one.tells.update(one.dialect.pages())
+        assert (await alone).text == TEXT
+
+
+async def test_a_cold_model_loads_while_another_answers() -> None:
+    cold = {"/api/generate": {"done": True, "done_reason": "load"}}
+    async with FaultServer("ollama", TEXT, tells=cold) as one, FaultServer("vllm", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two))
+        assert (await chain.complete("hi")).provider == "vllm"
+        one.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 8192}]}
+        while ("POST", "/api/generate") not in one.pages:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert (await chain.complete("hi")).provider == "ollama"
+
+
+async def test_routers_nest_and_any_provider_will_do() -> None:
+    class Scripted:
+        """A provider of an application's own, by the protocol alone."""
+
+        name = "scripted"
+
+        async def generate(self, prompt: Any, *a: Any, **k: Any) -> str:
+            return "scripted"
+
+        def stream(self, *a: Any, **k: Any) -> Any:
+            return dead().stream("hi")
+
+        async def complete(self, *a: Any, **k: Any) -> Any:
+            raise errors.ServerFailed("scripted")
+
+        async def list_models(self) -> list[str]:
+            return ["mine"]
+
+        async def health_check(self) -> bool:
+            return True
+
+        def get_capabilities(self) -> Any:
+            return CustomProvider("http://x").get_capabilities()
+
+    async with FaultServer("vllm", TEXT, fault=Fault("cut", after=5)) as one, FaultServer("openai", TEXT) as two:
+        inner = router(dead(), provider_for(two))
+        chain = router(Scripted(), provider_for(one), inner)  # type: ignore[arg-type]
+        for how in ("stream", "generate", "complete"):
+            assert await heard(chain, how) == TEXT
+        assert chain.name == "scripted+vllm+llamacpp+custom"
+        assert await chain.health_check()
+        assert await chain.list_models() == ["mine", "fault-model"]
+        assert isinstance(chain, LLMProvider)
+
+
+async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_serve(events_seen: list[Any]) -> None:
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = RouterProvider(primary="openai", fallback=[provider_for(server)], board=Board())
+        assert [(event.provider, event.loud) for event in events_seen] == [("openai", True)]  # its key is missing
+        assert await heard(chain, "generate") == TEXT
+        state = chain.status()[0]
+        assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
+        assert "OPENAI_API_KEY" in chain.explain("hi")[0].why
+    with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
+        RouterProvider(primary="openai")
+    with pytest.raises(errors.NotConfigured, match="Did you mean openai"):
+        RouterProvider(primary="opnai", fallback=["ollama"])
+
+
+async def test_leaving_frees_the_server_and_gives_back_the_trial() -> None:
+    async with pair("vllm", "llamacpp", Fault("stall", after=3)) as (one, _, chain):
+        async with chain.stream("hi") as answer:
+            await anext(answer)
+        await asyncio.wait_for(one.seen[0].gone.wait(), 1)
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_routing_by_cost_and_locality() -> None:
+    async with FaultServer("openai", TEXT) as cloud, FaultServer("ollama", TEXT) as own:
+        openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o")
+        for routing in ("cost", "local-first"):
+            own.tells["/api/ps"] = {"models": [{"name": "fault-model"}]}
+            chain = router(openai, provider_for(own), routing=routing)
+            assert (await chain.complete("hi")).provider == (
+                "ollama" if routing == "cost" else "openai"
+            )  # both are near
+
+
+async def test_explain_asks_nobody() -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        choices = chain.explain("hi")
+        assert [(choice.provider, choice.serves) for choice in choices] == [("vllm", True), ("llamacpp", False)]
+        assert one.pages == two.pages == []
+
+
+async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
+    secret = "my very private notes"
+    async with FaultServer("openai", fault=Fault("refuse", body=secret.encode(), status=500)) as server:
+        chain = router(OpenAIProvider(base_url=server.base_url, api_key="sk-very-secret", model="m"), retries=0)
+        with pytest.raises(errors.ServerFailed) as caught:
+            await chain.generate(secret)
+        shown = f"{caught.value} {caught.value!r} {chain!r} {chain.status()} {caught.value.attempts}"
+        assert secret not in shown
+        assert "sk-very" not in shown
+        assert caught.value.__context__ is None
+
+
+def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
+    assert {kind.row for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
+    assert issubclass(VLLMProvider, BaseProvider)
