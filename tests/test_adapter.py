@@ -396,7 +396,9 @@ async def test_no_model_named_means_the_only_one(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_several_models_and_none_named_lists_them() -> None:
-    async with FaultServer("ollama", tells={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}}) as server:
+    async with FaultServer(
+        "ollama", tells={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}, "/api/ps": {"models": []}}
+    ) as server:
         provider = OllamaProvider(base_url=server.base_url)
         with pytest.raises(errors.NotConfigured, match=r"there are 2: a, b.*OLLAMA_MODEL"):
             await provider.generate("hi")

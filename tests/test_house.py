@@ -36,7 +36,7 @@ STOREYS = [
     ["providers"],
     ["survey", "board", "hop", "course", "router"],
     ["factory"],
-    ["testing", "asking", "status", "doctor", "cli", "__main__", "__init__"],
+    ["testing", "asking", "status", "doctor", "explain", "cli", "__main__", "__init__"],
 ]
 LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
 # Who may import these, and who may speak of the environment.

@@ -406,7 +406,7 @@ async def test_loading_is_not_dead() -> None:
 
 
 async def test_a_cold_model_loads_while_another_answers() -> None:
-    cold = {"/api/generate": {"done": True, "done_reason": "load"}}
+    cold = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     async with FaultServer("ollama", TEXT, tells=cold) as one, FaultServer("vllm", TEXT) as two:
         chain = router(provider_for(one), provider_for(two))
         assert (await chain.complete("hi")).provider == "vllm"
@@ -478,7 +478,6 @@ async def test_routing_by_cost_and_locality() -> None:
     async with FaultServer("openai", TEXT) as cloud, FaultServer("ollama", TEXT) as own:
         openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o")
         for routing in ("cost", "local-first"):
-            own.tells["/api/ps"] = {"models": [{"name": "fault-model"}]}
             chain = router(openai, provider_for(own), routing=routing)
             assert (await chain.complete("hi")).provider == (
                 "ollama" if routing == "cost" else "openai"

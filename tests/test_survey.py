@@ -216,7 +216,7 @@ def test_status_for_programs_and_its_exit_code(
 
 
 def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with served("ollama") as (root, _):
+    with served("ollama", tells={"/api/ps": {"models": []}}) as (root, _):
         usual["ollama"] = root
         assert main(["status"]) == 0
         shown = capsys.readouterr().out

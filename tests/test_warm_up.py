@@ -12,6 +12,7 @@ from learnflow.llm.cli import main
 from learnflow.llm.providers import LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.testing import FaultServer
 
+COLD = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
 UNLOADED = {"type": "llm", "key": "m", "loaded_instances": [], "max_context_length": 40960}
 LOADING = (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
 
@@ -30,7 +31,7 @@ class Loader(FaultServer):
 
 
 async def test_ollama_loads_with_the_window_that_requests_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Loader("ollama", tells={"/api/generate": {"done": True, "done_reason": "load"}}) as server:
+    async with Loader("ollama", tells=COLD) as server:
         await OllamaProvider(base_url=server.base_url).warm_up(keep_alive="30m")
         assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m"})]
         assert server.seen == []
@@ -69,7 +70,7 @@ async def test_a_server_that_loads_by_itself_is_waited_for() -> None:
 
 async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOAD_TIMEOUT", "0.2")
-    async with Loader("ollama", tells={"/api/generate": {"done": True}}) as server:
+    async with Loader("ollama", tells=COLD) as server:
         server.seconds = 30
         with pytest.raises(errors.ModelLoading, match=r"not loaded within 0.2 s. Raise LLM_LOAD_TIMEOUT"):
             await OllamaProvider(base_url=server.base_url).warm_up()
@@ -77,7 +78,7 @@ async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_whoever_watches_is_told_each_second() -> None:
     seconds: list[float] = []
-    async with Loader("ollama", tells={"/api/generate": {"done": True}}) as server:
+    async with Loader("ollama", tells=COLD) as server:
         server.seconds = 1.2
         await OllamaProvider(base_url=server.base_url).warm_up(watch=seconds.append)
     assert len(seconds) == 1
@@ -86,7 +87,7 @@ async def test_whoever_watches_is_told_each_second() -> None:
 
 async def test_what_keeps_it_from_loading_is_said() -> None:
     failed = (500, {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"})
-    async with Loader("ollama", tells={"/api/generate": failed}) as server:
+    async with Loader("ollama", tells={**COLD, "/api/generate": failed}) as server:
         with pytest.raises(errors.ServerFailed, match="more system memory"):
             await OllamaProvider(base_url=server.base_url).warm_up()
     with pytest.raises(errors.ConnectionFailed, match="Start Ollama at"):

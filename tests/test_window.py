@@ -33,7 +33,7 @@ def ollama(server: FaultServer) -> OllamaProvider:
 
 
 async def test_truncate_and_shift_are_sent_where_ollama_reads_them() -> None:
-    async with FaultServer("ollama") as server:
+    async with FaultServer("ollama", tells=trained(40960)) as server:
         await ollama(server).generate("hi", max_tokens=10)
         body = server.seen[0].body
         assert (body["truncate"], body["shift"]) == (False, False)

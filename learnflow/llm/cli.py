@@ -1,4 +1,4 @@
-"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``warm-up``, ``doctor``.
+"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``doctor``.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
 Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
@@ -49,6 +49,10 @@ async def _run(options: argparse.Namespace) -> int:
         from .asking import ask  # noqa: PLC0415
 
         return await ask(options)
+    if options.command == "explain":
+        from .explain import explain  # noqa: PLC0415
+
+        return await explain(options)
     if options.command == "doctor":
         from .doctor import doctor  # noqa: PLC0415
 
@@ -97,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "models", "which models there are", "The models of each server.", json="print a list of objects", within=True
     )
+    why = command("explain", "who would answer", "Which provider would serve a request, and why not the others.")
+    why.add_argument("prompt", nargs="?", default="", help="the question; nothing of it is sent")
+    why.add_argument("--model", "-m", help="as in ask")
+    why.add_argument("--tokens", type=int, default=0, help="as if the prompt had so many")
+    for need in ("image", "tools", "schema"):
+        why.add_argument(f"--{need}", action="store_true", help=f"as if the request needed {need}")
+    why.add_argument("--look", action="store_true", help="ask the servers for their pages first")
     warm = command("warm-up", "load the model", "Load the model now, so that the first answer does not wait for it.")
     warm.add_argument("--model", "-m", help="instead of the provider's own")
     command(

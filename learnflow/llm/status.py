@@ -35,7 +35,7 @@ async def status(options: argparse.Namespace) -> int:
         print(json.dumps([_object(health) for health in shown], ensure_ascii=False, indent=2))
     else:
         titles = ("PROVIDER", "STATE", "WHERE", "MODEL", "CONTEXT", "CAN", "LATENCY")
-        print(_table([titles, *map(_row, shown)]))
+        print(table([titles, *map(_row, shown)]))
         for health in shown:
             if health.detail != "ready":
                 print(f"{health.provider}: {health.detail}")
@@ -52,7 +52,7 @@ async def models(options: argparse.Namespace) -> int:
         print(json.dumps([_model_object(each, model) for each, model in rows], ensure_ascii=False, indent=2))
     else:
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
-        print(_table([titles, *(_model_row(each, model) for each, model in rows)]))
+        print(table([titles, *(_model_row(each, model) for each, model in rows)]))
     return READY if rows else NONE_READY
 
 
@@ -145,7 +145,8 @@ def _can(known: Mapping[str, Any]) -> str:
     return " ".join(can) or "-"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows in columns, the first one the titles."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

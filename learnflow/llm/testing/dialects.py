@@ -255,7 +255,7 @@ class Dialect:
             "ollama": {
                 "/api/version": {"version": "0.33.0"},
                 "/api/tags": {"models": [{"name": MODEL, "model": MODEL, "capabilities": can}]},
-                "/api/ps": {"models": []},
+                "/api/ps": {"models": [{"name": MODEL, "context_length": 8192}]},
                 "/api/show": {
                     "capabilities": can,
                     "model_info": {"llama.context_length": 8192},

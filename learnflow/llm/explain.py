@@ -1,0 +1,34 @@
+"""``explain``: which provider would serve a request, and why not the others.
+
+Must never send the prompt, or ask anybody unless told to look.
+The command line calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+from typing import Any
+
+from .errors import LLMError
+from .factory import get_provider
+from .status import NONE_READY, READY, table
+
+_DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+
+
+async def explain(options: argparse.Namespace) -> int:
+    """Print who would serve. Returns 0 only where somebody would."""
+    router = get_provider(options.provider)
+    if options.look or not router.providers:
+        with suppress(LLMError):
+            await router.refresh()
+    text = options.prompt + " word" * options.tokens
+    prompt: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if options.image else text
+    more: dict[str, Any] = {"tools": [{}]} if options.tools else {}
+    if options.schema:
+        more["response_format"] = {"type": "json_schema"}
+    choices = router.explain(prompt, options.model, **more)
+    rows = [(each.provider, each.model or "-", "yes" if each.serves else "no", each.why) for each in choices]
+    print(table([("PROVIDER", "MODEL", "SERVES", "WHY"), *rows]))
+    return READY if any(each.serves for each in choices) else NONE_READY
