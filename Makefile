@@ -35,3 +35,4 @@ live: install ## the tests against every model server that the environment names
 
 bench: install ## what the layer costs, beside LiteLLM and httpx
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/failover.py

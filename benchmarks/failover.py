@@ -1,0 +1,129 @@
+"""What a dead primary costs: seconds to an answer from the fallback, ours beside LiteLLM's Router and LangChain's.
+
+    python benchmarks/failover.py [--patience 10] [--calls 100]
+
+Everything runs in one process against the same fault server on loopback; the first request and the next one are shown,
+and how often the primary was knocked at for both. ``>N`` means that the answer had not come within the patience. The
+last lines compare a routed call with the plain adapter. LangChain is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from learnflow.llm import RouterProvider, _litellm
+from learnflow.llm.board import Board
+from learnflow.llm.providers import CustomProvider
+from learnflow.llm.specs import SPECS
+from learnflow.llm.testing import Fault, FaultServer
+
+Ask = Callable[[], Awaitable[object]]
+FAULTS: dict[str, Fault] = {
+    "500": Fault("refuse"),
+    "429, Retry-After: 30": Fault("refuse", refusal="rate", headers={"retry-after": "30"}),
+    "401": Fault("refuse", refusal="key"),
+    "404 model": Fault("refuse", refusal="model"),
+    "closed": Fault("close"),
+    "hang, 2 s to the first token": Fault("hang"),
+}
+WORDS = [{"role": "user", "content": "hi"}]
+
+
+def ours(one: str, two: str) -> Ask:
+    providers = [CustomProvider(base_url=url, model="m", first_token_timeout=2.0) for url in (one, two)]
+    router = RouterProvider(providers[0], providers[1:], board=Board())
+    return lambda: router.generate("hi")
+
+
+def litellms(one: str, two: str, **tuned: Any) -> Ask:
+    litellm = _litellm._load()  # noqa: SLF001  # quiet and offline, as ours is
+    own = {"max_retries": 0} if tuned else {}
+    models = [
+        {"model_name": name, "litellm_params": {"model": "openai/m", "api_base": url, "api_key": "k", **own}}
+        for name, url in (("p", one), ("s", two))
+    ]
+    router = litellm.Router(models, fallbacks=[{"p": ["s"]}], timeout=2, **tuned)
+    return lambda: router.acompletion(model="p", messages=WORDS)
+
+
+def langchains(one: str, two: str) -> Ask:
+    from langchain_openai import ChatOpenAI  # noqa: PLC0415
+
+    models = [ChatOpenAI(model="m", base_url=url, api_key="k", timeout=2, max_retries=0) for url in (one, two)]
+    chain = models[0].with_fallbacks(models[1:])
+    return lambda: chain.ainvoke("hi")
+
+
+async def seconds(ask: Ask, patience: float) -> str:
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(patience):
+            await ask()
+    except TimeoutError:
+        return f">{patience:g}"
+    except Exception as error:  # noqa: BLE001  # that is what it costs
+        return type(error).__name__[:12]
+    return f"{time.perf_counter() - started:.3f}"
+
+
+async def table(patience: float) -> None:
+    makers: dict[str, Callable[[str, str], Ask]] = {
+        "ours": ours,
+        "LiteLLM Router, tuned": lambda one, two: litellms(one, two, num_retries=0, allowed_fails=0, cooldown_time=30),
+        "LiteLLM Router": litellms,
+        "LangChain with_fallbacks": langchains,
+    }
+    print(f"{'fault':30}{'who':28}{'first s':>10}{'next s':>10}{'knocks':>8}")
+    for name, fault in FAULTS.items():
+        for who, make in makers.items():
+            async with FaultServer("openai", fault=fault) as one, FaultServer("openai") as two:
+                two.fault = Fault("whole") if who != "ours" else None
+                try:
+                    ask = make(one.base_url, two.base_url)
+                except ImportError:
+                    continue
+                first, second = await seconds(ask, patience), await seconds(ask, patience)
+                print(f"{name:30}{who:28}{first:>10}{second:>10}{len(one.seen):>8}", flush=True)
+
+
+async def cost(calls: int, rounds: int) -> None:
+    async with FaultServer("openai") as one, FaultServer("openai") as two:
+        plain = CustomProvider(base_url=one.base_url, model="m")
+        routed = RouterProvider(plain, [CustomProvider(base_url=two.base_url, model="m")], board=Board())
+        ratios = []
+        for _ in range(rounds):
+            spent = []
+            for provider in (plain, routed):
+                started = time.process_time()
+                for _ in range(calls):
+                    await provider.generate("hi")
+                spent.append(time.process_time() - started)
+            ratios.append(spent[1] / spent[0])
+        print(f"\na routed call / the plain adapter, CPU: {statistics.median(ratios):.2f} (median of {rounds} rounds)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds")
+    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+
+    async def run() -> None:
+        await _litellm.ready(SPECS["custom"])
+        await _litellm.ready(SPECS["openai"])
+        await table(options.patience)
+        await cost(options.calls, options.rounds)
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()
