@@ -176,3 +176,15 @@ def test_the_demo_asks_a_server_that_answers(server: FaultServer) -> None:
     assert ran.returncode == 0, ran.stderr
     assert f"llama.cpp answers at {server.base_url}" in ran.stdout
     assert "RECORDED" not in ran.stdout
+
+
+def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
+    monkeypatch.setenv("OLLAMA_MODEL", "llama3")
+    monkeypatch.setenv("OLLAMA_CAPABILITIES", "no-vision")
+    assert main(["explain", "hi"]) == 0
+    shown = capsys.readouterr().out
+    assert "OPENAI_API_KEY" in shown
+    assert "would serve" in shown
+    assert main(["explain", "hi", "--image"]) == 3
+    assert "lacks vision" in capsys.readouterr().out
