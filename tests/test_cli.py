@@ -182,9 +182,9 @@ def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
     monkeypatch.setenv("OLLAMA_MODEL", "llama3")
     monkeypatch.setenv("OLLAMA_CAPABILITIES", "no-vision")
-    assert main(["explain", "hi"]) == 0
+    assert cli.main(["explain", "hi"]) == 0
     shown = capsys.readouterr().out
     assert "OPENAI_API_KEY" in shown
     assert "would serve" in shown
-    assert main(["explain", "hi", "--image"]) == 3
+    assert cli.main(["explain", "hi", "--image"]) == 3
     assert "lacks vision" in capsys.readouterr().out
