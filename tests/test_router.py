@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, events
 from learnflow.llm.adapter import BaseProvider
-from learnflow.llm.board import Board
+from learnflow.llm.board import Board, Place
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import FaultName, closed_port
@@ -506,3 +506,128 @@ async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
 def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
     assert {kind.row for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
     assert issubclass(VLLMProvider, BaseProvider)
+
+
+async def test_one_who_leaves_takes_nobody_along() -> None:
+    clock = Clock()
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = router(provider_for(server), board=Board(clock))
+        server.script = [Fault("close")] * 2
+        with pytest.raises(errors.ConnectionFailed):
+            await router(provider_for(server), retries=0, board=chain._board).generate("hi")
+        asked = [asyncio.create_task(chain.generate("hi")) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert answers[1:] == [TEXT] * 4
+
+
+async def test_a_trial_that_fails_otherwise_keeps_no_breaker_busy_for_ever() -> None:
+    clock = Clock()
+    async with FaultServer("openai", TEXT) as one, FaultServer("vllm", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two), board=Board(clock))
+        one.script = [Fault("refuse", refusal="quota"), Fault("refuse")]
+        for _ in range(12):
+            await chain.generate("hi")
+            await asyncio.sleep(0.05)
+            clock.now += 301
+        assert (await chain.complete("hi")).provider == "custom"
+
+
+@pytest.mark.parametrize("routing", ["order", "cost", "latency", "local-first"])
+async def test_a_member_that_cannot_be_asked_stops_nothing(routing: str) -> None:
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = RouterProvider("openai", [provider_for(server)], routing=routing, board=Board())  # type: ignore[arg-type]
+        assert await chain.generate("hi") == TEXT
+        assert await chain.health_check()
+        assert await chain.list_models() == ["fault-model"]
+        assert "openai" in repr(chain)
+
+
+async def test_a_server_that_says_loading_for_ever_is_not_hammered() -> None:
+    async with FaultServer("llamacpp", fault=Fault("refuse", refusal="loading")) as server:
+        with pytest.raises(errors.ModelLoading):
+            await router(provider_for(server)).generate("hi", timeout=1.5)
+        assert len(server.seen) <= 4
+
+
+def test_probes_before_their_time_make_no_period_longer() -> None:
+    board = Board(Clock())
+    place = Place("http://x", None)
+    board.fail(place, errors.ConnectionFailed("x"))
+    for _ in range(10):
+        for breaker in board.shut(place):
+            breaker.probed(board.clock(), ready=False)
+    assert [breaker.period for breaker in board.shut(place)] == [5]
+
+
+def test_an_older_answer_closes_no_breaker() -> None:
+    clock = Clock()
+    board, place = Board(clock), Place("http://x", "m")
+    began = clock.now
+    clock.now += 1
+    board.fail(place, errors.RateLimited("x", retry_after=60))
+    assert not board.answer(place, 0.1, began)
+    assert board.shut(place)
+
+
+async def test_local_only_asks_no_cloud_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = router(
+            OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
+        )
+        assert (await chain.complete("hi")).attempts == 1
+        assert "LLM_LOCAL_ONLY" in chain.explain("hi")[0].why
+
+
+async def test_a_refused_beginning_is_asked_for_in_words() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        two.script = [Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')]
+        assert await heard(chain, "stream") == TEXT
+        assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "user"]
+
+
+async def test_pictures_are_not_lost_on_the_way() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    asked = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, picture]}]
+    async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
+        assert "".join([piece async for piece in chain.stream(asked)]) == TEXT
+        assert two.seen[-1].path == "/api/chat"
+        assert two.seen[-1].body["messages"][0]["images"]
+
+
+async def test_a_short_timeout_of_one_caller_is_nobodys_fault() -> None:
+    async with pair("vllm", "llamacpp", Fault("hang")) as (one, two, _):
+        chain = router(provider_for(one), provider_for(two))
+        assert await chain.generate("hi", timeout=0.4) == TEXT
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_strangers_are_bounded_and_their_exceptions_are_failures() -> None:
+    class Stranger:
+        def __init__(self, how: str) -> None:
+            self.name = how
+
+        async def complete(self, *a: Any, **k: Any) -> Any:
+            if self.name == "hangs":
+                await asyncio.sleep(60)
+            raise OSError("boom")
+
+        def get_capabilities(self) -> Any:
+            return CustomProvider("http://x").get_capabilities()
+
+    async with FaultServer("vllm", TEXT) as two:
+        for how in ("hangs", "raises"):
+            chain = router(Stranger(how), provider_for(two))  # type: ignore[arg-type]
+            assert await chain.generate("hi", timeout=1) == TEXT
+
+
+async def test_a_full_queue_leaves_the_others_their_share() -> None:
+    async with FaultServer("llamacpp", fault=Fault("stall", after=1)) as one, FaultServer("vllm", TEXT) as two:
+        first = provider_for(one, max_concurrency=1)
+        async with first.stream("hi") as busy:
+            await anext(busy)
+            assert (await router(first, provider_for(two)).complete("hi", timeout=1)).provider == "vllm"

@@ -53,20 +53,20 @@ class Board:
         """It failed. Returns whether this opened a breaker."""
         now = self.clock()
         self.record(place).failure(error, now)
+        self.settle(place)  # whatever trial this was: one breaker's failure is the end of it for the others
         meant = verdict(error)
         if meant.opens is None:
-            self.settle(place)
             return False
         where = Place(place.address, None) if meant.whole_address else place
         return self.breakers.setdefault(where, Breaker()).fail(error, now)
 
-    def answer(self, place: Place, first_token_s: float | None) -> bool:
-        """It answered. Returns whether this closed a breaker."""
+    def answer(self, place: Place, first_token_s: float | None, began: float) -> bool:
+        """It answered a request that began then. Returns whether this closed a breaker."""
         self.record(place).answer(first_token_s)
-        open_ones = self.shut(place)
-        for each in open_ones:
+        over = [each for each in self.shut(place) if each.opened <= began]  # an older answer says nothing of now
+        for each in over:
             each.close()
-        return bool(open_ones)
+        return bool(over)
 
     def settle(self, place: Place) -> None:
         """A trial ended without saying anything of the place."""
@@ -78,7 +78,7 @@ class Board:
         return self.records.setdefault(place, Record())
 
     def _both(self, place: Place) -> list[Breaker]:
-        places = (place, Place(place.address, None))
+        places = dict.fromkeys((place, Place(place.address, None)))
         return [self.breakers[each] for each in places if each in self.breakers]
 
 

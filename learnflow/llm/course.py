@@ -28,12 +28,13 @@ _AGAIN_S: Final = 0.5  # between two looks at a server that loads
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How a chain is run: retries of the same provider, order, seconds for a request and for a load."""
+    """How a chain is run: retries of the same provider, order, seconds for a request and a load, nothing but local."""
 
     retries: int
     routing: policy.Routing
     deadline: float
     load: float
+    local_only: bool
 
 
 class Course:
@@ -101,6 +102,7 @@ class Course:
                 raise self._final(
                     self._last or errors.AnswerCut("the answer broke, and began otherwise when asked again")
                 )
+            self._resumed -= 1  # the same break
             cut = seam.as_it_broke(cut.delivered)
 
     def _cut(self) -> seam.Cut | None:
@@ -116,20 +118,16 @@ class Course:
         loop = asyncio.get_running_loop()
         started, model = loop.time(), self.model_for(hop)
         place, call = hop.place(model), self._call
-        others = self._others(hop)
+        others, began = self._others(hop), self._board.clock()
         attempt = Attempt(
             number=len(self._tried) + 1,
             patience=policy.patience(self._deadline - started, others) if others else None,
             prefix=cut.prefix if cut and cut.prefix else None,
             thinking=self._thinking if cut and cut.prefix else "",
         )
-        joint = None
-        if cut:
-            joint = seam.Seam(cut, words=hop.in_words and attempt.prefix is not None)
-            call = replace(call, max_tokens=max(1, call.max_tokens - self._tokens + len(cut.rest)))
-            self._resumed += 1
-            words = joint.words
-            events.emit(events.Resumed(provider=hop.name, characters=len(self._text), in_words=words))
+        joint = seam.Seam(cut, words=hop.in_words and attempt.prefix is not None) if cut else None
+        if joint:
+            call = self._rest_of(call, attempt, joint, hop)
         failed: LLMError | None = None
         try:
             stream = hop.ask(call, model, attempt, max(0.001, self._deadline - started))
@@ -148,14 +146,23 @@ class Course:
             if joint and joint.torn:
                 yield None
                 return
-            self._complete(hop, place, stream.completion, started)
+            self._complete(hop, place, stream.completion, started, began)
         except LLMError as error:
             failed = error
         finally:
             if failed is None and self.completion is None:
                 self._board.settle(place)  # left, or torn: a trial says nothing
         if failed:
-            self._failed(hop, place, failed, loop.time() - started)
+            self._failed(hop, place, failed, loop.time() - started, attempt)
+
+    def _rest_of(self, call: Call, attempt: Attempt, joint: seam.Seam, hop: Hop) -> Call:
+        """What is asked for where an answer goes on: as much less as was delivered."""
+        self._resumed += 1
+        events.emit(events.Resumed(provider=hop.name, characters=len(self._text), in_words=joint.words))
+        if attempt.prefix is None:
+            return call
+        again = len(self._text) - len(attempt.prefix)  # characters, which are tokens at the most
+        return replace(call, max_tokens=max(1, call.max_tokens - self._tokens + again))
 
     def _heard(self, text: str, now: float) -> None:
         self._text += text
@@ -163,8 +170,8 @@ class Course:
         if self._first_token_s is None:
             self._first_token_s = now - self._started
 
-    def _complete(self, hop: Hop, place: Place, whole: Completion, started: float) -> None:
-        if self._board.answer(place, whole.first_token_s):
+    def _complete(self, hop: Hop, place: Place, whole: Completion, started: float, began: float) -> None:
+        if self._board.answer(place, whole.first_token_s, began):
             events.emit(events.Closed(provider=hop.name, model=place.model))
         first = self._first_token_s
         if whole.first_token_s is not None and not self._resumed:
@@ -182,20 +189,26 @@ class Course:
             resumed=self._resumed + whole.resumed,
         )
 
-    def _failed(self, hop: Hop, place: Place, error: LLMError, seconds: float) -> None:
+    def _failed(self, hop: Hop, place: Place, error: LLMError, seconds: float, attempt: Attempt) -> None:
         """What this failure means for the place and for the request. Raises where it is over."""
-        self._tried.append(Tried(hop.name, error.model or place.model, type(error).__name__, error.status, seconds))
-        if self._board.fail(place, error):
+        own = Tried(hop.name, error.model or place.model, type(error).__name__, error.status, seconds)
+        self._tried.extend(error.attempts or (own,))  # a router inside this one tells its own
+        hurried = attempt.patience is not None and isinstance(error, errors.FirstTokenTimeout)
+        if hurried and not hop.own_time_is_over(seconds):
+            self._board.settle(place)  # others wanted their share: no fault of this one
+        elif self._board.fail(place, error):
             breaker = self._board.shut(place)[0]
             name = type(error).__name__
             events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
         self._last = self._asked[hop.number] = error
-        if isinstance(error, errors.Unsupported) and self._text and not hop.in_words:
+        ours = attempt.prefix is not None and not hop.in_words  # the beginning that was given was our idea
+        filtered = isinstance(error, errors.ContentFiltered)
+        if ours and isinstance(error, errors.Unsupported | errors.RequestError) and not filtered:
             hop.in_words = True  # it cannot continue a begun answer after all: ask in words
             del self._asked[hop.number]
-        if not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
+        elif not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
             raise self._final(error)
-        if self._text or error.partial:
+        if self._text or error.partial or error.tokens:
             self._broke(error)
 
     def _broke(self, error: LLMError) -> None:
@@ -206,7 +219,7 @@ class Course:
             raise self._final(error)
         self._usages.append(Usage())  # of a part that nobody counted
         self._costs.append(0.0 if self._costs_nothing(error) else None)
-        if not shown and (rigid or self._resume != "continue"):
+        if not shown and (rigid or self._resume != "continue" or not self._text.strip()):
             self._text, self._thinking, self._tokens = "", "", 0
             return
         self._thinking = self._thinking or error.thinking
@@ -248,7 +261,7 @@ class Course:
         shut = self._board.shut(place)
         if not shut or not policy.verdict(shut[0].error or LLMError("")).visible:
             return True
-        if await self._probe(hop):
+        if await asyncio.shield(self._probe(hop)):  # others wait for it too
             return True
         error = copy.copy(shut[0].error or errors.ConnectionFailed("not ready"))
         error.partial, error.thinking, error.attempts = "", "", ()
@@ -263,8 +276,11 @@ class Course:
         for breaker in self._board.shut(hop.place(self.model_for(hop))):
             breaker.begin()
 
-    def _probed(self, hop: Hop, *, ready: bool) -> None:
+    def _probed(self, hop: Hop, *, ready: bool | None) -> None:
         place, now = hop.place(self.model_for(hop)), self._board.clock()
+        if ready is None:  # it was cut: nothing is known
+            self._board.settle(place)
+            return
         for breaker in self._board.shut(place):
             breaker.probed(now, ready=ready)
         if not self._board.shut(place):
@@ -274,32 +290,34 @@ class Course:
         """Everybody was asked: wait for a load, or a little, and begin another round; else raise the last error."""
         if self._last is None:
             raise self._nobody()
-        loading = [hop for hop in self._hops if isinstance(self._asked.get(hop.number), errors.ModelLoading)]
-        for hop in loading:
-            await self._loaded(hop)
-            del self._asked[hop.number]
-            return
         again = {number: error for number, error in self._asked.items() if error.retryable}
-        if self._rounds >= self._rules.retries or not again:
+        loading = [hop for hop in self._hops if isinstance(again.get(hop.number), errors.ModelLoading)]
+        others = len(again) > len(loading) and self._rounds < self._rules.retries
+        if not loading and not others:
             raise self._final(self._last)
-        asked = [error.retry_after for error in again.values() if error.retry_after is not None]
-        delay = policy.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
-        if not self._remains(delay):
-            raise self._final(self._last)
-        self._rounds += 1
-        await asyncio.sleep(delay)
-        for number in again:
+        if loading:
+            await self._loaded(loading, wait=not others)
+        if others:
+            asked = [error.retry_after for error in again.values() if error.retry_after is not None]
+            delay = policy.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
+            if not self._remains(delay):
+                raise self._final(self._last)
+            self._rounds += 1
+            await asyncio.sleep(delay)
+        for number in again if others else [hop.number for hop in loading]:
             del self._asked[number]
 
-    async def _loaded(self, hop: Hop) -> None:
-        """Until it has loaded its model; the load is never hurried, and has a budget of its own."""
+    async def _loaded(self, hops: Sequence[Hop], *, wait: bool) -> None:
+        """Until one of them has loaded its model, where ``wait``; a load is never hurried, and has its own budget."""
         loop = asyncio.get_running_loop()
-        over = min(self._deadline, loop.time() + self._rules.load)
-        while await hop.state() == "loading":
+        over = min(self._deadline, self._started + self._rules.load)
+        while True:
             if loop.time() + _AGAIN_S > over:
                 assert self._last is not None  # noqa: S101  # it said that it loads
                 raise self._final(self._last)
             await asyncio.sleep(_AGAIN_S)
+            if not wait or any(state != "loading" for state in [await hop.state() for hop in hops]):
+                return
 
     def _remains(self, seconds: float = 0.0) -> bool:
         return asyncio.get_running_loop().time() + seconds < self._deadline
@@ -311,21 +329,25 @@ class Course:
         )
 
     def order(self) -> list[Hop]:
-        """The chain in the order in which it is asked."""
+        """The chain in the order in which it is asked; those that cannot be come last."""
+        hops = [hop for hop in self._hops if not hop.broken]
+        broken = [hop for hop in self._hops if hop.broken]
         if self._rules.routing == "order":
             return list(self._hops)
         standings = []
-        for at, hop in enumerate(self._hops):
+        for at, hop in enumerate(hops):
             record = self._board.record(hop.place(self.model_for(hop)))
             cost = hop.provider.get_capabilities()["cost"]
             standings.append(policy.Standing(place=at, latency_s=record.first_token_s, cost=cost, local=hop.local))
-        return [self._hops[at] for at in policy.ranked(standings, self._rules.routing)]
+        return [hops[at] for at in policy.ranked(standings, self._rules.routing)] + broken
 
     def why_not(self, hop: Hop) -> list[str]:
         """What it lacks for this request, in words."""
         if hop.broken:
             return [str(hop.broken)]
-        return hop.lacks(self._call.needs, self.model_for(hop)) if len(self._hops) > 1 else []
+        if len(self._hops) == 1:
+            return []
+        return hop.lacks(self._call.needs, self.model_for(hop), local_only=self._rules.local_only)
 
     def model_for(self, hop: Hop) -> str | None:
         """The model to ask it for: the one that was named where it has it, else its own."""

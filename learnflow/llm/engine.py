@@ -84,7 +84,7 @@ class Engine:
                 closes = self._closes_only(model) and not goes_on
                 answer = Answer(asked, fit, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
                 async with AsyncExitStack() as stack:
-                    await self._place(stack, deadline)
+                    await self._place(stack, attempt, deadline)
                     pieces = await stack.enter_async_context(
                         aclosing(self._heard(asked, attempt, answer, model, deadline))
                     )
@@ -115,23 +115,23 @@ class Engine:
             pass
         raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
 
-    async def _place(self, stack: AsyncExitStack, deadline: float) -> None:
+    async def _place(self, stack: AsyncExitStack, attempt: Attempt, deadline: float) -> None:
         """A place among the requests that this provider takes at once; waiting counts against the deadline only."""
         if self.times.max_concurrency is None:
             return
         loop = asyncio.get_running_loop()
         places = self._places.setdefault(loop, asyncio.Semaphore(self.times.max_concurrency))
+        limit = deadline if attempt.patience is None else min(deadline, loop.time() + attempt.patience)
         late = False
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(limit):
                 await stack.enter_async_context(places)
         except TimeoutError:
             late = True
         if late:
-            raise errors.DeadlineExceeded(
-                f"the deadline was over while {self.times.max_concurrency} others were being answered",
-                hint=f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more",
-            )
+            what = f"{self.times.max_concurrency} others were being answered all the time"
+            hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
+            raise (errors.DeadlineExceeded if limit >= deadline else errors.Overloaded)(what, hint=hint)
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))

@@ -7,16 +7,17 @@ Only the router uses it. A provider that is not one of ours is asked through the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from . import prices
+from . import errors, prices
 from .adapter import BaseProvider
 from .base import Answering, LLMProvider, Options, Prompt, TextStream
 from .board import Place
 from .errors import LLMError
+from .known import Health
 from .policy import Needs, lacks
 from .request import Attempt
 
@@ -63,6 +64,7 @@ class Hop:
         self._provider = provider
         self._only_words = False
         self._looked = False
+        self._looking: asyncio.Task[Health] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._probe: asyncio.Task[bool] | None = None
 
@@ -103,11 +105,13 @@ class Hop:
             return Place(f"{self.name}#{id(self._provider)}", model)
         return Place(self.own.endpoint.base, model or self.own.model)
 
-    async def look(self, *, again: bool = False) -> None:
-        """Learn what it is and what it can, once."""
-        if self.own and (again or not self._looked):
-            self._looked = True
-            await self.own.refresh(PROBE_S)
+    async def look(self, within: float = PROBE_S) -> None:
+        """Learn what it is and what it can, until that has succeeded once; many who want it look once."""
+        if self.own is None or self._looked:
+            return
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not asyncio.get_running_loop():
+            self._looking = asyncio.create_task(self.own.refresh(within))
+        self._looked = (await asyncio.shield(self._looking)).state != "down"
 
     def has(self, model: str) -> bool:
         """Whether it has this model, as far as that is known."""
@@ -120,8 +124,11 @@ class Hop:
             return server.find(model) is not None
         return not self.own.spec.local and bool(prices.known(self.own.spec.litellm, model)["context"])
 
-    def lacks(self, needs: Needs, model: str | None) -> list[str]:
+    def lacks(self, needs: Needs, model: str | None, *, local_only: bool) -> list[str]:
         """What it certainly lacks, in words."""
+        stays = self.own is not None and (self.own.spec.local or self.own.endpoint.near)
+        if (local_only or (self.own and self.own.engine.times.local_only)) and not (stays or self.local):
+            return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         can = self.own.get_capabilities(model or self.own.model) if self.own else self.provider.get_capabilities()
         window = can["context_served"]
         if self.own and self.own.spec.window:  # it grows with the request, up to what the model was trained for
@@ -152,11 +159,11 @@ class Hop:
                 return await self.provider.health_check()
         return False
 
-    def probe(self, begin: Callable[[], None], done: Callable[[bool], None]) -> asyncio.Task[bool]:
-        """One probe for all who want one now; ``begin`` and ``done`` are told once."""
+    def probe(self, begin: Callable[[], None], done: Callable[[bool | None], None]) -> asyncio.Task[bool]:
+        """One probe for all who want one now; ``begin`` and ``done`` are told once, ``done`` None where it was cut."""
 
         async def probing() -> bool:
-            ready = False
+            ready: bool | None = None
             try:
                 ready = await self.ready()
             finally:
@@ -167,6 +174,10 @@ class Hop:
             begin()
             self._probe = asyncio.create_task(probing())
         return self._probe
+
+    def own_time_is_over(self, seconds: float) -> bool:
+        """Whether it took as long as its own budget for the first token, not only what others left it."""
+        return self.own is not None and seconds >= self.own.engine.times.first_token
 
     async def state(self) -> str:
         """How it is, for one that was loading."""
@@ -193,19 +204,53 @@ class Hop:
                 tools=tools,
                 attempt=attempt,
             )
-        if not call.whole:
-            return self.provider.stream(prompt, model, call.temperature, limit, **more)
         answering = Answering()
 
-        async def at_once() -> Any:
-            done = await self.provider.complete(prompt, model, call.temperature, limit, **more)
-            answering.completion = done
-            if done.text:
-                yield done.text
+        async def stranger() -> AsyncGenerator[str, None]:
+            stream = None if call.whole else self.provider.stream(prompt, model, call.temperature, limit, **more)
+            if stream is None:
+                done = await self.provider.complete(prompt, model, call.temperature, limit, **more)
+                if done.text:
+                    yield done.text
+                answering.completion = done
+                return
+            async with aclosing(stream):
+                async for piece in stream:
+                    yield piece
+                answering.completion = stream.completion
 
-        return TextStream(at_once(), answering)
+        return TextStream(_bounded(stranger(), self.name, attempt.patience, timeout_s), answering)
 
 
 def _in_words(prompt: Prompt, prefix: str) -> list[Any]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": _GO_ON}]
+
+
+async def _bounded(
+    pieces: AsyncGenerator[str, None], name: str, patience: float | None, timeout_s: float
+) -> AsyncGenerator[str, None]:
+    """The pieces of a provider that may know neither our times nor our errors."""
+    loop = asyncio.get_running_loop()
+    over = loop.time() + timeout_s
+    limit = over if patience is None else min(over, loop.time() + patience)
+    async with aclosing(pieces):
+        while True:
+            failed: LLMError | None = None
+            piece = ""
+            try:
+                async with asyncio.timeout_at(limit):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                late = errors.DeadlineExceeded if limit >= over else errors.FirstTokenTimeout
+                failed = late("nothing came in time", provider=name)
+            except LLMError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
+                failed = errors.ServerFailed(f"it raised {type(error).__name__}", provider=name)
+            if failed:
+                raise failed
+            yield piece
+            limit = over

@@ -58,6 +58,8 @@ async def go_on(
     The answer is in ``exchange``. Returns why there is none. Measured on Ollama 0.33 and 0.24 (facts/providers.md 3,
     "Continuing an answer on Ollama"): 224 of 224 cuts at chunk boundaries went on exactly.
     """
+    if any(_more_than_words(each) for each in messages):
+        return errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
     plain = [{"role": each["role"], "content": _words(each.get("content"))} for each in messages]
     think = {"think": body["think"]} if "think" in body else {}
     same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # other ones load it again
@@ -89,6 +91,13 @@ async def _rendered(door: Door, body: Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
     return text
+
+
+def _more_than_words(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    other = any(part.get("type") != "text" for part in parts)
+    return other or bool(message.get("images") or message.get("tool_calls")) or message["role"] == "tool"
 
 
 def _words(content: Any) -> str:

@@ -73,11 +73,13 @@ class Breaker:
         error: why it is open; None while it is closed.
         until: when the period is over.
         period: how long it is, or was.
+        opened: since when it is open.
     """
 
     error: LLMError | None = None
     until: float = 0.0
     period: float = 0.0
+    opened: float = 0.0
     _visible: bool = False
     _probed: bool = False
     _busy: bool = False  # a probe or a trial is under way
@@ -104,10 +106,11 @@ class Breaker:
         self._busy = False
 
     def probed(self, now: float, *, ready: bool) -> None:
-        """How the probe went."""
+        """How the probe went; one before its time that fails does not make the period longer."""
         self._busy = False
         if not ready:
-            self._again(now)
+            if now >= self.until:
+                self._again(now)
         elif self._visible:
             self.close()
         else:
@@ -129,6 +132,7 @@ class Breaker:
             return False  # one of many that were under way when it opened
         self.error, self._visible, self._probed = error, meant.visible, False
         if newly:
+            self.opened = now
             asked = error.retry_after
             self.period = meant.opens if asked is None else min(max(asked, 0.0), LONGEST_S)
             self.until = now + self.period

@@ -26,7 +26,7 @@ from .base import (
 from .board import BOARD, Board
 from .course import Course, Resume, Rules
 from .errors import LLMError
-from .hop import Call, Hop
+from .hop import PROBE_S, Call, Hop
 from .keywords import rows
 from .known import Capabilities, Health
 from .policy import Needs, Routing
@@ -102,6 +102,7 @@ class RouterProvider:
             routing=routing or common.llm_routing,
             deadline=deadline or common.llm_deadline,
             load=common.llm_load_timeout,
+            local_only=common.llm_local_only,
         )
         if find is None and not members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
@@ -109,7 +110,7 @@ class RouterProvider:
             raise next(hop.broken for hop in self._hops if hop.broken)
 
     def __repr__(self) -> str:
-        return f"RouterProvider({', '.join(repr(hop.provider) for hop in self._hops)})"
+        return f"RouterProvider({', '.join(repr(hop.provider) if not hop.broken else hop.name for hop in self._hops)})"
 
     @property
     def name(self) -> str:
@@ -156,7 +157,7 @@ class RouterProvider:
 
     async def list_models(self) -> list[str]:
         """The models of all providers that answer. Raises the last LLMError where none does."""
-        hops = await self._chain()
+        hops = [hop for hop in await self._chain() if not hop.broken]
         listed = await asyncio.gather(*(hop.provider.list_models() for hop in hops), return_exceptions=True)
         names = [name for each in listed if isinstance(each, list) for name in each]
         failed = [each for each in listed if isinstance(each, BaseException)]
@@ -167,7 +168,7 @@ class RouterProvider:
     async def health_check(self) -> bool:
         """Whether one of them would answer now; never raises."""
         try:
-            hops = await self._chain()
+            hops = [hop for hop in await self._chain() if not hop.broken]
         except LLMError:
             return False
         return any(await asyncio.gather(*(hop.provider.health_check() for hop in hops)))
@@ -301,7 +302,8 @@ class RouterProvider:
         needs = call.needs
         if len(hops) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
-            await asyncio.gather(*(hop.look() for hop in hops if curious or hop.loads))
+            within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
+            await asyncio.gather(*(hop.look(within) for hop in hops if curious or hop.loads))
         course = Course(hops, self._board, self._rules, call, resume)
         try:
             async with aclosing(course.pieces()) as pieces:
