@@ -631,3 +631,11 @@ async def test_a_full_queue_leaves_the_others_their_share() -> None:
         async with first.stream("hi") as busy:
             await anext(busy)
             assert (await router(first, provider_for(two)).complete("hi", timeout=1)).provider == "vllm"
+
+
+@pytest.mark.parametrize("page", [b"no JSON", b"[" * 100_000, b'{"_debug_info": 3}'])
+async def test_a_template_that_cannot_be_had_is_no_end(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
+        monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
+        assert await heard(chain, "stream") == TEXT
+        assert [seen.path for seen in two.seen] == ["/api/chat"]  # asked in words

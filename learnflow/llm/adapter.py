@@ -229,7 +229,4 @@ class BaseProvider:
         self, prompt: Prompt, model: str | None, temperature: float, max_tokens: int, more: More, *, tools: bool
     ) -> Completion:
         """The whole answer: the same stream, gathered."""
-        async with self.attempt(prompt, model, temperature, max_tokens, more, whole=True, tools=tools) as answer:
-            async for _ in answer:
-                pass
-        return answer.completion
+        return await self.attempt(prompt, model, temperature, max_tokens, more, whole=True, tools=tools).whole()

@@ -206,6 +206,13 @@ class TextStream(AsyncIterator[str]):
                 self._left.set()
         raise StopAsyncIteration
 
+    async def whole(self) -> Completion:
+        """Read it to its end, for who wants no pieces; returns the completion."""
+        async with self:
+            async for _ in self:
+                pass
+        return self.completion
+
     async def aclose(self) -> None:
         """Close the connection; the server stops. A task that waits for a piece sees the end of the stream."""
         if self._left is None:

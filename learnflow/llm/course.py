@@ -121,7 +121,7 @@ class Course:
         others, began = self._others(hop), self._board.clock()
         attempt = Attempt(
             number=len(self._tried) + 1,
-            patience=policy.patience(self._deadline - started, others) if others else None,
+            patience=policy.patience(self._deadline - started) if others else None,
             prefix=cut.prefix if cut and cut.prefix else None,
             thinking=self._thinking if cut and cut.prefix else "",
         )
@@ -209,25 +209,22 @@ class Course:
         elif not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
             raise self._final(error)
         if self._text or error.partial or error.tokens:
-            self._broke(error)
+            self._broke(hop, error)
 
-    def _broke(self, error: LLMError) -> None:
+    def _broke(self, hop: Hop, error: LLMError) -> None:
         """It broke after a part had arrived: keep it, forget it, or give up."""
         call, shown = self._call, bool(self._text) and not self._call.whole
         rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch)
         if shown and (rigid or self._resume == "raise"):
             raise self._final(error)
         self._usages.append(Usage())  # of a part that nobody counted
-        self._costs.append(0.0 if self._costs_nothing(error) else None)
+        free = hop.provider.get_capabilities()["cost"] == (0.0, 0.0)
+        self._costs.append(0.0 if free else None)
         if not shown and (rigid or self._resume != "continue" or not self._text.strip()):
             self._text, self._thinking, self._tokens = "", "", 0
             return
         self._thinking = self._thinking or error.thinking
         self._tokens = max(self._tokens, error.tokens)
-
-    def _costs_nothing(self, error: LLMError) -> bool:
-        hop = next((each for each in self._hops if each.name == error.provider), None)
-        return hop is not None and hop.provider.get_capabilities()["cost"] == (0.0, 0.0)
 
     async def _next(self) -> Hop:
         """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""

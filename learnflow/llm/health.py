@@ -241,11 +241,11 @@ class Door:
             error = failed
         said: Any = {}
         if error is None and data.strip():
-            said, error = _read(data)
+            said, error = read_page(data)
         return Page(said=said, headers=exchange.headers, error=error)
 
 
-def _read(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
+def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
     """The JSON object of a page, or what it is instead."""
     try:
         said = json.loads(data)
@@ -258,7 +258,7 @@ def _read(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
 
 def complaint_of(data: bytes) -> LLMError | None:
     """What a 200 complains of, where it is no answer (LM Studio's for a page that it does not know)."""
-    return _read(data)[1] if data.strip() else None
+    return read_page(data)[1] if data.strip() else None
 
 
 def _own(kind: Kind, pages: Mapping[str, Page]) -> Server | None:

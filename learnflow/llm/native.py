@@ -7,14 +7,13 @@ The adapter asks it, for ``warm_up`` and for a continuation.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from . import errors, net
 from .errors import LLMError
-from .health import Door, complaint_of
+from .health import Door, complaint_of, read_page
 from .request import Attempt
 
 Watch = Callable[[float], None]
@@ -81,14 +80,12 @@ async def go_on(
 
 
 async def _rendered(door: Door, body: Mapping[str, Any]) -> str:
-    """The prompt as the server's template makes it; nothing is generated."""
-    said = json.loads(
-        await net.fetch(
-            f"{door.endpoint.root}/api/chat", door.exchange(), {**body, "stream": False, "_debug_render_only": True}
-        )
-    )
-    text = said.get("_debug_info", {}).get("rendered_template") if isinstance(said, dict) else None
-    if not isinstance(text, str):
+    """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
+    asked = {**body, "stream": False, "_debug_render_only": True}
+    said, wrong = read_page(await net.fetch(f"{door.endpoint.root}/api/chat", door.exchange(), asked))
+    info = said.get("_debug_info")
+    text = info.get("rendered_template") if isinstance(info, dict) else None
+    if wrong or not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
     return text
 

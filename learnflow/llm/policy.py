@@ -185,9 +185,9 @@ def ranked(standings: Sequence[Standing], routing: Routing) -> list[int]:
     return [one.place for one in sorted(standings, key=key)]
 
 
-def patience(remaining: float, others: int) -> float:
-    """Seconds that a provider may take to its first token, so that the others behind it have a share."""
-    return remaining / 2 if others else remaining
+def patience(remaining: float) -> float:
+    """Seconds that a provider may take to its first token where others behind it want a share of the time."""
+    return remaining / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

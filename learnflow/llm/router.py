@@ -131,7 +131,8 @@ class RouterProvider:
         **more: Unpack[RouterOptions],
     ) -> str:
         """The text of the answer, whoever gave it. ``model`` goes to those who have it; the others use their own."""
-        return (await self._whole(prompt, model, temperature, max_tokens, more, tools=False)).text
+        answer = self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=False)
+        return (await answer.whole()).text
 
     async def complete(
         self,
@@ -142,7 +143,7 @@ class RouterProvider:
         **more: Unpack[RouterOptions],
     ) -> Completion:
         """The answer and everything known about it: who gave it, after how many attempts, how often resumed."""
-        return await self._whole(prompt, model, temperature, max_tokens, more, tools=True)
+        return await self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=True).whole()
 
     def stream(
         self,
@@ -245,21 +246,6 @@ class RouterProvider:
             "failed": record.failed,
             "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
         }
-
-    async def _whole(
-        self,
-        prompt: Prompt,
-        model: str | None,
-        temperature: float,
-        max_tokens: int,
-        more: Mapping[str, Any],
-        *,
-        tools: bool,
-    ) -> Completion:
-        async with self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=tools) as answer:
-            async for _ in answer:
-                pass
-        return answer.completion
 
     def _ask(
         self,
