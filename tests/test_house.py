@@ -28,7 +28,7 @@ STOREYS = [
     ["specs", "causes", "endpoint", "prices", "window", "seam"],
     ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers"],
     ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
-    ["pool", "route", "net"],
+    ["tape", "deck", "pool", "route", "net"],
     ["_litellm", "health", "native", "knowledge"],
     ["fit", "listen", "answer"],
     ["engine"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Unpack
 
-from . import _litellm, errors, native, settings, window
+from . import _litellm, deck, errors, native, settings, window
 from .base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
@@ -56,10 +56,12 @@ class BaseProvider:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
         env_key = own.api_key.get_secret_value() if own.api_key else None
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version)
+        tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
+        taped = deck.playing(tapes) is not None
+        self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, taped=taped)
         self.model = model or own.model
         self._times = settle_times(self.spec, times, common, own)
-        door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only)
+        door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only, tapes)
         self.knowledge = Knowledge(door, self.model, own.stated)
         self.engine = Engine(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
 

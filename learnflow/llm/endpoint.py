@@ -100,18 +100,25 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def settle(
-    spec: ProviderSpec, url: str | None, key: str | None, env_url: str | None, env_key: str | None, version: str | None
+    spec: ProviderSpec,
+    url: str | None,
+    key: str | None,
+    env_url: str | None,
+    env_key: str | None,
+    version: str | None,
+    *,
+    taped: bool = False,
 ) -> Endpoint:
     """The endpoint for what was given and what the environment says; what is given wins.
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none.
+    an empty one is none. Where tapes are played (``taped``), neither address nor key is needed.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
     """
-    where = url or env_url or spec.default_url
+    where = url or env_url or spec.default_url or (f"http://{spec.name}.localhost" if taped else None)
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
     there = endpoint(spec, where, version=version)
@@ -125,7 +132,7 @@ def settle(
             hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
-    if not key and not spec.local:
+    if not key and not spec.local and not taped:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     return replace(there, key=key or None, key_hint=hint)
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from . import _litellm, advice, errors, events, native, net
@@ -26,6 +26,8 @@ from .request import Attempt, Request, Variant
 from .specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
 from .thinking import Piece
 from .times import Times
+
+_CHAT: Final = {"openai": "/chat/completions", "ollama": "/api/chat"}
 
 
 class Engine:
@@ -146,7 +148,7 @@ class Engine:
         times = self._patient(attempt, loads=fit.loads)
         while True:
             ask, path_end = self._question(asked, attempt, model, variant, fit.sending())
-            answer.listening = Listening(self.spec, self.endpoint, times, path_end)
+            answer.listening = Listening(self.spec, times, self.knowledge.door.exchange(path_end, direct=False))
             refused: LLMError | None = None
             try:
                 async with aclosing(answer.listening.pieces(ask, deadline)) as pieces:
@@ -179,8 +181,8 @@ class Engine:
 
     def _question(
         self, asked: Request, attempt: Attempt, model: str, variant: Variant, window: int | None
-    ) -> tuple[Ask, str | None]:
-        """What sends it, and how the path ends, where it is not the usual one."""
+    ) -> tuple[Ask, str]:
+        """What sends it, and how the path ends."""
         way = self.continues if attempt.prefix is not None else None
         if attempt.prefix is not None and way is None:
             raise errors.Unsupported(f"{self.spec.title} cannot continue an answer")
@@ -197,7 +199,7 @@ class Engine:
         async def chat(exchange: net.Exchange) -> LLMError | None:
             return await _litellm.ask(self.spec, self.endpoint, exchange, model, messages, parameters)
 
-        return chat, None
+        return chat, _CHAT[self.spec.dialect]
 
     def _adjusted(self, model: str, why: str | None) -> None:
         if why:

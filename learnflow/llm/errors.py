@@ -29,6 +29,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
      │       ├─ FirstTokenTimeout LLM_FIRST_TOKEN_TIMEOUT
      │       ├─ GapTimeout        LLM_GAP_TIMEOUT
      │       └─ DeadlineExceeded  LLM_DEADLINE or ``timeout=``: time is over for everybody
+     ├─ NotOnTape                 LLM_REPLAY plays tapes, and this request is on none: a test's failure, nobody's outage
      └─ BrokenAnswer              a 200 that is not a whole answer
          ├─ AnswerCut             the stream stopped in the middle
          ├─ BodyCut               an answer in one piece stopped in the middle
@@ -257,6 +258,15 @@ class DeadlineExceeded(TimedOut):
     retryable = False
     failover = False
     advice = "Raise timeout= or LLM_DEADLINE, or ask for less with max_tokens="
+
+
+class NotOnTape(LLMError):
+    """``LLM_REPLAY`` plays tapes, and this request is on none of them; or a test forbids real model calls.
+
+    No fallback answers instead: what a test would show then is not what was recorded.
+    """
+
+    failover = False
 
 
 class BrokenAnswer(LLMError):

@@ -107,11 +107,27 @@ class Closed:
     model: str | None
 
 
-Event = Answered | Failed | Left | Truncated | Adjusted | Moved | Resumed | Opened | Closed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaying:
+    """From now on answers come from the tapes in ``folder``, or are kept there (``mode`` "record")."""
+
+    folder: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotRecorded:
+    """An answer could not be kept on tape."""
+
+    file: str
+    error: str
+
+
+Event = Answered | Failed | Left | Truncated | Adjusted | Moved | Resumed | Opened | Closed | Replaying | NotRecorded
 Sink = Callable[[Event], None]
 
 _sinks: Final[list[Sink]] = []
-_LEVELS: Final[dict[type, str]] = {Truncated: "warning", Moved: "warning", Resumed: "warning", Opened: "warning"}
+_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
@@ -184,8 +200,8 @@ def content(what: str, **fields: Any) -> None:
 
 
 def _log(event: Event) -> None:
-    loud = isinstance(event, Failed) and event.loud
-    level = "error" if loud else _LEVELS.get(type(event), "info")
+    loud = isinstance(event, NotRecorded) or (isinstance(event, Failed) and event.loud)
+    level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
     logger = _logger(level)
     if logger is not None:
         fields = asdict(event)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from . import diagnosis, errors, net
+from .deck import Deck
 from .endpoint import Endpoint, endpoint
 from .errors import LLMError
 from .known import Model, Server
@@ -50,6 +51,7 @@ class Door:
     endpoint: Endpoint
     connect_timeout: float
     local_only: bool
+    deck: Deck | None = None
 
     async def look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
         """Look, for ``within`` seconds at most; never raises.
@@ -209,16 +211,24 @@ class Door:
             zip(wanted, await asyncio.gather(*(self._page(url, None, deadline) for url in wanted)), strict=True)
         )
 
-    def exchange(self) -> net.Exchange:
-        """A request of this server's own: its key, no proxy where it is near."""
+    def exchange(self, path_end: str = "", *, direct: bool | None = None) -> net.Exchange:
+        """A request to this server, with its key.
+
+        Args:
+            path_end: how the path must end.
+            direct: use no proxy; None: where the server is near.
+        """
         there = self.endpoint
         return net.Exchange(
             there.origin,
-            "",
+            path_end,
             self.connect_timeout,
             credentials=there.credentials,
             local_only=self.local_only,
-            direct=there.near,
+            direct=there.near if direct is None else direct,
+            provider=self.spec.name,
+            root=there.root,
+            deck=self.deck,
         )
 
     async def _page(self, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
@@ -237,6 +247,8 @@ class Door:
                 if late
                 else errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
             )
+        except errors.NotOnTape:
+            raise  # of the test, not of the server
         except LLMError as failed:
             error = failed
         said: Any = {}

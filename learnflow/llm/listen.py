@@ -12,7 +12,6 @@ from typing import Final
 
 from . import errors, net
 from .alarm import Alarm
-from .endpoint import Endpoint
 from .errors import LLMError
 from .ndjson import OllamaWire
 from .specs import ProviderSpec
@@ -24,7 +23,6 @@ from .wire import Wire
 Ask = Callable[[net.Exchange], Awaitable[LLMError | None]]
 
 _WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
-_CHAT: Final[dict[str, str]] = {"openai": "/chat/completions", "ollama": "/api/chat"}
 # Seconds that the wire may take after the finish, for the count of tokens, an error, its own end; and after that end,
 # for the end of the connection, which is closed otherwise, not reused.
 _AFTER_FINISH_S: Final = 2.0
@@ -40,20 +38,14 @@ class Listening:
         pieces_heard: how many there were; most servers send a token each.
     """
 
-    def __init__(self, spec: ProviderSpec, endpoint: Endpoint, times: Times, path_end: str | None = None) -> None:
+    def __init__(self, spec: ProviderSpec, times: Times, exchange: net.Exchange) -> None:
         self.wire = _WIRES[spec.dialect]()
         self.first_token_s: float | None = None
         self.total_s = 0.0
         self.pieces_heard = 0
         self._times = times
         self._alarm = Alarm()
-        self._exchange = net.Exchange(
-            endpoint.origin,
-            path_end or _CHAT[spec.dialect],
-            times.connect,
-            credentials=endpoint.credentials,
-            local_only=times.local_only,
-        )
+        self._exchange = exchange
         self._over: float | None = None  # when a finished answer is not waited for any longer
 
     @property

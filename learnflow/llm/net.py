@@ -6,6 +6,7 @@ The airlock speaks through ``client()``, the probes through ``fetch()``; each se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -15,8 +16,9 @@ from typing import Any, Final
 
 import httpx
 
-from . import diagnosis, errors, pool, route
+from . import diagnosis, errors, pool, route, tape
 from .causes import failure_of
+from .deck import Body, Copied, Deck, Played
 from .endpoint import origin
 from .errors import LLMError
 
@@ -28,7 +30,7 @@ _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 
 
-class Recorded(Exception):
+class Diverted(Exception):
     """Ends LiteLLM's call; what happened is in the exchange. No httpx class, so that nobody tries again behind us."""
 
 
@@ -43,6 +45,8 @@ class Exchange:
         credentials: the headers that carry the key; no other header of the kind is sent, whoever added it.
         local_only: refuse what is not loopback or private.
         direct: use no proxy, whatever the environment says.
+        provider, root: the name and the address by which a tape knows where it went.
+        deck: plays the answer, or keeps it.
         dry: answer 200 and nothing, without a connection.
         sent: LiteLLM has come as far as sending.
         connected: a connection was there to send it on.
@@ -58,6 +62,9 @@ class Exchange:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     local_only: bool = False
     direct: bool = False
+    provider: str = ""
+    root: str = ""
+    deck: Deck | None = None
     dry: bool = False
     sent: bool = False
     connected: bool = False
@@ -76,8 +83,8 @@ class Exchange:
 current: ContextVar[Exchange] = ContextVar("learnflow_llm_exchange")
 
 
-class Body:
-    """The bytes of an answer as they arrive."""
+class Received:
+    """The bytes of an answer as they arrive from a server."""
 
     def __init__(self, response: httpx.Response, alone: httpx.AsyncBaseTransport | None) -> None:
         self._response = response
@@ -127,34 +134,25 @@ class Transport(httpx.AsyncBaseTransport):
         exchange = current.get()
         exchange.sent = True
         if exchange.failure:  # the caller left while LiteLLM was still at its preparations
-            raise Recorded
+            raise Diverted
         if exchange.dry:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
         try:
             _check(request, exchange)
-            response, alone = await _send(request, exchange)
-        except httpx.HTTPError as error:
-            exchange.failure = failure_of(error)
+            status, headers, body = await _answer(request, exchange)
         except LLMError as error:
             exchange.failure = error
-        except _SET_UP as error:
-            exchange.failure = errors.NotConfigured(
-                f"the connection could not be set up ({type(error).__name__})",
-                hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
-            )
         if exchange.failure:
-            raise Recorded
-        exchange.status = response.status_code
-        exchange.headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
-        body = Body(response, alone)
-        if response.is_success:
+            raise Diverted
+        exchange.status, exchange.headers = status, headers
+        if 200 <= status < 300:
             exchange.body = body
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
         try:
             exchange.refusal = await _beginning(body)
         finally:
             await body.aclose()
-        return httpx.Response(response.status_code, headers=_plain(exchange.headers), content=exchange.refusal)
+        return httpx.Response(status, headers=_plain(headers), content=exchange.refusal)
 
 
 @cache
@@ -182,7 +180,7 @@ async def send(url: str, exchange: Exchange, body: Mapping[str, Any] | None = No
     """Send a request of our own; its answer is in ``exchange``. Returns why there is none."""
     token = current.set(exchange)
     try:
-        with suppress(Recorded):
+        with suppress(Diverted):
             await (client().get(url) if body is None else client().post(url, json=body))
     finally:
         current.reset(token)
@@ -194,6 +192,62 @@ async def send(url: str, exchange: Exchange, body: Mapping[str, Any] | None = No
 async def prepare() -> None:
     """Load what connecting needs, without connecting: httpx imports its own engine only with its first transport."""
     await pool.transport("http", None).aclose()
+
+
+async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapping[str, str], Body]:
+    """The head of the answer and its body: the server's, or what is on tape. Raises LLMError."""
+    deck = exchange.deck
+    if deck is None:
+        return await _received(request, exchange)
+    asked = tape.asked(
+        request.method,
+        str(request.url),
+        await request.aread(),
+        root=exchange.root,
+        provider=exchange.provider,
+        credentials=exchange.credentials,
+    )
+    said = deck.play(asked)
+    if said:
+        exchange.connected = True
+        return _played(said)
+    take = deck.record(asked)
+    try:
+        status, headers, body = await _received(request, exchange)
+    except LLMError as error:
+        take.end(failure=error)
+        raise
+    except asyncio.CancelledError:
+        take.end(left=True)
+        raise
+    take.status, take.headers = status, headers
+    return status, headers, Copied(body, take)
+
+
+async def _received(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapping[str, str], Body]:
+    """The server's answer. Raises LLMError."""
+    try:
+        response, alone = await _send(request, exchange)
+    except httpx.HTTPError as error:
+        failure = failure_of(error)
+    except _SET_UP as error:
+        failure = errors.NotConfigured(
+            f"the connection could not be set up ({type(error).__name__})",
+            hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
+        )
+    else:
+        headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
+        if tape.MARK in headers:  # vcrpy plays it, in one piece
+            return _played(tape.unmarked(response.status_code, headers, await response.aread()))
+        return response.status_code, headers, Received(response, alone)
+    raise failure
+
+
+def _played(said: tape.Said) -> tuple[int, Mapping[str, str], Body]:
+    """An answer on tape. Raises what came instead of one."""
+    if said.status is None:
+        raise said.end or errors.ConnectionFailed("the tape has no answer")
+    return said.status, said.headers, Played(said)
 
 
 def _check(request: httpx.Request, exchange: Exchange) -> None:

@@ -162,7 +162,8 @@ class RouterProvider:
         listed = await asyncio.gather(*(hop.provider.list_models() for hop in hops), return_exceptions=True)
         names = [name for each in listed if isinstance(each, list) for name in each]
         failed = [each for each in listed if isinstance(each, BaseException)]
-        if failed and len(failed) == len(listed):
+        failed.sort(key=lambda error: isinstance(error, errors.NotOnTape))
+        if failed and (len(failed) == len(listed) or isinstance(failed[-1], errors.NotOnTape)):
             raise failed[-1]
         return list(dict.fromkeys(names))
 

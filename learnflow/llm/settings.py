@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     llm_routing: Literal["order", "latency", "cost", "local-first"] = "order"
     llm_local_only: bool = False
     llm_log_content: bool = False
+    llm_replay: Path | None = None
+    llm_replay_mode: Literal["play", "record"] = "play"
 
     @property
     def chain(self) -> list[str]:

@@ -1,0 +1,264 @@
+"""Exchanges on tape, in vcrpy's format: readable, without hosts and secrets, their pieces as they came.
+
+Must never open a file or a connection, or know what an answer means.
+``deck`` plays and makes tapes; vcrpy reads them through ``serialize`` and ``deserialize``, its own interface.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from . import errors
+from .errors import LLMError
+
+# What vcrpy cannot say: where an answer was cut into pieces, and how it broke. It travels in a header of the tape.
+MARK: Final = "x-learnflow-tape"
+_VERSION: Final = 1  # of vcrpy's format
+_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", "server")
+_STREAMS: Final = ("text/event-stream", "application/x-ndjson")
+_BEARER: Final = "Bearer "
+
+# What differs from one recording to the next although the server did not change: times, random names, folders.
+_VOLATILE: Final = (
+    (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
+    (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
+    (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
+    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-[^"]*"'), rb'\g<1>\g<2>-0"'),
+    (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
+    (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it is on tape.
+
+    Attributes:
+        method: GET or POST.
+        uri: with the provider's name for a host.
+        credentials: the headers that carry a key, with what stands for it.
+        body: the JSON that was sent; None where nothing was.
+    """
+
+    method: str
+    uri: str
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    body: Any = field(default=None, repr=False)
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider that was asked."""
+        return str(urlsplit(self.uri).hostname).partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What was answered.
+
+    Attributes:
+        status, headers: its head; None where no answer came.
+        pieces: the body, as it arrived.
+        failure: how it broke, after the pieces.
+        left: the client did not wait for more.
+    """
+
+    status: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    pieces: tuple[bytes, ...] = field(default=(), repr=False)
+    failure: LLMError | None = None
+    left: bool = False
+
+    @property
+    def end(self) -> LLMError | None:
+        """What a client meets after the last piece; None for the end of the body."""
+        if not self.left:
+            return again(self.failure)
+        late = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
+        return late("nothing more is on tape: the client left here when it was recorded")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and its answer."""
+
+    asked: Asked
+    said: Said
+
+
+def asked(method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]) -> Asked:
+    """A request as it is on tape.
+
+    Args:
+        method, url, content: as it was sent.
+        root: the address of the server, which the tape does not name.
+        provider: whose name stands there instead.
+        credentials: its headers with the key.
+    """
+    here, there = urlsplit(url), urlsplit(root)
+    path = here.path.removeprefix(there.path.rstrip("/")) + (f"?{here.query}" if here.query else "")
+    return Asked(
+        method,
+        f"http://{provider}.example{path}",
+        {name: _stand_in(value, provider) for name, value in credentials.items()},
+        json.loads(content) if content else None,
+    )
+
+
+def _stand_in(value: str, provider: str) -> str:
+    """What stands for a key: that it is the provider's; a key of the tests, which is a stand-in itself, stays."""
+    bearer = _BEARER if value.startswith(_BEARER) else ""
+    key = value.removeprefix(bearer)
+    return bearer + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
+
+
+def again(failure: LLMError | None) -> LLMError | None:
+    """The same failure, as another exception."""
+    return failure and type(failure)(failure.what)
+
+
+def said(status: int, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
+    """An answer as it is on tape: with the headers that matter, without what changes each time."""
+    kept = {name: headers[name] for name in _HEADERS if name in headers}
+    return Said(status, kept, tuple(_calm(piece) for piece in pieces), **how)
+
+
+def _calm(data: bytes) -> bytes:
+    for pattern, instead in _VOLATILE:
+        data = pattern.sub(instead, data)
+    return data
+
+
+def dump(origin: Mapping[str, Any], exchanges: Sequence[Exchange]) -> str:
+    """The tape as text."""
+    rows = [{"request": _request(each.asked), "response": _response(each.said)} for each in exchanges]
+    return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
+
+
+def load(text: str) -> tuple[Mapping[str, Any], list[Exchange]]:
+    """Where the tape is from, and what is on it. Raises NotConfigured where it is no tape."""
+    import yaml  # noqa: PLC0415  # wanted only by who plays or records
+
+    try:
+        said = yaml.load(text, yaml.CSafeLoader)  # the safe one, in C
+        rows = [_exchange(row["request"], row["response"]) for row in said["interactions"]]
+        return said.get("origin", {}), rows
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        where = getattr(error, "problem_mark", None)
+        what = f"line {where.line + 1}" if where else f"{type(error).__name__}"
+    raise errors.NotConfigured(f"it is no tape ({what})", hint="Restore it, or record it again")
+
+
+def _request(one: Asked) -> dict[str, Any]:
+    headers = {name: [value] for name, value in one.credentials.items()}
+    if one.body is not None:
+        headers["content-type"] = ["application/json"]
+    return {"method": one.method, "uri": one.uri, "headers": headers, "body": one.body}
+
+
+def _response(one: Said) -> dict[str, Any]:
+    row: dict[str, Any] = {"status": {"code": one.status or 0, "message": "" if one.status else "no answer"}}
+    row["headers"] = {name: [value] for name, value in one.headers.items()}
+    row["body"] = _readable(one)
+    if one.failure:
+        row["failure"] = {"error": type(one.failure).__name__, "what": one.failure.what}
+    return row | ({"left": True} if one.left else {})
+
+
+def _readable(one: Said) -> dict[str, Any]:
+    """A stream as its pieces, JSON as YAML, the rest as it is."""
+    if one.headers.get("content-type", "").partition(";")[0] in _STREAMS:
+        return {"pieces": [_text(piece) for piece in one.pieces]}
+    whole = b"".join(one.pieces)
+    try:
+        said = json.loads(whole)
+    except ValueError:
+        return {"string": _text(whole)}
+    return {"json": said}
+
+
+def _text(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:  # cut in the middle of a character
+        return data
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchange:
+    headers = {name: str(values[0]) for name, values in request["headers"].items()}
+    credentials = {name: value for name, value in headers.items() if name != "content-type"}
+    body, failure = response["body"], response.get("failure")
+    if "pieces" in body:
+        pieces = tuple(_bytes(piece) for piece in body["pieces"])
+    elif "json" in body:
+        pieces = (json.dumps(body["json"], ensure_ascii=False, separators=(",", ":")).encode(),)
+    else:
+        pieces = (_bytes(body["string"]),) if body["string"] else ()
+    answer = Said(
+        response["status"]["code"] or None,
+        {name: str(values[0]) for name, values in response["headers"].items()},
+        pieces,
+        getattr(errors, failure["error"])(failure["what"]) if failure else None,
+        response.get("left", False),
+    )
+    return Exchange(Asked(request["method"], request["uri"], credentials, request["body"]), answer)
+
+
+def serialize(tape: Mapping[str, Any]) -> str:
+    """The tape as YAML: lines as lines, Russian as Russian."""
+    import yaml  # noqa: PLC0415
+
+    class Dumper(yaml.SafeDumper):
+        """With the texts of several lines written as such."""
+
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+            return True
+
+    def lines(dumper: yaml.SafeDumper, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, lines)
+    return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000))
+
+
+def deserialize(text: str) -> dict[str, Any]:
+    """The tape as vcrpy wants it: bodies in one piece, what it cannot say in the header ``MARK``."""
+    _, exchanges = load(text)
+    rows = []
+    for each in exchanges:
+        request, response = _request(each.asked), _response(each.said)
+        if request["body"] is not None:
+            request["body"] = json.dumps(request["body"])
+        mark = {"pieces": [len(piece) for piece in each.said.pieces], **_how(response)}
+        response["headers"][MARK] = [json.dumps(mark)]
+        response["body"] = {"string": b"".join(each.said.pieces)}
+        rows.append({"request": request, "response": response})
+    return {"version": _VERSION, "interactions": rows}
+
+
+def _how(response: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: response[name] for name in ("failure", "left") if name in response}
+
+
+def unmarked(status: int, headers: Mapping[str, str], body: bytes) -> Said:
+    """An answer that vcrpy played, in its pieces again."""
+    mark, at, pieces = json.loads(headers[MARK]), 0, []
+    for length in mark["pieces"]:
+        pieces.append(body[at : at + length])
+        at += length
+    failure = mark.get("failure")
+    return Said(
+        status or None,
+        {name: value for name, value in headers.items() if name != MARK},
+        tuple(pieces),
+        getattr(errors, failure["error"])(failure["what"]) if failure else None,
+        mark.get("left", False),
+    )
