@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format live bench
+.PHONY: help install demo test lint format live record coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ format: install ## let ruff format
 
 live: install ## the tests against every model server that the environment names (LLAMACPP_BASE_URL, OLLAMA_BASE_URL, ...)
 	$(BIN)/python -m pytest -q -m live -rs tests/live $(ARGS)
+
+record: install ## make the tapes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
+	@PYTHONPATH=tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
+
+coverage: install ## which branches of learnflow/llm the tests do not run
+	$(BIN)/python -m pytest -q -n auto --cov=learnflow/llm --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
 
 bench: install ## what the layer costs, beside LiteLLM and httpx
 	$(BIN)/python benchmarks/cost.py

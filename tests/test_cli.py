@@ -165,8 +165,14 @@ def test_the_demo_plays_a_recording_when_nobody_answers(monkeypatch: pytest.Monk
         env={**os.environ, **nobody},
     )
     assert ran.returncode == 0, ran.stderr
-    assert "RECORDED answer: llama.cpp server 0c1e570" in ran.stdout
-    assert "rests on the difficulty of factoring n.\n\nThe answer is whole" in ran.stdout
+    assert "everything below is REPLAYED" in ran.stdout
+    assert "cassettes/llamacpp/stream.yaml: recorded: llama.cpp b1-0c1e570, learnflow-tiny" in ran.stdout
+    assert "cassettes/llamacpp/cut.yaml: authored: derived" in ran.stdout
+    assert "llamacpp  ready   learnflow-tiny" in ran.stdout
+    assert "rests on the difficulty of factoring n.\n\n   The answer is whole" in ran.stdout
+    assert "understands a message [llamacpp died: AnswerCut; ollama goes on] ; integrity, so" in ran.stdout
+    assert "ollama ended it with 'stop'" in ran.stdout
+    assert not ran.stderr
 
 
 def test_the_demo_asks_a_server_that_answers(server: FaultServer) -> None:
@@ -175,7 +181,9 @@ def test_the_demo_asks_a_server_that_answers(server: FaultServer) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert f"llama.cpp answers at {server.base_url}" in ran.stdout
-    assert "RECORDED" not in ran.stdout
+    assert "everything below is LIVE" in ran.stdout
+    assert "REPLAYED" not in ran.stdout
+    assert "llamacpp ended it with 'stop'" in ran.stdout.split("dies in the middle")[1]
 
 
 def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

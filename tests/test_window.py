@@ -167,13 +167,29 @@ async def test_the_callers_own_window_is_left_alone() -> None:
     ("version", "lost"), [("0.12.5", True), ("0.5.7", True), ("0.12.6", False), ("0.33.0", False), ("0.3.14", False)]
 )
 async def test_older_versions_lose_a_beginning_and_it_is_raised(version: str, lost: bool) -> None:
-    async with FaultServer("ollama", tells={"/api/version": {"version": version}, **trained(40960, 8192)}) as server:
-        asked = ollama(server).generate("one two three four five six", max_tokens=10)  # it says that it read five
+    pages = {"/api/version": {"version": version}, **trained(40960, 8192)}
+    async with FaultServer("ollama", tells=pages, reads=5) as server:
+        asked = ollama(server).generate("one two three four five six", max_tokens=10)
         if not lost:
             assert await asked
             return
         with pytest.raises(errors.ContextOverflow, match=r"read 5 tokens of a prompt that has at least 6"):
             await asked
+
+
+@pytest.mark.parametrize(("reads", "lost"), [(1026, True), (2300, False), (3007, False)])
+async def test_any_server_of_ones_own_that_reads_far_too_little_has_dropped_the_beginning(
+    reads: int, lost: bool
+) -> None:
+    """Ollama's /v1 does so, whatever its version; tokenizers that join words need fewer tokens than there are words."""
+    async with FaultServer("openai", reads=reads) as server:
+        provider = CustomProvider(base_url=server.base_url, model="fault-model")
+        if not lost:
+            assert await provider.generate("word " * 3000)
+            return
+        with pytest.raises(errors.ContextOverflow, match="dropped the beginning") as caught:
+            await provider.generate("word " * 3000)
+        assert (caught.value.needed, caught.value.window) == (3000, 1026)
 
 
 async def test_a_picture_for_a_model_without_vision_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

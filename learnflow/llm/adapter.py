@@ -57,7 +57,7 @@ class BaseProvider:
         env_key = own.api_key.get_secret_value() if own.api_key else None
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
-        taped = deck.playing(tapes) is not None
+        taped = tapes is not None and tapes.providers is not None
         self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, taped=taped)
         self.model = model or own.model
         self._times = settle_times(self.spec, times, common, own)

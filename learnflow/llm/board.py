@@ -73,6 +73,11 @@ class Board:
         for each in self.shut(place):
             each.abandon()
 
+    def forget(self) -> None:
+        """Nothing has happened yet. For tests."""
+        self.breakers.clear()
+        self.records.clear()
+
     def record(self, place: Place) -> Record:
         """What happened there."""
         return self.records.setdefault(place, Record())

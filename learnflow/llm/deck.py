@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from . import errors, events, tape
 from .errors import LLMError
 from .tape import Asked, Exchange, Said
 
 Mode = Literal["play", "record"]
+D = TypeVar("D", bound="Deck")
 
 # How the server is to run, not what it is asked: it depends on the order in which requests happened to come.
 _CIRCUMSTANCE: Final = ("num_ctx", "keep_alive")
@@ -42,7 +44,16 @@ class Body(Protocol):
 
 
 class Deck(Protocol):
-    """What ``net`` asks before it asks a server."""
+    """What ``net`` asks before it asks a server.
+
+    Attributes:
+        providers: those that are on tape, where only tapes are played; None where servers are asked.
+    """
+
+    @property
+    def providers(self) -> frozenset[str] | None:
+        """Those that are on tape."""
+        ...
 
     def play(self, asked: Asked) -> Said | None:
         """The answer that is on tape; None to ask the server. Raises NotOnTape."""
@@ -100,13 +111,13 @@ class Copied:
 
 
 class Take:
-    """An answer that is being recorded."""
+    """An answer that is being recorded; ``keep`` gets it when it has ended."""
 
-    def __init__(self, deck: Recorder, asked: Asked) -> None:
+    def __init__(self, keep: Callable[[Exchange], None], asked: Asked) -> None:
         self.pieces: list[bytes] = []
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
-        self._deck = deck
+        self._keep = keep
         self._asked = asked
         self._ended = False
 
@@ -116,7 +127,7 @@ class Take:
             return
         self._ended = True
         said = tape.said(self.status or 0, self.headers, self.pieces, failure=failure, left=left)
-        self._deck.keep(Exchange(self._asked, replace(said, status=self.status)))
+        self._keep(Exchange(self._asked, replace(said, status=self.status)))
 
 
 @dataclass(slots=True)
@@ -160,9 +171,9 @@ class Player:
                 raise errors.NotConfigured(f"{name}: {failed.what}", hint=failed.hint)
 
     @property
-    def providers(self) -> set[str]:
+    def providers(self) -> frozenset[str]:
         """Those that are on tape."""
-        return {track.asked.provider for track in self._tracks}
+        return frozenset(track.asked.provider for track in self._tracks)
 
     @property
     def unplayed(self) -> list[str]:
@@ -222,8 +233,10 @@ class Recorder:
         NotConfigured: it cannot be made.
     """
 
+    providers = None
+
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._kept: dict[str, list[Exchange]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -233,49 +246,70 @@ class Recorder:
             return
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
+    @property
+    def files(self) -> set[Path]:
+        """What was kept so far."""
+        return {self.folder / name for name in self._kept}
+
     def play(self, asked: Asked) -> None:
         """It plays nothing."""
 
     def record(self, asked: Asked) -> Take:
         """Where the answer is kept; the file is written when it has ended."""
-        return Take(self, asked)
+        return Take(self._keep, asked)
 
-    def keep(self, exchange: Exchange) -> None:
-        """Write it."""
+    def _keep(self, exchange: Exchange) -> None:
         name = _file_name(exchange.asked)
         kept = self._kept.setdefault(name, [])
         kept.append(exchange)
         origin = {"kind": "recorded", "server": f"the {exchange.asked.provider} provider of an application"}
         try:
-            _write(self._folder / name, tape.dump(origin, kept))
+            _write(self.folder / name, tape.dump(origin, kept))
         except OSError as error:
-            events.emit(events.NotRecorded(file=str(self._folder / name), error=type(error).__name__))
-
-
-def insert(folder: Path, mode: Mode) -> Deck:
-    """A deck for this folder from now on. Raises NotConfigured where it cannot be played or made."""
-    deck = Player(_tapes(folder)) if mode == "play" else Recorder(folder)
-    _decks[folder, mode] = deck
-    events.emit(events.Replaying(folder=str(folder), mode=mode))
-    return deck
+            events.emit(events.NotRecorded(file=str(self.folder / name), error=type(error).__name__))
 
 
 def inserted(folder: Path | None, mode: Mode) -> Deck | None:
-    """The deck for this folder, the same one for everybody in this process; None for no folder."""
+    """The deck for the folder of ``LLM_REPLAY``, the same one for everybody in this process; None for no folder.
+
+    Raises:
+        NotConfigured: it cannot be played, or made.
+    """
+    if _instead:
+        return _instead[-1]
     if folder is None:
         return None
     folder = folder.absolute()
-    return _decks.get((folder, mode)) or insert(folder, mode)
+    if (folder, mode) not in _decks:
+        _decks[folder, mode] = Player(tapes(folder)) if mode == "play" else Recorder(folder)
+        events.emit(events.Replaying(folder=str(folder), mode=mode))
+    return _decks[folder, mode]
 
 
+@contextmanager
+def instead(deck: D) -> Iterator[D]:
+    """Whatever the environment says, providers that are made inside use this deck. For tests."""
+    _instead.append(deck)
+    try:
+        yield deck
+    finally:
+        _instead.remove(deck)
+
+
+def forget() -> None:
+    """The tapes are played from their beginning again. For tests."""
+    _decks.clear()
+
+
+_instead: list[Deck] = []
 _decks: dict[tuple[Path, Mode], Deck] = {}
 
 
-def _tapes(folder: Path) -> dict[str, str]:
-    """The tapes of a folder, or the one that is named."""
+def tapes(folder: Path) -> dict[str, str]:
+    """The texts of the tapes of a folder, or of the one that is named. Raises NotConfigured where there is none."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"))
     try:
-        found = {str(file.relative_to(folder.parent)): file.read_text(encoding="utf-8") for file in files}
+        found = {str(file): file.read_text(encoding="utf-8") for file in files}
     except (OSError, UnicodeError) as error:
         found, what = {}, f"the tapes in {folder} cannot be read ({type(error).__name__})"
     else:
@@ -356,8 +390,3 @@ def _different(old: Any, new: Any, where: str) -> Iterator[str]:
             yield f"{where} (from character {same} on)"
         else:
             yield where
-
-
-def playing(deck: Deck | None) -> Iterable[str] | None:
-    """The providers that can be asked, where only tapes are played; None where servers are."""
-    return deck.providers if isinstance(deck, Player) else None

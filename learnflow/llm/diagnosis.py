@@ -41,7 +41,7 @@ _UNSUPPORTED = re.compile(
 _NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # llama.cpp says it with a 500
 _NO_MODEL = re.compile(
     r"model [`'\"]?[\w./:@-]+[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
-    r"|deployment .*does not exist",
+    r"|deployment .*does not exist|^model not found|is not a valid model id|no endpoints found for",
     re.IGNORECASE,
 )
 _MONEY = re.compile(
@@ -263,6 +263,8 @@ def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LL
     for pattern, kind in _SENTENCES:
         if pattern.search(said.message):
             return kind
+    if status == 404 and said.param == "model":
+        return errors.ModelNotFound
     if status < 500 and _UNSUPPORTED.search(said.message):
         return errors.Unsupported
     opinion = leaf_of(judged) if judged else None

@@ -21,6 +21,8 @@ from .specs import ProviderSpec
 # in between, what it counts tells whether it dropped some.
 _REFUSES_SINCE: Final = (0, 12, 6)
 _COUNTS_SINCE: Final = (0, 4)
+# Tokenizers that join words (SuperBPE) make a third fewer tokens than others, which make more tokens than words.
+_JOINED: Final = 0.75
 _NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gateway says 502 or 504
 
 
@@ -107,12 +109,19 @@ class Fit:
             self._window.held = max(self._window.held or 0, self._sent)
 
     def loss(self, usage: Usage) -> LLMError | None:
-        """The error for a prompt whose beginning an older Ollama dropped without a word, where its count shows it."""
-        server, read = self._knowledge.server, usage.prompt_tokens
-        if self._window is None or server is None or read is None:
+        """The error for a prompt whose beginning was dropped without a word, where the server's count shows it.
+
+        Ollama before 0.12.6 does so, and every Ollama behind its ``/v1``.
+        """
+        read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
+        if not read or not self._spec.local:
             return None
-        least = window.at_least(self._asked.texts)
-        if not _COUNTS_SINCE <= _number(server.version) < _REFUSES_SINCE or read >= least:
+        if self._window is None:
+            dropped = read < least * _JOINED
+        else:
+            server = self._knowledge.server
+            dropped = server is not None and _counts(server.version) and read < least
+        if not dropped:
             return None
         what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
         return _overflow(what, least, read)
@@ -130,10 +139,10 @@ class Fit:
         return f"with a context of {size} tokens instead of {before or 'its own'}: it loads the model again"
 
 
-def _number(version: str | None) -> tuple[int, ...]:
-    """A version as numbers; one that cannot be read is a new one."""
+def _counts(version: str | None) -> bool:
+    """Whether this Ollama drops, and counts what it has read; a version that cannot be read is a new one."""
     parts = (version or "").partition("-")[0].split(".")
-    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else _REFUSES_SINCE
+    return all(part.isdigit() for part in parts) and _COUNTS_SINCE <= tuple(map(int, parts)) < _REFUSES_SINCE
 
 
 def _overflow(what: str, needed: int, size: int) -> LLMError:

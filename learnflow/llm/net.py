@@ -80,6 +80,9 @@ class Exchange:
             await self.body.aclose()
 
 
+# Where requests may go at all; None for anywhere. Set by tests, so that none asks a real model by mistake.
+allowed: set[tuple[str, str, int]] | None = None
+
 current: ContextVar[Exchange] = ContextVar("learnflow_llm_exchange")
 
 
@@ -197,6 +200,8 @@ async def prepare() -> None:
 async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapping[str, str], Body]:
     """The head of the answer and its body: the server's, or what is on tape. Raises LLMError."""
     deck = exchange.deck
+    if allowed is not None and exchange.origin not in allowed and not (deck and deck.providers):
+        raise errors.NotOnTape("real model calls are forbidden in this test", hint="Give it tapes, or a FaultServer")
     if deck is None:
         return await _received(request, exchange)
     asked = tape.asked(

@@ -56,9 +56,9 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
     """
     named = set(named)
     common = settings.load()
-    on_tape = deck.playing(deck.inserted(common.llm_replay, common.llm_replay_mode))
-    if on_tape is not None:  # the usual addresses are no place to look
-        return _once(await asyncio.gather(*(_configured(name, within) for name in on_tape if name in SPECS)))
+    tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
+    if tapes and tapes.providers is not None:  # the usual addresses are no place to look
+        return _once(await asyncio.gather(*(_configured(name, within) for name in tapes.providers if name in SPECS)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
     for name, spec in SPECS.items():

@@ -21,6 +21,7 @@ MARK: Final = "x-learnflow-tape"
 _VERSION: Final = 1  # of vcrpy's format
 _HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
+_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML reads them as ends of lines
 _BEARER: Final = "Bearer "
 
 # What differs from one recording to the next although the server did not change: times, random names, folders.
@@ -29,6 +30,7 @@ _VOLATILE: Final = (
     (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
     (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
     (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-[^"]*"'), rb'\g<1>\g<2>-0"'),
+    (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
     (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
     (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
 )
@@ -223,7 +225,8 @@ def serialize(tape: Mapping[str, Any]) -> str:
             return True
 
     def lines(dumper: yaml.SafeDumper, text: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+        style = '"' if _BREAKS.search(text) else "|" if "\n" in text else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, lines)
     return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000))
@@ -235,8 +238,7 @@ def deserialize(text: str) -> dict[str, Any]:
     rows = []
     for each in exchanges:
         request, response = _request(each.asked), _response(each.said)
-        if request["body"] is not None:
-            request["body"] = json.dumps(request["body"])
+        request["body"] = "" if request["body"] is None else json.dumps(request["body"])
         mark = {"pieces": [len(piece) for piece in each.said.pieces], **_how(response)}
         response["headers"][MARK] = [json.dumps(mark)]
         response["body"] = {"string": b"".join(each.said.pieces)}

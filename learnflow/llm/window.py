@@ -92,3 +92,8 @@ _windows: Final[dict[tuple[str, str], Window]] = {}
 def of(base: str, model: str) -> Window:
     """The window that this process uses for a model at an address."""
     return _windows.setdefault((base, model), Window())
+
+
+def forget() -> None:
+    """Nothing was decided yet. For tests."""
+    _windows.clear()

@@ -49,14 +49,14 @@ _CLASSES: dict[str, type[BaseProvider]] = {
 }
 
 
-def build(name: str, base_url: str | None = None, api_key: str | None = None) -> BaseProvider:
+def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
     """The provider of this name, what is not given from the environment. Raises NotConfigured for an unknown name."""
     row = name.strip().lower()
     if row not in SPECS:
         near = difflib.get_close_matches(row, SPECS, 1, cutoff=0.7)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}")
-    return _class_of(row)(base_url, api_key=api_key)
+    return _class_of(row)(base_url, model, api_key)
 
 
 @cache

@@ -1,8 +1,44 @@
-"""For tests of applications: a model server on loopback that speaks five dialects and fails by name.
+"""For tests of applications: tapes, a scripted provider, a model server that speaks five dialects and fails by name.
 
-Must never be imported by the package itself, nor need pytest.
+Must never be imported by the package itself, nor need pytest; names are fetched when they are asked for, because
+pytest loads ``plugin`` wherever the package is installed.
 """
 
-from .fault_server import Fault, FaultServer, Seen, closed_port
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Fault", "FaultServer", "Seen", "closed_port"]
+if TYPE_CHECKING:
+    from .fault_server import Fault, FaultServer, Seen, closed_port
+    from .kit import forget, no_model_calls, provided, recording, replaying
+    from .scripted import Cut, Request, ScriptedProvider
+
+__all__ = [
+    "Cut",
+    "Fault",
+    "FaultServer",
+    "Request",
+    "ScriptedProvider",
+    "Seen",
+    "closed_port",
+    "forget",
+    "no_model_calls",
+    "provided",
+    "recording",
+    "replaying",
+]
+
+_WHERE = {
+    **dict.fromkeys(("Fault", "FaultServer", "Seen", "closed_port"), ".fault_server"),
+    **dict.fromkeys(("forget", "no_model_calls", "provided", "recording", "replaying"), ".kit"),
+    **dict.fromkeys(("Cut", "Request", "ScriptedProvider"), ".scripted"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

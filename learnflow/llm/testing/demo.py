@@ -1,4 +1,4 @@
-"""``make demo``: ask a local server if one answers, else play a recorded answer, and say plainly which.
+"""``make demo``: a local server if one answers, else recorded answers; says plainly which, and from what.
 
 Must never call a recording an answer of today, nor ask a cloud.
 """
@@ -6,61 +6,111 @@ Must never call a recording an answer of today, nor ask a cloud.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from .. import events, tape
 from ..adapter import BaseProvider
+from ..base import LLMProvider
 from ..errors import LLMError
-from ..providers import LlamaCppProvider
-from ..survey import survey
+from ..providers import CustomProvider, build
+from ..router import RouterProvider
+from ..survey import brief, survey, usable
+from .fault_server import Fault, FaultServer
+from .kit import replaying
 
 QUESTION = "Explain RSA encryption"
-TAPE = Path(__file__).parents[3] / "cassettes" / "llamacpp" / "stream.yaml"
+BROKEN = "Explain cryptography"
+TAPES = Path(__file__).parents[3] / "cassettes"
+FIRST, SECOND = "llamacpp", "ollama"  # of the recorded run
+PLAYED = [
+    f"{row}/{name}.yaml" for row, name in ((FIRST, "health"), (SECOND, "health"), (FIRST, "stream"), (FIRST, "cut"))
+] + [f"{SECOND}/resume.yaml"]
 
 
 def main() -> int:
     """Run the demo. Returns the exit code."""
+    logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # what it would warn of is shown
     return asyncio.run(_demo())
 
 
 async def _demo() -> int:
     print("Looking for a model server on this machine …", flush=True)
-    for provider, name in await _found():
-        print(f"{provider.spec.title} answers at {provider.endpoint.base}.\n")
+    for each in usable(await survey(clouds=False)):
+        provider, model = each.provider, each.health.model or next(iter(each.health.models), None)
+        if provider is None or model is None:
+            continue
+        provider.model = model
+        print(f"{provider.spec.title} answers at {provider.endpoint.base}: everything below is LIVE.\n")
         try:
-            await _ask(provider, name)
+            await _show(provider, live=True)
         except LLMError as error:
             print(f"\nIt could not answer: {error}\n")
         else:
             return 0
-    if not TAPE.exists():
-        print("None answers, and there is no recording here. Start one, for example: ollama serve", file=sys.stderr)
+    files = [TAPES / name for name in PLAYED]
+    if not all(file.exists() for file in files):
+        print("None answers, and there are no recordings here. Start one, for example: ollama serve", file=sys.stderr)
         return 1
-    import vcr  # noqa: PLC0415  # of the dev extra
-    import yaml  # noqa: PLC0415
-
-    origin = yaml.safe_load(TAPE.read_text(encoding="utf-8"))["origin"]
-    print(f"None answers, so this is a RECORDED answer: {origin['server']}, {origin['model']}, {origin['date']}.\n")
-    with vcr.VCR(record_mode="none", match_on=["method", "path", "body"]).use_cassette(str(TAPE)):
-        await _ask(LlamaCppProvider(base_url="http://llamacpp.example:8080"), "learnflow-tiny")
-    print("\nTo ask a model of your own, start a server (for example: ollama serve) and run make demo again.")
+    print("None answers, so everything below is REPLAYED from tapes:")
+    for file in files:
+        origin, _ = tape.load(file.read_text(encoding="utf-8"))
+        said = [str(origin[name]) for name in ("server", "model", "date", "source") if name in origin]
+        print(f"  cassettes/{file.relative_to(TAPES)}: {origin['kind']}: {', '.join(said)}")
+    with replaying(*files):
+        await _show(build(FIRST, model="learnflow-tiny"), live=False)
+    print("To ask a model of your own, start a server (for example: ollama serve) and run make demo again.")
     return 0
 
 
-async def _found() -> list[tuple[BaseProvider, str]]:
-    """The local providers that are ready and have a model, each with one of its names."""
-    there = [each for each in await survey() if each.provider and each.provider.spec.local and each.health.ready]
-    named = [(each.provider, each.health.model or next(iter(each.health.models), None)) for each in there]
-    return [(provider, model) for provider, model in named if provider and model]
+async def _show(provider: BaseProvider, *, live: bool) -> None:
+    print("\n1. The providers that are found\n")
+    for each in brief(await survey(clouds=False)):
+        if each.answers:
+            print(f"   {each.health.provider:9} {each.health.state:7} {', '.join(each.health.models[:5])}")
+    print(f"\n2. An answer, streamed\n\n   > {QUESTION}\n")
+    text = await _ask(provider, QUESTION)
+    print(f"\n3. An answer whose provider dies in the middle\n\n   > {BROKEN if not live else QUESTION}\n")
+    with _told():
+        if live:
+            words = text.split(" ")
+            begun = [f"{word} " for word in words[: max(1, len(words) // 2)]]
+            async with FaultServer("openai", begun, fault=Fault("reset", after=len(begun))) as dying:
+                primary = CustomProvider(base_url=dying.base_url, model="fault-model", api_key="")
+                await _ask(RouterProvider(primary, [provider]), QUESTION)
+        else:
+            second = build(SECOND, model="learnflow-tiny:latest")
+            await _ask(RouterProvider(provider, [second]), BROKEN)
 
 
-async def _ask(provider: BaseProvider, model: str) -> None:
-    print(f"> {QUESTION}   ({provider.name}, {model})\n")
-    async with provider.stream(QUESTION, model=model, temperature=0) as answer:
+async def _ask(provider: LLMProvider, question: str) -> str:
+    async with provider.stream(question, temperature=0) as answer:
         async for piece in answer:
             print(piece, end="", flush=True)
     done = answer.completion
-    print(f"\n\nThe answer is whole: ended by the server with {done.finish!r}, {done.usage.completion_tokens} tokens.")
+    who = f"{done.provider} ended it with {done.finish!r}"
+    tokens = f"{done.usage.completion_tokens} tokens, " if done.usage.completion_tokens else ""
+    resumed = f", after {done.resumed} break" if done.resumed else ""
+    print(f"\n\n   The answer is whole: {who}, {tokens}{done.total_s:.2f} s{resumed}.")
+    return done.text
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say where the answer changes hands."""
+
+    def tell(event: events.Event) -> None:
+        if isinstance(event, events.Moved):
+            print(f" [{event.provider} died: {event.error}; {event.to} goes on] ", end="", flush=True)
+
+    remove = events.add_sink(tell)
+    try:
+        yield
+    finally:
+        remove()
 
 
 if __name__ == "__main__":

@@ -160,22 +160,22 @@ class Dialect:
         comment = b": ping\n\n" if self.name in ("llamacpp", "vllm") else b""
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
-    def end(self, finish: str | None = "stop") -> bytes:
-        """The last piece, with its finish; None says that there is none."""
+    def end(self, finish: str | None = "stop", prompt: int = 5) -> bytes:
+        """The last piece, with its finish; None says that there is none. ``prompt``: the tokens of the question."""
         if not self.lines:
             return self._chunk({}, finish)
         done: dict[str, Any] = {"done": finish is not None}
         if finish:
-            done |= {"done_reason": finish, "prompt_eval_count": 5, "eval_count": 7}
+            done |= {"done_reason": finish, "prompt_eval_count": prompt, "eval_count": 7}
         return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
 
     def done(self) -> bytes:
         """What comes after the last piece."""
         return b"" if self.lines else b"data: [DONE]\n\n"
 
-    def usage(self) -> bytes:
+    def usage(self, prompt: int = 5) -> bytes:
         """The tokens, where they come apart."""
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        usage = {"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": prompt + 7}
         return b"" if self.lines else _event({"model": MODEL, "choices": [], "usage": usage})
 
     def whole(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
+from ..endpoint import origin
 from .dialects import REFUSALS, Dialect, DialectName
 
 FaultName = Literal[
@@ -47,6 +48,10 @@ FaultName = Literal[
     "close",  # the connection closes before a byte was sent
     "redirect",  # a 307 to elsewhere
 ]
+
+
+# Where those listen that run now: scheme, host, port.
+RUNNING: Final[set[tuple[str, str, int]]] = set()
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class FaultServer:
         fault: what goes wrong with each answer; None for none.
         slice_bytes: write the body in slices of so many bytes.
         key: a key that must be sent.
+        reads: how many tokens of a question it says it has read; None for as many as there are words.
         tells: pages about itself beside its dialect's own: JSON, bytes, or a status and either, by path.
 
     Attributes:
@@ -113,6 +119,7 @@ class FaultServer:
         slice_bytes: int | None = None,
         key: str | None = None,
         tells: Mapping[str, Any] | None = None,
+        reads: int | None = None,
     ) -> None:
         assert dialect in get_args(DialectName)  # noqa: S101  # a test's own mistake
         self.dialect: Final = Dialect(dialect)
@@ -125,6 +132,7 @@ class FaultServer:
         self.script: list[Fault | None] = []
         self.slice_bytes = slice_bytes
         self.key = key
+        self.reads = reads
         self.seen: list[Seen] = []
         self.pages: list[tuple[str, str]] = []
         self.tells: dict[str, Any] = {**self.dialect.pages(), **(tells or {})}
@@ -146,12 +154,14 @@ class FaultServer:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        RUNNING.add(origin(self.root))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._server  # noqa: S101
+        RUNNING.discard(origin(self.root))
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
@@ -283,6 +293,8 @@ class FaultServer:
         yield say.opening()
         if self.thinking and all_pieces is self.pieces:
             yield say.piece(thinking=self.thinking)
+        asked = [each.get("content") for each in seen.body.get("messages", ())] or [seen.body.get("prompt")]
+        prompt = self.reads or max(5, sum(len(str(text).split()) for text in asked))
         whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
         pieces = all_pieces if name in whole or fault is None else all_pieces[: fault.after]
         pieces = [] if name == "silent" else pieces
@@ -299,7 +311,7 @@ class FaultServer:
             "error_after_finish": [say.end(), say.error(), say.done()],
             "silent": [say.end(), say.done()],
             "lingers": [say.end()],
-            "": [say.end(), say.usage(), say.done()],
+            "": [say.end(prompt=prompt), say.usage(prompt), say.done()],
         }
         yield from breaks.get(name, [])
 

@@ -1,0 +1,161 @@
+"""A provider that answers from a script and remembers what it was asked, for tests of applications.
+
+Must never connect anywhere.
+Applications' tests give it to what they test, or to ``get_provider()`` through ``provided``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Unpack
+
+from .. import errors, structured
+from ..base import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
+    Answering,
+    Completion,
+    Options,
+    Prompt,
+    ServedModel,
+    TextStream,
+)
+from ..known import Capabilities
+from ..specs import OTHER
+
+Call = Literal["generate", "stream", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """An answer that breaks after this text, or these pieces."""
+
+    text: str | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What it was asked: by which call, with which arguments."""
+
+    call: Call
+    prompt: Prompt = field(repr=False)
+    model: str | None
+    temperature: float
+    max_tokens: int
+    more: Mapping[str, Any]
+
+
+Answer = str | list[str] | Completion | Cut | BaseException
+
+
+class ScriptedProvider:
+    """``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])`` answers so, in this order.
+
+    A text comes in words, a list in its own pieces, a ``Completion`` as it is (its text in words); an exception is
+    raised; a ``Cut`` breaks after its text. Where ``response_format`` is a pydantic class, ``parsed`` is read from the
+    text. A request beyond the script raises NotOnTape, which no fallback hides.
+
+    Args:
+        answers: the script; ``answers`` may be added to at any time.
+        name: what it goes by in logs and errors.
+        capabilities: what it says it can, beside being local.
+
+    Attributes:
+        history: the requests so far.
+    """
+
+    def __init__(self, answers: Iterable[Answer] = (), *, name: str = "scripted", **capabilities: Any) -> None:
+        self.answers: list[Answer] = list(answers)
+        self.history: list[Request] = []
+        self._name = name
+        can: dict[str, Any] = {**OTHER.capabilities, "vision": True, "tools": True, "json_schema": True, "local": True}
+        self._capabilities = Capabilities(**{**can, **capabilities})  # type: ignore[typeddict-item]  # a merge of ours
+
+    @property
+    def name(self) -> str:
+        """What it goes by."""
+        return self._name
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> str:
+        """The text of the next answer."""
+        asked = Request("generate", prompt, model, temperature, max_tokens, more)
+        return (await self._stream(asked).whole()).text
+
+    def stream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> TextStream:
+        """The next answer in pieces; it is taken from the script when the first one is asked for."""
+        return self._stream(Request("stream", prompt, model, temperature, max_tokens, more))
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> Completion:
+        """The next answer and everything known about it."""
+        return await self._stream(Request("complete", prompt, model, temperature, max_tokens, more)).whole()
+
+    async def list_models(self) -> list[str]:
+        """Its only model."""
+        return [self._name]
+
+    async def health_check(self) -> bool:
+        """Whether there is an answer left."""
+        return bool(self.answers)
+
+    def get_capabilities(self) -> Capabilities:
+        """What it was made to say."""
+        return self._capabilities
+
+    def _stream(self, asked: Request) -> TextStream:
+        answering = Answering()
+        return TextStream(self._pieces(asked, answering), answering)
+
+    async def _pieces(self, asked: Request, answering: Answering) -> AsyncGenerator[str, None]:
+        self.history.append(asked)
+        if not self.answers:
+            raise errors.NotOnTape(
+                f"the script has no answer for request {len(self.history)}",
+                provider=self._name,
+                hint="Give ScriptedProvider one answer more, or find out who asks once more",
+            )
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        said = answer.text if isinstance(answer, Cut | Completion) else answer
+        text = "".join(said)
+        for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
+            yield piece
+        if isinstance(answer, Cut):
+            cut = errors.AnswerCut("the script cuts it here", provider=self._name)
+            cut.partial = text
+            raise cut
+        answering.completion = answer if isinstance(answer, Completion) else self._whole(asked, text)
+
+    def _whole(self, asked: Request, text: str) -> Completion:
+        wanted = asked.more.get("response_format")
+        return Completion(
+            text=text,
+            finish="stop",
+            provider=self._name,
+            model=ServedModel(asked.model or self._name),
+            parsed=structured.parsed(wanted, text, "stop"),
+            cost=0.0,
+        )

@@ -1,0 +1,545 @@
+"""How servers answer that cannot be had here, and how the others do what they do not show: from documented facts.
+
+``Author`` is a deck: it answers what the real provider sends, so that the requests on authored tapes are real ones.
+Each row names its source; nothing here is called recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from behaviours import ANSWERS, BEGUN, BROKEN
+
+from learnflow.llm import errors, tape
+from learnflow.llm.deck import Take
+from learnflow.llm.tape import Asked, Exchange, Said
+
+_SSE: Final = "text/event-stream"
+_NDJSON: Final = "application/x-ndjson"
+_JSON: Final = "application/json"
+_USAGE: Final = {"prompt_tokens": 112, "completion_tokens": 34, "total_tokens": 146}
+_THINKING: Final = "Is 17 prime? Think first."
+_WAIT: Final = {"retry-after": "20"}
+
+
+def _event(said: Any) -> bytes:
+    return b"data: " + json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _line(said: Any) -> bytes:
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _pieces(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def _openai_error(message: str, kind: str, code: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code, **more}}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How one row speaks.
+
+    Attributes:
+        source: where that is documented.
+        served: the model's name in its answers.
+        head: of every chunk; ``choice``: beside delta and finish; ``delta``: beside role and content.
+        first: events before the first chunk.
+        thinks: the field of a delta for thinking; None where none is shown.
+        usage_with_finish: the last chunk has the usage, instead of one of its own.
+        refusals: status and body, by behaviour; with headers where there are any.
+        pages: what it says of itself, by path.
+    """
+
+    source: str
+    served: str
+    head: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    delta: Mapping[str, Any] = field(default_factory=dict)
+    first: tuple[bytes, ...] = ()
+    thinks: str | None = None
+    usage: Mapping[str, Any] = field(default_factory=lambda: _USAGE)
+    usage_with_finish: bool = False
+    refusals: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    pages: Mapping[str, Any] = field(default_factory=dict)
+
+    def chunk(self, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        """One event."""
+        choice = {"index": 0, "delta": {**self.delta, **delta} if delta else {}, **self.choice, "finish_reason": finish}
+        head = {"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": self.served}
+        return _event({**head, **self.head, "choices": [choice], **more})
+
+    def answer(self, text: str, finish: str = "stop", thinking: str = "") -> list[bytes]:
+        """A whole answer, an event a piece."""
+        said = [*self.first, self.chunk({"role": "assistant", "content": ""})]
+        said += [self.chunk({self.thinks: piece}) for piece in _pieces(thinking) if self.thinks]
+        said += [self.chunk({"content": piece}) for piece in _pieces(text)]
+        return said + self.end(finish)
+
+    def end(self, finish: str) -> list[bytes]:
+        """The finish, the tokens, the mark."""
+        if self.usage_with_finish:
+            return [self.chunk({}, finish, usage=self.usage), b"data: [DONE]\n\n"]
+        head = {"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": self.served}
+        usage = _event({**head, **self.head, "choices": [], "usage": self.usage})
+        return [self.chunk({}, finish), usage, b"data: [DONE]\n\n"]
+
+    def tool_call(self) -> list[bytes]:
+        """A call whose arguments come in parts."""
+        function = {"name": "get_weather", "arguments": ""}
+        begun = {"index": 0, "id": "call_0", "type": "function", "function": function}
+        parts = ['{"city"', ': "Paris"}']
+        return [
+            *self.first,
+            self.chunk({"role": "assistant", "content": None, "tool_calls": [begun]}),
+            *(self.chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}) for part in parts),
+            *self.end("tool_calls"),
+        ]
+
+
+def _list(*names: str, **more: Any) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, **more} for name in names]}
+
+
+OPENAI: Final = Voice(
+    source="OpenAI's API specification 2.3.0 (openai-openapi f85dbe2, 2026-08-21) and its guide to error codes",
+    served="gpt-4.1-mini-2025-04-14",
+    head={"service_tier": "default", "system_fingerprint": "fp_0"},
+    choice={"logprobs": None},
+    usage={
+        **_USAGE,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 21, "audio_tokens": 0},
+    },
+    refusals={
+        "wrong_key": (401, _openai_error("Incorrect API key provided.", "invalid_request_error", "invalid_api_key")),
+        "missing_model": (
+            404,
+            _openai_error("The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"),
+        ),
+        "overflow": (
+            400,
+            _openai_error(
+                "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens.",
+                "invalid_request_error",
+                "context_length_exceeded",
+                param="messages",
+            ),
+        ),
+        "rate_limit": (429, _openai_error("Rate limit reached.", "requests", "rate_limit_exceeded"), _WAIT),
+        "busy": (503, _openai_error("The server is overloaded.", "service_unavailable_error", "server_is_overloaded")),
+    },
+    pages={"/v1/models": _list("gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", owned_by="system")},
+)
+
+_SAFE: Final = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
+AZURE: Final = Voice(
+    source=(
+        "Microsoft's reference of Azure OpenAI 2024-10-21 and its page on content filtering (learn.microsoft.com); the "
+        "429 and the first chunk without choices as openai-python's issues 937 and 838 show them"
+    ),
+    served="gpt-4.1-mini-2025-04-14",
+    head={"system_fingerprint": "fp_0"},
+    choice={"logprobs": None, "content_filter_results": _SAFE},
+    first=(
+        _event(
+            {
+                "choices": [],
+                "created": 0,
+                "id": "",
+                "model": "",
+                "object": "",
+                "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": _SAFE}],
+            }
+        ),
+    ),
+    usage=OPENAI.usage,
+    refusals={
+        "wrong_key": (
+            401,
+            {"error": {"code": "401", "message": "Access denied due to invalid subscription key or wrong endpoint."}},
+        ),
+        "missing_model": (
+            404,
+            {
+                "error": {
+                    "code": "DeploymentNotFound",
+                    "message": "The API deployment does not exist.",
+                }
+            },
+        ),
+        "overflow": OPENAI.refusals["overflow"],
+        "rate_limit": (429, {"error": {"code": "429", "message": "Please retry after 20 seconds."}}, _WAIT),
+        "busy": (503, {"error": {"code": "503", "message": "The server is overloaded."}}),
+    },
+    pages={
+        "/openai/models?api-version=2024-10-21": _list(
+            "gpt-4.1-mini-2025-04-14",
+            status="succeeded",
+            capabilities={"chat_completion": True, "completion": False, "embeddings": False},
+            lifecycle_status="generally-available",
+        )
+    },
+)
+
+LMSTUDIO: Final = Voice(
+    source="LM Studio's documentation (lmstudio-ai/docs c6854fb, 2026-04-29) and its bug tracker (2322, 1323, 107)",
+    served="qwen3-0.6b",
+    head={"system_fingerprint": "qwen3-0.6b"},
+    choice={"logprobs": None},
+    thinks="reasoning_content",
+    refusals={
+        "wrong_key": (
+            401,
+            {
+                "error": {
+                    "type": "invalid_request",
+                    "code": "invalid_api_key",
+                    "message": "An LM Studio API token is required.",
+                }
+            },
+        ),
+        "missing_model": (
+            404,
+            {"error": "No models loaded. Please load a model in the developer page or use the 'lms load' command."},
+        ),
+        "overflow": (
+            200,
+            b"event: error\n"
+            + _event(
+                {
+                    "error": {
+                        "message": "The number of tokens to keep from the initial prompt is greater than the context "
+                        "length. Try to load the model with a larger context length."
+                    }
+                }
+            ),
+        ),
+    },
+    pages={
+        "/api/v1/models": {
+            "models": [
+                {
+                    "type": "llm",
+                    "key": "qwen3-0.6b",
+                    "display_name": "Qwen3 0.6B",
+                    "format": "gguf",
+                    "size_bytes": 396476032,
+                    "max_context_length": 40960,
+                    "loaded_instances": [{"id": "qwen3-0.6b", "config": {"context_length": 4096, "parallel": 4}}],
+                    "capabilities": {"vision": True, "trained_for_tool_use": True},
+                },
+                {
+                    "type": "embedding",
+                    "key": "text-embedding-3-small",
+                    "format": "gguf",
+                    "max_context_length": 2048,
+                    "loaded_instances": [],
+                },
+            ]
+        },
+        "/api/v0/models": {
+            "object": "list",
+            "data": [
+                {
+                    "id": "qwen3-0.6b",
+                    "object": "model",
+                    "type": "vlm",
+                    "state": "loaded",
+                    "max_context_length": 40960,
+                    "loaded_context_length": 4096,
+                    "capabilities": ["tool_use"],
+                }
+            ],
+        },
+        "/v1/models": _list("qwen3-0.6b", "text-embedding-3-small", owned_by="organization_owner"),
+    },
+)
+
+OPENROUTER: Final = Voice(
+    source="OpenRouter's reference (openrouter.ai/docs/api/reference: streaming, errors-and-debugging; read 2026-11)",
+    served="qwen/qwen3-8b",
+    head={"id": "gen-0", "provider": "DeepInfra"},
+    choice={"native_finish_reason": None, "logprobs": None},
+    delta={"role": "assistant"},
+    first=(b": OPENROUTER PROCESSING\n\n", b": OPENROUTER PROCESSING\n\n"),
+    thinks="reasoning",
+    usage={**_USAGE, "cost": 0.00001},
+    usage_with_finish=True,
+    refusals={
+        "wrong_key": (401, {"error": {"message": "User not found.", "code": 401}}),
+        "missing_model": (400, {"error": {"message": "no-such-model is not a valid model ID", "code": 400}}),
+        "overflow": (
+            400,
+            {
+                "error": {
+                    "message": "This endpoint's maximum context length is 2048 tokens. However, you requested about "
+                    "3012 tokens (3007 of text input, 5 in the output).",
+                    "code": 400,
+                }
+            },
+        ),
+        "rate_limit": (429, {"error": {"message": "Rate limit exceeded", "code": 429}}, _WAIT),
+        "busy": (
+            503,
+            {"error": {"message": "There is no available model provider that meets your requirements", "code": 503}},
+        ),
+    },
+    pages={
+        "/v1/models": {
+            "data": [
+                {
+                    "id": "qwen/qwen3-8b",
+                    "name": "Qwen: Qwen3 8B",
+                    "created": 0,
+                    "context_length": 40960,
+                    "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+                    "pricing": {"prompt": "0.00000005", "completion": "0.0000004"},
+                    "top_provider": {"context_length": 40960, "max_completion_tokens": 20480},
+                    "supported_parameters": ["max_tokens", "reasoning", "response_format", "temperature", "tools"],
+                }
+            ]
+        }
+    },
+)
+
+_FIREWORKS: Final = "accounts/fireworks/models/kimi-k2p6"
+FIREWORKS: Final = Voice(
+    source=(
+        "Fireworks' reference of chat completions and its page of error codes (docs.fireworks.ai/guides/"
+        "inference-error-codes, read 2026-11); the 404 as warp's issue 15107 shows it"
+    ),
+    served=_FIREWORKS,
+    thinks="reasoning_content",
+    usage_with_finish=True,
+    refusals={
+        "wrong_key": (
+            401,
+            {"error": {"type": "error", "code": "UNAUTHORIZED", "message": "Invalid API key"}},
+        ),
+        "missing_model": (
+            404,
+            {
+                "error": {
+                    "message": "Model not found, inaccessible, and/or not deployed",
+                    "param": "model",
+                    "code": "NOT_FOUND",
+                    "type": "error",
+                }
+            },
+        ),
+        "overflow": (
+            400,
+            {
+                "error": {
+                    "object": "error",
+                    "type": "invalid_request_error",
+                    "message": "The prompt is too long: 3007, model maximum context length: 2047",
+                }
+            },
+        ),
+        "rate_limit": (429, {"error": {"object": "error", "type": "error", "message": "Too many requests"}}, _WAIT),
+        "busy": (503, {"error": {"object": "error", "type": "error", "message": "The server is overloaded"}}),
+    },
+    pages={"/v1/models": _list(_FIREWORKS, owned_by="fireworks", supports_chat=True, context_length=40960)},
+)
+
+# What servers that can be had do not show with the tiny model, or not when they are asked to.
+CUSTOM: Final = Voice(
+    source="OpenAI's API specification 2.3.0, which such servers follow",
+    served="learnflow-tiny",
+    refusals=OPENAI.refusals,
+)
+LLAMACPP: Final = Voice(
+    source="llama.cpp's source, tools/server (0c1e570): its chunks, and its middleware while a model loads",
+    served="learnflow-tiny",
+    refusals={
+        "busy": (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}),
+    },
+)
+VLLM: Final = Voice(
+    source="vLLM's source (0.32.0): its chunks, and the limit of --max-num-queued-reqs",
+    served="learnflow-tiny",
+    refusals={
+        "busy": (
+            503,
+            {
+                "error": {
+                    "message": "The engine is currently busy. Please retry.",
+                    "type": "ServiceUnavailableError",
+                    "param": None,
+                    "code": 503,
+                }
+            },
+        ),
+    },
+)
+
+
+class OllamaVoice(Voice):
+    """Lines instead of events."""
+
+    def answer(self, text: str, finish: str = "stop", thinking: str = "") -> list[bytes]:
+        """A whole answer, a line a piece."""
+        return [self._said({"content": piece}) for piece in _pieces(text)] + self.end(finish)
+
+    def end(self, finish: str) -> list[bytes]:
+        """The last line."""
+        tokens = {"prompt_eval_count": 112, "eval_count": 34}
+        return [self._said({"content": ""}, done=True, done_reason=finish, **tokens)]
+
+    def tool_call(self) -> list[bytes]:
+        """A call, whole."""
+        function = {"index": 0, "name": "get_weather", "arguments": {"city": "Paris"}}
+        return [self._said({"content": "", "tool_calls": [{"id": "call_0", "function": function}]}), *self.end("stop")]
+
+    def _said(self, message: Mapping[str, Any], **end: Any) -> bytes:
+        head = {"model": self.served, "created_at": "1970-01-01T00:00:00Z"}
+        return _line({**head, "message": {"role": "assistant", **message}, "done": False, **end})
+
+
+OLLAMA: Final = OllamaVoice(
+    source="Ollama's source (fb3076099, 2026-08-21): server/routes.go, server/sched.go",
+    served="learnflow-tiny",
+    refusals={"busy": (503, {"error": "server busy, please try again.  maximum pending requests exceeded"})},
+)
+
+VOICES: Final[dict[str, Voice]] = {
+    "openai": OPENAI,
+    "azure": AZURE,
+    "ollama": OLLAMA,
+    "lmstudio": LMSTUDIO,
+    "vllm": VLLM,
+    "llamacpp": LLAMACPP,
+    "openrouter": OPENROUTER,
+    "fireworks": FIREWORKS,
+    "custom": CUSTOM,
+}
+
+
+class Author:
+    """A deck that answers as a row does by its documents, and keeps what was asked.
+
+    Args:
+        row: whose voice.
+        behaviour: what is shown.
+        pages: what the server says of itself, by path: its own pages where it could be had, else the voice's.
+    """
+
+    def __init__(self, row: str, behaviour: str, pages: Mapping[str, Said]) -> None:
+        self.exchanges: list[Exchange] = []
+        self.providers = frozenset({row})
+        self._voice = VOICES[row]
+        self._behaviour = behaviour
+        self._pages = pages
+        self._type = _NDJSON if isinstance(self._voice, OllamaVoice) else _SSE
+
+    def play(self, asked: Asked) -> Said:
+        """The answer."""
+        path = asked.uri.partition(".example")[2]
+        chat = asked.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
+        said = self._chat(asked) if chat else self._page(path)
+        self.exchanges.append(Exchange(asked, said))
+        return said
+
+    def record(self, asked: Asked) -> Take:
+        """It asks no server."""
+        raise AssertionError(asked)
+
+    def _page(self, path: str) -> Said:
+        if path in self._pages:
+            return self._pages[path]
+        if self._behaviour == "wrong_key":
+            return self._refusal()
+        if path in self._voice.pages:
+            return _json(200, self._voice.pages[path])
+        if self._voice is LMSTUDIO:  # it answers anything
+            return _json(200, {"error": f"Unexpected endpoint or method. (GET {path})"})
+        return _json(404, _openai_error("not found", "invalid_request_error"))
+
+    def _chat(self, asked: Asked) -> Said:
+        voice = self._voice
+        if self._behaviour in voice.refusals:
+            return self._refusal()
+        if self._behaviour == "tools":
+            return self._stream(voice.tool_call())
+        if self._behaviour == "cut":
+            whole = voice.answer(BEGUN)
+            return self._stream(whole[: -len(voice.end("stop"))])
+        prompt = _prompt(asked.body)
+        if self._behaviour == "resume":
+            begun = [each["content"] for each in asked.body["messages"] if each["role"] == "assistant"][-1]
+            return self._stream(voice.answer(ANSWERS[BROKEN].removeprefix(begun)))
+        if self._behaviour == "length":
+            return self._stream(voice.answer(ANSWERS[f"{prompt} (5 tokens)"], "length"))
+        if self._behaviour == "thinking":
+            return self._stream(voice.answer(ANSWERS[prompt], thinking=ANSWERS[f"{prompt} (thinking)"]))
+        return self._stream(voice.answer(ANSWERS.get(prompt, "The capital of France is Paris.")))
+
+    def _stream(self, pieces: list[bytes]) -> Said:
+        return Said(200, {"content-type": self._type}, tuple(pieces))
+
+    def _refusal(self) -> Said:
+        status, body, *headers = self._voice.refusals[self._behaviour]
+        if isinstance(body, bytes):
+            return Said(status, {"content-type": _SSE}, (body,))
+        return _json(status, body, *headers)
+
+
+def _json(status: int, said: Any, headers: Mapping[str, str] | None = None) -> Said:
+    return Said(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(said).encode(),))
+
+
+def _prompt(body: Any) -> str:
+    """The last thing that the user said."""
+    content = [each["content"] for each in body["messages"] if each["role"] == "user"][-1]
+    return str(content[0]["text"] if isinstance(content, list) else content)
+
+
+Derive = Callable[[list[Exchange]], list[Exchange]]
+
+
+def broken(exchanges: list[Exchange]) -> list[Exchange]:
+    """A recorded answer, whose connection breaks after BEGUN."""
+    *pages, last = exchanges
+    kept: list[bytes] = []
+    for piece in last.said.pieces:
+        for event in re.split(rb"(?<=\n\n)" if b"data:" in piece else rb"(?<=\n)", piece):
+            if _text([*kept, event]) and not BEGUN.startswith(_text([*kept, event])):
+                failure = errors.ConnectionFailed("the connection broke (ReadError)")
+                said = Said(last.said.status, last.said.headers, tuple(kept), failure)
+                return [*pages, Exchange(last.asked, said)]
+            if event:
+                kept.append(event)
+    raise AssertionError(_text(kept))
+
+
+def _text(pieces: list[bytes]) -> str:
+    """What chunks or lines say, for a tape of ours."""
+    said = ""
+    for line in b"".join(pieces).decode().splitlines():
+        data = line.removeprefix("data: ")
+        if data.startswith("{"):
+            chunk = json.loads(data)
+            message = chunk.get("message") or (chunk.get("choices") or [{"delta": {}}])[0]["delta"]
+            said += message.get("content") or ""
+    return said
+
+
+def seeing(pages: Mapping[str, Said]) -> dict[str, Said]:
+    """Recorded pages, of a model that sees and takes tools."""
+
+    def edited(said: Said) -> Said:
+        text = b"".join(said.pieces).decode()
+        text = re.sub(r'("vision":)\s*false', r"\1true", text)
+        text = text.replace('"capabilities":["completion"', '"capabilities":["completion","vision","tools"')
+        text = re.sub(r'("supports_tools?(?:_calls)?":)\s*false', r"\1true", text)
+        return tape.Said(said.status, said.headers, (text.encode(),))
+
+    return {path: edited(said) for path, said in pages.items()}

@@ -1,0 +1,320 @@
+"""What every provider must do, each behaviour as one function that asks a subject and says what must come.
+
+The same functions run while tapes are made (against a real server, or against authored answers) and while they are
+played: ``record.py`` and ``test_contract.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from pydantic import BaseModel
+
+from learnflow.llm import RouterProvider, errors
+from learnflow.llm.adapter import BaseProvider
+from learnflow.llm.errors import LLMError
+from learnflow.llm.providers import build
+from learnflow.llm.testing import Cut, ScriptedProvider
+
+# The tiny model knows these answers by heart; authored tapes give the same ones.
+ANSWERS: Final = {
+    "Say hello": "Hello! How can I help you study today?",
+    "Count to ten": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10",
+    "Draw a lock": "🔐 locked, 🔓 unlocked, 🗝️ key",
+    "Who wrote Hamlet?": "William Shakespeare wrote Hamlet around the year 1600.",
+    "Explain RSA encryption": (
+        "RSA is a public-key cryptosystem. A key pair is built from two large prime numbers: the public key holds "
+        "their product n and an exponent e, the private key holds an exponent d that undoes e. Anyone may encrypt a "
+        "message with the public key, but only the owner of the private key can decrypt it. Its security rests on the "
+        "difficulty of factoring n."
+    ),
+    "Explain cryptography": (
+        "Cryptography is the study of keeping information safe in the presence of an adversary. It offers "
+        "confidentiality, so that only the intended reader understands a message; integrity, so that changes are "
+        "noticed; and authentication, so that the sender is known. Modern cryptography builds on hard mathematical "
+        "problems and on secret keys, not on secret algorithms."
+    ),
+    "Объясни шифрование RSA": (
+        "RSA — это криптосистема с открытым ключом. Пара ключей строится из двух больших простых чисел: открытый "
+        "ключ содержит их произведение n и показатель e, закрытый ключ содержит показатель d. Зашифровать сообщение "
+        "может каждый, а расшифровать только владелец закрытого ключа."
+    ),
+    "Write three control questions about RSA as JSON": (
+        '{"questions": ["Why is RSA called a public-key cryptosystem?", "Which problem must an attacker solve to '
+        'break RSA?", "What does the private exponent d do?"]}'
+    ),
+    "Is 17 prime? Think first.": "Yes, 17 is prime.",
+    "Is 17 prime? Think first. (thinking)": (
+        "17 is not divisible by 2, 3 or 5, and 5 squared is 25, which is more than 17."
+    ),
+    "Explain RSA encryption (5 tokens)": "RSA is a public-",
+}
+# Where the answers of ``cut`` and ``resume`` break: they fit together, as in ``make demo``.
+BROKEN: Final = "Explain cryptography"
+BEGUN: Final = ANSWERS[BROKEN].partition("; integrity")[0]
+# As many pieces as llama.cpp makes of it: what is still asked for depends on that, and its tape of ``cut`` fits, too.
+PIECES: Final = re.findall(r".{2}", BEGUN[:6]) + re.findall(r".{3}", BEGUN[6:])
+LONG: Final = "word " * 3000
+DOT: Final = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
+)
+WEATHER: Final = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+class Quiz(BaseModel):
+    """What ``schema`` asks for."""
+
+    questions: list[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Subject:
+    """One row under contract.
+
+    Attributes:
+        row: its name.
+        base_url: where it is; key: what it is asked with, None for none.
+        model: that answers; ``sees`` and ``thinks`` where others see pictures and think.
+        shows_thinking: the thinking arrives, beside the answer.
+        answers: what it says, by what it is asked; None while another model than the tiny one is recorded.
+        heard: what it said.
+    """
+
+    row: str
+    base_url: str
+    model: str
+    key: str | None = None
+    sees: str | None = None
+    thinks: str | None = None
+    shows_thinking: bool = True
+    answers: Mapping[str, str] | None = field(default_factory=lambda: ANSWERS)
+    heard: dict[str, str] = field(default_factory=dict)
+
+    def provider(self, key: str | None = None) -> BaseProvider:
+        """Its provider, as an application makes it."""
+        return build(self.row, base_url=self.base_url, model=self.model, api_key=key or self.key)
+
+    def said(self, asked: str, text: str) -> None:
+        """This is what must have been said."""
+        self.heard[asked] = text
+        assert text
+        assert text == (self.answers or self.heard)[asked]
+
+
+async def generate(one: Subject) -> None:
+    """The text of an answer, not a character changed."""
+    one.said("Say hello", await one.provider().generate("Say hello", temperature=0))
+
+
+async def stream(one: Subject) -> None:
+    """The same piece by piece, and at its end everything known about it."""
+    asked = "Explain RSA encryption"
+    async with one.provider().stream(asked, temperature=0) as answer:
+        pieces = [piece async for piece in answer]
+    done = answer.completion
+    one.said(asked, done.text)
+    assert "".join(pieces) == done.text
+    assert len(pieces) > 5
+    assert (done.finish, done.provider, done.model.asked) == ("stop", one.row, one.model)
+    assert done.model.served
+
+
+async def usage(one: Subject) -> None:
+    """A stream whose tokens are counted."""
+    async with one.provider().stream("Count to ten", temperature=0) as answer:
+        one.said("Count to ten", "".join([piece async for piece in answer]))
+    used = answer.completion.usage
+    assert used.prompt_tokens
+    assert used.completion_tokens
+    assert used.total_tokens == used.prompt_tokens + used.completion_tokens
+
+
+async def unicode(one: Subject) -> None:
+    """Russian and emoji."""
+    for asked in ("Объясни шифрование RSA", "Draw a lock"):
+        async with one.provider().stream(asked, temperature=0) as answer:
+            one.said(asked, "".join([piece async for piece in answer]))
+
+
+async def system(one: Subject) -> None:
+    """A system prompt, and a history."""
+    asked = "What is the capital of France?"
+    told: list[dict[str, Any]] = [
+        {"role": "user", "content": "Say pong"},
+        {"role": "assistant", "content": "pong"},
+        {"role": "user", "content": asked},
+    ]
+    done = await one.provider().complete(told, temperature=0, max_tokens=40, system="You are a patient teacher.")
+    assert done.text
+
+
+async def image(one: Subject) -> None:
+    """A picture beside the words."""
+    asked = "Who wrote Hamlet?"
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}
+    parts = [{"type": "text", "text": asked}, picture]
+    one.said(asked, await one.provider().generate([{"role": "user", "content": parts}], one.sees, temperature=0))
+
+
+async def schema(one: Subject) -> None:
+    """A pydantic class, filled."""
+    asked = "Write three control questions about RSA as JSON"
+    done = await one.provider().complete(asked, temperature=0, response_format=Quiz)
+    one.said(asked, done.text)
+    assert done.parsed == Quiz.model_validate_json(done.text)
+
+
+async def tools(one: Subject) -> None:
+    """A tool that the model wants called."""
+    asked = "What is the weather in Paris?"
+    done = await one.provider().complete(asked, temperature=0, tools=[WEATHER], tool_choice="auto")
+    (call,) = done.tool_calls
+    assert (done.finish, call.name, call.arguments) == ("tool_calls", "get_weather", {"city": "Paris"})
+    assert call.id
+
+
+async def thinking(one: Subject) -> None:
+    """Thinking is no part of the answer."""
+    asked, provider = "Is 17 prime? Think first.", one.provider()
+    more: Any = {"reasoning": True} if True in provider.spec.reasoning else {}
+    more |= {"temperature": 0} if one.shows_thinking else {}  # models that hide it take none
+    done = await provider.complete(asked, one.thinks, **more)
+    one.said(asked, done.text)
+    if one.shows_thinking:
+        one.said(f"{asked} (thinking)", done.reasoning or "")
+    else:
+        assert done.reasoning is None
+        assert done.usage.reasoning_tokens
+
+
+async def length(one: Subject) -> None:
+    """An answer that ended at the caller's limit is returned, and says so."""
+    done = await one.provider().complete("Explain RSA encryption", temperature=0, max_tokens=5)
+    one.said("Explain RSA encryption (5 tokens)", done.text)
+    assert done.finish == "length"
+
+
+async def models(one: Subject) -> None:
+    """The models that it lists."""
+    assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.lists_all
+
+
+async def health(one: Subject) -> None:
+    """It is well; to know that costs nothing."""
+    provider = one.provider()
+    assert await provider.health_check()
+    seen = await provider.refresh()
+    assert (seen.state, seen.model) == ("ready", one.model)
+    assert seen.models
+
+
+async def wrong_key(one: Subject) -> None:
+    """A wrong key is said to be wrong, with the variable to mend."""
+    with _Raises(errors.AuthenticationFailed) as caught:
+        await one.provider(key="wrong-key").generate("Say pong", temperature=0)
+    assert caught.error.status in (401, 403)
+    assert one.provider().spec.env_key[0] in caught.error.hint
+    assert "wrong-key" not in str(caught.error)
+
+
+async def missing_model(one: Subject) -> None:
+    """A model that is not there is said to be missing, with the variable to mend."""
+    with _Raises(errors.ModelNotFound) as caught:
+        await one.provider().generate("Say pong", model="no-such-model", temperature=0)
+    assert caught.error.status in (400, 404)
+    assert one.provider().spec.env_model[0] in caught.error.hint
+
+
+async def overflow(one: Subject) -> None:
+    """A prompt that does not fit is refused by name, never answered in part."""
+    with _Raises(errors.ContextOverflow):
+        await one.provider().generate(LONG, temperature=0, max_tokens=5)
+
+
+async def rate_limit(one: Subject) -> None:
+    """Too many requests, and how long to wait."""
+    with _Raises(errors.RateLimited) as caught:
+        await one.provider().generate("What is entropy?", temperature=0)
+    assert (caught.error.status, caught.error.retry_after) == (429, 20.0)
+
+
+async def busy(one: Subject) -> None:
+    """Loading, or overloaded: not now, and no fault of the request."""
+    with _Raises(errors.Overloaded, errors.ModelLoading) as caught:
+        await one.provider().generate("What is a deadlock?", temperature=0)
+    assert caught.error.status == 503
+    assert caught.error.retryable
+
+
+async def cut(one: Subject) -> None:
+    """A stream that breaks is no answer; what had arrived is kept."""
+    pieces: list[str] = []
+    with _Raises(errors.AnswerCut) as caught:
+        async for piece in one.provider().stream(BROKEN, temperature=0):
+            pieces.append(piece)
+    assert "".join(pieces) == caught.error.partial == BEGUN
+
+
+async def resume(one: Subject) -> None:
+    """An answer that broke elsewhere is continued here: one text, nothing lost, nothing twice."""
+    router = RouterProvider(ScriptedProvider([Cut(PIECES)]), [one.provider()])
+    async with router.stream(BROKEN, temperature=0) as answer:
+        text = "".join([piece async for piece in answer])
+    one.said(BROKEN, text)
+    assert text.startswith(BEGUN)
+    assert (answer.completion.resumed, answer.completion.provider) == (1, one.row)
+
+
+BEHAVIOURS: Final[dict[str, Callable[[Subject], Awaitable[None]]]] = {
+    each.__name__: each
+    for each in (
+        generate,
+        stream,
+        usage,
+        unicode,
+        system,
+        image,
+        schema,
+        tools,
+        thinking,
+        length,
+        models,
+        health,
+        wrong_key,
+        missing_model,
+        overflow,
+        rate_limit,
+        busy,
+        cut,
+        resume,
+    )
+}
+
+
+class _Raises:
+    """As pytest's, for ``record.py`` too."""
+
+    error: LLMError
+
+    def __init__(self, *kinds: type[LLMError]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        assert error is not None, f"no {' or '.join(each.__name__ for each in self._kinds)} was raised"
+        if not isinstance(error, self._kinds):
+            return False
+        self.error = error
+        return True

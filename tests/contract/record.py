@@ -1,0 +1,160 @@
+"""``make record PROVIDER=llamacpp``: make the tapes of a row anew, from the server that the environment names.
+
+Where it names none, they are authored anew from documented facts. What the tiny model does not show (pictures, tools,
+a busy server) is authored for every row; a broken stream is derived from a recorded one. Each tape says which it is.
+A tape whose exchanges are what they were keeps its date, so that only what the server changed is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from authored import VOICES, Author, broken, seeing
+from behaviours import BEHAVIOURS, BROKEN, Subject
+from subjects import absent, fresh, named, tape_of
+
+from learnflow.llm import deck, tape
+from learnflow.llm.errors import LLMError
+from learnflow.llm.specs import SPECS
+from learnflow.llm.tape import Asked, Exchange, Said
+from learnflow.llm.testing import forget
+
+_AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every row
+# Ollama as any server: it checks no key, and the tiny model does not understand to be asked for the rest of an answer.
+_NOT_SHOWN = {"custom": ("wrong_key", "resume")}
+
+
+class Collector:
+    """A deck that keeps what a server answers, in the order in which it was asked."""
+
+    providers = None
+
+    def __init__(self) -> None:
+        self._kept: list[Exchange | None] = []
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """What has ended."""
+        return [each for each in self._kept if each]
+
+    def play(self, asked: Asked) -> None:
+        """It asks the server."""
+
+    def record(self, asked: Asked) -> deck.Take:
+        """Where the answer is kept."""
+        at = len(self._kept)
+        self._kept.append(None)
+
+        def keep(exchange: Exchange) -> None:
+            self._kept[at] = exchange
+
+        return deck.Take(keep, asked)
+
+
+def main() -> int:
+    """Record the rows that are named. Returns the exit code."""
+    rows = [row for name in sys.argv[1:] for row in (SPECS if name == "all" else [name])]
+    unknown = [row for row in rows if row not in SPECS]
+    if unknown or not rows:
+        print(f"make record PROVIDER=one of: {', '.join(SPECS)}, all", file=sys.stderr)
+        return 2
+    return max(asyncio.run(_row(row)) for row in rows)
+
+
+async def _row(row: str) -> int:
+    subject = named(row)
+    about: dict[str, Any] = {}
+    pages: Mapping[str, Said] = {}
+    if subject:
+        collector = Collector()
+        with deck.instead(collector):
+            health = await subject.provider().refresh()
+        if not health.ready:
+            print(f"{row}: {health.detail}", file=sys.stderr)
+            return 1
+        server = " ".join(filter(None, [health.server or SPECS[row].title, health.version]))
+        about = {"server": server, "model": subject.model}
+        pages = {each.asked.uri.partition(".example")[2]: each.said for each in collector.exchanges}
+        print(f"{row}: recording {server} at {subject.base_url}", flush=True)
+    else:
+        print(f"{row}: no server is named, so its tapes are authored from documents", flush=True)
+    failed = 0
+    for number, behaviour in enumerate(BEHAVIOURS, 1):
+        why = absent().get(row, {}).get(behaviour)
+        if why:
+            said = f"absent: {why}"
+        else:
+            try:
+                said = await _tape(row, behaviour, subject, about, pages)
+            except (AssertionError, LLMError) as error:
+                failed += 1
+                said = f"NOT SHOWN, its tape stays as it is: {type(error).__name__}: {str(error)[:200]}"
+        print(f"  {number:2}/{len(BEHAVIOURS)} {behaviour:14} {said}", flush=True)
+    return 1 if failed else 0
+
+
+async def _tape(
+    row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, Said]
+) -> str:
+    """Make one tape; says how."""
+    forget()
+    if subject and behaviour not in (*_AUTHORED, *_NOT_SHOWN.get(row, ())):
+        return await _recorded(row, behaviour, subject, about)
+    author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
+    one = fresh(row)
+    with deck.instead(author):
+        await BEHAVIOURS[behaviour](one)
+    origin = {"kind": "authored", "source": VOICES[row].source}
+    if pages and any(each.said in pages.values() for each in author.exchanges):
+        origin["pages"] = f"of {about['server']}, recorded"
+    elif pages and len(author.exchanges) > 1:
+        origin["pages"] = f"of {about['server']}, recorded, with a model that sees and takes tools"
+    return _keep(row, behaviour, origin, author.exchanges)
+
+
+async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
+    collector = Collector()
+    subject.heard.clear()
+    with deck.instead(collector):
+        if behaviour == "cut":
+            async with subject.provider().stream(BROKEN, temperature=0) as answer:
+                async for _ in answer:
+                    pass
+        else:
+            await BEHAVIOURS[behaviour](subject)
+    exchanges = collector.exchanges
+    origin = {"kind": "recorded", **about}
+    if subject.answers is None and subject.heard:
+        origin["answers"] = dict(subject.heard)
+    if behaviour == "cut":
+        exchanges = broken(exchanges)
+        origin = {
+            "kind": "authored",
+            "source": f"derived from an answer of {about['server']}, {about['model']}, recorded: its connection breaks",
+        }
+    return _keep(row, behaviour, origin, exchanges)
+
+
+def _keep(row: str, behaviour: str, origin: dict[str, Any], exchanges: list[Exchange]) -> str:
+    file = tape_of(row, behaviour)
+    pieces = sum(len(each.said.pieces) for each in exchanges)
+    said = f"{origin['kind']}, {len(exchanges)} exchanges in {pieces} pieces"
+    if origin["kind"] == "recorded":
+        origin["date"] = datetime.now(UTC).date().isoformat()
+    if file.exists():
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))["origin"]
+        same = tape.dump({**origin, "date": before.get("date")} if "date" in before else origin, exchanges)
+        if same == file.read_text(encoding="utf-8"):
+            return f"{said}, as it was"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(tape.dump(origin, exchanges), encoding="utf-8")
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())

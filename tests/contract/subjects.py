@@ -1,0 +1,74 @@
+"""The nine rows under contract, as their tapes know them, and where a tape is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import yaml
+from behaviours import Subject
+
+from learnflow.llm.specs import SPECS
+
+ROOT: Final = Path(__file__).parents[2]
+TAPES: Final = ROOT / "cassettes"
+TINY: Final = "learnflow-tiny"
+
+
+def _subject(row: str, model: str, *, key: bool = True, **more: object) -> Subject:
+    return Subject(  # type: ignore[arg-type]
+        row=row,
+        base_url=f"http://{row}.example",
+        model=model,
+        key=f"key-of-{row}" if key else None,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+SUBJECTS: Final = {
+    each.row: each
+    for each in (
+        _subject("openai", "gpt-4.1-mini", thinks="gpt-5-mini", shows_thinking=False),
+        _subject("azure", "study", shows_thinking=False),
+        _subject("ollama", f"{TINY}:latest", key=False, thinks=f"{TINY}-think:latest"),
+        _subject("lmstudio", "qwen3-0.6b"),
+        _subject("vllm", TINY),
+        _subject("llamacpp", TINY),
+        _subject("openrouter", "qwen/qwen3-8b"),
+        _subject("fireworks", "accounts/fireworks/models/kimi-k2p6"),
+        _subject("custom", f"{TINY}:latest", thinks=f"{TINY}-think:latest"),
+    )
+}
+
+
+def tape_of(row: str, behaviour: str) -> Path:
+    """The file that holds it."""
+    return TAPES / row / f"{behaviour}.yaml"
+
+
+def absent() -> Mapping[str, Mapping[str, str]]:
+    """By row and behaviour, why there is no tape."""
+    found: Mapping[str, Mapping[str, str]] = yaml.safe_load((TAPES / "absent.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def fresh(row: str, **more: object) -> Subject:
+    """The row's subject, which has heard nothing yet."""
+    return replace(SUBJECTS[row], heard={}, **more)  # type: ignore[arg-type]
+
+
+def named(row: str) -> Subject | None:
+    """The row's subject at the server that the environment names; None where it names none."""
+    spec = SPECS[row]
+    said = {name: value for name in (*spec.env_url, *spec.env_key, *spec.env_model) if (value := os.environ.get(name))}
+    url = next((said[name] for name in spec.env_url if name in said), spec.default_url)
+    if not any(name in said for name in (spec.env_url if spec.local else spec.env_key)) or not url:
+        return None
+    model = next((said[name] for name in spec.env_model if name in said), SUBJECTS[row].model)
+    key = next((said[name] for name in spec.env_key if name in said), None)
+    tiny = TINY in model
+    other = {} if tiny else {"answers": None, "thinks": None, "sees": None}
+    return fresh(row, base_url=url, key=key, model=model, **other)

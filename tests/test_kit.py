@@ -1,0 +1,185 @@
+"""The kit for tests of applications: a scripted provider, fixtures, and nobody asked by mistake."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from conftest import provider_for
+from pydantic import BaseModel
+
+from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
+from learnflow.llm.base import Completion, ServedModel
+from learnflow.llm.providers import CustomProvider
+from learnflow.llm.testing import Cut, FaultServer, ScriptedProvider, closed_port, no_model_calls, provided, recording
+
+pytest_plugins = ["pytester"]
+
+
+async def test_a_script_is_answered_in_its_order_and_every_request_is_remembered() -> None:
+    script = ScriptedProvider(["First answer.", ["sec", "ond"], errors.RateLimited("busy")])
+    assert isinstance(script, LLMProvider)
+    assert await script.health_check()
+    assert await script.generate("one", temperature=0, seed=3) == "First answer."
+    assert [piece async for piece in script.stream("two")] == ["sec", "ond"]
+    with pytest.raises(errors.RateLimited, match="busy"):
+        await script.complete("three", model="m")
+    assert [(each.call, each.prompt, each.model) for each in script.history] == [
+        ("generate", "one", None),
+        ("stream", "two", None),
+        ("complete", "three", "m"),
+    ]
+    assert script.history[0].more == {"seed": 3}
+    assert "three" not in repr(script.history)
+    assert not await script.health_check()
+    with pytest.raises(errors.NotOnTape, match="no answer for request 4"):
+        await script.generate("four")
+
+
+async def test_a_script_fills_a_class_and_gives_completions_as_they_are() -> None:
+    class Quiz(BaseModel):
+        questions: list[str]
+
+    whole = Completion(text="as it is", finish="length", provider="x", model=ServedModel("m"))
+    script = ScriptedProvider(['{"questions": ["why?"]}', "no JSON", whole])
+    assert (await script.complete("q", response_format=Quiz)).parsed == Quiz(questions=["why?"])
+    with pytest.raises(errors.SchemaMismatch):
+        await script.complete("q", response_format=Quiz)
+    assert await script.complete("q") is whole
+
+
+async def test_an_application_can_try_what_happens_when_its_provider_dies() -> None:
+    dying, other = ScriptedProvider([Cut("The answer is ")]), ScriptedProvider(["forty-two."], name="other")
+    with provided(RouterProvider(dying, [other])):
+        provider = get_provider()
+        async with provider.stream("what?") as answer:
+            text = "".join([piece async for piece in answer])
+    assert text == "The answer is forty-two."
+    assert (answer.completion.resumed, answer.completion.provider) == (1, "other")
+    assert get_provider().name != "scripted"
+
+
+async def test_the_end_of_a_script_is_no_outage() -> None:
+    router = RouterProvider(ScriptedProvider([]), [ScriptedProvider(["hidden"], name="other")])
+    with pytest.raises(errors.NotOnTape):
+        await router.generate("hi")
+
+
+async def test_nobody_is_asked_by_mistake() -> None:
+    existing = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
+    async with FaultServer("openai") as server:
+        with no_model_calls():
+            with pytest.raises(errors.NotOnTape, match="forbidden in this test"):
+                await existing.generate("hi")
+            with pytest.raises(errors.NotOnTape):
+                await existing.health_check()
+            assert await provider_for(server).generate("hi")
+    with pytest.raises(errors.ConnectionFailed):
+        await existing.generate("hi")
+
+
+APPLICATION = """
+import pytest
+from learnflow.llm import get_provider
+from learnflow.llm.errors import LLMError
+
+async def ask(what):
+    return await get_provider().generate(what, temperature=0)
+
+{tests}
+"""
+
+
+async def _tapes(folder: Path) -> None:
+    async with FaultServer("llamacpp", ["an", "swer"]) as server:
+        with recording(folder):
+            await provider_for(server).generate("hi", temperature=0)
+            await provider_for(server).generate("again", temperature=0)
+
+
+def run(pytester: pytest.Pytester, tests: str, *options: str, **settings: str) -> pytest.RunResult:
+    pytester.makeini("\n".join(["[pytest]", "asyncio_mode = auto", *(f"{k} = {v}" for k, v in settings.items())]))
+    pytester.makepyfile(test_app=APPLICATION.format(tests=tests))
+    return pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider", *options)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("LLAMACPP_MODEL", "fault-model")
+    return monkeypatch
+
+
+async def test_the_plugin_replays_and_fails_what_was_missing_or_left(
+    pytester: pytest.Pytester, environment: pytest.MonkeyPatch
+) -> None:
+    await _tapes(pytester.path / "tapes")
+    ran = run(
+        pytester,
+        """
+@pytest.mark.llm_replay("tapes")
+async def test_whole(llm_replay):
+    assert await ask("hi") == await ask("again") == "answer"
+
+@pytest.mark.llm_replay("tapes")
+async def test_left(llm_replay):
+    assert await ask("hi") == "answer"
+
+@pytest.mark.llm_replay("tapes")
+async def test_swallowed(llm_replay):
+    await ask("hi")
+    await ask("again")
+    try:
+        await ask("something else")
+    except LLMError:
+        pass
+""",
+    )
+    ran.assert_outcomes(passed=3, errors=2)
+    ran.stdout.fnmatch_lines(["*not played: *v1-chat-completions*"])
+    ran.stdout.fnmatch_lines(["*not on tape: *nearest*"])
+
+
+async def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
+    test = """
+async def test_it(llm_replay):
+    assert await ask("hi") == "answer"
+"""
+    stale = pytester.path / "cassettes" / "test_it" / "llamacpp" / "stale.yaml"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("interactions: []\n", encoding="utf-8")
+    async with FaultServer("llamacpp", ["an", "swer"]) as server:
+        environment.setenv("LLAMACPP_BASE_URL", server.base_url)
+        ran = await asyncio.to_thread(run, pytester, test, "--llm-record")
+    ran.assert_outcomes(passed=1)
+    assert not stale.exists()
+    environment.delenv("LLAMACPP_BASE_URL")
+    run(pytester, test).assert_outcomes(passed=1)
+
+
+def test_the_plugin_forbids_real_calls(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    tests = """
+from learnflow.llm.errors import NotOnTape, ConnectionFailed
+
+async def test_forbidden():
+    with pytest.raises(NotOnTape):
+        await ask("hi")
+
+@pytest.mark.llm_real
+async def test_allowed():
+    with pytest.raises(ConnectionFailed):
+        await ask("hi")
+"""
+    run(pytester, tests, llm_no_model_calls="true").assert_outcomes(passed=2)
+
+
+def test_the_plugin_costs_nothing_until_it_is_asked_for(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+def test_light():
+    import sys
+    assert "learnflow.llm.testing.plugin" in sys.modules
+    assert not {"litellm", "httpx", "pydantic_settings", "yaml"} & set(sys.modules)
+""")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

@@ -1,0 +1,302 @@
+"""Tapes: what is on them, what is not, and that they play what was said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import KINDS, provider_for
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnflow.llm import RouterProvider, deck, errors, get_provider, tape
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, build
+from learnflow.llm.specs import SPECS
+from learnflow.llm.tape import Asked, Exchange, Said
+from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
+
+ASKED = Asked("POST", "http://ollama.example/api/chat", {"authorization": "Bearer key-of-ollama"}, {"model": "m"})
+
+
+@pytest.fixture(autouse=True)
+def nothing_known_yet() -> None:
+    forget()
+
+
+headers = st.dictionaries(st.sampled_from(["content-type", "server"]), st.sampled_from(["text/event-stream", "x"]))
+pieces = st.lists(st.binary(max_size=20) | st.text(max_size=20).map(str.encode), max_size=5).map(tuple)
+
+
+@given(said=st.builds(Said, st.just(200), headers, pieces))
+def test_what_is_written_is_read_again(said: Said) -> None:
+    stream = said.headers.get("content-type") == "text/event-stream"
+    _, (read,) = tape.load(tape.dump({"kind": "authored"}, [Exchange(ASKED, said)]))
+    assert read.asked == ASKED
+    assert (read.said.status, read.said.headers) == (200, said.headers)
+    if stream:
+        assert read.said.pieces == said.pieces
+    elif not _json(b"".join(said.pieces)):
+        assert b"".join(read.said.pieces) == b"".join(said.pieces)
+
+
+@given(said=st.builds(Said, st.just(200), st.just({"content-type": "text/event-stream"}), pieces))
+def test_vcrpy_gets_the_same_in_one_piece_and_we_cut_it_again(said: Said) -> None:
+    (row,) = tape.deserialize(tape.dump({}, [Exchange(ASKED, said)]))["interactions"]
+    named = {name: values[0] for name, values in row["response"]["headers"].items()}
+    assert tape.unmarked(200, named, row["response"]["body"]["string"]) == said
+
+
+def _json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def test_bodies_are_readable() -> None:
+    line = 'data: {"x":"шифр 🔐"}\n\n'.encode()
+    stream = Said(200, {"content-type": "text/event-stream"}, (line, line[:13], line[13:]))
+    page = Said(200, {"content-type": "application/json"}, (b'{"models": [{"name": "m"}]}',))
+    text = tape.dump({"kind": "recorded"}, [Exchange(ASKED, stream), Exchange(ASKED, page)])
+    assert '      - |+\n        data: {"x":"шифр 🔐"}\n' in text
+    assert "json:\n        models:\n        - name: m\n" in text
+    assert "!!binary" in text  # a piece that was cut in the middle of a character
+
+
+@pytest.mark.parametrize("text", ["", "x", "[1]", "interactions: 3", "interactions: [{}]", "a: [", "\x00"])
+def test_what_is_no_tape_is_said_to_be_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is no tape"), replaying(tmp_path):
+        pass
+
+
+async def _record(tmp_path: Path, dialect: str, **options: object) -> list[str]:
+    async with FaultServer(dialect, **options) as server:  # type: ignore[arg-type]
+        with recording(tmp_path):
+            provider = provider_for(server, api_key="sk-secret-key")
+            heard = []
+            try:
+                async with provider.stream("a secret question", temperature=0) as answer:
+                    heard = [piece async for piece in answer]
+            except errors.LLMError as error:
+                heard.append(type(error).__name__)
+    forget()
+    return heard
+
+
+async def _play(tmp_path: Path, dialect: str) -> list[str]:
+    heard = []
+    with replaying(tmp_path) as player:
+        provider = KINDS[dialect](model="fault-model")
+        try:
+            async with provider.stream("a secret question", temperature=0) as answer:
+                heard = [piece async for piece in answer]
+        except errors.LLMError as error:
+            heard.append(type(error).__name__)
+    assert not player.missing
+    assert not player.unplayed
+    return heard
+
+
+@pytest.mark.parametrize("dialect", list(KINDS))
+@pytest.mark.parametrize(
+    "fault",
+    [None, Fault("cut"), Fault("drop"), Fault("reset"), Fault("refuse", refusal="key"), Fault("close"), Fault("whole")],
+    ids=lambda fault: fault.name if fault else "none",
+)
+async def test_what_is_recorded_is_played(tmp_path: Path, dialect: str, fault: Fault | None) -> None:
+    recorded = await _record(tmp_path, dialect, fault=fault, answer=["Ши", "фр", " 🔐", " ends"])
+    assert recorded
+    assert await _play(tmp_path, dialect) == recorded
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 7])
+async def test_the_pieces_are_those_that_came(tmp_path: Path, slice_bytes: int) -> None:
+    heard = await _record(tmp_path, "llamacpp", slice_bytes=slice_bytes)
+    (file,) = tmp_path.rglob("*chat*.yaml")
+    _, (exchange,) = tape.load(file.read_text(encoding="utf-8"))
+    assert max(map(len, exchange.said.pieces)) <= slice_bytes
+    assert await _play(tmp_path, "llamacpp") == heard
+
+
+async def test_a_tape_holds_no_key_no_host_and_no_time(tmp_path: Path) -> None:
+    await _record(tmp_path, "ollama", key="sk-secret-key")
+    files = list((tmp_path / "ollama").glob("*.yaml"))
+    assert len(files) == 5  # version, tags, ps, show, chat
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert "secret-key" not in text
+        assert "127.0.0.1" not in text
+        assert "Bearer key-of-ollama" in text
+        assert yaml.safe_load(text)["origin"]["kind"] == "recorded"
+
+
+async def test_nothing_is_lost_while_recording_a_stream_that_is_left(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp", fault=Fault("stall", after=2)) as server:
+        with recording(tmp_path):
+            async with provider_for(server).stream("hi") as answer:
+                assert [await anext(answer), await anext(answer)] == ["The ", "quick "]
+    with replaying(tmp_path):
+        provider = LlamaCppProvider(model="fault-model")
+        async with provider.stream("hi") as answer:
+            assert [await anext(answer), await anext(answer)] == ["The ", "quick "]
+        heard = []
+        with pytest.raises(errors.AnswerCut, match="the client left here") as caught:
+            heard = [piece async for piece in provider.stream("hi")]
+        assert (heard, caught.value.partial) == ([], "The quick ")
+
+
+async def test_a_server_that_was_not_there_is_not_there_again(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            dead = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
+            recorded = await RouterProvider(dead, [provider_for(server)]).complete("hi")
+    forget()
+    with replaying(tmp_path):
+        router = RouterProvider(CustomProvider(model="m"), [LlamaCppProvider(model="fault-model")])
+        played = await router.complete("hi")
+    assert played.text == recorded.text
+    assert (played.provider, played.attempts) == ("llamacpp", 2)
+
+
+async def test_the_same_question_has_its_answers_in_their_order_and_the_last_one_stays(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            for text in ("one", "two"):
+                server.pieces = [text]
+                assert await provider_for(server).generate("hi") == text
+    with replaying(tmp_path) as player:
+        provider = LlamaCppProvider(model="fault-model")
+        assert len(player.unplayed) == 1
+        assert [await provider.generate("hi") for _ in range(3)] == ["one", "two", "two"]
+        assert not player.unplayed
+
+
+async def test_recording_again_replaces_what_was_recorded_of_the_same_question(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        async with FaultServer("llamacpp", [text]) as server:
+            with recording(tmp_path):
+                await provider_for(server).generate("hi")
+    with replaying(tmp_path) as player:
+        assert await LlamaCppProvider(model="fault-model").generate("hi") == "new"
+        assert not player.unplayed
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_what_is_not_on_tape_says_so_with_the_nearest_that_is_and_no_prompt(tmp_path: Path) -> None:
+    await _record(tmp_path, "llamacpp")
+    with replaying(tmp_path) as player:
+        provider = LlamaCppProvider(model="fault-model")
+        with pytest.raises(errors.NotOnTape) as caught:
+            await provider.generate("a secret answer", temperature=0.5)
+        said = str(caught.value)
+        assert "temperature (0 on tape, 0.5 asked for)" in said.replace("0.0", "0")
+        assert "messages[0].content (from character 9 on)" in said
+        assert "v1-chat-completions" in said
+        assert "LLM_REPLAY_MODE=record" in said
+        assert "secret" not in said.replace("sk-secret", "")
+        with pytest.raises(errors.NotOnTape, match=r"the key"):
+            await LlamaCppProvider(model="fault-model", api_key="wrong-key").generate(
+                "a secret question", temperature=0
+            )
+        with pytest.raises(errors.NotOnTape, match="nothing"):
+            await CustomProvider(model="m").generate("hi")
+        assert len(player.missing) == 3
+
+
+async def test_no_fallback_swallows_it(tmp_path: Path) -> None:
+    await _record(tmp_path, "llamacpp")
+    with replaying(tmp_path):
+        hops = [CustomProvider(model="m"), LlamaCppProvider(model="fault-model")]
+        router = RouterProvider(hops[0], hops[1:])
+        for asked in (router.generate("a secret question", temperature=0), router.list_models()):
+            with pytest.raises(errors.NotOnTape):
+                await asked
+        with pytest.raises(errors.NotOnTape):
+            await hops[0].health_check()
+        with pytest.raises(errors.NotOnTape):
+            await OllamaProvider(model="m").generate("hi")
+
+
+async def test_a_context_that_was_asked_for_otherwise_is_the_same_question(tmp_path: Path) -> None:
+    """Ollama's num_ctx depends on which of many requests happened to come first."""
+    await _record(tmp_path, "ollama")
+    for file in tmp_path.rglob("api-chat*.yaml"):
+        file.write_text(file.read_text(encoding="utf-8").replace("num_ctx: 8192", "num_ctx: 4096"), encoding="utf-8")
+    assert "".join(await _play(tmp_path, "ollama")).startswith("The quick")
+
+
+@pytest.mark.parametrize("row", SPECS)
+def test_llm_replay_needs_no_key_and_no_address(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text(tape.dump({}, [Exchange(ASKED, Said(200))]), encoding="utf-8")
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    assert build(row, model="m").endpoint.base
+    monkeypatch.setenv("LLM_PROVIDER", row)
+    assert get_provider().providers
+
+
+async def test_llm_replay_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_REPLAY", "tapes")
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("LLM_REPLAY_MODE", "record")
+    async with FaultServer("llamacpp") as server:
+        monkeypatch.setenv("LLAMACPP_BASE_URL", server.base_url)
+        first = await get_provider().generate("hi")
+    monkeypatch.delenv("LLAMACPP_BASE_URL")
+    monkeypatch.setenv("LLM_REPLAY_MODE", "play")
+    assert await get_provider().generate("hi") == first  # no model is named: the pages are on tape, too
+    assert sorted(file.name.partition("-")[0] for file in (tmp_path / "tapes" / "llamacpp").iterdir())
+
+
+async def test_nothing_named_finds_what_is_on_tape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("vllm") as server:
+        with recording(tmp_path):
+            provider = provider_for(server)
+            assert await provider.health_check()
+            await provider.generate("hi")
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    assert (await get_provider().complete("hi")).provider == "vllm"
+
+
+@pytest.mark.parametrize("mode", ["play", "record"])
+def test_a_folder_that_cannot_be_is_said_at_once(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.txt").write_text("x", encoding="utf-8")
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path / "file.txt" / "sub") if mode == "record" else str(tmp_path / "none"))
+    monkeypatch.setenv("LLM_REPLAY_MODE", mode)
+    with pytest.raises(errors.NotConfigured, match="LLM_REPLAY"):
+        build("ollama")
+
+
+async def test_a_disk_that_cannot_be_written_costs_no_answer(tmp_path: Path, events_seen: list[object]) -> None:
+    folder = tmp_path / "tapes"
+    async with FaultServer("llamacpp") as server:
+        with recording(folder):
+            provider = provider_for(server)
+            folder.rmdir()
+            folder.write_text("in the way", encoding="utf-8")
+            assert await provider.generate("hi")
+    (said,) = [event for event in events_seen if type(event).__name__ == "NotRecorded"]
+    assert said.error == "NotADirectoryError"  # type: ignore[attr-defined]
+
+
+async def test_many_at_once_are_kept_apart(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            provider = provider_for(server, max_concurrency=20)
+            asked = [f"question {n % 5}" for n in range(20)]
+            await asyncio.gather(*(provider.generate(each) for each in asked))
+    with replaying(tmp_path) as player:
+        provider = LlamaCppProvider(model="fault-model")
+        answers = await asyncio.gather(*(provider.generate(each) for each in asked))
+        assert len(set(answers)) == 1
+        assert not player.unplayed
+
+
+def test_the_deck_is_one_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(tape.dump({}, [Exchange(ASKED, Said(200))]), encoding="utf-8")
+    assert deck.inserted(tmp_path, "play") is deck.inserted(tmp_path, "play")
+    assert deck.inserted(None, "play") is None
