@@ -37,7 +37,7 @@ record: install ## make the tapes of a row anew: make record PROVIDER=llamacpp (
 	@PYTHONPATH=tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
 
 coverage: install ## which branches of learnflow/llm the tests do not run
-	$(BIN)/python -m pytest -q -n auto --cov=learnflow/llm --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -q -n auto -p no:learnflow_llm --cov $(ARGS)
 
 bench: install ## what the layer costs, beside LiteLLM and httpx
 	$(BIN)/python benchmarks/cost.py
