@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from authored import VOICES, Author, broken, seeing
 from behaviours import BEHAVIOURS, BROKEN, Subject
-from subjects import absent, fresh, named, tape_of
+from subjects import absent, fresh, named, seal, tape_of
 
 from learnflow.llm import deck, tape
 from learnflow.llm.errors import LLMError
@@ -142,6 +142,7 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
 
 def _keep(row: str, behaviour: str, origin: dict[str, Any], exchanges: list[Exchange]) -> str:
     file = tape_of(row, behaviour)
+    origin["seal"] = seal(tape.load(tape.dump({}, exchanges))[1])
     pieces = sum(len(each.said.pieces) for each in exchanges)
     said = f"{origin['kind']}, {len(exchanges)} exchanges in {pieces} pieces"
     if origin["kind"] == "recorded":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,7 @@ import yaml
 from behaviours import Subject
 
 from learnflow.llm.specs import SPECS
+from learnflow.llm.tape import Exchange
 
 ROOT: Final = Path(__file__).parents[2]
 TAPES: Final = ROOT / "cassettes"
@@ -53,6 +56,12 @@ def absent() -> Mapping[str, Mapping[str, str]]:
     """By row and behaviour, why there is no tape."""
     found: Mapping[str, Mapping[str, str]] = yaml.safe_load((TAPES / "absent.yaml").read_text(encoding="utf-8"))
     return found
+
+
+def seal(exchanges: Iterable[Exchange]) -> str:
+    """What changes when a tape is edited by hand: a tape that is not as it was made is not what it says it is."""
+    said = [[asdict(each.asked), asdict(each.said), repr(each.said.failure)] for each in exchanges]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 
 def fresh(row: str, **more: object) -> Subject:

@@ -10,7 +10,7 @@ import pytest
 from behaviours import DOT, WEATHER
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ConfigDict, TypeAdapter, with_config
-from subjects import SUBJECTS, tape_of
+from subjects import SUBJECTS, seal, tape_of
 from test_contract import CELLS
 
 from learnflow.llm import tape
@@ -89,6 +89,7 @@ def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> No
 def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
     origin, exchanges = tape.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
     assert exchanges
+    assert origin["seal"] == seal(exchanges), "it was edited by hand: record it again"
     if origin["kind"] == "recorded":
         assert origin["server"]
         assert origin["model"]
