@@ -1,0 +1,163 @@
+#!/bin/sh
+# Fetches a model: an Ollama tag into the Ollama server, or a GGUF file into a folder.
+#
+#   compose/pull-model.sh qwen3:0.6b
+#   compose/pull-model.sh hf:MaziyarPanahi/Qwen3-0.6B-GGUF/Qwen3-0.6B.Q4_K_M.gguf [FOLDER]
+#   compose/pull-model.sh https://example.org/model.gguf [FOLDER]
+#
+# It says what it will cost before it starts, looks whether the disk has room, goes on where it was broken off, and ends
+# with 0 only when the model is there and whole.
+#
+#   MODELS_DIR     a folder with GGUF files that are there already (qwen3-0.6b.gguf for qwen3:0.6b): no network is used
+#   MODEL_SHA256   what a GGUF must be; unset: what Hugging Face says it is
+#   PULL_YES=1     do not ask first (nobody is asked where no terminal is)
+#   PULL_TRIES=5   how often a download that breaks is taken up again
+#   PULL_INSECURE=1  an Ollama registry of your own without TLS
+#   OLLAMA_HOST    the Ollama server, as its own command line has it
+set -eu
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "pull-model: $*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+model=${1:-}
+[ -n "$model" ] || { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+folder=${2:-${MODELS_DIR:-./models}}
+tries=${PULL_TRIES:-5}
+
+megabytes() { echo $((($1 + 1048575) / 1048576)); }
+
+# free FOLDER: megabytes that are free where it is, or will be
+free() {
+    place=$1
+    while [ ! -d "$place" ]; do place=$(dirname "$place"); done
+    df -Pk "$place" | awk 'NR == 2 { print int($4 / 1024) }'
+}
+
+# afford WHAT MEGABYTES FOLDER: say it, look whether it fits, ask where somebody can answer
+afford() {
+    left=$(free "$3")
+    if [ -n "$2" ]; then
+        say "$1: $2 MB to download; $left MB are free in $3."
+        [ "$left" -gt $(($2 + $2 / 20 + 50)) ] || fail "not enough room in $3: $2 MB are needed and a little more. Free some, or take a smaller model."
+    else
+        say "$1: its size is not known before the download; $left MB are free in $3."
+        [ "$left" -gt 1024 ] || fail "not enough room in $3: less than 1 GB is free."
+    fi
+    if [ -t 0 ] && [ -z "${PULL_YES:-}" ]; then
+        printf 'Go on? [y/N] ' >&2
+        read -r answer
+        case $answer in [yY]*) ;; *) fail "stopped, nothing was downloaded" ;; esac
+    fi
+}
+
+sha256() { if have sha256sum; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
+
+# whole FILE SHA256: whether it is what it must be
+whole() { [ -s "$1" ] && { [ -z "$2" ] || [ "$(sha256 "$1")" = "$2" ]; }; }
+
+pull_gguf() {
+    url=$model
+    case $model in hf:*/*/*)
+        path=${model#hf:}
+        owner=${path%%/*} && rest=${path#*/}
+        url="${HF_ENDPOINT:-https://huggingface.co}/$owner/${rest%%/*}/resolve/main/${rest#*/}"
+        ;;
+    esac
+    file=$folder/$(basename "${url%%\?*}")
+    sum=${MODEL_SHA256:-}
+    if whole "$file" "$sum" && [ ! -e "$file.part" ]; then
+        say "$file is there${sum:+ and whole}."
+        return
+    fi
+    have curl || fail "curl is needed to download $url"
+    head=$(curl -fsSLI --retry 3 "$url") || fail "$url cannot be reached. Without a network: put the file at $file, and run this again."
+    head=$(printf '%s' "$head" | tr -d '\r' | tr '[:upper:]' '[:lower:]')
+    size=$(printf '%s\n' "$head" | sed -n 's/^x-linked-size: *//p; s/^content-length: *//p' | tail -n 1)
+    [ -n "$sum" ] || sum=$(printf '%s\n' "$head" | sed -n 's/^x-linked-etag: *"\{0,1\}\([0-9a-f]\{64\}\)"\{0,1\}.*/\1/p' | head -n 1)
+    [ -n "$sum" ] || say "No SHA-256 is known of this file: what arrives cannot be checked. MODEL_SHA256 can say it."
+    got=0
+    [ ! -e "$file.part" ] || got=$(wc -c <"$file.part")
+    mkdir -p "$folder"
+    afford "$(basename "$file")" "$([ "${size:-0}" -eq 0 ] || megabytes $((size - got)))" "$folder"
+    n=0
+    while :; do
+        n=$((n + 1))
+        if [ -t 2 ]; then bar=--progress-bar; else bar=-sS; fi
+        if [ "${size:-0}" -gt 0 ] && [ -e "$file.part" ] && [ "$(wc -c <"$file.part")" -eq "$size" ]; then break; fi
+        code=0
+        curl -fL "$bar" -C - -o "$file.part" "$url" || code=$?
+        [ "$code" -ne 0 ] || break
+        [ "$code" -ne 33 ] || rm -f "$file.part" # a server that cannot go on: from the beginning
+        [ "$n" -lt "$tries" ] || fail "the download broke off $n times; what has arrived is kept in $file.part. Run this again to go on."
+        say "The download broke off; it goes on."
+        sleep 1
+    done
+    if ! whole "$file.part" "$sum"; then
+        rm -f "$file.part"
+        fail "what arrived is not the file that was asked for (its SHA-256 is another one); it was thrown away. Run this again."
+    fi
+    mv "$file.part" "$file"
+    say "$file is there${sum:+ and whole}."
+}
+
+# known MODEL: megabytes of the models that our documentation names, where nobody can be asked
+known() {
+    case $1 in
+        qwen3:0.6b) echo 523 ;;
+        qwen3:1.7b) echo 1400 ;;
+        smollm2:135m) echo 271 ;;
+        qwen3.5:0.8b) echo 1000 ;;
+        qwen3.5:2b) echo 2700 ;;
+        qwen3.5:4b) echo 3400 ;;
+        qwen3.5:9b) echo 6600 ;;
+    esac
+}
+
+pull_ollama() {
+    have ollama || fail "the ollama command is needed for $model. In compose: docker compose --profile local-llm up"
+    if ollama show "$model" >/dev/null 2>&1; then
+        say "$model is there."
+        return
+    fi
+    ollama list >/dev/null 2>&1 || fail "no Ollama server answers at ${OLLAMA_HOST:-127.0.0.1:11434}. Start it first: ollama serve"
+    seed=${MODELS_DIR:-}/$(printf '%s' "${model##*/}" | tr ':' '-').gguf
+    if [ -n "${MODELS_DIR:-}" ] && [ -s "$seed" ]; then
+        say "$model is made from $seed."
+        whole "$seed" "${MODEL_SHA256:-}" || fail "$seed is not what MODEL_SHA256 says"
+        work=$(mktemp -d)
+        printf 'FROM %s\n' "$seed" >"$work/Modelfile"
+        ollama create "$model" -f "$work/Modelfile" || { rm -rf "$work"; fail "Ollama could not take $seed"; }
+        rm -rf "$work"
+    else
+        afford "$model" "$(known "$model")" "${OLLAMA_MODELS:-$HOME/.ollama}"
+        n=0
+        while :; do
+            n=$((n + 1))
+            fetch && break
+            [ "$n" -lt "$tries" ] || fail "$model could not be pulled, $n times. What has arrived is kept: run this again to go on. Without a network: put its GGUF at MODELS_DIR/$(basename "$seed")."
+            say "The download broke off; it goes on."
+            sleep 1
+        done
+    fi
+    ollama show "$model" >/dev/null || fail "Ollama says that it has $model, and does not"
+    say "$model is there."
+}
+
+# fetch: pull it; where nobody watches, a line each tenth instead of a bar
+fetch() {
+    if [ -t 2 ]; then
+        ollama pull ${PULL_INSECURE:+--insecure} "$model"
+    else
+        ollama pull ${PULL_INSECURE:+--insecure} "$model" 2>&1 | tr '\r' '\n' | awk '
+            match($0, /[0-9]+%/) { tenth = int(substr($0, RSTART, RLENGTH) / 10); if (tenth == last) next; last = tenth; print tenth * 10 "%"; next }
+            /[Ee]rror/ { print }' >&2
+        ollama show "$model" >/dev/null 2>&1
+    fi
+}
+
+case $model in
+    hf:*/*/*.gguf | http://*.gguf* | https://*.gguf*) pull_gguf ;;
+    hf:* | http://* | https://*) fail "$model is no GGUF file: hf:OWNER/REPOSITORY/FILE.gguf, or a URL that ends in .gguf" ;;
+    *) pull_ollama ;;
+esac
