@@ -146,7 +146,7 @@ async def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest
 async def test_it(llm_replay):
     assert await ask("hi") == "answer"
 """
-    stale = pytester.path / "cassettes" / "test_it" / "llamacpp" / "stale.yaml"
+    stale = pytester.path / "cassettes" / "test_app" / "test_it" / "llamacpp" / "stale.yaml"
     stale.parent.mkdir(parents=True)
     stale.write_text("interactions: []\n", encoding="utf-8")
     async with FaultServer("llamacpp", ["an", "swer"]) as server:

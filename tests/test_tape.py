@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnflow.llm import RouterProvider, deck, errors, get_provider, tape
-from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, build
+from learnflow.llm.board import Board
+from learnflow.llm.providers import AzureProvider, CustomProvider, LlamaCppProvider, OllamaProvider, build
 from learnflow.llm.specs import SPECS
 from learnflow.llm.tape import Asked, Exchange, Said
 from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
@@ -67,7 +68,14 @@ def test_bodies_are_readable() -> None:
     assert "!!binary" in text  # a piece that was cut in the middle of a character
 
 
-@pytest.mark.parametrize("text", ["", "x", "[1]", "interactions: 3", "interactions: [{}]", "a: [", "\x00"])
+@pytest.mark.parametrize("text", ["", "x: 1", "absent: yes"])
+def test_other_yaml_may_lie_about(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(errors.NotConfigured, match="there is no tape in"), replaying(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["interactions: 3", "interactions: [{}]", "interactions: [", "interactions: \x00"])
 def test_what_is_no_tape_is_said_to_be_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is no tape"), replaying(tmp_path):
@@ -145,7 +153,7 @@ async def test_nothing_is_lost_while_recording_a_stream_that_is_left(tmp_path: P
         async with provider.stream("hi") as answer:
             assert [await anext(answer), await anext(answer)] == ["The ", "quick "]
         heard = []
-        with pytest.raises(errors.AnswerCut, match="the client left here") as caught:
+        with pytest.raises(errors.GapTimeout, match="the client left here") as caught:
             heard = [piece async for piece in provider.stream("hi")]
         assert (heard, caught.value.partial) == ([], "The quick ")
 
@@ -300,3 +308,202 @@ def test_the_deck_is_one_for_the_process(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(tape.dump({}, [Exchange(ASKED, Said(200))]), encoding="utf-8")
     assert deck.inserted(tmp_path, "play") is deck.inserted(tmp_path, "play")
     assert deck.inserted(None, "play") is None
+
+
+# What a reviewer with fresh eyes found, and what was mended.
+
+
+async def _both(tmp_path: Path, fault: Fault, **how: float) -> list[errors.LLMError]:
+    """The error when it was recorded, and when it is played."""
+    found: list[errors.LLMError] = []
+    call = {name: value for name, value in how.items() if name == "timeout"}
+    times = {name: value for name, value in how.items() if name != "timeout"}
+    async with FaultServer("llamacpp", fault=fault) as server:
+        with recording(tmp_path), pytest.raises(errors.LLMError) as caught:
+            await provider_for(server, **times).generate("hi", **call)  # type: ignore[arg-type]
+        found.append(caught.value)
+    with replaying(tmp_path), pytest.raises(errors.LLMError) as caught:
+        await LlamaCppProvider(model="fault-model").generate("hi", **call)  # type: ignore[arg-type]
+    return [*found, caught.value]
+
+
+LATE = {"date": "Sun, 22 Nov 2026 10:00:00 GMT", "retry-after": "Sun, 22 Nov 2026 10:00:20 GMT"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "how", "kind"),
+    [
+        (Fault("hang"), {"timeout": 0.3}, errors.DeadlineExceeded),
+        (Fault("stall"), {"timeout": 0.3}, errors.DeadlineExceeded),
+        (Fault("stall"), {"gap_timeout": 0.3}, errors.GapTimeout),
+        (Fault("hang"), {"first_token_timeout": 0.3}, errors.FirstTokenTimeout),
+        (Fault("refuse", refusal="rate", status=429, headers=LATE), {}, errors.RateLimited),
+        (Fault("redirect"), {}, errors.Misconfigured),
+    ],
+    ids=["head late", "deadline", "gap", "first token", "wait until", "redirect"],
+)
+async def test_a_failure_is_the_same_failure_again(
+    tmp_path: Path, fault: Fault, how: dict[str, float], kind: type[errors.LLMError]
+) -> None:
+    recorded, played = await _both(tmp_path, fault, **how)
+    assert type(recorded) is type(played) is kind
+    assert (recorded.status, recorded.retry_after, recorded.partial) == (
+        played.status,
+        played.retry_after,
+        played.partial,
+    )
+
+
+async def test_a_server_that_repeats_a_key_or_its_address_gets_neither_onto_the_tape(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp") as server:
+        said = f"you came to {server.root} with Bearer sk-secret-key"
+        server.fault = Fault("refuse", status=401, body=json.dumps({"error": {"message": said}}).encode())
+        with recording(tmp_path), pytest.raises(errors.AuthenticationFailed):
+            await provider_for(server, api_key="sk-secret-key").generate("hi")
+    (file,) = tmp_path.rglob("*.yaml")
+    text = file.read_text(encoding="utf-8")
+    assert "you came to http://llamacpp.example with Bearer key-of-llamacpp" in text
+    assert "sk-secret" not in text
+
+
+async def test_the_ids_of_tools_stay_what_they_were(tmp_path: Path) -> None:
+    call = {"index": 0, "id": "chatcmpl-tool-1f", "function": {"name": "f", "arguments": '{"timeout_ms": 500}'}}
+    page = {"choices": [{"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}], "created": 7}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    async with FaultServer("vllm", fault=Fault("refuse", status=200, body=json.dumps(page).encode())) as server:
+        with recording(tmp_path):
+            recorded = await provider_for(server).complete("hi", tools=[tool])
+    with replaying(tmp_path):
+        played = await KINDS["vllm"](model="fault-model").complete("hi", tools=[tool])
+    assert recorded.tool_calls == played.tool_calls
+    assert (played.tool_calls[0].id, played.tool_calls[0].arguments) == ("chatcmpl-tool-1f", {"timeout_ms": 500})
+
+
+@pytest.mark.parametrize("asked", ["hi \ud83d", "\u2028\x85", "yes", "1:30", "2026-11-22", "🔐\r\n", "\x07"])
+async def test_odd_texts_are_played_as_they_were(tmp_path: Path, asked: str) -> None:
+    async with FaultServer("llamacpp", [asked.encode("utf-8", "ignore").decode() + "."]) as server:
+        with recording(tmp_path):
+            recorded = await provider_for(server).generate(asked)
+    with replaying(tmp_path):
+        assert await LlamaCppProvider(model="fault-model").generate(asked) == recorded
+
+
+async def test_answers_are_played_in_the_order_in_which_they_were_asked_for(tmp_path: Path) -> None:
+    async with (
+        FaultServer("llamacpp", [f"{n}" for n in range(40)], slice_bytes=1) as slow,
+        FaultServer("vllm") as quick,
+    ):
+        with recording(tmp_path):
+            provider = provider_for(slow)
+            first = asyncio.ensure_future(provider.generate("hi"))
+            while not slow.seen:
+                await asyncio.sleep(0)
+            slow.slice_bytes, slow.pieces = None, ["second"]
+            assert await provider.generate("hi") == "second"
+            long = await first
+            assert await provider_for(quick).generate("hi")
+    with replaying(tmp_path):
+        provider = LlamaCppProvider(model="fault-model")
+        assert [await provider.generate("hi"), await provider.generate("hi")] == [long, "second"]
+
+
+async def test_how_long_a_dead_provider_was_left_alone_does_not_matter(tmp_path: Path) -> None:
+    """Recorded at once, the dead one was asked once; played slowly, its breaker would have let it be asked again."""
+    async with FaultServer("vllm") as server:
+        with recording(tmp_path):
+            dead = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
+            router = RouterProvider(dead, [provider_for(server)])
+            recorded = [await router.complete(text) for text in ("one", "two")]
+    forget()
+    board = Board()
+    with replaying(tmp_path) as player:
+        hops = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
+        router = RouterProvider(hops[0], hops[1:], board=board)
+        first = await router.complete("one")
+        board.clock = lambda: 1e9
+        second = await router.complete("two")
+        assert [first.text, second.text] == [each.text for each in recorded]
+        assert not player.missing
+        assert not player.unplayed
+
+
+async def test_router_wide_calls_do_not_swallow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _record(tmp_path, "llamacpp")
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    for asked in (get_provider("ollama").warm_up(), get_provider().health_check(), get_provider().list_models()):
+        with pytest.raises(errors.NotOnTape):
+            await asked
+
+
+async def test_what_was_found_while_recording_is_found_while_playing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the configured address stands the row's usual one, where nobody listens."""
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    monkeypatch.setenv("LLM_REPLAY_MODE", "record")
+    async with FaultServer("ollama") as server:
+        monkeypatch.setenv("OLLAMA_BASE_URL", server.base_url)
+        recorded = await get_provider().generate("hi")
+    monkeypatch.delenv("OLLAMA_BASE_URL")
+    monkeypatch.setenv("LLM_REPLAY_MODE", "play")
+    forget()
+    assert await get_provider().generate("hi") == recorded
+
+
+@pytest.mark.parametrize("url", ["/v2", "/chat/completions", ""])
+async def test_a_custom_path_is_known_from_the_tape(tmp_path: Path, url: str) -> None:
+    async with FaultServer("openai") as server:
+        with recording(tmp_path):
+            recorded = await CustomProvider(base_url=server.root + url, model="m").generate("hi")
+    with replaying(tmp_path):
+        assert await CustomProvider(model="m").generate("hi") == recorded
+
+
+@pytest.mark.parametrize("url", ["/openai/v1", ""])
+async def test_azures_dialect_is_known_from_the_tape(tmp_path: Path, url: str) -> None:
+    async with FaultServer("openai") as server:
+        with recording(tmp_path):
+            recorded = await AzureProvider(base_url=server.root + url, model="m", api_key="k").generate("hi")
+    with replaying(tmp_path):
+        provider = AzureProvider(model="m")
+        assert await provider.generate("hi") == recorded
+        assert not provider.get_capabilities()["local"]
+
+
+async def test_a_key_more_or_less_does_not_matter_unless_it_is_a_wrong_one(tmp_path: Path) -> None:
+    await _record(tmp_path, "vllm")
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            await LlamaCppProvider(base_url=server.base_url, model="fault-model").generate("hi")
+    with replaying(tmp_path):
+        assert await LlamaCppProvider(model="fault-model", api_key="some-key").generate("hi")
+        assert await KINDS["vllm"](model="fault-model").generate("a secret question", temperature=0)
+        with pytest.raises(errors.NotOnTape, match="the key"):
+            await LlamaCppProvider(model="fault-model", api_key="wrong-key").generate("hi")
+
+
+def test_recording_without_a_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_REPLAY_MODE", "record")
+    with pytest.raises(errors.NotConfigured, match="LLM_REPLAY names no folder"):
+        build("ollama")
+
+
+def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLM_REPLAY", "~/tapes")
+    monkeypatch.setenv("LLM_REPLAY_MODE", "record")
+    build("ollama")
+    assert (tmp_path / "tapes").is_dir()
+
+
+async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            provider = provider_for(server)
+            for _ in range(12):
+                assert await provider.health_check()
+    sizes = {len(file.read_text(encoding="utf-8")) for file in tmp_path.rglob("health*.yaml")}
+    assert len(sizes) == 1  # one exchange a file
+    with replaying(tmp_path) as player:
+        assert await LlamaCppProvider(model="fault-model").health_check()
+        assert any("11 left" in each for each in player.unplayed)

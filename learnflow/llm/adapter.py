@@ -26,6 +26,7 @@ from .health import Door
 from .keywords import checked
 from .knowledge import LOOK_S, Knowledge
 from .known import Capabilities, Health, Model
+from .player import Player
 from .request import Attempt, request
 from .specs import SPECS, ProviderSpec
 from .times import settle_times
@@ -55,9 +56,12 @@ class BaseProvider:
     ) -> None:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
         env_key = own.api_key.get_secret_value() if own.api_key else None
-        self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
-        taped = tapes is not None and tapes.providers is not None
+        taped = deck.plays(tapes)
+        row = SPECS[self.row]
+        if isinstance(tapes, Player) and not (base_url or own.base_url or row.default_url):
+            base_url = tapes.address(row.name, near=row.local)
+        self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, taped=taped)
         self.model = model or own.model
         self._times = settle_times(self.spec, times, common, own)

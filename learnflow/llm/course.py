@@ -200,6 +200,11 @@ class Course:
             breaker = self._board.shut(place)[0]
             name = type(error).__name__
             events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
+        if isinstance(error, errors.NotOnTape) and hop.taped and self._board.shut(place) and self._others(hop):
+            error.forgiven = True  # it was left alone when the tape was made
+            self._asked[hop.number] = error
+            self._last = self._last or error
+            return
         self._last = self._asked[hop.number] = error
         ours = attempt.prefix is not None and not hop.in_words  # the beginning that was given was our idea
         filtered = isinstance(error, errors.ContentFiltered)
@@ -230,7 +235,7 @@ class Course:
         """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""
         while True:
             fit = [hop for hop in self.order() if hop.number not in self._asked and not self.why_not(hop)]
-            gates = {hop: self._board.gate(hop.place(self.model_for(hop))) for hop in fit}
+            gates = {hop: self._gate(hop) for hop in fit}
             ready = [hop for hop in fit if gates[hop] in ("go", "trial")]
             warm = [hop for hop in ready if not hop.cold(self.model_for(hop))]
             chosen = next(iter(warm or ready), None)
@@ -251,6 +256,10 @@ class Course:
                     return first
                 continue
             await self._wait()
+
+    def _gate(self, hop: Hop) -> policy.Gate:
+        """What may be done with it now. Tapes are asked always: how long it was left alone was a matter of time."""
+        return "go" if hop.taped else self._board.gate(hop.place(self.model_for(hop)))
 
     async def _last_resort(self, hop: Hop) -> bool:
         """Everybody is shut: ask the one that opens first, after a probe where one can see whether it is over."""

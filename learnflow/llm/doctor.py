@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from . import settings
 from .endpoint import endpoint, is_loopback
 from .specs import SPECS
-from .status import NONE_READY, READY, looked, used
+from .status import NONE_READY, READY, looked, taped, used
 from .survey import Found
 
 
 async def doctor(options: argparse.Namespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
+    taped()
     print(f"This is {'a container' if settings.in_container() else 'no container'}.")
     _show("Variables that are set", _variables())  # first: one of them may be what is wrong
     chain, found = await looked(options)

@@ -113,12 +113,12 @@ def settle(
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none. Where tapes are played (``taped``), neither address nor key is needed.
+    an empty one is none. Where tapes are played (``taped``), no key is needed.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
     """
-    where = url or env_url or spec.default_url or (f"http://{spec.name}.localhost" if taped else None)
+    where = url or env_url or spec.default_url
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
     there = endpoint(spec, where, version=version)

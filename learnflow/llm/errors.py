@@ -264,9 +264,13 @@ class NotOnTape(LLMError):
     """``LLM_REPLAY`` plays tapes, and this request is on none of them; or a test forbids real model calls.
 
     No fallback answers instead: what a test would show then is not what was recorded.
+
+    Attributes:
+        forgiven: the provider was being left alone, and need not have been asked when the tape was made.
     """
 
     failover = False
+    forgiven: bool = False
 
 
 class BrokenAnswer(LLMError):

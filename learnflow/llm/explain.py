@@ -7,9 +7,9 @@ The command line calls it.
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from typing import Any
 
+from . import errors
 from .errors import LLMError
 from .factory import get_provider
 from .status import NONE_READY, READY, table
@@ -21,8 +21,12 @@ async def explain(options: argparse.Namespace) -> int:
     """Print who would serve. Returns 0 only where somebody would."""
     router = get_provider(options.provider)
     if options.look or not router.providers:
-        with suppress(LLMError):
+        try:
             await router.refresh()
+        except errors.NotOnTape:
+            raise
+        except LLMError:
+            pass  # it says so itself
     text = options.prompt + " word" * options.tokens
     prompt: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if options.image else text
     more: dict[str, Any] = {"tools": [{}]} if options.tools else {}

@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from . import errors, prices
+from . import deck, errors, prices
 from .adapter import BaseProvider
 from .base import Answering, LLMProvider, Options, Prompt, TextStream
 from .board import Place
@@ -90,6 +90,11 @@ class Hop:
         self._only_words = only
 
     @property
+    def taped(self) -> bool:
+        """Whether it answers from tapes."""
+        return self.own is not None and deck.plays(self.own.knowledge.door.deck)
+
+    @property
     def loads(self) -> bool:
         """Whether it has models that it may have to load first."""
         return bool(self.own and self.own.spec.load_path)
@@ -152,8 +157,11 @@ class Hop:
 
     async def ready(self) -> bool:
         """A probe: costs nothing, loads nothing, carries no user text."""
+        if self.taped:
+            return True
         if self.own:
-            return (await self.own.refresh(PROBE_S)).ready
+            with deck.aside():  # whether it comes to this depends on the time
+                return (await self.own.refresh(PROBE_S)).ready
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_S):
                 return await self.provider.health_check()

@@ -94,6 +94,7 @@ class Listening:
                 failed = await ask(self._exchange)
         except TimeoutError:
             failed = self._late(limit, deadline)
+            self._exchange.gave_up(failed)
         if failed:
             raise failed
 
@@ -112,10 +113,14 @@ class Listening:
                 return await self._exchange.body.read()
         except TimeoutError:
             late = True
+        except errors.TimedOut:
+            raise  # a tape's, of one who had waited for it
         except LLMError as error:
             self.wire.broken(error.what)
         if late and not self.wire.finish:
-            raise self._late(limit, deadline)
+            failed = self._late(limit, deadline)
+            self._exchange.gave_up(failed)
+            raise failed
         return b""
 
     def _late(self, limit: float, deadline: float) -> LLMError:

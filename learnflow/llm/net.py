@@ -6,7 +6,6 @@ The airlock speaks through ``client()``, the probes through ``fetch()``; each se
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -18,15 +17,18 @@ import httpx
 
 from . import diagnosis, errors, pool, route, tape
 from .causes import failure_of
-from .deck import Body, Copied, Deck, Played
+from .deck import Deck, for_now
 from .endpoint import origin
 from .errors import LLMError
+from .player import Played
+from .recorder import Body, Copied, Take
 
 # What a request may carry beside its credentials. LiteLLM and the OpenAI SDK add others from the environment: tokens,
 # organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
 _HEADERS: Final = ("host", "content-type", "content-length", "accept", "user-agent", "http-referer", "x-title")
 # What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
 _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
+_SECRET: Final = 8  # characters; a shorter key may be any word
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 
 
@@ -54,6 +56,7 @@ class Exchange:
         body: the answer's bytes, where the status is 2xx; whoever asked must close it.
         refusal: the body, where it is not.
         failure: why there is no answer.
+        take: where it is kept.
     """
 
     origin: tuple[str, str, int]
@@ -73,9 +76,17 @@ class Exchange:
     body: Body | None = None
     refusal: bytes = b""
     failure: LLMError | None = None
+    take: Take | None = None
+
+    def gave_up(self, why: LLMError) -> None:
+        """Its time is over."""
+        if self.take:
+            self.take.end(failure=why)
 
     async def aclose(self) -> None:
         """Close the connection, unless the answer was read to its end; the server stops."""
+        if self.take:
+            self.take.end(left=True)
         if self.body is not None:
             await self.body.aclose()
 
@@ -199,7 +210,7 @@ async def prepare() -> None:
 
 async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapping[str, str], Body]:
     """The head of the answer and its body: the server's, or what is on tape. Raises LLMError."""
-    deck = exchange.deck
+    deck = for_now(exchange.deck)
     if allowed is not None and exchange.origin not in allowed and not (deck and deck.providers):
         raise errors.NotOnTape("real model calls are forbidden in this test", hint="Give it tapes, or a FaultServer")
     if deck is None:
@@ -216,14 +227,15 @@ async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapp
     if said:
         exchange.connected = True
         return _played(said)
-    take = deck.record(asked)
+    take = exchange.take = deck.record(asked)
+    keys = {value.removeprefix("Bearer ") for value in exchange.credentials.values()}
+    place = f"{exchange.provider}.example".encode()
+    take.secrets = {key.encode(): b"key-of-" + exchange.provider.encode() for key in keys if len(key) >= _SECRET}
+    take.secrets |= {request.url.netloc: place, request.url.raw_host: place}
     try:
         status, headers, body = await _received(request, exchange)
     except LLMError as error:
         take.end(failure=error)
-        raise
-    except asyncio.CancelledError:
-        take.end(left=True)
         raise
     take.status, take.headers = status, headers
     return status, headers, Copied(body, take)

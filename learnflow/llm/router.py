@@ -160,17 +160,15 @@ class RouterProvider:
         """The models of all providers that answer. Raises the last LLMError where none does."""
         hops = [hop for hop in await self._chain() if not hop.broken]
         listed = await asyncio.gather(*(hop.provider.list_models() for hop in hops), return_exceptions=True)
-        names = [name for each in listed if isinstance(each, list) for name in each]
-        failed = [each for each in listed if isinstance(each, BaseException)]
-        failed.sort(key=lambda error: isinstance(error, errors.NotOnTape))
-        if failed and (len(failed) == len(listed) or isinstance(failed[-1], errors.NotOnTape)):
-            raise failed[-1]
-        return list(dict.fromkeys(names))
+        _raise_all(listed)
+        return list(dict.fromkeys(name for each in listed if isinstance(each, list) for name in each))
 
     async def health_check(self) -> bool:
         """Whether one of them would answer now; never raises."""
         try:
             hops = [hop for hop in await self._chain() if not hop.broken]
+        except errors.NotOnTape:
+            raise
         except LLMError:
             return False
         return any(await asyncio.gather(*(hop.provider.health_check() for hop in hops)))
@@ -201,10 +199,7 @@ class RouterProvider:
     async def warm_up(self, model: str | None = None) -> None:
         """Let the servers of one's own load their models; see ``BaseProvider.warm_up``. Raises where none could."""
         hops = [hop.own for hop in await self._chain() if hop.own and hop.own.spec.local]
-        loaded = await asyncio.gather(*(own.warm_up(model) for own in hops), return_exceptions=True)
-        failed = [each for each in loaded if isinstance(each, BaseException)]
-        if failed and len(failed) == len(loaded):
-            raise failed[-1]
+        _raise_all(await asyncio.gather(*(own.warm_up(model) for own in hops), return_exceptions=True))
 
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
@@ -329,6 +324,14 @@ def _hop(member: Member, at: int) -> Hop:
         error.provider = error.provider or name
         events.ended(name, None, error, total_s=0.0, max_tokens=None)
         return Hop(None, at, broken=error)
+
+
+def _raise_all(outcomes: Sequence[object]) -> None:
+    """The last failure, where all failed; one that is no provider's always."""
+    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    failed.sort(key=lambda error: isinstance(error, errors.NotOnTape))
+    if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotOnTape)):
+        raise failed[-1]
 
 
 def _needs(prompt: Prompt, more: Mapping[str, Any]) -> Needs:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from . import settings
+from . import deck, errors, settings
 from .adapter import BaseProvider
 from .asking import watched
 from .errors import LLMError
@@ -29,6 +30,7 @@ _CAN: Final = ("vision", "tools", "json_schema", "reasoning", "prefill")
 
 async def status(options: argparse.Namespace) -> int:
     """How every provider is. Returns 0 only where one that would be used is ready."""
+    taped()
     chain, found = await looked(options)
     shown = [each.health for each in brief(found)]
     if options.json:
@@ -83,10 +85,24 @@ def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
     return usable(found)
 
 
+def taped() -> None:
+    """Say that what follows is no server's, where it is not."""
+    try:
+        common = settings.load()
+    except errors.NotConfigured:
+        return  # what cannot be read is said where it is wanted
+    if deck.plays(deck.inserted(common.llm_replay, common.llm_replay_mode)):
+        print(
+            f"LLM_REPLAY is set: what follows is on the tapes in {common.llm_replay}, not on servers.", file=sys.stderr
+        )
+
+
 async def _models(found: Found, within: float) -> list[Model]:
     assert isinstance(found.provider, BaseProvider)  # noqa: S101  # asked only of those
     try:
         return await found.provider.models(within)
+    except errors.NotOnTape:
+        raise
     except LLMError:
         return []
 

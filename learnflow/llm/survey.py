@@ -58,7 +58,8 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
     common = settings.load()
     tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
     if tapes and tapes.providers is not None:  # the usual addresses are no place to look
-        return _once(await asyncio.gather(*(_configured(name, within) for name in tapes.providers if name in SPECS)))
+        rows = {*tapes.providers, *named} & set(SPECS)
+        return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
     for name, spec in SPECS.items():
@@ -169,10 +170,13 @@ async def found() -> list[BaseProvider]:
     Raises:
         NotConfigured: there is none; says what was tried, and what would help.
     """
-    there = await survey(clouds=False)
+    with deck.aside():  # who happens to be there; what is used is kept
+        there = await survey(clouds=False)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:
         raise nothing(there)
+    if any(each.knowledge.door.deck for each in providers):
+        await asyncio.gather(*(each.refresh() for each in providers))
     return providers
 
 

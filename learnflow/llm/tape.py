@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import errors
+from . import diagnosis, errors
 from .errors import LLMError
 
 # What vcrpy cannot say: where an answer was cut into pieces, and how it broke. It travels in a header of the tape.
@@ -29,7 +29,7 @@ _VOLATILE: Final = (
     (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
     (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
     (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
-    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-[^"]*"'), rb'\g<1>\g<2>-0"'),
+    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-(?!tool)[^"]*"'), rb'\g<1>\g<2>-0"'),
     (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
     (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
     (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
@@ -123,16 +123,26 @@ def again(failure: LLMError | None) -> LLMError | None:
     return failure and type(failure)(failure.what)
 
 
-def said(status: int, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
-    """An answer as it is on tape: with the headers that matter, without what changes each time."""
+def said(status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
+    """An answer as it is on tape: with the headers that matter. A date to wait for becomes seconds."""
     kept = {name: headers[name] for name in _HEADERS if name in headers}
-    return Said(status, kept, tuple(_calm(piece) for piece in pieces), **how)
+    wait = diagnosis.retry_after(headers)
+    if wait is not None and "retry-after" in kept:
+        kept["retry-after"] = f"{wait:g}"
+    return Said(status, kept, tuple(pieces), **how)
 
 
-def _calm(data: bytes) -> bytes:
-    for pattern, instead in _VOLATILE:
-        data = pattern.sub(instead, data)
-    return data
+def calm(one: Exchange) -> Exchange:
+    """Without what differs from one recording to the next although the server did not change.
+
+    For tapes that are compared with others; an application may want its own as they were.
+    """
+    pieces = []
+    for piece in one.said.pieces:
+        for pattern, instead in _VOLATILE:
+            piece = pattern.sub(instead, piece)  # noqa: PLW2901
+        pieces.append(piece)
+    return replace(one, said=replace(one.said, pieces=tuple(pieces)))
 
 
 def dump(origin: Mapping[str, Any], exchanges: Sequence[Exchange]) -> str:
@@ -146,7 +156,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Exchange]]:
     import yaml  # noqa: PLC0415  # wanted only by who plays or records
 
     try:
-        said = yaml.load(text, yaml.CSafeLoader)  # the safe one, in C
+        said = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # the safe one, in C or not
         rows = [_exchange(row["request"], row["response"]) for row in said["interactions"]]
         return said.get("origin", {}), rows
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -159,7 +169,8 @@ def _request(one: Asked) -> dict[str, Any]:
     headers = {name: [value] for name, value in one.credentials.items()}
     if one.body is not None:
         headers["content-type"] = ["application/json"]
-    return {"method": one.method, "uri": one.uri, "headers": headers, "body": one.body}
+    body = one.body if _writable(one.body) else json.dumps(one.body)
+    return {"method": one.method, "uri": one.uri, "headers": headers, "body": body}
 
 
 def _response(one: Said) -> dict[str, Any]:
@@ -180,7 +191,16 @@ def _readable(one: Said) -> dict[str, Any]:
         said = json.loads(whole)
     except ValueError:
         return {"string": _text(whole)}
-    return {"json": said}
+    return {"json": said} if _writable(said) else {"string": _text(whole)}
+
+
+def _writable(said: Any) -> bool:
+    """Whether JSON can stand as YAML: half of a pair of surrogates, or a number beyond all numbers, cannot."""
+    try:
+        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return False
+    return True
 
 
 def _text(data: bytes) -> str | bytes:
@@ -197,6 +217,9 @@ def _bytes(value: str | bytes) -> bytes:
 def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchange:
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
+    question = request["body"]
+    if isinstance(question, str):
+        question = json.loads(question)
     body, failure = response["body"], response.get("failure")
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
@@ -211,25 +234,34 @@ def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchan
         getattr(errors, failure["error"])(failure["what"]) if failure else None,
         response.get("left", False),
     )
-    return Exchange(Asked(request["method"], request["uri"], credentials, request["body"]), answer)
+    return Exchange(Asked(request["method"], request["uri"], credentials, question), answer)
 
 
 def serialize(tape: Mapping[str, Any]) -> str:
     """The tape as YAML: lines as lines, Russian as Russian."""
     import yaml  # noqa: PLC0415
 
-    class Dumper(yaml.SafeDumper):
+    text = _yaml(tape, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    return _yaml(tape, yaml.SafeDumper) if "\\U" in text else text  # libyaml, ten times as fast, spells emoji out
+
+
+def _yaml(tape: Mapping[str, Any], base: Any) -> str:
+    import yaml  # noqa: PLC0415
+
+    class Dumper(base):  # type: ignore[misc]  # one of two
         """With the texts of several lines written as such."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
-    def lines(dumper: yaml.SafeDumper, text: str) -> Any:
+    def lines(dumper: Any, text: str) -> Any:
         style = '"' if _BREAKS.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, lines)
-    return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000))
+    return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)).removesuffix(
+        "...\n"
+    )
 
 
 def deserialize(text: str) -> dict[str, Any]:

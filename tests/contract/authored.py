@@ -15,7 +15,7 @@ from typing import Any, Final
 from behaviours import ANSWERS, BEGUN, BROKEN
 
 from learnflow.llm import errors, tape
-from learnflow.llm.deck import Take
+from learnflow.llm.recorder import Take
 from learnflow.llm.tape import Asked, Exchange, Said
 
 _SSE: Final = "text/event-stream"

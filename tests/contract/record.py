@@ -20,6 +20,7 @@ from subjects import absent, fresh, named, seal, tape_of
 
 from learnflow.llm import deck, tape
 from learnflow.llm.errors import LLMError
+from learnflow.llm.recorder import Take
 from learnflow.llm.specs import SPECS
 from learnflow.llm.tape import Asked, Exchange, Said
 from learnflow.llm.testing import forget
@@ -45,15 +46,15 @@ class Collector:
     def play(self, asked: Asked) -> None:
         """It asks the server."""
 
-    def record(self, asked: Asked) -> deck.Take:
+    def record(self, asked: Asked) -> Take:
         """Where the answer is kept."""
         at = len(self._kept)
         self._kept.append(None)
 
         def keep(exchange: Exchange) -> None:
-            self._kept[at] = exchange
+            self._kept[at] = tape.calm(exchange)
 
-        return deck.Take(keep, asked)
+        return Take(keep, asked)
 
 
 def main() -> int:

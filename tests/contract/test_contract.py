@@ -13,7 +13,8 @@ from behaviours import ANSWERS, BEHAVIOURS
 from subjects import SUBJECTS, absent, fresh, tape_of
 from vcr.errors import CannotOverwriteExistingCassetteException
 
-from learnflow.llm import deck, errors, tape
+from learnflow.llm import errors, tape
+from learnflow.llm.player import Player
 from learnflow.llm.testing import forget, no_model_calls, replaying
 
 CELLS = [(row, behaviour) for row in SUBJECTS for behaviour in BEHAVIOURS if behaviour not in absent().get(row, {})]
@@ -91,4 +92,4 @@ def test_the_player_and_vcrpy_are_given_the_same() -> None:
     (row,) = tape.deserialize(text)["interactions"]
     headers = {name: values[0] for name, values in row["response"]["headers"].items()}
     assert tape.unmarked(200, headers, row["response"]["body"]["string"]) == only.said
-    assert deck.Player({str(file): text}).providers == {"llamacpp"}
+    assert Player({str(file): text}).providers == {"llamacpp"}

@@ -13,5 +13,5 @@ class AzureProvider(BaseProvider):
     row = "azure"
 
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:
-        newer = "/openai/v1" in url or version in ("v1", "latest", "preview")
+        newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
         return AZURE_V1 if newer else super()._dialect(url, version)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import events, tape
+from .. import deck, events, tape
 from ..adapter import BaseProvider
 from ..base import LLMProvider
 from ..errors import LLMError
@@ -32,9 +32,10 @@ PLAYED = [
 
 
 def main() -> int:
-    """Run the demo. Returns the exit code."""
+    """Run the demo, whatever LLM_REPLAY says. Returns the exit code."""
     logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # what it would warn of is shown
-    return asyncio.run(_demo())
+    with deck.instead(None):
+        return asyncio.run(_demo())
 
 
 async def _demo() -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from .. import board, deck, factory, net, window
 from ..base import LLMProvider
+from ..player import Player
+from ..recorder import Recorder
 from .fault_server import RUNNING
 
 
@@ -23,20 +25,20 @@ def forget() -> None:
 
 
 @contextmanager
-def replaying(*folders: str | Path) -> Iterator[deck.Player]:
+def replaying(*folders: str | Path) -> Iterator[Player]:
     """Providers that are made inside answer from the tapes in these folders (or files). Raises NotConfigured.
 
     The player tells afterwards what was ``missing`` and what is ``unplayed``.
     """
     tapes = {name: text for folder in folders for name, text in deck.tapes(Path(folder)).items()}
-    with deck.instead(deck.Player(tapes)) as player:
+    with deck.instead(Player(tapes)) as player:
         yield player
 
 
 @contextmanager
-def recording(folder: str | Path) -> Iterator[deck.Recorder]:
+def recording(folder: str | Path) -> Iterator[Recorder]:
     """Providers that are made inside ask their servers, and what they answer is kept in this folder."""
-    with deck.instead(deck.Recorder(Path(folder))) as recorder:
+    with deck.instead(Recorder(Path(folder))) as recorder:
         yield recorder
 
 

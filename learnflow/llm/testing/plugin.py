@@ -6,14 +6,20 @@ pytest finds it by its entry point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from ..deck import Player, Recorder
+    from ..player import Player
+    from ..recorder import Recorder
+
+
+_PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,30 +35,52 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "llm_real: this test may ask real models although llm_no_model_calls is set")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test passed: only then are its new tapes kept."""
+    report = yield
+    if report.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
 @pytest.fixture
-def llm_replay(request: pytest.FixtureRequest) -> Iterator[Player | Recorder]:
-    """Providers made in the test answer from its tapes: ``cassettes/<test>`` beside it, or what the marker names.
+def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
+    """Providers made in the test answer from tapes: ``cassettes/<module>/<test>`` beside it, or the marker's folder.
 
     Afterwards a request that was not on tape fails the test, even one whose error the application swallowed, and so
-    does a tape that was not played to its end. With ``--llm-record`` the servers are asked, and the folder then holds
-    the tapes of this run.
+    does a tape that was not played to its end. With ``--llm-record`` the servers are asked, and where the test passes
+    its folder then holds the tapes of this run; a folder that a marker names, which others may use too, gets them
+    added.
     """
     from . import kit  # noqa: PLC0415
 
     marker = request.node.get_closest_marker("llm_replay")
-    folder = request.path.parent / Path(marker.args[0] if marker else f"cassettes/{request.node.name}")
+    named = [*marker.args, *marker.kwargs.values()] if marker else []
+    if marker and len(named) != 1:
+        pytest.fail("llm_replay wants one folder: @pytest.mark.llm_replay('tapes')", pytrace=False)
+    folder = request.path.parent / (named[0] if named else _own_folder(request))
     kit.forget()
     if request.config.getoption("--llm-record"):
-        with kit.recording(folder) as recorder:
+        with kit.recording(tmp_path / "llm_replay") as recorder:
             yield recorder
-        for stale in set(folder.rglob("*.yaml")) - recorder.files:
-            stale.unlink()
+        if request.node.stash.get(_PASSED, False):
+            if not named:
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(recorder.folder, folder, dirs_exist_ok=True)
         return
     with kit.replaying(folder) as player:
         yield player
     if player.missing or player.unplayed:
         missing, unplayed = "; ".join(player.missing) or "nothing", "; ".join(player.unplayed) or "nothing"
         pytest.fail(f"not on tape: {missing}\nnot played: {unplayed}\n(pytest --llm-record makes the tapes anew)")
+
+
+def _own_folder(request: pytest.FixtureRequest) -> str:
+    """For this test alone: ``cassettes/test_app/TestClass.test_name-parameter``."""
+    inside = request.node.nodeid.partition("::")[2] or request.node.name
+    name = re.sub(r"[^\w-]+", "-", inside.replace("::", ".")).strip("-")
+    return f"cassettes/{request.path.stem}/{name}"
 
 
 @pytest.fixture
@@ -67,5 +95,6 @@ def no_model_calls() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _llm_guard(request: pytest.FixtureRequest) -> None:
     """``llm_no_model_calls = true`` in pytest's settings: as if every test had asked for ``no_model_calls``."""
-    if request.config.getini("llm_no_model_calls") and not request.node.get_closest_marker("llm_real"):
+    records = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
+    if request.config.getini("llm_no_model_calls") and not records and not request.node.get_closest_marker("llm_real"):
         request.getfixturevalue("no_model_calls")

@@ -6,9 +6,10 @@ Applications' tests give it to what they test, or to ``get_provider()`` through 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Unpack
 
 from .. import errors, structured
@@ -47,7 +48,7 @@ class Request:
     more: Mapping[str, Any]
 
 
-Answer = str | list[str] | Completion | Cut | BaseException
+Answer = str | list[str] | Completion | Cut | BaseException | type[BaseException]
 
 
 class ScriptedProvider:
@@ -58,7 +59,7 @@ class ScriptedProvider:
     text. A request beyond the script raises NotOnTape, which no fallback hides.
 
     Args:
-        answers: the script; ``answers`` may be added to at any time.
+        answers: the script, or its only text; ``answers`` may be added to at any time.
         name: what it goes by in logs and errors.
         capabilities: what it says it can, beside being local.
 
@@ -67,9 +68,12 @@ class ScriptedProvider:
     """
 
     def __init__(self, answers: Iterable[Answer] = (), *, name: str = "scripted", **capabilities: Any) -> None:
-        self.answers: list[Answer] = list(answers)
+        self.answers: list[Answer] = [answers] if isinstance(answers, str) else list(answers)
         self.history: list[Request] = []
         self._name = name
+        unknown = set(capabilities) - set(OTHER.capabilities)
+        if unknown:
+            raise errors.InvalidRequest(f"there is no capability {', '.join(sorted(unknown))}")
         can: dict[str, Any] = {**OTHER.capabilities, "vision": True, "tools": True, "json_schema": True, "local": True}
         self._capabilities = Capabilities(**{**can, **capabilities})  # type: ignore[typeddict-item]  # a merge of ours
 
@@ -129,7 +133,12 @@ class ScriptedProvider:
         return TextStream(self._pieces(asked, answering), answering)
 
     async def _pieces(self, asked: Request, answering: Answering) -> AsyncGenerator[str, None]:
-        self.history.append(asked)
+        self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
+        unknown = set(asked.more) - set(Options.__annotations__)
+        if unknown:
+            raise errors.InvalidRequest(f"unknown keyword {', '.join(sorted(unknown))}", provider=self._name)
+        if asked.call != "complete" and asked.more.get("tools"):
+            raise errors.InvalidRequest("tools need complete()", provider=self._name)
         if not self.answers:
             raise errors.NotOnTape(
                 f"the script has no answer for request {len(self.history)}",
@@ -139,6 +148,8 @@ class ScriptedProvider:
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
+        if isinstance(answer, type):
+            raise answer("as the script has it")
         said = answer.text if isinstance(answer, Cut | Completion) else answer
         text = "".join(said)
         for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
