@@ -183,3 +183,53 @@ def test_light():
     assert not {"litellm", "httpx", "pydantic_settings", "yaml"} & set(sys.modules)
 """)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+async def test_a_script_refuses_what_a_real_provider_refuses() -> None:
+    script = ScriptedProvider("its only answer")
+    asked: list[dict[str, str]] = [{"role": "user", "content": "hi"}]
+    assert await script.generate(asked) == "its only answer"
+    asked.append({"role": "assistant", "content": "later"})
+    assert len(script.history[0].prompt) == 1
+    script.answers += ["one", "two", errors.RateLimited]
+    with pytest.raises(errors.InvalidRequest, match="temprature"):
+        await script.generate("hi", temprature=0)  # type: ignore[call-arg]
+    with pytest.raises(errors.InvalidRequest, match="complete"):
+        await script.generate("hi", tools=[{}])
+    assert [await script.generate("hi"), await script.generate("hi")] == ["one", "two"]
+    with pytest.raises(errors.RateLimited):
+        await script.generate("hi")
+    with pytest.raises(errors.InvalidRequest, match="visoin"):
+        ScriptedProvider(visoin=True)
+    assert await script.list_models() == ["scripted"]
+
+
+def test_a_marker_without_a_folder_is_explained(pytester: pytest.Pytester) -> None:
+    test = "@pytest.mark.llm_replay()\nasync def test_it(llm_replay): pass"
+    ran = run(pytester, test)
+    ran.assert_outcomes(errors=1)
+    ran.stdout.fnmatch_lines(["*llm_replay wants one folder*"])
+
+
+async def test_a_failing_test_makes_no_tapes_and_a_shared_folder_loses_none(
+    pytester: pytest.Pytester, environment: pytest.MonkeyPatch
+) -> None:
+    test = """
+@pytest.mark.llm_replay("shared")
+@pytest.mark.parametrize("what", ["a/../b", "c"])
+async def test_it(llm_replay, what):
+    assert await ask(what) == "answer"
+
+async def test_wrong(llm_replay):
+    assert await ask("hi") == "another"
+"""
+    mine = pytester.path / "shared" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("mine: 1\n", encoding="utf-8")
+    async with FaultServer("llamacpp", ["an", "swer"]) as server:
+        environment.setenv("LLAMACPP_BASE_URL", server.base_url)
+        ran = await asyncio.to_thread(run, pytester, test, "--llm-record", llm_no_model_calls="true")
+    ran.assert_outcomes(passed=2, failed=1)
+    assert mine.exists()
+    assert len(list((pytester.path / "shared" / "llamacpp").glob("*.yaml"))) == 2
+    assert not (pytester.path / "cassettes").exists()

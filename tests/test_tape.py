@@ -12,7 +12,7 @@ from conftest import KINDS, provider_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnflow.llm import RouterProvider, deck, errors, get_provider, tape
+from learnflow.llm import RouterProvider, cli, deck, errors, get_provider, tape
 from learnflow.llm.board import Board
 from learnflow.llm.providers import AzureProvider, CustomProvider, LlamaCppProvider, OllamaProvider, build
 from learnflow.llm.specs import SPECS
@@ -507,3 +507,25 @@ async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path
     with replaying(tmp_path) as player:
         assert await LlamaCppProvider(model="fault-model").health_check()
         assert any("11 left" in each for each in player.unplayed)
+
+
+def test_what_differs_each_time_is_calmed_for_tapes_that_are_compared() -> None:
+    page = b'{"id":"chatcmpl-1a","created":1795353650,"eval_duration":123,"model_path":"/home/me/m.gguf","n":2}'
+    said = tape.calm(Exchange(ASKED, Said(200, {}, (page,)))).said
+    assert said.pieces == (b'{"id":"chatcmpl-0","created":0,"eval_duration":0,"model_path":"m.gguf","n":2}',)
+
+
+async def test_the_command_line_says_that_it_shows_tapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with FaultServer("llamacpp") as server:
+        with recording(tmp_path):
+            await provider_for(server).health_check()
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    for command in ("status", "doctor"):
+        assert await asyncio.to_thread(cli.main, [command]) == 0
+        shown = capsys.readouterr()
+        assert "LLM_REPLAY is set" in shown.err
+        assert "fault-model" in shown.out
+    assert await asyncio.to_thread(cli.main, ["explain", "hi", "--look", "--provider", "openai"]) == 1
+    assert "not on tape" in capsys.readouterr().err

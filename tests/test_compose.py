@@ -1,0 +1,111 @@
+"""docker-compose.yml and what belongs to it, as far as it can be seen without an engine (tests/live has the rest)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from learnflow.llm.specs import SPECS
+
+ROOT = Path(__file__).parents[1]
+LEARNFLOWS_PORTS = {8000, 8001, 8002, 3001, 5432}
+LEARNFLOWS_SERVICES = {"learnflow", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres", "redis"}
+FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
+
+
+def load(name: str) -> dict[str, Any]:
+    said: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    return said
+
+
+MAIN = load("docker-compose.yml")
+SERVICES: dict[str, dict[str, Any]] = MAIN["services"]
+JOBS = {name for name, said in SERVICES.items() if said["restart"] == "no"}
+RUNNING = sorted(set(SERVICES) - JOBS)
+
+
+def test_the_rows_that_have_a_service_have_it_here() -> None:
+    assert {spec.service for spec in SPECS.values() if spec.service} <= set(SERVICES)
+    for spec in SPECS.values():
+        if spec.service:
+            inside = SERVICES[spec.service]["ports"][0].rpartition(":")[2]
+            assert spec.default_url
+            assert spec.default_url.partition("://")[2].partition("/")[0].endswith(f":{inside}")
+
+
+def test_nothing_starts_without_a_profile() -> None:
+    assert {profile for said in SERVICES.values() for profile in said["profiles"]} == {
+        "local-llm",
+        "llamacpp",
+        "vllm",
+        "gateway",
+        "demo",
+    }
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_every_service_is_looked_after(name: str) -> None:
+    said = SERVICES[name]
+    assert said["restart"] == "unless-stopped"
+    assert said["healthcheck"]["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries", "start_period"} <= set(said["healthcheck"])
+    assert said["mem_limit"]
+    for port in said["ports"]:
+        assert port.startswith("127.0.0.1:"), "published on this machine only"
+
+
+def test_ollamas_image_has_no_curl() -> None:
+    assert "curl" not in str([said for name, said in SERVICES.items() if name.startswith("ollama")])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_has_bounded_logs_and_the_common_network(name: str) -> None:
+    said = SERVICES[name]
+    assert said["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+    assert said["networks"] == ["llm"]
+    assert MAIN["networks"]["llm"]["name"] == "learnflow-llm"
+
+
+def test_nothing_clashes_with_learnflow() -> None:
+    assert not set(SERVICES) & LEARNFLOWS_SERVICES
+    ports = [port for said in SERVICES.values() for port in said.get("ports", ())]
+    published = [int(number) for port in ports for number in re.findall(r":-?(\d+)}?:", port.removeprefix("127.0.0.1"))]
+    assert len(published) == len(ports)
+    assert not set(published) & LEARNFLOWS_PORTS
+    assert len(set(published)) == len(published)
+
+
+def test_what_needs_the_model_waits_until_it_is_there() -> None:
+    assert SERVICES["ollama-pull"]["depends_on"] == {"ollama": {"condition": "service_healthy"}}
+    for name, before in (("ollama-warm-up", "ollama-pull"), ("demo", "ollama-warm-up")):
+        assert SERVICES[name]["depends_on"] == {before: {"condition": "service_completed_successfully"}}
+    assert SERVICES["ollama-pull"]["image"] == SERVICES["ollama"]["image"] == SERVICES["ollama-warm-up"]["image"]
+
+
+@pytest.mark.parametrize("file", [*FILES, "compose/llamacpp/Dockerfile", "compose/demo/Dockerfile"])
+def test_images_are_pinned(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    images = re.findall(r"_IMAGE(?::-|=)([\w./-]+(?::[\w.-]+)?(?:@sha256:\w+)?)", text)
+    assert images
+    for image in images:
+        own = image.startswith("learnflow-llm/")
+        moving = image == "ollama/ollama:rocm"  # its file says so
+        assert own or moving or re.search(r"@sha256:[0-9a-f]{64}$|-b\d{4,}$", image), image
+
+
+def test_the_models_checksum_is_one() -> None:
+    build = SERVICES["llamacpp"]["build"]["args"]
+    assert re.search(r"[0-9a-f]{64}}$", build["MODEL_SHA256"])
+    assert "sha256sum -c" in (ROOT / "compose/llamacpp/Dockerfile").read_text(encoding="utf-8")
+    assert "volumes" not in SERVICES["llamacpp"]  # none that could hide the model
+
+
+def test_a_gpu_is_only_asked_for_in_files_of_its_own() -> None:
+    assert "devices" not in str(MAIN)
+    for name in ("compose/gpu.yml", "compose/amd.yml"):
+        assert set(load(name)["services"]) <= set(SERVICES)
+        assert "devices" in str(load(name))
