@@ -53,6 +53,10 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
         (404, b'{"error":{"code":"404","message":"Resource not found"}}', errors.Misconfigured),  # Azure: wrong path
         (404, b'{"error":{"code":"DeploymentNotFound","message":"The API deployment"}}', errors.ModelNotFound),
         (404, b'{"detail":"Not Found"}', errors.Misconfigured),
+        (400, b'{"error":{"message":"x/y is not a valid model ID","code":400}}', errors.ModelNotFound),  # OpenRouter
+        (404, b'{"error":{"message":"No endpoints found for x/y.","code":404}}', errors.ModelNotFound),  # OpenRouter
+        (404, b'{"error":{"message":"Model not found","param":"model","code":"NOT_FOUND"}}', errors.ModelNotFound),
+        (400, b'{"error":{"message":"No connected db.","type":"no_db_connection"}}', errors.AuthenticationFailed),
         (404, b"404 page not found", errors.Misconfigured),
         (405, b"", errors.Misconfigured),
         (400, b'{"error":{"code":400,"message":"model \'x\' not found"}}', errors.ModelNotFound),  # llama.cpp's router

@@ -68,6 +68,7 @@ _CODES: Final[Mapping[str, type[LLMError]]] = {
     "deploymentnotfound": errors.ModelNotFound,
     "invalid_api_key": errors.AuthenticationFailed,
     "authentication_error": errors.AuthenticationFailed,
+    "no_db_connection": errors.AuthenticationFailed,  # LiteLLM's proxy without a database, of any key but its master's
     "insufficient_quota": errors.QuotaExceeded,
     "credit_balance_exhausted": errors.QuotaExceeded,
     "unsupported_parameter": errors.Unsupported,
