@@ -366,6 +366,15 @@ async def test_a_server_that_repeats_a_key_or_its_address_gets_neither_onto_the_
     assert "sk-secret" not in text
 
 
+async def test_a_services_name_is_no_secret_and_no_word_of_an_answer_is_changed(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp", ["An", " answer", " of", " localhost", "."]) as server:
+        with recording(tmp_path):
+            base = server.base_url.replace("127.0.0.1", "localhost")
+            recorded = await LlamaCppProvider(base_url=base, model="fault-model").generate("hi")
+    with replaying(tmp_path):
+        assert await LlamaCppProvider(model="fault-model").generate("hi") == recorded == "An answer of localhost."
+
+
 async def test_the_ids_of_tools_stay_what_they_were(tmp_path: Path) -> None:
     call = {"index": 0, "id": "chatcmpl-tool-1f", "function": {"name": "f", "arguments": '{"timeout_ms": 500}'}}
     page = {"choices": [{"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}], "created": 7}

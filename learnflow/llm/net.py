@@ -231,7 +231,8 @@ async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapp
     keys = {value.removeprefix("Bearer ") for value in exchange.credentials.values()}
     place = f"{exchange.provider}.example".encode()
     take.secrets = {key.encode(): b"key-of-" + exchange.provider.encode() for key in keys if len(key) >= _SECRET}
-    take.secrets |= {request.url.netloc: place, request.url.raw_host: place}
+    there = request.url.netloc, request.url.raw_host
+    take.secrets |= {name: place for name in there if b"." in name or b":" in name}  # a service's may be any word
     try:
         status, headers, body = await _received(request, exchange)
     except LLMError as error:
