@@ -27,7 +27,7 @@ STOREYS = [
     ["specs", "causes", "endpoint", "prices", "window", "seam"],
     ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers"],
     ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
-    ["tape", "recorder", "player", "deck", "pool", "route", "net"],
+    ["tape", "recorder", "player", "deck", "exchange", "pool", "route", "net"],
     ["_litellm", "health", "native", "knowledge"],
     ["fit", "listen", "answer"],
     ["engine"],

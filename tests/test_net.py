@@ -13,6 +13,7 @@ import pytest
 from conftest import DIALECTS, provider_for
 
 from learnflow.llm import errors, net, route
+from learnflow.llm.exchange import Exchange
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -224,7 +225,7 @@ async def test_no_proxy_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_request_to_another_host_than_the_providers_is_refused() -> None:
     async with FaultServer() as other:
-        exchange = net.Exchange(("http", "127.0.0.1", 9), "", 1.0)
+        exchange = Exchange(("http", "127.0.0.1", 9), "", 1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
             await net.fetch(f"{other.root}/v1/models", exchange)
         assert other.connections == 0

@@ -19,6 +19,7 @@ from .base import Usage
 from .causes import leaf_of
 from .endpoint import Endpoint
 from .errors import LLMError
+from .exchange import Exchange, current
 from .specs import ProviderSpec
 
 # Read by LiteLLM when it is imported: no price map from GitHub, no .env, no blog posts (facts/litellm.md 1.6).
@@ -44,7 +45,7 @@ async def ready(spec: ProviderSpec) -> None:
 async def ask(
     spec: ProviderSpec,
     endpoint: Endpoint,
-    exchange: net.Exchange,
+    exchange: Exchange,
     model: str,
     messages: list[dict[str, Any]],
     parameters: dict[str, Any],
@@ -61,7 +62,7 @@ async def ask(
         return errors.Unsupported(
             "this model is not served by chat completions", hint="Choose one that the chat API serves"
         )
-    token = net.current.set(exchange)
+    token = current.set(exchange)
     failed: LLMError | None = None
     try:
         await _unhurried(
@@ -84,11 +85,11 @@ async def ask(
     except Exception as error:  # noqa: BLE001  # whatever LiteLLM raises becomes ours, here and nowhere else
         failed = _failure(error, exchange, parameters)
     finally:
-        net.current.reset(token)
+        current.reset(token)
     return None if exchange.body is not None else failed or _unanswered(exchange)
 
 
-async def _unhurried(exchange: net.Exchange, call: Coroutine[Any, Any, object]) -> None:
+async def _unhurried(exchange: Exchange, call: Coroutine[Any, Any, object]) -> None:
     """Await LiteLLM's call. A caller who leaves is not kept waiting while it still prepares in its thread.
 
     It is left to come to its end by itself, for half-way it would leave coroutines behind; it will not be sent.
@@ -133,7 +134,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     return float(sum(parts))
 
 
-def _failure(error: Exception, exchange: net.Exchange, sent: dict[str, Any]) -> LLMError:
+def _failure(error: Exception, exchange: Exchange, sent: dict[str, Any]) -> LLMError:
     """Ours for LiteLLM's: what the transport saw first, then the status and body, then LiteLLM's class."""
     if exchange.failure:
         return exchange.failure
@@ -157,7 +158,7 @@ def _parameters(error: Exception, sent: dict[str, Any]) -> str:
     return "Leave out " + ", ".join([name for name in sent if name in words] or ["some of its keywords"])
 
 
-def _unanswered(exchange: net.Exchange) -> LLMError:
+def _unanswered(exchange: Exchange) -> LLMError:
     return exchange.failure or errors.InvalidRequest("LiteLLM sent nothing for this request")
 
 
@@ -171,7 +172,7 @@ def _warm_up(spec: ProviderSpec) -> None:
 
 async def _rehearse(spec: ProviderSpec) -> None:
     address = Endpoint(root="http://localhost", base="http://localhost", version=spec.default_version)
-    exchange = net.Exchange(address.origin, "", connect_timeout=1.0, dry=True)
+    exchange = Exchange(address.origin, "", connect_timeout=1.0, dry=True)
     words = [{"role": "user", "content": "-"}]
     await ask(spec, address, exchange, "warm-up", words, {"temperature": 0.0, "max_tokens": 1})
     await net.prepare()

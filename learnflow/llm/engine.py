@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from . import _litellm, advice, errors, events, native, net
+from . import _litellm, advice, errors, events, native
 from .answer import Answer
 from .base import Answering, Completion, TextStream
 from .discretion import discreet
 from .endpoint import Endpoint
 from .errors import LLMError
+from .exchange import Exchange
 from .fit import Fit
 from .knowledge import QUICK_S, Knowledge
 from .listen import Ask, Listening
@@ -191,12 +192,12 @@ class Engine:
         if way == "raw":
             body: dict[str, Any] = parameters.get("extra_body", {})
 
-            async def raw(exchange: net.Exchange) -> LLMError | None:
+            async def raw(exchange: Exchange) -> LLMError | None:
                 return await native.go_on(self.knowledge.door, exchange, model, messages, body, attempt)
 
             return raw, native.RAW
 
-        async def chat(exchange: net.Exchange) -> LLMError | None:
+        async def chat(exchange: Exchange) -> LLMError | None:
             return await _litellm.ask(self.spec, self.endpoint, exchange, model, messages, parameters)
 
         return chat, _CHAT[self.spec.dialect]

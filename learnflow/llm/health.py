@@ -17,6 +17,7 @@ from . import diagnosis, errors, net
 from .deck import Deck
 from .endpoint import Endpoint, endpoint
 from .errors import LLMError
+from .exchange import Exchange
 from .known import Model, Server
 from .servers import KINDS, Kind, Page, listed
 from .specs import OTHER, SPECS, ProviderSpec
@@ -211,7 +212,7 @@ class Door:
             zip(wanted, await asyncio.gather(*(self._page(url, None, deadline) for url in wanted)), strict=True)
         )
 
-    def exchange(self, path_end: str = "", *, direct: bool | None = None) -> net.Exchange:
+    def exchange(self, path_end: str = "", *, direct: bool | None = None) -> Exchange:
         """A request to this server, with its key.
 
         Args:
@@ -219,7 +220,7 @@ class Door:
             direct: use no proxy; None: where the server is near.
         """
         there = self.endpoint
-        return net.Exchange(
+        return Exchange(
             there.origin,
             path_end,
             self.connect_timeout,

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
-from . import errors, net
+from . import errors
 from .alarm import Alarm
 from .errors import LLMError
+from .exchange import Exchange
 from .ndjson import OllamaWire
 from .specs import ProviderSpec
 from .sse import OpenAIWire
@@ -20,7 +21,7 @@ from .thinking import Piece
 from .times import Times
 from .wire import Wire
 
-Ask = Callable[[net.Exchange], Awaitable[LLMError | None]]
+Ask = Callable[[Exchange], Awaitable[LLMError | None]]
 
 _WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
 # Seconds that the wire may take after the finish, for the count of tokens, an error, its own end; and after that end,
@@ -38,7 +39,7 @@ class Listening:
         pieces_heard: how many there were; most servers send a token each.
     """
 
-    def __init__(self, spec: ProviderSpec, times: Times, exchange: net.Exchange) -> None:
+    def __init__(self, spec: ProviderSpec, times: Times, exchange: Exchange) -> None:
         self.wire = _WIRES[spec.dialect]()
         self.first_token_s: float | None = None
         self.total_s = 0.0

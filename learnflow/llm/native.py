@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from . import errors, net
 from .errors import LLMError
+from .exchange import Exchange
 from .health import Door, complaint_of, read_page
 from .request import Attempt
 
@@ -46,7 +47,7 @@ async def load(door: Door, model: str, window: int | None, keep_alive: str | flo
 
 async def go_on(
     door: Door,
-    exchange: net.Exchange,
+    exchange: Exchange,
     model: str,
     messages: list[dict[str, Any]],
     body: Mapping[str, Any],

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
@@ -17,11 +15,12 @@ import httpx
 
 from . import diagnosis, errors, pool, route, tape
 from .causes import failure_of
-from .deck import Deck, for_now
+from .deck import for_now
 from .endpoint import origin
 from .errors import LLMError
+from .exchange import Diverted, Exchange, current
 from .player import Played
-from .recorder import Body, Copied, Take
+from .recorder import Body, Copied
 
 # What a request may carry beside its credentials. LiteLLM and the OpenAI SDK add others from the environment: tokens,
 # organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
@@ -32,69 +31,8 @@ _SECRET: Final = 8  # characters; a shorter key may be any word
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 
 
-class Diverted(Exception):
-    """Ends LiteLLM's call; what happened is in the exchange. No httpx class, so that nobody tries again behind us."""
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request, and what became of it; set as ``current`` before the request is made.
-
-    Attributes:
-        origin: the only scheme, host and port that this request, and its key, may go to.
-        path_end: how the path of the request must end.
-        connect_timeout: seconds for a name, for TCP and for TLS.
-        credentials: the headers that carry the key; no other header of the kind is sent, whoever added it.
-        local_only: refuse what is not loopback or private.
-        direct: use no proxy, whatever the environment says.
-        provider, root: the name and the address by which a tape knows where it went.
-        deck: plays the answer, or keeps it.
-        dry: answer 200 and nothing, without a connection.
-        sent: LiteLLM has come as far as sending.
-        connected: a connection was there to send it on.
-        status, headers: the head of the answer.
-        body: the answer's bytes, where the status is 2xx; whoever asked must close it.
-        refusal: the body, where it is not.
-        failure: why there is no answer.
-        take: where it is kept.
-    """
-
-    origin: tuple[str, str, int]
-    path_end: str
-    connect_timeout: float
-    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
-    local_only: bool = False
-    direct: bool = False
-    provider: str = ""
-    root: str = ""
-    deck: Deck | None = None
-    dry: bool = False
-    sent: bool = False
-    connected: bool = False
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
-    refusal: bytes = b""
-    failure: LLMError | None = None
-    take: Take | None = None
-
-    def gave_up(self, why: LLMError) -> None:
-        """Its time is over."""
-        if self.take:
-            self.take.end(failure=why)
-
-    async def aclose(self) -> None:
-        """Close the connection, unless the answer was read to its end; the server stops."""
-        if self.take:
-            self.take.end(left=True)
-        if self.body is not None:
-            await self.body.aclose()
-
-
 # Where requests may go at all; None for anywhere. Set by tests, so that none asks a real model by mistake.
 allowed: set[tuple[str, str, int]] | None = None
-
-current: ContextVar[Exchange] = ContextVar("learnflow_llm_exchange")
 
 
 class Received:
