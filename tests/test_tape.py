@@ -432,6 +432,7 @@ async def test_how_long_a_dead_provider_was_left_alone_does_not_matter(tmp_path:
         board.clock = lambda: 1e9
         second = await router.complete("two")
         assert [first.text, second.text] == [each.text for each in recorded]
+        assert [first.attempts, second.attempts] == [each.attempts for each in recorded] == [2, 1]
         assert not player.missing
         assert not player.unplayed
 

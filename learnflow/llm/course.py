@@ -202,6 +202,7 @@ class Course:
             events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
         if isinstance(error, errors.NotOnTape) and hop.taped and self._board.shut(place) and self._others(hop):
             error.forgiven = True  # it was left alone when the tape was made
+            del self._tried[-1]
             self._asked[hop.number] = error
             self._last = self._last or error
             return
