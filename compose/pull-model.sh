@@ -21,7 +21,7 @@ fail() { say "pull-model: $*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 model=${1:-}
-[ -n "$model" ] || { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+case $model in '' | -*) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
 folder=${2:-${MODELS_DIR:-./models}}
 tries=${PULL_TRIES:-5}
 
@@ -31,13 +31,15 @@ megabytes() { echo $((($1 + 1048575) / 1048576)); }
 free() {
     place=$1
     while [ ! -d "$place" ]; do place=$(dirname "$place"); done
-    df -Pk "$place" | awk 'NR == 2 { print int($4 / 1024) }'
+    df -Pk "$place" | awk 'NR == 2 { for (at = NF; at > 1; at--) if ($at ~ /^[0-9]+%$/ && $(at - 1) ~ /^[0-9]+$/) { print int($(at - 1) / 1024); exit } }'
 }
 
 # afford WHAT MEGABYTES FOLDER: say it, look whether it fits, ask where somebody can answer
 afford() {
     left=$(free "$3")
-    if [ -n "$2" ]; then
+    if [ -z "$left" ]; then
+        say "$1: ${2:-an unknown number of} MB to download; how much is free in $3 cannot be told."
+    elif [ -n "$2" ]; then
         say "$1: $2 MB to download; $left MB are free in $3."
         [ "$left" -gt $(($2 + $2 / 20 + 50)) ] || fail "not enough room in $3: $2 MB are needed and a little more. Free some, or take a smaller model."
     else
@@ -51,10 +53,15 @@ afford() {
     fi
 }
 
-sha256() { if have sha256sum; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
+sha256() {
+    if have sha256sum; then sha256sum "$1"; elif have shasum; then shasum -a 256 "$1"; else openssl dgst -sha256 -r "$1"; fi | cut -d ' ' -f 1
+}
 
-# whole FILE SHA256: whether it is what it must be
-whole() { [ -s "$1" ] && { [ -z "$2" ] || [ "$(sha256 "$1")" = "$2" ]; }; }
+# whole FILE SHA256: whether it is what it must be; without a sum, a GGUF at least
+whole() {
+    [ -s "$1" ] || return 1
+    if [ -n "$2" ]; then [ "$(sha256 "$1")" = "$2" ]; else [ "$(head -c 4 "$1")" = GGUF ]; fi
+}
 
 pull_gguf() {
     url=$model
@@ -66,19 +73,35 @@ pull_gguf() {
     esac
     file=$folder/$(basename "${url%%\?*}")
     sum=${MODEL_SHA256:-}
-    if whole "$file" "$sum" && [ ! -e "$file.part" ]; then
-        say "$file is there${sum:+ and whole}."
+    if [ -n "$sum" ] && whole "$file" "$sum"; then
+        rm -f "$file.part"
+        say "$file is there and whole."
         return
     fi
-    have curl || fail "curl is needed to download $url"
-    head=$(curl -fsSLI --retry 3 "$url") || fail "$url cannot be reached. Without a network: put the file at $file, and run this again."
+    have sha256sum || have shasum || have openssl || fail "sha256sum, shasum or openssl is needed to check what arrives"
+    have curl || fail "curl is needed to download $url. In Ollama's own spelling: hf.co/OWNER/REPOSITORY:TAG; or put the file at $file."
+    code=0
+    head=$(curl -fsSLI --retry 3 "$url") || code=$?
+    if [ "$code" -ne 0 ] && [ "$code" -ne 22 ]; then # 22: it answers, and may only dislike to be asked for a head
+        if whole "$file" "$sum"; then
+            say "$file is there; $url cannot be reached, so it was not checked. MODEL_SHA256 says what it must be."
+            return
+        fi
+        fail "$url cannot be reached. Without a network: put the file at $file, and run this again."
+    fi
     head=$(printf '%s' "$head" | tr -d '\r' | tr '[:upper:]' '[:lower:]')
     size=$(printf '%s\n' "$head" | sed -n 's/^x-linked-size: *//p; s/^content-length: *//p' | tail -n 1)
     [ -n "$sum" ] || sum=$(printf '%s\n' "$head" | sed -n 's/^x-linked-etag: *"\{0,1\}\([0-9a-f]\{64\}\)"\{0,1\}.*/\1/p' | head -n 1)
+    if whole "$file" "$sum"; then
+        rm -f "$file.part"
+        say "$file is there${sum:+ and whole}."
+        return
+    fi
     [ -n "$sum" ] || say "No SHA-256 is known of this file: what arrives cannot be checked. MODEL_SHA256 can say it."
     got=0
     [ ! -e "$file.part" ] || got=$(wc -c <"$file.part")
-    mkdir -p "$folder"
+    mkdir -p "$folder" || fail "$folder cannot be made"
+    [ -w "$folder" ] || fail "nothing can be written in $folder: choose another folder, or change its owner"
     afford "$(basename "$file")" "$([ "${size:-0}" -eq 0 ] || megabytes $((size - got)))" "$folder"
     n=0
     while :; do
@@ -88,7 +111,11 @@ pull_gguf() {
         code=0
         curl -fL "$bar" -C - -o "$file.part" "$url" || code=$?
         [ "$code" -ne 0 ] || break
-        [ "$code" -ne 33 ] || rm -f "$file.part" # a server that cannot go on: from the beginning
+        case $code in
+            22) fail "$url cannot be had: the server refuses it" ;;
+            23) fail "nothing can be written in $folder: the disk is full, or belongs to somebody else" ;;
+            33) rm -f "$file.part" && n=$((n - 1)) && continue ;; # a server that cannot go on: from the beginning
+        esac
         [ "$n" -lt "$tries" ] || fail "the download broke off $n times; what has arrived is kept in $file.part. Run this again to go on."
         say "The download broke off; it goes on."
         sleep 1
@@ -120,21 +147,27 @@ pull_ollama() {
         say "$model is there."
         return
     fi
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
     ollama list >/dev/null 2>&1 || fail "no Ollama server answers at ${OLLAMA_HOST:-127.0.0.1:11434}. Start it first: ollama serve"
-    seed=${MODELS_DIR:-}/$(printf '%s' "${model##*/}" | tr ':' '-').gguf
+    seeds=${MODELS_DIR:-}
+    [ ! -d "$seeds" ] || seeds=$(cd "$seeds" && pwd)
+    seed=$seeds/$(printf '%s' "${model##*/}" | tr ':' '-').gguf
     if [ -n "${MODELS_DIR:-}" ] && [ -s "$seed" ]; then
         say "$model is made from $seed."
-        whole "$seed" "${MODEL_SHA256:-}" || fail "$seed is not what MODEL_SHA256 says"
-        work=$(mktemp -d)
+        left=$(free "${OLLAMA_MODELS:-$HOME/.ollama}")
+        need=$(megabytes "$(wc -c <"$seed")")
+        [ -z "$left" ] || [ "$left" -gt "$need" ] || fail "not enough room for $model: $need MB are needed, $left MB are free"
+        whole "$seed" "${MODEL_SHA256:-}" || fail "$seed is no GGUF, or not what MODEL_SHA256 says"
         printf 'FROM %s\n' "$seed" >"$work/Modelfile"
-        ollama create "$model" -f "$work/Modelfile" || { rm -rf "$work"; fail "Ollama could not take $seed"; }
-        rm -rf "$work"
+        ollama create "$model" -f "$work/Modelfile" || fail "Ollama could not take $seed"
     else
         afford "$model" "$(known "$model")" "${OLLAMA_MODELS:-$HOME/.ollama}"
         n=0
         while :; do
             n=$((n + 1))
             fetch && break
+            [ ! -e "$work/missing" ] || fail "$model could not be pulled: the registry does not have it. Check its name at ollama.com/library"
             [ "$n" -lt "$tries" ] || fail "$model could not be pulled, $n times. What has arrived is kept: run this again to go on. Without a network: put its GGUF at MODELS_DIR/$(basename "$seed")."
             say "The download broke off; it goes on."
             sleep 1
@@ -149,7 +182,8 @@ fetch() {
     if [ -t 2 ]; then
         ollama pull ${PULL_INSECURE:+--insecure} "$model"
     else
-        ollama pull ${PULL_INSECURE:+--insecure} "$model" 2>&1 | tr '\r' '\n' | awk '
+        ollama pull ${PULL_INSECURE:+--insecure} "$model" 2>&1 | tr '\r' '\n' | awk -v missing="$work/missing" '
+            /file does not exist|manifest unknown/ { printf "" >missing }
             match($0, /[0-9]+%/) { tenth = int(substr($0, RSTART, RLENGTH) / 10); if (tenth == last) next; last = tenth; print tenth * 10 "%"; next }
             /[Ee]rror/ { print }' >&2
         ollama show "$model" >/dev/null 2>&1

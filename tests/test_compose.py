@@ -50,7 +50,7 @@ def test_nothing_starts_without_a_profile() -> None:
 @pytest.mark.parametrize("name", RUNNING)
 def test_every_service_is_looked_after(name: str) -> None:
     said = SERVICES[name]
-    assert said["restart"] == "unless-stopped"
+    assert said["restart"] == ("on-failure:3" if name == "gateway" else "unless-stopped")
     assert said["healthcheck"]["test"][0] == "CMD"
     assert {"interval", "timeout", "retries", "start_period"} <= set(said["healthcheck"])
     assert said["mem_limit"]
@@ -92,15 +92,45 @@ def test_images_are_pinned(file: str) -> None:
     images = re.findall(r"_IMAGE(?::-|=)([\w./-]+(?::[\w.-]+)?(?:@sha256:\w+)?)", text)
     assert images
     for image in images:
-        own = image.startswith("learnflow-llm/")
-        moving = image == "ollama/ollama:rocm"  # its file says so
-        assert own or moving or re.search(r"@sha256:[0-9a-f]{64}$|-b\d{4,}$", image), image
+        assert re.search(r"@sha256:[0-9a-f]{64}$|-b\d{4,}$", image), image
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_built_here_is_asked_for_nowhere_else(file: str) -> None:
+    """And each base has a tag of its own, so that none is taken for another."""
+    built = [said for said in load(file)["services"].values() if "build" in said]
+    assert built
+    assert all(said["image"].startswith("localhost/") for said in built)
+    assert all(said.get("pull_policy") == "build" for said in built if file == FILES[0])
+    tags = [load(name)["services"]["llamacpp"]["image"] for name in FILES]
+    assert len(set(tags)) == len(tags)
+
+
+def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
+    ollama, gateway = SERVICES["ollama"], SERVICES["gateway"]
+    assert ollama["environment"]["OLLAMA_NO_CLOUD"] == "1"
+    assert ollama["environment"]["OLLAMA_HOST"] == "0.0.0.0:11434"
+    assert ollama["volumes"] == ["ollama:/root/.ollama"]
+    assert ollama["healthcheck"]["test"] == ["CMD", "ollama", "list"]
+    assert SERVICES["demo"]["environment"]["LLM_LOCAL_ONLY"] == "true"
+    assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+    assert "--max-model-len" in SERVICES["vllm"]["command"]
+    assert 'test -n "$$LITELLM_MASTER_KEY"' in gateway["command"][0]
+    config = load("compose/gateway/config.yaml")
+    assert config["general_settings"]["master_key"] == "os.environ/LITELLM_MASTER_KEY"
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    copied = re.findall(
+        r"^COPY ([^-].*) \S+$", (ROOT / "compose/demo/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {name for line in copied for name in line.split()} <= {name[1:] for name in ignored if name.startswith("!")}
 
 
 def test_the_models_checksum_is_one() -> None:
     build = SERVICES["llamacpp"]["build"]["args"]
     assert re.search(r"[0-9a-f]{64}}$", build["MODEL_SHA256"])
-    assert "sha256sum -c" in (ROOT / "compose/llamacpp/Dockerfile").read_text(encoding="utf-8")
+    assert '/models/model.gguf" | sha256sum -c -; \\' in (ROOT / "compose/llamacpp/Dockerfile").read_text(
+        encoding="utf-8"
+    )
     assert "volumes" not in SERVICES["llamacpp"]  # none that could hide the model
 
 
@@ -109,3 +139,5 @@ def test_a_gpu_is_only_asked_for_in_files_of_its_own() -> None:
     for name in ("compose/gpu.yml", "compose/amd.yml"):
         assert set(load(name)["services"]) <= set(SERVICES)
         assert "devices" in str(load(name))
+        for said in load(name)["services"].values():
+            assert set(said) <= {"image", "build", "deploy", "devices", "group_add"}

@@ -107,7 +107,7 @@ def test_every_provider_and_every_variable_of_compose_is_explained() -> None:
     text = (ROOT / "docs/providers.md").read_text(encoding="utf-8")
     for spec in SPECS.values():
         assert f"LLM_PROVIDER={spec.name}\n" in text, spec.name
-    for variable in set(re.findall(r"\$\{(\w+):-", COMPOSE)) - {"QUESTION", "DEMO_IMAGE", "LLAMACPP_BUILT_IMAGE"}:
+    for variable in set(re.findall(r"\$\{(\w+):-", COMPOSE)) - {"QUESTION"}:
         assert variable in text + (ROOT / "env.example").read_text(encoding="utf-8"), variable
 
 
@@ -115,8 +115,9 @@ def structure(name: str) -> list[tuple[str, int]]:
     """Headings by level, and blocks of code: what two languages must share."""
     text = (ROOT / name).read_text(encoding="utf-8")
     found = []
-    for heading, kind, row in re.findall(r"^(#+) .*$|^```(\w+)$|^(\|)", text, re.MULTILINE):
-        found.append((kind or ("row" if row else "heading"), len(heading)))
+    marks = r"^(#+) .*$|^```(\w+)$|^(\||- )|(?<=\n\n)(?=[\w`*«])"
+    for heading, kind, item in re.findall(marks, text, re.MULTILINE):
+        found.append((kind or item or ("heading" if heading else "paragraph"), len(heading)))
     return found
 
 

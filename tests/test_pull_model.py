@@ -27,12 +27,13 @@ class Hub:
         self.after = 100_000
         self.says = SUM
         self.goes_on = True
+        self.heads = True
         self.ranges: list[str | None] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
-                self._head(200, len(GGUF))
+                self._head(200 if hub.heads else 405, len(GGUF) if hub.heads else 0)
 
             def do_GET(self) -> None:
                 asked = self.headers.get("range")
@@ -141,6 +142,46 @@ def test_another_file_than_the_one_asked_for_is_thrown_away(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_another_is_no_model(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"junk")
+    ran = run(f"{hub.url}/model.gguf", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == GGUF
+    hub.says = ""
+    (tmp_path / "other.gguf.part").write_bytes(bytes(1000))
+    ran = run(f"{hub.url}/other.gguf", tmp_path)
+    assert ran.returncode == 1
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_a_whole_file_with_an_old_part_needs_no_network(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(GGUF)
+    (tmp_path / "model.gguf.part").write_bytes(b"x")
+    assert run("http://127.0.0.1:9/model.gguf", tmp_path, MODEL_SHA256=SUM).returncode == 0
+    ran = run("http://127.0.0.1:9/model.gguf", tmp_path)
+    assert ran.returncode == 0
+    assert "it was not checked" in ran.stderr
+
+
+def test_a_server_that_tells_no_head_is_asked_for_the_file(hub: Hub, tmp_path: Path) -> None:
+    hub.heads, hub.says = False, ""
+    ran = run(f"{hub.url}/model.gguf", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "its size is not known" in ran.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == GGUF
+
+
+@pytest.mark.parametrize("line", ["//nas/My Share 9999999 1 5242880 1% /models", "udev 1 1 - - /models"])
+def test_odd_file_systems(hub: Hub, tmp_path: Path, line: str) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "df").write_text(f"#!/bin/sh\necho Filesystem\necho '{line}'\n", encoding="utf-8")
+    (tools / "df").chmod(0o755)
+    ran = run(f"{hub.url}/model.gguf", tmp_path, PATH=f"{tools}:{os.environ['PATH']}")
+    assert ran.returncode == 0, ran.stderr
+    assert ("5120 MB are free" if "nas" in line else "cannot be told") in ran.stderr
+
+
 def test_hugging_faces_names_are_understood(hub: Hub, tmp_path: Path) -> None:
     ran = run("hf:owner/repository/folder/model.gguf", tmp_path, HF_ENDPOINT=hub.url)
     assert ran.returncode == 0, ran.stderr
@@ -178,6 +219,7 @@ case $1 in
     pull)
         for last; do :; done
         printf 'pulling manifest\\rpulling 7f40: 10%%\\rpulling 7f40: 55%%\\r'
+        if [ -e "$here/unknown" ]; then echo 'Error: pull model manifest: file does not exist'; exit 1; fi
         if [ -e "$here/breaks" ]; then rm "$here/breaks"; echo 'Error: connection reset'; exit 1; fi
         echo model >"$here/$last" ;;
 esac
@@ -228,6 +270,23 @@ def test_a_model_in_the_folder_needs_no_network(ollama: Path, tmp_path: Path) ->
     assert (ollama / "state" / "qwen3:0.6b").read_bytes() == GGUF
 
 
+def test_a_folder_may_be_named_from_here(ollama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "qwen3-0.6b.gguf").write_bytes(GGUF)
+    monkeypatch.chdir(tmp_path)
+    ran = with_ollama(ollama, "qwen3:0.6b", MODELS_DIR="./models")
+    assert ran.returncode == 0, ran.stderr
+    assert (ollama / "state" / "qwen3:0.6b").read_bytes() == GGUF
+
+
+def test_a_tag_that_is_not_there_is_not_asked_for_again(ollama: Path) -> None:
+    (ollama / "state" / "unknown").touch()
+    ran = with_ollama(ollama, "nothing:1b")
+    assert ran.returncode == 1
+    assert "does not have it" in ran.stderr
+    assert (ollama / "state" / "log").read_text(encoding="utf-8").count("pull ") == 1
+
+
 def test_no_server_is_said_to_be_none(ollama: Path) -> None:
     (ollama / "state" / "down").touch()
     ran = with_ollama(ollama, "qwen3:0.6b")
@@ -235,8 +294,9 @@ def test_no_server_is_said_to_be_none(ollama: Path) -> None:
     assert "ollama serve" in ran.stderr
 
 
-def test_wrong_words_are_explained() -> None:
+def test_wrong_words_are_explained(ollama: Path) -> None:
     assert run().returncode == 2
+    assert with_ollama(ollama, "--help").returncode == 2
     ran = run("hf:owner/model")
     assert ran.returncode == 1
     assert "hf:OWNER/REPOSITORY/FILE.gguf" in ran.stderr
