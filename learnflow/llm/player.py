@@ -17,7 +17,7 @@ from typing import Any, Final
 from . import errors, tape
 from .errors import LLMError, NotOnTape
 from .recorder import Take
-from .tape import Asked, Exchange, Said
+from .tape import Asked, Said
 
 # How the server is to run, not what it is asked: it depends on the order in which requests happened to come.
 _CIRCUMSTANCE: Final = ("num_ctx", "keep_alive")
@@ -73,22 +73,19 @@ class Player:
     """
 
     def __init__(self, tapes: Mapping[str, str]) -> None:
-        self._tracks: list[_Track] = []
+        self._tracks: dict[str, _Track] = {}
         self._missing: list[NotOnTape] = []
         for name, text in tapes.items():
             failed: LLMError | None = None
             try:
                 for each in tape.load(text)[1]:
-                    self._add(each, name)
+                    track = self._tracks.setdefault(_key(each.asked), _Track(each.asked, [], name))
+                    track.answers.append(each.said)
             except LLMError as error:
                 failed = error
             if failed:
                 raise errors.NotConfigured(f"{name}: {failed.what}", hint=failed.hint)
-
-    @property
-    def providers(self) -> frozenset[str]:
-        """Those that are on tape."""
-        return frozenset(track.asked.provider for track in self._tracks)
+        self.providers = frozenset(track.asked.provider for track in self._tracks.values())
 
     @property
     def missing(self) -> list[str]:
@@ -100,14 +97,17 @@ class Player:
         """What is on tape and was not asked for."""
         return [
             f"{track.name}: {track.asked.method} {track.asked.uri} ({len(track.answers) - track.played} left)"
-            for track in self._tracks
+            for track in self._tracks.values()
             if track.played < len(track.answers)
         ]
 
     def play(self, asked: Asked) -> Said:
         """The next answer to this request; its last one, once all were played. Raises NotOnTape."""
+        very = self._tracks.get(_key(asked))
+        if very:
+            return very.next()
         for same in (_same, _alike):
-            for track in self._tracks:
+            for track in self._tracks.values():
                 if same(track.asked, asked):
                     return track.next()
         missing = self._nearest(asked)
@@ -117,7 +117,7 @@ class Player:
     def address(self, provider: str, *, near: bool) -> str:
         """A base URL for a provider whose own nobody told: the path of its chat API on tape, at a host that is none."""
         host = f"http://{provider}.{'localhost' if near else 'example'}"
-        for track in self._tracks:
+        for track in self._tracks.values():
             path = track.asked.uri.partition(".example")[2].partition("?")[0]
             if track.asked.provider == provider and path.endswith(_CHAT):
                 return host + path
@@ -127,16 +127,9 @@ class Player:
         """It records nothing."""
         raise AssertionError(asked)
 
-    def _add(self, each: Exchange, name: str) -> None:
-        for track in self._tracks:
-            if track.asked == each.asked:
-                track.answers.append(each.said)
-                return
-        self._tracks.append(_Track(each.asked, [each.said], name))
-
     def _nearest(self, asked: Asked) -> NotOnTape:
         """Says what was asked for, and what of it is on tape; no prompt."""
-        here = [track for track in self._tracks if track.asked.provider == asked.provider]
+        here = [track for track in self._tracks.values() if track.asked.provider == asked.provider]
         near = [track for track in here if track.asked.uri == asked.uri and track.asked.method == asked.method]
         if near:
             track = max(near, key=lambda one: _likeness(one.asked, asked))
@@ -148,6 +141,11 @@ class Player:
             provider=asked.provider,
             hint="Record it: LLM_REPLAY_MODE=record, with the server there; or unset LLM_REPLAY",
         )
+
+
+def _key(asked: Asked) -> str:
+    """By which a request is found at once; one that is the same but for a key or a circumstance is searched."""
+    return json.dumps([asked.method, asked.uri, dict(asked.credentials), asked.body], sort_keys=True)
 
 
 def _same(on_tape: Asked, asked: Asked) -> bool:
