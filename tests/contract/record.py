@@ -2,15 +2,20 @@
 
 Where it names none, they are authored anew from documented facts. What the tiny model does not show (pictures, tools,
 a busy server) is authored for every row; a broken stream is derived from a recorded one. Each tape says which it is.
+``<NAME>_BUSY_URL`` may name a server that is loading or crowded at this moment: ``busy`` is recorded there, then.
 A tape whose exchanges are what they were keeps its date, so that only what the server changed is changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,6 +30,7 @@ from learnflow.llm.specs import SPECS
 from learnflow.llm.tape import Asked, Exchange, Said
 from learnflow.llm.testing import forget
 
+_PATIENCE_S = 30.0
 _AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every row
 # Ollama as any server: it checks no key, and the tiny model does not understand to be asked for the rest of an answer.
 _NOT_SHOWN = {"custom": ("wrong_key", "resume")}
@@ -104,8 +110,14 @@ async def _tape(
 ) -> str:
     """Make one tape; says how."""
     forget()
+    crowded = os.environ.get(f"{row.upper()}_BUSY_URL")
+    if subject and behaviour == "busy" and crowded:
+        return await _caught(row, replace(subject, base_url=crowded), about)
     if subject and behaviour not in (*_AUTHORED, *_NOT_SHOWN.get(row, ())):
         return await _recorded(row, behaviour, subject, about)
+    file = tape_of(row, behaviour)
+    if behaviour == "busy" and subject and file.exists() and _origin(file)["kind"] == "recorded":
+        return "recorded, and stays: no server is named that is busy"
     author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
     one = fresh(row)
     with deck.instead(author):
@@ -116,6 +128,18 @@ async def _tape(
     elif pages and len(author.exchanges) > 1:
         origin["pages"] = f"of {about['server']}, recorded, with a model that sees and takes tools"
     return _keep(row, behaviour, origin, author.exchanges)
+
+
+async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
+    """The moment in which a server is loading or has too much to do; somebody else sees to it that there is one."""
+    over = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return await _recorded(row, "busy", subject, about)
+        except (AssertionError, LLMError):
+            if time.monotonic() > over:
+                raise
+            forget()
 
 
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
@@ -149,13 +173,18 @@ def _keep(row: str, behaviour: str, origin: dict[str, Any], exchanges: list[Exch
     if origin["kind"] == "recorded":
         origin["date"] = datetime.now(UTC).date().isoformat()
     if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))["origin"]
+        before = _origin(file)
         same = tape.dump({**origin, "date": before.get("date")} if "date" in before else origin, exchanges)
         if same == file.read_text(encoding="utf-8"):
             return f"{said}, as it was"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(tape.dump(origin, exchanges), encoding="utf-8")
     return said
+
+
+def _origin(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["origin"]
+    return found
 
 
 if __name__ == "__main__":
