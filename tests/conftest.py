@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import _litellm
+from learnflow.llm import _litellm, settings
 from learnflow.llm.adapter import BaseProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.specs import SPECS
@@ -41,6 +41,12 @@ def litellm_ready() -> None:
     """Seconds, once: no test's budget pays for it."""
     for name in ("custom", "ollama", "openai"):
         asyncio.run(_litellm.ready(SPECS[name]))
+
+
+def read_variables() -> set[str]:
+    """Every variable that the settings read."""
+    common = {name.upper() for name in settings.Settings.model_fields}
+    return common | {name for spec in SPECS.values() for names in spec.variables for name in names}
 
 
 def provider_for(server: FaultServer, **options: object) -> BaseProvider:

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import read_variables
 
-from learnflow.llm import cli, settings
+from learnflow.llm import cli
 from learnflow.llm.specs import SPECS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
-COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8") + (ROOT / "compose/gpu.yml").read_text(
-    encoding="utf-8"
-)
+COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Programs of others, whose words are theirs.
 OTHERS = {"ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest"}
 
@@ -32,16 +31,9 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 
 
 def known_variables() -> set[str]:
-    common = {name.upper() for name in settings.Settings.model_fields}
-    rows = {
-        name
-        for spec in SPECS.values()
-        for name in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version, spec.env_context)
-    }
-    rows |= {name for spec in SPECS.values() for name in (spec.env_capabilities, spec.env_concurrency)}
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    return common | rows | ours | script
+    return read_variables() | ours | script
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,9 +57,7 @@ def commands(name: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_are_there(name: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    profiles = {
-        one for said in yaml.safe_load(COMPOSE.split("# NVIDIA")[0])["services"].values() for one in said["profiles"]
-    }
+    profiles = {one for said in yaml.safe_load(COMPOSE)["services"].values() for one in said["profiles"]}
     variables = known_variables()
     for words in commands(name):
         while re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):

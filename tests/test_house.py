@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import read_variables
 
 import learnflow.llm
 from learnflow.llm import providers, settings
@@ -149,14 +150,7 @@ def variables() -> dict[str, str]:
 
 
 def test_env_example_is_what_the_settings_read() -> None:
-    common = {name.upper() for name in settings.Settings.model_fields}
-    rows = {
-        name
-        for spec in SPECS.values()
-        for name in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version, spec.env_context)
-    }
-    rows |= {name for spec in SPECS.values() for name in (spec.env_capabilities, spec.env_concurrency)}
-    assert set(variables()) == common | rows
+    assert set(variables()) == read_variables()
 
 
 def test_env_example_can_be_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

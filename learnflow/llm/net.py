@@ -193,7 +193,7 @@ async def _received(request: httpx.Request, exchange: Exchange) -> tuple[int, Ma
         )
     else:
         headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
-        if tape.MARK in headers:  # vcrpy plays it, in one piece
+        if tape.MARK in headers and request.url.host.endswith(".example"):  # vcrpy plays it, in one piece
             return _played(tape.unmarked(response.status_code, headers, await response.aread()))
         return response.status_code, headers, Received(response, alone)
     raise failure

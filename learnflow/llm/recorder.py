@@ -104,16 +104,12 @@ class Recorder:
 
     Raises:
         NotConfigured: it cannot be made.
-
-    Attributes:
-        files: what was kept so far.
     """
 
     providers = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: set[Path] = set()
         self._asked: dict[str, int] = {}
         self._began = time.time()
         self._lock = threading.Lock()
@@ -141,7 +137,6 @@ class Recorder:
                 if number == 1:
                     self._clear(file)
                 _write(file, tape.dump(origin, [exchange]))
-                self.files.add(file)
             except OSError as error:
                 events.emit(events.NotRecorded(file=str(file), error=type(error).__name__))
 

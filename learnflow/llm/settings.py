@@ -157,8 +157,7 @@ def variables() -> list[Variable]:
     holds = {"the environment": _upper(os.environ), ".env": _file(".env"), ".env.local": _file(".env.local")}
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     for spec in SPECS.values():
-        settings += [spec.env_url, spec.env_model, spec.env_key, spec.env_version]
-        settings += [(spec.env_context,), (spec.env_capabilities,), (spec.env_concurrency,)]
+        settings += spec.variables
     found: list[Variable] = []
     for names in settings:
         used: str | None = None

@@ -176,6 +176,12 @@ class ProviderSpec:
         """The variable for what it can, in the operator's own words."""
         return f"{self.name.upper()}_CAPABILITIES"
 
+    @property
+    def variables(self) -> tuple[tuple[str, ...], ...]:
+        """Everything that is read of it: for each setting its spellings."""
+        more = (self.env_context, self.env_capabilities, self.env_concurrency)
+        return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
+
 
 _OPENAI_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 

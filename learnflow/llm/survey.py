@@ -22,7 +22,6 @@ from .specs import OTHER, SPECS, ProviderSpec
 
 SURVEY_S: Final = 1.0  # seconds for all of it
 _HOST: Final = "host.docker.internal"
-_THERE: Final = ("ready", "loading", "unauthorised", "model_missing", "down")
 
 
 @dataclass(frozen=True, slots=True)

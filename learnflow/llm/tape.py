@@ -79,7 +79,7 @@ class Said:
     def end(self) -> LLMError | None:
         """What a client meets after the last piece; None for the end of the body."""
         if not self.left:
-            return again(self.failure)
+            return self.failure and type(self.failure)(self.failure.what)  # another exception each time
         late = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
         return late("nothing more is on tape: the client left here when it was recorded")
 
@@ -118,9 +118,10 @@ def _stand_in(value: str, provider: str) -> str:
     return bearer + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
-def again(failure: LLMError | None) -> LLMError | None:
-    """The same failure, as another exception."""
-    return failure and type(failure)(failure.what)
+def _failure(row: Mapping[str, Any]) -> LLMError | None:
+    """The failure that stands on a tape. Raises AttributeError or TypeError where it is none of ours."""
+    failure = row.get("failure")
+    return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
 
 def said(status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
@@ -220,7 +221,7 @@ def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchan
     question = request["body"]
     if isinstance(question, str):
         question = json.loads(question)
-    body, failure = response["body"], response.get("failure")
+    body = response["body"]
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
     elif "json" in body:
@@ -231,7 +232,7 @@ def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchan
         response["status"]["code"] or None,
         {name: str(values[0]) for name, values in response["headers"].items()},
         pieces,
-        getattr(errors, failure["error"])(failure["what"]) if failure else None,
+        _failure(response),
         response.get("left", False),
     )
     return Exchange(Asked(request["method"], request["uri"], credentials, question), answer)
@@ -288,11 +289,10 @@ def unmarked(status: int, headers: Mapping[str, str], body: bytes) -> Said:
     for length in mark["pieces"]:
         pieces.append(body[at : at + length])
         at += length
-    failure = mark.get("failure")
     return Said(
         status or None,
         {name: value for name, value in headers.items() if name != MARK},
         tuple(pieces),
-        getattr(errors, failure["error"])(failure["what"]) if failure else None,
+        _failure(mark),
         mark.get("left", False),
     )
