@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnflow.llm import errors, events, window
-from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm import AtMost, RouterProvider, errors, events, window
+from learnflow.llm.providers import CustomProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer
 
 TOO_LONG = b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (9009 tokens) exceeds the available context size (2048 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",\\"n_prompt_tokens\\":9009,\\"n_ctx\\":2048}}"}'  # noqa: E501  # as Ollama 0.33 says it
@@ -204,6 +204,100 @@ async def test_a_picture_for_a_model_without_vision_is_not_sent(monkeypatch: pyt
         assert server.seen[0].body["messages"][0]["images"]
     async with FaultServer("openai") as server:  # which does not tell
         await CustomProvider(base_url=server.base_url, model="fault-model").generate(picture)
+
+
+def picture() -> list[Any]:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+
+
+async def test_pictures_go_to_the_model_for_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_VISION_MODEL", "sees")
+    tags = [
+        {"name": "fault-model", "capabilities": ["completion"]},
+        {"name": "sees", "capabilities": ["completion", "vision"]},
+    ]
+    loaded = {"/api/ps": {"models": [{"name": tag["name"], "context_length": 4096} for tag in tags]}}
+    pages = {"/api/tags": {"models": tags}, **trained(8192), **loaded}
+    async with FaultServer("ollama", tells=pages) as blind, FaultServer("openai") as second:
+        provider = ollama(blind)
+        last = CustomProvider(base_url=second.base_url, model="fault-model", vision_model="sees too")
+        for asked in (provider, RouterProvider(provider), RouterProvider(provider, [last])):
+            await asked.generate(picture())
+            await asked.generate("hi")
+            assert [seen.body["model"] for seen in blind.seen] == ["sees", "fault-model"]
+            blind.seen.clear()
+        blind.fault = Fault("refuse", status=500)
+        done = await RouterProvider(provider, [last]).complete(picture())
+        assert (done.provider, second.seen[0].body["model"]) == ("custom", "sees too")
+        await provider.refresh()
+        assert provider.get_capabilities()["vision"] is not False
+
+
+async def test_a_failing_model_for_pictures_leaves_the_one_for_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOM_VISION_MODEL", "sees")
+    async with FaultServer("openai", fault=Fault("refuse", status=404, refusal="model")) as server:
+        router = RouterProvider(CustomProvider(base_url=server.base_url, model="fault-model"), retries=0)
+        with pytest.raises(errors.ModelNotFound, match="sees"):
+            await router.generate(picture())
+        server.fault = None
+        assert router.status()[0]["breaker"] == "closed"
+        assert await router.generate("hi")
+
+
+async def test_a_ceiling_is_lowered_to_what_the_window_leaves(events_seen: list[object]) -> None:
+    served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
+    async with FaultServer("openai", tells=served) as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        await provider.generate("word " * 100, max_tokens=AtMost(25_000))
+        await provider.generate("word " * 100, max_tokens=AtMost(100))
+        await provider.generate("word " * 100, max_tokens=25_000)  # a demand
+        assert [seen.body["max_tokens"] for seen in server.seen] == [412, 100, 25_000]
+        whys = [event.why for event in events_seen if isinstance(event, events.Adjusted)]
+        assert whys == ["max_tokens=412 instead of 25000: there is room for no more"]
+
+
+async def test_a_ceiling_is_lowered_again_by_the_servers_own_count() -> None:
+    said = (
+        b'{"error":{"message":"This model\'s maximum context length is 512 tokens. However, you requested 412 output '
+        b'tokens and your prompt contains 200 input tokens, for a total of 612.","code":400}}'
+    )
+    served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
+    async with FaultServer("openai", tells=served) as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        server.script = [Fault("refuse", status=400, body=said)]
+        assert await provider.generate("word " * 100, max_tokens=AtMost(25_000))
+        assert [seen.body["max_tokens"] for seen in server.seen] == [412, 312]
+        server.script = [Fault("refuse", status=400, body=said)]
+        with pytest.raises(errors.ContextOverflow):
+            await provider.generate("word " * 100, max_tokens=412)
+        server.script = [Fault("refuse", status=400, body=said.replace(b"200 input", b"600 input"))]
+        with pytest.raises(errors.ContextOverflow):
+            await provider.generate("word " * 100, max_tokens=AtMost(25_000))
+
+
+async def test_a_ceiling_lets_ollamas_window_grow_as_far_as_it_goes() -> None:
+    async with FaultServer("ollama", tells=trained(6000, loaded=2048)) as server:
+        await ollama(server).generate("word " * 100, max_tokens=AtMost(25_000))
+        assert sent(server) == [6000]
+        assert server.seen[0].body["options"]["num_predict"] == 5900
+
+
+async def test_a_ceiling_that_a_model_refuses_is_left_out() -> None:
+    said = (
+        b'{"error":{"message":"max_tokens is too large: 25000. This model supports at most 16384 completion tokens.",'
+        b'"type":"invalid_request_error","param":"max_tokens","code":"invalid_value"}}'
+    )
+    async with FaultServer("openai") as server:
+        for name, refusals in ((b"max_tokens", 1), (b"max_completion_tokens", 2)):
+            server.seen.clear()
+            provider = CustomProvider(base_url=server.base_url, model="fault-model")
+            server.script = [Fault("refuse", status=400, body=said.replace(b"max_tokens", name))] * refusals
+            assert await provider.generate("hi", max_tokens=AtMost(25_000))
+            assert not {"max_tokens", "max_completion_tokens"} & set(server.seen[-1].body)
+        provider = CustomProvider(base_url=server.base_url, model="fault-model")
+        server.script = [Fault("refuse", status=400, body=said)]
+        with pytest.raises(errors.InvalidRequest):
+            await provider.generate("hi", max_tokens=25_000)
 
 
 async def test_more_than_thirty_equal_tokens_are_their_own_error() -> None:

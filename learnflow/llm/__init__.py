@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .base import Completion, LLMProvider, TextStream, ToolCall, Usage
+from .base import AtMost, Completion, LLMProvider, TextStream, ToolCall, Usage
 from .errors import LLMError
 from .known import Capabilities, Health
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .router import RouterProvider
 
 __all__ = [
+    "AtMost",
     "BaseProvider",
     "Capabilities",
     "Completion",

@@ -7,6 +7,7 @@ Must never hold what is true of one server only (that is its row), nor read the 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from . import _litellm, deck, errors, native, settings, window
@@ -38,6 +39,7 @@ class BaseProvider:
     Args:
         base_url: the server, with or without ``/v1`` and trailing slash.
         model: the model to use where a call names none.
+        vision_model: the one for pictures, where that is another one.
         api_key: the key; one from the environment goes only to the host that it was issued for.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout``, ``deadline`` (seconds), ``local_only``.
 
@@ -52,6 +54,7 @@ class BaseProvider:
         base_url: str | None = None,
         model: str | None = None,
         api_key: str | None = None,
+        vision_model: str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
@@ -64,6 +67,7 @@ class BaseProvider:
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, taped=taped)
         self.model = model or own.model
+        self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
         door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only, tapes)
         self.knowledge = Knowledge(door, self.model, own.stated)
@@ -89,7 +93,8 @@ class BaseProvider:
 
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
-            model: its name at this provider; the configured one, the one that is loaded, or the only one where None.
+            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
+                that is loaded, or the only one.
             temperature: left out where the model refuses our default.
             max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
             more: see ``Options``.
@@ -143,6 +148,8 @@ class BaseProvider:
         """
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
         asked = request(self.spec, prompt, model or self.model, checked(self.spec, sampling, more, tools=tools))
+        if self.vision_model and not model and asked.images:
+            asked = replace(asked, model=self.vision_model)
         return self.engine.stream(asked, attempt, hold=whole or asked.reasoning not in (None, False))
 
     async def prepare(self) -> None:
@@ -182,7 +189,10 @@ class BaseProvider:
         Args:
             model: None for the one that is used where a call names none.
         """
-        return self.knowledge.capabilities(model)
+        can = self.knowledge.capabilities(model)
+        if model is None and self.vision_model:
+            can["vision"] = self.knowledge.capabilities(self.vision_model)["vision"]
+        return can
 
     async def warm_up(
         self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native.Watch | None = None

@@ -36,9 +36,16 @@ DEFAULT_TEMPERATURE: Final[float] = _DefaultFloat(0.7)
 DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
 
 
-def is_default(value: object) -> bool:
-    """Whether the caller left this keyword to us."""
-    return isinstance(value, (_DefaultFloat, _DefaultInt))
+class AtMost(int):
+    """``max_tokens`` as a ceiling instead of a demand, in tokens.
+
+    It is lowered to what the context that is served leaves, and left out where a model refuses it, with an event.
+    """
+
+
+def may_be_left_out(value: object) -> bool:
+    """Whether a model that refuses it may be asked without: a default of ours, or a ceiling."""
+    return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
 class Options(TypedDict, total=False):

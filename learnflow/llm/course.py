@@ -162,7 +162,8 @@ class Course:
         if attempt.prefix is None:
             return call
         again = len(self._text) - len(attempt.prefix)  # characters, which are tokens at the most
-        return replace(call, max_tokens=max(1, call.max_tokens - self._tokens + again))
+        most = max(1, call.max_tokens - self._tokens + again)
+        return replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
 
     def _heard(self, text: str, now: float) -> None:
         self._text += text
@@ -359,9 +360,12 @@ class Course:
     def model_for(self, hop: Hop) -> str | None:
         """The model to ask it for: the one that was named where it has it, else its own."""
         asked = self._call.model
-        if asked is None or len(self._hops) == 1 or hop.has(asked):
+        own = hop.vision_model if self._call.needs.images else None
+        if asked is None:
+            return own
+        if len(self._hops) == 1 or hop.has(asked):
             return asked
-        return asked if hop is self._hops[0] and not any(each.has(asked) for each in self._hops) else None
+        return asked if hop is self._hops[0] and not any(each.has(asked) for each in self._hops) else own
 
     def _nobody(self) -> LLMError:
         """Nobody fits: which need failed where."""

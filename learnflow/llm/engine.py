@@ -23,7 +23,7 @@ from .exchange import Exchange
 from .fit import Fit
 from .knowledge import QUICK_S, Knowledge
 from .listen import Ask, Listening
-from .request import Attempt, Request, Variant
+from .request import Attempt, Request, Size, Variant
 from .specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
 from .thinking import Piece
 from .times import Times
@@ -101,7 +101,8 @@ class Engine:
             if not failed:
                 answering.completion, failed = self._completed(answer, model or "")
         finally:
-            self._tell(failed or answering.completion, model, asked, attempt, loop.time() - started)
+            lowered = answer.fit.answer if answer.fit else None
+            self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
         if failed:
             raise self.explained(failed, model, asked, answer).with_traceback(None)
 
@@ -180,15 +181,13 @@ class Engine:
             first = min(first, attempt.patience)
         return self.times if first == self.times.first_token else replace(self.times, first_token=first)
 
-    def _question(
-        self, asked: Request, attempt: Attempt, model: str, variant: Variant, window: int | None
-    ) -> tuple[Ask, str]:
+    def _question(self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size) -> tuple[Ask, str]:
         """What sends it, and how the path ends."""
         way = self.continues if attempt.prefix is not None else None
         if attempt.prefix is not None and way is None:
             raise errors.Unsupported(f"{self.spec.title} cannot continue an answer")
         begun = attempt.raw if way == "message" else None
-        messages, parameters = asked.put(model, variant, window, begun)
+        messages, parameters = asked.put(model, variant, size, begun)
         if way == "raw":
             body: dict[str, Any] = parameters.get("extra_body", {})
 
@@ -228,10 +227,11 @@ class Engine:
         model: str | None,
         asked: Request,
         attempt: Attempt,
+        lowered: int | None,
         total_s: float,
     ) -> None:
         """One event for each attempt, and its content only where the operator wants it in the log."""
-        most = asked.sampling.get("max_tokens")
+        most = lowered or asked.sampling.get("max_tokens")
         events.ended(self.spec.name, model, outcome, total_s=total_s, max_tokens=most, attempt=attempt.number)
         if self._log_content and isinstance(outcome, Completion):
             events.content("llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)

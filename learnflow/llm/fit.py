@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from . import errors, window
+from . import errors, prices, window
 from .base import Usage
 from .errors import LLMError
 from .knowledge import Knowledge
 from .known import Model
-from .request import Request
+from .request import Request, Size
 from .specs import ProviderSpec
 
 # Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;
@@ -37,12 +37,18 @@ class Fit:
         self._model = model
         self._window: window.Window | None = None
         self._sent: int | None = None
+        self._answer: int | None = None
         self.loads = False
 
-    def sending(self) -> int | None:
-        """The window to send, in tokens; None to send none. It is remembered: others may change it meanwhile."""
+    @property
+    def answer(self) -> int | None:
+        """Tokens of the answer that are asked for at the most, where that is less than the caller's ceiling."""
+        return self._answer
+
+    def sending(self) -> Size:
+        """What to send. The window is remembered: others may change it meanwhile."""
         self._sent = self._window.size if self._window else None
-        return self._sent
+        return Size(self._sent, self._answer)
 
     async def before(self, within: float) -> str | None:
         """Look whether it fits, for ``within`` seconds at most. Returns what was changed for it, in words.
@@ -51,19 +57,38 @@ class Fit:
             Unsupported: pictures for a model that cannot see.
             ContextOverflow: certainly longer than anything the model was trained for.
         """
-        widens = self._spec.window and not self._asked.own_window
-        if not widens and not self._asked.images:
-            self.loads = self._knowledge.cold(self._model)
+        widens, ceiling = self._spec.window and not self._asked.own_window, self._asked.ceiling
+        if not widens and not self._asked.images and not (ceiling and self._spec.local):
+            self.loads, why = self._knowledge.cold(self._model), None
+        else:
+            model = await self._knowledge.of(self._model, within)
+            self.loads = model.loaded is False
+            if self._asked.images and self._knowledge.capabilities(self._model)["vision"] is False:
+                raise errors.Unsupported(
+                    "the model cannot see pictures; nothing was sent",
+                    model=self._model,
+                    hint=f"Use one with vision, or set {self._spec.env_capabilities}=vision if it has",
+                )
+            why = await self._widened(model) if widens else None
+        lower = None if ceiling is None else await self._room()
+        return "; ".join(filter(None, (why, self._lowered(lower)))) or None
+
+    async def _room(self) -> int | None:
+        """Tokens that certainly are the most that an answer can have; None where nothing is known."""
+        if not self._spec.local:
+            await asyncio.to_thread(prices.table)  # a tenth of a second, once
+        can = self._knowledge.capabilities(self._model)
+        wide = None if self._asked.own_window else self._window.size if self._window else can["context_served"]
+        left = (wide or 0) - window.at_least(self._asked.texts)
+        return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
+
+    def _lowered(self, most: int | None) -> str | None:
+        """Ask for an answer of so many tokens at the most; returns the change in words, None where it is none."""
+        before = self._answer or self._asked.ceiling
+        if most is None or before is None or most >= before:
             return None
-        model = await self._knowledge.of(self._model, within)
-        self.loads = model.loaded is False
-        if self._asked.images and self._knowledge.capabilities(self._model)["vision"] is False:
-            raise errors.Unsupported(
-                "the model cannot see pictures; nothing was sent",
-                model=self._model,
-                hint=f"Use one with vision, or set {self._spec.env_capabilities}=vision if it has",
-            )
-        return await self._widened(model) if widens else None
+        self._answer = most
+        return f"max_tokens={most} instead of {before}: there is room for no more"
 
     async def _widened(self, model: Model) -> str | None:
         own = self._window = window.of(self._base, model.name)
@@ -88,7 +113,8 @@ class Fit:
         """What was changed after this refusal, in words, so that asking again may help; None where nothing can be."""
         own, before, now = self._window, self._sent, asyncio.get_running_loop().time()
         if own is None:
-            return None
+            left = (error.window or 0) - (error.needed or 0) if isinstance(error, errors.ContextOverflow) else 0
+            return self._lowered(left) if left > 0 else None
         if isinstance(error, errors.ContextOverflow):
             start = before or error.window or window.ASSUMED // 2
             likely = error.needed or start < 4 * self._need(self._about)  # an estimate may be wrong, but not so much

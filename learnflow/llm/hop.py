@@ -100,6 +100,11 @@ class Hop:
         return bool(self.own and self.own.spec.load_path)
 
     @property
+    def vision_model(self) -> str | None:
+        """Its model for pictures, where that is another one."""
+        return self.own.vision_model if self.own else None
+
+    @property
     def local(self) -> bool:
         """Whether it is a server of one's own, or says that the text stays near."""
         return bool(self.provider.get_capabilities()["local"])
@@ -122,7 +127,7 @@ class Hop:
         """Whether it has this model, as far as that is known."""
         if self.own is None:
             return False
-        if model == self.own.model:
+        if model in (self.own.model, self.own.vision_model):
             return True
         server = self.own.knowledge.server
         if server and server.models:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import structured
-from .base import Prompt, is_default
+from .base import AtMost, Prompt, may_be_left_out
 from .errors import CapabilityError, InvalidRequest, LLMError, RequestError, Unsupported
 from .keywords import rows
 from .specs import ProviderSpec
@@ -32,6 +32,13 @@ class Variant:
     without: frozenset[str] = frozenset()
     rung: int = 0
     newer_limit: bool = False  # max_completion_tokens instead of max_tokens: models that think want it
+
+
+class Size(NamedTuple):
+    """How large it may be, in tokens: the context to send, and the answer, where that is less than was asked for."""
+
+    window: int | None = None
+    answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,12 @@ class Request:
         return sum(part.get("type") in ("image_url", "image", "input_image") for part in parts) + sum(own)
 
     @property
+    def ceiling(self) -> int | None:
+        """How many tokens the answer may have, where that is no demand."""
+        most = self.sampling.get("max_tokens")
+        return most if isinstance(most, AtMost) else None
+
+    @property
     def own_window(self) -> bool:
         """Whether the caller says himself how wide the context shall be."""
         options = self.extra_body.get("options")
@@ -98,9 +111,9 @@ class Request:
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
     def put(
-        self, model: str, variant: Variant, window: int | None = None, begun: str | None = None
+        self, model: str, variant: Variant, size: Size, begun: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages and parameters as LiteLLM takes them, for a context of ``window`` tokens where the row sends one.
+        """Messages and parameters as LiteLLM takes them, of this size.
 
         ``begun`` is an answer to be continued, where the server takes one as the last message.
 
@@ -114,11 +127,13 @@ class Request:
         sampling = {
             name: value
             for name, value in self.sampling.items()
-            if not (name in variant.without and is_default(value))  # never what the caller asked for
+            if not (name in variant.without and may_be_left_out(value))  # never what the caller asked for
         }
+        if size.answer and "max_tokens" in sampling:
+            sampling["max_tokens"] = size.answer
         if self.spec.options:
             own = body.pop("options", None) or {}
-            wide = {self.spec.window: window} if self.spec.window and window else {}
+            wide = {self.spec.window: size.window} if self.spec.window and size.window else {}
             body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | wide | dict(own)
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
@@ -153,8 +168,9 @@ class Request:
         said = f"{error.what} {error.hint}".lower()
         if "max_completion_tokens" in said and not variant.newer_limit:
             return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
-        ours = {name for name, value in self.sampling.items() if is_default(value)} | {"stream_options"}
-        at_fault = {error.param} if error.param else {name for name in ours if name in said and _REFUSES.search(said)}
+        ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        named = "max_tokens" if error.param == "max_completion_tokens" else error.param
+        at_fault = {named} if named else {name for name in ours if name in said and _REFUSES.search(said)}
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
@@ -243,5 +259,5 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Our own defaults as the numbers that they are."""
-    return type(value).__mro__[1](value) if is_default(value) else value
+    """Our own kinds of numbers as the numbers that they are."""
+    return type(value).__mro__[1](value) if may_be_left_out(value) else value

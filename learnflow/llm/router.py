@@ -275,7 +275,7 @@ class RouterProvider:
         whole: bool = True,
         tools: bool = True,
     ) -> Call:
-        alone = len(self._hops) == 1 and self._find is None
+        alone = len(self._hops) == 1 and self._find is None and not self._hops[0].vision_model
         needs = Needs() if alone else _needs(prompt, more)
         return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools)
 

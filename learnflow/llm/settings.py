@@ -60,12 +60,13 @@ class Settings(BaseSettings):
 
 
 class RowSettings(BaseSettings):
-    """One provider's own variables: where it is, which model, which key, which API version."""
+    """One provider's own variables: where it is, which model, which one for pictures, which key, which API version."""
 
     model_config = _CONFIG
 
     base_url: str | None = None
     model: str | None = None
+    vision_model: str | None = None
     api_key: SecretStr | None = None
     api_version: str | None = None
     context: Annotated[int, Field(gt=0)] | None = None
@@ -95,6 +96,7 @@ def _row_class(name: str) -> type[RowSettings]:
     names = {
         "base_url": spec.env_url,
         "model": spec.env_model,
+        "vision_model": (spec.env_vision_model,),
         "api_key": spec.env_key,
         "api_version": spec.env_version or (f"{name.upper()}_API_VERSION",),
         "context": (spec.env_context,),

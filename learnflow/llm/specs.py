@@ -152,6 +152,11 @@ class ProviderSpec:
         return (f"{self.name.upper()}_MODEL", *self.also_model)
 
     @property
+    def env_vision_model(self) -> str:
+        """The variable for the model that sees pictures, where it is another one."""
+        return f"{self.name.upper()}_VISION_MODEL"
+
+    @property
     def env_key(self) -> tuple[str, ...]:
         """The variables that may hold its key."""
         return (f"{self.name.upper()}_API_KEY", *self.also_key)
@@ -179,7 +184,7 @@ class ProviderSpec:
     @property
     def variables(self) -> tuple[tuple[str, ...], ...]:
         """Everything that is read of it: for each setting its spellings."""
-        more = (self.env_context, self.env_capabilities, self.env_concurrency)
+        more = (self.env_vision_model, self.env_context, self.env_capabilities, self.env_concurrency)
         return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
 
 
