@@ -26,7 +26,7 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 STOREYS = [
     ["errors", "known", "base", "policy"],
     ["specs", "causes", "endpoint", "prices", "window", "seam"],
-    ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers"],
+    ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers", "nodes"],
     ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
     ["tape", "recorder", "player", "deck", "exchange", "pool", "route", "net"],
     ["_litellm", "health", "native", "knowledge"],
@@ -36,11 +36,16 @@ STOREYS = [
     ["providers"],
     ["survey", "board", "hop", "course", "router"],
     ["factory"],
-    ["testing", "asking", "status", "doctor", "explain", "cli", "__main__", "__init__"],
+    ["langchain", "model_factory", "testing", "asking", "status", "doctor", "explain", "cli", "__main__", "__init__"],
 ]
 LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
 # Who may import these, and who may speak of the environment.
-IMPORTERS = {"litellm": {"_litellm.py"}, "openai": {"_litellm.py"}, "httpx": {"net.py", "pool.py", "route.py"}}
+IMPORTERS = {
+    "langchain_core": {"langchain.py"},
+    "litellm": {"_litellm.py"},
+    "openai": {"_litellm.py"},
+    "httpx": {"net.py", "pool.py", "route.py"},
+}
 ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")
 
 

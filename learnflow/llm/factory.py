@@ -30,6 +30,11 @@ def get_provider(name: str | None = None) -> RouterProvider:
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=found)
 
 
+def named() -> bool:
+    """Whether the environment names a provider (or a test put one there), so that none has to be looked for."""
+    return bool(_instead or settings.load().chain)
+
+
 async def discover(within: float = SURVEY_S) -> list[Health]:
     """The model servers that answer: at configured addresses, at the usual ones on loopback, and inside a container at
     the service names of our compose file and on the host. The ready ones come first.

@@ -67,7 +67,7 @@ class Fit:
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",
                     model=self._model,
-                    hint=f"Use one with vision, or set {self._spec.env_capabilities}=vision if it has",
+                    hint=f"Set {self._spec.env_vision_model}, or {self._spec.env_capabilities}=vision if it can",
                 )
             why = await self._widened(model) if widens else None
         lower = None if ceiling is None else await self._room()

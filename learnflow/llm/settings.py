@@ -89,6 +89,24 @@ def load_row(spec: ProviderSpec) -> RowSettings:
     return _read(_row_class(spec.name))
 
 
+def node_model(node: str) -> str | None:
+    """``LLM_MODEL_<NODE>``: the model of one node of LearnFlow's graph."""
+    name = f"llm_model_{node}".lower()
+    kind = create_model("NodeSettings", __base__=_NodeSettings, **{name: (str | None, None)})  # type: ignore[call-overload]
+    model: str | None = getattr(_read(kind), name)
+    return model
+
+
+def environment() -> dict[str, str]:
+    """Every variable, for LearnFlow's YAML files, which ask for any; the process's environment wins over the files."""
+    files = {**_file(".env.local"), **_file(".env")}
+    return {name: value for name, value in {**files, **os.environ}.items() if value is not None}
+
+
+class _NodeSettings(BaseSettings):
+    model_config = _CONFIG
+
+
 @cache
 def _row_class(name: str) -> type[RowSettings]:
     """RowSettings whose fields read the row's own variable names."""

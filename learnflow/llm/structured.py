@@ -36,21 +36,35 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
     """
     if wanted is None or (isinstance(wanted, dict) and (wanted.get("type") == "text" or finish == "length")):
         return None
+    if isinstance(wanted, dict):
+        value(text, finish)
+        return None
     from pydantic import ValidationError  # noqa: PLC0415  # only who asks for a schema needs it
 
-    fenced = _FENCE.match(text)
-    body = fenced.group(1) if fenced else text
-    cut = " (it was cut at max_tokens)" if finish == "length" else ""
     try:
-        if isinstance(wanted, dict):
-            json.loads(body)
-            return None
-        return wanted.model_validate_json(body)
+        return wanted.model_validate_json(_bare(text))
     except ValidationError as error:
         # names of fields only: deeper places may be keys that the model wrote
         places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
-        what = f"the answer does not fit {wanted.__name__}{cut}: {', '.join(named)}".rstrip(": ")
-    except ValueError:
-        what = f"the answer is no JSON{cut}"
+        what = f"the answer does not fit {wanted.__name__}{_cut(finish)}: {', '.join(named)}".rstrip(": ")
     raise SchemaMismatch(what)
+
+
+def value(text: str, finish: str) -> Any:
+    """What the JSON says. Raises SchemaMismatch where it is none."""
+    try:
+        return json.loads(_bare(text))
+    except ValueError:
+        pass
+    raise SchemaMismatch(f"the answer is no JSON{_cut(finish)}")
+
+
+def _bare(text: str) -> str:
+    """Without the fence that models like to put around it."""
+    fenced = _FENCE.match(text)
+    return fenced.group(1) if fenced else text
+
+
+def _cut(finish: str) -> str:
+    return " (it was cut at max_tokens)" if finish == "length" else ""

@@ -1,0 +1,388 @@
+"""A LangChain chat model over any provider: LangChain's messages in and out, the fallback inside.
+
+Must never choose, retry or judge an answer: the provider does. Nothing of LangChain is imported elsewhere.
+LearnFlow's factory makes them, and whoever uses LangChain or LangGraph; needs the extra ``[langchain]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Final, Literal, TypeVar, cast
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.utils import convert_to_openai_messages
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from . import structured
+from .base import AtMost, Completion, LLMProvider, Reasoning, Usage
+from .errors import InvalidRequest, SchemaMismatch
+from .factory import get_provider
+
+_T = TypeVar("_T")
+_ASKED: Final = (
+    "model",
+    "temperature",
+    "max_tokens",
+    "timeout",
+    "stop",
+    "seed",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "reasoning",
+)
+_PARTS: Final = ("text", "image_url", "input_audio", "file")
+_THOUGHT: Final = ("thinking", "reasoning")  # is not told again
+_METHODS: Final = ("json_schema", "json_mode", "function_calling")
+
+
+class ChatLearnFlow(BaseChatModel):
+    """A chat model that is answered by a provider, or by a router over several. Every error is an ``LLMError``.
+
+    An answer's ``response_metadata`` says ``finish_reason``, ``model_name``, ``provider``, ``attempts``, ``resumed``,
+    ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). With tools or a schema it comes in one piece,
+    so that it can be asked for again if it breaks.
+
+    Attributes:
+        provider: who answers; a name, or nothing for what the environment names.
+        model: as in ``generate``; the provider's own where None.
+        temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as in
+            ``generate``; what is None is left to the provider. ``max_tokens`` may be ``AtMost``.
+        model_kwargs: more keywords of ``generate``.
+        streaming: ask for a stream, whoever asks; for callbacks that want tokens.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    provider: LLMProvider = Field(default_factory=get_provider, exclude=True)
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    timeout: float | None = None
+    stop: list[str] | str | None = None
+    seed: int | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    reasoning: Reasoning | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    streaming: bool = False
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _named(cls, provider: Any) -> Any:
+        return get_provider(provider) if provider is None or isinstance(provider, str) else provider
+
+    @field_validator("max_tokens", mode="wrap")
+    @classmethod
+    def _ceiling(cls, most: Any, check: Callable[[Any], int | None]) -> int | None:
+        return most if isinstance(most, AtMost) else check(most)  # pydantic would make a plain number of it
+
+    @property
+    def _llm_type(self) -> str:
+        return "learnflow"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"provider": self.provider.name, **self._asked(None, {})}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        told = super()._get_ls_params(stop=stop, **kwargs)
+        model = kwargs.get("model") or self.model
+        return {**told, "ls_provider": self.provider.name, "ls_model_name": model or self.provider.name}
+
+    def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords for the provider; a call's own win."""
+        own = {name: getattr(self, name) for name in _ASKED} | self.model_kwargs
+        given = own | {name: value for name, value in more.items() if value is not None and name != "stream"}
+        given["stop"] = stop or given["stop"] or None
+        return {name: value for name, value in given.items() if value is not None}
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        **kwargs: Any,
+    ) -> ChatResult:
+        done = await self.provider.complete(_put(messages), **self._asked(stop, kwargs))
+        calls = [
+            {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
+        ]
+        message = AIMessage(content=done.text, tool_calls=calls, **_told(done))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        asked = self._asked(stop, kwargs)
+        if asked.get("tools") or asked.get("response_format"):  # broken in the middle, they could not be continued
+            whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
+            yield ChatGenerationChunk(message=_as_chunk(cast(AIMessage, whole)))
+            return
+        async with self.provider.stream(_put(messages), **asked) as answer:
+            async for piece in answer:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+        yield ChatGenerationChunk(message=AIMessageChunk(content="", **_told(answer.completion)))
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _wait(self._agenerate(messages, stop, **kwargs))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._astream(messages, stop, **kwargs)
+
+        async def after() -> ChatGenerationChunk | None:
+            return await anext(chunks, None)
+
+        try:
+            while chunk := _wait(after()):
+                yield chunk
+        finally:
+            _wait(chunks.aclose())  # type: ignore[attr-defined]  # it is a generator
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with these tools.
+
+        Args:
+            tools: functions, classes, LangChain tools, or OpenAI-style dicts.
+            tool_choice: "auto", "none", "any" (or True: one of them must be called), or the name of one.
+            strict: ask for arguments that fit exactly, where the server can.
+            kwargs: keywords of ``generate``.
+        """
+        put = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        names = [tool["function"]["name"] for tool in put]
+        return self.bind(tools=put, tool_choice=_choice(tool_choice, names), **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model, whose answers are instances of ``schema``, or dicts where it is no pydantic class.
+
+        Args:
+            schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
+            include_raw: answer ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
+            method: "json_schema", which falls back by itself where the model refuses it; "json_mode": any JSON is
+                asked for; "function_calling": by a tool.
+            strict: ask for answers that fit exactly, where the server can; a pydantic class does by itself.
+            kwargs: keywords of ``generate``.
+
+        Raises (when asked):
+            SchemaMismatch: nobody's answer fits the schema, and ``include_raw`` is not set.
+        """
+        if method not in _METHODS:
+            raise InvalidRequest(f"method= is none of {', '.join(_METHODS)}")
+        how = {"kwargs": {"method": method}, "schema": schema}
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            model = self.bind_tools(
+                [schema], tool_choice=name, strict=strict, ls_structured_output_format=how, **kwargs
+            )
+        else:
+            wanted = {"type": "json_object"} if method == "json_mode" else _format(schema, strict)
+            model = self.bind(response_format=wanted, ls_structured_output_format=how, **kwargs)
+
+        def read(message: AIMessage) -> Any:
+            return _parsed(schema, message)
+
+        return _with_raw(model, read) if include_raw else model | RunnableLambda(read)
+
+
+def _put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
+    """OpenAI-style messages. Raises InvalidRequest where a message holds what nobody can be told."""
+    try:
+        put: list[dict[str, Any]] = convert_to_openai_messages(messages)
+    except (ValueError, TypeError):  # its words hold the content
+        put = []
+    for message in put:
+        if isinstance(message["content"], list):
+            kept = [part for part in message["content"] if part.get("type") not in _THOUGHT]
+            message["content"] = kept or ""
+            if any(part.get("type") not in _PARTS for part in kept):
+                put = []
+    if not put:
+        raise InvalidRequest(
+            "a message cannot be put as OpenAI's",
+            hint="Content is text, or a list of text and image parts, in the form of OpenAI, Anthropic or LangChain",
+        )
+    return put
+
+
+def _told(done: Completion) -> dict[str, Any]:
+    """What a message says beside its text."""
+    known = {
+        "finish_reason": done.finish,
+        "model_name": str(done.model),
+        "provider": done.provider,
+        "attempts": done.attempts,
+        "resumed": done.resumed,
+        "cost": done.cost,
+        "first_token_s": done.first_token_s,
+        "total_s": done.total_s,
+    }
+    return {
+        "response_metadata": {name: value for name, value in known.items() if value is not None},
+        "usage_metadata": _usage(done.usage),
+        "additional_kwargs": {"reasoning_content": done.reasoning} if done.reasoning else {},
+    }
+
+
+def _usage(usage: Usage) -> UsageMetadata | None:
+    """Tokens in LangChain's words; None where they were not counted."""
+    read, written = usage.prompt_tokens, usage.completion_tokens
+    if read is None or written is None:
+        return None
+    told = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=usage.total_tokens or read + written)
+    if usage.cached_tokens is not None:
+        told["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+    if usage.reasoning_tokens is not None:
+        told["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
+    return told
+
+
+def _as_chunk(message: AIMessage) -> AIMessageChunk:
+    return AIMessageChunk(
+        content=message.content,
+        tool_calls=message.tool_calls,
+        usage_metadata=message.usage_metadata,
+        response_metadata=message.response_metadata,
+        additional_kwargs=message.additional_kwargs,
+    )
+
+
+def _choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
+    """OpenAI's ``tool_choice`` for LangChain's. Raises InvalidRequest where no tool has that name."""
+    if choice in (True, "any", "required"):
+        return "required"
+    if not choice or choice in ("auto", "none") or isinstance(choice, dict):
+        return choice or None
+    if choice not in names:
+        raise InvalidRequest("tool_choice= names none of the tools", hint=f"They are {', '.join(names)}")
+    return {"type": "function", "function": {"name": choice}}
+
+
+def _format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
+    """``response_format=`` for what LangChain takes as a schema; a pydantic class is asked for strictly by itself."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel) and strict is not False:
+        return schema
+    body = convert_to_json_schema(schema)
+    exact = {} if strict is None else {"strict": strict}
+    return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **exact}}
+
+
+def _parsed(schema: Any, message: AIMessage) -> Any:
+    """What the message says, as an instance or a dict. Raises SchemaMismatch."""
+    finish = message.response_metadata.get("finish_reason", "stop")
+    text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return structured.parsed(schema, text, finish)
+    value = structured.value(text, finish)
+    parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
+    if parse is None:
+        return value
+    try:
+        return parse(value)
+    except ValueError:
+        pass
+    raise SchemaMismatch(f"the answer does not fit {schema.__name__}")
+
+
+def _text(message: AIMessage) -> str:
+    """What it says; with ``output_version="v1"`` the content is a list of blocks."""
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    return "".join(block if isinstance(block, str) else block.get("text", "") for block in blocks)
+
+
+def _with_raw(
+    model: Runnable[LanguageModelInput, AIMessage], read: Callable[[AIMessage], Any]
+) -> Runnable[LanguageModelInput, dict[str, Any]]:
+    """The answer together with what was made of it, even where nothing could be."""
+
+    def told(message: AIMessage) -> dict[str, Any]:
+        try:
+            return {"raw": message, "parsed": read(message), "parsing_error": None}
+        except SchemaMismatch as error:
+            return {"raw": message, "parsed": None, "parsing_error": error}
+
+    def failed(error: SchemaMismatch) -> dict[str, Any]:
+        metadata = {"provider": error.provider, "model_name": error.model}
+        raw = AIMessage(content=error.partial, response_metadata=metadata)
+        return {"raw": raw, "parsed": None, "parsing_error": error}
+
+    def whole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return told(model.invoke(given, config))
+        except SchemaMismatch as error:
+            return failed(error)
+
+    async def awhole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return told(await model.ainvoke(given, config))
+        except SchemaMismatch as error:
+            return failed(error)
+
+    return RunnableLambda(whole, awhole)
+
+
+def _wait(work: Coroutine[Any, Any, _T]) -> _T:
+    """The outcome, for code that is not asynchronous; connections live on between such calls."""
+    under_way = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return under_way.result()
+    except BaseException:  # Ctrl-C: the server must stop, too
+        under_way.cancel()
+        raise
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="learnflow-llm", daemon=True).start()
+    return loop
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loop.cache_clear)  # the thread stays behind

@@ -1,0 +1,308 @@
+"""ChatLearnFlow: LangChain's own unit tests, and what its users would notice."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import subprocess
+import sys
+from typing import Any, TypedDict
+
+import pytest
+from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.v1 import BaseModel as FirstBaseModel
+
+from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
+from learnflow.llm.base import ServedModel
+from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.testing import Cut, Fault, FaultServer, ScriptedProvider
+
+
+class Questions(BaseModel):
+    """Control questions."""
+
+    questions: list[str] = Field(description="the questions")
+
+
+THREE = '{"questions": ["Why?", "How?", "Когда?"]}'
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def whole(text: str = "", **more: Any) -> Completion:
+    given: dict[str, Any] = {"finish": "stop", "provider": "scripted", "model": ServedModel("asked", "served")}
+    return Completion(text=text, **{**given, **more})
+
+
+class TestStandard(ChatModelUnitTests):
+    """The keys and retries of LangChain's standard parameters are the provider's own."""
+
+    @property
+    def chat_model_class(self) -> type[ChatLearnFlow]:
+        return ChatLearnFlow
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {"temperature": 0, "max_tokens": 100, "timeout": 60, "stop": []}
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"provider": ScriptedProvider()}
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {"LLM_PROVIDER": "ollama"}, {}, {"model": None}
+
+
+async def test_messages_are_put_as_openais() -> None:
+    provider = ScriptedProvider(["fine"])
+    picture = base64.b64encode(b"hi").decode()
+    call = {"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1", "type": "tool_call"}
+    await ChatLearnFlow(provider=provider).ainvoke(
+        [
+            SystemMessage("Be brief."),
+            HumanMessage("What is 1 + 2?"),
+            AIMessage([{"type": "thinking", "thinking": "hm"}], tool_calls=[call]),
+            ToolMessage("3", tool_call_id="call_1"),
+            HumanMessage(
+                [
+                    {"type": "text", "text": "And these?"},
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+                    {"type": "image", "base64": picture, "mime_type": "image/png"},
+                ]
+            ),
+        ]
+    )
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    function = {"name": "add", "arguments": '{"a": 1, "b": 2}'}
+    assert provider.history[0].prompt == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 1 + 2?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "id": "call_1", "function": function}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "call_1"},
+        {"role": "user", "content": [{"type": "text", "text": "And these?"}, url, url]},
+    ]
+
+
+async def test_keywords_of_the_model_and_of_the_call() -> None:
+    provider = ScriptedProvider(["fine"] * 3)
+    model = ChatLearnFlow(
+        provider=provider, temperature=0.2, max_tokens=AtMost(9), top_p=0.5, model_kwargs={"min_p": 0.1}
+    )
+    await model.ainvoke("hi")
+    await model.ainvoke("hi", stop=["."], temperature=0.9, model="other")
+    await ChatLearnFlow(provider=provider).ainvoke("hi")
+    first, second, bare = provider.history
+    assert (first.temperature, first.max_tokens, first.model) == (0.2, 9, None)
+    assert isinstance(first.max_tokens, AtMost)
+    assert first.more == {"top_p": 0.5, "min_p": 0.1}
+    assert (second.temperature, second.model, second.more["stop"]) == (0.9, "other", ["."])
+    assert (bare.temperature, bare.max_tokens, bare.more) == (0.7, 1000, {})
+    with pytest.raises(ValidationError, match="max_retries"):
+        ChatLearnFlow(provider=provider, max_retries=2)
+
+
+async def test_what_an_answer_says_of_itself() -> None:
+    usage = Usage(prompt_tokens=5, completion_tokens=7, total_tokens=12, reasoning_tokens=3, cached_tokens=2)
+    done = whole("Yes.", reasoning="Hm.", usage=usage, cost=0.5, attempts=2, resumed=1, finish="length")
+    seen = UsageMetadataCallbackHandler()
+    model = ChatLearnFlow(provider=ScriptedProvider([done, done]))
+    told = await model.ainvoke("hi", config={"callbacks": [seen]})
+    chunks = [chunk async for chunk in model.astream("hi")]
+    streamed: AIMessageChunk = sum(chunks[1:], chunks[0])
+    for message in (told, streamed):
+        assert message.content == "Yes."
+        assert message.additional_kwargs["reasoning_content"] == "Hm."
+        metadata = {"finish_reason": "length", "model_name": "served", "provider": "scripted", "attempts": 2}
+        assert message.response_metadata.items() >= {**metadata, "resumed": 1, "cost": 0.5}.items()
+        assert message.usage_metadata == {
+            "input_tokens": 5,
+            "output_tokens": 7,
+            "total_tokens": 12,
+            "input_token_details": {"cache_read": 2},
+            "output_token_details": {"reasoning": 3},
+        }
+    assert seen.usage_metadata["served"]["total_tokens"] == 12
+    unknown = await ChatLearnFlow(provider=ScriptedProvider([whole("Yes.")])).ainvoke("hi")
+    assert unknown.usage_metadata is None
+
+
+async def test_tools() -> None:
+    called = whole(tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
+    provider = ScriptedProvider([called, called, "3"])
+    model = ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="any")
+    told = await model.ainvoke("1 + 2?")
+    assert told.tool_calls == [{"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1", "type": "tool_call"}]
+    (chunk,) = [each async for each in model.astream("1 + 2?") if each.tool_calls]
+    assert chunk.tool_calls == told.tool_calls
+    await ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="add").ainvoke("1 + 2?")
+    choices = [request.more["tool_choice"] for request in provider.history]
+    assert choices == ["required", "required", {"type": "function", "function": {"name": "add"}}]
+    assert provider.history[0].more["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
+    with pytest.raises(errors.InvalidRequest, match="They are add"):
+        ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="subtract")
+
+
+class Brief(TypedDict):
+    """Control questions."""
+
+    questions: list[str]
+
+
+class First(FirstBaseModel):
+    questions: list[str]
+
+
+@pytest.mark.parametrize("schema", [Questions, Brief, First, Questions.model_json_schema()])
+async def test_structured_output(schema: Any) -> None:
+    async with FaultServer("openai", THREE) as server:
+        provider = CustomProvider(base_url=server.base_url, model="fault-model")
+        model = ChatLearnFlow(provider=provider).with_structured_output(schema)
+        said = await model.ainvoke("ask")
+        assert (said if isinstance(said, dict) else vars(said))["questions"][2] == "Когда?"
+        assert isinstance(said, schema if schema in (Questions, First) else dict)
+        assert [each async for each in model.astream("ask")] == [said]
+        raw = await ChatLearnFlow(provider=provider).with_structured_output(schema, include_raw=True).ainvoke("ask")
+        assert (raw["raw"].content, raw["parsed"], raw["parsing_error"]) == (THREE, said, None)
+        asked = server.seen[0].body["response_format"]
+        assert asked["type"] == "json_schema"
+        assert asked["json_schema"]["schema"]["properties"]["questions"]["type"] == "array"
+
+
+@pytest.mark.parametrize("schema", [Questions, First])
+async def test_an_answer_that_does_not_fit(schema: Any) -> None:
+    async with FaultServer("openai", '{"questions": 3}') as server:
+        chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
+        with pytest.raises(errors.SchemaMismatch) as caught:
+            await chat.with_structured_output(schema).ainvoke("ask")
+        assert "3" not in str(caught.value)
+        told = await chat.with_structured_output(schema, include_raw=True).ainvoke("ask")
+        assert (told["raw"].content, told["parsed"]) == ('{"questions": 3}', None)
+        assert isinstance(told["parsing_error"], errors.SchemaMismatch)
+
+
+async def test_json_mode_and_function_calling() -> None:
+    called = whole(tool_calls=(ToolCall("call_1", "Questions", {"questions": ["Why?"]}),), finish="tool_calls")
+    provider = ScriptedProvider([THREE, called])
+    chat = ChatLearnFlow(provider=provider)
+    assert len((await chat.with_structured_output(Questions, method="json_mode").ainvoke("ask")).questions) == 3
+    assert provider.history[0].more["response_format"] == {"type": "json_object"}
+    said = await chat.with_structured_output(Questions, method="function_calling").ainvoke("ask")
+    assert said == Questions(questions=["Why?"])
+    assert provider.history[1].more["tool_choice"]["function"]["name"] == "Questions"
+    with pytest.raises(errors.InvalidRequest, match="json_schema, json_mode"):
+        chat.with_structured_output(Questions, method="magic")  # type: ignore[arg-type]
+
+
+async def test_the_fallback_survives_what_is_bound() -> None:
+    async with FaultServer("openai", fault=Fault("refuse", status=500)) as dead, FaultServer("ollama", THREE) as other:
+        chat = ChatLearnFlow(provider=chain(dead, other))
+        assert (await chat.with_structured_output(Questions).ainvoke("ask")).questions[0] == "Why?"
+        told = await chat.bind_tools([add]).ainvoke("ask")
+        assert (told.response_metadata["provider"], other.seen[-1].body["tools"][0]["type"]) == ("ollama", "function")
+
+
+async def test_a_stream_that_breaks_is_one_text(events_seen: list[object]) -> None:
+    text = "one two three four five six seven eight"
+    async with (
+        FaultServer("openai", text, fault=Fault("cut", after=4)) as dying,
+        FaultServer("ollama", text) as other,
+    ):
+        chunks = [chunk async for chunk in ChatLearnFlow(provider=chain(dying, other)).astream("count")]
+        assert "".join(str(chunk.content) for chunk in chunks) == text
+        metadata = sum(chunks[1:], chunks[0]).response_metadata
+        assert (metadata["provider"], metadata["resumed"], metadata["attempts"]) == ("ollama", 1, 2)
+
+
+def chain(first: FaultServer, second: FaultServer) -> RouterProvider:
+    one = CustomProvider(base_url=first.base_url, model="fault-model")
+    return RouterProvider(one, [OllamaProvider(base_url=second.base_url, model="fault-model")])
+
+
+async def test_leaving_a_stream_frees_the_server() -> None:
+    async with FaultServer("openai", "word " * 50, fault=Fault("stall", after=3)) as server:
+        chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
+        async for _ in chat.astream("hi"):
+            break
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+
+
+async def test_code_that_is_not_asynchronous() -> None:
+    async with FaultServer("openai", "one two three") as server:
+        chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
+        assert (await asyncio.to_thread(chat.invoke, "hi")).content == "one two three"
+        chunks = await asyncio.to_thread(lambda: list(chat.stream("hi")))
+        assert [chunk.content for chunk in chunks][:3] == ["one ", "two ", "three"]
+        assert [each.content for each in await asyncio.to_thread(chat.batch, ["a", "b"])] == ["one two three"] * 2
+        assert [each.content for each in await chat.abatch(["a", "b"])] == ["one two three"] * 2
+        before = server.connections
+        await asyncio.to_thread(chat.invoke, "hi")
+        assert server.connections == before  # kept
+
+        def left() -> None:
+            for _ in chat.stream("hi"):
+                break
+
+        server.fault = Fault("stall", after=1)
+        await asyncio.to_thread(left)
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+
+
+async def test_what_cannot_be_put_is_said_without_its_content() -> None:
+    with pytest.raises(errors.InvalidRequest, match="cannot be put") as caught:
+        await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage([{"type": "odd", "data": "SECRET"}])])
+    assert "SECRET" not in repr(caught.value)
+    assert caught.value.__context__ is None
+
+
+async def test_what_tracing_is_told() -> None:
+    chat = ChatLearnFlow(provider=ScriptedProvider(name="scripted"), model="small", temperature=0.1, max_tokens=5)
+    assert chat._get_ls_params() == {
+        "ls_provider": "scripted",
+        "ls_model_name": "small",
+        "ls_model_type": "chat",
+        "ls_temperature": 0.1,
+        "ls_max_tokens": 5,
+    }
+    assert "key" not in repr(ChatLearnFlow(provider=CustomProvider("http://localhost:1", "m", "key-of-custom")))
+
+
+async def test_errors_are_ours() -> None:
+    chat = ChatLearnFlow(provider=ScriptedProvider([errors.RateLimited("busy"), Cut("It beg")]))
+    with pytest.raises(errors.RateLimited):
+        await chat.ainvoke("hi")
+    with pytest.raises(errors.AnswerCut) as caught:
+        _ = [chunk async for chunk in chat.astream("hi")]
+    assert caught.value.partial == "It beg"
+
+
+FORKS = """
+import os
+from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.testing import ScriptedProvider
+chat = ChatLearnFlow(provider=ScriptedProvider(["a", "b"]))
+assert chat.invoke("hi").content == "a"
+child = os.fork()
+if not child:
+    os._exit(0 if chat.invoke("hi").content == "b" else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+async def test_a_forked_process_has_a_loop_of_its_own() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "0\n", ran.stderr

@@ -1,0 +1,115 @@
+"""A graph as LearnFlow has one: a text, questions as structured output, answers in parallel, watched as they come."""
+
+from __future__ import annotations
+
+import operator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+from pydantic import BaseModel
+
+from learnflow.llm import RouterProvider, errors, events
+from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.testing import Fault, FaultServer
+
+TEXT = "A key is a number that only its owner knows and nobody else can guess."
+ASKED = '{"questions": ["Why?", "How?", "When?"]}'
+
+
+class Questions(BaseModel):
+    questions: list[str]
+
+
+class State(TypedDict, total=False):
+    topic: str
+    text: str
+    questions: list[str]
+    answers: Annotated[list[str], operator.add]
+
+
+def graph(write: ChatLearnFlow, ask: ChatLearnFlow) -> Any:
+    async def content(state: State) -> State:
+        said = await write.ainvoke([SystemMessage("You teach."), HumanMessage(state["topic"])])
+        return {"text": str(said.content)}
+
+    async def questions(state: State) -> State:
+        asked = await ask.with_structured_output(Questions).ainvoke([SystemMessage(state["text"])])
+        return {"questions": asked.questions}
+
+    async def answer(state: State) -> State:
+        said = await write.ainvoke([HumanMessage(state["topic"])])
+        return {"answers": [f"{state['topic']} {said.content}"]}
+
+    def each(state: State) -> list[Send]:
+        return [Send("answer", {"topic": question}) for question in state["questions"]]
+
+    plan = StateGraph(State)
+    for node in (content, questions, answer):
+        plan.add_node(node)
+    plan.add_edge(START, "content")
+    plan.add_edge("content", "questions")
+    plan.add_conditional_edges("questions", each, ["answer"])
+    plan.add_edge("answer", END)
+    return plan.compile()
+
+
+async def run(first: FaultServer, second: FaultServer, asks: tuple[FaultServer, FaultServer]) -> tuple[Any, list[str]]:
+    """The state at the end, and the text of the first node as it came."""
+    chats = []
+    for one, other in ((first, second), asks):
+        primary = CustomProvider(base_url=one.base_url, model="fault-model")
+        chats.append(
+            ChatLearnFlow(
+                provider=RouterProvider(primary, [OllamaProvider(base_url=other.base_url, model="fault-model")])
+            )
+        )
+    pieces, state = [], {}
+    async for event in graph(*chats).astream_events({"topic": "RSA", "answers": []}, version="v2"):
+        if event["event"] == "on_chat_model_stream" and event["metadata"]["langgraph_node"] == "content":
+            pieces.append(event["data"]["chunk"].content)
+        if event["event"] == "on_chain_end" and not event["parent_ids"]:
+            state = event["data"]["output"]
+    return state, pieces
+
+
+@pytest.mark.parametrize(
+    ("fault", "resumed"),
+    [
+        (None, False),
+        (Fault("refuse", status=500), False),
+        (Fault("cut", after=5), True),
+        (Fault("drop", after=1), True),
+    ],
+    ids=["well", "dead", "dying", "dying early"],
+)
+async def test_the_graph_comes_to_its_end(fault: Fault | None, resumed: bool, events_seen: list[object]) -> None:
+    async with (
+        FaultServer("openai", TEXT, fault=fault) as first,
+        FaultServer("ollama", TEXT) as second,
+        FaultServer("openai", ASKED, fault=fault) as asks,
+        FaultServer("ollama", ASKED) as asks_too,
+    ):
+        state, pieces = await run(first, second, (asks, asks_too))
+    assert state["text"] == "".join(pieces) == TEXT
+    assert len(pieces) > 5
+    assert state["questions"] == ["Why?", "How?", "When?"]
+    assert sorted(state["answers"]) == sorted(f"{question} {TEXT}" for question in state["questions"])
+    answered = [event for event in events_seen if isinstance(event, events.Answered)]
+    assert len(answered) == 5
+    assert {event.provider for event in answered} == ({"ollama"} if fault else {"custom"})
+    assert any(isinstance(event, events.Moved) for event in events_seen) == bool(fault)
+    assert any(isinstance(event, events.Resumed) for event in events_seen) == resumed
+
+
+async def test_when_nobody_answers_the_error_is_ours(events_seen: list[object]) -> None:
+    dead = Fault("refuse", status=500)
+    async with FaultServer("openai", fault=dead) as first, FaultServer("ollama", fault=dead) as second:
+        primary = CustomProvider(base_url=first.base_url, model="fault-model")
+        other = OllamaProvider(base_url=second.base_url, model="fault-model")
+        chat = ChatLearnFlow(provider=RouterProvider(primary, [other], retries=0))
+        with pytest.raises(errors.ServerFailed):
+            await graph(chat, chat).ainvoke({"topic": "RSA"})
