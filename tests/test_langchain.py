@@ -119,7 +119,7 @@ async def test_what_an_answer_says_of_itself() -> None:
     usage = Usage(prompt_tokens=5, completion_tokens=7, total_tokens=12, reasoning_tokens=3, cached_tokens=2)
     done = whole("Yes.", reasoning="Hm.", usage=usage, cost=0.5, attempts=2, resumed=1, finish="length")
     seen = UsageMetadataCallbackHandler()
-    model = ChatLearnFlow(provider=ScriptedProvider([done, done]))
+    model = ChatLearnFlow(provider=ScriptedProvider([done] * 3))
     told = await model.ainvoke("hi", config={"callbacks": [seen]})
     chunks = [chunk async for chunk in model.astream("hi")]
     streamed: AIMessageChunk = sum(chunks[1:], chunks[0])
@@ -136,6 +136,7 @@ async def test_what_an_answer_says_of_itself() -> None:
             "output_token_details": {"reasoning": 3},
         }
     assert seen.usage_metadata["served"]["total_tokens"] == 12
+    assert (await model.agenerate([[HumanMessage("hi")]])).llm_output == {"model_name": "served"}
     unknown = await ChatLearnFlow(provider=ScriptedProvider([whole("Yes.")])).ainvoke("hi")
     assert unknown.usage_metadata is None
 

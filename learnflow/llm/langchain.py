@@ -124,7 +124,10 @@ class ChatLearnFlow(BaseChatModel):
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
         message = AIMessage(content=done.text, tool_calls=calls, **_told(done))
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": str(done.model)})
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        return next(filter(None, llm_outputs), {})  # where Langfuse 2 looks for the model
 
     async def _astream(
         self,

@@ -1,0 +1,54 @@
+"""Runs LearnFlow's own graph inside its checkout, as its service starts it; prints our events and the end as JSON.
+
+The live test starts it with LearnFlow's interpreter, in the copied checkout. Nothing of LearnFlow is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from langfuse.callback import CallbackHandler
+from langgraph.checkpoint.memory import MemorySaver
+from langgraph.types import Command
+from learnflow.config.config_manager import initialize_config_manager
+from learnflow.config.settings import get_settings
+from learnflow.core.graph import create_workflow
+from learnflow.core.state import GeneralState
+from learnflow.models.model_factory import initialize_model_factory
+from learnflow.services.hitl_manager import get_hitl_manager
+
+from learnflow.llm import events
+
+NOTES = "Notes of a lesson: a key pair has a public half and a private half, and factoring is hard."
+
+
+def show(**said: Any) -> None:
+    print(json.dumps(said, ensure_ascii=False, default=str), flush=True)
+
+
+async def main(question: str) -> None:
+    events.add_sink(lambda event: show(event=type(event).__name__, **asdict(event)))
+    settings = get_settings()
+    initialize_model_factory(settings.openai_api_key, initialize_config_manager(settings.graph_config_path))
+    graph = create_workflow().compile(checkpointer=MemorySaver())
+    get_hitl_manager().bulk_update("1", enable_all=False)
+    tracing = CallbackHandler()
+    config: Any = {"configurable": {"thread_id": "1"}, "callbacks": [tracing]}
+    given: Any = GeneralState(input_content=question)
+    while True:
+        async for update in graph.astream(given, config, stream_mode="updates"):
+            show(node=next(iter(update)))
+        state = await graph.aget_state(config)
+        if not state.interrupts:
+            break
+        given = Command(resume=NOTES)
+    tracing.flush()
+    show(state={name: value for name, value in state.values.items() if name != "feedback_messages"})
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
