@@ -111,8 +111,10 @@ def structure(name: str) -> list[tuple[str, int]]:
     return found
 
 
-def test_both_readmes_have_one_structure() -> None:
-    assert structure("README.ru.md") == structure("README.md")
-    code = [list(blocks(name, "python", "console", "dotenv")) for name in ("README.md", "README.ru.md")]
+@pytest.mark.parametrize("name", ["README.md", "docs/learnflow.md"])
+def test_both_languages_have_one_structure(name: str) -> None:
+    both = name, name.replace(".md", ".ru.md")
+    assert structure(both[1]) == structure(both[0])
+    code = [list(blocks(each, "python", "console", "dotenv", "text")) for each in both]
     bare = [[re.sub(r"\s*#.*", "", block) for block in each] for each in code]
     assert bare[0] == bare[1]  # the same commands; only what is said of them is translated

@@ -83,7 +83,7 @@ def service() -> Iterator[Any]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of LearnFlow with our folder in its tree and the one import changed; cold, as the model knows its texts."""
+    """A copy of LearnFlow, our folder in its tree, the one import changed; cold, as the model knows its texts."""
     whole = tmp_path / "learnflow-ai"
     leave = shutil.ignore_patterns(".git", "node_modules", ".venv", "__pycache__")
     shutil.copytree(LIVE["LEARNFLOW_CHECKOUT"], whole, ignore=leave)
