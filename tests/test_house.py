@@ -26,15 +26,15 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 STOREYS = [
     ["errors", "known", "base", "policy"],
     ["specs", "causes", "endpoint", "prices", "window", "seam"],
-    ["settings", "thinking", "structured", "alarm", "events", "diagnosis", "advice", "servers", "nodes"],
+    ["settings", "thinking", "structured", "alarm", "log", "events", "diagnosis", "advice", "servers", "nodes"],
     ["wire", "sse", "ndjson", "keywords", "request", "times", "discretion"],
     ["tape", "recorder", "player", "deck", "exchange", "pool", "route", "net"],
     ["_litellm", "health", "native", "knowledge"],
-    ["fit", "listen", "answer"],
+    ["fit", "listen", "answer", "sinks"],
     ["engine"],
     ["adapter"],
     ["providers"],
-    ["survey", "board", "hop", "course", "router"],
+    ["survey", "board", "hop", "story", "course", "router"],
     ["factory"],
     ["langchain", "model_factory", "testing", "asking", "status", "doctor", "explain", "cli", "__main__", "__init__"],
 ]
@@ -42,6 +42,8 @@ LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}
 # Who may import these, and who may speak of the environment.
 IMPORTERS = {
     "langchain_core": {"langchain.py"},
+    "opentelemetry": {"opentelemetry.py"},
+    "prometheus_client": {"prometheus.py"},
     "litellm": {"_litellm.py"},
     "openai": {"_litellm.py"},
     "httpx": {"net.py", "pool.py", "route.py"},

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from . import errors, events, policy, seam
-from .base import Completion, Usage
+from .base import Completion
 from .board import Board, Place
 from .errors import LLMError, Tried
 from .hop import Call, Hop
 from .request import Attempt
+from .story import Story
 
 Resume = Literal["continue", "restart", "raise"]
 
@@ -59,31 +60,32 @@ class Course:
         self._call = call
         self._resume = resume
         self._started = 0.0 if dry else asyncio.get_running_loop().time()
+        self._story = Story(self._started)
         self._deadline = self._started + float(call.more.get("timeout") or rules.deadline)
-        self._text = ""  # delivered, or heard where nobody is watching
-        self._thinking = ""
-        self._tokens = 0
-        self._resumed = 0
         self._rounds = 0
-        self._first_token_s: float | None = None
-        self._usages: list[Usage] = []
-        self._costs: list[float | None] = []
-        self._tried: list[Tried] = []
         self._asked: dict[int, LLMError] = {}  # this round: hop -> how it failed
         self._last: LLMError | None = None
 
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The pieces of the answer; ``completion`` is there at the end. Raises LLMError."""
         before: Hop | None = None
-        while self.completion is None:
-            hop = await self._next()
-            if before and before is not hop and self._last:
-                name = type(self._last).__name__
-                events.emit(events.Moved(provider=before.name, to=hop.name, error=name))
-            before = hop
-            async with aclosing(self._served(hop)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        failed: LLMError | None = None
+        self._story.begins([hop.name for hop in self._hops], self._call.model)
+        try:
+            while self.completion is None:
+                hop = await self._next()
+                if before and before is not hop and self._last:
+                    name = type(self._last).__name__
+                    events.emit(events.Moved(provider=before.name, to=hop.name, error=name))
+                before = hop
+                async with aclosing(self._served(hop)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        except LLMError as error:
+            failed = error
+            raise
+        finally:
+            self._story.ends(self.completion or failed)
 
     async def _served(self, hop: Hop) -> AsyncGenerator[str, None]:
         """One hop's part: from the beginning, or what follows what was delivered."""
@@ -99,19 +101,18 @@ class Course:
             if not torn or cut is None:
                 return
             if self._resume == "restart" and not self._call.whole:
-                raise self._final(
+                raise self._story.final(
                     self._last or errors.AnswerCut("the answer broke, and began otherwise when asked again")
                 )
-            self._resumed -= 1  # the same break
+            self._story.torn()
             cut = seam.as_it_broke(cut.delivered)
 
     def _cut(self) -> seam.Cut | None:
         """Where it is continued; None to begin."""
-        if not self._text:
+        text = self._story.text
+        if not text:
             return None
-        if self._resume == "restart":
-            return seam.Cut("", self._text)
-        return seam.step_back(self._text)
+        return seam.Cut("", text) if self._resume == "restart" else seam.step_back(text)
 
     async def _attempt(self, hop: Hop, cut: seam.Cut | None) -> AsyncGenerator[str | None, None]:
         """The pieces that the caller has not seen; None where what came is not what was delivered."""
@@ -120,14 +121,16 @@ class Course:
         place, call = hop.place(model), self._call
         others, began = self._others(hop), self._board.clock()
         attempt = Attempt(
-            number=len(self._tried) + 1,
+            number=len(self._story.tried) + 1,
+            request=self._story.request,
             patience=policy.patience(self._deadline - started) if others else None,
             prefix=cut.prefix if cut and cut.prefix else None,
-            thinking=self._thinking if cut and cut.prefix else "",
+            thinking=self._story.thinking if cut and cut.prefix else "",
         )
+        self._story.asks(hop.name)
         joint = seam.Seam(cut, words=hop.in_words and attempt.prefix is not None) if cut else None
         if joint:
-            call = self._rest_of(call, attempt, joint, hop)
+            call = self._rest_of(call, attempt, joint)
         failed: LLMError | None = None
         try:
             stream = hop.ask(call, model, attempt, max(0.001, self._deadline - started))
@@ -138,10 +141,10 @@ class Course:
                         yield None
                         return
                     if text:
-                        self._heard(text, loop.time())
+                        self._story.heard(text, loop.time())
                         yield text
             if joint and (text := joint.end()):
-                self._heard(text, loop.time())
+                self._story.heard(text, loop.time())
                 yield text
             if joint and joint.torn:
                 yield None
@@ -155,45 +158,25 @@ class Course:
         if failed:
             self._failed(hop, place, failed, loop.time() - started, attempt)
 
-    def _rest_of(self, call: Call, attempt: Attempt, joint: seam.Seam, hop: Hop) -> Call:
+    def _rest_of(self, call: Call, attempt: Attempt, joint: seam.Seam) -> Call:
         """What is asked for where an answer goes on: as much less as was delivered."""
-        self._resumed += 1
-        events.emit(events.Resumed(provider=hop.name, characters=len(self._text), in_words=joint.words))
+        self._story.resumes(in_words=joint.words)
         if attempt.prefix is None:
             return call
-        again = len(self._text) - len(attempt.prefix)  # characters, which are tokens at the most
-        most = max(1, call.max_tokens - self._tokens + again)
+        again = len(self._story.text) - len(attempt.prefix)  # characters, which are tokens at the most
+        most = max(1, call.max_tokens - self._story.tokens + again)
         return replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
-
-    def _heard(self, text: str, now: float) -> None:
-        self._text += text
-        self._tokens += 1
-        if self._first_token_s is None:
-            self._first_token_s = now - self._started
 
     def _complete(self, hop: Hop, place: Place, whole: Completion, started: float, began: float) -> None:
         if self._board.answer(place, whole.first_token_s, began):
             events.emit(events.Closed(provider=hop.name, model=place.model))
-        first = self._first_token_s
-        if whole.first_token_s is not None and not self._resumed:
-            first = started - self._started + whole.first_token_s
-        usages, costs = [*self._usages, whole.usage], [*self._costs, whole.cost]
-        self.completion = replace(
-            whole,
-            text=self._text or whole.text,
-            reasoning=self._thinking or whole.reasoning,
-            usage=_sum(usages),
-            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
-            first_token_s=first,
-            total_s=asyncio.get_running_loop().time() - self._started,
-            attempts=len(self._tried) + whole.attempts,
-            resumed=self._resumed + whole.resumed,
-        )
+        self.completion = self._story.complete(whole, started, asyncio.get_running_loop().time())
 
     def _failed(self, hop: Hop, place: Place, error: LLMError, seconds: float, attempt: Attempt) -> None:
         """What this failure means for the place and for the request. Raises where it is over."""
         own = Tried(hop.name, error.model or place.model, type(error).__name__, error.status, seconds)
-        self._tried.extend(error.attempts or (own,))  # a router inside this one tells its own
+        now = asyncio.get_running_loop().time()
+        self._story.failed(error.attempts or (own,), now)  # a router inside this one tells its own
         hurried = attempt.patience is not None and isinstance(error, errors.FirstTokenTimeout)
         if hurried and not hop.own_time_is_over(seconds):
             self._board.settle(place)  # others wanted their share: no fault of this one
@@ -203,7 +186,7 @@ class Course:
             events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
         if isinstance(error, errors.NotOnTape) and hop.taped and self._board.shut(place) and self._others(hop):
             error.forgiven = True  # it was left alone when the tape was made
-            del self._tried[-1]
+            del self._story.tried[-1]
             self._asked[hop.number] = error
             self._last = self._last or error
             return
@@ -214,24 +197,19 @@ class Course:
             hop.in_words = True  # it cannot continue a begun answer after all: ask in words
             del self._asked[hop.number]
         elif not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
-            raise self._final(error)
-        if self._text or error.partial or error.tokens:
+            raise self._story.final(error)
+        if self._story.text or error.partial or error.tokens:
             self._broke(hop, error)
 
     def _broke(self, hop: Hop, error: LLMError) -> None:
         """It broke after a part had arrived: keep it, forget it, or give up."""
-        call, shown = self._call, bool(self._text) and not self._call.whole
+        call, shown = self._call, bool(self._story.text) and not self._call.whole
         rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch)
         if shown and (rigid or self._resume == "raise"):
-            raise self._final(error)
-        self._usages.append(Usage())  # of a part that nobody counted
-        free = hop.provider.get_capabilities()["cost"] == (0.0, 0.0)
-        self._costs.append(0.0 if free else None)
-        if not shown and (rigid or self._resume != "continue" or not self._text.strip()):
-            self._text, self._thinking, self._tokens = "", "", 0
-            return
-        self._thinking = self._thinking or error.thinking
-        self._tokens = max(self._tokens, error.tokens)
+            raise self._story.final(error)
+        self._story.lost(error, free=hop.provider.get_capabilities()["cost"] == (0.0, 0.0))
+        if not shown and (rigid or self._resume != "continue" or not self._story.text.strip()):
+            self._story.forget()
 
     async def _next(self) -> Hop:
         """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""
@@ -273,7 +251,7 @@ class Course:
             return True
         error = copy.copy(shut[0].error or errors.ConnectionFailed("not ready"))
         error.partial, error.thinking, error.attempts = "", "", ()
-        self._tried.append(Tried(hop.name, place.model, type(error).__name__, error.status, 0.0))
+        self._story.tried.append(Tried(hop.name, place.model, type(error).__name__, error.status, 0.0))
         self._last = self._asked[hop.number] = error
         return False
 
@@ -302,14 +280,14 @@ class Course:
         loading = [hop for hop in self._hops if isinstance(again.get(hop.number), errors.ModelLoading)]
         others = len(again) > len(loading) and self._rounds < self._rules.retries
         if not loading and not others:
-            raise self._final(self._last)
+            raise self._story.final(self._last)
         if loading:
             await self._loaded(loading, wait=not others)
         if others:
             asked = [error.retry_after for error in again.values() if error.retry_after is not None]
             delay = policy.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
             if not self._remains(delay):
-                raise self._final(self._last)
+                raise self._story.final(self._last)
             self._rounds += 1
             await asyncio.sleep(delay)
         for number in again if others else [hop.number for hop in loading]:
@@ -322,7 +300,7 @@ class Course:
         while True:
             if loop.time() + _AGAIN_S > over:
                 assert self._last is not None  # noqa: S101  # it said that it loads
-                raise self._final(self._last)
+                raise self._story.final(self._last)
             await asyncio.sleep(_AGAIN_S)
             if not wait or any(state != "loading" for state in [await hop.state() for hop in hops]):
                 return
@@ -373,23 +351,7 @@ class Course:
         said = "; ".join(f"{name}: no {', no '.join(why)}" for name, why in whys.items())
         broken = [hop.broken for hop in self._hops if hop.broken]
         if len(broken) == len(self._hops):
-            return self._final(broken[-1])
+            return self._story.final(broken[-1])
         short = all("context" in " ".join(why) for why in whys.values())
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
-
-    def _final(self, error: LLMError) -> LLMError:
-        """The error for the caller: every attempt, and what had been delivered."""
-        error.attempts = tuple(self._tried)
-        if self._text:
-            error.partial, error.thinking = self._text, self._thinking or error.thinking
-        return error
-
-
-def _sum(usages: Sequence[Usage]) -> Usage:
-    """The tokens of all attempts; what one of them did not say is unknown."""
-    if len(usages) == 1:
-        return usages[0]
-    names = ("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens")
-    columns = {name: [getattr(usage, name) for usage in usages] for name in names}
-    return Usage(**{name: None if None in values else sum(values) for name, values in columns.items()})

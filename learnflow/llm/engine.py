@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from . import _litellm, advice, errors, events, native
+from . import _litellm, advice, errors, events, log, native
 from .answer import Answer
 from .base import Answering, Completion, TextStream
 from .discretion import discreet
@@ -80,6 +80,7 @@ class Engine:
         deadline = started + (asked.timeout or self.times.deadline)
         model, answer = asked.model, Answer(asked, hold=hold)
         failed: LLMError | None = None
+        attempt, alone = self._begun(asked, attempt)
         try:
             try:
                 model, fit = await self._prepared(asked, deadline)
@@ -103,8 +104,30 @@ class Engine:
         finally:
             lowered = answer.fit.answer if answer.fit else None
             self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
+            if alone and events.heard():
+                events.emit(events.over(attempt.request, failed or answering.completion))
         if failed:
             raise self.explained(failed, model, asked, answer).with_traceback(None)
+
+    def _begun(self, asked: Request, attempt: Attempt) -> tuple[Attempt, bool]:
+        """The attempt with a number of its request, and whether it is the whole request: no router sends it."""
+        alone = not attempt.request
+        if alone:
+            attempt = replace(attempt, request=events.next_request())
+        if events.heard():
+            if alone:
+                events.emit(events.Began(request=attempt.request, provider=self.spec.name, model=asked.model))
+            events.emit(
+                events.Asked(
+                    request=attempt.request,
+                    attempt=attempt.number,
+                    provider=self.spec.name,
+                    model=asked.model,
+                    address=self.endpoint.base,
+                    sampling=asked.sampling,
+                )
+            )
+        return attempt, alone
 
     async def _prepared(self, asked: Request, deadline: float) -> tuple[str, Fit]:
         """LiteLLM is loaded, the model's name is known, and the request may fit it."""
@@ -124,6 +147,7 @@ class Engine:
         if self.times.max_concurrency is None:
             return
         loop = asyncio.get_running_loop()
+        began = loop.time()
         places = self._places.setdefault(loop, asyncio.Semaphore(self.times.max_concurrency))
         limit = deadline if attempt.patience is None else min(deadline, loop.time() + attempt.patience)
         late = False
@@ -132,6 +156,7 @@ class Engine:
                 await stack.enter_async_context(places)
         except TimeoutError:
             late = True
+        events.whisper(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
         if late:
             what = f"{self.times.max_concurrency} others were being answered all the time"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
@@ -232,9 +257,19 @@ class Engine:
     ) -> None:
         """One event for each attempt, and its content only where the operator wants it in the log."""
         most = lowered or asked.sampling.get("max_tokens")
-        events.ended(self.spec.name, model, outcome, total_s=total_s, max_tokens=most, attempt=attempt.number)
+        if isinstance(outcome, Completion):
+            events.said(attempt.request, attempt.number, asked.messages, outcome)
+        events.ended(
+            self.spec.name,
+            model,
+            outcome,
+            total_s=total_s,
+            max_tokens=most,
+            attempt=attempt.number,
+            request=attempt.request,
+        )
         if self._log_content and isinstance(outcome, Completion):
-            events.content("llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
+            log.line("debug", "llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
 
     def explained(
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None

@@ -1,25 +1,54 @@
 """What happened: frozen events, handed to sinks; the first sink is one line of structlog for each request.
 
-Must never hold a prompt or an answer, and never let a sink's failure reach a request.
+Must never hold a prompt or an answer (but for ``Said``), and never let a sink's failure reach a request.
 The adapter and the router emit; applications add sinks.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from . import log
 from .base import Completion, Usage
 from .errors import ConfigError, LLMError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Began:
+    """A request begins; ``provider`` names the whole chain, ``model`` what the caller named. Not logged."""
+
+    request: int
+    provider: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An attempt at a request begins: ``sampling`` is how it is asked, ``address`` where. Not logged."""
+
+    request: int
+    attempt: int
+    provider: str
+    model: str | None
+    address: str
+    sampling: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """A request waited ``seconds`` for a place among those that the provider takes at once. Not logged."""
+
+    provider: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A request was answered in full; times in seconds."""
+    """An attempt was answered in full; times in seconds, cost in US dollars (None where it is not known)."""
 
     provider: str
     model: str
@@ -28,11 +57,16 @@ class Answered:
     first_token_s: float | None
     total_s: float
     attempt: int = 1
+    request: int = 0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A request failed: ``error`` is the class of the leaf; ``loud``: somebody must change a setting."""
+    """An attempt failed: ``error`` is the class of the leaf; ``loud``: somebody must change a setting.
+
+    Request 0: the provider could not even be made.
+    """
 
     provider: str
     model: str | None
@@ -41,6 +75,7 @@ class Failed:
     loud: bool
     total_s: float
     attempt: int = 1
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +86,19 @@ class Left:
     model: str | None
     total_s: float
     attempt: int = 1
+    request: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A request is over: ``outcome`` is its finish, "left", or the class of the error (``failed``). Not logged."""
+
+    request: int
+    outcome: str
+    failed: bool = False
+    provider: str | None = None
+    attempts: int
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +138,31 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Switched:
+    """``seconds`` after the failure of ``provider`` the first piece came from ``to``. Not logged."""
+
+    provider: str
+    to: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued:
+    """How the continuation of a broken answer went: "whole"; "torn": it was another answer; "broken". Not logged."""
+
+    provider: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A provider was looked at: see ``Health`` for its states. Not logged."""
+
+    provider: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """A provider is left alone for ``seconds``: ``error`` is the class of the failure."""
 
@@ -123,11 +196,43 @@ class NotRecorded:
     error: str
 
 
-Event = Answered | Failed | Left | Truncated | Adjusted | Moved | Resumed | Opened | Closed | Replaying | NotRecorded
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What was asked and answered; only for sinks that were added with ``content=True``. Its repr shows none of it."""
+
+    request: int
+    attempt: int
+    messages: Sequence[Mapping[str, Any]] = field(repr=False)
+    text: str = field(repr=False)
+    finish: str
+
+
+_Sinks = Began | Asked | Queued | Ended | Switched | Continued | Checked  # these are for sinks, not for the log
+Event = (
+    Answered
+    | Failed
+    | Left
+    | Truncated
+    | Adjusted
+    | Moved
+    | Resumed
+    | Opened
+    | Closed
+    | Replaying
+    | NotRecorded
+    | _Sinks
+)
 Sink = Callable[[Event], None]
 
 _sinks: Final[list[Sink]] = []
+_content: Final[list[Callable[[Said], None]]] = []
+_numbers: Final = itertools.count(1)
 _WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
+
+
+def next_request() -> int:
+    """A number for a request, one of a kind in this process."""
+    return next(_numbers)
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
@@ -141,6 +246,51 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     return remove
 
 
+def add_content_sink(sink: Callable[[Said], None]) -> Callable[[], None]:
+    """Let ``sink`` see prompts and answers, too. Returns a function that takes it off again."""
+    _content.append(sink)
+
+    def remove() -> None:
+        with suppress(ValueError):
+            _content.remove(sink)
+
+    return remove
+
+
+def heard() -> bool:
+    """Whether anybody but the log listens."""
+    return bool(_sinks)
+
+
+def whisper(kind: type[Event], **fields: Any) -> None:
+    """Emit what is not logged; made only where somebody listens."""
+    if _sinks:
+        emit(kind(**fields))
+
+
+def said(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], whole: Completion) -> None:
+    """Hand prompt and answer to the sinks that asked for them."""
+    for sink in _content:
+        event = Said(request=request, attempt=attempt, messages=messages, text=whole.text, finish=whole.finish)
+        _guarded(sink, event)
+
+
+def over(request: int, outcome: Completion | LLMError | None) -> Ended:
+    """How a request ended, all its attempts together."""
+    if outcome is None:
+        return Ended(request=request, outcome="left", attempts=0)
+    if isinstance(outcome, LLMError):
+        name, tried = type(outcome).__name__, max(1, len(outcome.attempts))
+        return Ended(request=request, outcome=name, failed=True, provider=outcome.provider, attempts=tried)
+    return Ended(
+        request=request,
+        outcome=outcome.finish,
+        provider=outcome.provider,
+        attempts=outcome.attempts,
+        resumed=outcome.resumed,
+    )
+
+
 def ended(
     provider: str,
     model: str | None,
@@ -149,10 +299,11 @@ def ended(
     total_s: float,
     max_tokens: int | None,
     attempt: int = 1,
+    request: int = 0,
 ) -> None:
-    """Emit how a request ended: whole, failed, or left by its caller (None)."""
+    """Emit how an attempt ended: whole, failed, or left by its caller (None)."""
     if outcome is None:
-        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt))
+        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt, request=request))
     elif isinstance(outcome, LLMError):
         name, loud = type(outcome).__name__, isinstance(outcome, ConfigError)
         emit(
@@ -164,6 +315,7 @@ def ended(
                 loud=loud,
                 total_s=total_s,
                 attempt=attempt,
+                request=request,
             )
         )
     else:
@@ -177,6 +329,8 @@ def ended(
                 first_token_s=outcome.first_token_s,
                 total_s=outcome.total_s,
                 attempt=attempt,
+                request=request,
+                cost=outcome.cost,
             )
         )
         if outcome.finish == "length":
@@ -185,50 +339,25 @@ def ended(
 
 def emit(event: Event) -> None:
     """Hand an event to the log and to every sink."""
-    for sink in (_log, *_sinks):
-        try:
-            sink(event)
-        except Exception:  # a sink that fails must not fail a request
-            logging.getLogger(__name__).exception("a sink failed on %s", type(event).__name__)
+    if not isinstance(event, _Sinks):
+        _guarded(_log, event)
+    for sink in tuple(_sinks):
+        _guarded(sink, event)
 
 
-def content(what: str, **fields: Any) -> None:
-    """Log prompts or answers, at DEBUG; callers ask ``LLM_LOG_CONTENT`` first."""
-    logger = _logger("debug")
-    if logger is not None:
-        logger.debug(what, **fields)
+def _guarded(sink: Callable[[Any], None], event: object) -> None:
+    """A sink that fails must not fail a request, nor put what was said into the log."""
+    try:
+        sink(event)
+    except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
+        log.line("error", "llm_sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
 def _log(event: Event) -> None:
     loud = isinstance(event, NotRecorded) or (isinstance(event, Failed) and event.loud)
-    level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
-    logger = _logger(level)
-    if logger is not None:
+    level: log.Level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
+    if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})
-        said = {name: value for name, value in fields.items() if value is not None and name != "loud"}
-        getattr(logger, level)(f"llm_{type(event).__name__.lower()}", **said)
-
-
-def _logger(level: str) -> Any:
-    """The application's structlog where it configured one, else the standard logging; None where nobody listens.
-
-    A structlog that nobody configured would print to stdout, into the answer of a command line.
-    """
-    import structlog  # noqa: PLC0415  # not before somebody asks a model
-
-    if structlog.is_configured():
-        return structlog.get_logger("learnflow.llm")
-    wanted = logging.getLogger("learnflow.llm").isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
-    return _standard_logger() if wanted else None
-
-
-@cache
-def _standard_logger() -> Any:
-    import structlog  # noqa: PLC0415
-
-    return structlog.wrap_logger(
-        logging.getLogger("learnflow.llm"),
-        processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+        told = {name: value for name, value in fields.items() if value is not None and name not in ("loud", "request")}
+        log.line(level, f"llm_{type(event).__name__.lower()}", **told)

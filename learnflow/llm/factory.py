@@ -24,9 +24,14 @@ def get_provider(name: str | None = None) -> RouterProvider:
     Raises:
         NotConfigured: a name is unknown, or none of them has its address and key.
     """
+    common = settings.load()
+    if common.llm_metrics_port or common.llm_opentelemetry:
+        from . import sinks  # noqa: PLC0415  # extras, which few want
+
+        sinks.attach(common)
     if _instead:
         return RouterProvider(_instead[-1])
-    chain = [str(name)] if name else settings.load().chain
+    chain = [str(name)] if name else common.chain
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=found)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from . import advice, errors, prices, window
+from . import advice, errors, events, prices, window
 from .endpoint import Endpoint
 from .errors import LLMError
 from .health import Door, Seen
@@ -77,8 +77,10 @@ class Knowledge:
         error = seen.error and advice.addressed(seen.error, self._spec, self._endpoint, None)
         model = seen.model.name if seen.model else self._model
         server = seen.server or Server(kind=None)
+        state: State = "ready" if error is None or unclear else state_of(error)
+        events.whisper(events.Checked, provider=self._spec.name, state=state)
         return Health(
-            state="ready" if error is None or unclear else state_of(error),
+            state=state,
             provider=self._spec.name,
             base_url=self._endpoint.base,
             detail=self._sentence(seen) if error is None or unclear else _without_name(error),

@@ -47,12 +47,14 @@ class Attempt:
 
     Attributes:
         number: of the attempt, from 1.
+        request: the number of the request in this process; 0 for one that no router sends.
         patience: seconds to the first token, where they are fewer than the provider's own.
         prefix: what was delivered already and is to be continued; None to begin.
         thinking: what was thought before it.
     """
 
     number: int = 1
+    request: int = 0
     patience: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)

@@ -48,8 +48,18 @@ class Settings(BaseSettings):
     llm_routing: Literal["order", "latency", "cost", "local-first"] = "order"
     llm_local_only: bool = False
     llm_log_content: bool = False
+    llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    llm_metrics_host: str = "127.0.0.1"
+    llm_opentelemetry: bool = False
+    otel_instrumentation_genai_capture_message_content: str | None = None
     llm_replay: Path | None = None
     llm_replay_mode: Literal["play", "record"] = "play"
+
+    @property
+    def captures_content(self) -> bool:
+        """Whether OpenTelemetry's own switch asks for prompts and answers on spans."""
+        said = (self.otel_instrumentation_genai_capture_message_content or "").strip().lower()
+        return said in ("true", "1", "span_only", "span_and_event")
 
     @property
     def chain(self) -> list[str]:

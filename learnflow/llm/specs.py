@@ -102,6 +102,7 @@ class ProviderSpec:
         reasoning_models: where set, only these models think; for others False is no change and True is an error.
         body: what is always added to the body.
         stream_usage: it understands ``stream_options``.
+        genai: what OpenTelemetry calls it, where that is another name.
         capabilities: what is known of it without asking.
     """
 
@@ -139,7 +140,13 @@ class ProviderSpec:
     reasoning_models: re.Pattern[str] | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     stream_usage: bool = True
+    genai: str | None = None
     capabilities: Capabilities
+
+    @property
+    def genai_name(self) -> str:
+        """What OpenTelemetry's conventions call it; its own name where they do not know it."""
+        return self.genai or self.name
 
     @property
     def env_url(self) -> tuple[str, ...]:
@@ -205,6 +212,7 @@ _ROWS: Final = (
         name="azure",
         title="Azure OpenAI",
         litellm="azure",
+        genai="azure.ai.openai",
         api_path="",
         cut_path="/openai",
         also_url=("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),

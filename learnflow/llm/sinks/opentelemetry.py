@@ -1,0 +1,174 @@
+"""Events as OpenTelemetry spans and metrics, by its conventions for generative AI, on its API package alone.
+
+Must never record what was said, unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT asks for it.
+An application that configured the SDK attaches it, or ``LLM_OPENTELEMETRY`` does; needs the extra ``[opentelemetry]``.
+
+One span a request; under it one of kind CLIENT an attempt, which is what the conventions call an inference. Names and
+buckets: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (November 2026).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from .. import events, settings
+from ..events import Event
+from ..specs import SPECS
+
+_NAME: Final = "learnflow.llm"
+_TOKENS: Final = [4**power for power in range(14)]
+_SECONDS: Final = [0.01 * 2**power for power in range(14)]
+_SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
+
+
+def attach(
+    tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
+) -> Callable[[], None]:
+    """Make spans and metrics of every event from now on. Returns a function that takes it off again.
+
+    Args:
+        tracers, meters: the application's; the global ones where None.
+    """
+    tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
+    telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
+    removers = [events.add_sink(telemetry)]
+    if settings.load().captures_content:
+        removers.append(events.add_content_sink(telemetry.said))
+
+    def detach() -> None:
+        for remove in removers:
+            remove()
+
+    return detach
+
+
+class Telemetry:
+    """The sink. Times in seconds."""
+
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+        self._tracer = tracer
+        self._requests: dict[int, Span] = {}
+        self._attempts: dict[tuple[int, int], tuple[Span, dict[str, Any]]] = {}
+
+        def histogram(name: str, unit: str, says: str, buckets: Sequence[float]) -> metrics.Histogram:
+            return meter.create_histogram(
+                f"gen_ai.client.{name}", unit, says, explicit_bucket_boundaries_advisory=buckets
+            )
+
+        self._duration = histogram("operation.duration", "s", "GenAI operation duration.", _SECONDS)
+        self._first = histogram("operation.time_to_first_chunk", "s", "Time to receive the first chunk.", _SECONDS)
+        self._usage = histogram("token.usage", "{token}", "Number of input and output tokens used.", _TOKENS)
+
+    def __call__(self, event: Event) -> None:
+        """Begin or end a span, and measure."""
+        match event:
+            case events.Began():
+                self._began(event)
+            case events.Asked():
+                self._asked(event)
+            case events.Answered():
+                self._answered(event)
+            case events.Failed() | events.Left():
+                self._failed(event)
+            case events.Ended():
+                self._ended(event)
+            case _:
+                pass
+
+    def said(self, event: events.Said) -> None:
+        """Keep what was asked and answered on the span of the attempt."""
+        span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
+        if span:
+            answer = {"role": "assistant", "parts": [_part(event.text)], "finish_reason": event.finish}
+            span.set_attribute("gen_ai.input.messages", _json([_message(each) for each in event.messages]))
+            span.set_attribute("gen_ai.output.messages", _json([answer]))
+
+    def _began(self, event: events.Began) -> None:
+        chain = {"learnflow_llm.providers": event.provider}
+        self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=chain)
+
+    def _asked(self, event: events.Asked) -> None:
+        where = urlsplit(event.address)
+        row = SPECS.get(event.provider)
+        common: dict[str, Any] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": row.genai_name if row else event.provider,
+            "server.address": where.hostname or "",
+            "server.port": where.port or (443 if where.scheme == "https" else 80),
+        }
+        if event.model:
+            common["gen_ai.request.model"] = event.model
+        sampling = {f"gen_ai.request.{name}": event.sampling[name] for name in _SAMPLING if name in event.sampling}
+        above = self._requests.get(event.request)
+        span = self._tracer.start_span(
+            f"chat {event.model}" if event.model else "chat",
+            context=trace.set_span_in_context(above) if above else None,
+            kind=SpanKind.CLIENT,
+            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt},
+        )
+        self._attempts[event.request, event.attempt] = span, common
+
+    def _answered(self, event: events.Answered) -> None:
+        span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
+        if span is None:
+            return
+        told = {**common, "gen_ai.response.model": event.model}
+        told.setdefault("gen_ai.request.model", event.model)
+        counted = {"input": event.usage.prompt_tokens, "output": event.usage.completion_tokens}
+        span.set_attributes({**told, "gen_ai.response.finish_reasons": [event.finish]})
+        for kind, tokens in counted.items():
+            if tokens is not None:
+                span.set_attribute(f"gen_ai.usage.{kind}_tokens", tokens)
+                self._usage.record(tokens, {**told, "gen_ai.token.type": kind})
+        if event.cost is not None:
+            span.set_attribute("learnflow_llm.cost_dollars", event.cost)
+        self._duration.record(event.total_s, told)
+        if event.first_token_s is not None:
+            self._first.record(event.first_token_s, told)
+        span.end()
+
+    def _failed(self, event: events.Failed | events.Left) -> None:
+        span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
+        if span is None:
+            return
+        error = event.error if isinstance(event, events.Failed) else None
+        told = {**common, **({"error.type": error} if error else {})}
+        span.set_attributes(told)
+        if error:
+            span.set_status(Status(StatusCode.ERROR, error))
+        self._duration.record(event.total_s, told)
+        span.end()
+
+    def _ended(self, event: events.Ended) -> None:
+        span = self._requests.pop(event.request, None)
+        if span is None:
+            return
+        span.set_attributes({"learnflow_llm.attempts": event.attempts, "learnflow_llm.resumed": event.resumed})
+        if event.provider:
+            span.set_attribute("learnflow_llm.provider", event.provider)
+        if event.failed:
+            span.set_attribute("error.type", event.outcome)
+            span.set_status(Status(StatusCode.ERROR, event.outcome))
+        span.end()
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message in the conventions' form; of pictures only that they were there."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    put = [_part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts]
+    return {"role": message.get("role"), "parts": put}
+
+
+def _part(text: str) -> dict[str, str]:
+    return {"type": "text", "content": text}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

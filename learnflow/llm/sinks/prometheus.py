@@ -1,0 +1,161 @@
+"""Events as Prometheus metrics.
+
+Must never let a label grow without bound: models beyond the first fifty of a provider are counted as "other".
+An application attaches it, or ``LLM_METRICS_PORT`` does; needs the extra ``[prometheus]``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from .. import events
+from ..events import Event
+
+_MODELS: Final = 50  # of a provider
+_PROVIDERS: Final = 30
+_QUICK: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
+_SLOW: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
+    """Count every event from now on in ``registry``. Returns a function that takes it off again, metrics and all."""
+    metrics = Metrics(registry)
+    remove = events.add_sink(metrics)
+
+    def detach() -> None:
+        remove()
+        for each in metrics.collectors:
+            registry.unregister(each)
+
+    return detach
+
+
+def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
+    """Show the metrics at ``http://host:port/metrics``, from a thread. Raises OSError where the port is taken."""
+    start_http_server(port, addr=host, registry=registry)
+
+
+class Metrics:
+    """The sink. A request's attempts at several providers are counted one by one; times in seconds."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.collectors: list[Counter | Gauge | Histogram] = []
+
+        def counter(name: str, says: str, *labels: str) -> Counter:
+            made = Counter(f"learnflow_llm_{name}", says, labels, registry=registry)
+            self.collectors.append(made)
+            return made
+
+        def gauge(name: str, says: str, *labels: str) -> Gauge:
+            made = Gauge(f"learnflow_llm_{name}", says, labels, registry=registry)
+            self.collectors.append(made)
+            return made
+
+        def histogram(name: str, says: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            made = Histogram(f"learnflow_llm_{name}", says, labels, registry=registry, buckets=buckets)
+            self.collectors.append(made)
+            return made
+
+        one = ("provider", "model")
+        self._requests = counter("requests_total", "Attempts at a provider, by how they ended.", *one, "outcome")
+        self._whole = histogram("request_seconds", "Seconds of an answered attempt, to its end.", _SLOW, *one)
+        self._first = histogram("first_token_seconds", "Seconds to the first token.", _QUICK, *one)
+        self._tokens = counter("tokens_total", "Tokens of prompts (in) and answers (out).", *one, "direction")
+        self._cost = counter("cost_dollars_total", "Cost in US dollars, where it is known.", *one)
+        self._moved = counter("failovers_total", "Requests that went on to another provider.", "from", "to", "reason")
+        self._switch = histogram(
+            "switch_seconds", "Seconds from a failure to the next provider's first piece.", _QUICK, "from", "to"
+        )
+        self._resumed = counter("resumes_total", "Broken answers that were continued.", "provider", "outcome")
+        self._loud = counter("configuration_errors_total", "Failures that a setting must mend.", "provider", "error")
+        self._checks = counter("health_checks_total", "Looks at a provider, by its state.", "provider", "state")
+        self._open = gauge("breaker_open", "Whether a provider is left alone (1) or asked (0).", *one)
+        self._flying = gauge("requests_in_flight", "Attempts under way.", "provider")
+        self._queue = histogram("queue_seconds", "Seconds of waiting for a place at a provider.", _QUICK, "provider")
+        self._models: defaultdict[str, set[str]] = defaultdict(set)
+        self._providers: set[str] = set()
+
+        self._counts: dict[type[Event], Callable[[Any], None]] = {
+            events.Asked: self._asked,
+            events.Answered: self._answered,
+            events.Failed: self._failed,
+            events.Left: self._left,
+            events.Queued: self._queued,
+            events.Moved: self._moves,
+            events.Switched: self._switches,
+            events.Continued: self._continued,
+            events.Checked: self._checked,
+            events.Opened: self._turned,
+            events.Closed: self._turned,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Count it."""
+        count = self._counts.get(type(event))
+        if count:
+            count(event)
+
+    def _asked(self, event: events.Asked) -> None:
+        self._flying.labels(self._provider(event.provider)).inc()
+
+    def _left(self, event: events.Left) -> None:
+        self._ended(event.provider, event.model, "left", event.request)
+
+    def _queued(self, event: events.Queued) -> None:
+        self._queue.labels(self._provider(event.provider)).observe(event.seconds)
+
+    def _moves(self, event: events.Moved) -> None:
+        self._moved.labels(self._provider(event.provider), self._provider(event.to), event.error).inc()
+
+    def _switches(self, event: events.Switched) -> None:
+        self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
+
+    def _continued(self, event: events.Continued) -> None:
+        self._resumed.labels(self._provider(event.provider), event.outcome).inc()
+
+    def _checked(self, event: events.Checked) -> None:
+        self._checks.labels(self._provider(event.provider), event.state).inc()
+
+    def _turned(self, event: events.Opened | events.Closed) -> None:
+        labels = self._both(event.provider, event.model)
+        self._open.labels(*labels).set(isinstance(event, events.Opened))
+
+    def _answered(self, event: events.Answered) -> None:
+        labels = self._ended(event.provider, event.model, event.finish, event.request)
+        self._whole.labels(*labels).observe(event.total_s)
+        if event.first_token_s is not None:
+            self._first.labels(*labels).observe(event.first_token_s)
+        for direction, tokens in (("in", event.usage.prompt_tokens), ("out", event.usage.completion_tokens)):
+            if tokens is not None:
+                self._tokens.labels(*labels, direction).inc(tokens)
+        if event.cost is not None:
+            self._cost.labels(*labels).inc(event.cost)
+
+    def _failed(self, event: events.Failed) -> None:
+        self._ended(event.provider, event.model, event.error, event.request)
+        if event.loud:
+            self._loud.labels(self._provider(event.provider), event.error).inc()
+
+    def _ended(self, provider: str, model: str | None, outcome: str, request: int) -> tuple[str, str]:
+        labels = self._both(provider, model)
+        self._requests.labels(*labels, outcome).inc()
+        if request:
+            self._flying.labels(labels[0]).dec()
+        return labels
+
+    def _both(self, provider: str, model: str | None) -> tuple[str, str]:
+        known, model = self._models[self._provider(provider)], model or "unknown"
+        if model not in known and len(known) >= _MODELS:
+            model = "other"
+        known.add(model)
+        return self._provider(provider), model
+
+    def _provider(self, name: str) -> str:
+        if name not in self._providers and len(self._providers) >= _PROVIDERS:
+            return "other"
+        self._providers.add(name)
+        return name

@@ -1,0 +1,143 @@
+"""The story of one request so far: what was delivered, who was tried, what it cost; and telling it.
+
+Must never choose who is asked, or what a failure means.
+The course writes it, and makes the caller's completion or error of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from . import events
+from .base import Completion, Usage
+from .errors import LLMError, Tried
+
+
+class Story:
+    """The story of one request.
+
+    Args:
+        started: when it began, in seconds of the event loop's clock, as every ``now`` here.
+
+    Attributes:
+        request: its number in this process.
+        text, thinking, tokens: delivered, or heard where nobody is watching.
+        tried: the attempts that failed.
+        resumed: how often a broken answer was continued.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.request = events.next_request()
+        self.text = ""
+        self.thinking = ""
+        self.tokens = 0
+        self.tried: list[Tried] = []
+        self.resumed = 0
+        self._started = started
+        self._first_token_s: float | None = None
+        self._usages: list[Usage] = []
+        self._costs: list[float | None] = []
+        self._asked = ""  # who is being asked
+        self._fell: tuple[str, float] | None = None  # who failed last, and when; None once somebody else has answered
+        self._goes_on = False  # it is the rest that is asked for
+
+    def begins(self, providers: Sequence[str], model: str | None) -> None:
+        """The request begins; ``model`` is the one that the caller named."""
+        if events.heard():
+            events.emit(events.Began(request=self.request, provider="+".join(providers), model=model))
+
+    def ends(self, outcome: Completion | LLMError | None) -> None:
+        """It is over: whole, failed, or left by its caller (None)."""
+        if events.heard():
+            events.emit(events.over(self.request, outcome))
+
+    def asks(self, provider: str) -> None:
+        """An attempt begins."""
+        self._asked, self._goes_on = provider, False
+
+    def resumes(self, *, in_words: bool) -> None:
+        """This attempt is to go on where the answer broke."""
+        self.resumed += 1
+        self._goes_on = True
+        events.emit(events.Resumed(provider=self._asked, characters=len(self.text), in_words=in_words))
+
+    def torn(self) -> None:
+        """What came is not what was delivered: the same break, and another attempt."""
+        self.resumed -= 1
+        self._went_on("torn")
+
+    def heard(self, text: str, now: float) -> None:
+        """A piece has come."""
+        self.text += text
+        self.tokens += 1
+        if self._first_token_s is None:
+            self._first_token_s = now - self._started
+        if self._fell:
+            self._switched(now)
+
+    def failed(self, tried: Sequence[Tried], now: float) -> None:
+        """The attempt failed."""
+        self.tried.extend(tried)
+        self._fell = self._asked, now
+        self._went_on("broken")
+
+    def lost(self, error: LLMError, *, free: bool) -> None:
+        """A part arrived before it failed, of which nobody counted the tokens; ``free``: it cost nothing."""
+        self._usages.append(Usage())
+        self._costs.append(0.0 if free else None)
+        self.thinking = self.thinking or error.thinking
+        self.tokens = max(self.tokens, error.tokens)
+
+    def forget(self) -> None:
+        """What came is worth nothing: the next attempt begins at the beginning."""
+        self.text, self.thinking, self.tokens = "", "", 0
+
+    def complete(self, whole: Completion, began: float, now: float) -> Completion:
+        """The caller's completion, all attempts together; ``began``: the one that ends it."""
+        if self._fell:
+            self._switched(now)
+        self._went_on("whole")
+        first = self._first_token_s
+        if whole.first_token_s is not None and not self.resumed:
+            first = began - self._started + whole.first_token_s
+        costs = [*self._costs, whole.cost]
+        return replace(
+            whole,
+            text=self.text or whole.text,
+            reasoning=self.thinking or whole.reasoning,
+            usage=_sum([*self._usages, whole.usage]),
+            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+            first_token_s=first,
+            total_s=now - self._started,
+            attempts=len(self.tried) + whole.attempts,
+            resumed=self.resumed + whole.resumed,
+        )
+
+    def final(self, error: LLMError) -> LLMError:
+        """The error for the caller: every attempt, and what had been delivered."""
+        error.attempts = tuple(self.tried)
+        if self.text:
+            error.partial, error.thinking = self.text, self.thinking or error.thinking
+        return error
+
+    def _switched(self, now: float) -> None:
+        assert self._fell is not None  # noqa: S101  # asked before
+        provider, at = self._fell
+        self._fell = None
+        if provider != self._asked:
+            events.whisper(events.Switched, provider=provider, to=self._asked, seconds=now - at)
+
+    def _went_on(self, outcome: str) -> None:
+        if self._goes_on:
+            self._goes_on = False
+            events.whisper(events.Continued, provider=self._asked, outcome=outcome)
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    """The tokens of all attempts; what one of them did not say is unknown."""
+    if len(usages) == 1:
+        return usages[0]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens")
+    columns = {name: [getattr(usage, name) for usage in usages] for name in names}
+    return Usage(**{name: None if None in values else sum(values) for name, values in columns.items()})

@@ -1,0 +1,304 @@
+"""Prometheus and OpenTelemetry: what happened is counted, bounded, by the conventions, and never in a request's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from learnflow.llm import RouterProvider, errors, events, get_provider, sinks
+from learnflow.llm.base import Usage
+from learnflow.llm.board import Board
+from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
+from learnflow.llm.sinks import opentelemetry, prometheus
+from learnflow.llm.story import Story
+from learnflow.llm.testing import Fault, FaultServer
+
+TEXT = "one two three four five six seven eight"
+
+
+@pytest.fixture
+def registry() -> Iterator[CollectorRegistry]:
+    own = CollectorRegistry()
+    detach = prometheus.attach(own)
+    yield own
+    detach()
+    assert list(own.collect()) == []
+
+
+def shown(registry: CollectorRegistry) -> dict[str, float]:
+    """Every sample that is not nothing, as ``name{labels}``; of a histogram its count only."""
+    found = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            if sample.name.endswith(("_bucket", "_sum", "_created")):
+                continue
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            if sample.value:
+                found[f"{sample.name.removeprefix('learnflow_llm_')}{{{labels}}}"] = sample.value
+    return found
+
+
+def chain(first: FaultServer, second: FaultServer, **more: Any) -> RouterProvider:
+    one = CustomProvider(base_url=first.base_url, model="fault-model")
+    return RouterProvider(one, [OllamaProvider(base_url=second.base_url, model="fault-model")], board=Board(), **more)
+
+
+async def test_what_an_answer_leaves_in_the_metrics(registry: CollectorRegistry) -> None:
+    async with FaultServer("ollama", TEXT) as server:
+        provider = OllamaProvider(base_url=server.base_url, model="fault-model", max_concurrency=2)
+        stream = provider.stream("hi there")
+        await anext(stream)
+        assert shown(registry)["requests_in_flight{provider=ollama}"] == 1
+        async for _ in stream:
+            pass
+        await provider.refresh()
+    one = "{model=fault-model,provider=ollama}"
+    found = shown(registry)
+    assert found["requests_total{model=fault-model,outcome=stop,provider=ollama}"] == 1
+    assert found[f"request_seconds_count{one}"] == found[f"first_token_seconds_count{one}"] == 1
+    assert found["tokens_total{direction=in,model=fault-model,provider=ollama}"] == 5
+    assert found["tokens_total{direction=out,model=fault-model,provider=ollama}"] == 7
+    assert found["queue_seconds_count{provider=ollama}"] == 1
+    assert found["health_checks_total{provider=ollama,state=ready}"] == 1
+    assert not any(name.startswith(("requests_in_flight", "failovers")) for name in found)
+
+
+async def test_a_failover_and_a_continuation(registry: CollectorRegistry) -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("ollama", TEXT) as other:
+        assert await chain(dying, other).generate("hi") == TEXT
+        await chain(dying, other).generate("hi")
+    found = shown(registry)
+    assert found["failovers_total{from=custom,reason=AnswerCut,to=ollama}"] == 2
+    assert found["switch_seconds_count{from=custom,to=ollama}"] == 2
+    assert found["resumes_total{outcome=whole,provider=ollama}"] == 2
+    assert found["breaker_open{model=fault-model,provider=custom}"] == 1
+    assert found["requests_total{model=fault-model,outcome=AnswerCut,provider=custom}"] == 2
+    assert not any(name.startswith("requests_in_flight") for name in found)
+
+
+async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -> None:
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying,
+        FaultServer("ollama", TEXT, fault=Fault("cut", after=4)) as other,
+    ):
+        with pytest.raises(errors.BrokenAnswer):
+            await chain(dying, other, retries=0).generate("hi")
+    assert shown(registry)["resumes_total{outcome=broken,provider=ollama}"] == 1
+
+
+def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
+    story = Story(0.0)
+    story.heard("one two ", 1.0)
+    for outcome in (story.torn, lambda: story.failed([], 2.0)):
+        story.asks("ollama")
+        story.resumes(in_words=False)
+        outcome()
+    found = shown(registry)
+    assert found["resumes_total{outcome=torn,provider=ollama}"] == 1
+    assert found["resumes_total{outcome=broken,provider=ollama}"] == 1
+
+
+async def test_a_wrong_key_and_a_caller_who_leaves(registry: CollectorRegistry) -> None:
+    async with FaultServer("openai", TEXT, key="key-of-custom") as server:
+        with pytest.raises(errors.AuthenticationFailed):
+            await CustomProvider(base_url=server.base_url, model="fault-model").generate("hi")
+        server.fault = Fault("stall", after=2)
+        right = CustomProvider(base_url=server.base_url, model="fault-model", api_key="key-of-custom")
+        async for _ in right.stream("hi"):
+            break
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+    found = shown(registry)
+    assert found["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
+    assert found["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
+    assert not any(name.startswith("requests_in_flight") for name in found)
+
+
+def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
+    told: dict[str, Any] = {"finish": "stop", "usage": Usage(), "first_token_s": None, "total_s": 1.0, "request": 1}
+    for number in range(200):
+        events.emit(events.Answered(provider="ollama", model=f"model-{number}", **told))
+        events.emit(events.Answered(provider=f"provider-{number}", model="m", **told))
+    found = shown(registry)
+    assert found["requests_total{model=other,outcome=stop,provider=ollama}"] == 150
+    assert len(found) < 200
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's prometheus) is not here")
+async def test_promtool_finds_nothing_to_say(registry: CollectorRegistry) -> None:
+    await test_a_failover_and_a_continuation(registry)
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "metrics"],
+        input=generate_latest(registry),
+        capture_output=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, b"")
+
+
+@pytest.fixture
+def telemetry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """The spans and the metrics of OpenTelemetry's own exporters in memory."""
+    if getattr(request, "param", None):
+        monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", request.param)
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    meters = MeterProvider([reader])
+    detach = opentelemetry.attach(tracers, meters)
+    yield tracers, (spans, reader)
+    detach()
+    meters.shutdown()
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def test_one_span_a_request_and_one_child_an_attempt(telemetry: tuple[Any, Any]) -> None:
+    tracers, (exporter, reader) = telemetry
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("ollama", TEXT) as other:
+        with tracers.get_tracer("application").start_as_current_span("study"):
+            await chain(dying, other).complete("hi there", temperature=0.3, max_tokens=50, top_p=0.9)
+        port = int(other.base_url.rpartition(":")[2])
+    broken, whole, request, study = exporter.get_finished_spans()
+    assert request.parent.span_id == study.context.span_id
+    assert {broken.parent.span_id, whole.parent.span_id} == {request.context.span_id}
+    assert (request.name, broken.name, whole.name) == ("request custom+ollama", "chat fault-model", "chat fault-model")
+    assert (request.kind, whole.kind) == (SpanKind.INTERNAL, SpanKind.CLIENT)
+    assert attributes(request) == {
+        "learnflow_llm.providers": "custom+ollama",
+        "learnflow_llm.provider": "ollama",
+        "learnflow_llm.attempts": 2,
+        "learnflow_llm.resumed": 1,
+    }
+    told = attributes(whole)
+    assert told == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "ollama",
+        "gen_ai.request.model": "fault-model",
+        "gen_ai.request.temperature": 0.3,
+        "gen_ai.request.max_tokens": told["gen_ai.request.max_tokens"],
+        "gen_ai.request.top_p": 0.9,
+        "gen_ai.response.model": "fault-model",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": told["gen_ai.usage.input_tokens"],
+        "gen_ai.usage.output_tokens": told["gen_ai.usage.output_tokens"],
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "learnflow_llm.attempt": 2,
+        "learnflow_llm.cost_dollars": 0.0,
+    }
+    assert attributes(broken)["error.type"] == "AnswerCut"
+    assert (broken.status.status_code, request.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
+    assert "hi there" not in str([span.to_json() for span in exporter.get_finished_spans()])
+    measured = {}
+    for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
+        measured[metric.name] = (metric.unit, [dict(point.attributes) for point in metric.data.data_points])
+    assert set(measured) == {
+        "gen_ai.client.operation.duration",
+        "gen_ai.client.operation.time_to_first_chunk",
+        "gen_ai.client.token.usage",
+    }
+    unit, points = measured["gen_ai.client.operation.duration"]
+    assert (unit, [point.get("error.type") for point in points]) == ("s", ["AnswerCut", None])
+    unit, points = measured["gen_ai.client.token.usage"]
+    assert (unit, sorted(point["gen_ai.token.type"] for point in points)) == ("{token}", ["input", "output"])
+
+
+async def test_a_request_that_fails_and_one_that_is_left(telemetry: tuple[Any, Any]) -> None:
+    _, (exporter, _) = telemetry
+    async with FaultServer("openai", TEXT, fault=Fault("refuse", status=500)) as server:
+        provider = AzureProvider(base_url=f"{server.base_url}/openai/v1", model="fault-model", api_key="k")
+        with pytest.raises(errors.ServerFailed):
+            await provider.generate("hi")
+        attempt, request = exporter.get_finished_spans()
+        assert attributes(attempt)["gen_ai.provider.name"] == "azure.ai.openai"
+        assert attributes(request)["error.type"] == attributes(attempt)["error.type"] == "ServerFailed"
+        exporter.clear()
+        server.fault = Fault("stall", after=2)
+        async for _ in CustomProvider(base_url=server.base_url, model="fault-model").stream("hi"):
+            break
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+    attempt, request = exporter.get_finished_spans()
+    assert (attempt.status.status_code, request.status.status_code) == (StatusCode.UNSET, StatusCode.UNSET)
+
+
+@pytest.mark.parametrize("telemetry", ["true"], indirect=True)
+async def test_content_only_by_the_conventions_own_switch(telemetry: tuple[Any, Any]) -> None:
+    _, (exporter, _) = telemetry
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    async with FaultServer("openai", TEXT) as server:
+        provider = CustomProvider(base_url=server.base_url, model="fault-model")
+        await provider.generate(
+            [{"role": "user", "content": [{"type": "text", "text": "hi"}, picture]}], system="Be brief."
+        )
+    told = attributes(exporter.get_finished_spans()[0])
+    assert json.loads(told["gen_ai.input.messages"]) == [
+        {"role": "system", "parts": [{"type": "text", "content": "Be brief."}]},
+        {"role": "user", "parts": [{"type": "text", "content": "hi"}, {"type": "image_url"}]},
+    ]
+    said = {"role": "assistant", "parts": [{"type": "text", "content": TEXT}], "finish_reason": "stop"}
+    assert json.loads(told["gen_ai.output.messages"]) == [said]
+
+
+async def test_a_sink_that_fails_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("SECRET")
+
+    removers = [events.add_sink(broken), events.add_content_sink(broken)]
+    try:
+        async with FaultServer("openai", TEXT) as server:
+            provider = CustomProvider(base_url=server.base_url, model="fault-model")
+            assert await RouterProvider(provider).generate("hi") == TEXT
+    finally:
+        for remove in removers:
+            remove()
+    assert "RuntimeError" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+async def test_the_environment_attaches_them(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
+    monkeypatch.setenv("LLM_OPENTELEMETRY", "true")
+    before = list(events._sinks)
+    try:
+        for _ in range(2):
+            get_provider("ollama")
+        assert len(events._sinks) == len(before) + 2
+        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+        assert "learnflow_llm_requests_total" in page
+        sinks._metrics.cache_clear()
+        get_provider("ollama")  # the port is taken: said in the log, and no more
+    finally:
+        events._sinks[:] = before
+
+
+BARE = """
+import sys
+from learnflow.llm import get_provider
+get_provider("ollama")
+print([name for name in sys.modules if name.split(".")[0] in ("prometheus_client", "opentelemetry")])
+"""
+
+
+def test_nothing_of_them_is_imported_where_nobody_wants_them() -> None:
+    ran = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "[]\n", ran.stderr
