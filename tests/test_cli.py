@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +198,41 @@ def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "would serve" in shown
     assert cli.main(["explain", "hi", "--image"]) == 3
     assert "lacks vision" in capsys.readouterr().out
+
+
+def test_bench_shows_how_fast_everybody_is(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with serving("ollama", fault=Fault("refuse", status=500)) as broken:
+        monkeypatch.setenv("LLM_PROVIDERS", "llamacpp,ollama")
+        monkeypatch.setenv("OLLAMA_BASE_URL", broken.root)
+        page = tmp_path / "bench.html"
+        assert cli.main(["bench", "--rounds", "2", "--html", str(page)]) == 0
+        out, err = capfd.readouterr()
+        titles, first, second = out.splitlines()
+        assert titles.split()[:2] == ["PROVIDER", "MODEL"]
+        assert first.split()[0] == "llamacpp"
+        assert first.endswith(" -")
+        assert second.split()[-2:] == ["6", "ServerFailed"]
+        assert "question" not in err  # nobody watches
+        assert len(server.seen) == 6
+        assert {seen.body["temperature"] for seen in server.seen} == {0}
+        assert cli.main(["bench", "--rounds", "1", "--json", "-p", "llamacpp", "-m", "fault-model"]) == 0
+        (told,) = json.loads(capfd.readouterr().out)
+        assert (told["provider"], told["model"], len(told["answers"])) == ("llamacpp", "fault-model", 3)
+        assert told["total_s"] >= told["first_token_s"] > 0
+        assert cli.main(["bench", "--rounds", "1", "-p", "ollama"]) == 1
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 3
+    assert not re.search(r"https?:|<script|<link|<img", text)  # all of it is inside
+    assert "llamacpp fault-model" in text
+    assert "6 ServerFailed" in text
+
+
+def test_bench_with_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    assert cli.main(["bench"]) == 3
+    assert "no provider is ready" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--rounds", "0"])

@@ -1,4 +1,4 @@
-"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``doctor``.
+"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``bench``, ``doctor``.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
 Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
@@ -53,6 +53,10 @@ async def _run(options: argparse.Namespace) -> int:
         from .explain import explain  # noqa: PLC0415
 
         return await explain(options)
+    if options.command == "bench":
+        from .bench import bench  # noqa: PLC0415
+
+        return await bench(options)
     if options.command == "doctor":
         from .doctor import doctor  # noqa: PLC0415
 
@@ -110,6 +114,18 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--look", action="store_true", help="ask the servers for their pages first")
     warm = command("warm-up", "load the model", "Load the model now, so that the first answer does not wait for it.")
     warm.add_argument("--model", "-m", help="instead of the provider's own")
+    race = command(
+        "bench",
+        "how fast each provider answers here",
+        "Ask each ready provider the same few questions, one after the other, and show how fast it is on this machine. "
+        "Clouds are asked only where they are named, and cost what they cost.",
+        json="print a list of objects, one for each model, with every answer's numbers",
+        within=True,
+    )
+    race.add_argument("--model", "-m", action="append", help="instead of the provider's own; several times for several")
+    race.add_argument("--rounds", type=_whole, default=3, metavar="N", help="how often each question is asked (3)")
+    race.add_argument("--max-tokens", type=_whole, default=200, metavar="N", help="of an answer (200)")
+    race.add_argument("--html", metavar="FILE", help="write a page with charts, too")
     command(
         "doctor", "what is wrong here", "Explain this machine: what is set, what answers, what to write.", within=True
     )
@@ -119,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
         raise ValueError(text)
     return value
 

@@ -1,0 +1,186 @@
+"""``bench``: the same few questions to each ready provider, and how fast each of them answers on this machine.
+
+Must never ask a cloud that nobody named, or judge what is said.
+The command line calls it; ``page`` draws what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from . import errors, page
+from .adapter import BaseProvider
+from .asking import watched
+from .errors import LLMError, NotConfigured
+from .status import looked, table, taped, used
+
+_QUESTIONS: Final = (
+    "Explain RSA encryption",
+    "What is photosynthesis? Answer in five sentences.",
+    "Объясни, что такое энтропия, тремя предложениями.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer: seconds to the first token and to the end, tokens as the server counted them; or what failed."""
+
+    question: int
+    first_token_s: float | None = None
+    total_s: float | None = None
+    tokens: int | None = None
+    error: str | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second, from the first one on."""
+        if self.tokens is None or self.total_s is None or self.first_token_s is None:
+            return None
+        seconds = self.total_s - self.first_token_s
+        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one model of one provider did."""
+
+    provider: str
+    model: str
+    load_s: float | None
+    answers: tuple[Answer, ...]
+
+    def median(self, measure: str) -> float | None:
+        """Of all answers; None where there is none."""
+        values = [value for each in self.answers if (value := getattr(each, measure)) is not None]
+        return statistics.median(values) if values else None
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many answers failed, by the class of the error."""
+        names = [each.error for each in self.answers if each.error]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        measures = ("first_token_s", "tokens_per_s", "total_s", "tokens")
+        medians = {measure: self.median(measure) for measure in measures}
+        return {
+            "provider": self.provider,
+            "model": self.model,
+            "load_s": self.load_s,
+            **medians,
+            "failures": self.failures,
+            "answers": [{**asdict(each), "tokens_per_s": each.tokens_per_s} for each in self.answers],
+        }
+
+
+async def bench(options: argparse.Namespace) -> int:
+    """Ask them all, and show it. Returns 0 only where somebody answered.
+
+    Raises NotConfigured where nobody is ready.
+    """
+    taped()
+    chain, found = await looked(options)
+    ready = [each.provider for each in used(chain, found) if each.health.ready and each.provider]
+    if not ready:
+        raise NotConfigured("no provider is ready", hint="See what is wrong with learnflow-llm status")
+    models = options.model or [None]
+    results = [await _benched(provider, model, options) for provider in ready for model in models]
+    if options.json:
+        print(json.dumps([each.told for each in results], ensure_ascii=False, indent=2))
+    else:
+        print(table([_TITLES, *map(_row, results)]))
+    if options.html:
+        _draw(results, options)
+    return 0 if any(each.median("total_s") for each in results) else 1
+
+
+def _draw(results: Sequence[Result], options: argparse.Namespace) -> None:
+    when, asked = time.strftime("%Y-%m-%d %H:%M"), f"{options.rounds} rounds of {len(_QUESTIONS)} questions"
+    about = f"{platform.platform()}, {when}, {asked}, {options.max_tokens} tokens at the most"
+    Path(options.html).write_text(page.page([each.told for each in results], about), encoding="utf-8")
+    print(f"learnflow-llm: {options.html} is written", file=sys.stderr)
+
+
+async def _benched(provider: BaseProvider, model: str | None, options: argparse.Namespace) -> Result:
+    """Loaded first, then asked one question after the other."""
+    name = f"{provider.name} {model or provider.model or ''}".strip()
+    load_s, served, answers = None, model or provider.model or "?", []
+    try:
+        await provider.prepare()
+        if provider.spec.local:
+            began = time.monotonic()
+            await watched(f"{name}: loading", provider.warm_up(model))
+            load_s = time.monotonic() - began
+    except LLMError as error:
+        failed = Answer(question=0, error=type(error).__name__)
+        print(f"learnflow-llm: {error}", file=sys.stderr)
+        return Result(provider=provider.name, model=served, load_s=None, answers=(failed,))
+    show = _progress(name, options.rounds * len(_QUESTIONS))
+    for number in _numbers(options.rounds, show):
+        answer, who = await _answered(provider, model, number, options.max_tokens)
+        answers.append(answer)
+        served = who or served
+    return Result(provider=provider.name, model=served, load_s=load_s, answers=tuple(answers))
+
+
+async def _answered(provider: BaseProvider, model: str | None, number: int, most: int) -> tuple[Answer, str | None]:
+    try:
+        done = await provider.stream(_QUESTIONS[number], model, 0.0, most).whole()
+    except errors.NotOnTape:
+        raise
+    except LLMError as error:
+        return Answer(question=number, error=type(error).__name__), None
+    usage = done.usage.completion_tokens
+    answer = Answer(question=number, first_token_s=done.first_token_s, total_s=done.total_s, tokens=usage)
+    return answer, str(done.model)
+
+
+def _numbers(rounds: int, show: Callable[[int], None]) -> Iterator[int]:
+    """The questions' numbers, round by round."""
+    for at in range(rounds * len(_QUESTIONS)):
+        show(at)
+        yield at % len(_QUESTIONS)
+    show(rounds * len(_QUESTIONS))
+
+
+def _progress(name: str, whole: int) -> Callable[[int], None]:
+    """A line that moves where a person watches, nothing where a program does."""
+
+    def show(at: int) -> None:
+        if sys.stderr.isatty():
+            end = "\r" if at < whole else "\r\033[K"
+            print(f"{name}: question {at + 1} of {whole}" if at < whole else "", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+_TITLES: Final = ("PROVIDER", "MODEL", "LOAD s", "FIRST TOKEN s", "TOKENS/s", "WHOLE s", "TOKENS", "FAILED")
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    """Medians; "-" where nothing is known."""
+
+    def number(value: float | None, places: int) -> str:
+        return "-" if value is None else f"{value:.{places}f}"
+
+    return (
+        result.provider,
+        result.model,
+        number(result.load_s, 1),
+        number(result.median("first_token_s"), 3),
+        number(result.median("tokens_per_s"), 1),
+        number(result.median("total_s"), 2),
+        number(result.median("tokens"), 0),
+        ", ".join(f"{count} {name}" for name, count in result.failures.items()) or "-",
+    )
