@@ -36,7 +36,7 @@ STOREYS = [
     ["providers"],
     ["survey", "board", "hop", "story", "course", "router"],
     ["factory"],
-    ["langchain", "model_factory", "testing", "page"],
+    ["background", "langchain", "model_factory", "testing", "page"],
     ["asking", "status", "doctor", "explain", "bench", "cli", "__main__", "__init__"],
 ]
 LEVEL = {room: at for at, storey in enumerate(STOREYS) for room in storey}

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
+from learnflow.llm.background import BACKGROUND
 from learnflow.llm.base import ServedModel
 from learnflow.llm.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, OllamaProvider
@@ -111,8 +112,9 @@ async def test_keywords_of_the_model_and_of_the_call() -> None:
     assert first.more == {"top_p": 0.5, "min_p": 0.1}
     assert (second.temperature, second.model, second.more["stop"]) == (0.9, "other", ["."])
     assert (bare.temperature, bare.max_tokens, bare.more) == (0.7, 1000, {})
-    with pytest.raises(ValidationError, match="max_retries"):
-        ChatLearnFlow(provider=provider, max_retries=2)
+    with pytest.raises(ValidationError, match="api_key") as caught:
+        ChatLearnFlow(provider=provider, api_key="SECRET")
+    assert "SECRET" not in str(caught.value)
 
 
 async def test_what_an_answer_says_of_itself() -> None:
@@ -253,6 +255,9 @@ async def test_code_that_is_not_asynchronous() -> None:
         await asyncio.to_thread(chat.invoke, "hi")
         assert server.connections == before  # kept
 
+        texts = await asyncio.gather(*(asyncio.to_thread(lambda: len(list(chat.stream("hi")))) for _ in range(16)))
+        assert set(texts) == {len(chunks)}
+
         def left() -> None:
             for _ in chat.stream("hi"):
                 break
@@ -288,6 +293,74 @@ async def test_errors_are_ours() -> None:
     with pytest.raises(errors.AnswerCut) as caught:
         _ = [chunk async for chunk in chat.astream("hi")]
     assert caught.value.partial == "It beg"
+
+
+async def test_a_call_that_would_wait_for_itself_is_an_error() -> None:
+    chat = ChatLearnFlow(provider=ScriptedProvider(["a"]))
+
+    async def inside() -> object:
+        return chat.invoke("hi")
+
+    with pytest.raises(errors.InvalidRequest, match="ainvoke"):
+        await asyncio.to_thread(BACKGROUND.wait, inside())
+
+
+UNFINISHED = """
+import threading
+from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.testing import ScriptedProvider
+ends = []
+def one():
+    chat = ChatLearnFlow(provider=ScriptedProvider(["one two three"]))
+    ends.append("".join(chunk.content for chunk in chat.stream("hi")))
+threads = [threading.Thread(target=one) for _ in range(16)]
+for each in threads: each.start()
+for each in threads: each.join()
+stream = ChatLearnFlow(provider=ScriptedProvider(["one two three"])).stream("hi")
+print(next(stream).content, len(ends), set(ends))
+"""
+
+
+async def test_a_process_ends_with_a_stream_unfinished_and_threads_share_one_loop() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", UNFINISHED]
+    ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stdout, ran.returncode) == ("one  16 {'one two three'}\n", 0), ran.stderr
+
+
+def test_a_cache_tells_models_and_addresses_apart() -> None:
+    keys = {
+        ChatLearnFlow(provider=RouterProvider(CustomProvider(f"http://localhost:{port}", model)))._get_llm_string()
+        for port, model in ((1, "a"), (1, "b"), (2, "a"))
+    }
+    assert len(keys) == 3
+
+
+async def test_tools_in_two_turns_with_langchains_own_blocks() -> None:
+    called = whole("Let me see.", tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
+    provider = ScriptedProvider([called, "3"])
+    chat = ChatLearnFlow(provider=provider, output_version="v1").bind_tools([add])
+    asked = HumanMessage("1 + 2?")
+    first = await chat.ainvoke([asked])
+    await chat.ainvoke([asked, first, ToolMessage("3", tool_call_id="call_1")])
+    told = provider.history[1].prompt[1]
+    assert told["content"] == [{"type": "text", "text": "Let me see."}]
+    assert told["tool_calls"][0]["function"]["name"] == "add"
+
+
+@pytest.mark.parametrize("content", [[{"image_url": {"url": "x"}}], [{"a": 1}]])
+async def test_parts_without_a_type(content: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match="cannot be put"):
+        await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage(content)])
+
+
+async def test_odd_tools_and_answers() -> None:
+    chat = ChatLearnFlow(provider=ScriptedProvider(["fine", "[1]"]))
+    with pytest.raises(errors.Unsupported, match="functions only"):
+        chat.bind_tools([{"type": "web_search"}])
+    assert (await chat.bind_tools([], tool_choice="auto").ainvoke("hi")).content == "fine"
+    with pytest.raises(errors.SchemaMismatch, match="no JSON object"):
+        await chat.with_structured_output(Brief).ainvoke("hi")
+    assert 1 < chat.get_num_tokens("Ein Satz.") < 10
 
 
 FORKS = """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import AtMost, errors, events, model_factory, nodes
+from learnflow.llm import AtMost, errors, events, model_factory, nodes, settings
 from learnflow.llm.model_factory import ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 
@@ -19,8 +19,10 @@ models:
     generating_content: {provider: home, model_name: "big", temperature: 0.5, max_tokens: 25000, top_p: 0.9}
     generating_questions: {provider: openai, model_name: "gpt-4.1", max_tokens: 6000, requires_structured_output: true}
     recognition_handwritten: {provider: home, model_name: "sees", max_tokens: 6000}
-    strange: {provider: nowhere, model_name: "x"}
-    needs: {provider: home, model_name: "big", requires_structured_output: true}
+"""
+STRANGE = """    strange: {provider: nowhere, model_name: "x"}
+"""
+NEEDS = """    needs: {provider: home, model_name: "big", requires_structured_output: true}
 """
 PROVIDERS = """
 providers:
@@ -37,6 +39,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "graph.yaml").write_text(GRAPH, encoding="utf-8")
     (folder / "providers.yaml").write_text(PROVIDERS, encoding="utf-8")
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-openai")
+    monkeypatch.setenv("HOME_URL", "http://localhost:1")
     monkeypatch.setattr(model_factory, "_factory", None)
     return folder
 
@@ -76,15 +79,13 @@ async def test_every_node_goes_to_the_chain_that_is_named(
         }.items():
             monkeypatch.setenv(name, value)
         initialize_model_factory()
-        for node in ("generating_content", "generating_questions", "strange", "needs", "input_processing"):
+        for node in ("generating_content", "generating_questions", "input_processing"):
             await create_model_for_node(node).ainvoke("hi")
         await create_model_for_node("recognition_handwritten").ainvoke([{"role": "user", "content": [picture]}])
         asked = [(seen.body["model"], seen.body["temperature"], seen.body["max_tokens"]) for seen in server.seen]
     assert asked == [
         ("a", 0.5, 8191),
         ("b", 0.1, 6000),
-        ("a", 0.1, 4000),
-        ("a", 0.1, 4000),
         ("b", 0.1, 4000),
         ("b", 0.1, 6000),
     ]
@@ -92,22 +93,22 @@ async def test_every_node_goes_to_the_chain_that_is_named(
     assert whys == ["max_tokens=8191 instead of 25000: there is room for no more"]
 
 
-def test_a_provider_that_is_nowhere_is_an_error() -> None:
-    initialize_model_factory()
+def test_a_provider_that_is_nowhere_is_an_error_at_the_start(configs: Path) -> None:
+    (configs / "graph.yaml").write_text(GRAPH + STRANGE, encoding="utf-8")
     with pytest.raises(errors.NotConfigured, match=r"strange wants provider 'nowhere'.*openai, home.*LLM_PROVIDER"):
-        create_model_for_node("strange")
+        initialize_model_factory()
+    with pytest.raises(errors.NotConfigured, match="no model factory"):
+        get_model_factory()
 
 
-def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME_URL", "http://localhost:1")
-    initialize_model_factory()
+def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, configs: Path) -> None:
+    (configs / "graph.yaml").write_text(GRAPH + NEEDS, encoding="utf-8")
     with pytest.raises(errors.Unsupported, match=r"needs requires structured output.*'home' has none"):
-        create_model_for_node("needs")
+        initialize_model_factory()
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_CAPABILITIES", "no-json_schema")
-    initialize_model_factory()
     with pytest.raises(errors.Unsupported, match="nobody of llamacpp has it"):
-        create_model_for_node("needs")
+        initialize_model_factory()
     monkeypatch.delenv("LLAMACPP_CAPABILITIES")
     initialize_model_factory()
     assert create_model_for_node("needs").provider.name == "llamacpp"
@@ -145,6 +146,7 @@ def test_what_learnflow_hands_over_is_used_as_it_is() -> None:
 
 def test_the_key_that_is_handed_over_is_openais_where_no_provider_is_named(configs: Path) -> None:
     (configs / "providers.yaml").unlink()
+    (configs / "graph.yaml").write_text(GRAPH.replace("provider: home", "provider: openai"), encoding="utf-8")
     factory = initialize_model_factory("key-of-openai")
     assert factory.providers_config["openai"].api_key == "key-of-openai"
     assert "key-of-openai" not in repr(factory.providers_config)
@@ -180,14 +182,29 @@ def test_files_that_cannot_be_read(configs: Path, name: str, text: str | None, s
 
 def test_a_strange_name_without_an_address(configs: Path) -> None:
     (configs / "providers.yaml").write_text("providers: {home: {name: home}}", encoding="utf-8")
-    initialize_model_factory()
     with pytest.raises(errors.NotConfigured, match=r"'home' has no base_url.*providers.yaml"):
-        create_model_for_node("generating_content")
+        initialize_model_factory()
 
 
 def test_before_it_is_made() -> None:
     with pytest.raises(errors.NotConfigured, match=r"initialize_model_factory\(\) first"):
         create_model_for_node("generating_content")
+
+
+def test_a_configuration_alone_needs_no_files(configs: Path) -> None:
+    (configs / "graph.yaml").unlink()
+    row = nodes.NamedProvider(name="ollama", supports_structured_output=True)
+    model = ModelFactory({"mine": row}).create_model(nodes.Node(provider="mine", model_name="small"))
+    assert (model.provider.name, model.model) == ("ollama", "small")
+
+
+def test_variables_of_the_files_are_spelled_as_they_are(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (configs / "providers.yaml").write_text(PROVIDERS.replace("HOME_URL", "home_url"), encoding="utf-8")
+    Path(".env").write_text("home_url=http://localhost:2\nHOME_KEY=key-of-home\nLLM_MODEL_ODD=x\n", encoding="utf-8")
+    monkeypatch.setenv("HOME_KEY", "")  # as compose sets what is not set
+    home = nodes.Files().get_providers_config()["home"]
+    assert (home.base_url, home.api_key) == ("http://localhost:2", "key-of-home")
+    assert "LLM_MODEL_ODD" in [each.name for each in settings.variables()]
 
 
 def test_without_a_plan_it_reads_the_files() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from learnflow.llm import AtMost, RouterProvider, errors, events, window
-from learnflow.llm.providers import CustomProvider, OllamaProvider, VLLMProvider
+from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer
 
 TOO_LONG = b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (9009 tokens) exceeds the available context size (2048 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",\\"n_prompt_tokens\\":9009,\\"n_ctx\\":2048}}"}'  # noqa: E501  # as Ollama 0.33 says it
@@ -273,6 +274,65 @@ async def test_a_ceiling_is_lowered_again_by_the_servers_own_count() -> None:
         server.script = [Fault("refuse", status=400, body=said.replace(b"200 input", b"600 input"))]
         with pytest.raises(errors.ContextOverflow):
             await provider.generate("word " * 100, max_tokens=AtMost(25_000))
+
+
+@pytest.mark.parametrize(
+    ("words", "sent"),
+    [
+        (b"However, you requested 612 tokens (200 in the messages, 412 in the completion)", [412, 312]),
+        (b"However, you requested about 612 tokens (200 of text input, 412 in the output)", [412, 312]),
+        (b"Whatever the words are", [412, None]),
+    ],
+)
+async def test_whatever_an_overflow_says_a_ceiling_is_no_demand(words: bytes, sent: list[int | None]) -> None:
+    said = b'{"error":{"message":"This model\'s maximum context length is 512 tokens. ' + words + b'","code":400}}'
+    served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
+    async with FaultServer("openai", tells=served) as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        server.script = [Fault("refuse", status=400, body=said)]
+        assert await provider.generate("word " * 100, max_tokens=AtMost(25_000))
+        assert await provider.generate("word " * 100, max_tokens=AtMost(50))  # that was of the other request only
+        assert [seen.body.get("max_tokens") for seen in server.seen] == [*sent, 50]
+
+
+async def test_a_resumed_answers_ceiling_knows_what_was_begun() -> None:
+    served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 400}]}}
+    text = "word " * 250
+    async with (
+        FaultServer("vllm", text, fault=Fault("cut", after=240)) as first,
+        FaultServer("vllm", text, tells=served) as second,
+    ):
+        chain = [VLLMProvider(base_url=server.base_url, model="fault-model") for server in (first, second)]
+        await RouterProvider(chain[0], chain[1:]).generate("word " * 100, max_tokens=AtMost(25_000))
+        assert second.seen[-1].body["max_tokens"] <= 400 - 100 - 230
+
+
+async def test_a_ceiling_does_not_widen_what_the_operator_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_CONTEXT", "8192")
+    async with FaultServer("ollama", tells=trained(131072)) as server:
+        await ollama(server).generate("word " * 50, max_tokens=AtMost(25_000))
+        await ollama(server).generate("word " * 50, max_tokens=25_000)
+        asked = [(seen.body["options"]["num_ctx"], seen.body["options"]["num_predict"]) for seen in server.seen]
+    assert asked == [(8192, 8142), (32768, 25_000)]
+
+
+async def test_a_schema_goes_in_words_to_whom_the_operator_says_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Number(BaseModel):
+        number: int
+
+    monkeypatch.setenv("CUSTOM_CAPABILITIES", "no-json_schema")
+    async with FaultServer("openai", '{"number": 3}') as server:
+        provider = CustomProvider(base_url=server.base_url, model="fault-model")
+        done = await provider.complete("hi", response_format=Number)
+        assert done.parsed == Number(number=3)
+        assert server.seen[0].body["response_format"] == {"type": "json_object"}
+
+
+async def test_a_cloud_is_not_even_looked_up_under_local_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    cloud = OpenRouterProvider(base_url="https://no-such-host.example/v1", model="m", api_key="k")
+    with pytest.raises(errors.NotLocal, match="LLM_PROVIDER"):
+        await RouterProvider(cloud).generate("hi")
 
 
 async def test_a_ceiling_lets_ollamas_window_grow_as_far_as_it_goes() -> None:

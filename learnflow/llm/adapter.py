@@ -74,7 +74,8 @@ class BaseProvider:
         self.engine = Engine(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r})"
+        sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
+        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r}{sees})"
 
     @property
     def name(self) -> str:

@@ -23,16 +23,18 @@ _SHOWN: Final = 300  # characters of a server's own words
 _CONTEXT = re.compile(
     r"maximum context length|exceeds the available context size|tokens to keep from the initial prompt"
     r"|longer than the (maximum )?(model )?context length|context size has been exceeded|exceeds the context length"
-    r"|input length .*exceeds|prompt is too long|max_tokens.*greater than max_model_len",
+    r"|input length .*exceeds|prompt is too long|max_tokens.*greater than max_model_len|context length is only",
     re.IGNORECASE,
 )
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
-# contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; OpenAI: "resulted in 9 tokens".
+# contains at least 9 input tokens" or "Input length (9) exceeds … length (8)", before that "you requested 10 tokens (9
+# in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
 _PROMPT_LENGTH = re.compile(
-    r"(?:request \(|contains (?:at least )?|resulted in |input length \()(\d+)\)?(?: input)?(?: tokens|\b)",
+    r"(?:request \(|contains (?:at least )?|resulted in |input length \(|tokens \(|passed )"
+    r"(\d+)\)?(?: input)?(?: tokens|\b)",
     re.IGNORECASE,
 )
-_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is |\()(\d+)", re.IGNORECASE)
+_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is (?:only )?|\()(\d+)", re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",

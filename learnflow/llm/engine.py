@@ -83,7 +83,7 @@ class Engine:
         attempt, alone = self._begun(asked, attempt)
         try:
             try:
-                model, fit = await self._prepared(asked, deadline)
+                model, fit = await self._prepared(asked, attempt, deadline)
                 goes_on = attempt.prefix is not None  # what follows is no thinking
                 closes = self._closes_only(model) and not goes_on
                 answer = Answer(asked, fit, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
@@ -129,18 +129,27 @@ class Engine:
             )
         return attempt, alone
 
-    async def _prepared(self, asked: Request, deadline: float) -> tuple[str, Fit]:
+    async def _prepared(self, asked: Request, attempt: Attempt, deadline: float) -> tuple[str, Fit]:
         """LiteLLM is loaded, the model's name is known, and the request may fit it."""
         try:
             async with asyncio.timeout_at(deadline):
+                self._stays()
                 model = await self.knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
-                fit = Fit(self.spec, self.endpoint.base, self.knowledge, asked, model)
+                fit = Fit(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
                 self._adjusted(model, await fit.before(min(QUICK_S, self.times.first_token)))
                 await _litellm.ready(self.spec)
                 return model, fit
         except TimeoutError:
             pass
         raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
+
+    def _stays(self) -> None:
+        """Under LLM_LOCAL_ONLY a cloud's address is not even looked up. Raises NotLocal."""
+        if self.times.local_only and not (self.spec.local or self.endpoint.near):
+            raise errors.NotLocal(
+                f"LLM_LOCAL_ONLY is set, and {self.spec.title} is not local; nothing was sent",
+                hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
+            )
 
     async def _place(self, stack: AsyncExitStack, attempt: Attempt, deadline: float) -> None:
         """A place among the requests that this provider takes at once; waiting counts against the deadline only."""
@@ -169,7 +178,7 @@ class Engine:
         self, asked: Request, attempt: Attempt, answer: Answer, model: str, deadline: float
     ) -> AsyncGenerator[Piece, None]:
         """What the server says. What is ours and was refused is left out, and it is asked again."""
-        variant = self._variants.get(model, Variant())
+        variant = before = self._variants.get(model) or self._first_variant()
         fit = answer.fit
         assert fit is not None  # noqa: S101  # prepared
         times = self._patient(attempt, loads=fit.loads)
@@ -184,7 +193,7 @@ class Engine:
             except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
                 refused = error
             if refused is None:
-                self._variants[model] = variant
+                self._variants[model] = asked.lasting(variant, before)
                 fit.held()
                 break
             if answer.listening.began:
@@ -198,6 +207,11 @@ class Engine:
             self._adjusted(model, why)
         if refused:
             raise refused
+
+    def _first_variant(self) -> Variant:
+        """How it is put before anything was refused: a schema in words, where the operator says that it knows none."""
+        none = self.knowledge.stated.get("json_schema") is False
+        return Variant(rung=1 if none and len(self.spec.structured) > 1 else 0)
 
     def _patient(self, attempt: Attempt, *, loads: bool) -> Times:
         """The budgets of this attempt: a model that has yet to be loaded has its own, and others may want a share."""

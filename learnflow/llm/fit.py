@@ -10,7 +10,7 @@ import asyncio
 from typing import Final
 
 from . import errors, prices, window
-from .base import Usage
+from .base import DEFAULT_MAX_TOKENS, Usage
 from .errors import LLMError
 from .knowledge import Knowledge
 from .known import Model
@@ -27,13 +27,16 @@ _NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gat
 
 
 class Fit:
-    """One request and one model; ``loads``: the server has yet to load it."""
+    """One request and one model; ``begun`` is an answer that it continues; ``loads``: the server has yet to load it."""
 
-    def __init__(self, spec: ProviderSpec, base: str, knowledge: Knowledge, asked: Request, model: str) -> None:
+    def __init__(
+        self, spec: ProviderSpec, base: str, knowledge: Knowledge, asked: Request, model: str, begun: str = ""
+    ) -> None:
         self._spec = spec
         self._base = base
         self._knowledge = knowledge
         self._asked = asked
+        self._texts = [*asked.texts, begun] if begun else asked.texts
         self._model = model
         self._window: window.Window | None = None
         self._sent: int | None = None
@@ -79,7 +82,7 @@ class Fit:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         can = self._knowledge.capabilities(self._model)
         wide = None if self._asked.own_window else self._window.size if self._window else can["context_served"]
-        left = (wide or 0) - window.at_least(self._asked.texts)
+        left = (wide or 0) - window.at_least(self._texts)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
 
     def _lowered(self, most: int | None) -> str | None:
@@ -103,7 +106,7 @@ class Fit:
         own.size = own.size or stated or model.window
         if own.limit and stated:
             own.limit = max(own.limit, stated)
-        least = window.at_least(self._asked.texts)
+        least = window.at_least(self._texts)
         if own.limit and least > own.limit:
             raise _overflow(f"the prompt has at least {least} tokens, the model takes {own.limit}", least, own.limit)
         before = own.size
@@ -155,10 +158,13 @@ class Fit:
     @property
     def _about(self) -> int:
         """Tokens of the prompt, estimated high."""
-        return window.at_most(self._asked.texts, self._asked.images, len(self._asked.messages))
+        return window.at_most(self._texts, self._asked.images, len(self._asked.messages))
 
     def _need(self, prompt: int) -> int:
-        return prompt + int(self._asked.sampling.get("max_tokens", 0))
+        most = int(self._asked.sampling.get("max_tokens", 0))
+        if self._asked.ceiling and self._knowledge.stated.get("context_served"):
+            most = min(most, DEFAULT_MAX_TOKENS)  # a ceiling does not widen what the operator stated
+        return prompt + most
 
     def _told(self, before: int | None) -> str:
         size = self._window.size if self._window else None

@@ -6,13 +6,9 @@ LearnFlow's factory makes them, and whoever uses LangChain or LangGraph; needs t
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from functools import cache
-from typing import Any, Final, Literal, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -27,12 +23,12 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from . import structured
+from . import structured, window
+from .background import BACKGROUND
 from .base import AtMost, Completion, LLMProvider, Reasoning, Usage
-from .errors import InvalidRequest, SchemaMismatch
+from .errors import InvalidRequest, SchemaMismatch, Unsupported
 from .factory import get_provider
 
-_T = TypeVar("_T")
 _ASKED: Final = (
     "model",
     "temperature",
@@ -46,12 +42,12 @@ _ASKED: Final = (
     "reasoning",
 )
 _PARTS: Final = ("text", "image_url", "input_audio", "file")
-_THOUGHT: Final = ("thinking", "reasoning")  # is not told again
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 class ChatLearnFlow(BaseChatModel):
-    """A chat model that is answered by a provider, or by a router over several. Every error is an ``LLMError``.
+    """A chat model that is answered by a provider, or by a router over several. Every error of
+    an answer is an ``LLMError``.
 
     An answer's ``response_metadata`` says ``finish_reason``, ``model_name``, ``provider``, ``attempts``, ``resumed``,
     ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). With tools or a schema it comes in one piece,
@@ -66,7 +62,9 @@ class ChatLearnFlow(BaseChatModel):
         streaming: ask for a stream, whoever asks; for callbacks that want tokens.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=()
+    )
 
     provider: LLMProvider = Field(default_factory=get_provider, exclude=True)
     model: str | None = None
@@ -98,12 +96,17 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"provider": self.provider.name, **self._asked(None, {})}
+        return {"provider": repr(self.provider), **self._asked(None, {})}  # a cache's key: it must name the models
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         told = super()._get_ls_params(stop=stop, **kwargs)
-        model = kwargs.get("model") or self.model
-        return {**told, "ls_provider": self.provider.name, "ls_model_name": model or self.provider.name}
+        first = next(iter(getattr(self.provider, "providers", [self.provider])), self.provider)
+        model = kwargs.get("model") or self.model or getattr(first, "model", None) or self.provider.name
+        return {**told, "ls_provider": self.provider.name, "ls_model_name": model}
+
+    def get_num_tokens(self, text: str) -> int:
+        """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
+        return window.at_most([text], 0, 0)
 
     def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
         """The keywords for the provider; a call's own win."""
@@ -153,7 +156,7 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
         **kwargs: Any,
     ) -> ChatResult:
-        return _wait(self._agenerate(messages, stop, **kwargs))
+        return BACKGROUND.wait(self._agenerate(messages, stop, **kwargs))
 
     def _stream(
         self,
@@ -162,16 +165,8 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunks = self._astream(messages, stop, **kwargs)
-
-        async def after() -> ChatGenerationChunk | None:
-            return await anext(chunks, None)
-
-        try:
-            while chunk := _wait(after()):
-                yield chunk
-        finally:
-            _wait(chunks.aclose())  # type: ignore[attr-defined]  # it is a generator
+        chunks = cast(AsyncGenerator[ChatGenerationChunk, None], self._astream(messages, stop, **kwargs))
+        yield from BACKGROUND.pieces(chunks)
 
     def bind_tools(
         self,
@@ -190,8 +185,10 @@ class ChatLearnFlow(BaseChatModel):
             kwargs: keywords of ``generate``.
         """
         put = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        if not all("function" in tool for tool in put):
+            raise Unsupported("a tool that a provider has built in is not for all of them", hint="Give functions only")
         names = [tool["function"]["name"] for tool in put]
-        return self.bind(tools=put, tool_choice=_choice(tool_choice, names), **kwargs)
+        return self.bind(tools=put, tool_choice=_choice(tool_choice, names) if put else None, **kwargs)
 
     def with_structured_output(
         self,
@@ -209,11 +206,12 @@ class ChatLearnFlow(BaseChatModel):
             include_raw: answer ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
             method: "json_schema", which falls back by itself where the model refuses it; "json_mode": any JSON is
                 asked for; "function_calling": by a tool.
-            strict: ask for answers that fit exactly, where the server can; a pydantic class does by itself.
+            strict: of schemas that are no pydantic class: ask for answers that fit exactly, where the server can.
             kwargs: keywords of ``generate``.
 
         Raises (when asked):
-            SchemaMismatch: nobody's answer fits the schema, and ``include_raw`` is not set.
+            SchemaMismatch: nobody's answer fits, and ``include_raw`` is not set. Only of a pydantic class (with
+                "json_schema") every provider's answer is checked; of others that it is a JSON object.
         """
         if method not in _METHODS:
             raise InvalidRequest(f"method= is none of {', '.join(_METHODS)}")
@@ -237,18 +235,19 @@ def _put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     """OpenAI-style messages. Raises InvalidRequest where a message holds what nobody can be told."""
     try:
         put: list[dict[str, Any]] = convert_to_openai_messages(messages)
-    except (ValueError, TypeError):  # its words hold the content
+    except (ValueError, TypeError, KeyError):  # its words hold the content
         put = []
+    fits = bool(put)
     for message in put:
         if isinstance(message["content"], list):
-            kept = [part for part in message["content"] if part.get("type") not in _THOUGHT]
+            kept = [part for part in message["content"] if part.get("type") in _PARTS]
+            # of an answer its thoughts are not told again, and its tool calls stand elsewhere
+            fits = fits and (message["role"] == "assistant" or len(kept) == len(message["content"]))
             message["content"] = kept or ""
-            if any(part.get("type") not in _PARTS for part in kept):
-                put = []
-    if not put:
+    if not fits:
         raise InvalidRequest(
             "a message cannot be put as OpenAI's",
-            hint="Content is text, or a list of text and image parts, in the form of OpenAI, Anthropic or LangChain",
+            hint="Content is text, or a list of text and image parts, in the form of OpenAI or LangChain",
         )
     return put
 
@@ -308,7 +307,7 @@ def _choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any
 
 def _format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
     """``response_format=`` for what LangChain takes as a schema; a pydantic class is asked for strictly by itself."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel) and strict is not False:
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     body = convert_to_json_schema(schema)
     exact = {} if strict is None else {"strict": strict}
@@ -322,6 +321,8 @@ def _parsed(schema: Any, message: AIMessage) -> Any:
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return structured.parsed(schema, text, finish)
     value = structured.value(text, finish)
+    if not isinstance(value, dict):
+        raise SchemaMismatch("the answer is no JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
     if parse is None:
         return value
@@ -367,25 +368,3 @@ def _with_raw(
             return failed(error)
 
     return RunnableLambda(whole, awhole)
-
-
-def _wait(work: Coroutine[Any, Any, _T]) -> _T:
-    """The outcome, for code that is not asynchronous; connections live on between such calls."""
-    under_way = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return under_way.result()
-    except BaseException:  # Ctrl-C: the server must stop, too
-        under_way.cancel()
-        raise
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """An event loop in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="learnflow-llm", daemon=True).start()
-    return loop
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loop.cache_clear)  # the thread stays behind

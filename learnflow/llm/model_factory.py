@@ -80,6 +80,8 @@ class ModelFactory:
 
     def _node_of(self, config: Any) -> str:
         """The name that this configuration stands under: LearnFlow's guard gives none."""
+        if self._plan is None:
+            return "default"
         nodes = self.plan.get_full_config().models.nodes
         return next((name for name, each in nodes.items() if each is config), "default")
 
@@ -112,20 +114,26 @@ class ModelFactory:
 
 
 def initialize_model_factory(api_key: str | None = None, config_manager: Plan | None = None) -> ModelFactory:
-    """Make the factory that the other functions use.
+    """Make the factory that the other functions use, and see that every node has a model.
+
+    Now, because LearnFlow only warns, and goes on without its guard, where the guard's model cannot be made later.
 
     Args:
         api_key: OpenAI's, for where ``providers.yaml`` names nobody.
         config_manager: LearnFlow's; the files in ``configs/`` where None.
 
     Raises:
-        NotConfigured: a file or a variable that cannot be read.
+        NotConfigured: a file or a variable that cannot be read, or a node's provider that is none.
+        Unsupported: a node requires structured output, and its provider has none.
     """
     global _factory  # noqa: PLW0603  # as LearnFlow has it
     plan = config_manager or Files()
     openai = NamedProvider(name="openai", api_key=api_key, supports_structured_output=True)
-    _factory = ModelFactory(plan.get_providers_config() or {openai.name: openai}, plan)
-    return _factory
+    factory = ModelFactory(plan.get_providers_config() or {openai.name: openai}, plan)
+    for node in plan.get_full_config().models.nodes:
+        factory.create_model_for_node(node)
+    _factory = factory
+    return factory
 
 
 def get_model_factory() -> ModelFactory:

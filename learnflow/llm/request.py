@@ -6,6 +6,7 @@ The adapter makes one for each call.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from . import structured
 from .base import AtMost, Prompt, may_be_left_out
-from .errors import CapabilityError, InvalidRequest, LLMError, RequestError, Unsupported
+from .errors import CapabilityError, ContextOverflow, InvalidRequest, LLMError, RequestError, Unsupported
 from .keywords import rows
 from .specs import ProviderSpec
 
@@ -173,6 +174,9 @@ class Request:
         ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
         named = "max_tokens" if error.param == "max_completion_tokens" else error.param
         at_fault = {named} if named else {name for name in ours if name in said and _REFUSES.search(said)}
+        overflow = isinstance(error, ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
+        if self.ceiling and (overflow or "max_tokens" in said):
+            at_fault.add("max_tokens")  # a ceiling is no demand, whatever the words are
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
@@ -180,6 +184,12 @@ class Request:
         if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
             return replace(variant, rung=variant.rung + 1), f"the schema as {self.spec.structured[variant.rung + 1]}"
         return None
+
+    def lasting(self, variant: Variant, before: Variant) -> Variant:
+        """What of this variant is true of the next request, too: not that this one's ceiling was too high."""
+        if self.ceiling is None:
+            return variant
+        return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
         """What the row adds to the body for ``reasoning=``."""

@@ -108,9 +108,11 @@ def node_model(node: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Every variable, for LearnFlow's YAML files, which ask for any; the process's environment wins over the files."""
-    files = {**_file(".env.local"), **_file(".env")}
-    return {name: value for name, value in {**files, **os.environ}.items() if value is not None}
+    """Every variable that is not empty, for LearnFlow's YAML files, which ask for any; the process's own wins."""
+    found: dict[str, str] = {}
+    for place in (_raw(".env.local"), _raw(".env"), os.environ):
+        found |= {name: value for name, value in place.items() if value}
+    return found
 
 
 class _NodeSettings(BaseSettings):
@@ -188,6 +190,7 @@ def variables() -> list[Variable]:
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     for spec in SPECS.values():
         settings += spec.variables
+    settings += sorted({(name,) for held in holds.values() for name in held if name.startswith("LLM_MODEL_")})
     found: list[Variable] = []
     for names in settings:
         used: str | None = None
@@ -204,7 +207,11 @@ def _upper(holds: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def _file(name: str) -> dict[str, str | None]:
+    return _upper(_raw(name))
+
+
+def _raw(name: str) -> Mapping[str, str | None]:
     try:
-        return _upper(dotenv_values(name, encoding="utf-8"))
+        return dotenv_values(name, encoding="utf-8")
     except (OSError, UnicodeError):
         return {}
