@@ -22,7 +22,7 @@ _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin-bottom: 0; } p, td.dim { color: var(--dim); } svg { width: 100%; height: auto; }
 rect { fill: var(--bar); } text { fill: currentColor; font: 14px system-ui, sans-serif; }
-table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
+table { border-collapse: collapse; margin-top: 2rem; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
 """
 _LEFT, _WIDTH, _ROW = 300, 900, 30
 
