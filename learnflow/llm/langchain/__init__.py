@@ -6,7 +6,6 @@ LearnFlow's factory makes them, and whoever uses LangChain or LangGraph; needs t
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
@@ -15,19 +14,19 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
-from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field, field_validator
 
-from . import structured, window
-from .background import BACKGROUND
-from .base import AtMost, Completion, LLMProvider, Reasoning, Usage
-from .errors import InvalidRequest, SchemaMismatch, Unsupported
-from .factory import get_provider
+from .. import window
+from ..background import BACKGROUND
+from ..base import AtMost, LLMProvider, Reasoning
+from ..errors import InvalidRequest, Unsupported
+from ..factory import get_provider
+from . import messages as put
+from . import schemas
 
 _ASKED: Final = (
     "model",
@@ -41,13 +40,11 @@ _ASKED: Final = (
     "presence_penalty",
     "reasoning",
 )
-_PARTS: Final = ("text", "image_url", "input_audio", "file")
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 class ChatLearnFlow(BaseChatModel):
-    """A chat model that is answered by a provider, or by a router over several. Every error of
-    an answer is an ``LLMError``.
+    """A chat model that is answered by a provider, or by a router over several; every error in it is an ``LLMError``.
 
     An answer's ``response_metadata`` says ``finish_reason``, ``model_name``, ``provider``, ``attempts``, ``resumed``,
     ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). With tools or a schema it comes in one piece,
@@ -122,11 +119,11 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
         **kwargs: Any,
     ) -> ChatResult:
-        done = await self.provider.complete(_put(messages), **self._asked(stop, kwargs))
+        done = await self.provider.complete(put.put(messages), **self._asked(stop, kwargs))
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
-        message = AIMessage(content=done.text, tool_calls=calls, **_told(done))
+        message = AIMessage(content=done.text, tool_calls=calls, **put.told(done))
         return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": str(done.model)})
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
@@ -142,12 +139,12 @@ class ChatLearnFlow(BaseChatModel):
         asked = self._asked(stop, kwargs)
         if asked.get("tools") or asked.get("response_format"):  # broken in the middle, they could not be continued
             whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
-            yield ChatGenerationChunk(message=_as_chunk(cast(AIMessage, whole)))
+            yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
             return
-        async with self.provider.stream(_put(messages), **asked) as answer:
+        async with self.provider.stream(put.put(messages), **asked) as answer:
             async for piece in answer:
                 yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        yield ChatGenerationChunk(message=AIMessageChunk(content="", **_told(answer.completion)))
+        yield ChatGenerationChunk(message=AIMessageChunk(content="", **put.told(answer.completion)))
 
     def _generate(
         self,
@@ -188,7 +185,7 @@ class ChatLearnFlow(BaseChatModel):
         if not all("function" in tool for tool in put):
             raise Unsupported("a tool that a provider has built in is not for all of them", hint="Give functions only")
         names = [tool["function"]["name"] for tool in put]
-        return self.bind(tools=put, tool_choice=_choice(tool_choice, names) if put else None, **kwargs)
+        return self.bind(tools=put, tool_choice=schemas.choice(tool_choice, names) if put else None, **kwargs)
 
     def with_structured_output(
         self,
@@ -222,149 +219,10 @@ class ChatLearnFlow(BaseChatModel):
                 [schema], tool_choice=name, strict=strict, ls_structured_output_format=how, **kwargs
             )
         else:
-            wanted = {"type": "json_object"} if method == "json_mode" else _format(schema, strict)
+            wanted = {"type": "json_object"} if method == "json_mode" else schemas.wanted(schema, strict)
             model = self.bind(response_format=wanted, ls_structured_output_format=how, **kwargs)
 
         def read(message: AIMessage) -> Any:
-            return _parsed(schema, message)
+            return schemas.parsed(schema, message)
 
-        return _with_raw(model, read) if include_raw else model | RunnableLambda(read)
-
-
-def _put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
-    """OpenAI-style messages. Raises InvalidRequest where a message holds what nobody can be told."""
-    try:
-        put: list[dict[str, Any]] = convert_to_openai_messages(messages)
-    except (ValueError, TypeError, KeyError):  # its words hold the content
-        put = []
-    fits = bool(put)
-    for message in put:
-        if isinstance(message["content"], list):
-            kept = [part for part in message["content"] if part.get("type") in _PARTS]
-            # of an answer its thoughts are not told again, and its tool calls stand elsewhere
-            fits = fits and (message["role"] == "assistant" or len(kept) == len(message["content"]))
-            message["content"] = kept or ""
-    if not fits:
-        raise InvalidRequest(
-            "a message cannot be put as OpenAI's",
-            hint="Content is text, or a list of text and image parts, in the form of OpenAI or LangChain",
-        )
-    return put
-
-
-def _told(done: Completion) -> dict[str, Any]:
-    """What a message says beside its text."""
-    known = {
-        "finish_reason": done.finish,
-        "model_name": str(done.model),
-        "provider": done.provider,
-        "attempts": done.attempts,
-        "resumed": done.resumed,
-        "cost": done.cost,
-        "first_token_s": done.first_token_s,
-        "total_s": done.total_s,
-    }
-    return {
-        "response_metadata": {name: value for name, value in known.items() if value is not None},
-        "usage_metadata": _usage(done.usage),
-        "additional_kwargs": {"reasoning_content": done.reasoning} if done.reasoning else {},
-    }
-
-
-def _usage(usage: Usage) -> UsageMetadata | None:
-    """Tokens in LangChain's words; None where they were not counted."""
-    read, written = usage.prompt_tokens, usage.completion_tokens
-    if read is None or written is None:
-        return None
-    told = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=usage.total_tokens or read + written)
-    if usage.cached_tokens is not None:
-        told["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
-    if usage.reasoning_tokens is not None:
-        told["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
-    return told
-
-
-def _as_chunk(message: AIMessage) -> AIMessageChunk:
-    return AIMessageChunk(
-        content=message.content,
-        tool_calls=message.tool_calls,
-        usage_metadata=message.usage_metadata,
-        response_metadata=message.response_metadata,
-        additional_kwargs=message.additional_kwargs,
-    )
-
-
-def _choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
-    """OpenAI's ``tool_choice`` for LangChain's. Raises InvalidRequest where no tool has that name."""
-    if choice in (True, "any", "required"):
-        return "required"
-    if not choice or choice in ("auto", "none") or isinstance(choice, dict):
-        return choice or None
-    if choice not in names:
-        raise InvalidRequest("tool_choice= names none of the tools", hint=f"They are {', '.join(names)}")
-    return {"type": "function", "function": {"name": choice}}
-
-
-def _format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
-    """``response_format=`` for what LangChain takes as a schema; a pydantic class is asked for strictly by itself."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return schema
-    body = convert_to_json_schema(schema)
-    exact = {} if strict is None else {"strict": strict}
-    return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **exact}}
-
-
-def _parsed(schema: Any, message: AIMessage) -> Any:
-    """What the message says, as an instance or a dict. Raises SchemaMismatch."""
-    finish = message.response_metadata.get("finish_reason", "stop")
-    text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return structured.parsed(schema, text, finish)
-    value = structured.value(text, finish)
-    if not isinstance(value, dict):
-        raise SchemaMismatch("the answer is no JSON object")
-    parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
-    if parse is None:
-        return value
-    try:
-        return parse(value)
-    except ValueError:
-        pass
-    raise SchemaMismatch(f"the answer does not fit {schema.__name__}")
-
-
-def _text(message: AIMessage) -> str:
-    """What it says; with ``output_version="v1"`` the content is a list of blocks."""
-    blocks = [message.content] if isinstance(message.content, str) else message.content
-    return "".join(block if isinstance(block, str) else block.get("text", "") for block in blocks)
-
-
-def _with_raw(
-    model: Runnable[LanguageModelInput, AIMessage], read: Callable[[AIMessage], Any]
-) -> Runnable[LanguageModelInput, dict[str, Any]]:
-    """The answer together with what was made of it, even where nothing could be."""
-
-    def told(message: AIMessage) -> dict[str, Any]:
-        try:
-            return {"raw": message, "parsed": read(message), "parsing_error": None}
-        except SchemaMismatch as error:
-            return {"raw": message, "parsed": None, "parsing_error": error}
-
-    def failed(error: SchemaMismatch) -> dict[str, Any]:
-        metadata = {"provider": error.provider, "model_name": error.model}
-        raw = AIMessage(content=error.partial, response_metadata=metadata)
-        return {"raw": raw, "parsed": None, "parsing_error": error}
-
-    def whole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            return told(model.invoke(given, config))
-        except SchemaMismatch as error:
-            return failed(error)
-
-    async def awhole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            return told(await model.ainvoke(given, config))
-        except SchemaMismatch as error:
-            return failed(error)
-
-    return RunnableLambda(whole, awhole)
+        return schemas.with_raw(model, read) if include_raw else model | RunnableLambda(read)

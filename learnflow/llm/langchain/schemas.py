@@ -1,0 +1,96 @@
+"""LangChain's schemas and tool choices: put for a provider, and answers read by them.
+
+Must never ask a provider but through the model that it is given.
+Only ``ChatLearnFlow`` uses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import BaseModel
+
+from .. import structured
+from ..errors import InvalidRequest, SchemaMismatch
+
+
+def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
+    """OpenAI's ``tool_choice`` for LangChain's. Raises InvalidRequest where no tool has that name."""
+    if choice in (True, "any", "required"):
+        return "required"
+    if not choice or choice in ("auto", "none") or isinstance(choice, dict):
+        return choice or None
+    if choice not in names:
+        raise InvalidRequest("tool_choice= names none of the tools", hint=f"They are {', '.join(names)}")
+    return {"type": "function", "function": {"name": choice}}
+
+
+def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
+    """``response_format=`` for what LangChain takes as a schema; a pydantic class is asked for strictly by itself."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema
+    body = convert_to_json_schema(schema)
+    exact = {} if strict is None else {"strict": strict}
+    return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **exact}}
+
+
+def parsed(schema: Any, message: AIMessage) -> Any:
+    """What the message says, as an instance or a dict. Raises SchemaMismatch."""
+    finish = message.response_metadata.get("finish_reason", "stop")
+    text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return structured.parsed(schema, text, finish)
+    value = structured.value(text, finish)
+    if not isinstance(value, dict):
+        raise SchemaMismatch("the answer is no JSON object")
+    parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
+    if parse is None:
+        return value
+    try:
+        return parse(value)
+    except ValueError:
+        pass
+    raise SchemaMismatch(f"the answer does not fit {schema.__name__}")
+
+
+def _text(message: AIMessage) -> str:
+    """What it says; with ``output_version="v1"`` the content is a list of blocks."""
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    return "".join(block if isinstance(block, str) else block.get("text", "") for block in blocks)
+
+
+def with_raw(
+    model: Runnable[LanguageModelInput, AIMessage], read: Callable[[AIMessage], Any]
+) -> Runnable[LanguageModelInput, dict[str, Any]]:
+    """The answer together with what was made of it, even where nothing could be."""
+
+    def told(message: AIMessage) -> dict[str, Any]:
+        try:
+            return {"raw": message, "parsed": read(message), "parsing_error": None}
+        except SchemaMismatch as error:
+            return {"raw": message, "parsed": None, "parsing_error": error}
+
+    def failed(error: SchemaMismatch) -> dict[str, Any]:
+        metadata = {"provider": error.provider, "model_name": error.model}
+        raw = AIMessage(content=error.partial, response_metadata=metadata)
+        return {"raw": raw, "parsed": None, "parsing_error": error}
+
+    def whole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return told(model.invoke(given, config))
+        except SchemaMismatch as error:
+            return failed(error)
+
+    async def awhole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return told(await model.ainvoke(given, config))
+        except SchemaMismatch as error:
+            return failed(error)
+
+    return RunnableLambda(whole, awhole)
