@@ -12,7 +12,7 @@ import yaml
 from learnflow.llm.specs import SPECS
 
 ROOT = Path(__file__).parents[1]
-LEARNFLOWS_PORTS = {8000, 8001, 8002, 3001, 5432}
+LEARNFLOWS_PORTS = {8000, 8001, 8002, 3000, 3001, 5432}
 LEARNFLOWS_SERVICES = {"learnflow", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres", "redis"}
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
 
@@ -44,6 +44,7 @@ def test_nothing_starts_without_a_profile() -> None:
         "vllm",
         "gateway",
         "demo",
+        "monitoring",
     }
 
 
@@ -123,6 +124,24 @@ def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
         r"^COPY ([^-].*) \S+$", (ROOT / "compose/demo/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert {name for line in copied for name in line.split()} <= {name[1:] for name in ignored if name.startswith("!")}
+
+
+def test_who_watches_is_on_this_machine_and_asks_nobody_outside() -> None:
+    """And Grafana has no account that a password could belong to."""
+    prometheus, grafana = SERVICES["prometheus"], SERVICES["grafana"]
+    said = grafana["environment"]
+    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == said["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert "PASSWORD" not in str(said)
+    assert {said[f"GF_{name}"] for name in ("ANALYTICS_REPORTING_ENABLED", "ANALYTICS_CHECK_FOR_UPDATES")} == {"false"}
+    assert said["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
+    for volume in [*prometheus["volumes"], *grafana["volumes"]]:
+        here, _, rest = volume.partition(":")
+        assert here in MAIN["volumes"] or ((ROOT / here).exists() and rest.endswith(":ro")), volume
+    (job,) = load("compose/monitoring/prometheus.yml")["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["host.docker.internal:9464"]}]
+    assert prometheus["extra_hosts"] == ["host.docker.internal:host-gateway"]
+    assert {named["port"] for named in job["dns_sd_configs"]} == {9464}
 
 
 def test_the_models_checksum_is_one() -> None:

@@ -1,0 +1,128 @@
+"""The dashboard that Grafana is given, as far as it can be seen without one (tests/live asks a real Prometheus)."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+MONITORING = ROOT / "compose/monitoring"
+DASHBOARD: dict[str, Any] = json.loads(
+    (MONITORING / "grafana/dashboards/learnflow-llm.json").read_text(encoding="utf-8")
+)
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+TITLES = [panel["title"] for panel in PANELS]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+# Names, and their labels: what the exporter counts.
+METRICS = {
+    "requests_total": {"provider", "model", "outcome"},
+    "request_seconds": {"provider", "model"},
+    "first_token_seconds": {"provider", "model"},
+    "tokens_total": {"provider", "model", "direction"},
+    "cost_dollars_total": {"provider", "model"},
+    "failovers_total": {"from", "to", "reason"},
+    "switch_seconds": {"from", "to"},
+    "resumes_total": {"provider", "outcome"},
+    "configuration_errors_total": {"provider", "error"},
+    "health_checks_total": {"provider", "state"},
+    "breaker_open": {"provider", "model"},
+    "requests_in_flight": {"provider"},
+    "queue_seconds": {"provider"},
+}
+SECONDS = {name for name in METRICS if name.endswith("_seconds")}
+
+
+def named(text: str) -> set[str]:
+    """The metrics that a query asks for; of a histogram its parts."""
+    found = set(re.findall(r"learnflow_llm_(\w+)", text))
+    parts = {name: re.sub(r"_(bucket|count|sum)$", "", name) for name in found}
+    for part, name in parts.items():
+        assert (part != name) == (name in SECONDS), part
+    return set(parts.values())
+
+
+def expressions(title: str) -> str:
+    return " ".join(target["expr"] for panel in PANELS if panel["title"] == title for target in panel["targets"])
+
+
+def test_all_that_is_counted_is_shown_and_nothing_else() -> None:
+    assert named(" ".join(EXPRESSIONS)) == set(METRICS)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_queries_ask_for_labels_that_are_there(expression: str) -> None:
+    has = set.intersection(*(METRICS[name] for name in named(expression)))
+    for name, selector in re.findall(r"learnflow_llm_(\w+)\{([^}]*)\}", expression):
+        asked = set(re.findall(r"(\w+)[!=]~?\"", selector))
+        assert asked <= METRICS[re.sub(r"_(bucket|count|sum)$", "", name)], name
+        assert asked & {"provider", "from"}, "the dashboard's variable chooses"
+    for labels in re.findall(r"by \(([^)]*)\)", expression):
+        assert set(labels.split(", ")) <= has | {"le"}
+    assert expression.count("(") == expression.count(")")
+
+
+@pytest.mark.parametrize(
+    ("title", "metric"),
+    [
+        ("Providers in use", "requests_total"),
+        ("Time of switching", "switch_seconds"),
+        ("Failovers by reason", "failovers_total"),
+        ("Success of health checks", "health_checks_total"),
+        ("First token", "first_token_seconds"),
+        ("Whole answer", "request_seconds"),
+        ("Breakers", "breaker_open"),
+    ],
+)
+def test_the_seeds_measures_are_there(title: str, metric: str) -> None:
+    assert TITLES.count(title) == 1
+    assert named(expressions(title)) == {metric}
+
+
+@pytest.mark.parametrize("title", ["Time of switching", "First token", "Whole answer", "Waiting for a place"])
+def test_times_are_shown_as_the_usual_and_the_slow(title: str) -> None:
+    assert re.findall(r"histogram_quantile\((0\.\d+)", expressions(title)) == ["0.5", "0.95"]
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=TITLES)
+def test_every_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    for target in panel["targets"]:
+        assert target["datasource"]["uid"] == panel["datasource"]["uid"]
+        assert target["instant"] != target["range"]
+        # over all that is shown, or over the moment: never the one where the other is drawn
+        assert ("$__range" in target["expr"]) <= target["instant"]
+
+
+def test_panels_have_their_own_place_and_number() -> None:
+    every = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    assert len(set(TITLES)) == len(TITLES)
+    for one, other in combinations([panel["gridPos"] for panel in every], 2):
+        apart = (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        )
+        assert apart, (one, other)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in every)
+
+
+def test_grafana_finds_the_data_source_and_the_dashboard() -> None:
+    provisioning = MONITORING / "grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    (folder,) = yaml.safe_load((provisioning / "dashboards/learnflow.yml").read_text(encoding="utf-8"))["providers"]
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert {panel["datasource"]["uid"] for panel in [*PANELS, variable]} == {source["uid"]}
+    said = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["grafana"]
+    assert f"./compose/monitoring/grafana/dashboards:{folder['options']['path']}:ro" in said["volumes"]
+    asked = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
+    assert source["jsonData"]["timeInterval"] == asked["global"]["scrape_interval"]
