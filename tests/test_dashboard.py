@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
+
+from learnflow.llm.sinks.prometheus import Metrics
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "compose/monitoring"
@@ -21,19 +24,7 @@ TITLES = [panel["title"] for panel in PANELS]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # Names, and their labels: what the exporter counts.
 METRICS = {
-    "requests_total": {"provider", "model", "outcome"},
-    "request_seconds": {"provider", "model"},
-    "first_token_seconds": {"provider", "model"},
-    "tokens_total": {"provider", "model", "direction"},
-    "cost_dollars_total": {"provider", "model"},
-    "failovers_total": {"from", "to", "reason"},
-    "switch_seconds": {"from", "to"},
-    "resumes_total": {"provider", "outcome"},
-    "configuration_errors_total": {"provider", "error"},
-    "health_checks_total": {"provider", "state"},
-    "breaker_open": {"provider", "model"},
-    "requests_in_flight": {"provider"},
-    "queue_seconds": {"provider"},
+    name.removeprefix("learnflow_llm_"): set(labels) for name, labels in Metrics(CollectorRegistry()).names.items()
 }
 SECONDS = {name for name in METRICS if name.endswith("_seconds")}
 

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     llm_local_only: bool = False
     llm_log_content: bool = False
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
-    llm_metrics_host: str = "127.0.0.1"
+    llm_metrics_host: str | None = None
     llm_opentelemetry: bool = False
     otel_instrumentation_genai_capture_message_content: str | None = None
     llm_replay: Path | None = None

@@ -9,13 +9,15 @@ from __future__ import annotations
 from functools import cache
 
 from .. import log
-from ..settings import Settings
+from ..settings import Settings, in_container
 
 
 def attach(common: Settings) -> None:
     """Attach what ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY`` ask for, once in a process."""
     if common.llm_metrics_port:
-        _metrics(common.llm_metrics_host, common.llm_metrics_port)
+        # a container has a network of its own, and is watched from outside
+        usual = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
+        _metrics(common.llm_metrics_host or usual, common.llm_metrics_port)
     if common.llm_opentelemetry:
         _opentelemetry()
 

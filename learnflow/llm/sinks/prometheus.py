@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from .. import events
 from ..events import Event
 
+_PREFIX: Final = "learnflow_llm_"
 _MODELS: Final = 50  # of a provider
 _PROVIDERS: Final = 30
 _QUICK: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _SLOW: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+_M = TypeVar("_M", Counter, Gauge, Histogram)
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
@@ -44,21 +47,21 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.collectors: list[Counter | Gauge | Histogram] = []
+        self.names: dict[str, tuple[str, ...]] = {}  # with their labels
+
+        def kept(made: _M, name: str, labels: tuple[str, ...]) -> _M:
+            self.collectors.append(made)
+            self.names[f"{_PREFIX}{name}"] = labels
+            return made
 
         def counter(name: str, says: str, *labels: str) -> Counter:
-            made = Counter(f"learnflow_llm_{name}", says, labels, registry=registry)
-            self.collectors.append(made)
-            return made
+            return kept(Counter(_PREFIX + name, says, labels, registry=registry), name, labels)
 
         def gauge(name: str, says: str, *labels: str) -> Gauge:
-            made = Gauge(f"learnflow_llm_{name}", says, labels, registry=registry)
-            self.collectors.append(made)
-            return made
+            return kept(Gauge(_PREFIX + name, says, labels, registry=registry), name, labels)
 
         def histogram(name: str, says: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            made = Histogram(f"learnflow_llm_{name}", says, labels, registry=registry, buckets=buckets)
-            self.collectors.append(made)
-            return made
+            return kept(Histogram(_PREFIX + name, says, labels, registry=registry, buckets=buckets), name, labels)
 
         one = ("provider", "model")
         self._requests = counter("requests_total", "Attempts at a provider, by how they ended.", *one, "outcome")
