@@ -33,6 +33,11 @@ def serve(pipe: Connection, chunks: int) -> None:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError:
                 break
+            if b"/chat" not in head:  # Ollama is asked about itself, once
+                if b"content-length: " in head.lower():
+                    await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                continue
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             body = json.loads(await reader.readexactly(length))
             say = Dialect("ollama" if b"/api/chat" in head else "openai")

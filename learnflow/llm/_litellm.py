@@ -19,7 +19,7 @@ from .base import Usage
 from .causes import leaf_of
 from .endpoint import Endpoint
 from .errors import LLMError
-from .exchange import Exchange, current
+from .exchange import Exchange, Heard, current
 from .specs import ProviderSpec
 
 # Read by LiteLLM when it is imported: no price map from GitHub, no .env, no blog posts (facts/litellm.md 1.6).
@@ -82,6 +82,8 @@ async def ask(
                 **parameters,
             ),
         )
+    except Heard:
+        pass
     except Exception as error:  # noqa: BLE001  # whatever LiteLLM raises becomes ours, here and nowhere else
         failed = _failure(error, exchange, parameters)
     finally:

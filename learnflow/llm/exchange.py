@@ -19,6 +19,13 @@ class Diverted(Exception):
     """Ends LiteLLM's call; what happened is in the exchange. No httpx class, so that nobody tries again behind us."""
 
 
+class Heard(BaseException):
+    """Ends LiteLLM's call once an answer begins: it is in the exchange, and LiteLLM's part is done.
+
+    No ``Exception``, so that nobody takes it for a failure. What LiteLLM does with an answer costs a third of a call.
+    """
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request, and what became of it; set as ``current`` before the request is made.

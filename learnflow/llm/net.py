@@ -18,7 +18,7 @@ from .causes import failure_of
 from .deck import for_now
 from .endpoint import origin
 from .errors import LLMError
-from .exchange import Diverted, Exchange, current
+from .exchange import Diverted, Exchange, Heard, current
 from .player import Played
 from .recorder import Body, Copied
 
@@ -67,14 +67,6 @@ class Received:
             await self._alone.aclose()
 
 
-class _Unread(httpx.AsyncByteStream):
-    """What LiteLLM is given as body: nothing, for it is not to read."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        return
-        yield b""
-
-
 class Transport(httpx.AsyncBaseTransport):
     """Sends what LiteLLM asks to the one place that the exchange allows, and keeps the answer for the exchange.
 
@@ -82,13 +74,13 @@ class Transport(httpx.AsyncBaseTransport):
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send; a 2xx leaves its body in the exchange, any other status is read for LiteLLM to judge."""
+        """Send; a 2xx ends the call, its body in the exchange; any other status is read for LiteLLM to judge."""
         exchange = current.get()
         exchange.sent = True
         if exchange.failure:  # the caller left while LiteLLM was still at its preparations
             raise Diverted
         if exchange.dry:
-            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
+            raise Heard
         try:
             _check(request, exchange)
             status, headers, body = await _answer(request, exchange)
@@ -99,7 +91,7 @@ class Transport(httpx.AsyncBaseTransport):
         exchange.status, exchange.headers = status, headers
         if 200 <= status < 300:
             exchange.body = body
-            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=_Unread())
+            raise Heard
         try:
             exchange.refusal = await _beginning(body)
         finally:
@@ -132,7 +124,7 @@ async def send(url: str, exchange: Exchange, body: Mapping[str, Any] | None = No
     """Send a request of our own; its answer is in ``exchange``. Returns why there is none."""
     token = current.set(exchange)
     try:
-        with suppress(Diverted):
+        with suppress(Diverted, Heard):
             await (client().get(url) if body is None else client().post(url, json=body))
     finally:
         current.reset(token)
