@@ -1,0 +1,625 @@
+"""What the layer costs beside its peers: CPU, latency, loop stalls, memory, start, all in one run on one server.
+
+    python benchmarks/peers.py [--quick] [--rounds 5] [--svg benchmarks/peers.svg]
+
+The server is another process and answers at once; everybody asks it in turn, round by round, without retries, with the
+same prompt and parameters, each from a process of its own. Who is not installed is left out.
+"""
+
+# ruff: noqa: PLC0415  # each is imported only where it is asked for: that is what a fresh process measures
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import importlib.util
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+TEMPERATURE: Final = 0.7
+MAX_TOKENS: Final = 1000
+AT_ONCE: Final = (1, 50, 200)
+BASE: Final = "LiteLLM openai/"
+RAW: Final = "httpx"
+_BATCH: Final = 50  # streams that are opened at a time
+_PATIENCE_S: Final = 60.0
+_QUIET: Final = {  # LiteLLM asks the network otherwise; the same for all processes
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "LITELLM_LOCAL_BLOG_POSTS": "True",
+    "LITELLM_MODE": "PRODUCTION",
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to ask: ``call`` returns the characters of an answer in one piece, ``stream`` gives its pieces."""
+
+    call: Callable[[str], Awaitable[int]]
+    stream: Callable[[str], AsyncIterator[str]]
+
+
+# The server
+
+
+def serve(pipe: Connection, chunks: int) -> None:
+    """Answers at once with one word; "long" in the prompt asks for many, "hold" for one and then nothing more."""
+    from learnflow.llm.testing.dialects import Dialect
+
+    many_files()
+    say = Dialect("openai")
+
+    def stream(count: int) -> bytes:
+        words = [say.piece(f"word{n} ") for n in range(count)]
+        parts = [say.opening(), *words, say.end(), say.usage(), say.done()]
+        return b"".join(f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in parts)
+
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    streams = {"short": head + stream(1) + b"0\r\n\r\n", "long": head + stream(chunks) + b"0\r\n\r\n"}
+    held = head + stream(1).partition(b'"finish_reason": "stop"')[0].rpartition(b"\r\n")[0].rpartition(b"\r\n")[0]
+    body = say.whole("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
+    whole = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                length = int(asked.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                wanted = json.loads(await reader.readexactly(length))
+                prompt = json.dumps(wanted["messages"])
+                if "hold" in prompt:
+                    writer.write(held + b"\r\n")
+                    await reader.read(1)
+                    break
+                writer.write(streams["long" if "long" in prompt else "short"] if wanted.get("stream") else whole)
+                await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=4096)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def many_files() -> None:
+    """Let this process have as many connections as the system allows it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+# Everybody
+
+
+def asked(prompt: str) -> dict[str, Any]:
+    """The request's parameters where they are OpenAI's."""
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": "m", "messages": messages, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
+
+
+def httpx_raw(root: str) -> Peer:
+    import httpx
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    client = httpx.AsyncClient(limits=limits, timeout=None)  # noqa: S113  # the server answers at once
+    url = f"{root}/v1/chat/completions"
+
+    async def call(prompt: str) -> int:
+        answer = await client.post(url, json=asked(prompt))
+        return len(answer.json()["choices"][0]["message"]["content"])
+
+    async def stream(prompt: str) -> AsyncIterator[str]:
+        async with client.stream("POST", url, json={**asked(prompt), "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():
+                    yield choice["delta"].get("content") or ""
+
+    return Peer(call, stream)
+
+
+def of_chunks(ask: Callable[..., Awaitable[Any]]) -> Peer:
+    """Whoever answers with OpenAI's objects."""
+
+    async def call(prompt: str) -> int:
+        return len((await ask(**asked(prompt))).choices[0].message.content)
+
+    async def stream(prompt: str) -> AsyncIterator[str]:
+        async for chunk in await ask(**asked(prompt), stream=True):
+            for choice in chunk.choices:
+                yield choice.delta.content or ""
+
+    return Peer(call, stream)
+
+
+def openai_sdk(root: str) -> Peer:
+    import openai
+
+    return of_chunks(openai.AsyncOpenAI(base_url=f"{root}/v1", api_key="x", max_retries=0).chat.completions.create)
+
+
+def litellm_openai(root: str) -> Peer:
+    import litellm
+
+    async def ask(**more: Any) -> Any:
+        there = {"api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
+        return await litellm.acompletion(**{**more, **there, "model": "openai/m"})
+
+    return of_chunks(ask)
+
+
+def litellm_router(root: str) -> Peer:
+    import litellm
+
+    there = {"model": "openai/m", "api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
+    return of_chunks(litellm.Router([{"model_name": "m", "litellm_params": there}], num_retries=0).acompletion)
+
+
+def of_langchain(chat: Any) -> Peer:
+    async def call(prompt: str) -> int:
+        return len((await chat.ainvoke(prompt)).content)
+
+    async def stream(prompt: str) -> AsyncIterator[str]:
+        async for chunk in chat.astream(prompt):
+            yield chunk.content
+
+    return Peer(call, stream)
+
+
+def langchain_openai(root: str) -> Peer:
+    from langchain_openai import ChatOpenAI
+
+    there: dict[str, Any] = {"base_url": f"{root}/v1", "api_key": "x", "max_retries": 0}
+    return of_langchain(ChatOpenAI(model="m", temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **there))
+
+
+def pydantic_ai(root: str) -> Peer:
+    import openai
+    from pydantic_ai.direct import model_request, model_request_stream
+    from pydantic_ai.messages import ModelRequest, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+    from pydantic_ai.settings import ModelSettings
+
+    client = openai.AsyncOpenAI(base_url=f"{root}/v1", api_key="x", max_retries=0)
+    model = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=client))
+    wanted = ModelSettings(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+
+    async def call(prompt: str) -> int:
+        answer = await model_request(model, [ModelRequest.user_text_prompt(prompt)], model_settings=wanted)
+        return sum(len(part.content) for part in answer.parts if isinstance(part, TextPart))
+
+    async def stream(prompt: str) -> AsyncIterator[str]:
+        messages = [ModelRequest.user_text_prompt(prompt)]
+        async with model_request_stream(model, messages, model_settings=wanted) as events:
+            async for event in events:
+                if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+                    yield event.part.content
+                elif isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                    yield event.delta.content_delta
+
+    return Peer(call, stream)
+
+
+def of_ours(provider: Any) -> Peer:
+    async def call(prompt: str) -> int:
+        return len(await provider.generate(prompt, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
+
+    def stream(prompt: str) -> AsyncIterator[str]:
+        pieces: AsyncIterator[str] = provider.stream(prompt, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+        return pieces
+
+    return Peer(call, stream)
+
+
+def ours(root: str) -> Peer:
+    from learnflow.llm.providers import CustomProvider
+
+    return of_ours(CustomProvider(base_url=root, model="m"))
+
+
+def ours_routed(root: str) -> Peer:
+    from learnflow.llm import RouterProvider
+    from learnflow.llm.board import Board
+    from learnflow.llm.providers import CustomProvider
+
+    return of_ours(RouterProvider(CustomProvider(base_url=root, model="m"), board=Board()))
+
+
+def ours_langchain(root: str) -> Peer:
+    from learnflow.llm import RouterProvider
+    from learnflow.llm.board import Board
+    from learnflow.llm.langchain import ChatLearnFlow
+    from learnflow.llm.providers import CustomProvider
+
+    router = RouterProvider(CustomProvider(base_url=root, model="m"), board=Board())
+    return of_langchain(ChatLearnFlow(provider=router, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
+
+
+# Name: what must be installed, and who makes it.
+PEERS: Final[dict[str, tuple[str, Callable[[str], Peer]]]] = {
+    RAW: ("httpx", httpx_raw),
+    "openai SDK": ("openai", openai_sdk),
+    BASE: ("litellm", litellm_openai),
+    "LiteLLM Router": ("litellm", litellm_router),
+    "LangChain ChatOpenAI": ("langchain_openai", langchain_openai),
+    "pydantic-ai, direct": ("pydantic_ai", pydantic_ai),
+    "ours": ("litellm", ours),
+    "ours, RouterProvider": ("litellm", ours_routed),
+    "ours, ChatLearnFlow": ("langchain_core", ours_langchain),
+}
+
+
+# In a process of its own: CPU, latency, stalls
+
+
+class Ticker:
+    """A task that wants to run every millisecond; ``longest`` is the most seconds that the loop kept it waiting."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._last = time.perf_counter()
+        self._task = asyncio.ensure_future(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            self._last = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.perf_counter() - self._last - 0.001)
+
+    def forgive(self) -> None:
+        """What the loop has been kept from until now does not count."""
+        self._last = time.perf_counter()
+
+    async def stop(self) -> float:
+        """The longest wait, in seconds."""
+        await asyncio.sleep(0.002)
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        return self.longest
+
+
+@dataclass
+class Costs:
+    """One peer's numbers: seconds of CPU of a call and of a chunk for each round; seconds of waiting by concurrency."""
+
+    call: list[float] = field(default_factory=list)
+    chunk: list[float] = field(default_factory=list)
+    waits: dict[int, list[float]] = field(default_factory=lambda: {many: [] for many in AT_ONCE})
+    stalls: list[float] = field(default_factory=list)
+
+    def add(self, other: Costs) -> None:
+        """Another round."""
+        self.call += other.call
+        self.chunk += other.chunk
+        self.stalls += other.stalls
+        for many, waits in self.waits.items():
+            waits.extend(other.waits[many])
+
+
+async def through(peer: Peer, prompt: str) -> int:
+    """A stream to its end."""
+    return sum([len(piece) async for piece in peer.stream(prompt)])
+
+
+async def cpu(ask: Callable[[], Awaitable[int]], times: int) -> float:
+    """Seconds of CPU of this process, all its threads, for one call."""
+    got = await ask()
+    assert got
+    before = time.process_time()
+    for _ in range(times):
+        await ask()
+    return (time.process_time() - before) / times
+
+
+async def wave(peer: Peer, many: int) -> list[float]:
+    """The seconds of each of so many calls that are begun at the same moment."""
+
+    async def one() -> float:
+        began = time.perf_counter()
+        await peer.call("short")
+        return time.perf_counter() - began
+
+    return await asyncio.gather(*(one() for _ in range(many)))
+
+
+async def waiting(peer: Peer, costs: Costs, calls: int) -> None:
+    """Latency at 1, 50 and 200 at once, after a first wave that makes the connections; stalls at 200."""
+    for many in AT_ONCE:
+        await wave(peer, many)
+        for _ in range(max(1, calls // many)):
+            ticker = Ticker()
+            costs.waits[many] += await wave(peer, many)
+            longest = await ticker.stop()
+            if many == AT_ONCE[-1]:
+                costs.stalls.append(longest)
+
+
+async def turn(peer: Peer, calls: int, chunks: int) -> Costs:
+    """One round of one peer."""
+    costs = Costs()
+    costs.call.append(await cpu(lambda: peer.call("short"), calls))
+    short = await cpu(lambda: through(peer, "short"), max(calls // 4, 1))
+    costs.chunk.append((await cpu(lambda: through(peer, "long"), 4) - short) / (chunks - 1))
+    await waiting(peer, costs, calls)
+    return costs
+
+
+# The same: start, memory
+
+
+def rss() -> float:
+    """Megabytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+async def opened(peer: Peer, count: int) -> tuple[list[AsyncIterator[str]], int]:
+    """So many streams, each with its first piece read and the next one never coming; and how many failed to open."""
+    streams = [peer.stream("hold") for _ in range(count)]
+    failed = 0
+    for at in range(0, count, _BATCH):
+        batch = [asyncio.ensure_future(first(each)) for each in streams[at : at + _BATCH]]
+        _, late = await asyncio.wait(batch, timeout=_PATIENCE_S)
+        failed += len(late) + sum(1 for each in batch if each not in late and each.exception())
+        if late:
+            break
+    return streams, failed
+
+
+async def first(stream: AsyncIterator[str]) -> None:
+    """Until the first word."""
+    while not await anext(stream):
+        pass
+
+
+async def grown(peer: Peer, streams: int) -> dict[str, float]:
+    """Megabytes that this process grows by so many open streams, and how many of them failed to open."""
+    many_files()
+    await through(peer, "short")
+    gc.collect()
+    before = rss()
+    held, failed = await opened(peer, streams)
+    gc.collect()
+    found = {"memory": rss() - before, "failed": float(failed)}
+    del held
+    return found
+
+
+def child(chosen: argparse.Namespace) -> None:
+    """Make one peer, and do what the parent says, a word a line; each outcome is told as JSON."""
+    began = time.perf_counter()
+    peer = PEERS[chosen.child][1](chosen.root)
+    ready = time.perf_counter()
+    runner = asyncio.Runner()
+    runner.run(peer.call("short"))
+    print(json.dumps({"import": ready - began, "first": time.perf_counter() - ready}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "turn":
+            print(json.dumps(asdict(runner.run(turn(peer, chosen.calls, chosen.chunks)))), flush=True)
+        else:
+            print(json.dumps(runner.run(grown(peer, chosen.streams))), flush=True)
+    os._exit(0)  # what is open goes with the process
+
+
+class Child:
+    """A process that knows one peer only: its imports and its garbage are nobody else's."""
+
+    def __init__(self, name: str, root: str, chosen: argparse.Namespace) -> None:
+        said = {"child": name, "root": root, "calls": chosen.calls, "chunks": chosen.chunks, "streams": chosen.streams}
+        words = [word for key, value in said.items() for word in (f"--{key}", str(value))]
+        self.name = name
+        self._process = subprocess.Popen(  # noqa: S603  # ourselves
+            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def told(self, word: str = "") -> dict[str, Any]:
+        """What it answers to a word; without one, how it started."""
+        assert self._process.stdin
+        assert self._process.stdout
+        if word:
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        while line and not line.startswith("{"):
+            line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} has failed")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def over(self) -> None:
+        """It ends when nothing more is to be read."""
+        self._process.communicate()
+
+
+def measured(names: list[str], root: str, chosen: argparse.Namespace) -> tuple[dict[str, Costs], list[dict[str, Any]]]:
+    """Everybody in turn, round by round, so that a slow moment of the machine hits all; and how each started."""
+    children, starts = [], []
+    for name in names:
+        children.append(Child(name, root, chosen))
+        if not chosen.quick:
+            starts.append(children[-1].told())
+    for one in children if chosen.quick else ():  # all at the same time, which says nothing about a start
+        one.told()
+    costs = {name: Costs() for name in names}
+    for _ in range(chosen.rounds):
+        for one in children:
+            said = one.told("turn")
+            said["waits"] = {int(many): waits for many, waits in said["waits"].items()}
+            costs[one.name].add(Costs(**said))
+    for one in children:
+        one.over()
+    return costs, starts
+
+
+def remembered(names: list[str], root: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Start and memory of each, in another process, which has done nothing before."""
+    found = []
+    for name in names:
+        one = Child(name, root, chosen)
+        found.append({**one.told(), **one.told("memory")})
+        one.over()
+    return found
+
+
+# What is shown
+
+
+def ratio(mine: list[float], base: list[float]) -> float:
+    """The median of the ratios of each round."""
+    return statistics.median(x / y for x, y in zip(mine, base, strict=True))
+
+
+def ratios(costs: dict[str, Costs]) -> dict[str, tuple[float, float]]:
+    """Of a call and of a chunk, to LiteLLM's ``openai/``."""
+    base = costs[BASE]
+    return {name: (ratio(one.call, base.call), ratio(one.chunk, base.chunk)) for name, one in costs.items()}
+
+
+def show_cpu(costs: dict[str, Costs]) -> None:
+    rounds = len(costs[RAW].call)
+    print(f"\n{'CPU, median of ' + str(rounds):24}{'a call, ms':>12}{'ratio':>8}{'a chunk, us':>14}{'ratio':>8}")
+    for name, (call, chunk) in ratios(costs).items():
+        one = costs[name]
+        a, b = statistics.median(one.call) * 1e3, statistics.median(one.chunk) * 1e6
+        print(f"{name:24}{a:12.2f}{call:8.2f}{b:14.1f}{chunk:8.3f}")
+
+
+def percentiles(waits: list[float]) -> tuple[float, float]:
+    """Median and p99, in milliseconds."""
+    return statistics.median(waits) * 1e3, statistics.quantiles(waits, n=100, method="inclusive")[98] * 1e3
+
+
+def show_waits(costs: dict[str, Costs]) -> None:
+    heads = "".join(f"{f'{many} at once':>18}" for many in AT_ONCE)
+    print(f"\n{'latency over httpx, ms':24}{heads}{f'stall at {AT_ONCE[-1]}, ms':>20}")
+    print(f"{'':24}" + f"{'median':>10}{'p99':>8}" * len(AT_ONCE) + f"{'median':>12}{'most':>8}")
+    bare = {many: percentiles(costs[RAW].waits[many]) for many in AT_ONCE}
+    for name, one in costs.items():
+        cells = ""
+        for many in AT_ONCE:
+            median, late = percentiles(one.waits[many])
+            less = (0.0, 0.0) if name == RAW else bare[many]
+            cells += f"{median - less[0]:10.1f}{late - less[1]:8.1f}"
+        stalls = f"{statistics.median(one.stalls) * 1e3:12.0f}{max(one.stalls) * 1e3:8.0f}"
+        print(f"{name if name != RAW else 'httpx itself':24}{cells}{stalls}")
+
+
+def show_start(names: list[str], starts: list[dict[str, Any]], grown_by: list[dict[str, Any]], streams: int) -> None:
+    memory = f"MB, {streams} open streams"
+    print(f"\n{'a fresh process':24}{'import, s':>12}{'first call, s':>16}{memory:>26}{'failed':>8}")
+    for at, name in enumerate(names):
+        both = [starts[at], *grown_by[at : at + 1]]
+        cells = "".join(f"{statistics.mean(one[key] for one in both):{width}.2f}" for key, width in _STARTS)
+        more = f"{grown_by[at]['memory']:26.1f}{grown_by[at]['failed']:8.0f}" if grown_by else f"{'-':>26}{'-':>8}"
+        print(f"{name:24}{cells}{more}")
+
+
+_STARTS: Final = (("import", 12), ("first", 16))
+_STYLE: Final = """<style>
+text { font: 13px system-ui, sans-serif; fill: #24292f }
+.head { font-weight: 600 } .them { fill: #8c959f } .us { fill: #0969da } .line { stroke: #8c959f; stroke-dasharray: 3 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .them { fill: #6e7681 } .us { fill: #4493f8 } .line { stroke: #6e7681 }
+}
+</style>"""
+
+
+def drawn(shown: dict[str, tuple[float, float]]) -> str:
+    """A chart of the ratios as SVG: two columns of bars, a dashed line where LiteLLM's ``openai/`` is."""
+    row, left, wide, gap = 26, 170, 230, 90
+    most = max(max(pair) for pair in shown.values())
+    height = 44 + row * len(shown)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 2 * (wide + gap)} {height}" role="img">']
+    parts += [f"<title>CPU of a call and of a chunk, {BASE} is 1</title>", _STYLE]
+    for column, head in enumerate(("CPU of a call", "CPU of a chunk")):
+        x = left + column * (wide + gap)
+        one = x + wide / most
+        parts.append(f'<text class="head" x="{x}" y="18">{head}, {BASE} = 1</text>')
+        for at, (name, pair) in enumerate(shown.items()):
+            y, length = 32 + at * row, max(1.0, pair[column] / most * wide)
+            who = "us" if name.startswith("ours") else "them"
+            parts.append(f'<rect class="{who}" x="{x}" y="{y}" width="{length:.1f}" height="{row - 8}" rx="2"/>')
+            parts.append(f'<text x="{x + length + 6:.1f}" y="{y + 14}">{pair[column]:.{2 + column}f}</text>')
+            if column == 0:
+                parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{name}</text>')
+        parts.append(f'<line class="line" x1="{one:.1f}" x2="{one:.1f}" y1="28" y2="{height - 10}"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="in less than a minute: fewer of everything, without start and memory"
+    )
+    parser.add_argument("--rounds", type=int, help="of CPU and latency (5; quick: 1)")
+    parser.add_argument("--calls", type=int, help="in a round, for each measure (100; quick: 15)")
+    parser.add_argument("--chunks", type=int, help="of a long answer (1000; quick: 300)")
+    parser.add_argument("--streams", type=int, help="open at once, for memory; 0 leaves it out (1000; quick: 0)")
+    parser.add_argument("--only", nargs="+", choices=PEERS, help="these, beside httpx and LiteLLM openai/")
+    parser.add_argument("--svg", type=Path, help="write a chart of the ratios there")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--root", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    full = {"rounds": 5, "calls": 100, "chunks": 1000, "streams": 1000}
+    quick = {"rounds": 1, "calls": 15, "chunks": 300, "streams": 0}
+    for name, value in (quick if chosen.quick else full).items():
+        if getattr(chosen, name) is None:
+            setattr(chosen, name, value)
+    return chosen
+
+
+def compare(chosen: argparse.Namespace, root: str) -> None:
+    """Everything, to stdout."""
+    wanted = [name for name in PEERS if not chosen.only or name in (RAW, BASE, *chosen.only)]
+    there = [name for name in wanted if importlib.util.find_spec(PEERS[name][0])]
+    for name in wanted:
+        if name not in there:
+            print(f"{name}: left out, {PEERS[name][0]} is not installed")
+    costs, starts = measured(there, root, chosen)
+    grown_by = remembered(there, root, chosen) if chosen.streams else []
+    show_cpu(costs)
+    show_waits(costs)
+    if starts:
+        show_start(there, starts, grown_by, chosen.streams)
+    if chosen.svg:
+        chosen.svg.write_text(drawn(ratios(costs)), encoding="utf-8")
+
+
+def main() -> None:
+    """Parse, serve, measure."""
+    chosen = options()
+    os.environ.update(_QUIET)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    if chosen.child:
+        child(chosen)
+        return
+    here, other_end = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(other_end, chosen.chunks), daemon=True)
+    server.start()
+    try:
+        compare(chosen, f"http://127.0.0.1:{here.recv()}")
+    finally:
+        server.terminate()
+
+
+if __name__ == "__main__":
+    main()
