@@ -1,0 +1,395 @@
+"""Hours in minutes: many streams through one router whose providers keep failing in every way; nothing may be lost.
+
+    python benchmarks/soak.py [--streams 200] [--minutes 5]
+
+Five fault servers and one that never fails are another process on loopback. Each question has an answer of its own, so
+that nothing of one stream can turn up in another unseen. The breakers' clock runs faster than the wall's: whoever
+failed is asked again soon. The last line is the summary; exit code 1 where something was lost, invented or left over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import json
+import logging
+import multiprocessing
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from peers import Ticker, many_files, rss
+
+from learnflow.llm import RouterProvider
+from learnflow.llm.board import Board
+from learnflow.llm.errors import LLMError
+from learnflow.llm.policy import LONGEST_S
+from learnflow.llm.providers import (
+    CustomProvider,
+    LlamaCppProvider,
+    LMStudioProvider,
+    OllamaProvider,
+    OpenAIProvider,
+    VLLMProvider,
+)
+from learnflow.llm.testing import Fault, FaultServer, Seen
+from learnflow.llm.testing.fault_server import FaultName
+
+DIALECTS: Final = ("vllm", "llamacpp", "ollama", "lmstudio", "openai")
+_CLASSES: Final = (VLLMProvider, LlamaCppProvider, OllamaProvider, LMStudioProvider, OpenAIProvider, CustomProvider)
+MODEL: Final = "fault-model"
+_REFUSALS: Final = ("key", "model", "overflow", "rate", "quota", "busy", "loading", "failed", "request", "filter")
+_PACE_S: Final = 0.05  # between two pieces
+_TURN_S: Final = 0.1  # how long a fault stays
+_HURRY: Final = 60  # seconds of the breakers for one of the wall
+_FIRST_TOKEN_S: Final = 3.0
+_GAP_S: Final = 1.0
+_DEADLINE_S: Final = 15.0  # for a question, all attempts together
+_GRACE_S: Final = 10.0  # for the last ones to end, after their deadline
+_IDLE_S: Final = 4.0  # a pooled connection is kept for less
+_MOST_GROWTH: Final = 0.15
+_LEAVES: Final = 10  # one of so many
+_DRIP: Final = "drop "  # what the fault server drips
+
+
+def answer(number: int) -> list[str]:
+    """The pieces of the answer to this question, and to no other one."""
+    return [f"Answer{number}:", *(f" word{number * 7 % 997 + at}" for at in range(number % 20 + 15)), f" end{number}."]
+
+
+# The servers
+
+
+class Numbered(FaultServer):
+    """A fault server that gives each question the answer of its number, at the pace of a model."""
+
+    async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        asked = re.search(r"Question (\d+)\.", json.dumps(seen.body))
+        if asked:
+            self.pieces = answer(int(asked.group(1)))  # read before anything is waited for
+        return await super()._answer(seen, reader, writer)
+
+    async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
+        await super()._write(writer, part)
+        await asyncio.sleep(_PACE_S)
+
+    def swept(self) -> int:
+        """How many requests came since the last time; nothing of them is kept."""
+        count = len(self.seen)
+        self.seen.clear()
+        self.pages.clear()
+        self._writers[:] = [writer for writer in self._writers if not writer.is_closing()]
+        return count
+
+    @property
+    def busy(self) -> int:
+        """Connections that are open."""
+        return len(self._tasks)
+
+
+def faults() -> list[Fault | None]:
+    """Every way to fail, early and late, and as many times nothing at all as there are names."""
+    names: list[Any] = [name for name in get_args(FaultName) if name != "refuse"]
+    ways = [Fault(name, after=after, seconds=_PACE_S) for name in names for after in (2, 9)]
+    ways += [Fault("refuse", refusal=about) for about in _REFUSALS]
+    ways.append(Fault("refuse", refusal="rate", headers={"retry-after": "20"}))
+    return [*ways, *[None] * len(names)]
+
+
+def serve(pipe: Connection) -> None:
+    """Five that fail and one that does not; told to heal, they do; told to end, they tell what they saw."""
+    many_files()
+
+    async def rotate(server: Numbered, seed: int, counts: Counter[str]) -> None:
+        chance = random.Random(seed)  # noqa: S311  # an order, no secret
+        while True:
+            for fault in chance.sample(faults(), len(faults())):
+                server.fault = fault
+                await asyncio.sleep(_TURN_S)
+                counts[fault.name if fault else "none"] += server.swept()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        counts: Counter[str] = Counter()
+        async with AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(Numbered(name)) for name in (*DIALECTS, "openai")]
+            pipe.send([server.base_url for server in servers])
+            tasks = [asyncio.ensure_future(rotate(each, at, counts)) for at, each in enumerate(servers[:-1])]
+            sweeping = asyncio.ensure_future(sweep(servers[-1]))
+            await loop.run_in_executor(None, pipe.recv)
+            for task in (*tasks, sweeping):
+                task.cancel()
+            for server in servers:
+                server.fault = None
+            pipe.send("healed")
+            await loop.run_in_executor(None, pipe.recv)
+            pipe.send((dict(counts), sum(server.busy for server in servers)))
+
+    asyncio.run(run())
+
+
+async def sweep(server: Numbered) -> None:
+    """The healthy one's memory."""
+    while True:
+        await asyncio.sleep(1)
+        server.swept()
+
+
+# The workers
+
+
+@dataclass
+class Tally:
+    """What became of the questions.
+
+    Attributes:
+        wrong: text that is not the known answer, or not its beginning where the answer failed or was left.
+        lost: neither a text nor an LLMError: another exception, or no end at all.
+        failed: by class of the LLMError.
+        moved: answers that took more than one attempt; resumed: those that broke and were continued.
+    """
+
+    asked: int = 0
+    answered: int = 0
+    left: int = 0
+    moved: int = 0
+    resumed: int = 0
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def check(self, number: int, text: str, *, whole: bool, partial: str | None = None) -> None:
+        """Compare with what is known; ``partial`` is what an error says that it had."""
+        known = "".join(answer(number))
+        said = text if whole else re.sub(f"({_DRIP})+$", "", text)  # which that server did say
+        right = said == known if whole else known.startswith(said)
+        if not right or (partial is not None and partial != text):
+            self.wrong.append(f"question {number}: {text[-60:]!r} ({len(text)} of {len(known)}), partial {partial!r}")
+
+
+async def ask(router: RouterProvider, tally: Tally, number: int, patience: int | None) -> None:
+    """One question; ``patience`` is after how many pieces its asker leaves, None for never."""
+    text = ""
+    try:
+        async with router.stream(f"Question {number}.", timeout=_DEADLINE_S) as stream:
+            async for piece in stream:
+                text += piece
+                patience = None if patience is None else patience - 1
+                if patience == 0:
+                    break
+        if patience == 0:
+            tally.left += 1
+            tally.check(number, text, whole=False)
+            return
+        tally.check(number, text, whole=True)
+        tally.answered += 1
+        tally.moved += stream.completion.attempts > 1
+        tally.resumed += stream.completion.resumed > 0
+        if stream.completion.text != text:
+            tally.wrong.append(f"question {number}: the completion has another text than the stream")
+    except LLMError as error:
+        tally.failed[type(error).__name__] += 1
+        tally.check(number, text, whole=False, partial=error.partial)
+
+
+async def cancelled(router: RouterProvider, tally: Tally, number: int, seconds: float) -> None:
+    """One question whose asker's task is cancelled after so many seconds."""
+    task = asyncio.ensure_future(ask(router, tally, number, None))
+    await asyncio.wait([task], timeout=seconds)
+    tally.left += not task.done()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], until: float) -> None:
+    """Asks again and again; now and then leaves in the middle, in one of two ways."""
+    chance = random.Random(next(numbers))  # noqa: S311  # an order, no secret
+    while time.monotonic() < until:
+        number = next(numbers)
+        tally.asked += 1
+        try:
+            if chance.randrange(_LEAVES * 2) == 0:
+                await cancelled(router, tally, number, chance.uniform(0.0, 2.0))
+            else:
+                leaves = chance.randrange(_LEAVES * 2) == 0
+                await ask(router, tally, number, chance.randint(1, 12) if leaves else None)
+        except Exception as error:  # noqa: BLE001  # the one thing that must not happen
+            tally.lost.append(f"question {number}: {type(error).__name__}: {error}")
+
+
+# The measures
+
+
+class Clock:
+    """The breakers' time: faster than the wall's, and it can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return time.monotonic() * _HURRY + self.ahead
+
+
+def tasks() -> Counter[str]:
+    """The loop's tasks, by name of their coroutine."""
+    return Counter(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
+
+
+def sockets() -> int:
+    """Sockets that this process has open, without those of its event loop and its pipe."""
+    count = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += str(each.readlink()).startswith("socket:")
+    return count
+
+
+@dataclass
+class Found:
+    """What is measured besides the answers. ``memory``: megabytes after the first tenth, and at the end of the load."""
+
+    memory: tuple[float, float] = (0.0, 0.0)
+    stall: float = 0.0
+    seconds: float = 0.0
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    idle: int = 0
+    sockets: int = 0
+    held: int = 0
+    breakers: list[str] = field(default_factory=list)
+    seen: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def growth(self) -> float:
+        """Of the memory, as a part of what it was."""
+        return self.memory[1] / self.memory[0] - 1
+
+
+def weighed(ticker: Ticker) -> float:
+    """Megabytes, after a garbage collection, which is our own stall and not the layer's."""
+    gc.collect()
+    ticker.forgive()
+    return rss()
+
+
+async def load(router: RouterProvider, tally: Tally, found: Found, streams: int, seconds: float) -> None:
+    """All the streams for so long, and until the last one has ended."""
+    ticker, began = Ticker(), time.monotonic()
+    numbers, until = itertools.count(1), began + seconds
+    workers = [asyncio.ensure_future(worker(router, tally, numbers, until)) for _ in range(streams)]
+    first, shown = 0.0, 0.0
+    while (now := time.monotonic()) < until:
+        await asyncio.sleep(min(1.0, max(0.0, until - now)))
+        first = first or (weighed(ticker) if now - began >= seconds / 10 else 0.0)
+        if sys.stderr.isatty() and now - shown >= 10:
+            shown = now
+            print(f"{now - began:5.0f} s: {tally.answered} answered, {rss():.0f} MB", file=sys.stderr)
+    found.memory = (first, weighed(ticker))
+    found.seconds = time.monotonic() - began
+    _, stuck = await asyncio.wait(workers, timeout=_DEADLINE_S + _GRACE_S)
+    tally.lost += ["a worker did not come to its end" for _ in stuck]
+    for task in stuck:
+        task.cancel()
+    found.stall = await ticker.stop()
+
+
+async def healthy_round(chain: list[Any], board: Board, clock: Clock, tally: Tally) -> list[str]:
+    """Nobody fails any more and time passes: everybody is asked, as the first of a chain. Returns who is left alone."""
+    clock.ahead += LONGEST_S * 2
+    for at, provider in enumerate(chain):
+        router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], board=board)
+        for number in range(2):  # the first one may be served by another one, while this one is probed
+            text = await router.generate(f"Question {number}.", timeout=_DEADLINE_S)
+            tally.check(number, text, whole=True)
+            await asyncio.sleep(0.2)
+    return [f"{place.address} {type(each.error).__name__}" for place, each in board.breakers.items() if each.open]
+
+
+async def soak(pipe: Connection, streams: int, seconds: float) -> tuple[Tally, Found]:
+    """The load, then a healthy round, then what is left."""
+    clock, tally, found, before = Clock(), Tally(), Found(), sockets()
+    urls = pipe.recv()
+    board = Board(clock=clock)
+    chain = [
+        kind(base_url=url, model=MODEL, api_key="x", first_token_timeout=_FIRST_TOKEN_S, gap_timeout=_GAP_S)
+        for kind, url in zip(_CLASSES, urls, strict=True)
+    ]
+    router = RouterProvider(chain[0], chain[1:], board=board)
+    await router.prepare()
+    await healthy_round([chain[-1]], board, clock, tally)
+    usual = tasks()
+    await load(router, tally, found, streams, seconds)
+    pipe.send("heal")
+    pipe.recv()
+    found.breakers = await healthy_round(chain, board, clock, tally)
+    await asyncio.sleep(_IDLE_S)
+    await healthy_round([chain[-1]], board, clock, tally)
+    found.tasks = tasks() - usual
+    found.idle = sockets() - before
+    pipe.send("end")
+    found.seen, found.held = pipe.recv()
+    return tally, found
+
+
+def summary(tally: Tally, found: Found, streams: int) -> tuple[bool, str]:
+    """Whether all is well, and the last line."""
+    unseen = {str(name) for name in get_args(FaultName)} - set(+Counter(found.seen))
+    left = sum(found.tasks.values())
+    well = not (tally.wrong or tally.lost or left or found.sockets or found.breakers or found.growth > _MOST_GROWTH)
+    failures = ", ".join(f"{name} {count}" for name, count in tally.failed.most_common()) or "none"
+    ways = len(get_args(FaultName))
+    parts = [
+        f"{streams} streams for {found.seconds / 60:.1f} min",
+        f"{tally.asked} asked",
+        f"{tally.answered} answered ({tally.moved} not by the first, {tally.resumed} continued after a break)",
+        f"{len(tally.wrong)} wrong",
+        f"{len(tally.lost)} lost",
+        f"{sum(tally.failed.values())} failed by name ({failures})",
+        f"{tally.left} left by their askers",
+        f"{ways - len(unseen)} of {ways} ways to fail",
+        f"memory {found.memory[0]:.0f} -> {found.memory[1]:.0f} MB ({found.growth:+.1%})",
+        f"{left} tasks, {found.sockets} sockets, {len(found.breakers)} open breakers left",
+        f"longest loop stall {found.stall * 1e3:.0f} ms",
+    ]
+    return well, f"soak {'ok' if well else 'FAILED'}: " + "; ".join(parts)
+
+
+def main() -> int:
+    """Serve, load, look; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    many_files()
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(there,), daemon=True)
+    server.start()
+    try:
+        before = sockets()
+        tally, found = asyncio.run(soak(here, options.streams, options.minutes * 60))
+        found.sockets = sockets() - before
+    finally:
+        server.terminate()
+    for each in (*tally.wrong[:5], *tally.lost[:5], *found.breakers):
+        print(each)
+    print(f"tasks left: {dict(found.tasks)}; idle in the pool at the end: {found.idle} sockets, ", end="")
+    print(f"open at the servers then: {found.held}; requests by way to fail: {dict(sorted(found.seen.items()))}")
+    well, line = summary(tally, found, options.streams)
+    print(line)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
