@@ -58,7 +58,9 @@ _DEADLINE_S: Final = 15.0  # for a question, all attempts together
 _GRACE_S: Final = 10.0  # for the last ones to end, after their deadline
 _IDLE_S: Final = 4.0  # a pooled connection is kept for less
 _MOST_GROWTH: Final = 0.15
-_LEAVES: Final = 10  # one of so many
+_LEAVES: Final = 20  # one of so many, for each of two ways
+_LOOP: Final = 3  # sockets that an event loop has: its own two, and the connection of the last question
+_BEGIN_S: Final = 3.0  # the streams begin within so many seconds
 _DRIP: Final = "drop "  # what the fault server drips
 
 
@@ -215,14 +217,15 @@ async def cancelled(router: RouterProvider, tally: Tally, number: int, seconds: 
 async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], until: float) -> None:
     """Asks again and again; now and then leaves in the middle, in one of two ways."""
     chance = random.Random(next(numbers))  # noqa: S311  # an order, no secret
+    await asyncio.sleep(chance.uniform(0.0, _BEGIN_S))
     while time.monotonic() < until:
         number = next(numbers)
         tally.asked += 1
         try:
-            if chance.randrange(_LEAVES * 2) == 0:
+            if chance.randrange(_LEAVES) == 0:
                 await cancelled(router, tally, number, chance.uniform(0.0, 2.0))
             else:
-                leaves = chance.randrange(_LEAVES * 2) == 0
+                leaves = chance.randrange(_LEAVES) == 0
                 await ask(router, tally, number, chance.randint(1, 12) if leaves else None)
         except Exception as error:  # noqa: BLE001  # the one thing that must not happen
             tally.lost.append(f"question {number}: {type(error).__name__}: {error}")
@@ -258,14 +261,23 @@ def sockets() -> int:
 
 @dataclass
 class Found:
-    """What is measured besides the answers. ``memory``: megabytes after the first tenth, and at the end of the load."""
+    """What is measured besides the answers.
+
+    Attributes:
+        memory: megabytes after the first tenth of the load, and at its end.
+        stall: the longest time that the loop was kept from a task, in seconds.
+        tasks: that are left, by name. held: connections that are then open at the servers.
+        sockets: that are left in the loop when all idle ones should be closed; after: when the loop has ended.
+        breakers: that are left open after a healthy round.
+        seen: requests that came to the failing servers, by the way in which they failed.
+    """
 
     memory: tuple[float, float] = (0.0, 0.0)
     stall: float = 0.0
     seconds: float = 0.0
     tasks: Mapping[str, int] = field(default_factory=dict)
-    idle: int = 0
     sockets: int = 0
+    after: int = 0
     held: int = 0
     breakers: list[str] = field(default_factory=list)
     seen: Mapping[str, int] = field(default_factory=dict)
@@ -316,9 +328,9 @@ async def healthy_round(chain: list[Any], board: Board, clock: Clock, tally: Tal
     return [f"{place.address} {type(each.error).__name__}" for place, each in board.breakers.items() if each.open]
 
 
-async def soak(pipe: Connection, streams: int, seconds: float) -> tuple[Tally, Found]:
+async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> tuple[Tally, Found]:
     """The load, then a healthy round, then what is left."""
-    clock, tally, found, before = Clock(), Tally(), Found(), sockets()
+    clock, tally, found = Clock(), Tally(), Found()
     urls = pipe.recv()
     board = Board(clock=clock)
     chain = [
@@ -336,7 +348,7 @@ async def soak(pipe: Connection, streams: int, seconds: float) -> tuple[Tally, F
     await asyncio.sleep(_IDLE_S)
     await healthy_round([chain[-1]], board, clock, tally)
     found.tasks = tasks() - usual
-    found.idle = sockets() - before
+    found.sockets = sockets() - before - _LOOP
     pipe.send("end")
     found.seen, found.held = pipe.recv()
     return tally, found
@@ -346,7 +358,15 @@ def summary(tally: Tally, found: Found, streams: int) -> tuple[bool, str]:
     """Whether all is well, and the last line."""
     unseen = {str(name) for name in get_args(FaultName)} - set(+Counter(found.seen))
     left = sum(found.tasks.values())
-    well = not (tally.wrong or tally.lost or left or found.sockets or found.breakers or found.growth > _MOST_GROWTH)
+    well = not (
+        tally.wrong
+        or tally.lost
+        or left
+        or found.sockets
+        or found.after
+        or found.breakers
+        or found.growth > _MOST_GROWTH
+    )
     failures = ", ".join(f"{name} {count}" for name, count in tally.failed.most_common()) or "none"
     ways = len(get_args(FaultName))
     parts = [
@@ -359,7 +379,8 @@ def summary(tally: Tally, found: Found, streams: int) -> tuple[bool, str]:
         f"{tally.left} left by their askers",
         f"{ways - len(unseen)} of {ways} ways to fail",
         f"memory {found.memory[0]:.0f} -> {found.memory[1]:.0f} MB ({found.growth:+.1%})",
-        f"{left} tasks, {found.sockets} sockets, {len(found.breakers)} open breakers left",
+        f"{left} tasks, {found.sockets} sockets ({found.after} when the loop has ended) left",
+        f"{len(found.breakers)} breakers left open",
         f"longest loop stall {found.stall * 1e3:.0f} ms",
     ]
     return well, f"soak {'ok' if well else 'FAILED'}: " + "; ".join(parts)
@@ -378,14 +399,14 @@ def main() -> int:
     server.start()
     try:
         before = sockets()
-        tally, found = asyncio.run(soak(here, options.streams, options.minutes * 60))
-        found.sockets = sockets() - before
+        tally, found = asyncio.run(soak(here, before, options.streams, options.minutes * 60))
+        found.after = sockets() - before
     finally:
         server.terminate()
     for each in (*tally.wrong[:5], *tally.lost[:5], *found.breakers):
         print(each)
-    print(f"tasks left: {dict(found.tasks)}; idle in the pool at the end: {found.idle} sockets, ", end="")
-    print(f"open at the servers then: {found.held}; requests by way to fail: {dict(sorted(found.seen.items()))}")
+    print(f"requests by way to fail: {dict(sorted(found.seen.items()))}")
+    print(f"tasks left: {dict(found.tasks)}; connections open at the servers at the end: {found.held}")
     well, line = summary(tally, found, options.streams)
     print(line)
     return 0 if well else 1

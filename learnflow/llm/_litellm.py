@@ -13,6 +13,7 @@ import threading
 from collections.abc import Coroutine
 from functools import cache
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from . import diagnosis, errors, net
 from .base import Usage
@@ -31,6 +32,10 @@ _ENVIRONMENT: Final = {
 }
 _NO_KEY: Final = "no-key"  # LiteLLM looks for one in the environment, anybody's, where it is given none
 _SDK: Final = ("openai", "azure")  # prefixes that LiteLLM serves through the OpenAI SDK
+# Requests that LiteLLM prepares at a time: milliseconds each, partly in threads that take the interpreter from the
+# event loop. More at a time end later all of them, and 200 stopped the loop for most of a second (benchmarks/README.md).
+_AT_ONCE: Final = 2
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 _lock = threading.Lock()
 _warm: set[str] = set()
 _leaving: set[asyncio.Future[object]] = set()  # calls whose callers have left
@@ -62,8 +67,11 @@ async def ask(
         return errors.Unsupported(
             "this model is not served by chat completions", hint="Choose one that the chat API serves"
         )
-    token = current.set(exchange)
     failed: LLMError | None = None
+    place = _places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
+    await place.acquire()
+    exchange.place = place
+    token = current.set(exchange)
     try:
         await _unhurried(
             exchange,
@@ -88,6 +96,7 @@ async def ask(
         failed = _failure(error, exchange, parameters)
     finally:
         current.reset(token)
+        exchange.prepared()
     return None if exchange.body is not None else failed or _unanswered(exchange)
 
 

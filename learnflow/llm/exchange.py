@@ -6,6 +6,7 @@ The airlock and the probes set one as ``current`` before each request; ``listen`
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Exchange:
         provider, root: the name and the address by which a tape knows where it went.
         deck: plays the answer, or keeps it.
         dry: answer 200 and nothing, without a connection.
+        place: taken while LiteLLM prepares the request; given back when it sends it.
         sent: LiteLLM has come as far as sending.
         connected: a connection was there to send it on.
         status, headers: the head of the answer.
@@ -59,6 +61,7 @@ class Exchange:
     root: str = ""
     deck: Deck | None = None
     dry: bool = False
+    place: asyncio.Semaphore | None = None
     sent: bool = False
     connected: bool = False
     status: int | None = None
@@ -67,6 +70,12 @@ class Exchange:
     refusal: bytes = b""
     failure: LLMError | None = None
     take: Take | None = None
+
+    def prepared(self) -> None:
+        """LiteLLM has come as far as sending, or will not."""
+        place, self.place = self.place, None
+        if place:
+            place.release()
 
     def gave_up(self, why: LLMError) -> None:
         """Its time is over."""
