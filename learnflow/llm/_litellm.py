@@ -33,7 +33,7 @@ _ENVIRONMENT: Final = {
 _NO_KEY: Final = "no-key"  # LiteLLM looks for one in the environment, anybody's, where it is given none
 _SDK: Final = ("openai", "azure")  # prefixes that LiteLLM serves through the OpenAI SDK
 # Requests that LiteLLM prepares at a time: milliseconds each, partly in threads that take the interpreter from the
-# event loop. More at a time end later all of them, and 200 stopped the loop for most of a second (benchmarks/README.md).
+# event loop. More of them all end later, and 200 stopped the loop for most of a second (benchmarks/README.md).
 _AT_ONCE: Final = 2
 _places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 _lock = threading.Lock()
