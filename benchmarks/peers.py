@@ -1,6 +1,6 @@
 """What the layer costs beside its peers: CPU, latency, loop stalls, memory, start, all in one run on one server.
 
-    python benchmarks/peers.py [--quick] [--rounds 5] [--svg benchmarks/peers.svg]
+    python benchmarks/peers.py [--quick] [--rounds 4] [--svg benchmarks/peers.svg]
 
 The server is another process and answers at once; everybody asks it in turn, round by round, without retries, with the
 same prompt and parameters, each from a process of its own. Who is not installed is left out.
@@ -37,7 +37,7 @@ AT_ONCE: Final = (1, 50, 200)
 BASE: Final = "LiteLLM openai/"
 RAW: Final = "httpx"
 _BATCH: Final = 50  # streams that are opened at a time
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 15.0
 _QUIET: Final = {  # LiteLLM asks the network otherwise; the same for all processes
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
@@ -569,7 +569,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="in less than a minute: fewer of everything, without start and memory"
     )
-    parser.add_argument("--rounds", type=int, help="of CPU and latency (5; quick: 1)")
+    parser.add_argument("--rounds", type=int, help="of CPU and latency (4; quick: 1)")
     parser.add_argument("--calls", type=int, help="in a round, for each measure (100; quick: 15)")
     parser.add_argument("--chunks", type=int, help="of a long answer (1000; quick: 300)")
     parser.add_argument("--streams", type=int, help="open at once, for memory; 0 leaves it out (1000; quick: 0)")
@@ -578,7 +578,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--root", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    full = {"rounds": 5, "calls": 100, "chunks": 1000, "streams": 1000}
+    full = {"rounds": 4, "calls": 100, "chunks": 1000, "streams": 1000}
     quick = {"rounds": 1, "calls": 15, "chunks": 300, "streams": 0}
     for name, value in (quick if chosen.quick else full).items():
         if getattr(chosen, name) is None:
