@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import cli
+from learnflow.llm import cli, factory
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 
@@ -236,3 +237,25 @@ def test_bench_with_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     assert "no provider is ready" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["bench", "--rounds", "0"])
+
+
+def test_bench_says_who_is_left_out_and_what_cannot_be_written(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "openai,llamacpp")
+    assert cli.main(["bench", "--rounds", "1"]) == 0
+    assert "openai is left out" in capfd.readouterr().err
+    asked = len(server.seen)
+    assert cli.main(["bench", "--html", str(tmp_path / "nowhere" / "x.html")]) == 2
+    assert "cannot be written" in capfd.readouterr().err
+    assert len(server.seen) == asked  # before the first question
+
+
+def test_the_command_line_leaves_the_port_to_the_application(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
+    monkeypatch.setattr(factory, "watched", True)
+    assert cli.main(["ask", "hi"]) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)

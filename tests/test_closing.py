@@ -6,11 +6,12 @@ import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import _litellm, errors
+from learnflow.llm import _litellm, errors, pool
 from learnflow.llm.base import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -179,3 +180,28 @@ async def test_a_whole_answer_gives_its_connection_back() -> None:
         for _ in range(5):
             await provider.generate("hi")
         assert server.connections == 1
+
+
+async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
+    """Cancelled at every step of a call: what is open then is idle, in the pool."""
+
+    def busy() -> list[str]:
+        states = [connection.info() for connection in pool_connections()]
+        return [state for state in states if "IDLE" not in state]
+
+    async with FaultServer("openai") as server:
+        for step in range(120):
+            task = asyncio.create_task(provider_for(server).generate("hi"))
+            for _ in range(step):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        for _ in range(200):
+            if not busy() and not _litellm._leaving:
+                break
+            await asyncio.sleep(0.01)
+        assert busy() == []
+
+
+def pool_connections() -> list[Any]:
+    return [each for own in pool._pools.values() for way in own._transports.values() for each in way._pool.connections]

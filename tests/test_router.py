@@ -639,3 +639,21 @@ async def test_a_template_that_cannot_be_had_is_no_end(page: bytes, monkeypatch:
         monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
         assert await heard(chain, "stream") == TEXT
         assert [seen.path for seen in two.seen] == ["/api/chat"]  # asked in words
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "vllm", "llamacpp", "openai"])
+async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
+    """Finished properly, and not even the last word came again: who knows that the answer was over?"""
+    text = "one two three four five six seven"
+    async with (
+        FaultServer("openai", text, fault=Fault("cut", after=4)) as dying,
+        FaultServer(dialect, text, fault=Fault("silent")) as silent,  # type: ignore[arg-type]
+        FaultServer("openai", text) as last,
+    ):
+        one, two, three = (provider_for(server) for server in (dying, silent, last))
+        done = await RouterProvider(one, [two, three], board=Board(), retries=0).complete("count")
+        assert done.text == text
+        assert done.attempts == 3
+        with pytest.raises(errors.BrokenAnswer) as caught:
+            await RouterProvider(one, [two], board=Board(), retries=0).complete("count")
+        assert caught.value.partial.startswith("one two three")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -106,7 +107,7 @@ def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> 
     story = Story(0.0)
     story.heard("one two ", 1.0)
     for outcome in (story.torn, lambda: story.failed([], 2.0)):
-        story.asks("ollama")
+        story.asks("ollama", 1)
         story.resumes(in_words=False)
         outcome()
     found = shown(registry)
@@ -127,6 +128,63 @@ async def test_a_wrong_key_and_a_caller_who_leaves(registry: CollectorRegistry) 
     assert found["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
     assert found["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
     assert not any(name.startswith("requests_in_flight") for name in found)
+
+
+async def test_the_time_of_switching_counts_from_the_first_failure(registry: CollectorRegistry) -> None:
+    dead = Fault("refuse", status=500)
+    async with (
+        FaultServer("openai", TEXT, fault=dead) as one,
+        FaultServer("openai", TEXT, fault=dead) as two,
+        FaultServer("ollama", TEXT) as three,
+    ):
+        both = [CustomProvider(base_url=server.base_url, model="fault-model") for server in (one, two)]
+        last = OllamaProvider(base_url=three.base_url, model="fault-model")
+        assert await RouterProvider(both[0], [both[1], last], board=Board()).generate("hi") == TEXT
+        one.fault = two.fault = None
+    assert {name for name in shown(registry) if name.startswith("switch")} == {
+        "switch_seconds_count{from=custom,to=ollama}"
+    }
+    told = []
+    remove = events.add_sink(told.append)
+    story = Story(0.0)
+    story.asks("custom", 0)
+    story.failed([], 1.0)
+    story.asks("custom", 1)
+    story.failed([], 2.0)
+    story.asks("ollama", 2)
+    story.heard("one", 5.0)
+    remove()
+    assert told == [events.Switched(provider="custom", to="ollama", seconds=4.0)]
+
+
+async def test_a_breaker_that_is_over_is_shown_so(registry: CollectorRegistry) -> None:
+    """A refused key is the whole address's: whatever model answers closes it."""
+    async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="key")) as server:
+        clock = [0.0]
+        router = RouterProvider(
+            CustomProvider(base_url=server.base_url, model="fault-model"),
+            board=Board(clock=lambda: clock[0]),
+            retries=0,
+        )
+        with pytest.raises(errors.AuthenticationFailed):
+            await router.generate("hi")
+        assert shown(registry)["breaker_open{model=all,provider=custom}"] == 1
+        server.fault, clock[0] = None, 1000.0
+        await router.generate("hi", model="other-model")
+    assert not any(name.startswith("breaker_open") for name in shown(registry))
+
+
+async def test_what_began_before_somebody_watched_is_not_in_flight() -> None:
+    own = CollectorRegistry()
+    async with FaultServer("openai", TEXT) as server:
+        stream = CustomProvider(base_url=server.base_url, model="fault-model").stream("hi")
+        await anext(stream)
+        detach = prometheus.attach(own)
+        assert prometheus.attach(own) is detach  # once
+        async for _ in stream:
+            pass
+    assert not any(name.startswith("requests_in_flight") for name in shown(own))
+    detach()
 
 
 def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
@@ -222,6 +280,17 @@ async def test_one_span_a_request_and_one_child_an_attempt(telemetry: tuple[Any,
     assert (unit, sorted(point["gen_ai.token.type"] for point in points)) == ("{token}", ["input", "output"])
 
 
+async def test_a_continuation_in_words_is_of_the_same_request(telemetry: tuple[Any, Any]) -> None:
+    _, (exporter, _) = telemetry
+    async with FaultServer("ollama", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("openai", TEXT) as other:
+        first = OllamaProvider(base_url=dying.base_url, model="fault-model")
+        second = CustomProvider(base_url=other.base_url, model="fault-model")
+        await RouterProvider(first, [second], board=Board()).complete("hi there")
+    *attempts, request = exporter.get_finished_spans()
+    assert [span.parent.span_id for span in attempts] == [request.context.span_id] * 2
+    assert attributes(request)["learnflow_llm.attempts"] == 2
+
+
 async def test_a_request_that_fails_and_one_that_is_left(telemetry: tuple[Any, Any]) -> None:
     _, (exporter, _) = telemetry
     async with FaultServer("openai", TEXT, fault=Fault("refuse", status=500)) as server:
@@ -274,21 +343,30 @@ async def test_a_sink_that_fails_fails_nothing(caplog: pytest.LogCaptureFixture)
     assert "SECRET" not in caplog.text
 
 
-async def test_the_environment_attaches_them(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+async def test_the_environment_attaches_them(
+    monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
     monkeypatch.setenv("LLM_OPENTELEMETRY", "true")
+    monkeypatch.setattr(sinks, "_done", set())
     before = list(events._sinks)
     try:
-        for _ in range(2):
+        with socket.create_server(("127.0.0.1", unused_tcp_port)):
+            get_provider("ollama")  # taken: said in the log once, and no more
             get_provider("ollama")
+            assert caplog.text.count("llm_no_metrics") == 1
+        get_provider("ollama")  # it is free now
         assert len(events._sinks) == len(before) + 2
         url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         assert "learnflow_llm_requests_total" in page
-        sinks._metrics.cache_clear()
-        get_provider("ollama")  # the port is taken: said in the log, and no more
+        monkeypatch.setenv("LLM_METRICS_HOST", "a..b")
+        get_provider("ollama")
+        assert "a..b" in caplog.text
     finally:
-        events._sinks[:] = before
+        prometheus.attach()()
+        opentelemetry.attach()()
+    assert events._sinks == before
 
 
 BARE = """

@@ -110,11 +110,13 @@ async def _unhurried(exchange: Exchange, call: Coroutine[Any, Any, object]) -> N
         await asyncio.shield(task)
     except asyncio.CancelledError:
         exchange.failure = exchange.failure or errors.ConnectionFailed("the caller left")
-        if exchange.sent:
-            task.cancel()
+        if exchange.connected:
+            task.cancel()  # before that httpcore would keep the new connection for ever; it will not be sent on it
         _leaving.add(task)
         task.add_done_callback(_gone)
         raise
+    finally:
+        del task, call  # what ends the call holds them, and they hold the prompt
 
 
 def _gone(task: asyncio.Future[object]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from . import _litellm, deck, errors, native, settings, window
+from . import _litellm, deck, errors, events, native, settings, window
 from .base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
@@ -182,7 +182,9 @@ class BaseProvider:
 
         Reads a few pages, as ``health_check`` does.
         """
-        return await self.knowledge.health(within)
+        health = await self.knowledge.health(within)
+        events.whisper(events.Checked, provider=self.name, state=health.state)
+        return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
         """What is known about it, at once: what the last look showed, and what the row and the operator say.

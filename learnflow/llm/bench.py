@@ -91,18 +91,41 @@ async def bench(options: argparse.Namespace) -> int:
     """
     taped()
     chain, found = await looked(options)
+    for each in used(chain, found):
+        if not each.health.ready:
+            print(f"learnflow-llm: {each.health.provider} is left out: {each.health.detail}", file=sys.stderr)
     ready = [each.provider for each in used(chain, found) if each.health.ready and each.provider]
     if not ready:
         raise NotConfigured("no provider is ready", hint="See what is wrong with learnflow-llm status")
-    models = options.model or [None]
-    results = [await _benched(provider, model, options) for provider in ready for model in models]
+    if options.html:
+        _writable(options.html)
+    results: list[Result] = []
+    try:
+        for provider in ready:
+            for model in options.model or [None]:
+                await _benched(provider, model, options, results.append)
+    finally:  # Ctrl-C: what is there is shown
+        _show(results, options)
+    return 0 if any(each.median("total_s") for each in results) else 1
+
+
+def _writable(file: str) -> None:
+    """Raises InvalidRequest before the first question, not after the last one."""
+    try:
+        with Path(file).open("a", encoding="utf-8"):
+            return
+    except OSError as error:
+        what = f"{file} cannot be written ({type(error).__name__})"
+    raise errors.InvalidRequest(what, hint="Name another file for --html")
+
+
+def _show(results: Sequence[Result], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([each.told for each in results], ensure_ascii=False, indent=2))
     else:
         print(table([_TITLES, *map(_row, results)]))
     if options.html:
         _draw(results, options)
-    return 0 if any(each.median("total_s") for each in results) else 1
 
 
 def _draw(results: Sequence[Result], options: argparse.Namespace) -> None:
@@ -112,26 +135,31 @@ def _draw(results: Sequence[Result], options: argparse.Namespace) -> None:
     print(f"learnflow-llm: {options.html} is written", file=sys.stderr)
 
 
-async def _benched(provider: BaseProvider, model: str | None, options: argparse.Namespace) -> Result:
-    """Loaded first, then asked one question after the other."""
+async def _benched(
+    provider: BaseProvider, model: str | None, options: argparse.Namespace, tell: Callable[[Result], None]
+) -> None:
+    """Loaded first, then asked one question after the other; told even if it is interrupted."""
     name = f"{provider.name} {model or provider.model or ''}".strip()
-    load_s, served, answers = None, model or provider.model or "?", []
+    load_s, served = None, model or provider.model or "?"
+    answers: list[Answer] = []
     try:
-        await provider.prepare()
-        if provider.spec.local:
-            began = time.monotonic()
-            await watched(f"{name}: loading", provider.warm_up(model))
-            load_s = time.monotonic() - began
-    except LLMError as error:
-        failed = Answer(question=0, error=type(error).__name__)
-        print(f"learnflow-llm: {error}", file=sys.stderr)
-        return Result(provider=provider.name, model=served, load_s=None, answers=(failed,))
-    show = _progress(name, options.rounds * len(_QUESTIONS))
-    for number in _numbers(options.rounds, show):
-        answer, who = await _answered(provider, model, number, options.max_tokens)
-        answers.append(answer)
-        served = who or served
-    return Result(provider=provider.name, model=served, load_s=load_s, answers=tuple(answers))
+        try:
+            await provider.prepare()
+            if provider.spec.local:
+                began = time.monotonic()
+                await watched(f"{name}: loading", provider.warm_up(model))
+                load_s = time.monotonic() - began
+        except LLMError as error:
+            print(f"learnflow-llm: {error}", file=sys.stderr)
+            answers.append(Answer(question=0, error=type(error).__name__))
+            return
+        show = _progress(name, options.rounds * len(_QUESTIONS))
+        for number in _numbers(options.rounds, show):
+            answer, who = await _answered(provider, model, number, options.max_tokens)
+            answers.append(answer)
+            served = who or served
+    finally:
+        tell(Result(provider=provider.name, model=served, load_s=load_s, answers=tuple(answers)))
 
 
 async def _answered(provider: BaseProvider, model: str | None, number: int, most: int) -> tuple[Answer, str | None]:

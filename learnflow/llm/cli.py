@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no provider {options.provider!r}: it is one of {', '.join(SPECS)}")
     _prepare(verbose=options.verbose)
     try:
-        return asyncio.run(_run(options))
+        return _unwatched(options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader left: `ask … | head`
@@ -41,6 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
     except errors.LLMError as error:
         print(f"learnflow-llm: {error}", file=sys.stderr)
         return _code(error)
+
+
+def _unwatched(options: argparse.Namespace) -> int:
+    """Run the command; the port of the metrics is left to the application."""
+    from . import factory  # noqa: PLC0415  # --help needs none of it
+
+    factory.watched = False
+    try:
+        return asyncio.run(_run(options))
+    finally:
+        factory.watched = True
 
 
 async def _run(options: argparse.Namespace) -> int:

@@ -127,7 +127,7 @@ class Course:
             prefix=cut.prefix if cut and cut.prefix else None,
             thinking=self._story.thinking if cut and cut.prefix else "",
         )
-        self._story.asks(hop.name)
+        self._story.asks(hop.name, hop.number)
         joint = seam.Seam(cut, words=hop.in_words and attempt.prefix is not None) if cut else None
         if joint:
             call = self._rest_of(call, attempt, joint)
@@ -143,7 +143,7 @@ class Course:
                     if text:
                         self._story.heard(text, loop.time())
                         yield text
-            if joint and (text := joint.end()):
+            if joint and (text := _last(joint, hop)):
                 self._story.heard(text, loop.time())
                 yield text
             if joint and joint.torn:
@@ -181,9 +181,9 @@ class Course:
         if hurried and not hop.own_time_is_over(seconds):
             self._board.settle(place)  # others wanted their share: no fault of this one
         elif self._board.fail(place, error):
-            breaker = self._board.shut(place)[0]
-            name = type(error).__name__
-            events.emit(events.Opened(provider=hop.name, model=place.model, error=name, seconds=breaker.period))
+            breaker, name = self._board.shut(place)[0], type(error).__name__
+            model = None if policy.verdict(error).whole_address else place.model
+            events.emit(events.Opened(provider=hop.name, model=model, error=name, seconds=breaker.period))
         if isinstance(error, errors.NotOnTape) and hop.taped and self._board.shut(place) and self._others(hop):
             error.forgiven = True  # it was left alone when the tape was made
             del self._story.tried[-1]
@@ -355,3 +355,11 @@ class Course:
         short = all("context" in " ".join(why) for why in whys.values())
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
+
+
+def _last(joint: seam.Seam, hop: Hop) -> str:
+    """What was still held back. Raises EmptyAnswer where nothing came at all."""
+    text = joint.end()
+    if joint.silent:  # the last word had to come again: without it nobody knows that this was the end
+        raise errors.EmptyAnswer("asked to go on with an answer, it said nothing", provider=hop.name)
+    return text

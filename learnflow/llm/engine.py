@@ -165,7 +165,8 @@ class Engine:
                 await stack.enter_async_context(places)
         except TimeoutError:
             late = True
-        events.whisper(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
+        finally:
+            events.whisper(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
         if late:
             what = f"{self.times.max_concurrency} others were being answered all the time"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from . import log
-from .base import Completion, Usage
+from .base import Completion, ToolCall, Usage
 from .errors import ConfigError, LLMError
 
 
@@ -48,7 +48,10 @@ class Queued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An attempt was answered in full; times in seconds, cost in US dollars (None where it is not known)."""
+    """An attempt was answered in full; times in seconds, cost in US dollars (None where it is not known).
+
+    ``model`` is the name that the server gave, ``asked`` the one that it was asked for.
+    """
 
     provider: str
     model: str
@@ -59,6 +62,7 @@ class Answered:
     attempt: int = 1
     request: int = 0
     cost: float | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +168,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A provider is left alone for ``seconds``: ``error`` is the class of the failure."""
+    """A provider is left alone for ``seconds``: ``error`` is the class of the failure; no model: for all of them."""
 
     provider: str
     model: str | None
@@ -174,7 +178,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """A provider is asked again."""
+    """A provider is asked again, this model and the whole address."""
 
     provider: str
     model: str | None
@@ -204,6 +208,7 @@ class Said:
     attempt: int
     messages: Sequence[Mapping[str, Any]] = field(repr=False)
     text: str = field(repr=False)
+    tool_calls: Sequence[ToolCall] = field(default=(), repr=False)
     finish: str
 
 
@@ -227,6 +232,7 @@ Sink = Callable[[Event], None]
 _sinks: Final[list[Sink]] = []
 _content: Final[list[Callable[[Said], None]]] = []
 _numbers: Final = itertools.count(1)
+_UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
 _WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
 
 
@@ -271,14 +277,21 @@ def whisper(kind: type[Event], **fields: Any) -> None:
 def said(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], whole: Completion) -> None:
     """Hand prompt and answer to the sinks that asked for them."""
     for sink in _content:
-        event = Said(request=request, attempt=attempt, messages=messages, text=whole.text, finish=whole.finish)
+        event = Said(
+            request=request,
+            attempt=attempt,
+            messages=messages,
+            text=whole.text,
+            tool_calls=whole.tool_calls,
+            finish=whole.finish,
+        )
         _guarded(sink, event)
 
 
-def over(request: int, outcome: Completion | LLMError | None) -> Ended:
-    """How a request ended, all its attempts together."""
+def over(request: int, outcome: Completion | LLMError | None, attempts: int = 1) -> Ended:
+    """How a request ended, all its attempts together; ``attempts`` of one that its caller left."""
     if outcome is None:
-        return Ended(request=request, outcome="left", attempts=0)
+        return Ended(request=request, outcome="left", attempts=attempts)
     if isinstance(outcome, LLMError):
         name, tried = type(outcome).__name__, max(1, len(outcome.attempts))
         return Ended(request=request, outcome=name, failed=True, provider=outcome.provider, attempts=tried)
@@ -331,6 +344,7 @@ def ended(
                 attempt=attempt,
                 request=request,
                 cost=outcome.cost,
+                asked=outcome.model.asked,
             )
         )
         if outcome.finish == "length":
@@ -359,5 +373,9 @@ def _log(event: Event) -> None:
     if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})
-        told = {name: value for name, value in fields.items() if value is not None and name not in ("loud", "request")}
+        told = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and name not in ("loud", "request", "asked")
+        }
         log.line(level, f"llm_{type(event).__name__.lower()}", **told)

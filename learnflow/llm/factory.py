@@ -25,7 +25,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
         NotConfigured: a name is unknown, or none of them has its address and key.
     """
     common = settings.load()
-    if common.llm_metrics_port or common.llm_opentelemetry:
+    if watched and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import sinks  # noqa: PLC0415  # extras, which few want
 
         sinks.attach(common)
@@ -61,4 +61,5 @@ def instead(provider: LLMProvider) -> Iterator[None]:
         _instead.remove(provider)
 
 
+watched = True  # False for the command line: the port of the metrics is the application's
 _instead: list[LLMProvider] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from . import deck, errors, prices
@@ -204,7 +204,8 @@ class Hop:
         more = cast(Options, {**call.more, "timeout": timeout_s})
         prompt, limit = call.prompt, call.max_tokens
         if attempt.prefix is not None and self.in_words:
-            prompt, attempt = _in_words(call.prompt, attempt.prefix), Attempt(number=attempt.number)
+            prompt = _in_words(call.prompt, attempt.prefix)
+            attempt = replace(attempt, prefix=None, thinking="")
         if self.own:
             whole, tools = call.whole, call.tools
             return self.own.attempt(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from . import advice, errors, events, prices, window
+from . import advice, errors, prices, window
 from .endpoint import Endpoint
 from .errors import LLMError
 from .health import Door, Seen
@@ -78,7 +78,6 @@ class Knowledge:
         model = seen.model.name if seen.model else self._model
         server = seen.server or Server(kind=None)
         state: State = "ready" if error is None or unclear else state_of(error)
-        events.whisper(events.Checked, provider=self._spec.name, state=state)
         return Health(
             state=state,
             provider=self._spec.name,

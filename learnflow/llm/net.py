@@ -6,6 +6,7 @@ The airlock speaks through ``client()``, the probes through ``fetch()``; each se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -35,6 +36,9 @@ _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 allowed: set[tuple[str, str, int]] | None = None
 
 
+_closing: Final[set[asyncio.Future[None]]] = set()  # whose readers have left
+
+
 class Received:
     """The bytes of an answer as they arrive from a server."""
 
@@ -58,7 +62,19 @@ class Received:
         raise failure
 
     async def aclose(self) -> None:
-        """Close the connection, or give it back to the pool where everything was read."""
+        """Close the connection, or give it back to the pool where everything was read.
+
+        It comes to its end even if whoever waits for it is cancelled: half closed, httpcore would keep it for ever.
+        """
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            _closing.add(closing)
+            closing.add_done_callback(_closing.discard)
+            raise
+
+    async def _close(self) -> None:
         if isinstance(self._bytes, AsyncGenerator):
             with suppress(httpx.HTTPError):
                 await self._bytes.aclose()
@@ -82,12 +98,15 @@ class Transport(httpx.AsyncBaseTransport):
             raise Diverted
         if exchange.dry:
             raise Heard
+        body: Body | None = None
         try:
             _check(request, exchange)
             status, headers, body = await _answer(request, exchange)
         except LLMError as error:
             exchange.failure = error
-        if exchange.failure:
+        if exchange.failure or body is None:
+            if body:  # the caller left meanwhile
+                await body.aclose()
             raise Diverted
         exchange.status, exchange.headers = status, headers
         if 200 <= status < 300:
@@ -218,7 +237,10 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
     async def trace(event: str, _: Any) -> None:
         nonlocal connected
         connected = connected or event.startswith("connection.connect")
-        exchange.connected = exchange.connected or event.startswith("http11.send_request_headers")
+        if event == "http11.send_request_headers.started":
+            exchange.connected = True
+            if exchange.failure:
+                raise Diverted  # the caller left while it was being connected
 
     kept = {name: value for name, value in request.headers.items() if name in _HEADERS}
     headers = {**kept, **exchange.credentials, "accept-encoding": "identity"}

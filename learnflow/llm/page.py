@@ -24,7 +24,7 @@ h2 { margin-bottom: 0; } p, td.dim { color: var(--dim); } svg { width: 100%; hei
 rect { fill: var(--bar); } text { fill: currentColor; font: 14px system-ui, sans-serif; }
 table { border-collapse: collapse; margin-top: 2rem; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
 """
-_LEFT, _WIDTH, _ROW = 300, 900, 30
+_WIDTH, _ROW = 900, 50
 
 
 def page(results: Sequence[Mapping[str, Any]], about: str) -> str:
@@ -45,16 +45,16 @@ def page(results: Sequence[Mapping[str, Any]], about: str) -> str:
 def _bars(names: Sequence[str], values: Sequence[float | None], places: int) -> str:
     """Horizontal bars from nothing to the largest value."""
     largest = max((value for value in values if value), default=1.0)
-    room = _WIDTH - _LEFT - 90
+    room = _WIDTH - 110
     rows = []
     for at, (name, value) in enumerate(zip(names, values, strict=True)):
         y = at * _ROW
         wide = 0 if value is None else value / largest * room
         said = "no answer" if value is None else f"{value:.{places}f}"
         rows.append(
-            f'<text x="{_LEFT - 10}" y="{y + 20}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{_LEFT}" y="{y + 5}" width="{wide:.1f}" height="{_ROW - 10}" rx="3"/>'
-            f'<text x="{_LEFT + wide + 8:.1f}" y="{y + 20}">{said}</text>'
+            f'<text x="0" y="{y + 16}">{escape(name)}</text>'
+            f'<rect x="0" y="{y + 22}" width="{wide:.1f}" height="16" rx="3"/>'
+            f'<text x="{wide + 8:.1f}" y="{y + 35}">{said}</text>'
         )
     return f'<svg viewBox="0 0 {_WIDTH} {len(names) * _ROW}" role="img">{"".join(rows)}</svg>'
 

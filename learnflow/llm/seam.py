@@ -70,6 +70,11 @@ class Seam:
         self._held += text
         return self._settled(over=False)
 
+    @property
+    def silent(self) -> bool:
+        """It has ended, and said nothing at all, not even what had to come again."""
+        return self.torn and not self._held
+
     def end(self) -> str:
         """It has ended; returns what was still held back."""
         return "" if self._held is None else self._settled(over=True)

@@ -38,8 +38,8 @@ class Story:
         self._first_token_s: float | None = None
         self._usages: list[Usage] = []
         self._costs: list[float | None] = []
-        self._asked = ""  # who is being asked
-        self._fell: tuple[str, float] | None = None  # who failed last, and when; None once somebody else has answered
+        self._asked, self._number = "", -1  # who is being asked
+        self._fell: tuple[str, int, float] | None = None  # who failed first, and when; None once somebody has answered
         self._goes_on = False  # it is the rest that is asked for
 
     def begins(self, providers: Sequence[str], model: str | None) -> None:
@@ -50,11 +50,11 @@ class Story:
     def ends(self, outcome: Completion | LLMError | None) -> None:
         """It is over: whole, failed, or left by its caller (None)."""
         if events.heard():
-            events.emit(events.over(self.request, outcome))
+            events.emit(events.over(self.request, outcome, len(self.tried) + 1))
 
-    def asks(self, provider: str) -> None:
-        """An attempt begins."""
-        self._asked, self._goes_on = provider, False
+    def asks(self, provider: str, number: int) -> None:
+        """An attempt begins, at the provider of this number in the chain."""
+        self._asked, self._number, self._goes_on = provider, number, False
 
     def resumes(self, *, in_words: bool) -> None:
         """This attempt is to go on where the answer broke."""
@@ -79,7 +79,7 @@ class Story:
     def failed(self, tried: Sequence[Tried], now: float) -> None:
         """The attempt failed."""
         self.tried.extend(tried)
-        self._fell = self._asked, now
+        self._fell = self._fell or (self._asked, self._number, now)
         self._went_on("broken")
 
     def lost(self, error: LLMError, *, free: bool) -> None:
@@ -123,9 +123,9 @@ class Story:
 
     def _switched(self, now: float) -> None:
         assert self._fell is not None  # noqa: S101  # asked before
-        provider, at = self._fell
+        provider, number, at = self._fell
         self._fell = None
-        if provider != self._asked:
+        if number != self._number:
             events.whisper(events.Switched, provider=provider, to=self._asked, seconds=now - at)
 
     def _went_on(self, outcome: str) -> None:

@@ -112,13 +112,13 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     provider = _stranger(spec, url)
-    health = await provider.refresh(within)
+    health = await provider.knowledge.health(within)  # nobody has it yet: no look at a provider
     said = next((row for row in SPECS.values() if row.title == health.server), None)
     if said is None and health.state in ("ready", "model_missing"):
         said = OTHER  # it speaks the API, and has no name
     if said is not None and said is not spec:
         provider = _stranger(said, url)
-        health = await provider.refresh(max(0.1, deadline - loop.time()))
+        health = await provider.knowledge.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 

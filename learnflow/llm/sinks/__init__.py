@@ -6,10 +6,14 @@ Must never be imported before somebody wants one, nor let the want of a library 
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from typing import Final
 
 from .. import log
 from ..settings import Settings, in_container
+
+_done: Final[set[object]] = set()
+_said: Final[set[str]] = set()
 
 
 def attach(common: Settings) -> None:
@@ -22,26 +26,37 @@ def attach(common: Settings) -> None:
         _opentelemetry()
 
 
-@cache
 def _metrics(host: str, port: int) -> None:
+    """Count, and show it; a port that is taken is tried again the next time."""
+    if (host, port) in _done:
+        return
     try:
         from . import prometheus  # noqa: PLC0415  # an extra
 
-        prometheus.serve(host, port)
         prometheus.attach()
+        prometheus.serve(host, port)
+        _done.add((host, port))
     except ImportError:
-        hint = "LLM_METRICS_PORT needs pip install 'learnflow-llm[prometheus]'"
-        log.line("error", "llm_no_metrics", hint=hint)
-    except OSError as error:  # several processes of one application want the same port
-        log.line("error", "llm_no_metrics", error=str(error), hint=f"LLM_METRICS_PORT={port} cannot be listened on")
+        _say("llm_no_metrics", "LLM_METRICS_PORT needs pip install 'learnflow-llm[prometheus]'")
+    except (OSError, ValueError) as error:  # several processes of one application want the same port
+        _say("llm_no_metrics", f"{host}:{port} cannot be listened on (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}")
 
 
-@cache
 def _opentelemetry() -> None:
     try:
         from . import opentelemetry  # noqa: PLC0415  # an extra
 
         opentelemetry.attach()
     except ImportError:
-        hint = "LLM_OPENTELEMETRY needs pip install 'learnflow-llm[opentelemetry]'"
-        log.line("error", "llm_no_telemetry", hint=hint)
+        _say("llm_no_telemetry", "LLM_OPENTELEMETRY needs pip install 'learnflow-llm[opentelemetry]'")
+
+
+def _say(what: str, hint: str) -> None:
+    """Once in a process."""
+    if hint not in _said:
+        _said.add(hint)
+        log.line("error", what, hint=hint)
+
+
+if hasattr(os, "register_at_fork"):  # the thread that shows the metrics stays behind
+    os.register_at_fork(after_in_child=_done.clear)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -26,15 +27,21 @@ _TOKENS: Final = [4**power for power in range(14)]
 _SECONDS: Final = [0.01 * 2**power for power in range(14)]
 _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
 
+_detach: Final[dict[tuple[object, object], Callable[[], None]]] = {}
+
 
 def attach(
     tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Make spans and metrics of every event from now on. Returns a function that takes it off again.
+    """Make spans and metrics of every event from now on, where that is not done yet.
+
+    Returns a function that takes it off again.
 
     Args:
         tracers, meters: the application's; the global ones where None.
     """
+    if (tracers, meters) in _detach:
+        return _detach[tracers, meters]
     tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
     telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
     removers = [events.add_sink(telemetry)]
@@ -42,9 +49,11 @@ def attach(
         removers.append(events.add_content_sink(telemetry.said))
 
     def detach() -> None:
+        _detach.pop((tracers, meters), None)
         for remove in removers:
             remove()
 
+    _detach[tracers, meters] = detach
     return detach
 
 
@@ -85,7 +94,9 @@ class Telemetry:
         """Keep what was asked and answered on the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
-            answer = {"role": "assistant", "parts": [_part(event.text)], "finish_reason": event.finish}
+            said = [_part(event.text)] if event.text else []
+            calls = [{"type": "tool_call", **asdict(call)} for call in event.tool_calls]
+            answer = {"role": "assistant", "parts": [*said, *calls], "finish_reason": event.finish}
             span.set_attribute("gen_ai.input.messages", _json([_message(each) for each in event.messages]))
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
@@ -161,12 +172,20 @@ class Telemetry:
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message in the conventions' form; of pictures only that they were there."""
     content = message.get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-    put = [_part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts]
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+    put: list[dict[str, Any]] = [
+        _part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts
+    ]
+    for call in message.get("tool_calls") or ():
+        asked = call.get("function") or {}
+        told = {"id": call.get("id"), "name": asked.get("name"), "arguments": asked.get("arguments")}
+        put.append({"type": "tool_call", **told})
+    if message.get("role") == "tool":
+        put = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
     return {"role": message.get("role"), "parts": put}
 
 
-def _part(text: str) -> dict[str, str]:
+def _part(text: str) -> dict[str, Any]:
     return {"type": "text", "content": text}
 
 

@@ -16,24 +16,34 @@ from .. import events
 from ..events import Event
 
 _PREFIX: Final = "learnflow_llm_"
+_ALL: Final = "all"  # models of an address whose key or connection is at fault
 _MODELS: Final = 50  # of a provider
 _PROVIDERS: Final = 30
 _QUICK: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _SLOW: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
+_detach: Final[dict[CollectorRegistry, Callable[[], None]]] = {}
+_Ended = events.Answered | events.Failed | events.Left
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Count every event from now on in ``registry``. Returns a function that takes it off again, metrics and all."""
+    """Count every event from now on in ``registry``, where that is not done yet.
+
+    Returns a function that takes it off again, metrics and all.
+    """
+    if registry in _detach:
+        return _detach[registry]
     metrics = Metrics(registry)
     remove = events.add_sink(metrics)
 
     def detach() -> None:
         remove()
-        for each in metrics.collectors:
-            registry.unregister(each)
+        if _detach.pop(registry, None):
+            for each in metrics.collectors:
+                registry.unregister(each)
 
+    _detach[registry] = detach
     return detach
 
 
@@ -79,6 +89,7 @@ class Metrics:
         self._open = gauge("breaker_open", "Whether a provider is left alone (1) or asked (0).", *one)
         self._flying = gauge("requests_in_flight", "Attempts under way.", "provider")
         self._queue = histogram("queue_seconds", "Seconds of waiting for a place at a provider.", _QUICK, "provider")
+        self._under_way: set[tuple[int, int]] = set()  # requests and attempts that were seen to begin
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
 
@@ -103,10 +114,11 @@ class Metrics:
             count(event)
 
     def _asked(self, event: events.Asked) -> None:
+        self._under_way.add((event.request, event.attempt))
         self._flying.labels(self._provider(event.provider)).inc()
 
     def _left(self, event: events.Left) -> None:
-        self._ended(event.provider, event.model, "left", event.request)
+        self._ended(event, event.model, "left")
 
     def _queued(self, event: events.Queued) -> None:
         self._queue.labels(self._provider(event.provider)).observe(event.seconds)
@@ -124,11 +136,14 @@ class Metrics:
         self._checks.labels(self._provider(event.provider), event.state).inc()
 
     def _turned(self, event: events.Opened | events.Closed) -> None:
-        labels = self._both(event.provider, event.model)
-        self._open.labels(*labels).set(isinstance(event, events.Opened))
+        if isinstance(event, events.Opened):
+            self._open.labels(*self._both(event.provider, event.model or _ALL)).set(1)
+        else:
+            for model in (event.model or _ALL, _ALL):
+                self._open.labels(*self._both(event.provider, model)).set(0)
 
     def _answered(self, event: events.Answered) -> None:
-        labels = self._ended(event.provider, event.model, event.finish, event.request)
+        labels = self._ended(event, event.asked or event.model, event.finish)
         self._whole.labels(*labels).observe(event.total_s)
         if event.first_token_s is not None:
             self._first.labels(*labels).observe(event.first_token_s)
@@ -139,20 +154,22 @@ class Metrics:
             self._cost.labels(*labels).inc(event.cost)
 
     def _failed(self, event: events.Failed) -> None:
-        self._ended(event.provider, event.model, event.error, event.request)
+        self._ended(event, event.model, event.error)
         if event.loud:
             self._loud.labels(self._provider(event.provider), event.error).inc()
 
-    def _ended(self, provider: str, model: str | None, outcome: str, request: int) -> tuple[str, str]:
-        labels = self._both(provider, model)
+    def _ended(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
+        labels = self._both(event.provider, model, answers=isinstance(event, events.Answered))
         self._requests.labels(*labels, outcome).inc()
-        if request:
+        if (event.request, event.attempt) in self._under_way:
+            self._under_way.remove((event.request, event.attempt))
             self._flying.labels(labels[0]).dec()
         return labels
 
-    def _both(self, provider: str, model: str | None) -> tuple[str, str]:
+    def _both(self, provider: str, model: str | None, *, answers: bool = True) -> tuple[str, str]:
+        """Provider and model as labels. A name that has never answered takes no place from those that do."""
         known, model = self._models[self._provider(provider)], model or "unknown"
-        if model not in known and len(known) >= _MODELS:
+        if model not in known and len(known) >= (_MODELS if answers else _MODELS // 2):
             model = "other"
         known.add(model)
         return self._provider(provider), model
