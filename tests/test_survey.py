@@ -176,7 +176,7 @@ def test_ten_unreachable_addresses_take_no_longer_than_one(
     assert len(found) == len(SPECS)
     assert {each["state"] for each in found} == {"down"}
     assert code == 3
-    assert ten < one + 0.5
+    assert ten < one + 2  # one after the other they would take 4.5 seconds more
 
 
 async def test_a_killed_server_is_down_within_a_second(usual: dict[str, str]) -> None:
