@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from . import log
 from .base import Completion, ToolCall, Usage
@@ -228,6 +228,7 @@ Event = (
     | _Sinks
 )
 Sink = Callable[[Event], None]
+_S = TypeVar("_S")
 
 _sinks: Final[list[Sink]] = []
 _content: Final[list[Callable[[Said], None]]] = []
@@ -243,22 +244,20 @@ def next_request() -> int:
 
 def add_sink(sink: Sink) -> Callable[[], None]:
     """Let ``sink`` see every event from now on. Returns a function that takes it off again."""
-    _sinks.append(sink)
-
-    def remove() -> None:
-        with suppress(ValueError):
-            _sinks.remove(sink)
-
-    return remove
+    return _added(_sinks, sink)
 
 
 def add_content_sink(sink: Callable[[Said], None]) -> Callable[[], None]:
     """Let ``sink`` see prompts and answers, too. Returns a function that takes it off again."""
-    _content.append(sink)
+    return _added(_content, sink)
+
+
+def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
+    sinks.append(sink)
 
     def remove() -> None:
         with suppress(ValueError):
-            _content.remove(sink)
+            sinks.remove(sink)
 
     return remove
 
@@ -373,9 +372,5 @@ def _log(event: Event) -> None:
     if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})
-        told = {
-            name: value
-            for name, value in fields.items()
-            if value is not None and name not in ("loud", "request", "asked")
-        }
+        told = {name: value for name, value in fields.items() if value is not None and name not in _UNSAID}
         log.line(level, f"llm_{type(event).__name__.lower()}", **told)

@@ -42,7 +42,6 @@ class Exchange:
         deck: plays the answer, or keeps it.
         dry: answer 200 and nothing, without a connection.
         place: taken while LiteLLM prepares the request; given back when it sends it.
-        sent: LiteLLM has come as far as sending.
         connected: a connection was there to send it on.
         status, headers: the head of the answer.
         body: the answer's bytes, where the status is 2xx; whoever asked must close it.
@@ -62,7 +61,6 @@ class Exchange:
     deck: Deck | None = None
     dry: bool = False
     place: asyncio.Semaphore | None = None
-    sent: bool = False
     connected: bool = False
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -92,7 +92,6 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send; a 2xx ends the call, its body in the exchange; any other status is read for LiteLLM to judge."""
         exchange = current.get()
-        exchange.sent = True
         exchange.prepared()
         if exchange.failure:  # the caller left while LiteLLM was still at its preparations
             raise Diverted
