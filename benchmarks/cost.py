@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 import httpx
 
-from learnflow.llm import _litellm
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.testing.dialects import Dialect
 

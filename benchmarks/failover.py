@@ -17,7 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from learnflow.llm import RouterProvider, _litellm
+from learnflow.llm import RouterProvider
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.board import Board
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.specs import SPECS

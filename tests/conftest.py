@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import _litellm, settings
-from learnflow.llm.adapter import BaseProvider
+from learnflow.llm import settings
+from learnflow.llm.adapter import _litellm
+from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer

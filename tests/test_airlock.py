@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from learnflow.llm import _litellm
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import build
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer

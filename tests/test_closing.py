@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import _litellm, errors, pool
+from learnflow.llm import errors
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.base import TextStream
 from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.transport import pool
 
 
 async def gone(server: FaultServer) -> None:

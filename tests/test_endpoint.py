@@ -6,7 +6,6 @@ import pytest
 from conftest import provider_for
 
 from learnflow.llm import errors
-from learnflow.llm.endpoint import endpoint
 from learnflow.llm.providers import (
     AzureProvider,
     CustomProvider,
@@ -17,6 +16,7 @@ from learnflow.llm.providers import (
 )
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer
+from learnflow.llm.transport.endpoint import endpoint
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import causes, diagnosis, errors
+from learnflow.llm import errors
 from learnflow.llm.errors import LLMError
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.dialects import REFUSALS
+from learnflow.llm.transport import error_mapping, exception_mapping
 
 LEAVES = {
     "key": errors.AuthenticationFailed,
@@ -110,7 +111,7 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
     ],
 )
 def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMError]) -> None:
-    error = diagnosis.refusal(status, body)
+    error = error_mapping.refusal(status, body)
     assert type(error) is leaf
     assert error.status == status
 
@@ -159,12 +160,12 @@ async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> N
 
 
 def test_the_servers_own_words_are_shown_otherwise() -> None:
-    error = diagnosis.refusal(404, b'{"error":"model \'x\' not found"}')
+    error = error_mapping.refusal(404, b'{"error":"model \'x\' not found"}')
     assert "“model 'x' not found”" in str(error)
 
 
 def test_long_words_are_cut() -> None:
-    assert len(str(diagnosis.refusal(400, b"x" * 10_000))) < 600
+    assert len(str(error_mapping.refusal(400, b"x" * 10_000))) < 600
 
 
 @pytest.mark.parametrize("leaf", [leaf for _, leaf in inspect.getmembers(errors, inspect.isclass)])
@@ -195,7 +196,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 
 def test_every_exception_of_litellm_is_mapped() -> None:
-    from learnflow.llm._litellm import _load  # noqa: PLC0415
+    from learnflow.llm.adapter._litellm import _load  # noqa: PLC0415
 
     _load()
     import litellm.exceptions as theirs  # noqa: PLC0415
@@ -205,7 +206,7 @@ def test_every_exception_of_litellm_is_mapped() -> None:
         for name, kind in inspect.getmembers(theirs, inspect.isclass)
         if issubclass(kind, BaseException)
         and kind.__module__ == theirs.__name__
-        and f"litellm.{name}" not in causes.CAUSES
+        and f"litellm.{name}" not in exception_mapping.CAUSES
     ]
     assert missing == []
 
@@ -215,17 +216,21 @@ def test_every_exception_of_httpx_is_mapped() -> None:
     inner = {"StreamConsumed", "StreamClosed", "ResponseNotRead", "RequestNotRead"}
     for name, kind in inspect.getmembers(httpx, inspect.isclass):
         if issubclass(kind, Exception) and name not in inner:
-            found = [f"httpx.{base.__name__}" for base in kind.__mro__ if f"httpx.{base.__name__}" in causes.CAUSES]
+            found = [
+                f"httpx.{base.__name__}"
+                for base in kind.__mro__
+                if f"httpx.{base.__name__}" in exception_mapping.CAUSES
+            ]
             assert found, name
 
 
 def test_the_table_of_causes_names_only_what_exists() -> None:
-    from learnflow.llm._litellm import _load  # noqa: PLC0415
+    from learnflow.llm.adapter._litellm import _load  # noqa: PLC0415
 
     _load()
     import litellm.exceptions  # noqa: PLC0415
 
-    for name in causes.CAUSES:
+    for name in exception_mapping.CAUSES:
         module, _, kind = name.partition(".")
         home = {"litellm": litellm.exceptions, "httpx": httpx}.get(module)
         assert home is None or hasattr(home, kind), name

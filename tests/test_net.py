@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from conftest import DIALECTS, provider_for
 
-from learnflow.llm import errors, net, route
-from learnflow.llm.exchange import Exchange
+from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.transport import client, network
+from learnflow.llm.transport.exchange import Exchange
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -124,7 +125,7 @@ def test_one_provider_serves_many_loops_without_a_warning() -> None:
     ],
 )
 def test_what_counts_as_private(address: str, private: bool) -> None:
-    assert route.is_private(address) is private
+    assert network.is_private(address) is private
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
     async with FaultServer() as other:
         exchange = Exchange(("http", "127.0.0.1", 9), "", 1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
-            await net.fetch(f"{other.root}/v1/models", exchange)
+            await client.fetch(f"{other.root}/v1/models", exchange)
         assert other.connections == 0
 
 
@@ -243,7 +244,7 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
 async def test_a_setting_that_keeps_us_from_connecting_is_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from learnflow.llm import pool  # noqa: PLC0415
+    from learnflow.llm.transport import pool  # noqa: PLC0415
 
     pool._tls.cache_clear()
     monkeypatch.setenv(name, value)

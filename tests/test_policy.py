@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnflow.llm import _litellm, diagnosis, errors, policy
+from learnflow.llm import errors, policy
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.errors import LLMError
 from learnflow.llm.policy import Breaker, Needs, Standing
+from learnflow.llm.transport import error_mapping
 
 
 def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
@@ -103,7 +105,7 @@ def test_litellms_judgement_of_a_status_is_ours() -> None:
     """Its ``_should_retry`` is the raw material; a used-up quota is told by its words, not its status."""
     litellm = _litellm._load()
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
-        assert diagnosis.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
+        assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
 @given(st.integers(0, 50), st.floats(0, 1))

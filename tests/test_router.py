@@ -14,7 +14,7 @@ from conftest import DIALECTS, KINDS, provider_for
 from pydantic import BaseModel
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, events
-from learnflow.llm.adapter import BaseProvider
+from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.board import Board, Place
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer

@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import LLMProvider, discover, errors, get_provider, route, settings, survey
+from learnflow.llm import LLMProvider, discover, errors, get_provider, settings, survey
 from learnflow.llm.cli import main
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
+from learnflow.llm.transport import network
 
 FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
 PAGE = b"<!DOCTYPE html><html><body>Jenkins</body></html>"
@@ -101,7 +102,7 @@ async def test_a_container_looks_at_the_services_and_the_host(
     async def exists(host: str, within: float) -> bool:
         return host in ("ollama", "host.docker.internal")
 
-    monkeypatch.setattr(route, "exists", exists)
+    monkeypatch.setattr(network, "exists", exists)
     tried = [each.health.base_url for each in await survey.survey()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried

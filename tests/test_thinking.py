@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnflow.llm.thinking import ThinkingSplitter
+from learnflow.llm.transport.reasoning import ReasoningSplitter
 
 PLAIN = st.text("ab <>/\n", max_size=30).filter(lambda text: "think" not in text)
 
 
 def split(text: str, cuts: list[int], *, hold: bool = False) -> tuple[str, str, bool]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    splitter = ThinkingSplitter(hold=hold)
+    splitter = ReasoningSplitter(hold=hold)
     pieces = [splitter.feed(text[a:b]) for a, b in pairwise(edges)]
     pieces.append(splitter.end())
     return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), splitter.leaked
@@ -78,7 +78,7 @@ def test_real_thinking_that_looks_like_a_mention_is_thinking(thought: str) -> No
 
 
 def test_a_model_that_only_closes_is_taken_at_its_word() -> None:
-    splitter = ThinkingSplitter(closes=True)
+    splitter = ReasoningSplitter(closes=True)
     got = [splitter.feed(piece) for piece in ("I think ", "</think>", " so")]
     got.append(splitter.end())
     assert ("".join(one.text for one in got), "".join(one.thinking for one in got)) == ("so", "I think ")
@@ -102,13 +102,13 @@ def test_thinking_may_come_in_two_blocks() -> None:
 
 
 def test_what_was_held_is_released_when_the_server_separates() -> None:
-    splitter = ThinkingSplitter(hold=True)
+    splitter = ReasoningSplitter(hold=True)
     assert splitter.feed("so far").text == ""
     assert splitter.separated() == "so far"
     assert splitter.feed(" and</think>\non").text == " and</think>\non"
 
 
 def test_a_server_that_separates_means_its_tags() -> None:
-    splitter = ThinkingSplitter()
+    splitter = ReasoningSplitter()
     splitter.separated()
     assert splitter.feed("<think>x</think>y").text == "<think>x</think>y"

@@ -9,9 +9,9 @@ import pytest
 from conftest import DIALECTS, provider_for
 
 from learnflow.llm import errors
-from learnflow.llm.alarm import Alarm
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.transport.timer import Timer
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -111,7 +111,7 @@ async def test_nobody_at_the_address_is_known_at_once() -> None:
 
 
 async def test_the_alarm_rings_only_while_somebody_waits() -> None:
-    loop, alarm = asyncio.get_running_loop(), Alarm()
+    loop, alarm = asyncio.get_running_loop(), Timer()
     with alarm.until(loop.time() + 0.01):
         pass
     await asyncio.sleep(0.05)  # the timer fires here, and finds nobody
@@ -123,7 +123,7 @@ async def test_the_alarm_rings_only_while_somebody_waits() -> None:
 
 
 async def test_the_alarm_leaves_a_cancellation_from_elsewhere_alone() -> None:
-    alarm = Alarm()
+    alarm = Timer()
 
     async def wait() -> None:
         with alarm.until(asyncio.get_running_loop().time() + 5):
@@ -138,7 +138,7 @@ async def test_the_alarm_leaves_a_cancellation_from_elsewhere_alone() -> None:
 
 
 async def test_the_alarm_moves_to_an_earlier_limit() -> None:
-    loop, alarm = asyncio.get_running_loop(), Alarm()
+    loop, alarm = asyncio.get_running_loop(), Timer()
     with alarm.until(loop.time() + 60):
         await asyncio.sleep(0)
     began = loop.time()

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnflow.llm import errors
-from learnflow.llm.ndjson import OllamaWire
-from learnflow.llm.sse import OpenAIWire
 from learnflow.llm.testing.dialects import Dialect
-from learnflow.llm.wire import Wire
+from learnflow.llm.transport.ndjson_parser import NDJSONParser
+from learnflow.llm.transport.sse_parser import SSEParser
+from learnflow.llm.transport.stream_parser import StreamParser
 
 DIALECTS = ["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(TEXT, max_size=8)
 
 
-def reader(dialect: str) -> Wire:
-    return OllamaWire() if dialect == "ollama" else OpenAIWire()
+def reader(dialect: str) -> StreamParser:
+    return NDJSONParser() if dialect == "ollama" else SSEParser()
 
 
 def stream(dialect: str, pieces: list[str], thinking: str = "") -> bytes:
@@ -30,7 +30,7 @@ def stream(dialect: str, pieces: list[str], thinking: str = "") -> bytes:
     return say.opening() + thought + b"".join(map(say.piece, pieces)) + say.end() + say.usage() + say.done()
 
 
-def read(wire: Wire, body: bytes, cuts: list[int]) -> tuple[str, str]:
+def read(wire: StreamParser, body: bytes, cuts: list[int]) -> tuple[str, str]:
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
     pieces = [piece for a, b in pairwise(edges) for piece in wire.feed(body[a:b])]
     pieces += wire.end()
@@ -140,8 +140,8 @@ def chunk(**delta: object) -> bytes:
 FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 
-def heard(body: bytes) -> OpenAIWire:
-    wire = OpenAIWire()
+def heard(body: bytes) -> SSEParser:
+    wire = SSEParser()
     read(wire, body, [])
     return wire
 
@@ -150,14 +150,14 @@ def test_comments_event_names_and_carriage_returns_are_no_text() -> None:
     body = (
         b": ping\r\n\r\nid: 1\r\nevent: message\r\nretry: 5\r\n" + chunk(content="a").replace(b"\n", b"\r\n") + FINISH
     )
-    wire = OpenAIWire()
+    wire = SSEParser()
     assert read(wire, body, [3, 9, 20])[0] == "a"
     assert wire.whole
 
 
 def test_data_lines_of_one_event_belong_together() -> None:
     body = b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
-    wire = OpenAIWire()
+    wire = SSEParser()
     assert read(wire, body, [])[0] == "a"
     assert wire.whole
 
@@ -165,12 +165,12 @@ def test_data_lines_of_one_event_belong_together() -> None:
 def test_a_pair_of_surrogates_split_over_two_chunks_is_one_character() -> None:
     one = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
     two = b'data: {"choices":[{"delta":{"content":"\\udd10b"}}]}\n\n'
-    assert read(OpenAIWire(), one + two + FINISH, [])[0] == "a🔐b"
+    assert read(SSEParser(), one + two + FINISH, [])[0] == "a🔐b"
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
 def test_thinking_has_its_own_field(key: str) -> None:
-    assert read(OpenAIWire(), chunk(**{key: "hm"}) + chunk(content="a") + FINISH, []) == ("a", "hm")
+    assert read(SSEParser(), chunk(**{key: "hm"}) + chunk(content="a") + FINISH, []) == ("a", "hm")
 
 
 def test_a_first_chunk_without_choices_is_azures_filter_result() -> None:
@@ -198,14 +198,14 @@ def test_a_byte_order_mark_may_be_split(dialect: str) -> None:
 
 
 def test_text_after_the_end_is_not_swallowed_or_added() -> None:
-    wire = OpenAIWire()
+    wire = SSEParser()
     assert read(wire, chunk(content="a") + FINISH + chunk(content="b"), [])[0] == "a"
     assert isinstance(wire.fault, errors.MalformedAnswer)
 
 
 def test_only_the_first_choice_is_the_answer() -> None:
     other = b'data: {"choices":[{"index":1,"delta":{"content":"B"}}]}\n\n'
-    assert read(OpenAIWire(), other + chunk(content="a") + other + FINISH, [])[0] == "a"
+    assert read(SSEParser(), other + chunk(content="a") + other + FINISH, [])[0] == "a"
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_odd_usage_spoils_no_answer(usage: object) -> None:
 
 def test_half_a_character_at_the_end_is_shown_as_lost() -> None:
     half = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
-    assert read(OpenAIWire(), half + FINISH, [])[0] == "a\ufffd"
-    text, _ = read(OpenAIWire(), half + chunk(content="b") + FINISH, [])
+    assert read(SSEParser(), half + FINISH, [])[0] == "a\ufffd"
+    text, _ = read(SSEParser(), half + chunk(content="b") + FINISH, [])
     assert text.encode() == "a\ufffdb".encode()
 
 
@@ -268,15 +268,15 @@ def test_ollamas_tool_calls_come_whole() -> None:
         "message": {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
         "done": False,
     }
-    wire = OllamaWire()
+    wire = NDJSONParser()
     read(wire, json.dumps(line).encode() + b'\n{"message":{"content":""},"done":true,"done_reason":"stop"}\n', [])
     assert wire.finish == "tool_calls"
     assert wire.tool_calls()[0].arguments == {"x": 1}
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnflow.llm.wire._LONGEST", 1000)
-    wire = OpenAIWire()
+    monkeypatch.setattr("learnflow.llm.transport.stream_parser._LONGEST", 1000)
+    wire = SSEParser()
     for _ in range(200):
         wire.feed(b"data: xxxxxxxx")
     assert isinstance(wire.fault, errors.MalformedAnswer)

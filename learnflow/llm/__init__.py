@@ -15,7 +15,7 @@ from .known import Capabilities, Health
 
 if TYPE_CHECKING:
     from . import errors, events
-    from .adapter import BaseProvider
+    from .adapter.provider import BaseProvider
     from .factory import discover, get_provider
     from .router import RouterProvider
 
@@ -37,7 +37,12 @@ __all__ = [
     "get_provider",
 ]
 
-_LATER = {"BaseProvider": ".adapter", "discover": ".factory", "get_provider": ".factory", "RouterProvider": ".router"}
+_LATER = {
+    "BaseProvider": ".adapter.provider",
+    "discover": ".factory",
+    "get_provider": ".factory",
+    "RouterProvider": ".router",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,9 @@ The adapter passes its errors through here, and ``knowledge`` what a look showed
 from __future__ import annotations
 
 from . import errors
-from .endpoint import Endpoint
 from .errors import LLMError
 from .specs import ProviderSpec
+from .transport.endpoint import Endpoint
 
 
 def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:

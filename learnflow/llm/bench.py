@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import errors, page
-from .adapter import BaseProvider
+from .adapter.provider import BaseProvider
 from .asking import watched
 from .errors import LLMError, NotConfigured
 from .status import looked, table, taped, used

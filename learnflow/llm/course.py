@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from . import errors, events, policy, seam
+from .adapter.request import Attempt
 from .base import Completion
 from .board import Board, Place
 from .errors import LLMError, Tried
 from .hop import Call, Hop
-from .request import Attempt
 from .story import Story
 
 Resume = Literal["continue", "restart", "raise"]

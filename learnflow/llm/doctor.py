@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
 from . import settings
-from .endpoint import endpoint, is_loopback
 from .specs import SPECS
 from .status import NONE_READY, READY, looked, taped, used
 from .survey import Found
+from .transport.endpoint import endpoint, is_loopback
 
 
 async def doctor(options: argparse.Namespace) -> int:

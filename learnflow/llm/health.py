@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import diagnosis, errors, net
-from .deck import Deck
-from .endpoint import Endpoint, endpoint
+from . import errors
 from .errors import LLMError
-from .exchange import Exchange
 from .known import Model, Server
+from .replay.active import Deck
 from .servers import KINDS, Kind, Page, listed
 from .specs import OTHER, SPECS, ProviderSpec
+from .transport import client, error_mapping
+from .transport.endpoint import Endpoint, endpoint
+from .transport.exchange import Exchange
 
 _MOST: Final = 64  # models that are asked for one by one
 _WRONG_METHOD: Final = 405
@@ -130,7 +131,7 @@ class Door:
         if server and spec.dialect != "openai" and server.kind not in (None, spec.name):
             return server, self._another(server)
         if server is None and trouble is None:
-            trouble = diagnosis.not_a_server()
+            trouble = error_mapping.not_a_server()
         if _wrong_address(trouble, self.endpoint):
             if await self._chats(deadline):
                 return server or Server(kind=None), None  # it has no list of models: no fault
@@ -240,7 +241,7 @@ class Door:
         data = b""
         try:
             async with asyncio.timeout_at(deadline):
-                data = await net.fetch(url + query, exchange, body)
+                data = await client.fetch(url + query, exchange, body)
         except TimeoutError:
             late = exchange.status is None and not exchange.connected
             error = (
@@ -265,8 +266,8 @@ def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        return {}, diagnosis.not_a_server(200)
-    return (said, diagnosis.error_object(said, began=False)) if said.get("error") else (said, None)
+        return {}, error_mapping.not_a_server(200)
+    return (said, error_mapping.error_object(said, began=False)) if said.get("error") else (said, None)
 
 
 def complaint_of(data: bytes) -> LLMError | None:

@@ -12,14 +12,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from . import deck, errors, prices
-from .adapter import BaseProvider
+from . import errors, prices
+from .adapter.provider import BaseProvider
+from .adapter.request import Attempt
 from .base import Answering, LLMProvider, Options, Prompt, TextStream
 from .board import Place
 from .errors import LLMError
 from .known import Health
 from .policy import Needs, lacks
-from .request import Attempt
+from .replay import active
 
 PROBE_S: Final = 1.0
 
@@ -92,7 +93,7 @@ class Hop:
     @property
     def taped(self) -> bool:
         """Whether it answers from tapes."""
-        return self.own is not None and deck.plays(self.own.knowledge.door.deck)
+        return self.own is not None and active.plays(self.own.knowledge.door.deck)
 
     @property
     def loads(self) -> bool:
@@ -165,7 +166,7 @@ class Hop:
         if self.taped:
             return True
         if self.own:
-            with deck.aside():  # whether it comes to this depends on the time
+            with active.aside():  # whether it comes to this depends on the time
                 return (await self.own.refresh(PROBE_S)).ready
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_S):

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from . import advice, errors, prices, window
-from .endpoint import Endpoint
 from .errors import LLMError
 from .health import Door, Seen
 from .known import Capabilities, Health, Model, Server, State, merged
 from .specs import SPECS, ProviderSpec
+from .transport.endpoint import Endpoint
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Unpack, cast
 
 from . import errors, events, settings, window
+from .adapter.options import rows
 from .base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
@@ -27,7 +28,6 @@ from .board import BOARD, Board
 from .course import Course, Resume, Rules
 from .errors import LLMError
 from .hop import PROBE_S, Call, Hop
-from .keywords import rows
 from .known import Capabilities, Health
 from .policy import Needs, Routing
 from .providers import build

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from . import deck, errors, settings
-from .adapter import BaseProvider
+from . import errors, settings
+from .adapter.provider import BaseProvider
 from .asking import watched
 from .errors import LLMError
 from .factory import get_provider
 from .known import Health, Model
 from .providers import build
+from .replay import active
 from .specs import SPECS
 from .survey import Found, brief, survey, usable
 
@@ -91,7 +92,7 @@ def taped() -> None:
         common = settings.load()
     except errors.NotConfigured:
         return  # what cannot be read is said where it is wanted
-    if deck.plays(deck.inserted(common.llm_replay, common.llm_replay_mode)):
+    if active.plays(active.inserted(common.llm_replay, common.llm_replay_mode)):
         print(
             f"LLM_REPLAY is set: what follows is on the tapes in {common.llm_replay}, not on servers.", file=sys.stderr
         )

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import deck, net, route, settings
-from .adapter import BaseProvider
+from . import settings
+from .adapter.provider import BaseProvider
 from .errors import LLMError, NotConfigured
 from .knowledge import state_of
 from .known import Health
 from .providers import build
+from .replay import active
 from .specs import OTHER, SPECS, ProviderSpec
+from .transport import client, network
 
 SURVEY_S: Final = 1.0  # seconds for all of it
 _HOST: Final = "host.docker.internal"
@@ -55,7 +57,7 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
     """
     named = set(named)
     common = settings.load()
-    tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
+    tapes = active.inserted(common.llm_replay, common.llm_replay_mode)
     if tapes and tapes.providers is not None:  # the usual addresses are no place to look
         rows = {*tapes.providers, *named} & set(SPECS)
         return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
@@ -71,14 +73,14 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
         if configured and (clouds or spec.local):
             looks.append(_configured(name, within))
         looks += [_usual(spec, url, within) for url in _addresses(spec, own.base_url, hosts, taken=name in named)]
-    await net.prepare()  # the first connection's imports are nobody's latency
+    await client.prepare()  # the first connection's imports are nobody's latency
     return _once(await asyncio.gather(*looks))
 
 
 async def _resolvable(within: float) -> set[str]:
     """Which of the names exist that servers have for a container: its services', the host's."""
     names = [_HOST, *(spec.service for spec in SPECS.values() if spec.service)]
-    there = await asyncio.gather(*(route.exists(name, within / 2) for name in names))
+    there = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
     return {name for name, exists in zip(names, there, strict=True) if exists}
 
 
@@ -169,7 +171,7 @@ async def found() -> list[BaseProvider]:
     Raises:
         NotConfigured: there is none; says what was tried, and what would help.
     """
-    with deck.aside():  # who happens to be there; what is used is kept
+    with active.aside():  # who happens to be there; what is used is kept
         there = await survey(clouds=False)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from behaviours import ANSWERS, BEGUN, BROKEN
 
-from learnflow.llm import errors, tape
-from learnflow.llm.recorder import Take
-from learnflow.llm.tape import Asked, Exchange, Said
+from learnflow.llm import errors
+from learnflow.llm.replay import cassette
+from learnflow.llm.replay.cassette import Asked, Exchange, Said
+from learnflow.llm.replay.recorder import Take
 
 _SSE: Final = "text/event-stream"
 _NDJSON: Final = "application/x-ndjson"
@@ -540,6 +541,6 @@ def seeing(pages: Mapping[str, Said]) -> dict[str, Said]:
         text = re.sub(r'("vision":)\s*false', r"\1true", text)
         text = text.replace('"capabilities":["completion"', '"capabilities":["completion","vision","tools"')
         text = re.sub(r'("supports_tools?(?:_calls)?":)\s*false', r"\1true", text)
-        return tape.Said(said.status, said.headers, (text.encode(),))
+        return cassette.Said(said.status, said.headers, (text.encode(),))
 
     return {path: edited(said) for path, said in pages.items()}

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel
 
 from learnflow.llm import RouterProvider, errors
-from learnflow.llm.adapter import BaseProvider
+from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import build
 from learnflow.llm.testing import Cut, ScriptedProvider

@@ -23,11 +23,11 @@ from authored import VOICES, Author, broken, seeing
 from behaviours import BEHAVIOURS, BROKEN, Subject
 from subjects import absent, fresh, named, seal, tape_of
 
-from learnflow.llm import deck, tape
 from learnflow.llm.errors import LLMError
-from learnflow.llm.recorder import Take
+from learnflow.llm.replay import active, cassette
+from learnflow.llm.replay.cassette import Asked, Exchange, Said
+from learnflow.llm.replay.recorder import Take
 from learnflow.llm.specs import SPECS
-from learnflow.llm.tape import Asked, Exchange, Said
 from learnflow.llm.testing import forget
 
 _PATIENCE_S = 30.0
@@ -58,7 +58,7 @@ class Collector:
         self._kept.append(None)
 
         def keep(exchange: Exchange) -> None:
-            self._kept[at] = tape.calm(exchange)
+            self._kept[at] = cassette.calm(exchange)
 
         return Take(keep, asked)
 
@@ -79,7 +79,7 @@ async def _row(row: str) -> int:
     pages: Mapping[str, Said] = {}
     if subject:
         collector = Collector()
-        with deck.instead(collector):
+        with active.instead(collector):
             health = await subject.provider().refresh()
         if not health.ready:
             print(f"{row}: {health.detail}", file=sys.stderr)
@@ -120,7 +120,7 @@ async def _tape(
         return "recorded, and stays: no server is named that is busy"
     author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
     one = fresh(row)
-    with deck.instead(author):
+    with active.instead(author):
         await BEHAVIOURS[behaviour](one)
     origin = {"kind": "authored", "source": VOICES[row].source}
     if pages and any(each.said in pages.values() for each in author.exchanges):
@@ -145,7 +145,7 @@ async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
     collector = Collector()
     subject.heard.clear()
-    with deck.instead(collector):
+    with active.instead(collector):
         if behaviour == "cut":
             async with subject.provider().stream(BROKEN, temperature=0) as answer:
                 async for _ in answer:
@@ -167,18 +167,18 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
 
 def _keep(row: str, behaviour: str, origin: dict[str, Any], exchanges: list[Exchange]) -> str:
     file = tape_of(row, behaviour)
-    origin["seal"] = seal(tape.load(tape.dump({}, exchanges))[1])
+    origin["seal"] = seal(cassette.load(cassette.dump({}, exchanges))[1])
     pieces = sum(len(each.said.pieces) for each in exchanges)
     said = f"{origin['kind']}, {len(exchanges)} exchanges in {pieces} pieces"
     if origin["kind"] == "recorded":
         origin["date"] = datetime.now(UTC).date().isoformat()
     if file.exists():
         before = _origin(file)
-        same = tape.dump({**origin, "date": before.get("date")} if "date" in before else origin, exchanges)
+        same = cassette.dump({**origin, "date": before.get("date")} if "date" in before else origin, exchanges)
         if same == file.read_text(encoding="utf-8"):
             return f"{said}, as it was"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(tape.dump(origin, exchanges), encoding="utf-8")
+    file.write_text(cassette.dump(origin, exchanges), encoding="utf-8")
     return said
 
 

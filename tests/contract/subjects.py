@@ -13,8 +13,8 @@ from typing import Final
 import yaml
 from behaviours import Subject
 
+from learnflow.llm.replay.cassette import Exchange
 from learnflow.llm.specs import SPECS
-from learnflow.llm.tape import Exchange
 
 ROOT: Final = Path(__file__).parents[2]
 TAPES: Final = ROOT / "cassettes"

@@ -13,8 +13,9 @@ from behaviours import ANSWERS, BEHAVIOURS
 from subjects import SUBJECTS, absent, fresh, tape_of
 from vcr.errors import CannotOverwriteExistingCassetteException
 
-from learnflow.llm import errors, tape
-from learnflow.llm.player import Player
+from learnflow.llm import errors
+from learnflow.llm.replay import cassette
+from learnflow.llm.replay.player import Player
 from learnflow.llm.testing import forget, no_model_calls, replaying
 
 CELLS = [(row, behaviour) for row in SUBJECTS for behaviour in BEHAVIOURS if behaviour not in absent().get(row, {})]
@@ -29,12 +30,12 @@ def _credentials(asked: Any, on_tape: Any) -> None:
 @contextmanager
 def played_by_vcrpy(file: Path) -> Iterator[None]:
     recorder = vcr.VCR(record_mode="none", serializer="learnflow")
-    recorder.register_serializer("learnflow", tape)
+    recorder.register_serializer("learnflow", cassette)
     recorder.register_matcher("credentials", _credentials)
     match_on = ["method", "scheme", "host", "port", "path", "query", "body", "credentials"]
-    with recorder.use_cassette(str(file), match_on=match_on) as cassette:
+    with recorder.use_cassette(str(file), match_on=match_on) as played:
         yield
-    assert cassette.all_played, f"{cassette.play_count} of {len(cassette)} played"
+    assert played.all_played, f"{played.play_count} of {len(played)} played"
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def nothing_known_yet() -> Iterator[None]:
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 async def test_contract(row: str, behaviour: str, player: Any) -> None:
     file = tape_of(row, behaviour)
-    origin, _ = tape.load(file.read_text(encoding="utf-8"))
+    origin, _ = cassette.load(file.read_text(encoding="utf-8"))
     with player(file):
         await BEHAVIOURS[behaviour](fresh(row, answers=origin.get("answers", ANSWERS)))
 
@@ -88,8 +89,8 @@ async def test_neither_a_wrong_key_nor_another_model_replays_a_good_answer(row: 
 def test_the_player_and_vcrpy_are_given_the_same() -> None:
     file = tape_of("llamacpp", "stream")
     text = file.read_text(encoding="utf-8")
-    _, (only,) = tape.load(text)
-    (row,) = tape.deserialize(text)["interactions"]
+    _, (only,) = cassette.load(text)
+    (row,) = cassette.deserialize(text)["interactions"]
     headers = {name: values[0] for name, values in row["response"]["headers"].items()}
-    assert tape.unmarked(200, headers, row["response"]["body"]["string"]) == only.said
+    assert cassette.unmarked(200, headers, row["response"]["body"]["string"]) == only.said
     assert Player({str(file): text}).providers == {"llamacpp"}

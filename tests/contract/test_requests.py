@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from subjects import SUBJECTS, seal, tape_of
 from test_contract import CELLS
 
-from learnflow.llm import tape
+from learnflow.llm.replay import cassette
 from learnflow.llm.specs import SPECS
 
 # What a row sends beside OpenAI's own fields, and why.
@@ -29,7 +29,7 @@ TYPES: TypeAdapter[Any] = TypeAdapter(
 
 def chats(row: str, behaviour: str) -> Iterator[dict[str, Any]]:
     """The bodies of the questions on a tape."""
-    for each in tape.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[1]:
+    for each in cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[1]:
         path = each.asked.uri.partition("?")[0]
         if each.asked.method == "POST" and path.endswith(("/chat/completions", "/api/chat")):
             yield each.asked.body
@@ -73,7 +73,7 @@ def test_the_request_says_what_was_asked(row: str, behaviour: str) -> None:
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> None:
     text = tape_of(row, behaviour).read_text(encoding="utf-8")
-    origin, exchanges = tape.load(text)
+    origin, exchanges = cassette.load(text)
     assert {each.asked.provider for each in exchanges} == {row}
     keys = {value for each in exchanges for value in each.asked.credentials.values()}
     assert keys <= {f"Bearer key-of-{row}", f"key-of-{row}", "Bearer wrong-key", "wrong-key"}
@@ -87,7 +87,7 @@ def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> No
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
-    origin, exchanges = tape.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
+    origin, exchanges = cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
     assert exchanges
     assert origin["seal"] == seal(exchanges), "it was edited by hand: record it again"
     if origin["kind"] == "recorded":
@@ -102,7 +102,7 @@ def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
 @pytest.mark.parametrize("row", ["llamacpp", "vllm", "ollama", "custom"])
 def test_what_can_be_recorded_is(row: str) -> None:
     kinds = {
-        behaviour: tape.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[0]["kind"]
+        behaviour: cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[0]["kind"]
         for each, behaviour in CELLS
         if each == row
     }

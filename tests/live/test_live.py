@@ -21,7 +21,7 @@ from conftest import LIVE
 from pydantic import BaseModel
 
 from learnflow.llm import errors, get_provider
-from learnflow.llm.adapter import BaseProvider
+from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, build
 from learnflow.llm.specs import SPECS
 

@@ -16,7 +16,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
-from .. import structured
+from ..adapter import structured_output
 from ..errors import InvalidRequest, SchemaMismatch
 
 
@@ -45,8 +45,8 @@ def parsed(schema: Any, message: AIMessage) -> Any:
     finish = message.response_metadata.get("finish_reason", "stop")
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return structured.parsed(schema, text, finish)
-    value = structured.value(text, finish)
+        return structured_output.parsed(schema, text, finish)
+    value = structured_output.value(text, finish)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is no JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version

@@ -7,7 +7,7 @@ Users and the factory import from here.
 import difflib
 from functools import cache
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 from ..errors import NotConfigured
 from ..specs import SPECS
 from .azure import AzureProvider

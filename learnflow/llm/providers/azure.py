@@ -1,6 +1,6 @@
 """AzureProvider: the ``azure`` row as a class, in both dialects of Azure's addresses."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 from ..specs import AZURE_V1, ProviderSpec
 
 

@@ -1,6 +1,6 @@
 """CustomProvider: the ``custom`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class CustomProvider(BaseProvider):

@@ -1,6 +1,6 @@
 """FireworksProvider: the ``fireworks`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class FireworksProvider(BaseProvider):

@@ -1,6 +1,6 @@
 """LlamaCppProvider: the ``llamacpp`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class LlamaCppProvider(BaseProvider):

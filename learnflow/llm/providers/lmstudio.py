@@ -1,6 +1,6 @@
 """LMStudioProvider: the ``lmstudio`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class LMStudioProvider(BaseProvider):

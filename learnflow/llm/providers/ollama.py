@@ -1,6 +1,6 @@
 """OllamaProvider: the ``ollama`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class OllamaProvider(BaseProvider):

@@ -1,6 +1,6 @@
 """OpenAIProvider: the ``openai`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class OpenAIProvider(BaseProvider):

@@ -1,6 +1,6 @@
 """OpenRouterProvider: the ``openrouter`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class OpenRouterProvider(BaseProvider):

@@ -1,6 +1,6 @@
 """VLLMProvider: the ``vllm`` row as a class."""
 
-from ..adapter import BaseProvider
+from ..adapter.provider import BaseProvider
 
 
 class VLLMProvider(BaseProvider):

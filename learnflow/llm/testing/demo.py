@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import deck, events, tape
-from ..adapter import BaseProvider
+from .. import events
+from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
 from ..errors import LLMError
 from ..providers import CustomProvider, build
+from ..replay import active, cassette
 from ..router import RouterProvider
 from ..survey import brief, survey, usable
 from .fault_server import Fault, FaultServer
@@ -34,7 +35,7 @@ PLAYED = [
 def main() -> int:
     """Run the demo, whatever LLM_REPLAY says. Returns the exit code."""
     logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # what it would warn of is shown
-    with deck.instead(None):
+    with active.instead(None):
         return asyncio.run(_demo())
 
 
@@ -58,7 +59,7 @@ async def _demo() -> int:
         return 1
     print("None answers, so everything below is REPLAYED from tapes:")
     for file in files:
-        origin, _ = tape.load(file.read_text(encoding="utf-8"))
+        origin, _ = cassette.load(file.read_text(encoding="utf-8"))
         said = [str(origin[name]) for name in ("server", "model", "date", "source") if name in origin]
         print(f"  cassettes/{file.relative_to(TAPES)}: {origin['kind']}: {', '.join(said)}")
     with replaying(*files):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
-from ..endpoint import origin
+from ..transport.endpoint import origin
 from .dialects import REFUSALS, Dialect, DialectName
 
 FaultName = Literal[

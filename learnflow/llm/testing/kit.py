@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import board, deck, factory, net, window
+from .. import board, factory, window
 from ..base import LLMProvider
-from ..player import Player
-from ..recorder import Recorder
+from ..replay import active
+from ..replay.player import Player
+from ..replay.recorder import Recorder
+from ..transport import client
 from .fault_server import RUNNING
 
 
@@ -21,7 +23,7 @@ def forget() -> None:
     """The process begins anew: no breaker is open, no context was widened, no tape was played."""
     board.BOARD.forget()
     window.forget()
-    deck.forget()
+    active.forget()
 
 
 @contextmanager
@@ -30,15 +32,15 @@ def replaying(*folders: str | Path) -> Iterator[Player]:
 
     The player tells afterwards what was ``missing`` and what is ``unplayed``.
     """
-    tapes = {name: text for folder in folders for name, text in deck.tapes(Path(folder)).items()}
-    with deck.instead(Player(tapes)) as player:
+    tapes = {name: text for folder in folders for name, text in active.tapes(Path(folder)).items()}
+    with active.instead(Player(tapes)) as player:
         yield player
 
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
     """Providers that are made inside ask their servers, and what they answer is kept in this folder."""
-    with deck.instead(Recorder(Path(folder))) as recorder:
+    with active.instead(Recorder(Path(folder))) as recorder:
         yield recorder
 
 
@@ -55,8 +57,8 @@ def no_model_calls() -> Iterator[None]:
 
     For providers that exist already, too.
     """
-    before, net.allowed = net.allowed, RUNNING
+    before, client.allowed = client.allowed, RUNNING
     try:
         yield
     finally:
-        net.allowed = before
+        client.allowed = before

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ..player import Player
-    from ..recorder import Recorder
+    from ..replay.player import Player
+    from ..replay.recorder import Recorder
 
 
 _PASSED = pytest.StashKey[bool]()

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Unpack
 
-from .. import errors, structured
+from .. import errors
+from ..adapter import structured_output
 from ..base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
@@ -167,6 +168,6 @@ class ScriptedProvider:
             finish="stop",
             provider=self._name,
             model=ServedModel(asked.model or self._name),
-            parsed=structured.parsed(wanted, text, "stop"),
+            parsed=structured_output.parsed(wanted, text, "stop"),
             cost=0.0,
         )

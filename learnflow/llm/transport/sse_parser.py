@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from . import diagnosis, errors
-from .base import Usage
-from .errors import LLMError
-from .thinking import Piece
-from .wire import BOM, Wire, whole_number
+from .. import errors
+from ..base import Usage
+from ..errors import LLMError
+from . import error_mapping
+from .reasoning import Delta
+from .stream_parser import BOM, StreamParser, whole_number
 
 _FIELDS: Final = (b"event", b"id", b"retry")
 _MOST_LINES: Final = 1000  # of one event: servers send one
 
 
-class OpenAIWire(Wire):
+class SSEParser(StreamParser):
     """Server-sent events of ``chat.completion.chunk``, or one ``chat.completion``."""
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class OpenAIWire(Wire):
     def _is_document(self, start: bytes) -> bool:
         return start[:1] in b"{["
 
-    def _line(self, line: bytes) -> Piece | None:
+    def _line(self, line: bytes) -> Delta | None:
         line = line.removesuffix(b"\r")
         if line[:5] == b"data:":
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
@@ -46,7 +47,7 @@ class OpenAIWire(Wire):
             self._malformed("a line of the stream")
         return None
 
-    def _dispatch(self) -> Piece | None:
+    def _dispatch(self) -> Delta | None:
         data, self._data = b"\n".join(self._data), []
         event, self._event = self._event, b""
         self._seen = True
@@ -59,11 +60,11 @@ class OpenAIWire(Wire):
         if said is None:
             return None
         if event == b"error" or said.get("error") or said.get("object") == "error":
-            self.fail(diagnosis.error_object(said, began=True))
+            self.fail(error_mapping.error_object(said, began=True))
             return None
         return self._chunk(said, "delta")
 
-    def _chunk(self, said: dict[str, Any], where: str) -> Piece | None:
+    def _chunk(self, said: dict[str, Any], where: str) -> Delta | None:
         """A chunk's ``delta``, or a whole answer's ``message``."""
         model = said.get("model")
         if model and not self.served and isinstance(model, str):
@@ -84,7 +85,7 @@ class OpenAIWire(Wire):
         if delta.get("refusal"):
             self.refused = True
         self._closed(choice.get("finish_reason"))
-        return Piece(text, thinking) if text or thinking or delta.get("tool_calls") else None
+        return Delta(text, thinking) if text or thinking or delta.get("tool_calls") else None
 
     def _collect(self, calls: Any) -> None:
         for call in calls if isinstance(calls, list) else ():
@@ -109,7 +110,7 @@ class OpenAIWire(Wire):
         cost = usage.get("cost")
         self.cost = float(cost) if isinstance(cost, (int, float)) else None
 
-    def _last(self, rest: bytes) -> Piece | None:
+    def _last(self, rest: bytes) -> Delta | None:
         """The last event may lack its blank line; half an event is a cut, not a malformed one."""
         if rest.strip():
             self._read(rest)
@@ -118,7 +119,7 @@ class OpenAIWire(Wire):
             self.fault = None if self.finish else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
 
-    def _whole(self, rest: bytes) -> Piece | None:
+    def _whole(self, rest: bytes) -> Delta | None:
         try:
             said = json.loads(rest.removeprefix(BOM).decode("utf-8"))
         except (ValueError, RecursionError):
@@ -128,7 +129,7 @@ class OpenAIWire(Wire):
         if not isinstance(said, dict) or not said.get("choices"):
             complains = isinstance(said, dict) and any(said.get(key) for key in ("error", "detail", "message"))
             self.fail(
-                diagnosis.error_object(said, began=False)
+                error_mapping.error_object(said, began=False)
                 if complains
                 else errors.MalformedAnswer("the server answered JSON that is no chat completion")
             )
@@ -139,7 +140,7 @@ class OpenAIWire(Wire):
             self._malformed("the answer")
             return None
         if said.get("error"):
-            self.fail(diagnosis.error_object(said, began=True))
+            self.fail(error_mapping.error_object(said, began=True))
         return piece
 
     def _missing(self) -> LLMError:

@@ -10,10 +10,11 @@ import json
 import re
 from typing import Any, Final
 
-from . import diagnosis, errors
-from .base import Finish, ToolCall, Usage
-from .errors import LLMError
-from .thinking import Piece
+from .. import errors
+from ..base import Finish, ToolCall, Usage
+from ..errors import LLMError
+from . import error_mapping
+from .reasoning import Delta
 
 _FINISHES: Final[dict[str, Finish]] = {
     "stop": "stop",
@@ -26,7 +27,7 @@ _HALF: Final = re.compile("[\ud800-\udfff]")
 _LONGEST: Final = 64 * 1024 * 1024  # bytes: a line that never ends must not fill the memory
 
 
-class Wire:
+class StreamParser:
     """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
 
     Attributes:
@@ -56,7 +57,7 @@ class Wire:
         """The wire said that the answer is complete, and nothing spoke against it."""
         return self.finish is not None and self.fault is None
 
-    def feed(self, data: bytes) -> list[Piece]:
+    def feed(self, data: bytes) -> list[Delta]:
         """The pieces that these bytes complete. After a fault there are none."""
         if self.fault:
             return []
@@ -70,7 +71,7 @@ class Wire:
             return []
         *lines, rest = self._take().split(b"\n")
         self._rest, self._waiting = [rest], len(rest)
-        pieces: list[Piece] = []
+        pieces: list[Delta] = []
         for line in lines:
             piece = self._read(line)
             if piece is not None:
@@ -79,14 +80,14 @@ class Wire:
                 break
         return pieces
 
-    def end(self) -> list[Piece]:
+    def end(self) -> list[Delta]:
         """The connection ended properly: the last pieces, and ``fault`` unless the answer is whole."""
         if self.fault:
             return []
         rest = self._take()
         piece = self._whole(rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
-            piece = Piece(*(a + b for a, b in zip(piece or Piece(), self._lone(), strict=True)))
+            piece = Delta(*(a + b for a, b in zip(piece or Delta(), self._lone(), strict=True)))
         if not self.fault and self.finish is None:
             self.fail(self._missing())
         return [piece] if piece else []
@@ -124,11 +125,11 @@ class Wire:
         start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
         self._rest, self._waiting = [start or data], len(start or data)
         if start[:1] == b"<":
-            self.fail(diagnosis.not_a_server(200))
+            self.fail(error_mapping.not_a_server(200))
         if start:
             self._document = self._is_document(start)
 
-    def _read(self, line: bytes) -> Piece | None:
+    def _read(self, line: bytes) -> Delta | None:
         """One line; a shape that nobody documented is a fault of the answer, never an exception of ours."""
         try:
             return self._line(line)
@@ -166,8 +167,8 @@ class Wire:
             said, self._halves[field] = said[:-1], said[-1]
         return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
-    def _lone(self) -> Piece:
-        return Piece(*("\ufffd" if field in self._halves else "" for field in Piece._fields))
+    def _lone(self) -> Delta:
+        return Delta(*("\ufffd" if field in self._halves else "" for field in Delta._fields))
 
     def _closed(self, reason: Any) -> None:
         """The wire's own word for the end; some servers say "" until it comes."""
@@ -192,14 +193,14 @@ class Wire:
     def _is_document(self, start: bytes) -> bool:
         raise NotImplementedError
 
-    def _line(self, line: bytes) -> Piece | None:
+    def _line(self, line: bytes) -> Delta | None:
         raise NotImplementedError
 
-    def _last(self, rest: bytes) -> Piece | None:
+    def _last(self, rest: bytes) -> Delta | None:
         """What stood behind the last line end."""
         raise NotImplementedError
 
-    def _whole(self, rest: bytes) -> Piece | None:
+    def _whole(self, rest: bytes) -> Delta | None:
         """The one document."""
         raise NotImplementedError
 

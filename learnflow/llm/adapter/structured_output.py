@@ -10,8 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import SchemaMismatch
-from .specs import Rung
+from ..errors import SchemaMismatch
+from ..specs import Rung
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

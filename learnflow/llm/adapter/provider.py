@@ -10,27 +10,22 @@ import asyncio
 from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from . import _litellm, deck, errors, events, native, settings, window
-from .base import (
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_TEMPERATURE,
-    Completion,
-    Prompt,
-    TextStream,
-    TimeOptions,
-)
-from .base import Options as More
-from .endpoint import settle
-from .engine import Engine
-from .errors import LLMError
-from .health import Door
-from .keywords import checked
-from .knowledge import LOOK_S, Knowledge
-from .known import Capabilities, Health, Model
-from .player import Player
+from .. import errors, events, settings, window
+from ..base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Completion, Prompt, TextStream, TimeOptions
+from ..base import Options as More
+from ..errors import LLMError
+from ..health import Door
+from ..knowledge import LOOK_S, Knowledge
+from ..known import Capabilities, Health, Model
+from ..replay import active
+from ..replay.player import Player
+from ..specs import SPECS, ProviderSpec
+from ..times import settle_times
+from ..transport.endpoint import settle
+from . import _litellm, native_api
+from .options import checked
 from .request import Attempt, request
-from .specs import SPECS, ProviderSpec
-from .times import settle_times
+from .runner import Runner
 
 
 class BaseProvider:
@@ -59,8 +54,8 @@ class BaseProvider:
     ) -> None:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
         env_key = own.api_key.get_secret_value() if own.api_key else None
-        tapes = deck.inserted(common.llm_replay, common.llm_replay_mode)
-        taped = deck.plays(tapes)
+        tapes = active.inserted(common.llm_replay, common.llm_replay_mode)
+        taped = active.plays(tapes)
         row = SPECS[self.row]
         if isinstance(tapes, Player) and not (base_url or own.base_url or row.default_url):
             base_url = tapes.address(row.name, near=row.local)
@@ -71,7 +66,7 @@ class BaseProvider:
         self._times = settle_times(self.spec, times, common, own)
         door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only, tapes)
         self.knowledge = Knowledge(door, self.model, own.stated)
-        self.engine = Engine(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
+        self.engine = Runner(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -198,7 +193,7 @@ class BaseProvider:
         return can
 
     async def warm_up(
-        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native.Watch | None = None
+        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native_api.Watch | None = None
     ) -> None:
         """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
 
@@ -215,7 +210,7 @@ class BaseProvider:
             raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
         failed: LLMError | None = None
         try:
-            async with asyncio.timeout(self._times.load), native.ticking(watch):
+            async with asyncio.timeout(self._times.load), native_api.ticking(watch):
                 await asyncio.gather(self.prepare(), self._loaded(model or self.model, keep_alive))
         except TimeoutError:
             failed = errors.ModelLoading(f"not loaded within {self._times.load:g} s", hint="Raise LLM_LOAD_TIMEOUT")
@@ -229,7 +224,7 @@ class BaseProvider:
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             wide = window.of(self.endpoint.base, model.name).size or self.knowledge.stated.get("context_served")
-            await native.load(self.knowledge.door, model.name, wide, keep_alive)
+            await native_api.load(self.knowledge.door, model.name, wide, keep_alive)
             await self._there(asked)
 
     async def _there(self, asked: str | None) -> Model:
@@ -238,7 +233,7 @@ class BaseProvider:
             try:
                 return await self.knowledge.found(asked)
             except errors.ModelLoading:
-                await asyncio.sleep(native.AGAIN_S)
+                await asyncio.sleep(native_api.AGAIN_S)
 
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
         """The row, for providers whose addresses come in more than one dialect."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from .errors import LLMError
+from ..errors import LLMError
 from .request import Request
 
 _TELLING: Final = 4  # letters and digits; a shorter text gives nothing away

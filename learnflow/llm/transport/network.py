@@ -14,10 +14,11 @@ from typing import Any
 
 import httpx
 
-from . import errors, pool, settings
-from .causes import failure_of
+from .. import errors, settings
+from ..errors import LLMError
+from . import pool
 from .endpoint import is_private
-from .errors import LLMError
+from .exception_mapping import failure_of
 
 
 def sent(

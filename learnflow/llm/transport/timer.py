@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Alarm:
+class Timer:
     """``with alarm.until(limit): await …`` raises TimeoutError once the loop's time is ``limit``.
 
     For one wait at a time; between two waits no time is counted, and the task that waits may be another one.

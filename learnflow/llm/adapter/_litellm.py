@@ -15,13 +15,14 @@ from functools import cache
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from . import diagnosis, errors, net
-from .base import Usage
-from .causes import leaf_of
-from .endpoint import Endpoint
-from .errors import LLMError
-from .exchange import Exchange, Heard, current
-from .specs import ProviderSpec
+from .. import errors
+from ..base import Usage
+from ..errors import LLMError
+from ..specs import ProviderSpec
+from ..transport import client, error_mapping
+from ..transport.endpoint import Endpoint
+from ..transport.exception_mapping import leaf_of
+from ..transport.exchange import Exchange, Heard, current
 
 # Read by LiteLLM when it is imported: no price map from GitHub, no .env, no blog posts (facts/litellm.md 1.6).
 _ENVIRONMENT: Final = {
@@ -152,7 +153,7 @@ def _failure(error: Exception, exchange: Exchange, sent: dict[str, Any]) -> LLME
     if exchange.failure:
         return exchange.failure
     if exchange.status is not None:
-        return diagnosis.refusal(exchange.status, exchange.refusal, exchange.headers, judged=error)
+        return error_mapping.refusal(exchange.status, exchange.refusal, exchange.headers, judged=error)
     kind = leaf_of(error)
     if issubclass(kind, errors.Unsupported):
         return kind(
@@ -188,7 +189,7 @@ async def _rehearse(spec: ProviderSpec) -> None:
     exchange = Exchange(address.origin, "", connect_timeout=1.0, dry=True)
     words = [{"role": "user", "content": "-"}]
     await ask(spec, address, exchange, "warm-up", words, {"temperature": 0.0, "max_tokens": 1})
-    await net.prepare()
+    await client.prepare()
 
 
 @cache
@@ -227,10 +228,10 @@ def _client(prefix: str, endpoint: Endpoint) -> Any:
     if prefix not in _SDK:
         from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler  # noqa: PLC0415
 
-        return AsyncHTTPHandler(transport=net.Transport(), follow_redirects=False)
+        return AsyncHTTPHandler(transport=client.Transport(), follow_redirects=False)
     import openai  # noqa: PLC0415
 
-    common: dict[str, Any] = {"api_key": endpoint.key or _NO_KEY, "http_client": net.client(), "max_retries": 0}
+    common: dict[str, Any] = {"api_key": endpoint.key or _NO_KEY, "http_client": client.client(), "max_retries": 0}
     if prefix == "azure":
         return openai.AsyncAzureOpenAI(azure_endpoint=endpoint.base, api_version=endpoint.version, **common)
     return openai.AsyncOpenAI(base_url=endpoint.base, **common)

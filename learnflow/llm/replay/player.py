@@ -14,10 +14,11 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any, Final
 
-from . import errors, tape
-from .errors import LLMError, NotOnTape
+from .. import errors
+from ..errors import LLMError, NotOnTape
+from . import cassette
+from .cassette import Asked, Said
 from .recorder import Take
-from .tape import Asked, Said
 
 # How the server is to run, not what it is asked: it depends on the order in which requests happened to come.
 _CIRCUMSTANCE: Final = ("num_ctx", "keep_alive")
@@ -78,7 +79,7 @@ class Player:
         for name, text in tapes.items():
             failed: LLMError | None = None
             try:
-                for each in tape.load(text)[1]:
+                for each in cassette.load(text)[1]:
                     track = self._tracks.setdefault(_key(each.asked), _Track(each.asked, [], name))
                     track.answers.append(each.said)
             except LLMError as error:

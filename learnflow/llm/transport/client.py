@@ -14,14 +14,16 @@ from typing import Any, Final
 
 import httpx
 
-from . import diagnosis, errors, pool, route, tape
-from .causes import failure_of
-from .deck import for_now
+from .. import errors
+from ..errors import LLMError
+from ..replay import cassette
+from ..replay.active import for_now
+from ..replay.player import Played
+from ..replay.recorder import Body, Copied
+from . import error_mapping, network, pool
 from .endpoint import origin
-from .errors import LLMError
+from .exception_mapping import failure_of
 from .exchange import Diverted, Exchange, Heard, current
-from .player import Played
-from .recorder import Body, Copied
 
 # What a request may carry beside its credentials. LiteLLM and the OpenAI SDK add others from the environment: tokens,
 # organisations, OPENAI_CUSTOM_HEADERS, whatever host the request goes to.
@@ -149,7 +151,7 @@ async def send(url: str, exchange: Exchange, body: Mapping[str, Any] | None = No
         current.reset(token)
     if exchange.failure or exchange.body is not None:
         return exchange.failure
-    return diagnosis.refusal(exchange.status or 0, exchange.refusal, exchange.headers)
+    return error_mapping.refusal(exchange.status or 0, exchange.refusal, exchange.headers)
 
 
 async def prepare() -> None:
@@ -164,7 +166,7 @@ async def _answer(request: httpx.Request, exchange: Exchange) -> tuple[int, Mapp
         raise errors.NotOnTape("real model calls are forbidden in this test", hint="Give it tapes, or a FaultServer")
     if deck is None:
         return await _received(request, exchange)
-    asked = tape.asked(
+    asked = cassette.asked(
         request.method,
         str(request.url),
         await request.aread(),
@@ -204,13 +206,13 @@ async def _received(request: httpx.Request, exchange: Exchange) -> tuple[int, Ma
         )
     else:
         headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
-        if tape.MARK in headers and request.url.host.endswith(".example"):  # vcrpy plays it, in one piece
-            return _played(tape.unmarked(response.status_code, headers, await response.aread()))
+        if cassette.MARK in headers and request.url.host.endswith(".example"):  # vcrpy plays it, in one piece
+            return _played(cassette.unmarked(response.status_code, headers, await response.aread()))
         return response.status_code, headers, Received(response, alone)
     raise failure
 
 
-def _played(said: tape.Said) -> tuple[int, Mapping[str, str], Body]:
+def _played(said: cassette.Said) -> tuple[int, Mapping[str, str], Body]:
     """An answer on tape. Raises what came instead of one."""
     if said.status is None:
         raise said.end or errors.ConnectionFailed("the tape has no answer")
@@ -245,12 +247,12 @@ async def _send(request: httpx.Request, exchange: Exchange) -> tuple[httpx.Respo
     headers = {**kept, **exchange.credentials, "accept-encoding": "identity"}
     budget = exchange.connect_timeout
     extensions = {"timeout": {"connect": budget, "read": None, "write": None, "pool": None}, "trace": trace}
-    addresses, proxy = await route.to(
+    addresses, proxy = await network.to(
         connections, request.url, budget, local_only=exchange.local_only, direct=exchange.direct
     )
     for address in addresses:
         connected, last = False, address == addresses[-1]
-        sent = route.sent(request, address, headers, extensions)
+        sent = network.sent(request, address, headers, extensions)
         try:
             named = connections.to(request.url.scheme, proxy, request.url.host if address else None)
             return await named.handle_async_request(sent), None

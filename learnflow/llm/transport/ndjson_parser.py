@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from . import diagnosis, errors
-from .base import Usage
-from .errors import LLMError
-from .thinking import Piece
-from .wire import Wire, whole_number
+from .. import errors
+from ..base import Usage
+from ..errors import LLMError
+from . import error_mapping
+from .reasoning import Delta
+from .stream_parser import StreamParser, whole_number
 
 # Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, 2026): 31 equal ones arrive.
 _EQUAL: Final = 30
 
 
-class OllamaWire(Wire):
+class NDJSONParser(StreamParser):
     """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class OllamaWire(Wire):
     def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
         return False
 
-    def _line(self, line: bytes) -> Piece | None:
+    def _line(self, line: bytes) -> Delta | None:
         if not line.strip():
             return None
         said = self._object(line, "a line of the stream")
@@ -37,7 +38,7 @@ class OllamaWire(Wire):
             return None
         began, self._seen = self._seen, True
         if said.get("error"):
-            self.fail(diagnosis.error_object(said, began=began))
+            self.fail(error_mapping.error_object(said, began=began))
             return None
         if not {"done", "message", "response"} & set(said):
             self._malformed("a line of the stream")
@@ -59,9 +60,9 @@ class OllamaWire(Wire):
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
-        return Piece(text, thinking) if text or thinking or message.get("tool_calls") else None
+        return Delta(text, thinking) if text or thinking or message.get("tool_calls") else None
 
-    def _last(self, rest: bytes) -> Piece | None:
+    def _last(self, rest: bytes) -> Delta | None:
         piece = self._read(rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             cut = "the stream ended in the middle of a line"

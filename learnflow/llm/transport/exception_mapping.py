@@ -11,8 +11,8 @@ import ssl
 from collections.abc import Mapping
 from typing import Final
 
-from . import errors
-from .errors import LLMError
+from .. import errors
+from ..errors import LLMError
 
 # What a library raised, by its own name: LiteLLM's judgement is asked where the status and the codes leave it open
 # (its class is the raw material of ours), httpx's and the system's where no answer came at all.

@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from . import errors, net
-from .errors import LLMError
-from .exchange import Exchange
-from .health import Door, complaint_of, read_page
+from .. import errors
+from ..errors import LLMError
+from ..health import Door, complaint_of, read_page
+from ..transport import client
+from ..transport.exchange import Exchange
 from .request import Attempt
 
 Watch = Callable[[float], None]
@@ -40,7 +41,7 @@ async def load(door: Door, model: str, window: int | None, keep_alive: str | flo
         body["options"] = {door.spec.window: window}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    said = complaint_of(await net.fetch(f"{door.endpoint.root}{door.spec.load_path}", door.exchange(), body))
+    said = complaint_of(await client.fetch(f"{door.endpoint.root}{door.spec.load_path}", door.exchange(), body))
     if said:
         raise said
 
@@ -77,13 +78,13 @@ async def go_on(
     except LLMError as error:
         return error
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return await net.send(f"{door.endpoint.root}{RAW}", exchange, raw)
+    return await client.send(f"{door.endpoint.root}{RAW}", exchange, raw)
 
 
 async def _rendered(door: Door, body: Mapping[str, Any]) -> str:
     """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
     asked = {**body, "stream": False, "_debug_render_only": True}
-    said, wrong = read_page(await net.fetch(f"{door.endpoint.root}/api/chat", door.exchange(), asked))
+    said, wrong = read_page(await client.fetch(f"{door.endpoint.root}/api/chat", door.exchange(), asked))
     info = said.get("_debug_info")
     text = info.get("rendered_template") if isinstance(info, dict) else None
     if wrong or not isinstance(text, str):

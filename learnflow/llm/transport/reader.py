@@ -10,27 +10,27 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
-from . import errors
-from .alarm import Alarm
-from .errors import LLMError
+from .. import errors
+from ..errors import LLMError
+from ..specs import ProviderSpec
+from ..times import Times
 from .exchange import Exchange
-from .ndjson import OllamaWire
-from .specs import ProviderSpec
-from .sse import OpenAIWire
-from .thinking import Piece
-from .times import Times
-from .wire import Wire
+from .ndjson_parser import NDJSONParser
+from .reasoning import Delta
+from .sse_parser import SSEParser
+from .stream_parser import StreamParser
+from .timer import Timer
 
 Ask = Callable[[Exchange], Awaitable[LLMError | None]]
 
-_WIRES: Final[dict[str, type[Wire]]] = {"openai": OpenAIWire, "ollama": OllamaWire}
+_WIRES: Final[dict[str, type[StreamParser]]] = {"openai": SSEParser, "ollama": NDJSONParser}
 # Seconds that the wire may take after the finish, for the count of tokens, an error, its own end; and after that end,
 # for the end of the connection, which is closed otherwise, not reused.
 _AFTER_FINISH_S: Final = 2.0
 _AFTER_END_S: Final = 0.25
 
 
-class Listening:
+class AnswerReader:
     """One question and its answer.
 
     Attributes:
@@ -45,7 +45,7 @@ class Listening:
         self.total_s = 0.0
         self.pieces_heard = 0
         self._times = times
-        self._alarm = Alarm()
+        self._alarm = Timer()
         self._exchange = exchange
         self._over: float | None = None  # when a finished answer is not waited for any longer
 
@@ -54,7 +54,7 @@ class Listening:
         """Whether a token has arrived."""
         return self.first_token_s is not None
 
-    async def pieces(self, ask: Ask, deadline: float) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, ask: Ask, deadline: float) -> AsyncGenerator[Delta, None]:
         """The pieces as they arrive; closes the connection whichever way it is left.
 
         Args:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from . import errors
-from .causes import leaf_of
-from .errors import LLMError
+from .. import errors
+from ..errors import LLMError
+from .exception_mapping import leaf_of
 
 _SHOWN: Final = 300  # characters of a server's own words
 

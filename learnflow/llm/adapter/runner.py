@@ -13,25 +13,26 @@ from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from . import _litellm, advice, errors, events, log, native
+from .. import advice, errors, events, log
+from ..base import Answering, Completion, TextStream
+from ..errors import LLMError
+from ..knowledge import QUICK_S, Knowledge
+from ..specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
+from ..times import Times
+from ..transport.endpoint import Endpoint
+from ..transport.exchange import Exchange
+from ..transport.reader import AnswerReader, Ask
+from ..transport.reasoning import Delta
+from . import _litellm, native_api
 from .answer import Answer
-from .base import Answering, Completion, TextStream
-from .discretion import discreet
-from .endpoint import Endpoint
-from .errors import LLMError
-from .exchange import Exchange
-from .fit import Fit
-from .knowledge import QUICK_S, Knowledge
-from .listen import Ask, Listening
+from .context_budget import ContextBudget
+from .redaction import discreet
 from .request import Attempt, Request, Size, Variant
-from .specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
-from .thinking import Piece
-from .times import Times
 
 _CHAT: Final = {"openai": "/chat/completions", "ollama": "/api/chat"}
 
 
-class Engine:
+class Runner:
     """One provider at work.
 
     Args:
@@ -129,13 +130,13 @@ class Engine:
             )
         return attempt, alone
 
-    async def _prepared(self, asked: Request, attempt: Attempt, deadline: float) -> tuple[str, Fit]:
+    async def _prepared(self, asked: Request, attempt: Attempt, deadline: float) -> tuple[str, ContextBudget]:
         """LiteLLM is loaded, the model's name is known, and the request may fit it."""
         try:
             async with asyncio.timeout_at(deadline):
                 self._stays()
                 model = await self.knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
-                fit = Fit(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
+                fit = ContextBudget(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
                 self._adjusted(model, await fit.before(min(QUICK_S, self.times.first_token)))
                 await _litellm.ready(self.spec)
                 return model, fit
@@ -177,7 +178,7 @@ class Engine:
 
     async def _heard(
         self, asked: Request, attempt: Attempt, answer: Answer, model: str, deadline: float
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Delta, None]:
         """What the server says. What is ours and was refused is left out, and it is asked again."""
         variant = before = self._variants.get(model) or self._first_variant()
         fit = answer.fit
@@ -185,7 +186,7 @@ class Engine:
         times = self._patient(attempt, loads=fit.loads)
         while True:
             ask, path_end = self._question(asked, attempt, model, variant, fit.sending())
-            answer.listening = Listening(self.spec, times, self.knowledge.door.exchange(path_end, direct=False))
+            answer.listening = AnswerReader(self.spec, times, self.knowledge.door.exchange(path_end, direct=False))
             refused: LLMError | None = None
             try:
                 async with aclosing(answer.listening.pieces(ask, deadline)) as pieces:
@@ -232,9 +233,9 @@ class Engine:
             body: dict[str, Any] = parameters.get("extra_body", {})
 
             async def raw(exchange: Exchange) -> LLMError | None:
-                return await native.go_on(self.knowledge.door, exchange, model, messages, body, attempt)
+                return await native_api.go_on(self.knowledge.door, exchange, model, messages, body, attempt)
 
-            return raw, native.RAW
+            return raw, native_api.RAW
 
         async def chat(exchange: Exchange) -> LLMError | None:
             return await _litellm.ask(self.spec, self.endpoint, exchange, model, messages, parameters)

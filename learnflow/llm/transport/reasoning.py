@@ -16,14 +16,14 @@ _GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")
 _LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
 
-class Piece(NamedTuple):
+class Delta(NamedTuple):
     """What arrived: a piece of the answer, a piece of the thinking, or both."""
 
     text: str = ""
     thinking: str = ""
 
 
-class ThinkingSplitter:
+class ReasoningSplitter:
     """Splits one answer, piece by piece.
 
     A tag counts where models put it: ``<think>`` before any answer text, ``</think>`` after it, or alone when nothing
@@ -47,7 +47,7 @@ class ThinkingSplitter:
         self._before: list[str] = []  # the answer before the rest, as long as a lone closing tag may come
         self._settled = False  # no lone closing tag counts any more
 
-    def feed(self, piece: str) -> Piece:
+    def feed(self, piece: str) -> Delta:
         """What can be told of the text so far; the rest waits for the next piece."""
         if self._state == "answer" and not self._rest and "<" not in piece:  # most pieces
             return self._tell(piece)
@@ -59,7 +59,7 @@ class ThinkingSplitter:
             got = {"begin": self._begin, "think": self._think, "answer": self._answer}[self._state]()
             text += got.text
             thinking += got.thinking
-        return Piece(text, thinking)
+        return Delta(text, thinking)
 
     def separated(self) -> str:
         """The server separates thinking itself: what it calls answer is answer, tags and all. Returns what was held."""
@@ -68,24 +68,24 @@ class ThinkingSplitter:
         self._state = "answer"
         return self._settle() + self._take(len(self._rest))
 
-    def end(self) -> Piece:
+    def end(self) -> Delta:
         """What was still waiting: thinking where a tag was left open, answer otherwise."""
         if self._state == "answer" and not self._settled and self._rest.startswith(_CLOSE):
             closed = self._close(0)
-            return Piece(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)
+            return Delta(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)
         rest = self._take(len(self._rest))
         if self._state == "think":
-            return Piece(thinking=rest)
+            return Delta(thinking=rest)
         if self._state == "begin" and self._settled:  # white space behind a closing tag is the format's
-            return Piece(rest.lstrip())
-        return Piece(self._settle() + rest)
+            return Delta(rest.lstrip())
+        return Delta(self._settle() + rest)
 
-    def _tell(self, text: str) -> Piece:
+    def _tell(self, text: str) -> Delta:
         """Answer, given out now or held."""
         if self._settled:
-            return Piece(text)
+            return Delta(text)
         self._before.append(text)
-        return Piece() if self._hold else Piece(text)
+        return Delta() if self._hold else Delta(text)
 
     def _settle(self) -> str:
         """No lone closing tag counts from now on; returns what was held."""
@@ -93,7 +93,7 @@ class ThinkingSplitter:
         self._settled, self._before = True, []
         return held
 
-    def _begin(self) -> Piece:
+    def _begin(self) -> Delta:
         """Nothing but white space so far: a tag may open."""
         start = self._rest.lstrip()
         if start.startswith(_OPEN):
@@ -101,41 +101,41 @@ class ThinkingSplitter:
         elif start and not _OPEN.startswith(start):
             self._rest = start if self._settled else self._rest
             self._state = "answer"
-        return Piece()
+        return Delta()
 
-    def _think(self) -> Piece:
+    def _think(self) -> Delta:
         """Between the tags."""
         thought, found, rest = self._rest.partition(_CLOSE)
         if found:
             self._rest, self._state = rest, "begin"
             self._settle()
-            return Piece(thinking=thought)
-        return Piece(thinking=self._take(len(self._rest) - _overlap(self._rest, _CLOSE)))
+            return Delta(thinking=thought)
+        return Delta(thinking=self._take(len(self._rest) - _overlap(self._rest, _CLOSE)))
 
-    def _answer(self) -> Piece:
+    def _answer(self) -> Delta:
         """Answer, until a closing tag comes that nothing opened."""
         if self._settled:
-            return Piece(self._take(len(self._rest)))
+            return Delta(self._take(len(self._rest)))
         at = self._rest.find(_CLOSE)
         opened = self._rest.find(_OPEN)
         if opened >= 0 and (at < 0 or opened < at):  # the answer speaks about the tags
-            return Piece(self._settle() + self._take(len(self._rest)))
+            return Delta(self._settle() + self._take(len(self._rest)))
         if at < 0:
             unsure = max(_overlap(self._rest, _CLOSE), _overlap(self._rest, _OPEN))
             return self._tell(self._take(len(self._rest) - unsure))
         if len(self._rest) < at + len(_CLOSE) + _LOOK_AHEAD:  # what follows decides
-            return self._tell(self._take(at)) if self._rest[:at].strip() or self._before else Piece()
+            return self._tell(self._take(at)) if self._rest[:at].strip() or self._before else Delta()
         return self._close(at)
 
-    def _close(self, at: int) -> Piece:
+    def _close(self, at: int) -> Delta:
         """A closing tag that nothing opened, at this place of the rest."""
         before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
         if not self._closes and _mentioned(before, after):
-            return Piece(self._settle() + self._take(len(self._rest)))
+            return Delta(self._settle() + self._take(len(self._rest)))
         self.leaked = not self._hold and any(told.strip() for told in self._before)
         self._settle()
         self._rest, self._state = after, "begin"
-        return Piece(thinking=before)
+        return Delta(thinking=before)
 
     def _take(self, length: int) -> str:
         taken, self._rest = self._rest[:length], self._rest[length:]

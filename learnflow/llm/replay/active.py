@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from . import errors, events
+from .. import errors, events
+from .cassette import Asked, Said
 from .player import Player
 from .recorder import Recorder, Take
-from .tape import Asked, Said
 
 Mode = Literal["play", "record"]
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import errors, events, tape
-from .errors import LLMError
-from .tape import Asked, Exchange
+from .. import errors, events
+from ..errors import LLMError
+from . import cassette
+from .cassette import Asked, Exchange
 
 
 class Body(Protocol):
@@ -59,7 +60,7 @@ class Take:
         if not self._ended:
             self._ended = True
             pieces = [self._discreet(piece) for piece in self.pieces]
-            said = tape.said(self.status, self.headers, pieces, failure=failure, left=left)
+            said = cassette.said(self.status, self.headers, pieces, failure=failure, left=left)
             self._keep(Exchange(self._asked, said))
 
     def _discreet(self, piece: bytes) -> bytes:
@@ -136,7 +137,7 @@ class Recorder:
             try:
                 if number == 1:
                     self._clear(file)
-                _write(file, tape.dump(origin, [exchange]))
+                _write(file, cassette.dump(origin, [exchange]))
             except OSError as error:
                 events.emit(events.NotRecorded(file=str(file), error=type(error).__name__))
 

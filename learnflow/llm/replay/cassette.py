@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import diagnosis, errors
-from .errors import LLMError
+from .. import errors
+from ..errors import LLMError
+from ..transport import error_mapping
 
 # What vcrpy cannot say: where an answer was cut into pieces, and how it broke. It travels in a header of the tape.
 MARK: Final = "x-learnflow-tape"
@@ -127,7 +128,7 @@ def _failure(row: Mapping[str, Any]) -> LLMError | None:
 def said(status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
     """An answer as it is on tape: with the headers that matter. A date to wait for becomes seconds."""
     kept = {name: headers[name] for name in _HEADERS if name in headers}
-    wait = diagnosis.retry_after(headers)
+    wait = error_mapping.retry_after(headers)
     if wait is not None and "retry-after" in kept:
         kept["retry-after"] = f"{wait:g}"
     return Said(status, kept, tuple(pieces), **how)

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from . import structured
-from .base import AtMost, Prompt, may_be_left_out
-from .errors import CapabilityError, ContextOverflow, InvalidRequest, LLMError, RequestError, Unsupported
-from .keywords import rows
-from .specs import ProviderSpec
+from ..base import AtMost, Prompt, may_be_left_out
+from ..errors import CapabilityError, ContextOverflow, InvalidRequest, LLMError, RequestError, Unsupported
+from ..specs import ProviderSpec
+from . import structured_output
+from .options import rows
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then (facts/litellm.md, "Continuing").
@@ -151,7 +151,7 @@ class Request:
             asked, words = (
                 (self.wanted, None)
                 if isinstance(self.wanted, dict)
-                else structured.asked_for(self.wanted, self.spec.structured[variant.rung])
+                else structured_output.asked_for(self.wanted, self.spec.structured[variant.rung])
             )
             parameters |= {"response_format": asked} if asked else {}
             messages = _with_words(messages, words) if words else messages

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from .deck import Deck
-from .errors import LLMError
-from .recorder import Body, Take
+from ..errors import LLMError
+from ..replay.active import Deck
+from ..replay.recorder import Body, Take
 
 
 class Diverted(Exception):

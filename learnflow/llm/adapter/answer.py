@@ -6,14 +6,15 @@ The adapter makes one for each request.
 
 from __future__ import annotations
 
-from . import errors, structured
-from .base import Completion, ServedModel
-from .errors import LLMError
-from .fit import Fit
-from .listen import Listening
+from .. import errors
+from ..base import Completion, ServedModel
+from ..errors import LLMError
+from ..transport.reader import AnswerReader
+from ..transport.reasoning import Delta, ReasoningSplitter
+from ..transport.stream_parser import StreamParser
+from . import structured_output
+from .context_budget import ContextBudget
 from .request import Request
-from .thinking import Piece, ThinkingSplitter
-from .wire import Wire
 
 
 class Answer:
@@ -28,13 +29,19 @@ class Answer:
     """
 
     def __init__(
-        self, asked: Request, fit: Fit | None = None, *, hold: bool, closes: bool = False, goes_on: bool = False
+        self,
+        asked: Request,
+        fit: ContextBudget | None = None,
+        *,
+        hold: bool,
+        closes: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self._goes_on = goes_on
         self.fit = fit
-        self.listening: Listening | None = None  # who hears it
+        self.listening: AnswerReader | None = None  # who hears it
         self._asked = asked
-        self._splitter = ThinkingSplitter(hold=hold, closes=closes)
+        self._splitter = ReasoningSplitter(hold=hold, closes=closes)
         self._text: list[str] = []
         self._thinking: list[str] = []
 
@@ -48,14 +55,14 @@ class Answer:
         """The thinking so far."""
         return "".join(self._thinking)
 
-    def add(self, piece: Piece) -> str:
+    def add(self, piece: Delta) -> str:
         """Take a piece; returns the text that may be given out. Raises ThinkingLeaked where too much was."""
         held = ""
         if piece.thinking:
             self._thinking.append(piece.thinking)
             held = self._splitter.separated()
-        text, thinking = self._splitter.feed(piece.text) if piece.text else Piece()
-        return self._take(Piece(held + text, thinking))
+        text, thinking = self._splitter.feed(piece.text) if piece.text else Delta()
+        return self._take(Delta(held + text, thinking))
 
     def end(self) -> str:
         """The wire has ended, whole or not; returns what was still held back."""
@@ -81,7 +88,7 @@ class Answer:
         return Completion(
             text=text,
             reasoning=self.thinking or None,
-            parsed=None if calls else structured.parsed(self._asked.wanted, text, finish),
+            parsed=None if calls else structured_output.parsed(self._asked.wanted, text, finish),
             tool_calls=calls,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
@@ -92,7 +99,7 @@ class Answer:
             total_s=self.listening.total_s,
         )
 
-    def _take(self, piece: Piece) -> str:
+    def _take(self, piece: Delta) -> str:
         self._thinking.append(piece.thinking)
         if self._splitter.leaked and self._text:
             self._text = []  # it was thinking, all of it, and is among the thinking now
@@ -100,7 +107,7 @@ class Answer:
         self._text.append(piece.text)
         return piece.text
 
-    def _empty(self, wire: Wire) -> LLMError:
+    def _empty(self, wire: StreamParser) -> LLMError:
         if wire.refused:
             return errors.ContentFiltered("the model refused to answer")
         if self.thinking and wire.finish == "length":

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from . import errors, prices, window
-from .base import DEFAULT_MAX_TOKENS, Usage
-from .errors import LLMError
-from .knowledge import Knowledge
-from .known import Model
+from .. import errors, prices, window
+from ..base import DEFAULT_MAX_TOKENS, Usage
+from ..errors import LLMError
+from ..knowledge import Knowledge
+from ..known import Model
+from ..specs import ProviderSpec
 from .request import Request, Size
-from .specs import ProviderSpec
 
 # Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;
 # in between, what it counts tells whether it dropped some.
@@ -26,7 +26,7 @@ _JOINED: Final = 0.75
 _NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gateway says 502 or 504
 
 
-class Fit:
+class ContextBudget:
     """One request and one model; ``begun`` is an answer that it continues; ``loads``: the server has yet to load it."""
 
     def __init__(

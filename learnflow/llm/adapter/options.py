@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from .base import Options
-from .errors import InvalidRequest, Unsupported
-from .specs import ProviderSpec
+from ..base import Options
+from ..errors import InvalidRequest, Unsupported
+from ..specs import ProviderSpec
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {

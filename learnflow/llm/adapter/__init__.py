@@ -1,0 +1,1 @@
+"""One provider: a checked request, written by LiteLLM's configuration, sent and read by ``transport``."""
