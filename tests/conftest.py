@@ -15,6 +15,7 @@ from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer
+from learnflow.llm.transport.endpoint import endpoint
 
 KINDS: dict[str, type[BaseProvider]] = {
     "openai": CustomProvider,
@@ -41,7 +42,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def litellm_ready() -> None:
     """Seconds, once: no test's budget pays for it."""
     for name in ("custom", "ollama", "openai"):
-        asyncio.run(_litellm.ready(SPECS[name]))
+        asyncio.run(_litellm.prepare(SPECS[name], endpoint(SPECS[name], "http://localhost")))
 
 
 def read_variables() -> set[str]:

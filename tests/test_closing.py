@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 from conftest import DIALECTS, provider_for
 
 from learnflow.llm import errors
-from learnflow.llm.adapter import _litellm
 from learnflow.llm.base import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.transport import pool
@@ -89,9 +89,6 @@ async def test_leaving_while_litellm_prepares_leaves_nothing_behind(recwarn: pyt
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        async with asyncio.timeout(10):
-            while _litellm._leaving:  # LiteLLM comes to its own end, unsent
-                await asyncio.sleep(0.01)
         gc.collect()
         assert not [str(warning.message) for warning in recwarn]
 
@@ -118,21 +115,15 @@ async def test_a_read_that_was_given_up_does_not_end_quietly_afterwards() -> Non
             [piece async for piece in answer]
 
 
-async def test_a_deadline_does_not_wait_for_litellms_threads() -> None:
+async def test_a_deadline_holds_while_every_thread_of_the_loop_is_busy() -> None:
+    """Writing the request, looking up the name and connecting need none of them."""
     async with FaultServer() as server:
         loop, stop = asyncio.get_running_loop(), threading.Event()
         loop.set_default_executor(ThreadPoolExecutor(1))
         busy = loop.run_in_executor(None, stop.wait, 20)
-        began = loop.time()
-        with pytest.raises(errors.TimedOut):
-            await provider_for(server).generate("hi", timeout=0.3)
-        assert loop.time() - began < 2
+        assert (await provider_for(server).generate("hi", timeout=2)).endswith("dog.")
         stop.set()
         await busy
-        async with asyncio.timeout(10):
-            while _litellm._leaving:
-                await asyncio.sleep(0.01)
-        assert not server.seen  # what nobody waits for is not sent
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])
@@ -189,7 +180,7 @@ async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
 
     def busy() -> list[str]:
         states = [connection.info() for connection in pool_connections()]
-        return [state for state in states if "IDLE" not in state]
+        return [state for state in states if not re.search("IDLE|CLOSED", state)]
 
     async with FaultServer("openai") as server:
         for step in range(120):
@@ -199,11 +190,11 @@ async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         for _ in range(200):
-            if not busy() and not _litellm._leaving:
+            if not busy():
                 break
             await asyncio.sleep(0.01)
         assert busy() == []
 
 
 def pool_connections() -> list[Any]:
-    return [each for own in pool._pools.values() for way in own._transports.values() for each in way._pool.connections]
+    return [each for own in pool._pools.values() for way in own._connections.values() for each in way._pool.connections]

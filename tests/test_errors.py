@@ -15,7 +15,7 @@ from learnflow.llm import errors
 from learnflow.llm.errors import LLMError
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.dialects import REFUSALS
-from learnflow.llm.transport import error_mapping, exception_mapping
+from learnflow.llm.transport import error_mapping
 
 LEAVES = {
     "key": errors.AuthenticationFailed,
@@ -206,7 +206,7 @@ def test_every_exception_of_litellm_is_mapped() -> None:
         for name, kind in inspect.getmembers(theirs, inspect.isclass)
         if issubclass(kind, BaseException)
         and kind.__module__ == theirs.__name__
-        and f"litellm.{name}" not in exception_mapping.CAUSES
+        and f"litellm.{name}" not in error_mapping.CAUSES
     ]
     assert missing == []
 
@@ -217,9 +217,7 @@ def test_every_exception_of_httpx_is_mapped() -> None:
     for name, kind in inspect.getmembers(httpx, inspect.isclass):
         if issubclass(kind, Exception) and name not in inner:
             found = [
-                f"httpx.{base.__name__}"
-                for base in kind.__mro__
-                if f"httpx.{base.__name__}" in exception_mapping.CAUSES
+                f"httpx.{base.__name__}" for base in kind.__mro__ if f"httpx.{base.__name__}" in error_mapping.CAUSES
             ]
             assert found, name
 
@@ -230,7 +228,7 @@ def test_the_table_of_causes_names_only_what_exists() -> None:
     _load()
     import litellm.exceptions  # noqa: PLC0415
 
-    for name in exception_mapping.CAUSES:
+    for name in error_mapping.CAUSES:
         module, _, kind = name.partition(".")
         home = {"litellm": litellm.exceptions, "httpx": httpx}.get(module)
         assert home is None or hasattr(home, kind), name

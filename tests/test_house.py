@@ -44,7 +44,7 @@ IMPORTERS = {
     "prometheus_client": {"sinks"},
     "litellm": {"adapter"},
     "openai": {"adapter"},
-    "httpx": {"transport"},
+    "httpx": {"transport", "replay"},
 }
 ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")
 

@@ -16,11 +16,13 @@ from learnflow.llm import RouterProvider, cli, errors, get_provider
 from learnflow.llm.board import Board
 from learnflow.llm.providers import AzureProvider, CustomProvider, LlamaCppProvider, OllamaProvider, build
 from learnflow.llm.replay import active, cassette
-from learnflow.llm.replay.cassette import Asked, Exchange, Said
+from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
 
-ASKED = Asked("POST", "http://ollama.example/api/chat", {"authorization": "Bearer key-of-ollama"}, {"model": "m"})
+ASKED = RecordedRequest(
+    "POST", "http://ollama.example/api/chat", {"authorization": "Bearer key-of-ollama"}, {"model": "m"}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,23 +34,16 @@ headers = st.dictionaries(st.sampled_from(["content-type", "server"]), st.sample
 pieces = st.lists(st.binary(max_size=20) | st.text(max_size=20).map(str.encode), max_size=5).map(tuple)
 
 
-@given(said=st.builds(Said, st.just(200), headers, pieces))
-def test_what_is_written_is_read_again(said: Said) -> None:
+@given(said=st.builds(RecordedResponse, st.just(200), headers, pieces))
+def test_what_is_written_is_read_again(said: RecordedResponse) -> None:
     stream = said.headers.get("content-type") == "text/event-stream"
-    _, (read,) = cassette.load(cassette.dump({"kind": "authored"}, [Exchange(ASKED, said)]))
-    assert read.asked == ASKED
-    assert (read.said.status, read.said.headers) == (200, said.headers)
+    _, (read,) = cassette.load(cassette.dump({"kind": "authored"}, [Interaction(ASKED, said)]))
+    assert read.request == ASKED
+    assert (read.response.status, read.response.headers) == (200, said.headers)
     if stream:
-        assert read.said.pieces == said.pieces
+        assert read.response.pieces == said.pieces
     elif not _json(b"".join(said.pieces)):
-        assert b"".join(read.said.pieces) == b"".join(said.pieces)
-
-
-@given(said=st.builds(Said, st.just(200), st.just({"content-type": "text/event-stream"}), pieces))
-def test_vcrpy_gets_the_same_in_one_piece_and_we_cut_it_again(said: Said) -> None:
-    (row,) = cassette.deserialize(cassette.dump({}, [Exchange(ASKED, said)]))["interactions"]
-    named = {name: values[0] for name, values in row["response"]["headers"].items()}
-    assert cassette.unmarked(200, named, row["response"]["body"]["string"]) == said
+        assert b"".join(read.response.pieces) == b"".join(said.pieces)
 
 
 def _json(data: bytes) -> bool:
@@ -61,9 +56,9 @@ def _json(data: bytes) -> bool:
 
 def test_bodies_are_readable() -> None:
     line = 'data: {"x":"шифр 🔐"}\n\n'.encode()
-    stream = Said(200, {"content-type": "text/event-stream"}, (line, line[:13], line[13:]))
-    page = Said(200, {"content-type": "application/json"}, (b'{"models": [{"name": "m"}]}',))
-    text = cassette.dump({"kind": "recorded"}, [Exchange(ASKED, stream), Exchange(ASKED, page)])
+    stream = RecordedResponse(200, {"content-type": "text/event-stream"}, (line, line[:13], line[13:]))
+    page = RecordedResponse(200, {"content-type": "application/json"}, (b'{"models": [{"name": "m"}]}',))
+    text = cassette.dump({"kind": "recorded"}, [Interaction(ASKED, stream), Interaction(ASKED, page)])
     assert '      - |+\n        data: {"x":"шифр 🔐"}\n' in text
     assert "json:\n        models:\n        - name: m\n" in text
     assert "!!binary" in text  # a piece that was cut in the middle of a character
@@ -127,8 +122,8 @@ async def test_what_is_recorded_is_played(tmp_path: Path, dialect: str, fault: F
 async def test_the_pieces_are_those_that_came(tmp_path: Path, slice_bytes: int) -> None:
     heard = await _record(tmp_path, "llamacpp", slice_bytes=slice_bytes)
     (file,) = tmp_path.rglob("*chat*.yaml")
-    _, (exchange,) = cassette.load(file.read_text(encoding="utf-8"))
-    assert max(map(len, exchange.said.pieces)) <= slice_bytes
+    _, (interaction,) = cassette.load(file.read_text(encoding="utf-8"))
+    assert max(map(len, interaction.response.pieces)) <= slice_bytes
     assert await _play(tmp_path, "llamacpp") == heard
 
 
@@ -241,7 +236,7 @@ async def test_a_context_that_was_asked_for_otherwise_is_the_same_question(tmp_p
 
 @pytest.mark.parametrize("row", SPECS)
 def test_llm_replay_needs_no_key_and_no_address(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.yaml").write_text(cassette.dump({}, [Exchange(ASKED, Said(200))]), encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(cassette.dump({}, [Interaction(ASKED, RecordedResponse(200))]), encoding="utf-8")
     monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
     assert build(row, model="m").endpoint.base
     monkeypatch.setenv("LLM_PROVIDER", row)
@@ -306,9 +301,9 @@ async def test_many_at_once_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_the_deck_is_one_for_the_process(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(cassette.dump({}, [Exchange(ASKED, Said(200))]), encoding="utf-8")
-    assert active.inserted(tmp_path, "play") is active.inserted(tmp_path, "play")
-    assert active.inserted(None, "play") is None
+    (tmp_path / "a.yaml").write_text(cassette.dump({}, [Interaction(ASKED, RecordedResponse(200))]), encoding="utf-8")
+    assert active.current(tmp_path, "play") is active.current(tmp_path, "play")
+    assert active.current(None, "play") is None
 
 
 # What a reviewer with fresh eyes found, and what was mended.
@@ -514,7 +509,7 @@ async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path
             for _ in range(12):
                 assert await provider.health_check()
     sizes = {len(file.read_text(encoding="utf-8")) for file in tmp_path.rglob("health*.yaml")}
-    assert len(sizes) == 1  # one exchange a file
+    assert len(sizes) == 1  # one interaction a file
     with replaying(tmp_path) as player:
         assert await LlamaCppProvider(model="fault-model").health_check()
         assert any("11 left" in each for each in player.unplayed)
@@ -522,7 +517,7 @@ async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path
 
 def test_what_differs_each_time_is_calmed_for_tapes_that_are_compared() -> None:
     page = b'{"id":"chatcmpl-1a","created":1795353650,"eval_duration":123,"model_path":"/home/me/m.gguf","n":2}'
-    said = cassette.calm(Exchange(ASKED, Said(200, {}, (page,)))).said
+    said = cassette.calm(Interaction(ASKED, RecordedResponse(200, {}, (page,)))).response
     assert said.pieces == (b'{"id":"chatcmpl-0","created":0,"eval_duration":0,"model_path":"m.gguf","n":2}',)
 
 

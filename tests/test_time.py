@@ -11,7 +11,7 @@ from conftest import DIALECTS, provider_for
 from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import Fault, FaultServer
-from learnflow.llm.transport.timer import Timer
+from learnflow.llm.transport.reader import Timer
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -15,6 +15,11 @@ from learnflow.llm.transport.ndjson_parser import NDJSONParser
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
 
+
+def whole(parser: StreamParser) -> bool:
+    return parser.finish is not None and parser.fault is None
+
+
 DIALECTS = ["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(TEXT, max_size=8)
@@ -44,7 +49,7 @@ def test_any_answer_in_any_reads_gives_the_same_text(
 ) -> None:
     wire = reader(dialect)
     assert read(wire, stream(dialect, pieces, thinking), cuts) == ("".join(pieces), thinking)
-    assert wire.whole
+    assert whole(wire)
     assert wire.finish == "stop"
     assert wire.usage.completion_tokens == 7
 
@@ -58,7 +63,7 @@ def test_an_answer_cut_before_its_finish_is_never_whole(dialect: str, pieces: li
     body = until_finish[: cut % (len(until_finish.rstrip()))]
     wire = reader(dialect)
     text, _ = read(wire, body, [])
-    assert not wire.whole
+    assert not whole(wire)
     assert isinstance(wire.fault, errors.BrokenAnswer)
     assert "".join(pieces).startswith(text)
 
@@ -69,7 +74,7 @@ def test_an_answer_in_one_piece_is_whole_or_named(dialect: str, text: str, cuts:
     body = Dialect(dialect).whole(text)  # type: ignore[arg-type]
     wire = reader(dialect)
     assert read(wire, body, cuts)[0] == text
-    assert wire.whole
+    assert whole(wire)
     short = body.rstrip()[: -(cut % (len(body.rstrip()) - 1) + 1)]
     wire = reader(dialect)
     read(wire, short, cuts)
@@ -126,11 +131,11 @@ def test_json_of_any_shape_is_read_or_named(dialect: str, said: list[object]) ->
     body = b"".join(line + b"\n" if dialect == "ollama" else b"data: " + line + b"\n\n" for line in lines)
     wire = reader(dialect)
     read(wire, body, [])
-    assert wire.whole or isinstance(wire.fault, errors.LLMError)
+    assert whole(wire) or isinstance(wire.fault, errors.LLMError)
     for line in lines:  # and as one document
         wire = reader(dialect)
         read(wire, line, [])
-        assert wire.whole or isinstance(wire.fault, errors.LLMError)
+        assert whole(wire) or isinstance(wire.fault, errors.LLMError)
 
 
 def chunk(**delta: object) -> bytes:
@@ -152,14 +157,14 @@ def test_comments_event_names_and_carriage_returns_are_no_text() -> None:
     )
     wire = SSEParser()
     assert read(wire, body, [3, 9, 20])[0] == "a"
-    assert wire.whole
+    assert whole(wire)
 
 
 def test_data_lines_of_one_event_belong_together() -> None:
     body = b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
     wire = SSEParser()
     assert read(wire, body, [])[0] == "a"
-    assert wire.whole
+    assert whole(wire)
 
 
 def test_a_pair_of_surrogates_split_over_two_chunks_is_one_character() -> None:
@@ -174,7 +179,7 @@ def test_thinking_has_its_own_field(key: str) -> None:
 
 
 def test_a_first_chunk_without_choices_is_azures_filter_result() -> None:
-    assert heard(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH).whole
+    assert whole(heard(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH))
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", "STOP", 7])
@@ -185,7 +190,7 @@ def test_an_unknown_finish_is_not_whole(finish: object) -> None:
 
 def test_an_empty_finish_is_none() -> None:
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":""}]}\n\n'
-    assert heard(body + FINISH).whole
+    assert whole(heard(body + FINISH))
     assert isinstance(heard(body + b"data: [DONE]\n\n").fault, errors.FinishMissing)
 
 
@@ -194,7 +199,7 @@ def test_a_byte_order_mark_may_be_split(dialect: str) -> None:
     for cuts in ([1], [2], [1, 2, 3]):
         wire = reader(dialect)
         assert read(wire, b"\xef\xbb\xbf" + stream(dialect, ["a"]), cuts)[0] == "a"
-        assert wire.whole
+        assert whole(wire)
 
 
 def test_text_after_the_end_is_not_swallowed_or_added() -> None:
@@ -215,7 +220,7 @@ def test_odd_usage_spoils_no_answer(usage: object) -> None:
     wire = heard(
         chunk(content="a") + b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n" + FINISH
     )
-    assert wire.whole
+    assert whole(wire)
     assert wire.usage.completion_tokens is None
 
 
@@ -275,7 +280,7 @@ def test_ollamas_tool_calls_come_whole() -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnflow.llm.transport.stream_parser._LONGEST", 1000)
+    monkeypatch.setattr("learnflow.llm.transport.stream_parser.MAX_JSON_BYTES", 1000)
     wire = SSEParser()
     for _ in range(200):
         wire.feed(b"data: xxxxxxxx")

@@ -204,7 +204,7 @@ class Course:
     def _broke(self, hop: Hop, error: LLMError) -> None:
         """It broke after a part had arrived: keep it, forget it, or give up."""
         call, shown = self._call, bool(self._story.text) and not self._call.whole
-        rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch)
+        rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch | errors.AnswerTooLong)
         if shown and (rigid or self._resume == "raise"):
             raise self._story.final(error)
         self._story.lost(error, free=hop.provider.get_capabilities()["cost"] == (0.0, 0.0))

@@ -39,6 +39,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
          ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
          ├─ ErrorInAnswer         an error object after the answer began
          ├─ ErrorBody             an error object instead of an answer
+         ├─ AnswerTooLong         many times as long as was asked for, and no end of it
          ├─ MalformedAnswer       a line or a body that is not of the dialect
          ├─ EmptyStream           a 200 with nothing in it
          ├─ EmptyAnswer           finished properly, and said nothing
@@ -314,6 +315,13 @@ class ErrorInAnswer(BrokenAnswer):
 
 class ErrorBody(BrokenAnswer):
     """An error object in a 200, instead of an answer."""
+
+
+class AnswerTooLong(BrokenAnswer):
+    """Many times as long as ``max_tokens`` can be, and no end of it; it is not continued."""
+
+    retryable = False
+    advice = "The server does not stop at max_tokens: look into its log, or use another model"
 
 
 class MalformedAnswer(BrokenAnswer):

@@ -7,7 +7,6 @@ Must never cost money, load a model or carry user text: it only reads pages, and
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -16,16 +15,17 @@ from urllib.parse import urlsplit
 from . import errors
 from .errors import LLMError
 from .known import Model, Server
-from .replay.active import Deck
 from .servers import KINDS, Kind, Page, listed
 from .specs import OTHER, SPECS, ProviderSpec
-from .transport import client, error_mapping
+from .transport import error_mapping
+from .transport.client import Client, HttpRequest
 from .transport.endpoint import Endpoint, endpoint
-from .transport.exchange import Exchange
+from .transport.untrusted import json_object
 
 _MOST: Final = 64  # models that are asked for one by one
 _WRONG_METHOD: Final = 405
-_ODD: Final = (AttributeError, KeyError, TypeError, ValueError)  # pages in shapes that nobody documented
+_TO_CONNECT: Final = 0.9  # of the time for a page
+_ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,12 @@ class Door:
     """Where to knock, and how."""
 
     spec: ProviderSpec
-    endpoint: Endpoint
-    connect_timeout: float
-    local_only: bool
-    deck: Deck | None = None
+    client: Client
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address, with its key."""
+        return self.client.endpoint
 
     async def look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
         """Look, for ``within`` seconds at most; never raises.
@@ -189,7 +191,8 @@ class Door:
         tried = [
             there for url in _nearby(self.endpoint) if (there := endpoint(self.spec, url)).base != self.endpoint.base
         ]
-        doors = [replace(self, endpoint=replace(there, key=self._key_for(there))) for there in tried]
+        places = [replace(there, key=self._key_for(there)) for there in tried]
+        doors = [replace(self, client=replace(self.client, endpoint=place)) for place in places]
         found = await asyncio.gather(*(door._answers(deadline) for door in doors))  # noqa: SLF001  # of its own class
         for there, answers in zip(tried, found, strict=True):
             if answers and trouble:
@@ -213,59 +216,36 @@ class Door:
             zip(wanted, await asyncio.gather(*(self._page(url, None, deadline) for url in wanted)), strict=True)
         )
 
-    def exchange(self, path_end: str = "", *, direct: bool | None = None) -> Exchange:
-        """A request to this server, with its key.
-
-        Args:
-            path_end: how the path must end.
-            direct: use no proxy; None: where the server is near.
-        """
-        there = self.endpoint
-        return Exchange(
-            there.origin,
-            path_end,
-            self.connect_timeout,
-            credentials=there.credentials,
-            local_only=self.local_only,
-            direct=there.near if direct is None else direct,
-            provider=self.spec.name,
-            root=there.root,
-            deck=self.deck,
-        )
+    def request(self, url: str, body: Mapping[str, Any] | None = None) -> HttpRequest:
+        """A request of our own to this server; never through a proxy to one that is near."""
+        return HttpRequest(url=url, body=body, direct=self.endpoint.near)
 
     async def _page(self, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
         """One page; whatever is wrong with it is its error."""
-        there, exchange = self.endpoint, self.exchange()
-        query = f"?api-version={there.version}" if there.version else ""
-        error: LLMError | None = None
-        data = b""
+        query = f"?api-version={self.endpoint.version}" if self.endpoint.version else ""
+        left = deadline - asyncio.get_running_loop().time()
+        # a connection may take most of the time, so that nobody there is told from nobody who answers
+        request = replace(self.request(url + query, body), connect_timeout=max(0.001, left * _TO_CONNECT))
         try:
             async with asyncio.timeout_at(deadline):
-                data = await client.fetch(url + query, exchange, body)
+                headers, data, error = await self.client.page(request)
         except TimeoutError:
-            late = exchange.status is None and not exchange.connected
-            error = (
-                errors.ConnectTimeout("no connection in time")
-                if late
-                else errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
-            )
+            late = errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
+            return Page(error=late)
         except errors.NotOnTape:
             raise  # of the test, not of the server
         except LLMError as failed:
-            error = failed
-        said: Any = {}
+            return Page(error=failed)
+        said: Mapping[str, Any] = {}
         if error is None and data.strip():
             said, error = read_page(data)
-        return Page(said=said, headers=exchange.headers, error=error)
+        return Page(said=said, headers=headers, error=error)
 
 
 def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
     """The JSON object of a page, or what it is instead."""
-    try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
+    said = json_object(data)
+    if said is None:
         return {}, error_mapping.not_a_server(200)
     return (said, error_mapping.error_object(said, began=False)) if said.get("error") else (said, None)
 

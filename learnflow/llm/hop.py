@@ -20,7 +20,7 @@ from .board import Place
 from .errors import LLMError
 from .known import Health
 from .policy import Needs, lacks
-from .replay import active
+from .replay.transport import unrecorded
 
 PROBE_S: Final = 1.0
 
@@ -93,7 +93,7 @@ class Hop:
     @property
     def taped(self) -> bool:
         """Whether it answers from tapes."""
-        return self.own is not None and active.plays(self.own.knowledge.door.deck)
+        return self.own is not None and self.own.engine.client.replays
 
     @property
     def loads(self) -> bool:
@@ -166,7 +166,7 @@ class Hop:
         if self.taped:
             return True
         if self.own:
-            with active.aside():  # whether it comes to this depends on the time
+            with unrecorded():  # whether it comes to this depends on the time
                 return (await self.own.refresh(PROBE_S)).ready
         with suppress(TimeoutError):
             async with asyncio.timeout(PROBE_S):

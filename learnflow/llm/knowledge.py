@@ -17,6 +17,7 @@ from .health import Door, Seen
 from .known import Capabilities, Health, Model, Server, State, merged
 from .specs import SPECS, ProviderSpec
 from .transport.endpoint import Endpoint
+from .transport.error_mapping import failure_of
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it
@@ -109,7 +110,7 @@ class Knowledge:
             if not self._spec.local:
                 self.door.chosen(Server(kind=None), asked)  # says what to set, without a look
             name = (self._used or await self.found(asked)).name
-        if self.door.local_only and self._spec.local:
+        if self.door.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
 
@@ -163,7 +164,7 @@ class Knowledge:
     async def _look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
-        seen = await self.door.look(asked, within, every=every)
+        seen = await self._seen(asked, within, every=every)
         if seen.server:
             self._server = seen.server
         if seen.server and every:
@@ -175,6 +176,15 @@ class Knowledge:
             if asked in (None, self._model, *self._spec.placeholders):
                 self._used = seen.model
         return seen
+
+    async def _seen(self, asked: str | None, within: float, *, every: bool) -> Seen:
+        """One look; a page in a shape that nobody thought of is a failure with a name."""
+        try:
+            return await self.door.look(asked, within, every=every)
+        except LLMError:
+            raise
+        except Exception as error:  # noqa: BLE001  # nothing raw passes
+            return Seen(error=failure_of(error))
 
     async def _refuse_remote(self, name: str) -> None:
         """Under LLM_LOCAL_ONLY a model that the server forwards is not asked, nor one of which that is not known."""

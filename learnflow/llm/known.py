@@ -46,7 +46,8 @@ def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabiliti
     return cast(Capabilities, known)  # its own keys
 
 
-_YES_NO = ("streaming", "vision", "tools", "json_schema", "reasoning", "prefill", "local")
+# "finish" is none of a provider's capabilities: "no-finish" declares a server that never sends a finish_reason.
+_YES_NO = ("finish", "streaming", "vision", "tools", "json_schema", "reasoning", "prefill", "local")
 
 
 def stated(words: str) -> dict[str, Any]:

@@ -56,6 +56,7 @@ _VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.SchemaMismatch, _INNOCENT),
     (errors.ThinkingLeaked, _INNOCENT),
     (errors.TokenRepeated, _INNOCENT),
+    (errors.AnswerTooLong, _INNOCENT),
     (errors.BrokenAnswer, Verdict(opens=5)),
 )
 

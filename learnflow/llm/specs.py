@@ -23,6 +23,8 @@ _SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
 _LOCAL_SAMPLING: Final = _SAMPLING | {"top_k", "min_p"}
+# Of a message's content, as OpenAI names them; LiteLLM passes them on, and leaves out those that it does not know.
+_PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 _LEVELS: Final = ("low", "medium", "high")
 
 # Models whose template opens the thinking itself, so that the answer carries only a closing </think> when the server
@@ -83,6 +85,9 @@ class ProviderSpec:
             ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
         default_version: the API version where the provider wants one.
         key_header: the header that carries the key.
+        chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
+        parts: the types of parts of a message's content that it takes.
+        reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
         lists_all: a model that is not in the list is not there.
         forwards: names of models that it only forwards elsewhere.
@@ -120,6 +125,9 @@ class ProviderSpec:
     also_version: tuple[str, ...] = ()
     default_version: str | None = None
     key_header: str = "authorization"
+    chat_path: str | None = None
+    parts: frozenset[str] = _PARTS
+    reads_urls: bool = True
     models_path: str = "/models"
     models_key: str = "data"
     model_id: str = "id"
@@ -221,6 +229,7 @@ _ROWS: Final = (
         also_version=("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
         default_version="2024-10-21",
         key_header="api-key",
+        chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         models_path="/openai/models",
         lists_all=False,  # it lists what could be deployed, not what is
         reasoning=_effort(),
@@ -234,6 +243,8 @@ _ROWS: Final = (
         local=True,
         default_url="http://localhost:11434",
         api_path="",
+        parts=frozenset({"text", "image_url"}),
+        reads_urls=False,
         also_url=("OLLAMA_API_BASE", "OLLAMA_HOST"),
         models_path="/api/tags",
         models_key="models",
@@ -357,5 +368,6 @@ AZURE_V1: Final = replace(
     cut_path=None,
     default_version=None,
     key_header="authorization",
+    chat_path=None,
     models_path="/models",
 )

@@ -92,7 +92,7 @@ def taped() -> None:
         common = settings.load()
     except errors.NotConfigured:
         return  # what cannot be read is said where it is wanted
-    if active.plays(active.inserted(common.llm_replay, common.llm_replay_mode)):
+    if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
         print(
             f"LLM_REPLAY is set: what follows is on the tapes in {common.llm_replay}, not on servers.", file=sys.stderr
         )

@@ -19,8 +19,10 @@ from .knowledge import state_of
 from .known import Health
 from .providers import build
 from .replay import active
+from .replay.transport import unrecorded
 from .specs import OTHER, SPECS, ProviderSpec
-from .transport import client, network
+from .transport import network
+from .transport.client import NETWORK
 
 SURVEY_S: Final = 1.0  # seconds for all of it
 _HOST: Final = "host.docker.internal"
@@ -57,9 +59,9 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
     """
     named = set(named)
     common = settings.load()
-    tapes = active.inserted(common.llm_replay, common.llm_replay_mode)
-    if tapes and tapes.providers is not None:  # the usual addresses are no place to look
-        rows = {*tapes.providers, *named} & set(SPECS)
+    recorded = active.current(common.llm_replay, common.llm_replay_mode)
+    if recorded and recorded.providers is not None:  # the usual addresses are no place to look
+        rows = {*recorded.providers, *named} & set(SPECS)
         return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
@@ -73,7 +75,7 @@ async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds:
         if configured and (clouds or spec.local):
             looks.append(_configured(name, within))
         looks += [_usual(spec, url, within) for url in _addresses(spec, own.base_url, hosts, taken=name in named)]
-    await client.prepare()  # the first connection's imports are nobody's latency
+    await NETWORK.prepare()  # the first connection's imports are nobody's latency
     return _once(await asyncio.gather(*looks))
 
 
@@ -171,12 +173,12 @@ async def found() -> list[BaseProvider]:
     Raises:
         NotConfigured: there is none; says what was tried, and what would help.
     """
-    with active.aside():  # who happens to be there; what is used is kept
+    with unrecorded():  # who happens to be there; what is used is kept
         there = await survey(clouds=False)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:
         raise nothing(there)
-    if any(each.knowledge.door.deck for each in providers):
+    if any(each.engine.client.transport for each in providers):  # what is used is recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers
 

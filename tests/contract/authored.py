@@ -16,8 +16,8 @@ from behaviours import ANSWERS, BEGUN, BROKEN
 
 from learnflow.llm import errors
 from learnflow.llm.replay import cassette
-from learnflow.llm.replay.cassette import Asked, Exchange, Said
-from learnflow.llm.replay.recorder import Take
+from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
+from learnflow.llm.replay.recorder import Recording
 
 _SSE: Final = "text/event-stream"
 _NDJSON: Final = "application/x-ndjson"
@@ -433,27 +433,27 @@ class Author:
         pages: what the server says of itself, by path: its own pages where it could be had, else the voice's.
     """
 
-    def __init__(self, row: str, behaviour: str, pages: Mapping[str, Said]) -> None:
-        self.exchanges: list[Exchange] = []
+    def __init__(self, row: str, behaviour: str, pages: Mapping[str, RecordedResponse]) -> None:
+        self.interactions: list[Interaction] = []
         self.providers = frozenset({row})
         self._voice = VOICES[row]
         self._behaviour = behaviour
         self._pages = pages
         self._type = _NDJSON if isinstance(self._voice, OllamaVoice) else _SSE
 
-    def play(self, asked: Asked) -> Said:
+    def play(self, asked: RecordedRequest) -> RecordedResponse:
         """The answer."""
         path = asked.uri.partition(".example")[2]
         chat = asked.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
         said = self._chat(asked) if chat else self._page(path)
-        self.exchanges.append(Exchange(asked, said))
+        self.interactions.append(Interaction(asked, said))
         return said
 
-    def record(self, asked: Asked) -> Take:
+    def record(self, asked: RecordedRequest) -> Recording:
         """It asks no server."""
         raise AssertionError(asked)
 
-    def _page(self, path: str) -> Said:
+    def _page(self, path: str) -> RecordedResponse:
         if path in self._pages:
             return self._pages[path]
         if self._behaviour == "wrong_key":
@@ -464,7 +464,7 @@ class Author:
             return _json(200, {"error": f"Unexpected endpoint or method. (GET {path})"})
         return _json(404, _openai_error("not found", "invalid_request_error"))
 
-    def _chat(self, asked: Asked) -> Said:
+    def _chat(self, asked: RecordedRequest) -> RecordedResponse:
         voice = self._voice
         if self._behaviour in voice.refusals:
             return self._refusal()
@@ -483,18 +483,18 @@ class Author:
             return self._stream(voice.answer(ANSWERS[prompt], thinking=ANSWERS[f"{prompt} (thinking)"]))
         return self._stream(voice.answer(ANSWERS.get(prompt, "The capital of France is Paris.")))
 
-    def _stream(self, pieces: list[bytes]) -> Said:
-        return Said(200, {"content-type": self._type}, tuple(pieces))
+    def _stream(self, pieces: list[bytes]) -> RecordedResponse:
+        return RecordedResponse(200, {"content-type": self._type}, tuple(pieces))
 
-    def _refusal(self) -> Said:
+    def _refusal(self) -> RecordedResponse:
         status, body, *headers = self._voice.refusals[self._behaviour]
         if isinstance(body, bytes):
-            return Said(status, {"content-type": _SSE}, (body,))
+            return RecordedResponse(status, {"content-type": _SSE}, (body,))
         return _json(status, body, *headers)
 
 
-def _json(status: int, said: Any, headers: Mapping[str, str] | None = None) -> Said:
-    return Said(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(said).encode(),))
+def _json(status: int, said: Any, headers: Mapping[str, str] | None = None) -> RecordedResponse:
+    return RecordedResponse(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(said).encode(),))
 
 
 def _prompt(body: Any) -> str:
@@ -503,19 +503,19 @@ def _prompt(body: Any) -> str:
     return str(content[0]["text"] if isinstance(content, list) else content)
 
 
-Derive = Callable[[list[Exchange]], list[Exchange]]
+Derive = Callable[[list[Interaction]], list[Interaction]]
 
 
-def broken(exchanges: list[Exchange]) -> list[Exchange]:
+def broken(interactions: list[Interaction]) -> list[Interaction]:
     """A recorded answer, whose connection breaks after BEGUN."""
-    *pages, last = exchanges
+    *pages, last = interactions
     kept: list[bytes] = []
-    for piece in last.said.pieces:
+    for piece in last.response.pieces:
         for event in re.split(rb"(?<=\n\n)" if b"data:" in piece else rb"(?<=\n)", piece):
             if _text([*kept, event]) and not BEGUN.startswith(_text([*kept, event])):
                 failure = errors.ConnectionFailed("the connection broke (ReadError)")
-                said = Said(last.said.status, last.said.headers, tuple(kept), failure)
-                return [*pages, Exchange(last.asked, said)]
+                said = RecordedResponse(last.response.status, last.response.headers, tuple(kept), failure)
+                return [*pages, Interaction(last.request, said)]
             if event:
                 kept.append(event)
     raise AssertionError(_text(kept))
@@ -533,14 +533,14 @@ def _text(pieces: list[bytes]) -> str:
     return said
 
 
-def seeing(pages: Mapping[str, Said]) -> dict[str, Said]:
+def seeing(pages: Mapping[str, RecordedResponse]) -> dict[str, RecordedResponse]:
     """Recorded pages, of a model that sees and takes tools."""
 
-    def edited(said: Said) -> Said:
+    def edited(said: RecordedResponse) -> RecordedResponse:
         text = b"".join(said.pieces).decode()
         text = re.sub(r'("vision":)\s*false', r"\1true", text)
         text = text.replace('"capabilities":["completion"', '"capabilities":["completion","vision","tools"')
         text = re.sub(r'("supports_tools?(?:_calls)?":)\s*false', r"\1true", text)
-        return cassette.Said(said.status, said.headers, (text.encode(),))
+        return cassette.RecordedResponse(said.status, said.headers, (text.encode(),))
 
     return {path: edited(said) for path, said in pages.items()}

@@ -3,7 +3,7 @@
 Where it names none, they are authored anew from documented facts. What the tiny model does not show (pictures, tools,
 a busy server) is authored for every row; a broken stream is derived from a recorded one. Each tape says which it is.
 ``<NAME>_BUSY_URL`` may name a server that is loading or crowded at this moment: ``busy`` is recorded there, then.
-A tape whose exchanges are what they were keeps its date, so that only what the server changed is changed.
+A tape whose interactions are what they were keeps its date, so that only what the server changed is changed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from subjects import absent, fresh, named, seal, tape_of
 
 from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
-from learnflow.llm.replay.cassette import Asked, Exchange, Said
-from learnflow.llm.replay.recorder import Take
+from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
+from learnflow.llm.replay.recorder import Recording
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import forget
 
@@ -42,25 +42,25 @@ class Collector:
     providers = None
 
     def __init__(self) -> None:
-        self._kept: list[Exchange | None] = []
+        self._kept: list[Interaction | None] = []
 
     @property
-    def exchanges(self) -> list[Exchange]:
+    def interactions(self) -> list[Interaction]:
         """What has ended."""
         return [each for each in self._kept if each]
 
-    def play(self, asked: Asked) -> None:
+    def play(self, asked: RecordedRequest) -> None:
         """It asks the server."""
 
-    def record(self, asked: Asked) -> Take:
+    def record(self, asked: RecordedRequest) -> Recording:
         """Where the answer is kept."""
         at = len(self._kept)
         self._kept.append(None)
 
-        def keep(exchange: Exchange) -> None:
-            self._kept[at] = cassette.calm(exchange)
+        def keep(interaction: Interaction) -> None:
+            self._kept[at] = cassette.calm(interaction)
 
-        return Take(keep, asked)
+        return Recording(keep, asked)
 
 
 def main() -> int:
@@ -76,7 +76,7 @@ def main() -> int:
 async def _row(row: str) -> int:
     subject = named(row)
     about: dict[str, Any] = {}
-    pages: Mapping[str, Said] = {}
+    pages: Mapping[str, RecordedResponse] = {}
     if subject:
         collector = Collector()
         with active.instead(collector):
@@ -86,7 +86,7 @@ async def _row(row: str) -> int:
             return 1
         server = " ".join(filter(None, [health.server or SPECS[row].title, health.version]))
         about = {"server": server, "model": subject.model}
-        pages = {each.asked.uri.partition(".example")[2]: each.said for each in collector.exchanges}
+        pages = {each.request.uri.partition(".example")[2]: each.response for each in collector.interactions}
         print(f"{row}: recording {server} at {subject.base_url}", flush=True)
     else:
         print(f"{row}: no server is named, so its tapes are authored from documents", flush=True)
@@ -106,7 +106,7 @@ async def _row(row: str) -> int:
 
 
 async def _tape(
-    row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, Said]
+    row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, RecordedResponse]
 ) -> str:
     """Make one tape; says how."""
     forget()
@@ -123,11 +123,11 @@ async def _tape(
     with active.instead(author):
         await BEHAVIOURS[behaviour](one)
     origin = {"kind": "authored", "source": VOICES[row].source}
-    if pages and any(each.said in pages.values() for each in author.exchanges):
+    if pages and any(each.response in pages.values() for each in author.interactions):
         origin["pages"] = f"of {about['server']}, recorded"
-    elif pages and len(author.exchanges) > 1:
+    elif pages and len(author.interactions) > 1:
         origin["pages"] = f"of {about['server']}, recorded, with a model that sees and takes tools"
-    return _keep(row, behaviour, origin, author.exchanges)
+    return _keep(row, behaviour, origin, author.interactions)
 
 
 async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
@@ -152,33 +152,33 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
                     pass
         else:
             await BEHAVIOURS[behaviour](subject)
-    exchanges = collector.exchanges
+    interactions = collector.interactions
     origin = {"kind": "recorded", **about}
     if subject.answers is None and subject.heard:
         origin["answers"] = dict(subject.heard)
     if behaviour == "cut":
-        exchanges = broken(exchanges)
+        interactions = broken(interactions)
         origin = {
             "kind": "authored",
             "source": f"derived from an answer of {about['server']}, {about['model']}, recorded: its connection breaks",
         }
-    return _keep(row, behaviour, origin, exchanges)
+    return _keep(row, behaviour, origin, interactions)
 
 
-def _keep(row: str, behaviour: str, origin: dict[str, Any], exchanges: list[Exchange]) -> str:
+def _keep(row: str, behaviour: str, origin: dict[str, Any], interactions: list[Interaction]) -> str:
     file = tape_of(row, behaviour)
-    origin["seal"] = seal(cassette.load(cassette.dump({}, exchanges))[1])
-    pieces = sum(len(each.said.pieces) for each in exchanges)
-    said = f"{origin['kind']}, {len(exchanges)} exchanges in {pieces} pieces"
+    origin["seal"] = seal(cassette.load(cassette.dump({}, interactions))[1])
+    pieces = sum(len(each.response.pieces) for each in interactions)
+    said = f"{origin['kind']}, {len(interactions)} interactions in {pieces} pieces"
     if origin["kind"] == "recorded":
         origin["date"] = datetime.now(UTC).date().isoformat()
     if file.exists():
         before = _origin(file)
-        same = cassette.dump({**origin, "date": before.get("date")} if "date" in before else origin, exchanges)
+        same = cassette.dump({**origin, "date": before.get("date")} if "date" in before else origin, interactions)
         if same == file.read_text(encoding="utf-8"):
             return f"{said}, as it was"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(cassette.dump(origin, exchanges), encoding="utf-8")
+    file.write_text(cassette.dump(origin, interactions), encoding="utf-8")
     return said
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import yaml
 from behaviours import Subject
 
-from learnflow.llm.replay.cassette import Exchange
+from learnflow.llm.replay.cassette import Interaction
 from learnflow.llm.specs import SPECS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -58,9 +58,9 @@ def absent() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def seal(exchanges: Iterable[Exchange]) -> str:
+def seal(interactions: Iterable[Interaction]) -> str:
     """What changes when a tape is edited by hand: a tape that is not as it was made is not what it says it is."""
-    said = [[asdict(each.asked), asdict(each.said), repr(each.said.failure)] for each in exchanges]
+    said = [[asdict(each.request), asdict(each.response), repr(each.response.failure)] for each in interactions]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 

@@ -30,9 +30,9 @@ TYPES: TypeAdapter[Any] = TypeAdapter(
 def chats(row: str, behaviour: str) -> Iterator[dict[str, Any]]:
     """The bodies of the questions on a tape."""
     for each in cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[1]:
-        path = each.asked.uri.partition("?")[0]
-        if each.asked.method == "POST" and path.endswith(("/chat/completions", "/api/chat")):
-            yield each.asked.body
+        path = each.request.uri.partition("?")[0]
+        if each.request.method == "POST" and path.endswith(("/chat/completions", "/api/chat")):
+            yield each.request.body
 
 
 SPOKEN = [(row, behaviour) for row, behaviour in CELLS if SPECS[row].dialect == "openai"]
@@ -73,9 +73,9 @@ def test_the_request_says_what_was_asked(row: str, behaviour: str) -> None:
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> None:
     text = tape_of(row, behaviour).read_text(encoding="utf-8")
-    origin, exchanges = cassette.load(text)
-    assert {each.asked.provider for each in exchanges} == {row}
-    keys = {value for each in exchanges for value in each.asked.credentials.values()}
+    origin, interactions = cassette.load(text)
+    assert {each.request.provider for each in interactions} == {row}
+    keys = {value for each in interactions for value in each.request.credentials.values()}
     assert keys <= {f"Bearer key-of-{row}", f"key-of-{row}", "Bearer wrong-key", "wrong-key"}
     body = text.replace(f"date: '{origin.get('date')}'", "").replace("1970-01-01T00:00:00Z", "")
     if origin["kind"] == "authored":
@@ -87,9 +87,9 @@ def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> No
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
-    origin, exchanges = cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
-    assert exchanges
-    assert origin["seal"] == seal(exchanges), "it was edited by hand: record it again"
+    origin, interactions = cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
+    assert interactions
+    assert origin["seal"] == seal(interactions), "it was edited by hand: record it again"
     if origin["kind"] == "recorded":
         assert origin["server"]
         assert origin["model"]

@@ -1,8 +1,4 @@
-"""An answer in the making: pieces in, the caller's text out, and in the end a Completion or the reason why it is none.
-
-Must never ask or read anything: it is handed what was heard.
-The adapter makes one for each request.
-"""
+"""An answer in the making: deltas in, the caller's text out, in the end a Completion or the reason why it is none."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ from .request import Request
 
 
 class Answer:
-    """What has been heard of one answer.
+    """What has been read of one answer.
 
     Args:
         asked: the request.
-        fit: how it fits the model; None while that is not known.
+        budget: how it fits the model's context; None while that is not known.
         hold: give no text out before it is certain not to be thinking.
         closes: the model opens its thinking itself, and only closes it.
         goes_on: it is the rest of an answer, which may be nothing.
@@ -31,15 +27,15 @@ class Answer:
     def __init__(
         self,
         asked: Request,
-        fit: ContextBudget | None = None,
+        budget: ContextBudget | None = None,
         *,
         hold: bool,
         closes: bool = False,
         goes_on: bool = False,
     ) -> None:
         self._goes_on = goes_on
-        self.fit = fit
-        self.listening: AnswerReader | None = None  # who hears it
+        self.budget = budget
+        self.reader: AnswerReader | None = None
         self._asked = asked
         self._splitter = ReasoningSplitter(hold=hold, closes=closes)
         self._text: list[str] = []
@@ -76,11 +72,11 @@ class Answer:
             EmptyAnswer: it finished and said nothing.
             MalformedAnswer, SchemaMismatch: tool calls or text are not what was asked for.
         """
-        assert self.listening is not None  # noqa: S101  # there was an answer
-        wire = self.listening.wire
-        calls, text, finish = wire.tool_calls(), self.text, wire.finish or "stop"
+        assert self.reader is not None  # noqa: S101  # there was an answer
+        parser = self.reader.parser
+        calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
         if not text.strip() and not calls and not self._goes_on:
-            raise self._empty(wire)
+            raise self._empty(parser)
         must_call = self._asked.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # llama.cpp takes the word, and may ignore it
             hint = "Use a model and a server with tools"
@@ -92,11 +88,11 @@ class Answer:
             tool_calls=calls,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
-            model=ServedModel(model, wire.served),
-            usage=wire.usage,
-            cost=wire.cost,
-            first_token_s=self.listening.first_token_s,
-            total_s=self.listening.total_s,
+            model=ServedModel(model, parser.served),
+            usage=parser.usage,
+            cost=parser.cost,
+            first_token_s=self.reader.first_token_s,
+            total_s=self.reader.total_s,
         )
 
     def _take(self, piece: Delta) -> str:
@@ -107,10 +103,10 @@ class Answer:
         self._text.append(piece.text)
         return piece.text
 
-    def _empty(self, wire: StreamParser) -> LLMError:
-        if wire.refused:
+    def _empty(self, parser: StreamParser) -> LLMError:
+        if parser.refused:
             return errors.ContentFiltered("the model refused to answer")
-        if self.thinking and wire.finish == "length":
+        if self.thinking and parser.finish == "length":
             return errors.EmptyAnswer(
                 "all of max_tokens went into thinking", hint="Raise max_tokens=, or set reasoning=False"
             )

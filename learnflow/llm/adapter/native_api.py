@@ -1,8 +1,4 @@
-"""What a server offers beside chat: loading a model; rendering its template and continuing the rendered text as it is.
-
-Must never carry a prompt where it only loads, and never be called by what only looks.
-The adapter asks it, for ``warm_up`` and for a continuation.
-"""
+"""What a server offers beside chat: loading a model; rendering its template and continuing the rendered text."""
 
 from __future__ import annotations
 
@@ -12,10 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from .. import errors
-from ..errors import LLMError
 from ..health import Door, complaint_of, read_page
-from ..transport import client
-from ..transport.exchange import Exchange
+from ..transport.client import HttpRequest
 from .request import Attempt
 
 Watch = Callable[[float], None]
@@ -41,50 +35,48 @@ async def load(door: Door, model: str, window: int | None, keep_alive: str | flo
         body["options"] = {door.spec.window: window}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    said = complaint_of(await client.fetch(f"{door.endpoint.root}{door.spec.load_path}", door.exchange(), body))
+    page = await door.client.page(door.request(f"{door.endpoint.root}{door.spec.load_path}", body))
+    said = page.error or complaint_of(page.data)
     if said:
         raise said
 
 
-async def go_on(
-    door: Door,
-    exchange: Exchange,
-    model: str,
-    messages: list[dict[str, Any]],
-    body: Mapping[str, Any],
-    begun: Attempt,
-) -> LLMError | None:
-    """Continue an answer by rendering the server's own template and sending the text as it is: exact, whatever it is.
+async def continuation(
+    door: Door, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+) -> HttpRequest:
+    """The request that continues an answer: the server's own template, rendered, and the text as it is.
 
-    The answer is in ``exchange``. Returns why there is none. Measured on Ollama 0.33 and 0.24 (facts/providers.md 3,
-    "Continuing an answer on Ollama"): 224 of 224 cuts at chunk boundaries went on exactly.
+    Exact, whatever the template is: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries went on identically.
+
+    Raises:
+        Unsupported: pictures and tool calls are no text, or this version does not render.
     """
     if any(_more_than_words(each) for each in messages):
-        return errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
+        raise errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
     plain = [{"role": each["role"], "content": _words(each.get("content"))} for each in messages]
     think = {"think": body["think"]} if "think" in body else {}
     same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # other ones load it again
     text: str | None = None
-    try:
-        if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
-            marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-            rendered = await _rendered(door, {"model": model, "messages": [*plain, marked], **same, **think})
-            if begun.thinking in rendered and _MARK in rendered:
-                text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
-        if text is None:
-            text = await _rendered(door, {"model": model, "messages": plain, **same, **think})
-            opened = text.rstrip().endswith(_THINK)
-            text += begun.raw.removeprefix(_THINK) if opened else begun.raw
-    except LLMError as error:
-        return error
+    if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
+        marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
+        rendered = await _rendered(door, {"model": model, "messages": [*plain, marked], **same, **think})
+        if begun.thinking in rendered and _MARK in rendered:
+            text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
+    if text is None:
+        text = await _rendered(door, {"model": model, "messages": plain, **same, **think})
+        opened = text.rstrip().endswith(_THINK)
+        text += begun.raw.removeprefix(_THINK) if opened else begun.raw
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return await client.send(f"{door.endpoint.root}{RAW}", exchange, raw)
+    return HttpRequest(url=f"{door.endpoint.root}{RAW}", body=raw)
 
 
 async def _rendered(door: Door, body: Mapping[str, Any]) -> str:
     """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
     asked = {**body, "stream": False, "_debug_render_only": True}
-    said, wrong = read_page(await client.fetch(f"{door.endpoint.root}/api/chat", door.exchange(), asked))
+    page = await door.client.page(door.request(f"{door.endpoint.root}/api/chat", asked))
+    if page.error:
+        raise page.error
+    said, wrong = read_page(page.data)
     info = said.get("_debug_info")
     text = info.get("rendered_template") if isinstance(info, dict) else None
     if wrong or not isinstance(text, str):

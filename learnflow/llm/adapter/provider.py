@@ -1,8 +1,4 @@
-"""The one provider: a row and an address, a prompt in, a whole answer or a named failure out.
-
-Must never hold what is true of one server only (that is its row), nor read the wire or LiteLLM's objects.
-``providers/`` gives it names; the factory and the router use it through the LLMProvider protocol.
-"""
+"""The one provider: a row and an address, a prompt in, a whole answer or a named failure out."""
 
 from __future__ import annotations
 
@@ -18,9 +14,9 @@ from ..health import Door
 from ..knowledge import LOOK_S, Knowledge
 from ..known import Capabilities, Health, Model
 from ..replay import active
-from ..replay.player import Player
 from ..specs import SPECS, ProviderSpec
 from ..times import settle_times
+from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm, native_api
 from .options import checked
@@ -54,19 +50,20 @@ class BaseProvider:
     ) -> None:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
         env_key = own.api_key.get_secret_value() if own.api_key else None
-        tapes = active.inserted(common.llm_replay, common.llm_replay_mode)
-        taped = active.plays(tapes)
         row = SPECS[self.row]
-        if isinstance(tapes, Player) and not (base_url or own.base_url or row.default_url):
-            base_url = tapes.address(row.name, near=row.local)
+        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        if replay and not (base_url or own.base_url or row.default_url):
+            base_url = replay.address(row.name, near=row.local)
+        replays = active.plays(replay)
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, taped=taped)
+        self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, keyless=replays)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
-        door = Door(self.spec, self.endpoint, self._times.connect, self._times.local_only, tapes)
-        self.knowledge = Knowledge(door, self.model, own.stated)
-        self.engine = Runner(self.spec, self.endpoint, self._times, self.knowledge, log_content=common.llm_log_content)
+        transport = replay.transport(NETWORK, row.name) if replay else None
+        client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
+        self.knowledge = Knowledge(Door(self.spec, client), self.model, own.stated)
+        self.engine = Runner(self.spec, client, self._times, self.knowledge, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -150,7 +147,7 @@ class BaseProvider:
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
-        await _litellm.ready(self.spec)
+        await _litellm.prepare(self.spec, self.endpoint)
 
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""

@@ -1,8 +1,4 @@
-"""What the caller asked, checked against the row, and put as LiteLLM wants it.
-
-Must never send anything, or drop a keyword in silence.
-The adapter makes one for each call.
-"""
+"""What the caller asked, checked against the row, and put as LiteLLM wants it. Nothing is dropped in silence."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from . import structured_output
 from .options import rows
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
-# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then (facts/litellm.md, "Continuing").
+# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then .
 _GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
@@ -93,8 +89,7 @@ class Request:
         """How many pictures it carries."""
         contents = [message.get("content") for message in self.messages]
         parts = [part for content in contents if isinstance(content, list) for part in content]
-        own = [len(message["images"]) for message in self.messages if isinstance(message.get("images"), list)]
-        return sum(part.get("type") in ("image_url", "image", "input_image") for part in parts) + sum(own)
+        return sum(part.get("type") == "image_url" for part in parts)
 
     @property
     def ceiling(self) -> int | None:
@@ -242,10 +237,40 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
         )
     if not any(each.get("content") or each.get("tool_calls") for each in messages):
         raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Say something")
-    return [
-        {**each, "content": [dict(part) for part in each["content"]]} if rows(each.get("content")) else dict(each)
-        for each in messages
-    ]
+    for each in messages:
+        _check_parts(spec, each)
+    return [_copied(each) for each in messages]
+
+
+def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message, part by part; OpenAI's newer name for a system message as the one that everybody knows."""
+    copy = (
+        {**message, "content": [dict(part) for part in message["content"]]} if rows(message.get("content")) else message
+    )
+    return {**copy, "role": "system"} if message["role"] == "developer" else dict(copy)
+
+
+def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
+    """LiteLLM would leave a part that it does not know out in silence, and fetch a file that is an address."""
+    parts = message["content"] if rows(message.get("content")) else []
+    for part in parts:
+        kind = part.get("type")
+        if kind not in spec.parts:
+            known = ", ".join(sorted(spec.parts))
+            raise Unsupported(
+                f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}",
+                provider=spec.name,
+                hint=f"It takes {known}",
+            )
+        file = part.get("file")
+        if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
+            raise Unsupported(
+                "a file cannot be given by its address", provider=spec.name, hint='Give it inline, as "file_data"'
+            )
+    if message.get("images"):
+        raise InvalidRequest(
+            'a message has "images"', provider=spec.name, hint="Give pictures as parts of type image_url in its content"
+        )
 
 
 def _with_words(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:

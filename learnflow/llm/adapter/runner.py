@@ -1,8 +1,4 @@
-"""How one request is served by one provider: prepared, asked, heard, completed, told.
-
-Must never hold what is true of one server only (that is its row), nor choose another provider.
-The adapter's calls and the router's attempts run through it.
-"""
+"""How one request is served by one provider: prepared, written, sent, read, completed, told."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,33 +16,37 @@ from ..errors import LLMError
 from ..knowledge import QUICK_S, Knowledge
 from ..specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
 from ..times import Times
-from ..transport.endpoint import Endpoint
-from ..transport.exchange import Exchange
-from ..transport.reader import AnswerReader, Ask
+from ..transport.client import Client, HttpRequest, HttpResponse
+from ..transport.error_mapping import failure_of
+from ..transport.ndjson_parser import NDJSONParser
+from ..transport.reader import AnswerReader
 from ..transport.reasoning import Delta
-from . import _litellm, native_api
+from ..transport.sse_parser import SSEParser
+from ..transport.stream_parser import StreamParser
+from . import _litellm, images, native_api
 from .answer import Answer
 from .context_budget import ContextBudget
 from .redaction import discreet
 from .request import Attempt, Request, Size, Variant
 
-_CHAT: Final = {"openai": "/chat/completions", "ollama": "/api/chat"}
+_PARSERS: Final[dict[str, type[StreamParser]]] = {"openai": SSEParser, "ollama": NDJSONParser}
 
 
 class Runner:
     """One provider at work.
 
     Args:
-        spec, endpoint, times: who is asked, where, and for how long.
+        spec, client, times: who is asked, through whom, and for how long.
         knowledge: of its models.
         log_content: log prompts and answers, at DEBUG.
     """
 
     def __init__(
-        self, spec: ProviderSpec, endpoint: Endpoint, times: Times, knowledge: Knowledge, *, log_content: bool
+        self, spec: ProviderSpec, client: Client, times: Times, knowledge: Knowledge, *, log_content: bool
     ) -> None:
         self.spec = spec
-        self.endpoint = endpoint
+        self.client = client
+        self.endpoint = client.endpoint
         self.times = times
         self.knowledge = knowledge
         self._log_content = log_content
@@ -84,26 +85,27 @@ class Runner:
         attempt, alone = self._begun(asked, attempt)
         try:
             try:
-                model, fit = await self._prepared(asked, attempt, deadline)
+                model, budget = await self._prepared(asked, attempt, deadline)
+                asked = await self._readable(asked, deadline)
                 goes_on = attempt.prefix is not None  # what follows is no thinking
                 closes = self._closes_only(model) and not goes_on
-                answer = Answer(asked, fit, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
+                answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
                 async with AsyncExitStack() as stack:
                     await self._place(stack, attempt, deadline)
                     pieces = await stack.enter_async_context(
-                        aclosing(self._heard(asked, attempt, answer, model, deadline))
+                        aclosing(self._deltas(asked, attempt, answer, model, deadline))
                     )
                     async for piece in pieces:
                         if text := answer.add(piece):
                             yield text
-            except LLMError as error:
-                failed = error
+            except Exception as error:  # noqa: BLE001  # nothing raw leaves: what nobody thought of has a name, too
+                failed = failure_of(error)
             if text := answer.end():
                 yield text
             if not failed:
                 answering.completion, failed = self._completed(answer, model or "")
         finally:
-            lowered = answer.fit.answer if answer.fit else None
+            lowered = answer.budget.answer if answer.budget else None
             self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
             if alone and events.heard():
                 events.emit(events.over(attempt.request, failed or answering.completion))
@@ -136,10 +138,10 @@ class Runner:
             async with asyncio.timeout_at(deadline):
                 self._stays()
                 model = await self.knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
-                fit = ContextBudget(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
-                self._adjusted(model, await fit.before(min(QUICK_S, self.times.first_token)))
-                await _litellm.ready(self.spec)
-                return model, fit
+                budget = ContextBudget(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
+                self._adjusted(model, await budget.before(min(QUICK_S, self.times.first_token)))
+                await _litellm.prepare(self.spec, self.endpoint)
+                return model, budget
         except TimeoutError:
             pass
         raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
@@ -176,31 +178,43 @@ class Runner:
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
 
-    async def _heard(
+    async def _readable(self, asked: Request, deadline: float) -> Request:
+        """The request with its pictures inline, where the server fetches none itself."""
+        if self.spec.reads_urls or not asked.images:
+            return asked
+        limit = min(deadline, asyncio.get_running_loop().time() + self.times.first_token)
+        try:
+            async with asyncio.timeout_at(limit):
+                return replace(asked, messages=await images.inline(asked.messages, self.client))
+        except TimeoutError:
+            pass
+        raise errors.InvalidRequest("a picture was not read from its address in time", hint="Give it as a data URL")
+
+    async def _deltas(
         self, asked: Request, attempt: Attempt, answer: Answer, model: str, deadline: float
     ) -> AsyncGenerator[Delta, None]:
         """What the server says. What is ours and was refused is left out, and it is asked again."""
         variant = before = self._variants.get(model) or self._first_variant()
-        fit = answer.fit
-        assert fit is not None  # noqa: S101  # prepared
-        times = self._patient(attempt, loads=fit.loads)
+        budget = answer.budget
+        assert budget is not None  # noqa: S101  # prepared
+        times = self._patient(attempt, loads=budget.loads)
         while True:
-            ask, path_end = self._question(asked, attempt, model, variant, fit.sending())
-            answer.listening = AnswerReader(self.spec, times, self.knowledge.door.exchange(path_end, direct=False))
+            reader = answer.reader = AnswerReader(self._parser(asked), times)
             refused: LLMError | None = None
             try:
-                async with aclosing(answer.listening.pieces(ask, deadline)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+                send = partial(self._sent, asked, attempt, model, variant, budget.sending(), reader)
+                async with aclosing(reader.deltas(send, deadline)) as deltas:
+                    async for delta in deltas:
+                        yield delta
             except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
                 refused = error
             if refused is None:
                 self._variants[model] = asked.lasting(variant, before)
-                fit.held()
+                budget.held()
                 break
-            if answer.listening.began:
+            if reader.began:
                 break
-            why = fit.after(refused)
+            why = budget.after(refused)
             if why is None:
                 other = asked.otherwise(variant, refused)
                 if other is None:
@@ -209,6 +223,10 @@ class Runner:
             self._adjusted(model, why)
         if refused:
             raise refused
+
+    def _parser(self, asked: Request) -> StreamParser:
+        never = self.knowledge.stated.get("finish") is False
+        return _PARSERS[self.spec.dialect](asked.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """How it is put before anything was refused: a schema in words, where the operator says that it knows none."""
@@ -222,8 +240,16 @@ class Runner:
             first = min(first, attempt.patience)
         return self.times if first == self.times.first_token else replace(self.times, first_token=first)
 
-    def _question(self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size) -> tuple[Ask, str]:
-        """What sends it, and how the path ends."""
+    async def _sent(
+        self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size, reader: AnswerReader
+    ) -> HttpResponse:
+        """Write the request and send it."""
+        request = await self._written(asked, attempt, model, variant, size)
+        judge = partial(_litellm.judge, self.spec, model)
+        return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
+
+    async def _written(self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size) -> HttpRequest:
+        """The request for a chat, or for what follows an answer that was begun."""
         way = self.continues if attempt.prefix is not None else None
         if attempt.prefix is not None and way is None:
             raise errors.Unsupported(f"{self.spec.title} cannot continue an answer")
@@ -231,16 +257,8 @@ class Runner:
         messages, parameters = asked.put(model, variant, size, begun)
         if way == "raw":
             body: dict[str, Any] = parameters.get("extra_body", {})
-
-            async def raw(exchange: Exchange) -> LLMError | None:
-                return await native_api.go_on(self.knowledge.door, exchange, model, messages, body, attempt)
-
-            return raw, native_api.RAW
-
-        async def chat(exchange: Exchange) -> LLMError | None:
-            return await _litellm.ask(self.spec, self.endpoint, exchange, model, messages, parameters)
-
-        return chat, _CHAT[self.spec.dialect]
+            return await native_api.continuation(self.knowledge.door, model, messages, body, attempt)
+        return _litellm.write(self.spec, self.endpoint, model, messages, parameters)
 
     def _adjusted(self, model: str, why: str | None) -> None:
         if why:
@@ -252,7 +270,7 @@ class Runner:
             whole = answer.completion(self.spec.name, model)
         except LLMError as error:
             return None, error
-        loss = answer.fit.loss(whole.usage) if answer.fit else None
+        loss = answer.budget.loss(whole.usage) if answer.budget else None
         if loss:
             return None, loss
         cost = whole.cost
@@ -299,5 +317,5 @@ class Runner:
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")
         if answer:
             error.partial, error.thinking = answer.text, answer.thinking
-            error.tokens = answer.listening.pieces_heard if answer.listening else 0
+            error.tokens = answer.reader.deltas_read if answer.reader else 0
         return error

@@ -1,54 +1,27 @@
-"""What is put between us and the servers: nothing, tapes that are played, or a recorder.
-
-Must never play or record itself.
-The adapter inserts what ``LLM_REPLAY`` names; tests insert their own.
-"""
+"""Which cassettes are in force: none, those that are played, or a recorder's; by ``LLM_REPLAY``, or by a test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from .. import errors, events
-from .cassette import Asked, Said
 from .player import Player
-from .recorder import Recorder, Take
+from .recorder import Recorder
+from .transport import Cassettes
 
 Mode = Literal["play", "record"]
 
 
-class Deck(Protocol):
-    """What ``net`` asks before it asks a server.
-
-    Attributes:
-        providers: those that are on tape, where only tapes are played; None where servers are asked.
-    """
-
-    @property
-    def providers(self) -> frozenset[str] | None:
-        """Those that are on tape."""
-        ...
-
-    def play(self, asked: Asked) -> Said | None:
-        """The answer that is on tape; None to ask the server. Raises NotOnTape."""
-        ...
-
-    def record(self, asked: Asked) -> Take:
-        """Where the server's answer is to be kept."""
-        ...
+D = TypeVar("D", bound="Cassettes | None")
+_known: dict[tuple[Path, Mode], Cassettes] = {}
+_instead: list[Cassettes | None] = []
 
 
-D = TypeVar("D", bound="Deck | None")
-_decks: dict[tuple[Path, Mode], Deck] = {}
-_instead: list[Deck | None] = []
-_aside: ContextVar[bool] = ContextVar("learnflow_llm_aside", default=False)
-
-
-def inserted(folder: Path | None, mode: Mode) -> Deck | None:
-    """The deck for the folder of ``LLM_REPLAY``, the same one for everybody in this process; None for no folder.
+def current(folder: Path | None, mode: Mode) -> Cassettes | None:
+    """The cassettes in the folder of ``LLM_REPLAY``, the same for everybody in this process; None for no folder.
 
     Raises:
         NotConfigured: it cannot be played, or made.
@@ -62,45 +35,30 @@ def inserted(folder: Path | None, mode: Mode) -> Deck | None:
             )
         return None
     folder = folder.expanduser().absolute()
-    if (folder, mode) not in _decks:
-        _decks[folder, mode] = Player(tapes(folder)) if mode == "play" else Recorder(folder)
+    if (folder, mode) not in _known:
+        _known[folder, mode] = Player(tapes(folder)) if mode == "play" else Recorder(folder)
         events.emit(events.Replaying(folder=str(folder), mode=mode))
-    return _decks[folder, mode]
+    return _known[folder, mode]
 
 
-def plays(deck: Deck | None) -> bool:
-    """Whether only tapes are played."""
-    return deck is not None and deck.providers is not None
-
-
-@contextmanager
-def instead(deck: D) -> Iterator[D]:
-    """Whatever the environment says, providers that are made inside use this deck, or none. For tests."""
-    _instead.append(deck)
-    try:
-        yield deck
-    finally:
-        _instead.remove(deck)
+def plays(cassettes: Cassettes | None) -> bool:
+    """Whether only recordings answer."""
+    return cassettes is not None and cassettes.providers is not None
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """What is asked inside is not recorded: it depends on the time, not on the application."""
-    token = _aside.set(True)
+def instead(cassettes: D) -> Iterator[D]:
+    """Whatever the environment says, providers that are made inside use these, or none. For tests."""
+    _instead.append(cassettes)
     try:
-        yield
+        yield cassettes
     finally:
-        _aside.reset(token)
-
-
-def for_now(deck: Deck | None) -> Deck | None:
-    """The deck to ask for this request."""
-    return None if _aside.get() and not plays(deck) else deck
+        _instead.remove(cassettes)
 
 
 def forget() -> None:
     """The tapes are played from their beginning again. For tests."""
-    _decks.clear()
+    _known.clear()
 
 
 def tapes(folder: Path) -> dict[str, str]:

@@ -1,8 +1,4 @@
-"""Exchanges on tape, in vcrpy's format: readable, without hosts and secrets, their pieces as they came.
-
-Must never open a file or a connection, or know what an answer means.
-``deck`` plays and makes tapes; vcrpy reads them through ``serialize`` and ``deserialize``, its own interface.
-"""
+"""Cassettes: interactions in vcrpy's format, readable, without hosts and secrets, their pieces as they came."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from ..transport import error_mapping
 # What vcrpy cannot say: where an answer was cut into pieces, and how it broke. It travels in a header of the tape.
 MARK: Final = "x-learnflow-tape"
 _VERSION: Final = 1  # of vcrpy's format
-_HEADERS: Final = ("content-type", "retry-after", "retry-after-ms", "server")
+_HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
 _BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML reads them as ends of lines
 _BEARER: Final = "Bearer "
@@ -38,7 +34,7 @@ _VOLATILE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordedRequest:
     """A request as it is on tape.
 
     Attributes:
@@ -60,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RecordedResponse:
     """What was answered.
 
     Attributes:
@@ -86,14 +82,16 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Interaction:
     """A request and its answer."""
 
-    asked: Asked
-    said: Said
+    request: RecordedRequest
+    response: RecordedResponse
 
 
-def asked(method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]) -> Asked:
+def recorded_request(
+    method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
+) -> RecordedRequest:
     """A request as it is on tape.
 
     Args:
@@ -104,7 +102,7 @@ def asked(method: str, url: str, content: bytes, *, root: str, provider: str, cr
     """
     here, there = urlsplit(url), urlsplit(root)
     path = here.path.removeprefix(there.path.rstrip("/")) + (f"?{here.query}" if here.query else "")
-    return Asked(
+    return RecordedRequest(
         method,
         f"http://{provider}.example{path}",
         {name: _stand_in(value, provider) for name, value in credentials.items()},
@@ -125,35 +123,37 @@ def _failure(row: Mapping[str, Any]) -> LLMError | None:
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
 
-def said(status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any) -> Said:
+def recorded_response(
+    status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any
+) -> RecordedResponse:
     """An answer as it is on tape: with the headers that matter. A date to wait for becomes seconds."""
     kept = {name: headers[name] for name in _HEADERS if name in headers}
     wait = error_mapping.retry_after(headers)
     if wait is not None and "retry-after" in kept:
         kept["retry-after"] = f"{wait:g}"
-    return Said(status, kept, tuple(pieces), **how)
+    return RecordedResponse(status, kept, tuple(pieces), **how)
 
 
-def calm(one: Exchange) -> Exchange:
+def calm(one: Interaction) -> Interaction:
     """Without what differs from one recording to the next although the server did not change.
 
     For tapes that are compared with others; an application may want its own as they were.
     """
     pieces = []
-    for piece in one.said.pieces:
+    for piece in one.response.pieces:
         for pattern, instead in _VOLATILE:
             piece = pattern.sub(instead, piece)  # noqa: PLW2901
         pieces.append(piece)
-    return replace(one, said=replace(one.said, pieces=tuple(pieces)))
+    return replace(one, response=replace(one.response, pieces=tuple(pieces)))
 
 
-def dump(origin: Mapping[str, Any], exchanges: Sequence[Exchange]) -> str:
+def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
     """The tape as text."""
-    rows = [{"request": _request(each.asked), "response": _response(each.said)} for each in exchanges]
+    rows = [{"request": _request(each.request), "response": _response(each.response)} for each in interactions]
     return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
 
 
-def load(text: str) -> tuple[Mapping[str, Any], list[Exchange]]:
+def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
     """Where the tape is from, and what is on it. Raises NotConfigured where it is no tape."""
     import yaml  # noqa: PLC0415  # wanted only by who plays or records
 
@@ -167,7 +167,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Exchange]]:
     raise errors.NotConfigured(f"it is no tape ({what})", hint="Restore it, or record it again")
 
 
-def _request(one: Asked) -> dict[str, Any]:
+def _request(one: RecordedRequest) -> dict[str, Any]:
     headers = {name: [value] for name, value in one.credentials.items()}
     if one.body is not None:
         headers["content-type"] = ["application/json"]
@@ -175,7 +175,7 @@ def _request(one: Asked) -> dict[str, Any]:
     return {"method": one.method, "uri": one.uri, "headers": headers, "body": body}
 
 
-def _response(one: Said) -> dict[str, Any]:
+def _response(one: RecordedResponse) -> dict[str, Any]:
     row: dict[str, Any] = {"status": {"code": one.status or 0, "message": "" if one.status else "no answer"}}
     row["headers"] = {name: [value] for name, value in one.headers.items()}
     row["body"] = _readable(one)
@@ -184,7 +184,7 @@ def _response(one: Said) -> dict[str, Any]:
     return row | ({"left": True} if one.left else {})
 
 
-def _readable(one: Said) -> dict[str, Any]:
+def _readable(one: RecordedResponse) -> dict[str, Any]:
     """A stream as its pieces, JSON as YAML, the rest as it is."""
     if one.headers.get("content-type", "").partition(";")[0] in _STREAMS:
         return {"pieces": [_text(piece) for piece in one.pieces]}
@@ -216,7 +216,7 @@ def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchange:
+def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
     question = request["body"]
@@ -229,14 +229,14 @@ def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Exchan
         pieces = (json.dumps(body["json"], ensure_ascii=False, separators=(",", ":")).encode(),)
     else:
         pieces = (_bytes(body["string"]),) if body["string"] else ()
-    answer = Said(
+    answer = RecordedResponse(
         response["status"]["code"] or None,
         {name: str(values[0]) for name, values in response["headers"].items()},
         pieces,
         _failure(response),
         response.get("left", False),
     )
-    return Exchange(Asked(request["method"], request["uri"], credentials, question), answer)
+    return Interaction(RecordedRequest(request["method"], request["uri"], credentials, question), answer)
 
 
 def serialize(tape: Mapping[str, Any]) -> str:
@@ -263,37 +263,4 @@ def _yaml(tape: Mapping[str, Any], base: Any) -> str:
     Dumper.add_representer(str, lines)
     return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)).removesuffix(
         "...\n"
-    )
-
-
-def deserialize(text: str) -> dict[str, Any]:
-    """The tape as vcrpy wants it: bodies in one piece, what it cannot say in the header ``MARK``."""
-    _, exchanges = load(text)
-    rows = []
-    for each in exchanges:
-        request, response = _request(each.asked), _response(each.said)
-        request["body"] = "" if request["body"] is None else json.dumps(request["body"])
-        mark = {"pieces": [len(piece) for piece in each.said.pieces], **_how(response)}
-        response["headers"][MARK] = [json.dumps(mark)]
-        response["body"] = {"string": b"".join(each.said.pieces)}
-        rows.append({"request": request, "response": response})
-    return {"version": _VERSION, "interactions": rows}
-
-
-def _how(response: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: response[name] for name in ("failure", "left") if name in response}
-
-
-def unmarked(status: int, headers: Mapping[str, str], body: bytes) -> Said:
-    """An answer that vcrpy played, in its pieces again."""
-    mark, at, pieces = json.loads(headers[MARK]), 0, []
-    for length in mark["pieces"]:
-        pieces.append(body[at : at + length])
-        at += length
-    return Said(
-        status or None,
-        {name: value for name, value in headers.items() if name != MARK},
-        tuple(pieces),
-        _failure(mark),
-        mark.get("left", False),
     )

@@ -1,8 +1,4 @@
-"""One address with its key: what people write, made into what a request needs.
-
-Must never resolve a name, open a connection or read the environment.
-The adapter and the probes may use it; nobody may print its key.
-"""
+"""One address with its key: what people write, made into what a request needs. No name is looked up here."""
 
 from __future__ import annotations
 
@@ -107,13 +103,13 @@ def settle(
     env_key: str | None,
     version: str | None,
     *,
-    taped: bool = False,
+    keyless: bool = False,
 ) -> Endpoint:
     """The endpoint for what was given and what the environment says; what is given wins.
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none. Where tapes are played (``taped``), no key is needed.
+    an empty one is none. ``keyless``: nobody asks for a key.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
@@ -132,7 +128,7 @@ def settle(
             hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
-    if not key and not spec.local and not taped:
+    if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     return replace(there, key=key or None, key_hint=hint)
 

@@ -1,29 +1,36 @@
-"""The one place where a status, an error object or a cause becomes a leaf of the error tree.
+"""One map of everything that goes wrong between us and a server: a status, an error object, a library's exception.
 
-Must never do I/O or know which provider it judges; status and codes are asked before any sentence.
-``wire``, ``net``, the airlock and the probes ask it. The sentences are those of ``facts/providers.md`` 10.
+Status and codes are asked before any sentence, and a sentence only for as long as it is short: what a server says is
+data.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+import socket
+import ssl
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from .. import errors
 from ..errors import LLMError
-from .exception_mapping import leaf_of
+from .untrusted import count, parse_json, printable, word
 
-_SHOWN: Final = 300  # characters of a server's own words
+_SHOWN: Final = 300  # characters of a server's own words that are shown
+_READ: Final = 2000  # characters of them that are looked at: an expression takes its time with a long text
+_DEPTH: Final = 8  # of objects in objects
 
 _CONTEXT = re.compile(
     r"maximum context length|exceeds the available context size|tokens to keep from the initial prompt"
     r"|longer than the (maximum )?(model )?context length|context size has been exceeded|exceeds the context length"
-    r"|input length .*exceeds|prompt is too long|max_tokens.*greater than max_model_len|context length is only",
+    r"|input length .{0,80}exceeds|prompt is too long|max_tokens.{0,80}greater than max_model_len"
+    r"|context length is only",
     re.IGNORECASE,
 )
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
@@ -31,10 +38,10 @@ _CONTEXT = re.compile(
 # in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
 _PROMPT_LENGTH = re.compile(
     r"(?:request \(|contains (?:at least )?|resulted in |input length \(|tokens \(|passed )"
-    r"(\d+)\)?(?: input)?(?: tokens|\b)",
+    r"([0-9]{1,12})\)?(?: input)?(?: tokens|\b)",
     re.IGNORECASE,
 )
-_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is (?:only )?|\()(\d+)", re.IGNORECASE)
+_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is (?:only )?|\()([0-9]{1,12})", re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
@@ -42,8 +49,8 @@ _UNSUPPORTED = re.compile(
 )
 _NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # llama.cpp says it with a 500
 _NO_MODEL = re.compile(
-    r"model [`'\"]?[\w./:@-]+[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
-    r"|deployment .*does not exist|^model not found|is not a valid model id|no endpoints found for",
+    r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
+    r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for",
     re.IGNORECASE,
 )
 _MONEY = re.compile(
@@ -116,36 +123,35 @@ def complaint(body: bytes) -> Complaint:
     """Read an error body, as far as it can be read."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        return _of(json.loads(text))
-    except (ValueError, RecursionError):
-        return Complaint(message=text)
+        return _of(parse_json(text))
+    except ValueError:
+        return Complaint(message=text[:_READ])
 
 
-def _of(said: Any) -> Complaint:
+def _of(said: Any, depth: int = 0) -> Complaint:
+    if depth > _DEPTH:
+        return Complaint()
     if isinstance(said, str):
         nested = said[said.find("{") :] if "{" in said else ""
         try:
-            inner = _of(json.loads(nested)) if nested else Complaint()
+            inner = _of(parse_json(nested), depth + 1) if nested else Complaint()
         except ValueError:
             inner = Complaint()
-        return Complaint(inner.message or said, inner.codes, inner.param, inner.lengths)
+        return Complaint(inner.message or said[:_READ], inner.codes, inner.param, inner.lengths)
     if isinstance(said, list):
-        return _of(said[0]) if said else Complaint()
+        return _of(said[0], depth + 1) if said else Complaint()
     if not isinstance(said, dict):
         return Complaint()
     for key in ("error", "detail", "errors"):
         if said.get(key):
-            return _of(said[key])
-    inner_code = (said.get("innererror") or {}).get("code") if isinstance(said.get("innererror"), dict) else None
-    codes = tuple(str(code).lower() for code in (said.get("code"), said.get("type"), inner_code) if code is not None)
-    inner = _of(said.get("message") or said.get("msg") or "")
-    lengths = _count(said.get("n_prompt_tokens")), _count(said.get("n_ctx"))
+            return _of(said[key], depth + 1)
+    inner_error = said.get("innererror")
+    inner_code = inner_error.get("code") if isinstance(inner_error, dict) else None
+    codes = tuple(filter(None, (word(code).lower() for code in (said.get("code"), said.get("type"), inner_code))))
+    inner = _of(said.get("message") or said.get("msg") or "", depth + 1)
+    lengths = count(said.get("n_prompt_tokens")), count(said.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _lengths(inner.message)
-    return Complaint(inner.message, codes + inner.codes, said.get("param") or inner.param, lengths)
-
-
-def _count(said: Any) -> int | None:
-    return said if type(said) is int else None
+    return Complaint(inner.message, codes + inner.codes, word(said.get("param")) or inner.param, lengths)
 
 
 def _lengths(message: str) -> tuple[int | None, int | None]:
@@ -155,7 +161,10 @@ def _lengths(message: str) -> tuple[int | None, int | None]:
 
 
 def refusal(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None, judged: BaseException | None = None
+    status: int,
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+    judge: Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None] | None = None,
 ) -> LLMError:
     """The leaf for an answer that is none: a status that is not 200.
 
@@ -163,7 +172,7 @@ def refusal(
         status: the HTTP status.
         body: what came with it, or its beginning.
         headers: for ``Retry-After``, ``Location`` and the content type.
-        judged: what LiteLLM made of it.
+        judge: says what LiteLLM makes of it; asked where codes, status and sentences leave it open.
     """
     headers = headers or {}
     if 300 <= status < 400:
@@ -181,7 +190,7 @@ def refusal(
             "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
         )
     said = Complaint() if page else complaint(body)
-    error = _leaf(_kind(status, said, judged), said, status)
+    error = _leaf(_kind(status, said, judge and partial(judge, status, body, headers)), said, status)
     error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
     return error
 
@@ -189,7 +198,7 @@ def refusal(
 def error_object(said: Any, *, began: bool) -> LLMError:
     """The leaf for an error object inside a 200; ``began``: after the answer had begun."""
     told = _of(said)
-    status = next((int(code) for code in told.codes if code.isdigit() and len(code) == 3), 0)
+    status = next((int(code) for code in told.codes if re.fullmatch("[0-9]{3}", code)), 0)
     kind = _kind(status, told, None) if status or told.codes or told.message else errors.ServerFailed
     vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
     if issubclass(kind, vague):
@@ -225,7 +234,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
         return max(0.0, (until - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
 
 
@@ -254,7 +263,7 @@ _HINTS: Final[Mapping[type[LLMError], str]] = {
 }
 
 
-def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LLMError]:
+def _kind(status: int, said: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
     """Codes, then the statuses that say it all, then sentences, then LiteLLM's judgement, then the bare status."""
     for code in said.codes:
         if code in _CODES:
@@ -270,7 +279,7 @@ def _kind(status: int, said: Complaint, judged: BaseException | None) -> type[LL
         return errors.ModelNotFound
     if status < 500 and _UNSUPPORTED.search(said.message):
         return errors.Unsupported
-    opinion = leaf_of(judged) if judged else None
+    opinion = judge() if judge else None
     if opinion and issubclass(opinion, _DECISIVE):
         return opinion
     return _STATUSES.get(status, errors.ServerFailed if status >= 500 or not status else errors.InvalidRequest)
@@ -286,9 +295,118 @@ def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> L
 
 def _sentence(kind: type[LLMError], said: Complaint) -> str:
     words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
-    message = "".join(each if each.isprintable() else " " for each in said.message)  # it may end up on a terminal
-    message = " ".join(message.split())
-    if web_page(message.encode()) or not message:
+    shown = printable(said.message, _SHOWN)  # it may end up on a terminal
+    if web_page(shown.encode("utf-8", "replace")) or not shown:
         return words
-    shown = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"
     return f"{words}: “{shown}”"
+
+
+# What a library raised, by its own name: LiteLLM's judgement is asked where the status and the codes leave it open
+# (its class is the raw material of ours), httpx's and the system's where no answer came at all.
+CAUSES: Final[Mapping[str, type[LLMError]]] = {
+    "litellm.AuthenticationError": errors.AuthenticationFailed,
+    "litellm.PermissionDeniedError": errors.AuthenticationFailed,
+    "litellm.NotFoundError": errors.ModelNotFound,
+    "litellm.ContextWindowExceededError": errors.ContextOverflow,
+    "litellm.ContentPolicyViolationError": errors.ContentFiltered,
+    "litellm.RejectedRequestError": errors.ContentFiltered,
+    "litellm.GuardrailRaisedException": errors.ContentFiltered,
+    "litellm.BlockedPiiEntityError": errors.ContentFiltered,
+    "litellm.SensitiveDataRouteException": errors.ContentFiltered,
+    "litellm.ModifyResponseException": errors.ContentFiltered,
+    "litellm.UnsupportedParamsError": errors.Unsupported,
+    "litellm.LiteLLMUnknownProvider": errors.NotConfigured,
+    "litellm.ModelNotMappedError": errors.ModelNotFound,
+    "litellm.ImageFetchError": errors.InvalidRequest,
+    "litellm.VectorStoreSearchError": errors.InvalidRequest,
+    "litellm.UnprocessableEntityError": errors.InvalidRequest,
+    "litellm.InvalidRequestError": errors.InvalidRequest,
+    "litellm.BadRequestError": errors.InvalidRequest,
+    "litellm.Timeout": errors.TimedOut,
+    "litellm.RateLimitError": errors.RateLimited,
+    "litellm.PaymentRequiredError": errors.QuotaExceeded,
+    "litellm.BudgetExceededError": errors.QuotaExceeded,
+    "litellm.ServiceUnavailableError": errors.Overloaded,
+    "litellm.MidStreamFallbackError": errors.AnswerCut,
+    "litellm.BadGatewayError": errors.ServerFailed,
+    "litellm.InternalServerError": errors.ServerFailed,
+    "litellm.APIConnectionError": errors.ConnectionFailed,
+    "litellm.JSONSchemaValidationError": errors.SchemaMismatch,
+    "litellm.APIResponseValidationError": errors.MalformedAnswer,
+    "litellm.APIError": errors.ServerFailed,
+    "litellm.MockException": errors.ServerFailed,
+    "litellm.OpenAIError": errors.InvalidRequest,
+    "httpx.ConnectTimeout": errors.ConnectTimeout,
+    "httpx.PoolTimeout": errors.Overloaded,
+    "httpx.ReadTimeout": errors.GapTimeout,
+    "httpx.WriteTimeout": errors.ConnectionFailed,
+    "httpx.ProxyError": errors.Misconfigured,
+    "httpx.UnsupportedProtocol": errors.NotConfigured,
+    "httpx.DecodingError": errors.MalformedAnswer,
+    "httpx.TooManyRedirects": errors.Misconfigured,
+    "httpx.InvalidURL": errors.NotConfigured,
+    "httpx.HTTPStatusError": errors.ServerFailed,
+    "httpx.CookieConflict": errors.InvalidRequest,
+    "httpx.StreamError": errors.AnswerCut,
+    "httpx.TransportError": errors.ConnectionFailed,
+    "httpx.RequestError": errors.ConnectionFailed,
+    "httpx.HTTPError": errors.ConnectionFailed,
+    "socket.gaierror": errors.ConnectionFailed,
+    "ssl.SSLError": errors.ConnectionFailed,
+    "builtins.OSError": errors.ConnectionFailed,
+}
+
+
+def leaf_of(cause: BaseException, other: type[LLMError] = errors.ServerFailed) -> type[LLMError]:
+    """The leaf for what a library raised, by the names of its class and its bases; ``other`` where none is known."""
+    for kind in type(cause).__mro__:
+        leaf = CAUSES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+        if leaf:
+            return leaf
+    return other
+
+
+def failure_of(error: Exception) -> LLMError:
+    """The leaf for what happened on the way to a server and back; an LLMError is its own.
+
+    The sentence says what it was, not which library said it, and repeats nothing that it said.
+    """
+    if isinstance(error, LLMError):
+        return error
+    chain = list(_chain(error))
+    kind = leaf_of(error, errors.MalformedAnswer)
+    if kind is errors.MalformedAnswer:  # a ValueError, a RecursionError: of what was read
+        return kind(f"what the server sent cannot be read ({type(error).__name__} at {_place(error)})")
+    if issubclass(kind, errors.TimedOut):
+        return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
+    for cause in chain:
+        if isinstance(cause, ConnectionRefusedError):
+            return errors.ConnectionFailed("the connection was refused: nobody listens there")
+        if isinstance(cause, socket.gaierror):
+            return errors.ConnectionFailed("the host name cannot be resolved")
+        if isinstance(cause, ssl.SSLError):
+            return errors.ConnectionFailed(
+                f"TLS failed ({cause.reason or 'no reason given'})",
+                hint="Check the certificate, the scheme and SSL_CERT_FILE",
+            )
+    if kind is errors.Misconfigured:
+        return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
+    return kind(f"the connection broke ({type(chain[-1]).__name__})")
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised: for whoever reads the report of a fault that may be ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if one is not None and one not in found:
+            found.append(one)
+            todo += [one.__cause__, one.__context__]
+            todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return found

@@ -1,8 +1,4 @@
-"""Ollama's dialect on the wire: lines of JSON objects, the last one with ``"done": true``.
-
-Must never do I/O or know a provider.
-Whoever listens feeds it what the transport reads.
-"""
+"""Ollama's dialect on the wire: lines of JSON objects, the last one with ``"done": true``."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ from ..base import Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import StreamParser, whole_number
+from .stream_parser import MAX_CALLS, MAX_NAME, StreamParser
+from .untrusted import count, word
 
 # Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, 2026): 31 equal ones arrive.
 _EQUAL: Final = 30
@@ -23,8 +20,8 @@ _EQUAL: Final = 30
 class NDJSONParser(StreamParser):
     """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
+        super().__init__(max_tokens, finish_missing=finish_missing)
         self._repeated: tuple[str, int] = ("", 0)  # the last token, blanks around it aside, and how often
 
     def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
@@ -44,7 +41,7 @@ class NDJSONParser(StreamParser):
             self._malformed("a line of the stream")
             return None
         message = said.get("message") or {}
-        self.served = self.served or said.get("model") or None
+        self.served = self.served or word(said.get("model"), MAX_NAME) or None
         content = message.get("content") if message else said.get("response")  # the latter of /api/generate
         text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -52,11 +49,15 @@ class NDJSONParser(StreamParser):
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
-            index = len(self._calls)
-            self._calls[index] = {"id": call.get("id") or "", "name": function.get("name", ""), "arguments": arguments}
+            index, name, own = len(self._calls), function.get("name"), call.get("id")
+            texts = {"id": own, "name": name, "arguments": arguments}
+            self._calls[index] = {key: text if isinstance(text, str) else "" for key, text in texts.items()}
+            self._goes_on(len(arguments))
+            if index >= MAX_CALLS:
+                self._malformed("an answer of so many tool calls")
         if said.get("done"):
             self.ended = True
-            prompt, answer = whole_number(said.get("prompt_eval_count")), whole_number(said.get("eval_count"))
+            prompt, answer = count(said.get("prompt_eval_count")), count(said.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done

@@ -1,103 +1,152 @@
-"""Where a request really goes: which addresses, through which proxy, and whether that is private enough.
+"""Where a connection really goes: names looked up in threads of their own, locality checked on the address, proxies.
 
-Must never connect or send.
-Only ``net`` asks it.
+Whatever httpx connects to passes ``Backend.connect_tcp``: "local only" is enforced there, on the very address that is
+connected to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
+import httpcore
 import httpx
 
 from .. import errors, settings
 from ..errors import LLMError
-from . import pool
 from .endpoint import is_private
-from .exception_mapping import failure_of
+
+# Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
+_NEXT_ADDRESS_S: Final = 0.25
+
+# What is being looked up now, for all who wait for the same name.
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Future[list[str] | None]]] = (
+    WeakKeyDictionary()
+)
 
 
-def sent(
-    request: httpx.Request, address: str | None, headers: dict[str, str], extensions: dict[str, Any]
-) -> httpx.Request:
-    """The request as it goes out; the one that LiteLLM made stays as it is, for its SDK looks at it again.
+class Backend(httpcore.AnyIOBackend):
+    """Opens the TCP connections of a pool.
 
-    To a checked address, where there is one, so that a second look-up of the name cannot lead elsewhere.
+    Args:
+        local_only: connect to loopback and private addresses only.
     """
-    url = request.url
-    if address is not None:
-        extensions = {**extensions, "sni_hostname": url.host}
-        url = url.copy_with(host=address)
-    return httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=extensions)
 
+    def __init__(self, *, local_only: bool) -> None:
+        self._local_only = local_only
 
-async def to(
-    connections: pool.Pool, url: httpx.URL, connect_timeout: float, *, local_only: bool, direct: bool
-) -> tuple[list[str | None], str | None]:
-    """The addresses to connect to (None: let httpx look up the name), and the proxy."""
-    if local_only:
-        addresses = [address for address in await _resolve(url, connect_timeout) if is_private(address)]
-        if not addresses:
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  # httpcore's interface
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address of the host that answers, within ``timeout`` seconds.
+
+        Raises:
+            NotLocal: none of its addresses is one to connect to.
+            ConnectionFailed, ConnectTimeout: the name cannot be looked up.
+            httpcore.ConnectError, httpcore.ConnectTimeout: nobody answers.
+        """
+        loop = asyncio.get_running_loop()
+        over = loop.time() + timeout if timeout is not None else None
+        found = await addresses(host, timeout)
+        allowed = [each for each in found if is_private(each)] if self._local_only else found
+        if not allowed:
             raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {url.host} is not on this machine or a private network",
+                f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
                 hint="Nothing was sent. Use a local provider, or set LLM_LOCAL_ONLY=false",
             )
-        return list(addresses), None
-    if direct:
-        return [None], None
+        *first, last = allowed
+        for address in first:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await super().connect_tcp(address, port, _NEXT_ADDRESS_S, local_address, socket_options)
+        left = max(0.001, over - loop.time()) if over is not None else None
+        return await super().connect_tcp(last, port, left, local_address, socket_options)
+
+
+async def proxy_for(known: dict[tuple[str, str], str | None], url: httpx.URL, within: float) -> str | None:
+    """The proxy of the environment for this URL; none for a host that is on a private network.
+
+    Args:
+        known: what was found before, by scheme and host.
+        url: where the request goes.
+        within: seconds to look up the host.
+    """
     key = (url.scheme, url.host)
-    if key not in connections.proxies:
+    if key not in known:
         proxy = settings.proxy_for(*key)
         if proxy:
-            with suppress(LLMError):  # a name that only the proxy can resolve
-                if all(is_private(address) for address in await _resolve(url, connect_timeout)):
+            with suppress(LLMError):  # a name that only the proxy can look up
+                if all(is_private(address) for address in await addresses(url.host, within)):
                     proxy = None
-        connections.proxies[key] = proxy
-    return [None], connections.proxies[key]
+        known[key] = proxy
+    return known[key]
 
 
-async def _resolve(url: httpx.URL, connect_timeout: float) -> list[str]:
-    """The addresses of a URL's host, in the system's order. Raises ConnectionFailed or ConnectTimeout."""
-    loop = asyncio.get_running_loop()
+async def addresses(host: str, within: float | None) -> list[str]:
+    """The addresses of a host, in the system's order.
+
+    Each name is looked up in a thread of its own, shared by all who wait for it: a name server that is dead keeps
+    nobody else waiting, as it would in the few threads that all of a process's look-ups share by default.
+
+    Raises:
+        ConnectTimeout: not within so many seconds.
+        ConnectionFailed: there is no such name.
+    """
+    with suppress(ValueError):
+        ipaddress.ip_address(host.partition("%")[0])
+        return [host]
+    pending = _lookups.setdefault(asyncio.get_running_loop(), {})
+    if host not in pending:
+        pending[host] = _look_up(host, pending)
     try:
-        async with asyncio.timeout(connect_timeout):
-            found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(within):
+            found = await asyncio.shield(pending[host])
     except TimeoutError:
-        failure: LLMError = errors.ConnectTimeout("the host name was not resolved in time")
-    except OSError as error:
-        failure = failure_of(error)
+        failure: LLMError = errors.ConnectTimeout("the host name was not looked up in time")
     else:
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if found:
+            return found
+        failure = errors.ConnectionFailed("the host name cannot be resolved")
     raise failure
 
 
 async def exists(host: str, within: float) -> bool:
-    """Whether a name can be looked up, within so many seconds.
+    """Whether a name can be looked up, within so many seconds."""
+    try:
+        return bool(await addresses(host, within))
+    except LLMError:
+        return False
 
-    In a thread of its own: name servers that are dead would keep those that all look-ups of the process share.
-    """
+
+def _look_up(host: str, pending: dict[str, asyncio.Future[list[str] | None]]) -> asyncio.Future[list[str] | None]:
+    """Begin to look up a name; the future gives its addresses, None where there are none."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[bool] = loop.create_future()
+    future: asyncio.Future[list[str] | None] = loop.create_future()
 
-    def tell(there: bool) -> None:  # of call_soon_threadsafe
-        if not found.done():
-            found.set_result(there)
+    def tell(found: list[str] | None) -> None:
+        pending.pop(host, None)
+        if not future.done():
+            future.set_result(found)
 
     def look() -> None:
         try:
-            there = bool(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        except OSError:
-            there = False
+            said = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # UnicodeError: a label that cannot be a name's
+            found = None
+        else:
+            found = list(dict.fromkeys(str(entry[4][0]) for entry in said))
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, there)
+            loop.call_soon_threadsafe(tell, found)
 
     threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
-    try:
-        async with asyncio.timeout(within):
-            return await found
-    except TimeoutError:
-        return False
+    return future

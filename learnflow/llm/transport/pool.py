@@ -1,8 +1,4 @@
-"""The connections of each event loop: made when they are wanted, closed when the loop is shut down.
-
-Must never know what is sent over them.
-Only ``net`` uses it.
-"""
+"""The connections of each event loop: made when they are wanted, closed when the loop is shut down."""
 
 from __future__ import annotations
 
@@ -13,36 +9,72 @@ from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Final
 
+import httpcore
 import httpx
 
-# llama.cpp closes an idle connection after 5 s: a shorter life of ours keeps the two from racing (facts/litellm.md).
+from .network import Backend
+
+# llama.cpp closes an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"): a shorter life of ours keeps the two
+# from racing.
 _IDLE_S: Final = 3.0
 _IDLE: Final = 64
 
 
+class Connections(httpx.AsyncHTTPTransport):
+    """httpx's connections, opened by our own backend.
+
+    httpx has no argument for the backend of its pool, so it is put where httpcore keeps it (0.28.1 and 1.0.9;
+    ``tests/test_net.py`` fails should either move it). A subclass, so that vcrpy, which replaces a method of httpx's,
+    can play.
+
+    Args:
+        scheme: "http" or "https".
+        proxy: the URL of a proxy, or None.
+        local_only: connect to loopback and private addresses only.
+        idle: how many connections are kept for later.
+    """
+
+    def __init__(self, scheme: str, proxy: str | None, *, local_only: bool, idle: int = 0) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
+        secure = scheme == "https" or (proxy or "").startswith("https")
+        super().__init__(verify=_tls(secure), limits=limits, proxy=proxy, trust_env=False)
+        self._pool._network_backend = Backend(local_only=local_only)  # noqa: SLF001
+
+    async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
+        """Close a new connection whose request was cancelled before it was sent.
+
+        httpcore 1.0.9 would keep it for ever: between connecting and the first byte a cancelled request leaves it
+        neither idle nor closed.
+        """
+        for connection in self._pool.connections:
+            made = getattr(connection, "_connection", None)
+            if made and getattr(made, "_network_stream", None) is stream and "Request Count: 0" in made.info():
+                await made.aclose()
+
+
 class Pool:
-    """The connections of one event loop."""
+    """The connections of one event loop.
+
+    Attributes:
+        proxies: the proxy for each scheme and host that was asked for.
+    """
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self._transports: dict[tuple[str, str | None, str | None], httpx.AsyncHTTPTransport] = {}
-        self.janitor: AsyncGenerator[None, None] | None = None
+        self._connections: dict[tuple[str, str | None, bool], Connections] = {}
+        self.closer: AsyncGenerator[None, None] | None = None
 
-    def to(self, scheme: str, proxy: str | None, name: str | None) -> httpx.AsyncHTTPTransport:
-        """The connections for this scheme, through this proxy or none.
-
-        ``name`` is the host whose checked address is connected to: TLS was proved for that name, and serves no other
-        one at the same address.
-        """
-        key = (scheme, proxy, name)
-        if key not in self._transports:
-            self._transports[key] = transport(scheme, proxy, idle=_IDLE)
-        return self._transports[key]
+    def to(self, scheme: str, proxy: str | None, *, local_only: bool) -> Connections:
+        """The connections for this scheme, through this proxy or none."""
+        key = (scheme, proxy, local_only)
+        if key not in self._connections:
+            self._connections[key] = Connections(scheme, proxy, local_only=local_only, idle=_IDLE)
+        return self._connections[key]
 
     async def aclose(self) -> None:
         """Close them all."""
-        for transport in self._transports.values():
-            await transport.aclose()
+        for connections in self._connections.values():
+            await connections.aclose()
 
 
 _pools: dict[asyncio.AbstractEventLoop, Pool] = {}  # without those of loops that were shut down
@@ -59,26 +91,19 @@ async def of_this_loop() -> Pool:
             for closed in [known for known in _pools if known.is_closed()]:
                 del _pools[closed]
             _pools[loop] = pool
-        pool.janitor = _janitor(loop, pool)
-        await anext(pool.janitor)
+        pool.closer = _closer(loop, pool)
+        await anext(pool.closer)
     return pool
 
 
-async def _janitor(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
-    """Waits, as an asynchronous generator, for ``loop.shutdown_asyncgens()``: the one call that every runner makes."""
+async def _closer(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
+    """Wait, as an asynchronous generator, for ``loop.shutdown_asyncgens()``: the one call that every runner makes."""
     try:
         yield
     finally:
         with _lock:
             _pools.pop(loop, None)
         await pool.aclose()
-
-
-def transport(scheme: str, proxy: str | None, idle: int = 0) -> httpx.AsyncHTTPTransport:
-    """Connections of their own, of which ``idle`` are kept for later."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
-    secure = scheme == "https" or (proxy or "").startswith("https")
-    return httpx.AsyncHTTPTransport(verify=_tls(secure), limits=limits, proxy=proxy, trust_env=False)
 
 
 @cache

@@ -1,8 +1,4 @@
-"""Telling thinking from answer in a stream of pieces: inline ``<think>`` tags, split, unclosed, or closing only.
-
-Must never know a server: pure text in, pure text out.
-The adapter feeds it what ``wire`` read as content.
-"""
+"""Telling thinking from answer in a stream of pieces: inline ``<think>`` tags, split, unclosed, or closing only."""
 
 from __future__ import annotations
 
@@ -12,7 +8,9 @@ from typing import Final, Literal, NamedTuple
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
 _QUOTES: Final = {"`": "`", "'": "'", '"': '"', "«": "»", "“": "”", "(": ")"}
-_GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")
+_GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")  # the sentence, behind the tag
+_NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, in the next line
+_SENTENCE_ENDS: Final = ".!?…:;"
 _LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
 
@@ -71,7 +69,7 @@ class ReasoningSplitter:
     def end(self) -> Delta:
         """What was still waiting: thinking where a tag was left open, answer otherwise."""
         if self._state == "answer" and not self._settled and self._rest.startswith(_CLOSE):
-            closed = self._close(0)
+            closed = self._close(0, over=True)
             return Delta(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)
         rest = self._take(len(self._rest))
         if self._state == "think":
@@ -127,10 +125,10 @@ class ReasoningSplitter:
             return self._tell(self._take(at)) if self._rest[:at].strip() or self._before else Delta()
         return self._close(at)
 
-    def _close(self, at: int) -> Delta:
+    def _close(self, at: int, *, over: bool = False) -> Delta:
         """A closing tag that nothing opened, at this place of the rest."""
         before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
-        if not self._closes and _mentioned(before, after):
+        if not self._closes and _mentioned(before, after, over=over):
             return Delta(self._settle() + self._take(len(self._rest)))
         self.leaked = not self._hold and any(told.strip() for told in self._before)
         self._settle()
@@ -142,12 +140,21 @@ class ReasoningSplitter:
         return taken
 
 
-def _mentioned(before: str, after: str) -> bool:
-    """Whether an answer speaks about the closing tag, rather than a model ending its thinking."""
+def _mentioned(before: str, after: str, *, over: bool = False) -> bool:
+    """Whether an answer speaks about the closing tag, rather than a model ending its thinking.
+
+    It does where the tag is quoted, in code, or inside a sentence, which may go on in the next line; a model's own
+    stands alone on its line, or right behind what was thought.
+    """
+    begun = before.rpartition("\n")[2]
     quoted = _QUOTES.get(before[-1:]) == after[:1] != ""
-    in_sentence = before[-1:] == " " and bool(_GOES_ON.match(after))
-    in_code = before.count("```") % 2 == 1 and not after.startswith("\n\n")
-    return quoted or in_sentence or in_code
+    fenced = before.count("```") % 2 == 1 and not after.startswith("\n\n")
+    in_code = fenced or (begun.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
+    unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)
+    in_sentence = before[-1:] == " " and bool(
+        _GOES_ON.match(after) or (unfinished and begun.strip() and (over or _NEXT_LINE.match(after)))
+    )
+    return quoted or in_code or in_sentence
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -1,12 +1,12 @@
 """OpenAI's dialect on the wire: server-sent events of ``chat.completion.chunk``, or one ``chat.completion``.
 
-Must never do I/O or know a provider.
-Whoever listens feeds it what the transport reads.
+Events as the HTML standard has them (section 9.2.6): lines end with LF, CR or both, unknown fields are ignored.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from .. import errors
@@ -14,48 +14,59 @@ from ..base import Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, StreamParser, whole_number
+from .stream_parser import BOM, MAX_CALLS, MAX_NAME, ODD, StreamParser
+from .untrusted import count, dollars, parse_json, word
 
-_FIELDS: Final = (b"event", b"id", b"retry")
-_MOST_LINES: Final = 1000  # of one event: servers send one
+_FIELD: Final = re.compile(rb"[\w.-]{1,64}")
+_THINKING_PARTS: Final = ("thinking", "reasoning")
 
 
 class SSEParser(StreamParser):
     """Server-sent events of ``chat.completion.chunk``, or one ``chat.completion``."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
+        super().__init__(max_tokens, finish_missing=finish_missing)
         self._data: list[bytes] = []
+        self._size = 0  # bytes of the event
         self._event = b""
+        self._after_cr = False  # a line feed that comes now belongs to the carriage return before it
+
+    def _normalised(self, data: bytes) -> bytes:
+        if self._after_cr:
+            data = data.removeprefix(b"\n")
+        self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
     def _is_document(self, start: bytes) -> bool:
         return start[:1] in b"{["
 
     def _line(self, line: bytes) -> Delta | None:
-        line = line.removesuffix(b"\r")
         if line[:5] == b"data:":
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            if len(self._data) > _MOST_LINES:
-                self._malformed("an event of so many lines")
+            self._size += len(line)
+            self._bound(self._size)
             return None
         if not line:
             return self._dispatch() if self._data else None
         name, _, value = line.partition(b":")
         if name == b"event":
             self._event = value.strip()
-        elif name and name not in _FIELDS:  # an empty name is a comment
+        elif name and not _FIELD.fullmatch(name):  # no name is a comment; a name that is none was something else once
             self._malformed("a line of the stream")
         return None
 
     def _dispatch(self) -> Delta | None:
-        data, self._data = b"\n".join(self._data), []
+        data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
-        self._seen = True
         if data.strip() == b"[DONE]":
             self.ended = True
+            if self.finish is None and self._finish_missing and self._seen:
+                self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
                 self.fail(errors.FinishMissing("the stream ended with [DONE], but no finish_reason came"))
+            self._seen = True
             return None
+        self._seen = True
         said = self._object(data, "an event of the stream")
         if said is None:
             return None
@@ -66,9 +77,7 @@ class SSEParser(StreamParser):
 
     def _chunk(self, said: dict[str, Any], where: str) -> Delta | None:
         """A chunk's ``delta``, or a whole answer's ``message``."""
-        model = said.get("model")
-        if model and not self.served and isinstance(model, str):
-            self.served = model
+        self.served = self.served or word(said.get("model"), MAX_NAME) or None
         if said.get("usage"):
             self._count(said["usage"])
         choice = next((one for one in said.get("choices") or () if one.get("index") in (None, 0)), None)
@@ -78,27 +87,33 @@ class SSEParser(StreamParser):
         if not isinstance(delta, dict):
             self._malformed("a choice of the answer")
             return None
-        text = self._text(delta.get("content"), "text")
-        thinking = self._text(delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
+        said_text, said_thinking = _parts(delta.get("content"))
+        text = self._text(said_text, "text")
+        thinking = self._text(said_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
         if delta.get("tool_calls"):
             self._collect(delta["tool_calls"])
         if delta.get("refusal"):
             self.refused = True
-        self._closed(choice.get("finish_reason"))
+        self._closed(choice.get("finish_reason"), spoken=bool(text or thinking or delta.get("tool_calls")))
         return Delta(text, thinking) if text or thinking or delta.get("tool_calls") else None
 
     def _collect(self, calls: Any) -> None:
         for call in calls if isinstance(calls, list) else ():
             function = call.get("function") or {}
-            new = bool(call.get("id")) and all(call["id"] != known["id"] for known in self._calls.values())
+            own = _string(call.get("id"))
+            new = bool(own) and all(own != known["id"] for known in self._calls.values())
             index = call.get("index")
-            if index is None:  # some servers leave it out: a new id is a new call
+            if type(index) is not int:  # some servers leave it out: a new id is a new call
                 index = len(self._calls) if new or not self._calls else max(self._calls)
             known = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
-            known["id"] = known["id"] or call.get("id") or ""
-            known["name"] = known["name"] or function.get("name") or ""
+            known["id"] = known["id"] or own
+            known["name"] = known["name"] or _string(function.get("name"))
             arguments = function.get("arguments") or ""
-            known["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+            arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            known["arguments"] += arguments
+            self._goes_on(len(arguments))
+            if len(self._calls) > MAX_CALLS:
+                self._malformed("an answer of so many tool calls")
 
     def _count(self, usage: Any) -> None:
         """The tokens; an odd object leaves them unknown, and the answer as it is."""
@@ -106,9 +121,8 @@ class SSEParser(StreamParser):
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = _mapping(usage.get("completion_tokens_details")), _mapping(usage.get("prompt_tokens_details"))
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
-        self.usage = Usage(*(whole_number(count) for count in counts))
-        cost = usage.get("cost")
-        self.cost = float(cost) if isinstance(cost, (int, float)) else None
+        self.usage = Usage(*map(count, counts))
+        self.cost = dollars(usage.get("cost"))
 
     def _last(self, rest: bytes) -> Delta | None:
         """The last event may lack its blank line; half an event is a cut, not a malformed one."""
@@ -121,8 +135,8 @@ class SSEParser(StreamParser):
 
     def _whole(self, rest: bytes) -> Delta | None:
         try:
-            said = json.loads(rest.removeprefix(BOM).decode("utf-8"))
-        except (ValueError, RecursionError):
+            said = parse_json(rest.removeprefix(BOM))
+        except ValueError:
             self.fail(errors.BodyCut("the answer's JSON stops in the middle"))
             return None
         self._seen = True
@@ -136,7 +150,7 @@ class SSEParser(StreamParser):
             return None
         try:
             piece = self._chunk(said, "message")
-        except (AttributeError, KeyError, TypeError):
+        except ODD:
             self._malformed("the answer")
             return None
         if said.get("error"):
@@ -144,10 +158,24 @@ class SSEParser(StreamParser):
         return piece
 
     def _missing(self) -> LLMError:
-        if self._document:
+        if self._document and not self._early:
             return errors.FinishMissing("the answer came with finish_reason null")
         return super()._missing()
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _parts(content: Any) -> tuple[Any, str]:
+    """A content and the thinking in it: Mistral and some gateways send a list of typed parts instead of a text."""
+    if not isinstance(content, list):
+        return content, ""
+    parts = [part for part in content if isinstance(part, dict)]
+    thoughts = [_parts(part.get(name))[0] for part in parts for name in _THINKING_PARTS if part.get("type") == name]
+    texts = [_string(part.get("text")) for part in parts if part.get("type") in ("text", "output_text")]
+    return "".join(texts), "".join(map(_string, thoughts))

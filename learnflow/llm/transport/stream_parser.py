@@ -1,12 +1,11 @@
 """What both dialects share: bytes in; text, thinking, tool calls, usage, and the finish or the named failure out.
 
-Must never do I/O, know a provider, or call an answer whole that the wire did not call whole.
-``sse`` and ``ndjson`` are its dialects; whoever listens feeds one, and asks ``fault`` after each feed and at the end.
+No I/O. An answer is whole only when the wire said so; whoever reads feeds a parser, and asks for ``fault`` after each
+feed and at the end.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from ..base import Finish, ToolCall, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
+from .untrusted import MAX_JSON_BYTES, json_object, word
 
 _FINISHES: Final[dict[str, Finish]] = {
     "stop": "stop",
@@ -24,11 +24,21 @@ _FINISHES: Final[dict[str, Finish]] = {
 }
 BOM: Final = b"\xef\xbb\xbf"
 _HALF: Final = re.compile("[\ud800-\udfff]")
-_LONGEST: Final = 64 * 1024 * 1024  # bytes: a line that never ends must not fill the memory
+ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
+MAX_NAME: Final = 300  # characters of a model's name
+MAX_CALLS: Final = 1000  # tool calls of one answer
+# Characters of one answer where nothing else limits it, and for each token that was asked for: a token is one word of
+# some characters, a run of blanks may be one of a hundred.
+_MAX_CHARACTERS: Final = 1024 * 1024
+_MAX_TOKEN: Final = 64
 
 
 class StreamParser:
     """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
+
+    Args:
+        max_tokens: of the answer, where that was asked for: an answer that goes on far beyond it will never end.
+        finish_missing: the server never sends a finish, by the operator's word: the mark of the end is enough.
 
     Attributes:
         fault: why the answer is not whole, once that is certain; what was read before it stands.
@@ -37,7 +47,7 @@ class StreamParser:
         usage, served, cost, refused: tokens, the model's name, dollars, whether the model refused: as the server said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         self.fault: LLMError | None = None
         self.finish: Finish | None = None
         self.ended = False
@@ -51,20 +61,25 @@ class StreamParser:
         self._calls: dict[int, dict[str, str]] = {}
         self._halves: dict[str, str] = {}  # of characters, by field
         self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
+        self._finish_missing = finish_missing
+        self._left = max(_MAX_CHARACTERS, _MAX_TOKEN * (max_tokens or 0))  # characters that may still come
+        self._early = False  # text has followed a finish: some gateways put one on every chunk
+        self._spoken = False  # the finish came together with text, or before any, so that more may follow
+        self._silent = True  # nothing was said yet
 
     @property
-    def whole(self) -> bool:
-        """The wire said that the answer is complete, and nothing spoke against it."""
-        return self.finish is not None and self.fault is None
+    def settled(self) -> bool:
+        """The wire said that the answer is complete, and in a way that leaves nothing to come but its end."""
+        return self.finish is not None and (self.ended or not (self._early or self._spoken))
 
     def feed(self, data: bytes) -> list[Delta]:
         """The pieces that these bytes complete. After a fault there are none."""
         if self.fault:
             return []
+        data = self._normalised(data)
         self._rest.append(data)
         self._waiting += len(data)
-        if self._waiting > _LONGEST:
-            self.fail(errors.MalformedAnswer("a line or a body of more than 64 MiB"))
+        self._bound(self._waiting)
         if self._document is None:
             self._begin()
         if self._document is not False or self.fault or b"\n" not in data:
@@ -88,31 +103,48 @@ class StreamParser:
         piece = self._whole(rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
             piece = Delta(*(a + b for a, b in zip(piece or Delta(), self._lone(), strict=True)))
-        if not self.fault and self.finish is None:
+        if not self.fault and (self.finish is None or (self._early and not self.ended)):
             self.fail(self._missing())
         return [piece] if piece else []
 
     def broken(self, why: str) -> None:
-        """The connection broke; an answer whose finish had arrived is whole all the same."""
-        if self.finish is None:
+        """The connection broke; an answer that was certainly finished is whole all the same."""
+        if not self.settled:
             self.fail(errors.AnswerCut(f"{why}, in the middle of the answer"))
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls, arguments parsed. Raises MalformedAnswer where the model wrote no JSON object."""
         calls = []
         for index, call in sorted(self._calls.items()):
-            try:
-                arguments = json.loads(call["arguments"] or "{}")
-            except ValueError:
-                arguments = None
-            if not isinstance(arguments, dict):
-                raise errors.MalformedAnswer(f"the arguments of the tool call {call['name']!r} are no JSON object")
+            arguments = json_object(call["arguments"] or "{}")
+            if arguments is None:
+                raise errors.MalformedAnswer(
+                    f"the arguments of the tool call {word(call['name'])!r} are no JSON object"
+                )
             calls.append(ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments))
         return tuple(calls)
 
     def fail(self, fault: LLMError) -> None:
         """The answer is not whole, for this reason; the first one stands."""
         self.fault = self.fault or fault
+
+    def _normalised(self, data: bytes) -> bytes:
+        """These bytes with the ends of lines as line feeds."""
+        return data
+
+    def _bound(self, size: int) -> None:
+        """Fail where so many bytes are more than a line, an event or a document may have."""
+        if size > MAX_JSON_BYTES:
+            self.fail(errors.MalformedAnswer(f"a line, an event or a body of more than {MAX_JSON_BYTES >> 20} MiB"))
+
+    def _goes_on(self, characters: int) -> None:
+        """The answer has so many more characters: a finish before them was none, and they may be too many."""
+        if self.finish:
+            self.finish, self._early = None, True
+        self._silent = False
+        self._left -= characters
+        if self._left < 0:
+            self.fail(errors.AnswerTooLong("the answer is many times as long as max_tokens can be, and does not end"))
 
     def _take(self) -> bytes:
         """All that waits."""
@@ -133,7 +165,7 @@ class StreamParser:
         """One line; a shape that nobody documented is a fault of the answer, never an exception of ours."""
         try:
             return self._line(line)
-        except (AttributeError, KeyError, TypeError):
+        except ODD:
             self._malformed("a line of the stream")
             return None
 
@@ -142,14 +174,10 @@ class StreamParser:
 
     def _object(self, data: bytes, what: str) -> dict[str, Any] | None:
         """A JSON object, or None and a fault."""
-        try:
-            said = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError):
-            said = None
-        if isinstance(said, dict):
-            return said
-        self._malformed(what)
-        return None
+        said = json_object(data)
+        if said is None:
+            self._malformed(what)
+        return said
 
     def _text(self, said: Any, field: str) -> str:
         """A piece of text; half of a surrogate pair waits for the other half."""
@@ -157,9 +185,12 @@ class StreamParser:
             if said is not None:
                 self._malformed("a content that is no text")
             return ""
-        if self.ended and said:
+        if not said:
+            return ""
+        if self.ended:
             self._malformed("text after the end")
             return ""
+        self._goes_on(len(said))
         if not self._halves and (said.isascii() or not _HALF.search(said)):
             return said
         said = self._halves.pop(field, "") + said
@@ -170,17 +201,16 @@ class StreamParser:
     def _lone(self) -> Delta:
         return Delta(*("\ufffd" if field in self._halves else "" for field in Delta._fields))
 
-    def _closed(self, reason: Any) -> None:
-        """The wire's own word for the end; some servers say "" until it comes."""
+    def _closed(self, reason: Any, *, spoken: bool = False) -> None:
+        """The wire's own word for the end; some servers say "" until it comes. ``spoken``: text came with it."""
         if reason is None or reason == "":
             return
-        reason = str(reason)
+        self._spoken = spoken or self._silent
+        reason = word(reason)
         if reason == "content_filter":
             self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
         elif reason not in _FINISHES:
-            self.fail(
-                errors.UnknownFinish(f"the server ended with something that does not mean whole: “{reason[:40]}”")
-            )
+            self.fail(errors.UnknownFinish(f"the server ended with something that does not mean whole: “{reason}”"))
         else:
             self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
 
@@ -203,8 +233,3 @@ class StreamParser:
     def _whole(self, rest: bytes) -> Delta | None:
         """The one document."""
         raise NotImplementedError
-
-
-def whole_number(value: Any) -> int | None:
-    """A count, or None for anything else."""
-    return value if type(value) is int else None

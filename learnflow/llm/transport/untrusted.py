@@ -1,0 +1,61 @@
+"""What a server says is data: JSON, counts and words from outside, read within bounds.
+
+Nothing here raises anything but ValueError, and nothing looks at more than it is told to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final
+
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a line, an event, a page or an answer in one piece
+_MAX_COUNT: Final = 2**53  # tokens; what JSON's readers agree on (RFC 8259, section 6)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is none, it is nested too deep, or it has a number of thousands of digits.
+    """
+    try:
+        return json.loads(data.decode() if isinstance(data, bytes) else data)
+    except RecursionError:
+        pass
+    raise ValueError("JSON that is nested too deep")
+
+
+def json_object(data: bytes | str) -> dict[str, Any] | None:
+    """The JSON object in these bytes; None where there is anything else."""
+    try:
+        said = parse_json(data)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens; None for anything else."""
+    return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def dollars(value: Any) -> float | None:
+    """A price in US dollars, finite and not negative; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 <= value < _MAX_COUNT and math.isfinite(value) else None
+
+
+def word(value: Any, most: int = 100) -> str:
+    """A short text or whole number as text that can be shown; "" for anything else."""
+    if type(value) is int and abs(value) < _MAX_COUNT:
+        return str(value)
+    return printable(value, most) if isinstance(value, str) else ""
+
+
+def printable(text: str, most: int) -> str:
+    """At most so many characters of a text, in one line and without control characters."""
+    shown = text[: most + 1]
+    shown = " ".join("".join(each if each.isprintable() else " " for each in shown).split())
+    return shown if len(text) <= most else shown[:most] + "…"
