@@ -1,7 +1,10 @@
 """What the layer costs: CPU of one call and of one stream chunk, beside LiteLLM's own and beside bare httpx.
 
 One run measures all of them in turn against the same server (another process), several rounds, and prints medians and
-ratios to LiteLLM's ``openai/``. Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
+ratios to LiteLLM's ``openai/`` and to bare httpx. A chunk is measured twice: many of them in one packet ("together"),
+and each as a packet of its own ("apart"), as a model sends them.
+
+Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
 """
 
 from __future__ import annotations
@@ -17,10 +20,19 @@ from multiprocessing.connection import Connection
 
 import httpx
 
+from learnflow.llm import LLMProvider, RouterProvider
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
+from learnflow.llm.providers import (
+    AzureProvider,
+    CustomProvider,
+    FireworksProvider,
+    OllamaProvider,
+    OpenAIProvider,
+    OpenRouterProvider,
+)
 from learnflow.llm.testing.dialects import Dialect
 
+APART_S = 0.0005  # between two packets
 SHORT = 1  # chunks of the short answer: what is left is the call itself
 
 
@@ -33,7 +45,7 @@ def serve(pipe: Connection, chunks: int) -> None:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError:
                 break
-            if b"/chat" not in head:  # Ollama is asked about itself, once
+            if not head.startswith(b"POST") or b"/api/show" in head:  # a probe: Ollama is asked about itself, once
                 if b"content-length: " in head.lower():
                     await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
                 writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
@@ -41,7 +53,8 @@ def serve(pipe: Connection, chunks: int) -> None:
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             body = json.loads(await reader.readexactly(length))
             say = Dialect("ollama" if b"/api/chat" in head else "openai")
-            words = [f"word{n} " for n in range(chunks if "long" in json.dumps(body["messages"]) else SHORT)]
+            asked = json.dumps(body["messages"])
+            words = [f"word{n} " for n in range(SHORT if "short" in asked else chunks)]
             if not body.get("stream"):
                 whole = say.whole("".join(words))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
@@ -52,6 +65,8 @@ def serve(pipe: Connection, chunks: int) -> None:
             for part in [say.opening(), *map(say.piece, words), say.end(), say.usage(), say.done()]:
                 if part:
                     writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                    if "apart" in asked:
+                        await asyncio.sleep(APART_S)
             writer.write(b"0\r\n\r\n")
             await writer.drain()
 
@@ -104,19 +119,28 @@ def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], .
 
     calls: dict[str, Callable[[str], Awaitable[int]]] = {"litellm openai/": theirs, "httpx": raw}
     streams: dict[str, Callable[[str], Awaitable[int]]] = {"litellm openai/": their_stream, "httpx": raw_stream}
-    for provider in (
-        CustomProvider(base_url=root, model="m"),
-        OpenAIProvider(base_url=root, model="m", api_key="x"),
-        OllamaProvider(base_url=root, model="m"),
-    ):
+    key = {"base_url": root, "model": "m", "api_key": "x"}
+    providers: dict[str, LLMProvider] = {
+        provider.name: provider
+        for provider in (
+            CustomProvider(base_url=root, model="m"),
+            OpenAIProvider(**key),
+            AzureProvider(**key),
+            OllamaProvider(base_url=root, model="m"),
+            OpenRouterProvider(**key),
+            FireworksProvider(**key),
+        )
+    }
+    providers["router"] = RouterProvider(CustomProvider(base_url=root, model="m"), [])
+    for name, provider in providers.items():
 
-        async def ours(prompt: str, provider: CustomProvider = provider) -> int:
+        async def ours(prompt: str, provider: LLMProvider = provider) -> int:
             return len(await provider.generate(prompt))
 
-        async def our_stream(prompt: str, provider: CustomProvider = provider) -> int:
+        async def our_stream(prompt: str, provider: LLMProvider = provider) -> int:
             return sum([len(piece) async for piece in provider.stream(prompt)])
 
-        calls[f"ours {provider.name}"], streams[f"ours {provider.name}"] = ours, our_stream
+        calls[f"ours, {name}"], streams[f"ours, {name}"] = ours, our_stream
     return calls, streams
 
 
@@ -133,21 +157,25 @@ async def cpu(ask: Callable[[str], Awaitable[int]], prompt: str, times: int) -> 
 async def measure(root: str, rounds: int, calls: int, chunks: int) -> None:
     """Everybody in turn, round by round, so that a slow moment of the machine hits all."""
     one_call, one_stream = contenders(root)
-    call: dict[str, list[float]] = {name: [] for name in one_call}
-    chunk: dict[str, list[float]] = {name: [] for name in one_stream}
+    seen: dict[str, dict[str, list[float]]] = {
+        column: {name: [] for name in one_call} for column in ("call", "together", "apart")
+    }
     for _ in range(rounds):
         for name, ask in one_call.items():
-            call[name].append(await cpu(ask, "short", calls))
+            seen["call"][name].append(await cpu(ask, "short", calls))
         for name, ask in one_stream.items():
             short = await cpu(ask, "short", max(calls // 4, 1))
-            chunk[name].append((await cpu(ask, "long", 5) - short) / (chunks - SHORT))
-    base = "litellm openai/"
-    print(f"{'CPU, median of ' + str(rounds):24}{'a call, ms':>12}{'ratio':>8}{'a chunk, us':>14}{'ratio':>8}")
+            for column in ("together", "apart"):
+                seen[column][name].append((await cpu(ask, column, 5) - short) / (chunks - SHORT))
+    print(f"CPU, median of {rounds}; ratios to LiteLLM's openai/ and to httpx")
+    print(f"{'':20}{'a call, ms':>12}{'chunk together, us':>28}{'chunk apart, us':>28}")
     for name in one_call:
-        a, b = statistics.median(call[name]), statistics.median(chunk[name])
-        ratio_a = statistics.median(x / y for x, y in zip(call[name], call[base], strict=True))
-        ratio_b = statistics.median(x / y for x, y in zip(chunk[name], chunk[base], strict=True))
-        print(f"{name:24}{a * 1e3:12.2f}{ratio_a:8.2f}{b * 1e6:14.1f}{ratio_b:8.3f}")
+        line = f"{name:20}"
+        for column, unit in (("call", 1e3), ("together", 1e6), ("apart", 1e6)):
+            mine, theirs, bare = (seen[column][each] for each in (name, "litellm openai/", "httpx"))
+            ratios = (statistics.median(x / y for x, y in zip(mine, other, strict=True)) for other in (theirs, bare))
+            line += f"{statistics.median(mine) * unit:12.2f}" + "".join(f"{ratio:7.3f}" for ratio in ratios)
+        print(line)
 
 
 def main() -> None:

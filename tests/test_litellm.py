@@ -246,7 +246,7 @@ def test_what_is_used_of_litellms_insides_is_there() -> None:
     litellm = _load()
     takes = {
         litellm.utils.get_optional_params: {
-            *("model", "custom_llm_provider", "messages", "stream", "drop_params", "api_version"),
+            *("model", "custom_llm_provider", "stream", "drop_params", "api_version"),
             *("temperature", "max_tokens", "tools", "tool_choice", "response_format", "stream_options", "stop", "seed"),
         },
         litellm.exception_type: {"model", "original_exception", "custom_llm_provider"},
