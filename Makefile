@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format live record coverage bench
+.PHONY: help install demo test test-newest lint format live record coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,14 @@ demo: install ## ask a local model if one answers, else play recorded answers; s
 
 test: install ## the tests: no network but loopback, no server, no GPU
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-newest: .venv-newest/ready ## the same tests on the newest LiteLLM that resolves (constraints-newest.txt)
+	.venv-newest/bin/python -m pytest -n auto $(ARGS)
+
+.venv-newest/ready: pyproject.toml constraints-newest.txt
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e '.[dev]'
+	@touch $@
 
 lint: install ## ruff and strict types
 	$(BIN)/ruff format --check .

@@ -206,7 +206,7 @@ def test_every_exception_of_litellm_is_mapped() -> None:
         for name, kind in inspect.getmembers(theirs, inspect.isclass)
         if issubclass(kind, BaseException)
         and kind.__module__ == theirs.__name__
-        and f"litellm.{name}" not in error_mapping.CAUSES
+        and not any(f"litellm.{base.__name__}" in error_mapping.CAUSES for base in kind.__mro__)
     ]
     assert missing == []
 

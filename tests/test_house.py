@@ -181,7 +181,7 @@ def test_readmes_python_compiles() -> None:
 
 
 def test_no_file_names_a_package_registry() -> None:
-    for name in ("constraints.txt", "pyproject.toml", "Makefile", ".ci/run"):
+    for name in ("constraints.txt", "constraints-newest.txt", "pyproject.toml", "Makefile", ".ci/run"):
         assert not re.search(
             r"https?://(?!keepachangelog)[\w.]*(pypi|pythonhosted|index)", (ROOT / name).read_text(encoding="utf-8")
         )

@@ -60,6 +60,9 @@ def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
         'it says "</think>"',
         "Close with (</think>)",
         "Write:\n```\n</think>",
+        "The tag that ends it is </think>\nand it stands alone",
+        "It is written as </think>",
+        "In code it is `a </think> b`, as ever",
         "a < b </b> <thin",
         "<thinker>",
     ],
@@ -70,11 +73,20 @@ def test_an_answer_may_speak_about_the_tags(text: str, hold: bool) -> None:
         assert split(text, [cut], hold=hold) == (text, "", False)
 
 
-@pytest.mark.parametrize("thought", ['So I say "yes"', "it is `x`", "I am sure. ", "```py\nx = 1\n", "(hm", "a\n"])
+@pytest.mark.parametrize(
+    "thought", ['So I say "yes"', "it is `x`", "I am sure. ", "```py\nx = 1\n", "(hm", "a\n", "so be it"]
+)
 def test_real_thinking_that_looks_like_a_mention_is_thinking(thought: str) -> None:
     text = f"{thought}</think>\n\nHi"
     for cut in range(len(text)):
         assert split(text, [cut], hold=True) == ("Hi", thought, False)
+
+
+@pytest.mark.parametrize("text", ["I think so\n</think>\nHi", "I think so.\n</think>\n\nHi", "I think so.</think>\nHi"])
+def test_a_closing_tag_alone_on_its_line_or_behind_a_sentence_ends_thinking(text: str) -> None:
+    for cut in range(len(text)):
+        answer, thinking, _ = split(text, [cut], hold=True)
+        assert (answer, thinking.strip().rstrip(".")) == ("Hi", "I think so")
 
 
 def test_a_model_that_only_closes_is_taken_at_its_word() -> None:

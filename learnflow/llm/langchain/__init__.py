@@ -181,7 +181,10 @@ class ChatLearnFlow(BaseChatModel):
             strict: ask for arguments that fit exactly, where the server can.
             kwargs: keywords of ``generate``.
         """
-        put = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        try:
+            put = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        except ValueError:  # langchain-core before 0.3.76, of a tool that is a provider's own
+            put = [{}]
         if not all("function" in tool for tool in put):
             raise Unsupported("a tool that a provider has built in is not for all of them", hint="Give functions only")
         names = [tool["function"]["name"] for tool in put]

@@ -1,0 +1,513 @@
+"""What a server sends is data: whole, or an LLMError with a name, in bounded time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from conftest import provider_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learnflow.llm import RouterProvider, errors
+from learnflow.llm.errors import LLMError
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.testing import FaultServer
+from learnflow.llm.transport import error_mapping
+from learnflow.llm.transport.ndjson_parser import NDJSONParser
+from learnflow.llm.transport.sse_parser import SSEParser
+from learnflow.llm.transport.stream_parser import StreamParser
+from learnflow.llm.transport.untrusted import MAX_JSON_BYTES, count, dollars, json_object
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(text: str | None = None, finish: str | None = None, **delta: object) -> bytes:
+    said = {**({} if text is None else {"content": text}), **delta}
+    return b"data: " + json.dumps({"choices": [{"delta": said, "finish_reason": finish}]}).encode() + b"\n\n"
+
+
+def sse(body: bytes, **how: Any) -> tuple[SSEParser, str]:
+    parser = SSEParser(**how)
+    text = "".join(delta.text for delta in [*parser.feed(body), *parser.end()])
+    return parser, text
+
+
+@asynccontextmanager
+async def raw_server(*answers: bytes, keep: bool = False) -> AsyncIterator[str]:
+    """Sends these bytes, one answer a request; the last one stays."""
+    left = list(answers)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                if length:
+                    await reader.readexactly(int(length[0].partition(b":")[2]))
+                writer.write(left.pop(0) if len(left) > 1 else left[0])
+                await writer.drain()
+                if not keep:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def http(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    lines = b"".join(b"\r\n" + header for header in headers)
+    return b"HTTP/1.1 " + status + lines + b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+
+
+# An answer is whole only when the wire said so.
+
+
+@pytest.mark.parametrize("place", ["every", "first", "thinking"])
+def test_a_finish_that_text_follows_is_none(place: str) -> None:
+    """Gateways put "stop" on every chunk, on the first one, or on thinking."""
+    on = {"every": (True, True), "first": (True, False), "thinking": (False, False)}[place]
+    thought = event(None, "stop", reasoning="hm") if place == "thinking" else b""
+    body = thought + event("a", "stop" if on[0] else None) + event("b", "stop" if on[1] else None)
+    cut, text = sse(body)
+    assert text == "ab"
+    assert isinstance(cut.fault, errors.AnswerCut | errors.FinishMissing), cut.finish
+    whole, text = sse(body + event(None, "stop") + DONE)
+    assert (text, whole.fault, whole.finish) == ("ab", None, "stop")
+
+
+async def test_an_answer_cut_after_a_chunk_with_stop_is_cut() -> None:
+    body = event("The quick ", "stop") + event("brown ", "stop")
+    async with raw_server(http(body, b"content-type: text/event-stream")) as root:
+        with pytest.raises(errors.AnswerCut) as caught:
+            await CustomProvider(base_url=root, model="m").generate("hi")
+    assert caught.value.partial == "The quick brown "
+
+
+def test_a_finish_that_came_with_the_last_text_is_enough_where_the_body_ends() -> None:
+    parser, text = sse(event("a") + event("b", "stop"))
+    assert (text, parser.fault, parser.finish) == ("ab", None, "stop")
+
+
+def test_a_finish_that_came_with_text_waits_for_the_end() -> None:
+    parser = SSEParser()
+    parser.feed(event("a", "stop"))
+    assert not parser.settled
+    parser.feed(DONE)
+    assert parser.settled
+
+
+async def test_a_server_that_never_sends_a_finish_can_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = http(event("fine") + DONE, b"content-type: text/event-stream")
+    async with raw_server(answer) as root:
+        with pytest.raises(errors.FinishMissing):
+            await CustomProvider(base_url=root, model="m").generate("hi")
+        monkeypatch.setenv("CUSTOM_CAPABILITIES", "no-finish")
+        assert await CustomProvider(base_url=root, model="m").generate("hi") == "fine"
+
+
+def test_declared_or_not_an_end_without_done_is_a_cut() -> None:
+    assert isinstance(sse(event("a"), finish_missing=True)[0].fault, errors.AnswerCut)
+
+
+# SSE as its standard has it.
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_lines_may_end_in_any_of_the_three_ways(end: bytes, cut: int) -> None:
+    body = (b": hello\n" + event("a") + event("b", "stop") + DONE).replace(b"\n", end)
+    parser = SSEParser()
+    text = "".join(delta.text for data in (body[:cut], body[cut:]) if data for delta in parser.feed(data))
+    assert text + "".join(delta.text for delta in parser.end()) == "ab"
+    assert parser.fault is None
+
+
+def test_a_carriage_return_and_its_line_feed_may_come_apart() -> None:
+    parser = SSEParser()
+    body = (event("a", "stop") + DONE).replace(b"\n", b"\r\n")
+    texts = [delta.text for at in range(len(body)) for delta in parser.feed(body[at : at + 1])]
+    assert "".join(texts) == "a"
+    assert parser.settled
+
+
+def test_unknown_fields_are_ignored() -> None:
+    parser, text = sse(b"retry: 1\nsomething: else\nx-vendor\n" + event("a", "stop") + DONE)
+    assert (text, parser.fault) == ("a", None)
+
+
+def test_a_content_may_be_a_list_of_parts() -> None:
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "a"},
+        {"type": "reference", "reference_ids": [1]},
+        {"type": "text", "text": "b"},
+    ]
+    parser = SSEParser()
+    deltas = parser.feed(event(finish="stop", content=parts) + DONE)
+    assert ["".join(texts) for texts in zip(*deltas, strict=True)] == ["ab", "hm"]
+    assert parser.fault is None
+
+
+# Depth, digits, sizes.
+
+DEEP = b"[" * 200_000
+NESTED = b'{"a":' * 600 + b"1" + b"}" * 600
+DIGITS = b"9" * 5000
+
+
+@pytest.mark.parametrize("odd", [DEEP, NESTED, DIGITS, b'{"choices": ' + DIGITS + b"}", b'{"error": ' + NESTED + b"}"])
+@pytest.mark.parametrize("parser", [SSEParser, NDJSONParser])
+def test_json_that_is_deep_or_long_is_a_failure_with_a_name(odd: bytes, parser: type[StreamParser]) -> None:
+    for body in (odd, b"data: " + odd + b"\n\n", odd + b"\n"):
+        one = parser()
+        one.feed(body)
+        one.end()
+        assert isinstance(one.fault, LLMError)
+
+
+@pytest.mark.parametrize("arguments", [DEEP.decode(), NESTED.decode() + "]", DIGITS.decode(), "{'a': 1}", "null"])
+def test_arguments_of_a_tool_that_are_no_object_are_named(arguments: str) -> None:
+    call = {"index": 0, "id": "a", "function": {"name": "look", "arguments": arguments}}
+    parser, _ = sse(event(tool_calls=[call]) + event(None, "tool_calls") + DONE)
+    with pytest.raises(errors.MalformedAnswer):
+        parser.tool_calls()
+
+
+@pytest.mark.parametrize("indexes", [[0, "1"], [None, 2], ["0", None], [-1, 10**400], [True, 0], [{}, 0]])
+def test_indexes_of_tool_calls_may_be_anything(indexes: list[object]) -> None:
+    calls = [
+        {"index": index, "id": f"call {n}", "function": {"name": f"tool {n}", "arguments": "{}"}}
+        for n, index in enumerate(indexes)
+    ]
+    parser, _ = sse(b"".join(event(tool_calls=[call]) for call in calls) + event(None, "tool_calls") + DONE)
+    with suppress(errors.MalformedAnswer):  # two calls that one index joined are no JSON, and named
+        assert parser.fault or parser.tool_calls()
+
+
+@pytest.mark.parametrize(
+    ("value", "tokens", "price"),
+    [
+        (3, 3, 3.0),
+        (0, 0, 0.0),
+        (-1, None, None),
+        (10**30, None, None),
+        (True, None, None),
+        ("3", None, None),
+        (float("nan"), None, None),
+        (float("inf"), None, None),
+        (0.5, None, 0.5),
+        (-0.5, None, None),
+        (None, None, None),
+    ],
+)
+def test_a_count_or_a_price_that_cannot_be_is_unknown(value: Any, tokens: int | None, price: float | None) -> None:
+    assert (count(value), dollars(value)) == (tokens, price)
+
+
+@pytest.mark.parametrize("parser", [SSEParser, NDJSONParser])
+def test_a_line_an_event_and_a_body_have_a_limit(parser: type[StreamParser]) -> None:
+    lines: list[Callable[[int], bytes]] = [
+        lambda _: b"data: " + b"x" * 100_000,
+        lambda _: b'{"a": "' + b"x" * 100_000,
+        lambda _: b"data: " + b"y" * 100_000 + b"\n",
+    ]
+    for line in lines[: 3 if parser is SSEParser else 2]:
+        one = parser()
+        tracemalloc.start()
+        for n in range(2 * MAX_JSON_BYTES // 100_000):
+            one.feed(line(n))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert isinstance(one.fault, errors.MalformedAnswer)
+        assert most < 4 * MAX_JSON_BYTES
+
+
+@pytest.mark.parametrize("kind", ["text", "thinking", "arguments"])
+def test_an_endless_answer_ends_with_a_name(kind: str) -> None:
+    parser = SSEParser(max_tokens=1000)
+    call = [{"index": 0, "id": "a", "function": {"name": "n", "arguments": "x" * 10_000}}]
+    said = {
+        "text": {"content": "x" * 10_000},
+        "thinking": {"reasoning": "x" * 10_000},
+        "arguments": {"tool_calls": call},
+    }
+    for _ in range(1000):
+        parser.feed(event(**said[kind]))
+        if parser.fault:
+            break
+    assert isinstance(parser.fault, errors.AnswerTooLong)
+
+
+def test_a_long_answer_that_was_asked_for_is_no_endless_one() -> None:
+    parser = SSEParser(max_tokens=25_000)
+    for _ in range(150):
+        parser.feed(event("слово " * 1000))
+    assert parser.fault is None
+
+
+async def test_an_endless_answer_is_not_continued() -> None:
+    async with FaultServer(answer=["x" * 20_000] * 100) as first, FaultServer(answer="fine") as second:
+        chain = RouterProvider(provider_for(first), [provider_for(second)])
+        assert await chain.generate("hi") == "fine"  # nothing was shown: another may answer, from its beginning
+        pieces = []
+        with pytest.raises(errors.AnswerTooLong):
+            async for piece in chain.stream("hi"):
+                pieces.append(piece)
+        assert pieces
+        assert len(second.seen) == 1
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+async def test_a_compressed_answer_is_inflated_within_bounds(compress: Callable[[bytes], bytes]) -> None:
+    encoding = b"content-encoding: " + (b"gzip" if compress is gzip.compress else b"deflate")
+    body = compress(event("fine", "stop") + DONE)
+    bomb = compress(b"data: " + b"x" * 200_000_000)
+    async with raw_server(http(body, encoding), http(body[: len(body) // 2], encoding), http(bomb, encoding)) as root:
+        provider = CustomProvider(base_url=root, model="m")
+        assert await provider.generate("hi") == "fine"
+        with pytest.raises(errors.BrokenAnswer):
+            await provider.generate("hi")
+        tracemalloc.start()
+        with pytest.raises(errors.MalformedAnswer):
+            await provider.generate("hi")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 8 * MAX_JSON_BYTES
+
+
+async def test_a_compression_that_nobody_knows_is_named() -> None:
+    async with raw_server(http(b"x", b"content-encoding: br")) as root:
+        with pytest.raises(errors.MalformedAnswer, match="compressed"):
+            await CustomProvider(base_url=root, model="m").generate("hi")
+
+
+# Refusals and pages.
+
+REPEATED = [
+    b"input length ",
+    b"model ",
+    b" ",
+    b"deployment ",
+    b"tokens (",
+    b"max_tokens ",
+    b"{",
+    b'{"error":',
+    b"\\u0041",
+]
+
+
+@pytest.mark.parametrize("words", REPEATED)
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_refusal_is_read_in_no_time(words: bytes, status: int) -> None:
+    body = words * (256 * 1024 // len(words))
+    wrapped = json.dumps({"error": {"message": body.decode(), "code": body.decode()}}).encode()
+    for said in (body, wrapped):
+        began = time.process_time()
+        error = error_mapping.refusal(status, said)
+        assert time.process_time() - began < 0.5
+        assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"retry-after": "²"},
+        {"retry-after": "9" * 5000},
+        {"retry-after": "Fri, 99 Nov 99999 99:99:99 GMT", "date": "x"},
+        {"retry-after": "Sun, 22 Nov 2026 10:00:00", "date": "Sun, 22 Nov 2026 10:00:00 GMT"},
+        {"retry-after": "Sun, 22 Nov 2026 10:00:00 +9999999", "date": "Sun, 22 Nov 2026 10:00:00 GMT"},
+        {"retry-after-ms": "nan"},
+        {"retry-after-ms": "-5"},
+    ],
+)
+def test_a_time_to_wait_that_cannot_be_is_none(headers: dict[str, str]) -> None:
+    assert error_mapping.refusal(429, b"", headers).retry_after in (None, 0.0)
+
+
+@pytest.mark.parametrize("code", ["²³¹", 10**3000, ["a"], {"a": 1}, None, "x" * 100_000, 1.5, "٤٠٤"])
+def test_a_code_may_be_anything(code: object) -> None:
+    try:
+        body = json.dumps({"error": {"message": "no", "code": code, "type": code, "param": code}}).encode()
+    except ValueError:
+        body = b'{"error": {"message": "no", "code": ' + b"9" * 3000 + b"}}"
+    error = error_mapping.refusal(400, body)
+    assert isinstance(error, LLMError)
+    assert len(error.param or "") <= 101
+
+
+@pytest.mark.parametrize(
+    "page", [DEEP, NESTED, b'{"data": ' + NESTED + b"}", b'{"models": [{"name": ' + DIGITS + b"}]}", b"\x00"]
+)
+@pytest.mark.parametrize("provider", [CustomProvider, OllamaProvider])
+async def test_a_probe_never_raises(page: bytes, provider: type[CustomProvider]) -> None:
+    async with raw_server(http(page)) as root:
+        one = provider(base_url=root, model="m")
+        assert await one.health_check() is False
+        with pytest.raises(LLMError):
+            await one.list_models()
+
+
+@pytest.mark.parametrize("host", ["exa mple", "h\u00e9\u2028llo", "a" * 70, "xn--", "[::1", "1.2.3.4.5:99999"])
+async def test_a_host_that_cannot_be_is_named(host: str) -> None:
+    with pytest.raises(LLMError):
+        await CustomProvider(base_url=f"http://{host}/v1", model="m", connect_timeout=0.5).generate("hi")
+
+
+# Connections.
+
+
+async def test_bytes_behind_an_answer_are_not_the_next_one() -> None:
+    good = event("first", "stop") + DONE
+    behind = http(event("STALE", "stop") + DONE)
+    answers = http(good) + behind, http(event("second", "stop") + DONE)
+    async with raw_server(*answers, keep=True) as root:
+        provider = CustomProvider(base_url=root, model="m")
+        assert await provider.generate("hi") == "first"
+        assert await provider.generate("hi") == "second"
+
+
+async def test_a_dead_name_server_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def dead(host: str, *more: Any, **how: Any) -> Any:
+        if host == "gpu.dead.example":
+            asked.append(host)
+            time.sleep(3)
+        return real(host, *more, **how)
+
+    asked: list[str] = []
+    monkeypatch.setattr(socket, "getaddrinfo", dead)
+    async with FaultServer() as server:
+        first = CustomProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.3)
+        port = server.root.rpartition(":")[2]
+        second = CustomProvider(base_url=f"http://localhost:{port}/v1", model="m")  # which is looked up as well
+        began = time.monotonic()
+        chains = [RouterProvider(first, [second]) for _ in range(16)]
+        answers = await asyncio.gather(*(chain.generate("hi") for chain in chains))
+    assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
+    assert time.monotonic() - began < 2.5
+    assert len(asked) == 1  # one look-up for all who wait for it
+
+
+async def test_no_file_descriptor_left_is_a_failure_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+
+        def none_left(*_: Any, **__: Any) -> Any:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(socket, "socket", none_left)
+        with pytest.raises(errors.ConnectionFailed):
+            await provider.generate("hi")
+
+
+# Pictures by address, for a server that takes them inline only.
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 64
+
+
+def picture(url: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}],
+        }
+    ]
+
+
+async def test_a_picture_by_address_reaches_ollama_inline() -> None:
+    async with FaultServer("ollama") as server, raw_server(http(PNG, b"content-type: text/plain")) as root:
+        await provider_for(server).generate(picture(f"{root}/cat"))
+        (image,) = server.seen[0].body["messages"][0]["images"]
+    assert image.startswith("iVBORw0KGgo")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b"<html>no picture</html>"),
+        http(PNG + b"0" * (21 << 20)),
+        http(b"", b"location: http://127.0.0.1:9/", status=b"302 Found"),
+        http(b"", status=b"404 Not Found"),
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["page", "large", "redirect", "missing", "nonsense"],
+)
+async def test_a_picture_that_cannot_be_read_is_refused_by_name(answer: bytes) -> None:
+    async with FaultServer("ollama") as server, raw_server(answer) as root:
+        with pytest.raises(errors.InvalidRequest, match="picture"):
+            await provider_for(server).generate(picture(f"{root}/cat"))
+        assert not server.seen
+
+
+async def test_a_picture_is_not_read_from_elsewhere_under_local_only() -> None:
+    async with FaultServer("ollama") as server:
+        with pytest.raises(errors.NotLocal):
+            await provider_for(server, local_only=True).generate(picture("http://93.184.215.14/cat.png"))
+        assert not server.seen
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"type": "image", "url": "x"}, {"type": "input_image"}, {"type": "file", "file": {"file_id": "https://x/y"}}],
+)
+async def test_a_part_that_would_be_left_out_or_fetched_is_refused(part: dict[str, Any]) -> None:
+    async with FaultServer() as server:
+        with pytest.raises(errors.Unsupported):
+            await provider_for(server).generate([{"role": "user", "content": [{"type": "text", "text": "a"}, part]}])
+        assert not server.seen
+
+
+# The first line of defence: bytes of any kind, in any reads.
+
+SCRAPS = st.sampled_from(
+    [
+        *(b"data: ", b"event: error\n", b"\n", b"\r", b"\r\n", b"\n\n", b": x\n", b"[DONE]", b"{", b"}", b"[", b"]"),
+        *(b'"', b'"choices":[', b'"delta":{"content":"a"}', b'"finish_reason":"stop"', b'"done":true', b'"error":'),
+        *(b"null", b"\\ud83d", b"\xff", b"\xef\xbb\xbf", b"NaN", b"-1", b"1e999", b"<", b"<think>", b"</think>"),
+        *(event("a"), event("b", "stop"), DONE, b'{"message":{"content":"a"},"done":false}\n', b'{"done":true}\n'),
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(
+    parts=st.lists(st.one_of(SCRAPS, st.binary(max_size=20)), max_size=12),
+    cuts=st.lists(st.integers(0, 400), max_size=6),
+    kind=st.sampled_from([SSEParser, NDJSONParser]),
+)
+def test_any_bytes_are_whole_or_a_failure_with_a_name(
+    parts: list[bytes], cuts: list[int], kind: type[StreamParser]
+) -> None:
+    body = b"".join(parts)
+    edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
+    parser = kind()
+    deltas = [delta for a, b in pairwise(edges) if a < b for delta in parser.feed(body[a:b])] + parser.end()
+    assert all(isinstance(part, str) for delta in deltas for part in delta)
+    assert parser.fault is not None or parser.finish is not None
+    assert parser.fault is None or isinstance(parser.fault, LLMError)
+
+
+@settings(max_examples=300)
+@given(status=st.integers(200, 599), parts=st.lists(st.one_of(SCRAPS, st.binary(max_size=20)), max_size=8))
+def test_any_refusal_and_any_page_is_read(status: int, parts: list[bytes]) -> None:
+    body = b"".join(parts)
+    error = error_mapping.refusal(status, body, {"retry-after": body[:9].decode("latin-1")})
+    assert isinstance(error, LLMError)
+    assert all(line.isprintable() for line in str(error).splitlines())
+    assert json_object(body) is None or isinstance(json_object(body), dict)
