@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
-from conftest import provider_for
+from conftest import DIALECTS, provider_for
 from pydantic import BaseModel
 
 from learnflow.llm import errors, events
@@ -494,3 +494,17 @@ async def test_a_completion_says_what_is_known_and_shows_no_answer_in_a_log() ->
     capabilities = provider.get_capabilities()
     assert capabilities["streaming"] is True
     assert capabilities["vision"] is None
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_the_order_of_a_schemas_properties_is_kept(dialect: str) -> None:
+    """A model writes the properties in the order of the schema: "reasoning" before "answer" is a decision."""
+    names = ["zeta", "alpha", "middle"]
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
+    said = json.dumps(dict.fromkeys(names, "x"))
+    async with FaultServer(dialect, said) as server:
+        wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        await provider_for(server).generate("hi", response_format=wanted)
+        body = server.seen[0].body
+        sent = body["format"] if dialect == "ollama" else body["response_format"]["json_schema"]["schema"]
+    assert list(sent["properties"]) == names

@@ -139,7 +139,7 @@ def _written(
     ours = dict(parameters)
     extra = {key: value for key, value in ours.pop("extra_body", {}).items() if key != "model"}
     schema = ours.pop("response_format") if isinstance(ours.get("response_format"), type) else None
-    plain = json.dumps(ours, sort_keys=True)
+    plain = json.dumps(ours)  # in their order: a schema's properties are written by the model in the order given
     optional = copy.deepcopy(_optional_params(spec.litellm, model, endpoint.version, plain, schema))
     if optional.pop("json_mode", None):  # how it says that the schema would not travel as one
         raise errors.Unsupported(
