@@ -19,8 +19,8 @@ from typing import Any
 
 from learnflow.llm import RouterProvider
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.board import Board
 from learnflow.llm.providers import CustomProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -38,7 +38,7 @@ WORDS = [{"role": "user", "content": "hi"}]
 
 def ours(one: str, two: str) -> Ask:
     providers = [CustomProvider(base_url=url, model="m", first_token_timeout=2.0) for url in (one, two)]
-    router = RouterProvider(providers[0], providers[1:], board=Board())
+    router = RouterProvider(providers[0], providers[1:], breakers=BreakerRegistry())
     return lambda: router.generate("hi")
 
 
@@ -96,7 +96,7 @@ async def table(patience: float) -> None:
 async def cost(calls: int, rounds: int) -> None:
     async with FaultServer("openai") as one, FaultServer("openai") as two:
         plain = CustomProvider(base_url=one.base_url, model="m")
-        routed = RouterProvider(plain, [CustomProvider(base_url=two.base_url, model="m")], board=Board())
+        routed = RouterProvider(plain, [CustomProvider(base_url=two.base_url, model="m")], breakers=BreakerRegistry())
         ratios = []
         for _ in range(rounds):
             spent = []

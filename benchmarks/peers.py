@@ -235,19 +235,19 @@ def ours(root: str) -> Peer:
 
 def ours_routed(root: str) -> Peer:
     from learnflow.llm import RouterProvider
-    from learnflow.llm.board import Board
     from learnflow.llm.providers import CustomProvider
+    from learnflow.llm.routing.breaker import BreakerRegistry
 
-    return of_ours(RouterProvider(CustomProvider(base_url=root, model="m"), board=Board()))
+    return of_ours(RouterProvider(CustomProvider(base_url=root, model="m"), breakers=BreakerRegistry()))
 
 
 def ours_langchain(root: str) -> Peer:
     from learnflow.llm import RouterProvider
-    from learnflow.llm.board import Board
     from learnflow.llm.langchain import ChatLearnFlow
     from learnflow.llm.providers import CustomProvider
+    from learnflow.llm.routing.breaker import BreakerRegistry
 
-    router = RouterProvider(CustomProvider(base_url=root, model="m"), board=Board())
+    router = RouterProvider(CustomProvider(base_url=root, model="m"), breakers=BreakerRegistry())
     return of_langchain(ChatLearnFlow(provider=router, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
 
 

@@ -31,9 +31,7 @@ from typing import Any, Final, get_args
 from peers import Ticker, many_files, rss
 
 from learnflow.llm import RouterProvider
-from learnflow.llm.board import Board
 from learnflow.llm.errors import LLMError
-from learnflow.llm.policy import LONGEST_S
 from learnflow.llm.providers import (
     CustomProvider,
     LlamaCppProvider,
@@ -42,6 +40,8 @@ from learnflow.llm.providers import (
     OpenAIProvider,
     VLLMProvider,
 )
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.routing.decision import LONGEST_S
 from learnflow.llm.testing import Fault, FaultServer, Seen
 from learnflow.llm.testing.fault_server import FaultName
 
@@ -316,11 +316,11 @@ async def load(router: RouterProvider, tally: Tally, found: Found, streams: int,
     found.stall = await ticker.stop()
 
 
-async def healthy_round(chain: list[Any], board: Board, clock: Clock, tally: Tally) -> list[str]:
+async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, tally: Tally) -> list[str]:
     """Nobody fails any more and time passes: everybody is asked, as the first of a chain. Returns who is left alone."""
     clock.ahead += LONGEST_S * 2
     for at, provider in enumerate(chain):
-        router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], board=board)
+        router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], breakers=board)
         for number in range(2):  # the first one may be served by another one, while this one is probed
             text = await router.generate(f"Question {number}.", timeout=_DEADLINE_S)
             tally.check(number, text, whole=True)
@@ -332,12 +332,12 @@ async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> t
     """The load, then a healthy round, then what is left."""
     clock, tally, found = Clock(), Tally(), Found()
     urls = pipe.recv()
-    board = Board(clock=clock)
+    board = BreakerRegistry(clock=clock)
     chain = [
         kind(base_url=url, model=MODEL, api_key="x", first_token_timeout=_FIRST_TOKEN_S, gap_timeout=_GAP_S)
         for kind, url in zip(_CLASSES, urls, strict=True)
     ]
-    router = RouterProvider(chain[0], chain[1:], board=board)
+    router = RouterProvider(chain[0], chain[1:], breakers=board)
     await router.prepare()
     await healthy_round([chain[-1]], board, clock, tally)
     usual = tasks()

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnflow.llm import errors, policy
+from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.errors import LLMError
-from learnflow.llm.policy import Breaker, Needs, Standing
+from learnflow.llm.routing import decision, selection
+from learnflow.llm.routing.breaker import Breaker
+from learnflow.llm.routing.selection import Needs, Standing
 from learnflow.llm.transport import error_mapping
 
 
@@ -58,7 +60,7 @@ def test_those_under_way_when_it_opened_do_not_make_it_longer() -> None:
     assert breaker.period == 5
 
 
-@pytest.mark.parametrize(("asked", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, policy.LONGEST_S)])
+@pytest.mark.parametrize(("asked", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.LONGEST_S)])
 def test_retry_after_sets_how_long(asked: float | None, period: float) -> None:
     breaker = Breaker()
     breaker.fail(made(errors.RateLimited, asked), 0.0)
@@ -83,7 +85,7 @@ def test_periods_end_somewhere() -> None:
         now = breaker.until
         breaker.begin()
         breaker.probed(now, ready=False)
-    assert breaker.period == policy.LONGEST_S
+    assert breaker.period == decision.LONGEST_S
     breaker.begin()
     breaker.abandon()  # whoever probed has left
     assert breaker.gate(breaker.until) == "probe"
@@ -94,7 +96,7 @@ def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
         return [leaf for each in kind.__subclasses__() for leaf in [each, *leaves(each)]]
 
     for leaf in leaves(LLMError):
-        meant = policy.verdict(made(leaf))
+        meant = decision.verdict(made(leaf))
         if issubclass(leaf, errors.RequestError | errors.CapabilityError):
             assert meant.opens is None
         if issubclass(leaf, errors.AuthenticationFailed | errors.ConnectionFailed):
@@ -110,26 +112,29 @@ def test_litellms_judgement_of_a_status_is_ours() -> None:
 
 @given(st.integers(0, 50), st.floats(0, 1))
 def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) -> None:
-    seconds = policy.back_off(times, chance)
+    seconds = decision.back_off(times, chance)
     assert 0.25 <= seconds <= 12
-    assert policy.back_off(times, chance, 3.0) >= 3.0
-    assert policy.back_off(times, chance, 86400.0) <= policy.LONGEST_S * 1.1
+    assert decision.back_off(times, chance, 3.0) >= 3.0
+    assert decision.back_off(times, chance, 86400.0) <= decision.LONGEST_S * 1.1
 
 
 def test_who_comes_first() -> None:
     chain = [
-        Standing(place=0, latency_s=2.0, cost=(2.5, 10.0)),
-        Standing(place=1, latency_s=None, cost=(0.0, 0.0), local=True),
-        Standing(place=2, latency_s=0.5, cost=None, local=True),
+        Standing(position=0, latency_s=2.0, cost=(2.5, 10.0)),
+        Standing(position=1, latency_s=None, cost=(0.0, 0.0), local=True),
+        Standing(position=2, latency_s=0.5, cost=None, local=True),
     ]
-    assert policy.ranked(chain, "order") == [0, 1, 2]
-    assert policy.ranked(chain, "latency") == [2, 0, 1]
-    assert policy.ranked(chain, "cost") == [1, 0, 2]
-    assert policy.ranked(chain, "local-first") == [1, 2, 0]
+    assert selection.ranked(chain, "order") == [0, 1, 2]
+    assert selection.ranked(chain, "latency") == [2, 0, 1]
+    assert selection.ranked(chain, "cost") == [1, 0, 2]
+    assert selection.ranked(chain, "local-first") == [1, 2, 0]
 
 
 def test_what_is_not_known_is_no_lack() -> None:
     can = {"vision": None, "tools": False, "json_schema": True}
-    assert policy.lacks(Needs(images=True, schema=True, tokens=10**9), can, None) == []
-    assert policy.lacks(Needs(tools=True, tokens=9), can, 8) == ["tools", "context (9 tokens or more needed, 8 served)"]
-    assert policy.lacks(Needs(tokens=8), can, 8) == []
+    assert selection.lacks(Needs(images=True, schema=True, tokens=10**9), can, None) == []
+    assert selection.lacks(Needs(tools=True, tokens=9), can, 8) == [
+        "tools",
+        "context (9 tokens or more needed, 8 served)",
+    ]
+    assert selection.lacks(Needs(tokens=8), can, 8) == []

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.board import Board, Place
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry, Target
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import FaultName, closed_port
 
@@ -30,7 +30,7 @@ def dead() -> LlamaCppProvider:
 
 def router(*providers: LLMProvider, **more: Any) -> RouterProvider:
     """A chain with a board of its own."""
-    return RouterProvider(providers[0], list(providers[1:]), board=more.pop("board", Board()), **more)
+    return RouterProvider(providers[0], list(providers[1:]), breakers=more.pop("breakers", BreakerRegistry()), **more)
 
 
 class Clock:
@@ -291,7 +291,7 @@ async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> Non
 async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_seen: list[Any]) -> None:
     clock = Clock()
     async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT) as one:
-        chain = router(provider_for(one), provider_for(two), board=Board(clock))
+        chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))
         one.script = [Fault("close")] * 2  # a pooled connection is tried once more
         assert (await chain.complete("hi")).provider == "vllm"
         knocked = len(one.seen)
@@ -311,7 +311,7 @@ async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_s
 async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:
     clock = Clock()
     async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT, fault=Fault("hang")) as one:
-        chain = router(provider_for(one, first_token_timeout=0.2), provider_for(two), board=Board(clock))
+        chain = router(provider_for(one, first_token_timeout=0.2), provider_for(two), breakers=BreakerRegistry(clock))
         assert (await chain.complete("hi")).provider == "vllm"
         clock.now += 16
         await chain.complete("hi")  # the probe runs beside it, and finds it well
@@ -454,7 +454,7 @@ async def test_routers_nest_and_any_provider_will_do() -> None:
 
 async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_serve(events_seen: list[Any]) -> None:
     async with FaultServer("llamacpp", TEXT) as server:
-        chain = RouterProvider(primary="openai", fallback=[provider_for(server)], board=Board())
+        chain = RouterProvider(primary="openai", fallback=[provider_for(server)], breakers=BreakerRegistry())
         assert [(event.provider, event.loud) for event in events_seen] == [("openai", True)]  # its key is missing
         assert await heard(chain, "generate") == TEXT
         state = chain.status()[0]
@@ -511,10 +511,10 @@ def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
 async def test_one_who_leaves_takes_nobody_along() -> None:
     clock = Clock()
     async with FaultServer("llamacpp", TEXT) as server:
-        chain = router(provider_for(server), board=Board(clock))
+        chain = router(provider_for(server), breakers=BreakerRegistry(clock))
         server.script = [Fault("close")] * 2
         with pytest.raises(errors.ConnectionFailed):
-            await router(provider_for(server), retries=0, board=chain._board).generate("hi")
+            await router(provider_for(server), retries=0, breakers=chain._registry).generate("hi")
         asked = [asyncio.create_task(chain.generate("hi")) for _ in range(5)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -527,7 +527,7 @@ async def test_one_who_leaves_takes_nobody_along() -> None:
 async def test_a_trial_that_fails_otherwise_keeps_no_breaker_busy_for_ever() -> None:
     clock = Clock()
     async with FaultServer("openai", TEXT) as one, FaultServer("vllm", TEXT) as two:
-        chain = router(provider_for(one), provider_for(two), board=Board(clock))
+        chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))
         one.script = [Fault("refuse", refusal="quota"), Fault("refuse")]
         for _ in range(12):
             await chain.generate("hi")
@@ -539,7 +539,7 @@ async def test_a_trial_that_fails_otherwise_keeps_no_breaker_busy_for_ever() -> 
 @pytest.mark.parametrize("routing", ["order", "cost", "latency", "local-first"])
 async def test_a_member_that_cannot_be_asked_stops_nothing(routing: str) -> None:
     async with FaultServer("llamacpp", TEXT) as server:
-        chain = RouterProvider("openai", [provider_for(server)], routing=routing, board=Board())  # type: ignore[arg-type]
+        chain = RouterProvider("openai", [provider_for(server)], routing=routing, breakers=BreakerRegistry())  # type: ignore[arg-type]
         assert await chain.generate("hi") == TEXT
         assert await chain.health_check()
         assert await chain.list_models() == ["fault-model"]
@@ -554,8 +554,8 @@ async def test_a_server_that_says_loading_for_ever_is_not_hammered() -> None:
 
 
 def test_probes_before_their_time_make_no_period_longer() -> None:
-    board = Board(Clock())
-    place = Place("http://x", None)
+    board = BreakerRegistry(Clock())
+    place = Target("http://x", None)
     board.fail(place, errors.ConnectionFailed("x"))
     for _ in range(10):
         for breaker in board.shut(place):
@@ -565,7 +565,7 @@ def test_probes_before_their_time_make_no_period_longer() -> None:
 
 def test_an_older_answer_closes_no_breaker() -> None:
     clock = Clock()
-    board, place = Board(clock), Place("http://x", "m")
+    board, place = BreakerRegistry(clock), Target("http://x", "m")
     began = clock.now
     clock.now += 1
     board.fail(place, errors.RateLimited("x", retry_after=60))
@@ -651,9 +651,9 @@ async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
         FaultServer("openai", text) as last,
     ):
         one, two, three = (provider_for(server) for server in (dying, silent, last))
-        done = await RouterProvider(one, [two, three], board=Board(), retries=0).complete("count")
+        done = await RouterProvider(one, [two, three], breakers=BreakerRegistry(), retries=0).complete("count")
         assert done.text == text
         assert done.attempts == 3
         with pytest.raises(errors.BrokenAnswer) as caught:
-            await RouterProvider(one, [two], board=Board(), retries=0).complete("count")
+            await RouterProvider(one, [two], breakers=BreakerRegistry(), retries=0).complete("count")
         assert caught.value.partial.startswith("one two three")

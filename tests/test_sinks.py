@@ -24,10 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from learnflow.llm import RouterProvider, errors, events, get_provider, sinks
 from learnflow.llm.base import Usage
-from learnflow.llm.board import Board
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.routing.progress import Progress
 from learnflow.llm.sinks import opentelemetry, prometheus
-from learnflow.llm.story import Story
 from learnflow.llm.testing import Fault, FaultServer
 
 TEXT = "one two three four five six seven eight"
@@ -57,7 +57,9 @@ def shown(registry: CollectorRegistry) -> dict[str, float]:
 
 def chain(first: FaultServer, second: FaultServer, **more: Any) -> RouterProvider:
     one = CustomProvider(base_url=first.base_url, model="fault-model")
-    return RouterProvider(one, [OllamaProvider(base_url=second.base_url, model="fault-model")], board=Board(), **more)
+    return RouterProvider(
+        one, [OllamaProvider(base_url=second.base_url, model="fault-model")], breakers=BreakerRegistry(), **more
+    )
 
 
 async def test_what_an_answer_leaves_in_the_metrics(registry: CollectorRegistry) -> None:
@@ -104,7 +106,7 @@ async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -
 
 
 def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
-    story = Story(0.0)
+    story = Progress(0.0)
     story.heard("one two ", 1.0)
     for outcome in (story.torn, lambda: story.failed([], 2.0)):
         story.asks("ollama", 1)
@@ -139,14 +141,14 @@ async def test_the_time_of_switching_counts_from_the_first_failure(registry: Col
     ):
         both = [CustomProvider(base_url=server.base_url, model="fault-model") for server in (one, two)]
         last = OllamaProvider(base_url=three.base_url, model="fault-model")
-        assert await RouterProvider(both[0], [both[1], last], board=Board()).generate("hi") == TEXT
+        assert await RouterProvider(both[0], [both[1], last], breakers=BreakerRegistry()).generate("hi") == TEXT
         one.fault = two.fault = None
     assert {name for name in shown(registry) if name.startswith("switch")} == {
         "switch_seconds_count{from=custom,to=ollama}"
     }
     told = []
     remove = events.add_sink(told.append)
-    story = Story(0.0)
+    story = Progress(0.0)
     story.asks("custom", 0)
     story.failed([], 1.0)
     story.asks("custom", 1)
@@ -163,7 +165,7 @@ async def test_a_breaker_that_is_over_is_shown_so(registry: CollectorRegistry) -
         clock = [0.0]
         router = RouterProvider(
             CustomProvider(base_url=server.base_url, model="fault-model"),
-            board=Board(clock=lambda: clock[0]),
+            breakers=BreakerRegistry(clock=lambda: clock[0]),
             retries=0,
         )
         with pytest.raises(errors.AuthenticationFailed):
@@ -285,7 +287,7 @@ async def test_a_continuation_in_words_is_of_the_same_request(telemetry: tuple[A
     async with FaultServer("ollama", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("openai", TEXT) as other:
         first = OllamaProvider(base_url=dying.base_url, model="fault-model")
         second = CustomProvider(base_url=other.base_url, model="fault-model")
-        await RouterProvider(first, [second], board=Board()).complete("hi there")
+        await RouterProvider(first, [second], breakers=BreakerRegistry()).complete("hi there")
     *attempts, request = exporter.get_finished_spans()
     assert [span.parent.span_id for span in attempts] == [request.context.span_id] * 2
     assert attributes(request)["learnflow_llm.attempts"] == 2

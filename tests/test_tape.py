@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnflow.llm import RouterProvider, cli, errors, get_provider
-from learnflow.llm.board import Board
 from learnflow.llm.providers import AzureProvider, CustomProvider, LlamaCppProvider, OllamaProvider, build
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
 
@@ -420,10 +420,10 @@ async def test_how_long_a_dead_provider_was_left_alone_does_not_matter(tmp_path:
             router = RouterProvider(dead, [provider_for(server)])
             recorded = [await router.complete(text) for text in ("one", "two")]
     forget()
-    board = Board()
+    board = BreakerRegistry()
     with replaying(tmp_path) as player:
         hops = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
-        router = RouterProvider(hops[0], hops[1:], board=board)
+        router = RouterProvider(hops[0], hops[1:], breakers=board)
         first = await router.complete("one")
         board.clock = lambda: 1e9
         second = await router.complete("two")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import errors, events
     from .adapter.provider import BaseProvider
     from .factory import discover, get_provider
-    from .router import RouterProvider
+    from .routing.router import RouterProvider
 
 __all__ = [
     "AtMost",
@@ -41,7 +41,7 @@ _LATER = {
     "BaseProvider": ".adapter.provider",
     "discover": ".factory",
     "get_provider": ".factory",
-    "RouterProvider": ".router",
+    "RouterProvider": ".routing.router",
 }
 
 

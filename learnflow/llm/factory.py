@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from . import settings
 from .base import LLMProvider
 from .known import Health
-from .router import RouterProvider
+from .routing.router import RouterProvider
 from .survey import SURVEY_S, found, survey
 
 

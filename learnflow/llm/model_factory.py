@@ -16,7 +16,7 @@ from .factory import get_provider, named
 from .langchain import ChatLearnFlow
 from .nodes import Files, NamedProvider, Plan
 from .providers import build
-from .router import RouterProvider
+from .routing.router import RouterProvider
 from .specs import OTHER, SPECS
 
 

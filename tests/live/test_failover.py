@@ -11,8 +11,8 @@ from conftest import LIVE
 from test_live import ANSWERS, named_environment, rows
 
 from learnflow.llm import RouterProvider
-from learnflow.llm.board import Board
 from learnflow.llm.providers import CustomProvider, build
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -39,7 +39,7 @@ async def test_cut_at_any_character_the_text_is_the_unbroken_one(row: str, how: 
                 "openai", list(answer), thinking=thinking or "", fault=Fault("cut", after=at)
             ) as one:
                 broken = CustomProvider(base_url=one.base_url, model="fault-model")
-                chain = RouterProvider(broken, [real], board=Board())
+                chain = RouterProvider(broken, [real], board=BreakerRegistry())
                 if how == "generate":
                     text = await chain.generate(prompt, temperature=0, max_tokens=400)
                 else:

@@ -18,7 +18,7 @@ from ..base import LLMProvider
 from ..errors import LLMError
 from ..providers import CustomProvider, build
 from ..replay import active, cassette
-from ..router import RouterProvider
+from ..routing.router import RouterProvider
 from ..survey import brief, survey, usable
 from .fault_server import Fault, FaultServer
 from .kit import replaying

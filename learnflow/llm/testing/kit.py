@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import board, factory, window
+from .. import factory, window
 from ..base import LLMProvider
 from ..replay import active
 from ..replay.player import Player
 from ..replay.recorder import Recorder
+from ..routing import breaker
 from ..transport import client
 from .fault_server import RUNNING
 
 
 def forget() -> None:
     """The process begins anew: no breaker is open, no context was widened, no tape was played."""
-    board.BOARD.forget()
+    breaker.REGISTRY.forget()
     window.forget()
     active.forget()
 

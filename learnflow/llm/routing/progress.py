@@ -1,7 +1,7 @@
-"""The story of one request so far: what was delivered, who was tried, what it cost; and telling it.
+"""The progress of one request so far: what was delivered, who was tried, what it cost; and telling it.
 
 Must never choose who is asked, or what a failure means.
-The course writes it, and makes the caller's completion or error of it.
+The execution writes it, and makes the caller's completion or error of it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import events
-from .base import Completion, Usage
-from .errors import LLMError, Tried
+from .. import events
+from ..base import Completion, Usage
+from ..errors import LLMError, Tried
 
 
-class Story:
-    """The story of one request.
+class Progress:
+    """The progress of one request.
 
     Args:
         started: when it began, in seconds of the event loop's clock, as every ``now`` here.

@@ -1,7 +1,7 @@
 """Joining a broken text: where to step back to, what comes again and is swallowed, what is an echo. Pure text.
 
 Must never ask a server, or drop what a model honestly says twice.
-The router makes a ``Cut`` of what was delivered, and feeds a ``Seam`` what the next provider says.
+The router makes a ``Cut`` of what was delivered, and feeds a ``Joiner`` what the next provider says.
 
 A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer: so the prefix that
 is sent ends with the last whole word, and what comes back must first repeat the rest (facts/litellm.md, "Move the seam
@@ -46,7 +46,7 @@ def as_it_broke(delivered: str) -> Cut:
     return Cut(delivered, "")
 
 
-class Seam:
+class Joiner:
     """What follows a cut: feed it what the next provider says, and it gives what the caller has not seen.
 
     Args:

@@ -1,6 +1,6 @@
 """The doer: a chain of providers that is itself a provider; loses no answer that one of them could have given.
 
-Must never decide (``policy``), join (``seam``) or know a server: it runs courses over hops.
+Must never decide (``policy``), join (``seam``) or know a server: it runs courses over candidates.
 The factory hands it out; routers nest.
 """
 
@@ -12,9 +12,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, Unpack, cast
 
-from . import errors, events, settings, window
-from .adapter.options import rows
-from .base import (
+from .. import errors, events, settings, window
+from ..adapter.options import rows
+from ..base import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TEMPERATURE,
     Answering,
@@ -24,14 +24,14 @@ from .base import (
     Prompt,
     TextStream,
 )
-from .board import BOARD, Board
-from .course import Course, Resume, Rules
-from .errors import LLMError
-from .hop import PROBE_S, Call, Hop
-from .known import Capabilities, Health
-from .policy import Needs, Routing
-from .providers import build
-from .specs import OTHER, SPECS
+from ..errors import LLMError
+from ..known import Capabilities, Health
+from ..providers import build
+from ..specs import OTHER, SPECS
+from .breaker import REGISTRY, BreakerRegistry
+from .candidate import PROBE_S, Call, Candidate
+from .execution import Execution, Resume, Rules
+from .selection import Needs, Routing
 
 Member = str | LLMProvider
 Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
@@ -69,7 +69,7 @@ class RouterProvider:
         routing: who is asked first: "order", "latency", "cost", "local-first" (LLM_ROUTING).
         deadline: seconds for a request, all attempts together (LLM_DEADLINE).
         find: finds the providers at the first awaited call, instead of ``primary``.
-        board: what is known of the providers' places; the process's own where none is given.
+        breakers: what is known of the providers' places; the process's own where none is given.
 
     Raises:
         NotConfigured: an unknown name, or nobody who can be asked.
@@ -85,18 +85,18 @@ class RouterProvider:
         routing: Routing | None = None,
         deadline: float | None = None,
         find: Find | None = None,
-        board: Board = BOARD,
+        breakers: BreakerRegistry = REGISTRY,
     ) -> None:
         common = settings.load()
         if resume not in _RESUMES:
             raise errors.NotConfigured(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         members = ([] if primary is None else [primary]) + others
-        self._hops = [_hop(member, at) for at, member in enumerate(members)]
+        self._candidates = [_candidate(member, at) for at, member in enumerate(members)]
         self._find = find
         self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
         self._resume: Resume = resume
-        self._board = board
+        self._registry = breakers
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
             routing=routing or common.llm_routing,
@@ -106,21 +106,22 @@ class RouterProvider:
         )
         if find is None and not members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
-        if self._hops and all(hop.broken for hop in self._hops):
-            raise next(hop.broken for hop in self._hops if hop.broken)
+        if self._candidates and all(candidate.broken for candidate in self._candidates):
+            raise next(candidate.broken for candidate in self._candidates if candidate.broken)
 
     def __repr__(self) -> str:
-        return f"RouterProvider({', '.join(repr(hop.provider) if not hop.broken else hop.name for hop in self._hops)})"
+        members = (each.name if each.broken else repr(each.provider) for each in self._candidates)
+        return f"RouterProvider({', '.join(members)})"
 
     @property
     def name(self) -> str:
         """The names of its providers."""
-        return "+".join(hop.name for hop in self._hops) or "local"
+        return "+".join(candidate.name for candidate in self._candidates) or "local"
 
     @property
     def providers(self) -> list[LLMProvider]:
         """Those that can be asked, in order."""
-        return [hop.provider for hop in self._hops if not hop.broken]
+        return [candidate.provider for candidate in self._candidates if not candidate.broken]
 
     async def generate(
         self,
@@ -158,24 +159,26 @@ class RouterProvider:
 
     async def list_models(self) -> list[str]:
         """The models of all providers that answer. Raises the last LLMError where none does."""
-        hops = [hop for hop in await self._chain() if not hop.broken]
-        listed = await asyncio.gather(*(hop.provider.list_models() for hop in hops), return_exceptions=True)
+        candidates = [candidate for candidate in await self._chain() if not candidate.broken]
+        listed = await asyncio.gather(
+            *(candidate.provider.list_models() for candidate in candidates), return_exceptions=True
+        )
         _raise_all(listed)
         return list(dict.fromkeys(name for each in listed if isinstance(each, list) for name in each))
 
     async def health_check(self) -> bool:
         """Whether one of them would answer now; never raises."""
         try:
-            hops = [hop for hop in await self._chain() if not hop.broken]
+            candidates = [candidate for candidate in await self._chain() if not candidate.broken]
         except errors.NotOnTape:
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(hop.provider.health_check() for hop in hops)))
+        return any(await asyncio.gather(*(candidate.provider.health_check() for candidate in candidates)))
 
     def get_capabilities(self) -> Capabilities:
         """What one of them can, the best of each; ``local`` only where all are."""
-        known = [hop.provider.get_capabilities() for hop in self._hops if not hop.broken]
+        known = [candidate.provider.get_capabilities() for candidate in self._candidates if not candidate.broken]
         if not known:
             return {**OTHER.capabilities, "local": True}
         best: dict[str, Any] = {}
@@ -187,55 +190,57 @@ class RouterProvider:
 
     async def refresh(self) -> list[Health]:
         """Ask each of the providers how it is and what it can, and remember; see ``BaseProvider.refresh``."""
-        hops = await self._chain()
-        return list(await asyncio.gather(*(hop.own.refresh() for hop in hops if hop.own)))
+        candidates = await self._chain()
+        return list(await asyncio.gather(*(candidate.own.refresh() for candidate in candidates if candidate.own)))
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for hop in await self._chain():
-            if hop.own:
-                await hop.own.prepare()
+        for candidate in await self._chain():
+            if candidate.own:
+                await candidate.own.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
         """Let the servers of one's own load their models; see ``BaseProvider.warm_up``. Raises where none could."""
-        hops = [hop.own for hop in await self._chain() if hop.own and hop.own.spec.local]
-        _raise_all(await asyncio.gather(*(own.warm_up(model) for own in hops), return_exceptions=True))
+        candidates = [candidate.own for candidate in await self._chain() if candidate.own and candidate.own.spec.local]
+        _raise_all(await asyncio.gather(*(own.warm_up(model) for own in candidates), return_exceptions=True))
 
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
 
         By what is known now: ``refresh()`` of a provider lets it know more.
         """
-        course = Course(self._hops, self._board, self._rules, self._call(prompt, model, more), self._resume, dry=True)
+        execution = Execution(
+            self._candidates, self._registry, self._rules, self._call(prompt, model, more), self._resume, dry=True
+        )
         choices, served = [], False
-        for hop in course.order():
-            lacks, place = course.why_not(hop), hop.place(course.model_for(hop))
-            gate = self._board.gate(place)
-            shut = self._board.shut(place)
+        for candidate in execution.order():
+            lacks, target = execution.why_not(candidate), candidate.target(execution.model_for(candidate))
+            gate = self._registry.gate(target)
+            shut = self._registry.shut(target)
             if lacks:
-                why = f"lacks {', '.join(lacks)}" if not hop.broken else lacks[0]
+                why = f"lacks {', '.join(lacks)}" if not candidate.broken else lacks[0]
             elif gate != "go":
                 why = f"left alone after {type(shut[0].error).__name__}"
             else:
                 why = "would serve" if not served else "would be asked if those before it fail"
             serves = not lacks and gate == "go" and not served
             served = served or serves
-            choices.append(Choice(hop.name, place.model, serves, why))
+            choices.append(Choice(candidate.name, target.model, serves, why))
         return choices
 
     def status(self) -> list[dict[str, Any]]:
         """Breakers, recent failures and latencies of this process, a dict for each provider; JSON can hold it."""
-        return [self._state(hop) for hop in self._hops]
+        return [self._state(candidate) for candidate in self._candidates]
 
-    def _state(self, hop: Hop) -> dict[str, Any]:
-        now, place = self._board.clock(), hop.place(None)
-        shut, record = self._board.shut(place), self._board.record(place)
+    def _state(self, candidate: Candidate) -> dict[str, Any]:
+        now, target = self._registry.clock(), candidate.target(None)
+        shut, record = self._registry.shut(target), self._registry.record(target)
         return {
-            "provider": hop.name,
-            "address": None if hop.broken else place.address,
-            "model": place.model,
-            "breaker": "misconfigured" if hop.broken else "open" if shut else "closed",
-            "because": str(hop.broken) if hop.broken else type(shut[0].error).__name__ if shut else None,
+            "provider": candidate.name,
+            "address": None if candidate.broken else target.address,
+            "model": target.model,
+            "breaker": "misconfigured" if candidate.broken else "open" if shut else "closed",
+            "because": str(candidate.broken) if candidate.broken else type(shut[0].error).__name__ if shut else None,
             "opens_in_s": max(0.0, shut[0].until - now) if shut else None,
             "first_token_s": record.first_token_s,
             "answered": record.answered,
@@ -275,55 +280,55 @@ class RouterProvider:
         whole: bool = True,
         tools: bool = True,
     ) -> Call:
-        alone = len(self._hops) == 1 and self._find is None and not self._hops[0].vision_model
+        alone = len(self._candidates) == 1 and self._find is None and not self._candidates[0].vision_model
         needs = Needs() if alone else _needs(prompt, more)
         return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools)
 
     async def _pieces(self, call: Call, resume: Resume, answering: Answering) -> AsyncGenerator[str, None]:
-        hops = await self._chain()
+        candidates = await self._chain()
         needs = call.needs
-        if len(hops) > 1:
+        if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
-            await asyncio.gather(*(hop.look(within) for hop in hops if curious or hop.loads))
-        course = Course(hops, self._board, self._rules, call, resume)
+            await asyncio.gather(*(candidate.look(within) for candidate in candidates if curious or candidate.loads))
+        execution = Execution(candidates, self._registry, self._rules, call, resume)
         try:
-            async with aclosing(course.pieces()) as pieces:
+            async with aclosing(execution.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
         except errors.Unavailable:
             if self._find:
-                self._hops = []  # whoever was found has gone: look again
+                self._candidates = []  # whoever was found has gone: look again
             raise
-        answering.completion = course.completion
+        answering.completion = execution.completion
 
-    async def _chain(self) -> list[Hop]:
-        """The hops; found now, where none was named. Many first calls look once."""
-        if not self._hops and self._find:
+    async def _chain(self) -> list[Candidate]:
+        """The candidates; found now, where none was named. Many first calls look once."""
+        if not self._candidates and self._find:
             loop = asyncio.get_running_loop()
             finding = self._finding.get(loop)
             if finding is None:
                 finding = self._finding[loop] = asyncio.ensure_future(self._find())
                 finding.add_done_callback(lambda _: self._finding.pop(loop, None))
             providers = await asyncio.shield(finding)
-            if not self._hops:
-                self._hops = [_hop(provider, at) for at, provider in enumerate(providers)]
-        return self._hops
+            if not self._candidates:
+                self._candidates = [_candidate(provider, at) for at, provider in enumerate(providers)]
+        return self._candidates
 
 
-def _hop(member: Member, at: int) -> Hop:
+def _candidate(member: Member, at: int) -> Candidate:
     """A provider of the chain; one that cannot be asked is kept, and said to be so, unless its name is unknown."""
     if not isinstance(member, str):
-        return Hop(member, at)
+        return Candidate(member, at)
     name = member.strip().lower()
     if name not in SPECS:
         build(member)  # which says what is wrong with it
     try:
-        return Hop(build(name), at)
+        return Candidate(build(name), at)
     except LLMError as error:
         error.provider = error.provider or name
         events.ended(name, None, error, total_s=0.0, max_tokens=None)
-        return Hop(None, at, broken=error)
+        return Candidate(None, at, broken=error)
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:

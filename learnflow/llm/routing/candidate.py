@@ -12,15 +12,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from . import errors, prices
-from .adapter.provider import BaseProvider
-from .adapter.request import Attempt
-from .base import Answering, LLMProvider, Options, Prompt, TextStream
-from .board import Place
-from .errors import LLMError
-from .known import Health
-from .policy import Needs, lacks
-from .replay.transport import unrecorded
+from .. import errors, prices
+from ..adapter.provider import BaseProvider
+from ..adapter.request import Attempt
+from ..base import Answering, LLMProvider, Options, Prompt, TextStream
+from ..errors import LLMError
+from ..known import Health
+from ..replay.transport import unrecorded
+from .breaker import Target
+from .selection import Needs, lacks
 
 PROBE_S: Final = 1.0
 
@@ -55,7 +55,7 @@ class Call:
         return f"<Call model={self.model!r} {self.needs}>"
 
 
-class Hop:
+class Candidate:
     """One provider of a chain."""
 
     def __init__(self, provider: LLMProvider | None, number: int, broken: LLMError | None = None) -> None:
@@ -110,11 +110,11 @@ class Hop:
         """Whether it is a server of one's own, or says that the text stays near."""
         return bool(self.provider.get_capabilities()["local"])
 
-    def place(self, model: str | None) -> Place:
+    def target(self, model: str | None) -> Target:
         """Where its breaker is kept."""
         if self.own is None:
-            return Place(f"{self.name}#{id(self._provider)}", model)
-        return Place(self.own.endpoint.base, model or self.own.model)
+            return Target(f"{self.name}#{id(self._provider)}", model)
+        return Target(self.own.endpoint.base, model or self.own.model)
 
     async def look(self, within: float = PROBE_S) -> None:
         """Learn what it is and what it can, until that has succeeded once; many who want it look once."""

@@ -1,0 +1,1 @@
+"""Several providers as one: who is asked next, what a failure means, how a broken answer is continued."""
