@@ -99,7 +99,14 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
         (501, b"{}", errors.Unsupported),
         (200 + 102, b"", errors.Misconfigured),
         (407, b"", errors.Misconfigured),
-        (418, b"{}", errors.InvalidRequest),
+        (418, b"{}", errors.ServerFailed),
+        *(
+            (status, b"{}", errors.ServerFailed)
+            for status in (408, 409, 410, 421, 423, 424, 425, 426, 451, 494, 499, 599)
+        ),
+        (405, b"{}", errors.Misconfigured),
+        (413, b"{}", errors.ContextOverflow),
+        (451, b'{"error":{"message":"The maximum context length is 8 tokens."}}', errors.ContextOverflow),
         (413, b"", errors.ContextOverflow),
         (400, b'{"error":{"message":"max_tokens=9 cannot be greater than max_model_len=8"}}', errors.ContextOverflow),
         (500, b'{"error":{"message":"image input is not supported - hint: mmproj"}}', errors.Unsupported),  # llama.cpp

@@ -169,28 +169,43 @@ async def test_the_callers_own_window_is_left_alone() -> None:
 )
 async def test_older_versions_lose_a_beginning_and_it_is_raised(version: str, lost: bool) -> None:
     pages = {"/api/version": {"version": version}, **trained(40960, 8192)}
-    async with FaultServer("ollama", tells=pages, reads=5) as server:
-        asked = ollama(server).generate("one two three four five six", max_tokens=10)
+    async with FaultServer("ollama", tells=pages, reads=500) as server:
+        asked = ollama(server).generate("word " * 2000, max_tokens=10)
         if not lost:
             assert await asked
             return
-        with pytest.raises(errors.ContextOverflow, match=r"read 5 tokens of a prompt that has at least 6"):
+        with pytest.raises(errors.ContextOverflow, match=r"read 500 tokens of a prompt that has at least 2000"):
             await asked
 
 
-@pytest.mark.parametrize(("reads", "lost"), [(1026, True), (2300, False), (3007, False)])
-async def test_any_server_of_ones_own_that_reads_far_too_little_has_dropped_the_beginning(
-    reads: int, lost: bool
+OLLAMA = {
+    "/api/version": {"version": "0.33.0"},
+    "/api/tags": {"models": [{"name": "fault-model"}]},
+    "/api/ps": {"models": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("reads", "words", "tells", "lost"),
+    [
+        (1026, 3000, OLLAMA, True),
+        (2000, 3000, OLLAMA, False),  # tokenizers that join words need fewer tokens than there are words
+        (10, 400, OLLAMA, False),  # a small prompt is no evidence
+        (0, 3000, OLLAMA, False),  # nor is a dummy
+        (1026, 3000, {}, False),  # nor is a server that is not known to drop: it may count the uncached part alone
+    ],
+)
+async def test_an_ollama_behind_its_v1_that_reads_far_too_little_has_dropped_the_beginning(
+    reads: int, words: int, tells: dict[str, Any], lost: bool
 ) -> None:
-    """Ollama's /v1 does so, whatever its version; tokenizers that join words need fewer tokens than there are words."""
-    async with FaultServer("openai", reads=reads) as server:
+    async with FaultServer("openai", reads=reads, tells=tells) as server:
         provider = CustomProvider(base_url=server.base_url, model="fault-model")
         if not lost:
-            assert await provider.generate("word " * 3000)
+            assert await provider.generate("word " * words)
             return
         with pytest.raises(errors.ContextOverflow, match="dropped the beginning") as caught:
-            await provider.generate("word " * 3000)
-        assert (caught.value.needed, caught.value.window) == (3000, 1026)
+            await provider.generate("word " * words)
+        assert (caught.value.needed, caught.value.window) == (words, reads)
 
 
 async def test_a_picture_for_a_model_without_vision_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,17 @@
 """The log: one line of the application's structlog, or of the standard logging where it configured none.
 
-Must never be given a prompt or an answer, but at DEBUG where the operator wants them.
-Only ``events`` and the engine write to it.
+It is given no prompt and no answer, but at DEBUG where the operator wants them. A line that cannot be written (a closed
+stdout, a full disk, a processor of the application's that raises) costs no answer.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, Literal
+
+import structlog  # here, not at the first failure: an import may fail for want of what the failure is about
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -17,20 +20,21 @@ _NAME: Final = "learnflow.llm"
 
 def wanted(level: Level) -> bool:
     """Whether anybody would read a line of this level."""
-    return _logger(level) is not None
+    with suppress(Exception):
+        return _logger(level) is not None
+    return False
 
 
 def line(level: Level, what: str, **fields: Any) -> None:
-    """Write one line."""
-    logger = _logger(level)
-    if logger is not None:
-        getattr(logger, level)(what, **fields)
+    """Write one line, if that can be done."""
+    with suppress(Exception):
+        logger = _logger(level)
+        if logger is not None:
+            getattr(logger, level)(what, **fields)
 
 
 def _logger(level: Level) -> Any:
     """A structlog that nobody configured would print to stdout, into the answer of a command line."""
-    import structlog  # noqa: PLC0415  # not before somebody asks a model
-
     if structlog.is_configured():
         return structlog.get_logger(_NAME)
     listened = logging.getLogger(_NAME).isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
@@ -39,8 +43,6 @@ def _logger(level: Level) -> Any:
 
 @cache
 def _standard_logger() -> Any:
-    import structlog  # noqa: PLC0415
-
     return structlog.wrap_logger(
         logging.getLogger(_NAME),
         processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer(key_order=["event"])],

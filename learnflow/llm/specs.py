@@ -97,6 +97,8 @@ class ProviderSpec:
         service: its name in our compose file.
         continues: how an answer that broke is continued from its beginning: given as the last message ("message"), or
             by rendering the template and sending the text as it is ("raw"); None where it can only be asked in words.
+        drops_prompts: it is known to drop the beginning of a prompt that is too long, without a word: behind its
+            OpenAI-compatible address, or in older versions.
         max_concurrency: requests at once; the others wait. None for any number.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
@@ -138,6 +140,7 @@ class ProviderSpec:
     window: str | None = None
     service: str | None = None
     continues: Continues | None = None
+    drops_prompts: bool = False
     max_concurrency: int | None = None
     placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = _ALWAYS | _SAMPLING
@@ -255,6 +258,7 @@ _ROWS: Final = (
         window="num_ctx",
         service="ollama",
         continues="raw",
+        drops_prompts=True,
         max_concurrency=4,
         placeholders=("local-model",),
         parameters=_ALWAYS | _LOCAL_SAMPLING,

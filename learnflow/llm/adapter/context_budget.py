@@ -12,17 +12,19 @@ from typing import Final
 from .. import errors, prices, window
 from ..base import DEFAULT_MAX_TOKENS, Usage
 from ..errors import LLMError
-from ..knowledge import Knowledge
+from ..knowledge import QUICK_S, Knowledge
 from ..known import Model
-from ..specs import ProviderSpec
+from ..specs import SPECS, ProviderSpec
 from .request import Request, Size
 
 # Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;
 # in between, what it counts tells whether it dropped some.
 _REFUSES_SINCE: Final = (0, 12, 6)
 _COUNTS_SINCE: Final = (0, 4)
-# Tokenizers that join words (SuperBPE) make a third fewer tokens than others, which make more tokens than words.
-_JOINED: Final = 0.75
+# When a count of tokens is beyond doubt: a large prompt, of which far less was read than it has words. Tokenizers that
+# join words make a third fewer tokens than words; templates leave old thinking out; small prompts are mostly template.
+_LARGE: Final = 1000  # tokens
+_FAR_BELOW: Final = 0.5
 _NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gateway says 502 or 504
 
 
@@ -137,20 +139,22 @@ class ContextBudget:
         if self._window and self._sent:
             self._window.held = max(self._window.held or 0, self._sent)
 
-    def loss(self, usage: Usage) -> LLMError | None:
-        """The error for a prompt whose beginning was dropped without a word, where the server's count shows it.
+    async def loss(self, usage: Usage) -> LLMError | None:
+        """The error for a prompt whose beginning was dropped without a word, where the server's count leaves no doubt.
 
-        Ollama before 0.12.6 does so, and every Ollama behind its ``/v1``.
+        Only of servers that are known to do so (``drops_prompts``): Ollama before 0.12.6, and every Ollama behind its
+        ``/v1``. Who answers is looked up where that is not known yet.
         """
         read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
-        if not read or not self._spec.local:
+        if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None
-        if self._window is None:
-            dropped = read < least * _JOINED
-        else:
-            server = self._knowledge.server
-            dropped = server is not None and _counts(server.version) and read < least
-        if not dropped:
+        if self._knowledge.server is None:
+            await self._knowledge.health(QUICK_S)
+        server = self._knowledge.server
+        kind = SPECS.get(server.kind or "") if server else None
+        if server is None or kind is None or not kind.drops_prompts:
+            return None
+        if self._window is not None and not _counts(server.version):
             return None
         what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
         return _overflow(what, least, read)

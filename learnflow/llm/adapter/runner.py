@@ -103,7 +103,7 @@ class Runner:
             if text := answer.end():
                 yield text
             if not failed:
-                answering.completion, failed = self._completed(answer, model or "")
+                answering.completion, failed = await self._completed(answer, model or "")
         finally:
             lowered = answer.budget.answer if answer.budget else None
             self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
@@ -264,13 +264,13 @@ class Runner:
         if why:
             events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why))
 
-    def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
+    async def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
         """The completion, or why the answer is none after all."""
         try:
             whole = answer.completion(self.spec.name, model)
         except LLMError as error:
             return None, error
-        loss = answer.budget.loss(whole.usage) if answer.budget else None
+        loss = await answer.budget.loss(whole.usage) if answer.budget else None
         if loss:
             return None, loss
         cost = whole.cost

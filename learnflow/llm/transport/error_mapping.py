@@ -94,13 +94,9 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     404: errors.Misconfigured,
     405: errors.Misconfigured,
     407: errors.Misconfigured,
-    408: errors.ServerFailed,
-    409: errors.ServerFailed,
     413: errors.ContextOverflow,
     422: errors.InvalidRequest,
-    425: errors.ServerFailed,
     429: errors.RateLimited,
-    499: errors.ServerFailed,
     501: errors.Unsupported,
     503: errors.Overloaded,
     529: errors.Overloaded,
@@ -282,7 +278,7 @@ def _kind(status: int, said: Complaint, judge: Callable[[], type[LLMError] | Non
     opinion = judge() if judge else None
     if opinion and issubclass(opinion, _DECISIVE):
         return opinion
-    return _STATUSES.get(status, errors.ServerFailed if status >= 500 or not status else errors.InvalidRequest)
+    return _STATUSES.get(status, errors.ServerFailed)  # what nobody knows is the provider's: the next one is asked
 
 
 def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
