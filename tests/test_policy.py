@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,3 +141,75 @@ def test_what_is_not_known_is_no_lack() -> None:
         "context (9 tokens or more needed, 8 served)",
     ]
     assert selection.lacks(Needs(tokens=8), can, 8) == []
+
+
+def test_the_decision_table_of_the_documents_is_the_codes() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "routing.md").read_text(encoding="utf-8")
+    assert decision.tables() in text
+
+
+@pytest.mark.parametrize(
+    ("error", "now", "wanted"),
+    [
+        (errors.ConnectionFailed("x"), {}, ("next", "forget")),
+        (errors.InvalidRequest("x"), {}, ("give up", "keep")),
+        (errors.ContentFiltered("x"), {"prefilled": True}, ("give up", "keep")),
+        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("otherwise", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": False}, ("give up", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "forget")),
+        (errors.ModelLoading("x"), {}, ("load", "keep")),
+        (errors.ContextOverflow("x"), {}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
+        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "forget")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True}, ("next", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True}, ("next", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "forget")),
+        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+    ],
+)
+def test_what_a_failure_means_for_the_request(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
+    decided = decision.decide(error, decision.Situation(**now))
+    assert (decided.action, decided.text) == wanted
+
+
+def test_a_failure_after_the_finish_is_continued_by_nobody() -> None:
+    error = errors.ErrorInAnswer("x")
+    error.finished = True
+    shown = decision.Situation(shown=True, held=True, fresh=True)
+    assert decision.decide(error, shown).action == "give up"
+    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "forget"
+
+
+def options(*said: str) -> list[selection.Option]:
+    """By words: "cold far", "probe near"."""
+    gates = ("shut", "probe", "trial")
+    return [
+        selection.Option(
+            gate=next((gate for gate in gates if gate in one), "go"),  # type: ignore[arg-type]
+            cold="cold" in one,
+            distance=1 if "far" in one else 0,
+        )
+        for one in said
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "routing", "chosen", "load", "probe"),
+    [
+        (["near", "near"], "order", 0, [], []),
+        (["near cold", "far"], "order", 0, [], []),
+        (["near cold", "far"], "warm-first", 1, [0], []),
+        (["near cold", "far", "near"], "order", 2, [0], []),
+        (["far cold", "near"], "order", 1, [0], []),
+        (["near cold", "near cold", "far"], "order", 0, [], []),
+        (["near probe", "near"], "order", 1, [], [0]),
+        (["near shut", "far"], "order", 1, [], []),
+        (["near shut", "near shut"], "order", None, [], []),
+        (["near trial", "near"], "order", 0, [], []),
+    ],
+)
+def test_who_is_asked_now(said: list[str], routing: Any, chosen: int | None, load: list[int], probe: list[int]) -> None:
+    assert selection.select(options(*said), routing) == selection.Selection(chosen, load, probe)

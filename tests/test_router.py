@@ -13,7 +13,7 @@ import pytest
 from conftest import DIALECTS, KINDS, provider_for
 from pydantic import BaseModel
 
-from learnflow.llm import LLMProvider, RouterProvider, errors, events
+from learnflow.llm import Capabilities, LLMProvider, RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry, Target
@@ -69,7 +69,12 @@ async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str)
     others = {"ollama": "llamacpp", "llamacpp": "ollama"}
     for after, how in itertools.product(places, ("stream", "generate")):
         fault = Fault(name, after=after, **refusals)
-        async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, _, chain):
+        async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, two, chain):
+            if name == "error_after_finish" and how == "stream":  # shown, and its finish stood: nobody continues it
+                with pytest.raises(errors.ErrorInAnswer) as caught:
+                    await heard(chain, how)
+                assert (caught.value.partial, two.seen) == (TEXT, [])
+                continue
             assert await heard(chain, how) == TEXT, (after, how)
 
 
@@ -415,6 +420,95 @@ async def test_a_cold_model_loads_while_another_answers() -> None:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         assert (await chain.complete("hi")).provider == "ollama"
+
+
+COLD = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
+
+
+class Cloud(CustomProvider):
+    """A provider whose text leaves the machine, by its own word."""
+
+    def get_capabilities(self, model: str | None = None) -> Capabilities:
+        return {**super().get_capabilities(model), "local": False}
+
+
+@pytest.mark.parametrize("routing", ["order", "local-first"])
+async def test_a_cold_model_is_waited_for_and_no_cloud_gets_the_prompt(routing: str) -> None:
+    async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
+        cloud = Cloud(base_url=two.base_url, model="fault-model")
+        chain = router(provider_for(one), cloud, routing=routing)
+        assert (await chain.complete("a private prompt")).provider == "ollama"
+        assert two.seen == []
+
+
+async def test_no_share_of_the_time_is_kept_for_a_farther_provider_while_a_model_loads() -> None:
+    async with FaultServer("ollama", TEXT, fault=Fault("hang"), tells=COLD) as one, FaultServer("openai", TEXT) as two:
+        chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
+        with pytest.raises(errors.DeadlineExceeded):
+            await chain.generate("a private prompt", timeout=0.8)
+        assert two.seen == []
+
+
+async def test_warm_first_is_the_operators_word_for_anything_else() -> None:
+    async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
+        chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"), routing="warm-first")
+        await chain.complete("hi")
+        assert (len(one.seen), len(two.seen)) == (0, 1)
+
+
+async def test_a_loading_server_is_waited_for_and_no_cloud_gets_the_prompt() -> None:
+    loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
+    async with (
+        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=loading) as one,
+        FaultServer("openai", TEXT) as two,
+    ):
+        chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
+        asked = asyncio.create_task(chain.complete("a private prompt"))
+        await asyncio.sleep(0.7)
+        assert not asked.done()
+        one.fault = None
+        one.tells.update(one.dialect.pages())
+        assert (await asked).provider == "llamacpp"
+        assert two.seen == []
+
+
+async def test_a_load_that_outlasts_its_budget_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOAD_TIMEOUT", "1")
+    loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
+    async with (
+        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=loading) as one,
+        FaultServer("openai", TEXT) as two,
+    ):
+        chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
+        assert (await chain.complete("hi")).text == TEXT
+        assert len(two.seen) == 1
+
+
+async def test_a_late_first_token_is_checked_on_the_servers_own_page() -> None:
+    """Unloaded after five idle minutes, of which nobody was told: it loads, and is waited for."""
+    loaded = {"models": [{"name": "fault-model", "context_length": 8192}]}
+    async with FaultServer("ollama", TEXT, tells={"/api/ps": loaded}) as one, FaultServer("openai", TEXT) as two:
+        cloud = Cloud(base_url=two.base_url, model="fault-model")
+        chain = router(provider_for(one, first_token_timeout=0.4), cloud)
+        assert (await chain.complete("hi")).provider == "ollama"
+        one.fault = Fault("hang")
+        one.tells["/api/ps"] = {"models": []}
+        asked = asyncio.create_task(chain.complete("a private prompt"))
+        await asyncio.sleep(0.7)
+        one.fault = None
+        one.tells["/api/ps"] = loaded
+        async with asyncio.timeout(10):
+            assert (await asked).provider == "ollama"
+        assert two.seen == []
+
+
+async def test_a_text_whose_finish_stood_is_continued_by_nobody() -> None:
+    """The schema was not kept to: another one begins, or the caller is told."""
+    async with FaultServer("openai", "no JSON") as one, FaultServer("vllm", '{"a": 1}') as two:
+        chain = router(provider_for(one), provider_for(two))
+        wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+        assert await chain.generate("hi", response_format=wanted) == '{"a": 1}'
+        assert "assistant" not in str(two.seen[0].body["messages"])
 
 
 async def test_routers_nest_and_any_provider_will_do() -> None:

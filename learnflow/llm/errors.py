@@ -85,6 +85,7 @@ class LLMError(Exception):
         partial: the text of the answer that had arrived.
         thinking: the thinking that had arrived.
         tokens: about how many tokens had arrived.
+        finished: the server had said that the answer is complete: what is wrong with it is not that it broke.
         attempts: what was tried before, where several providers or times were.
     """
 
@@ -113,6 +114,7 @@ class LLMError(Exception):
         self.partial = ""
         self.thinking = ""
         self.tokens = 0
+        self.finished = False
         self.attempts: tuple[Tried, ...] = ()
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     llm_deadline: _Seconds = 3600.0
     llm_load_timeout: _Seconds = 600.0
     llm_retries: Annotated[int, Field(ge=0)] = 2
-    llm_routing: Literal["order", "latency", "cost", "local-first"] = "order"
+    llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
     llm_local_only: bool = False
     llm_log_content: bool = False
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None

@@ -318,4 +318,5 @@ class Runner:
         if answer:
             error.partial, error.thinking = answer.text, answer.thinking
             error.tokens = answer.reader.deltas_read if answer.reader else 0
+            error.finished = bool(answer.reader and answer.reader.parser.finish)
         return error

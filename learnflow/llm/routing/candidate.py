@@ -110,6 +110,11 @@ class Candidate:
         """Whether it is a server of one's own, or says that the text stays near."""
         return bool(self.provider.get_capabilities()["local"])
 
+    @property
+    def distance(self) -> int:
+        """0 on this machine or a private network, 1 beyond."""
+        return 0 if not self.broken and self.local else 1
+
     def target(self, model: str | None) -> Target:
         """Where its breaker is kept."""
         if self.own is None:
@@ -193,9 +198,12 @@ class Candidate:
         """Whether it took as long as its own budget for the first token, not only what others left it."""
         return self.own is not None and seconds >= self.own.engine.times.first_token
 
-    async def state(self) -> str:
-        """How it is, for one that was loading."""
-        return (await self.own.refresh(PROBE_S)).state if self.own else "ready"
+    async def loads_now(self, model: str | None) -> bool:
+        """Whether its own pages say that it is loading, or has yet to load the model; False where they do not tell."""
+        if self.own is None or self.taped:
+            return False
+        state = (await self.own.refresh(PROBE_S)).state
+        return state == "loading" or (state == "ready" and self.loads and self.cold(model))
 
     def ask(self, call: Call, model: str | None, attempt: Attempt, timeout_s: float) -> TextStream:
         """Ask it, or let it continue what was begun; ``timeout_s`` is all the time there is.

@@ -1,12 +1,21 @@
-"""What a failure means: for the provider that failed, and for the request. Pure; times are seconds."""
+"""What a failure means: for the request (what is done next, and with the text so far) and for the provider that failed.
+
+Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/routing.md`` has the table, printed from
+``RULES`` by ``python -m learnflow.llm.routing.decision``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from .. import errors
 from ..errors import LLMError
+
+Action = Literal["otherwise", "next", "load", "give up"]
+Text = Literal["keep", "forget"]
+Resume = Literal["continue", "restart", "raise"]
 
 LONGEST_S: Final = 300.0  # whatever a server asks for (429 with Retry-After: 86400 was seen)
 _BACK_OFF_S: Final = 0.5
@@ -14,11 +23,123 @@ _BACK_OFF_MOST_S: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a failure is judged by, beside itself.
+
+    Attributes:
+        shown: the caller has seen a part of the answer (more than white space).
+        held: a part of it is held, shown or not, of this attempt or of one before.
+        fresh: this attempt has added to it.
+        rigid: it has a form that cannot be continued: tool calls, JSON.
+        resume: what the caller wants done with a stream that breaks.
+        prefilled: the request carried the beginning of the answer, which was our idea.
+        time_left: the caller's deadline is not over.
+    """
+
+    shown: bool = False
+    held: bool = False
+    fresh: bool = False
+    rigid: bool = False
+    resume: Resume = "continue"
+    prefilled: bool = False
+    time_left: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done next, and with the text so far."""
+
+    action: Action
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the table: the first that fits decides."""
+
+    when: str
+    fits: Callable[[LLMError, Situation], bool]
+    action: Action
+    text: Text
+
+
+def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
+    return lambda error, _: isinstance(error, kinds)
+
+
+# What arrived is worth nothing, or is not what was asked for: nobody continues it.
+_WORTHLESS: Final = (
+    errors.ContextOverflow,
+    errors.ThinkingLeaked,
+    errors.SchemaMismatch,
+    errors.AnswerTooLong,
+)
+
+RULES: Final = (
+    Rule(
+        "the server does not take an answer that was begun (our idea)",
+        lambda error, now: (
+            now.prefilled
+            and isinstance(error, errors.Unsupported | errors.RequestError)
+            and not isinstance(error, errors.ContentFiltered)
+        ),
+        "otherwise",
+        "keep",
+    ),
+    Rule(
+        "the caller's time is over",
+        lambda error, now: isinstance(error, errors.DeadlineExceeded) and not now.time_left,
+        "give up",
+        "keep",
+    ),
+    Rule(
+        "the request itself is wrong or filtered, or nothing of the kind was recorded",
+        lambda error, _: not error.failover and not isinstance(error, errors.DeadlineExceeded),
+        "give up",
+        "keep",
+    ),
+    Rule(
+        "what it said is worthless (the prompt was cut, thinking, not the schema, endless) or had its finish; shown",
+        lambda error, now: now.shown and now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
+        "give up",
+        "keep",
+    ),
+    Rule(
+        "the same, and the caller has seen nothing of it",
+        lambda error, now: now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
+        "next",
+        "forget",
+    ),
+    Rule("the model is loading", _is(errors.ModelLoading), "load", "keep"),
+    Rule(
+        "it broke after a part was shown that cannot be continued (tools, a schema, resume='raise')",
+        lambda _, now: now.shown and (now.rigid or now.resume == "raise"),
+        "give up",
+        "keep",
+    ),
+    Rule("it broke after a part was shown", lambda _, now: now.shown, "next", "keep"),
+    Rule(
+        "it broke after a part arrived that nobody has seen and that can be continued",
+        lambda _, now: now.held and not now.rigid and now.resume == "continue",
+        "next",
+        "keep",
+    ),
+    Rule("anything else that another provider may be able to do", lambda *_: True, "next", "forget"),
+)
+
+
+def decide(error: LLMError, now: Situation) -> Decision:
+    """What is done next after this failure, and with the text so far."""
+    rule = next(rule for rule in RULES if rule.fits(error, now))
+    return Decision(rule.action, rule.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a failure means for the provider that failed.
 
     Attributes:
-        opens: how long it is left alone at first; None where it is not to blame.
+        opens: seconds for which its breaker opens at first; None where it is not to blame.
         whole_address: every model at its address is concerned, not only this one.
         visible: a probe that costs nothing sees whether it is over.
     """
@@ -30,7 +151,7 @@ class Verdict:
 
 _INNOCENT: Final = Verdict()
 # The first line that fits; a leaf that is not here is nobody's fault or the request's own.
-_VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
+VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.DeadlineExceeded, _INNOCENT),  # the caller's time, not the server's
     (errors.ModelLoading, _INNOCENT),
     (errors.ConnectionFailed, Verdict(opens=5, whole_address=True, visible=True)),
@@ -55,7 +176,7 @@ _VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
 
 def verdict(error: LLMError) -> Verdict:
     """What this failure means for the provider that failed."""
-    return next((meant for kind, meant in _VERDICTS if isinstance(error, kind)), _INNOCENT)
+    return next((meant for kind, meant in VERDICTS if isinstance(error, kind)), _INNOCENT)
 
 
 def back_off(times: int, chance: float, asked: float | None = None) -> float:
@@ -74,3 +195,27 @@ def back_off(times: int, chance: float, asked: float | None = None) -> float:
 def patience(remaining: float) -> float:
     """Seconds that a provider may take to its first token where others behind it want a share of the time."""
     return remaining / 2
+
+
+def tables() -> str:
+    """Both tables as Markdown: rules, and what opens a breaker."""
+    does = {
+        "otherwise": "the same provider again, asked in words",
+        "next": "the next provider",
+        "load": "wait for the load; meanwhile a provider that is no farther away",
+        "give up": "raise it",
+    }
+    lines = ["| the first that fits | then | the text so far |", "|---|---|---|"]
+    lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in RULES]
+    lines += ["", "| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
+    for kind, meant in VERDICTS:
+        if meant.opens is None:
+            lines.append(f"| `{kind.__name__}` | does not open | | |")
+        else:
+            of, by = "address" if meant.whole_address else "model", "a probe" if meant.visible else "one request"
+            lines.append(f"| `{kind.__name__}` | {meant.opens:g} s, doubled each time | {of} | {by} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(tables())  # noqa: T201

@@ -12,7 +12,7 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from .. import errors, events
 from ..adapter.request import Attempt
@@ -21,11 +21,11 @@ from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
 from .candidate import Call, Candidate
+from .decision import Resume
 from .progress import Progress
 
-Resume = Literal["continue", "restart", "raise"]
-
 _AGAIN_S: Final = 0.5  # between two looks at a server that loads
+_LOADING: Final = errors.ModelLoading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +127,11 @@ class Execution:
         loop = asyncio.get_running_loop()
         started, model = loop.time(), self.model_for(candidate)
         target, call = candidate.target(model), self._call
-        others, began = self._others(candidate), self._registry.clock()
+        began = self._registry.clock()
         attempt = Attempt(
             number=len(self._progress.tried) + 1,
             request=self._progress.request,
-            patience=decision.patience(self._deadline - started) if others else None,
+            patience=decision.patience(self._deadline - started) if self._shares(candidate) else None,
             prefix=cut.prefix if cut and cut.prefix else None,
             thinking=self._progress.thinking if cut and cut.prefix else "",
         )
@@ -164,7 +164,7 @@ class Execution:
             if failed is None and self.completion is None:
                 self._registry.settle(target)  # left, or torn: a trial says nothing
         if failed:
-            self._failed(candidate, target, failed, loop.time() - started, attempt)
+            await self._failed(candidate, target, failed, loop.time() - started, attempt)
 
     def _rest_of(self, call: Call, attempt: Attempt, joiner: continuation.Joiner) -> Call:
         """What is asked for where an answer goes on: as much less as was delivered."""
@@ -180,11 +180,14 @@ class Execution:
             events.emit(events.Closed(provider=candidate.name, model=target.model))
         self.completion = self._progress.complete(whole, started, asyncio.get_running_loop().time())
 
-    def _failed(self, candidate: Candidate, target: Target, error: LLMError, seconds: float, attempt: Attempt) -> None:
-        """What this failure means for the target and for the request. Raises where it is over."""
+    async def _failed(
+        self, candidate: Candidate, target: Target, error: LLMError, seconds: float, attempt: Attempt
+    ) -> None:
+        """Tell what this failure means for the provider, and do what it means for the request. Raises it at the end."""
+        if isinstance(error, errors.FirstTokenTimeout) and await candidate.loads_now(target.model):
+            error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
         own = Tried(candidate.name, error.model or target.model, type(error).__name__, error.status, seconds)
-        now = asyncio.get_running_loop().time()
-        self._progress.failed(error.attempts or (own,), now)  # a router inside this one tells its own
+        self._progress.failed(error.attempts or (own,), asyncio.get_running_loop().time())  # a router tells its own
         hurried = attempt.patience is not None and isinstance(error, errors.FirstTokenTimeout)
         if hurried and not candidate.own_time_is_over(seconds):
             self._registry.settle(target)  # others wanted their share: no fault of this one
@@ -192,59 +195,50 @@ class Execution:
             breaker, name = self._registry.shut(target)[0], type(error).__name__
             model = None if decision.verdict(error).whole_address else target.model
             events.emit(events.Opened(provider=candidate.name, model=model, error=name, seconds=breaker.period))
-        if (
-            isinstance(error, errors.NotOnTape)
-            and candidate.taped
-            and self._registry.shut(target)
-            and self._others(candidate)
-        ):
-            error.forgiven = True  # it was left alone when the tape was made
+        left_alone = candidate.taped and self._registry.shut(target) and self._others(candidate)
+        if isinstance(error, errors.NotOnTape) and left_alone:
+            error.forgiven = True  # it was left alone when the cassette was made
             del self._progress.tried[-1]
             self._asked[candidate.number] = error
             self._last = self._last or error
             return
         self._last = self._asked[candidate.number] = error
-        ours = attempt.prefix is not None and not candidate.in_words  # the beginning that was given was our idea
-        filtered = isinstance(error, errors.ContentFiltered)
-        if ours and isinstance(error, errors.Unsupported | errors.RequestError) and not filtered:
-            candidate.in_words = True  # it cannot continue a begun answer after all: ask in words
+        fresh, held = bool(error.partial or error.tokens), bool(self._progress.text.strip())
+        decided = decision.decide(
+            error,
+            decision.Situation(
+                shown=held and not self._call.whole,
+                held=held,
+                fresh=fresh,
+                rigid=self._call.rigid,
+                resume=self._resume,
+                prefilled=attempt.prefix is not None and not candidate.in_words,
+                time_left=self._remains(),
+            ),
+        )
+        if decided.action == "give up":
+            raise self._progress.final(error)
+        if decided.action == "otherwise":
+            candidate.in_words = True
             del self._asked[candidate.number]
-        elif not error.failover and not (isinstance(error, errors.DeadlineExceeded) and self._remains()):
-            raise self._progress.final(error)
-        if self._progress.text or error.partial or error.tokens:
-            self._broke(candidate, error)
-
-    def _broke(self, candidate: Candidate, error: LLMError) -> None:
-        """It broke after a part had arrived: keep it, forget it, or give up."""
-        call, shown = self._call, bool(self._progress.text) and not self._call.whole
-        rigid = call.rigid or isinstance(error, errors.ThinkingLeaked | errors.SchemaMismatch | errors.AnswerTooLong)
-        if shown and (rigid or self._resume == "raise"):
-            raise self._progress.final(error)
-        self._progress.lost(error, free=candidate.provider.get_capabilities()["cost"] == (0.0, 0.0))
-        if not shown and (rigid or self._resume != "continue" or not self._progress.text.strip()):
+        if fresh or self._progress.text:
+            self._progress.lost(error, free=candidate.provider.get_capabilities()["cost"] == (0.0, 0.0))
+        if decided.text == "forget":
             self._progress.forget()
 
     async def _next(self) -> Candidate:
         """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""
         while True:
-            fit = [
-                candidate
-                for candidate in self.order()
-                if candidate.number not in self._asked and not self.why_not(candidate)
-            ]
-            gates = {candidate: self._gate(candidate) for candidate in fit}
-            ready = [candidate for candidate in fit if gates[candidate] in ("go", "trial")]
-            warm = [candidate for candidate in ready if not candidate.cold(self.model_for(candidate))]
-            chosen = next(iter(warm or ready), None)
-            for candidate in fit if chosen else ():
-                if candidate is chosen:
-                    break
-                if gates[candidate] == "probe":
-                    self._probe(candidate)  # meanwhile
-                elif gates[candidate] == "go":
-                    candidate.load(self.model_for(candidate))  # meanwhile: it is cold, and another one is not
-            if chosen:
-                if gates[chosen] == "trial":
+            fit = [each for each in self.order() if each.number not in self._asked and not self.why_not(each)]
+            fit = self._within_reach(fit)
+            selected = self.select(fit)
+            for at in selected.probe:
+                self._probe(fit[at])
+            for at in selected.load:
+                fit[at].load(self.model_for(fit[at]))
+            if selected.chosen is not None:
+                chosen = fit[selected.chosen]
+                if self._gate(chosen) == "trial":
                     self._begin(chosen)
                 return chosen
             if fit:
@@ -253,6 +247,30 @@ class Execution:
                     return first
                 continue
             await self._wait()
+
+    def select(self, fit: Sequence[Candidate]) -> selection.Selection:
+        """Who of these is asked now, and what the others do meanwhile."""
+        options = [
+            selection.Option(gate=self._gate(each), cold=each.cold(self.model_for(each)), distance=each.distance)
+            for each in fit
+        ]
+        return selection.select(options, self._rules.routing)
+
+    def _loading(self) -> list[Candidate]:
+        """Those who said that they load, and whose time for it is not over."""
+        over = self._load_is_over()
+        return [] if over else [each for each in self._candidates if isinstance(self._asked.get(each.number), _LOADING)]
+
+    def _load_is_over(self) -> bool:
+        return asyncio.get_running_loop().time() + _AGAIN_S > min(self._deadline, self._started + self._rules.load)
+
+    def _within_reach(self, fit: list[Candidate]) -> list[Candidate]:
+        """While one loads, only those who are no farther away answer meanwhile."""
+        loading = self._loading()
+        if not loading or self._rules.routing == "warm-first":
+            return fit
+        reach = min(each.distance for each in loading)
+        return [each for each in fit if each.distance <= reach]
 
     def _gate(self, candidate: Candidate) -> Gate:
         """What may be done with it now. Tapes are asked always: how long it was left alone was a matter of time."""
@@ -293,46 +311,51 @@ class Execution:
         """Everybody was asked: wait for a load, or a little, and begin another round; else raise the last error."""
         if self._last is None:
             raise self._nobody()
-        again = {number: error for number, error in self._asked.items() if error.retryable}
-        loading = [
-            candidate for candidate in self._candidates if isinstance(again.get(candidate.number), errors.ModelLoading)
-        ]
-        others = len(again) > len(loading) and self._rounds < self._rules.retries
-        if not loading and not others:
-            raise self._progress.final(self._last)
+        loading = self._loading()
         if loading:
-            await self._loaded(loading, wait=not others)
-        if others:
-            asked = [error.retry_after for error in again.values() if error.retry_after is not None]
-            delay = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
-            if not self._remains(delay):
-                raise self._progress.final(self._last)
-            self._rounds += 1
-            await asyncio.sleep(delay)
-        for number in again if others else [candidate.number for candidate in loading]:
+            await self._loaded(loading)
+            return
+        again = {number: error for number, error in self._asked.items() if error.retryable}
+        again = {number: error for number, error in again.items() if not isinstance(error, _LOADING)}
+        if not again or self._rounds >= self._rules.retries:
+            raise self._progress.final(self._last)
+        asked = [error.retry_after for error in again.values() if error.retry_after is not None]
+        delay = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
+        if not self._remains(delay):
+            raise self._progress.final(self._last)
+        self._rounds += 1
+        await asyncio.sleep(delay)
+        for number in again:
             del self._asked[number]
 
-    async def _loaded(self, candidates: Sequence[Candidate], *, wait: bool) -> None:
-        """Until one of them has loaded its model, where ``wait``; a load is never hurried, and has its own budget."""
-        loop = asyncio.get_running_loop()
-        over = min(self._deadline, self._started + self._rules.load)
-        while True:
-            if loop.time() + _AGAIN_S > over:
-                assert self._last is not None  # noqa: S101  # it said that it loads
-                raise self._progress.final(self._last)
+    async def _loaded(self, loading: Sequence[Candidate]) -> None:
+        """Until one of them has loaded its model; a load is never hurried, and has its own budget."""
+        while not self._load_is_over():
             await asyncio.sleep(_AGAIN_S)
-            if not wait or any(state != "loading" for state in [await candidate.state() for candidate in candidates]):
+            ready = [each for each in loading if not await each.loads_now(self.model_for(each))]
+            for each in ready:
+                del self._asked[each.number]
+            if ready:
                 return
 
     def _remains(self, seconds: float = 0.0) -> bool:
         return asyncio.get_running_loop().time() + seconds < self._deadline
 
+    def _shares(self, candidate: Candidate) -> bool:
+        """Whether a part of the time is kept for others; none for a farther one, where this one has to load."""
+        cold = candidate.cold(self.model_for(candidate)) and self._rules.routing != "warm-first"
+        return any(not cold or other.distance <= candidate.distance for other in self._left(candidate))
+
     def _others(self, candidate: Candidate) -> int:
         """How many could still be asked after it."""
-        return sum(
-            other is not candidate and other.number not in self._asked and not self.why_not(other)
+        return len(self._left(candidate))
+
+    def _left(self, candidate: Candidate) -> list[Candidate]:
+        return [
+            other
             for other in self._candidates
-        )
+            if other is not candidate and other.number not in self._asked and not self.why_not(other)
+        ]
 
     def order(self) -> list[Candidate]:
         """The chain in the order in which it is asked; those that cannot be come last."""

@@ -30,7 +30,8 @@ from ..providers import build
 from ..specs import OTHER, SPECS
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Call, Candidate
-from .execution import Execution, Resume, Rules
+from .decision import Resume
+from .execution import Execution, Rules
 from .selection import Needs, Routing
 
 Member = str | LLMProvider

@@ -1,12 +1,14 @@
-"""Who is asked first, and who cannot serve a request at all. Pure."""
+"""Who is asked: in which order, who cannot serve at all, and who is asked now. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Routing = Literal["order", "latency", "cost", "local-first"]
+from .breaker import Gate
+
+Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +22,13 @@ class Standing:
 
 
 def ranked(standings: Sequence[Standing], routing: Routing) -> list[int]:
-    """Their places, in the order in which they are asked; what is unknown comes last, the user's order decides ties."""
+    """Their positions, in the order in which they are asked; what is unknown comes last, ties stay in order."""
 
     def key(one: Standing) -> tuple[float, int]:
         unknown = float("inf")
         value = {
             "order": 0.0,
+            "warm-first": 0.0,
             "latency": unknown if one.latency_s is None else one.latency_s,
             "cost": unknown if one.cost is None else sum(one.cost),
             "local-first": 0.0 if one.local else 1.0,
@@ -33,6 +36,51 @@ def ranked(standings: Sequence[Standing], routing: Routing) -> list[int]:
         return value, one.position
 
     return [one.position for one in sorted(standings, key=key)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One provider that could be asked now, in the order of the chain.
+
+    Attributes:
+        gate: what its breaker says.
+        cold: it would have to load the model first.
+        distance: 0 on this machine or a private network, 1 beyond.
+    """
+
+    gate: Gate = "go"
+    cold: bool = False
+    distance: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Who is asked now (None: nobody can be), and what is done meanwhile with those before it; by their index."""
+
+    chosen: int | None
+    load: list[int] = field(default_factory=list)
+    probe: list[int] = field(default_factory=list)
+
+
+def select(options: Sequence[Option], routing: Routing) -> Selection:
+    """The first whose breaker lets it be asked.
+
+    A cold one is waited for, however warm a farther one is: the order is the user's. Only one that is warm and no
+    farther away answers meanwhile. ``warm-first`` is the operator's word for anything else.
+    """
+    ready = [at for at, one in enumerate(options) if one.gate in ("go", "trial")]
+    if not ready:
+        return Selection(None)
+    first = ready[0]
+    reach = max(one.distance for one in options) if routing == "warm-first" else options[first].distance
+    warm = (at for at in ready if not options[at].cold and options[at].distance <= reach)
+    chosen = next(warm, first) if options[first].cold else first
+    before = list(enumerate(options[:chosen]))
+    return Selection(
+        chosen,
+        load=[at for at, one in before if one.gate == "go" and one.cold],
+        probe=[at for at, one in before if one.gate == "probe"],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +92,12 @@ class Needs:
     schema: bool = False
     tokens: int = 0
 
+    @property
+    def named(self) -> list[str]:
+        """The capabilities that it needs."""
+        wanted = (("vision", self.images), ("tools", self.tools), ("json_schema", self.schema))
+        return [name for name, needed in wanted if needed]
+
 
 def lacks(needs: Needs, can: Mapping[str, Any], window: int | None) -> list[str]:
     """What this provider certainly lacks for it, in words; what is not known is no lack.
@@ -53,8 +107,12 @@ def lacks(needs: Needs, can: Mapping[str, Any], window: int | None) -> list[str]
         can: its capabilities.
         window: the largest context that it can serve, in tokens.
     """
-    wanted = (("vision", needs.images), ("tools", needs.tools), ("json_schema", needs.schema))
-    found = [name for name, needed in wanted if needed and can[name] is False]
+    found = [name for name in needs.named if can[name] is False]
     if window is not None and needs.tokens > window:
         found.append(f"context ({needs.tokens} tokens or more needed, {window} served)")
     return found
+
+
+def unknown(needs: Needs, can: Mapping[str, Any]) -> list[str]:
+    """What nobody knows whether this provider can do it, of what is needed."""
+    return [name for name in needs.named if can[name] is None]
