@@ -110,8 +110,6 @@ def test_names_of_providers_stand_only_in_the_rows() -> None:
 def test_every_room_says_what_it_owns(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert docstring
-    if path.parent == HOUSE and path.name != "__main__.py":
-        assert "Must never" in docstring
 
 
 def test_there_is_no_utils_and_no_init_above_us() -> None:

@@ -18,13 +18,18 @@ import pytest
 from conftest import provider_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, field_validator
 
 from learnflow.llm import RouterProvider, errors
+from learnflow.llm.adapter import structured_output
 from learnflow.llm.errors import LLMError
-from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.routing.continuation import step_back
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport import error_mapping
 from learnflow.llm.transport.ndjson_parser import NDJSONParser
+from learnflow.llm.transport.reasoning import ReasoningSplitter
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
 from learnflow.llm.transport.untrusted import MAX_JSON_BYTES, count, dollars, json_object
@@ -184,8 +189,9 @@ def test_json_that_is_deep_or_long_is_a_failure_with_a_name(odd: bytes, parser: 
 def test_arguments_of_a_tool_that_are_no_object_are_named(arguments: str) -> None:
     call = {"index": 0, "id": "a", "function": {"name": "look", "arguments": arguments}}
     parser, _ = sse(event(tool_calls=[call]) + event(None, "tool_calls") + DONE)
-    with pytest.raises(errors.MalformedAnswer):
-        parser.tool_calls()
+    if not isinstance(parser.fault, errors.MalformedAnswer):
+        with pytest.raises(errors.MalformedAnswer):
+            parser.tool_calls()
 
 
 @pytest.mark.parametrize("indexes", [[0, "1"], [None, 2], ["0", None], [-1, 10**400], [True, 0], [{}, 0]])
@@ -511,3 +517,107 @@ def test_any_refusal_and_any_page_is_read(status: int, parts: list[bytes]) -> No
     assert isinstance(error, LLMError)
     assert all(line.isprintable() for line in str(error).splitlines())
     assert json_object(body) is None or isinstance(json_object(body), dict)
+
+
+# What an attack from outside found.
+
+
+@pytest.mark.parametrize("text", ["[" * 1000, '{"a":' * 1000])
+async def test_an_answer_that_is_deep_json_is_no_json(text: str) -> None:
+    async with FaultServer(answer=text) as one, FaultServer(answer='{"a": 1}') as two:
+        wanted = {"type": "json_object"}
+        with pytest.raises(errors.SchemaMismatch):
+            await provider_for(one).generate("hi", response_format=wanted)
+        chain = RouterProvider(provider_for(one), [provider_for(two)])
+        assert await chain.generate("hi", response_format=wanted) == '{"a": 1}'
+
+
+async def test_a_validator_that_raises_anything_is_a_mismatch() -> None:
+    class Odd(BaseModel):
+        x: int
+
+        @field_validator("x")
+        @classmethod
+        def inverse(cls, x: int) -> int:
+            return 1 // x
+
+    async with FaultServer(answer='{"x": 0}') as server:
+        with pytest.raises(errors.SchemaMismatch, match="ZeroDivisionError"):
+            await provider_for(server).complete("hi", response_format=Odd)
+
+
+BLANKS = [" ", "\n", "\t"]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_white_space_costs_no_time(blank: str) -> None:
+    began = time.process_time()
+    step_back("a" + blank * 300_000 + "b c")
+    step_back("a" + blank * 300_000)
+    for text in ("```" + blank * 300_000 + "x", "```json\n" + blank * 300_000):
+        with suppress(errors.SchemaMismatch):
+            structured_output.value(text, "stop")
+    splitter = ReasoningSplitter()
+    for _ in range(20_000):
+        splitter.feed(blank)
+    parser = SSEParser()
+    for _ in range(50_000):
+        parser.feed(blank.encode())
+    assert time.process_time() - began < 2
+
+
+def test_json_of_too_many_values_is_none() -> None:
+    assert json_object(b'{"x":[' + b"[]," * 200_000 + b"[]]}") is None
+
+
+async def test_a_call_that_says_nothing_keeps_no_answer_alive() -> None:
+    empty = event(tool_calls=[{"index": 0}])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event("a"))
+        with suppress(ConnectionError):
+            for _ in range(60):
+                writer.write(empty)
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        provider = CustomProvider(base_url=f"http://127.0.0.1:{port}", model="m", gap_timeout=0.4)
+        with pytest.raises(errors.GapTimeout):
+            await provider.generate("hi")
+
+
+def test_a_part_that_nobody_knows_is_no_lost_text() -> None:
+    assert sse(event(finish="stop", content=["ab", {"text": "cd"}]) + DONE)[1] == "abcd"
+    parser, _ = sse(event(finish="stop", content=[{"type": "answer", "words": "ab"}]) + DONE)
+    assert isinstance(parser.fault, errors.MalformedAnswer)
+
+
+@pytest.mark.parametrize("status", [401, 429])
+@pytest.mark.parametrize("headers", [[b"content-encoding: br"], [b"content-length: 999"]])
+async def test_a_refusal_with_a_bad_body_keeps_its_status(status: int, headers: list[bytes]) -> None:
+    head = b"HTTP/1.1 " + str(status).encode() + b" No\r\n" + b"\r\n".join(headers) + b"\r\n\r\n{}"
+    async with raw_server(head) as root:
+        with pytest.raises((errors.AuthenticationFailed, errors.RateLimited)) as caught:
+            await CustomProvider(base_url=root, model="m").generate("hi")
+    assert caught.value.status == status
+
+
+async def test_those_who_wait_for_a_place_do_not_each_wait_for_a_dead_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def dead(host: str, *more: Any, **how: Any) -> Any:
+        if host == "gpu.dead.example":
+            time.sleep(4)
+        return real(host, *more, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", dead)
+    async with FaultServer() as server:
+        first = LlamaCppProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.4)
+        chain = RouterProvider(first, [provider_for(server)], breakers=BreakerRegistry())
+        began = time.monotonic()
+        await asyncio.gather(*(chain.generate("hi") for _ in range(16)))
+    assert time.monotonic() - began < 3

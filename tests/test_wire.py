@@ -280,7 +280,7 @@ def test_ollamas_tool_calls_come_whole() -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnflow.llm.transport.stream_parser.MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr("learnflow.llm.transport.stream_parser.MAX_EVENT_BYTES", 1000)
     wire = SSEParser()
     for _ in range(200):
         wire.feed(b"data: xxxxxxxx")

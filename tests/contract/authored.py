@@ -17,7 +17,7 @@ from behaviours import ANSWERS, BEGUN, BROKEN
 from learnflow.llm import errors
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
-from learnflow.llm.replay.recorder import Recording
+from learnflow.llm.replay.transport import Cassettes
 
 _SSE: Final = "text/event-stream"
 _NDJSON: Final = "application/x-ndjson"
@@ -424,8 +424,8 @@ VOICES: Final[dict[str, Voice]] = {
 }
 
 
-class Author:
-    """A deck that answers as a row does by its documents, and keeps what was asked.
+class Author(Cassettes):
+    """Answers as a row does by its documents, and keeps what was asked.
 
     Args:
         row: whose voice.
@@ -441,17 +441,13 @@ class Author:
         self._pages = pages
         self._type = _NDJSON if isinstance(self._voice, OllamaVoice) else _SSE
 
-    def play(self, asked: RecordedRequest) -> RecordedResponse:
+    def play(self, request: RecordedRequest) -> RecordedResponse:
         """The answer."""
-        path = asked.uri.partition(".example")[2]
-        chat = asked.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
-        said = self._chat(asked) if chat else self._page(path)
-        self.interactions.append(Interaction(asked, said))
+        path = request.uri.partition(".example")[2]
+        chat = request.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
+        said = self._chat(request) if chat else self._page(path)
+        self.interactions.append(Interaction(request, said))
         return said
-
-    def record(self, asked: RecordedRequest) -> Recording:
-        """It asks no server."""
-        raise AssertionError(asked)
 
     def _page(self, path: str) -> RecordedResponse:
         if path in self._pages:

@@ -26,7 +26,7 @@ from subjects import absent, fresh, named, seal, tape_of
 from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
-from learnflow.llm.replay.recorder import Recording
+from learnflow.llm.replay.transport import Cassettes, Recording
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import forget
 
@@ -36,10 +36,8 @@ _AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every row
 _NOT_SHOWN = {"custom": ("wrong_key", "resume")}
 
 
-class Collector:
-    """A deck that keeps what a server answers, in the order in which it was asked."""
-
-    providers = None
+class Collector(Cassettes):
+    """Keeps what a server answers, in the order in which it was asked."""
 
     def __init__(self) -> None:
         self._kept: list[Interaction | None] = []
@@ -49,10 +47,7 @@ class Collector:
         """What has ended."""
         return [each for each in self._kept if each]
 
-    def play(self, asked: RecordedRequest) -> None:
-        """It asks the server."""
-
-    def record(self, asked: RecordedRequest) -> Recording:
+    def record(self, request: RecordedRequest) -> Recording:
         """Where the answer is kept."""
         at = len(self._kept)
         self._kept.append(None)
@@ -60,7 +55,7 @@ class Collector:
         def keep(interaction: Interaction) -> None:
             self._kept[at] = cassette.calm(interaction)
 
-        return Recording(keep, asked)
+        return Recording(keep, request)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ The adapter asks it before each request, after a refusal, and at the end.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 from .. import errors, prices, window
@@ -178,7 +179,10 @@ class ContextBudget:
 def _counts(version: str | None) -> bool:
     """Whether this Ollama drops, and counts what it has read; a version that cannot be read is a new one."""
     parts = (version or "").partition("-")[0].split(".")
-    return all(part.isdigit() for part in parts) and _COUNTS_SINCE <= tuple(map(int, parts)) < _REFUSES_SINCE
+    return (
+        all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
+        and _COUNTS_SINCE <= tuple(map(int, parts)) < _REFUSES_SINCE
+    )
 
 
 def _overflow(what: str, needed: int, size: int) -> LLMError:

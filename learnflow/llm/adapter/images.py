@@ -31,7 +31,12 @@ async def inline(messages: list[dict[str, Any]], client: Client) -> list[dict[st
     urls = list(dict.fromkeys(url for message in messages for part in _parts(message) if (url := _url_of(part))))
     if not urls:
         return messages
-    read = dict(zip(urls, await asyncio.gather(*(_read(url, client) for url in urls)), strict=True))
+    reading = [asyncio.ensure_future(_read(url, client)) for url in urls]
+    try:
+        read = dict(zip(urls, await asyncio.gather(*reading), strict=True))
+    finally:
+        for each in reading:
+            each.cancel()
     return [
         {**message, "content": [_with(part, read) for part in message["content"]]} if _parts(message) else message
         for message in messages
@@ -47,7 +52,11 @@ def _url_of(part: Any) -> str | None:
     """The URL of a picture that has to be read; None for anything else."""
     picture = part.get("image_url") if part.get("type") == "image_url" else None
     url = picture.get("url") if isinstance(picture, Mapping) else picture
-    return url if isinstance(url, str) and url.lower().startswith(("http://", "https://")) else None
+    if not isinstance(url, str) or url.startswith("data:"):
+        return None
+    if not url.strip().lower().startswith(("http://", "https://")):
+        raise errors.InvalidRequest("a picture has neither an http address nor a data URL", hint="Give one of the two")
+    return url.strip()
 
 
 def _with(part: Mapping[str, Any], read: Mapping[str, str]) -> Mapping[str, Any]:

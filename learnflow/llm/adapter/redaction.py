@@ -16,6 +16,7 @@ from .request import Request
 _TELLING: Final = 4  # letters and digits; a shorter text gives nothing away
 _WINDOW: Final = 16  # letters and digits in common that count as a quotation
 _KEY_WINDOW: Final = 8  # characters of a key in common
+_LOOKED_AT: Final = 200_000  # characters of each text of a request: a picture is millions
 _ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 _QUOTE: Final = ": “"  # where diagnosis begins to quote
 
@@ -44,7 +45,7 @@ def _letters(text: str) -> str:
 
 
 def _repeats(said: str, text: str, *, short: bool) -> bool:
-    letters = _letters(text)
+    letters = _letters(text[:_LOOKED_AT])
     if len(letters) < _WINDOW:
         return short and len(letters) >= _TELLING and letters in said
     return any(said[at : at + _WINDOW] in letters for at in _windows(said, _WINDOW))

@@ -52,6 +52,7 @@ class Runner:
         self._log_content = log_content
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
+        self._unreachable: tuple[float, LLMError] | None = None  # when no connection could be made last, and why
         self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     @property
@@ -100,10 +101,10 @@ class Runner:
                             yield text
             except Exception as error:  # noqa: BLE001  # nothing raw leaves: what nobody thought of has a name, too
                 failed = failure_of(error)
-            if text := answer.end():
-                yield text
-            if not failed:
-                answering.completion, failed = await self._completed(answer, model or "")
+            rest, late = await self._ended(answer, answering, model or "", whole=failed is None)
+            failed = failed or late
+            if rest:
+                yield rest
         finally:
             lowered = answer.budget.answer if answer.budget else None
             self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
@@ -170,6 +171,8 @@ class Runner:
             late = True
         finally:
             events.whisper(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
+        if self._unreachable and self._unreachable[0] >= began:  # meanwhile the others found nobody there
+            raise type(self._unreachable[1])(self._unreachable[1].what)
         if late:
             what = f"{self.times.max_concurrency} others were being answered all the time"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
@@ -246,7 +249,11 @@ class Runner:
         """Write the request and send it."""
         request = await self._written(asked, attempt, model, variant, size)
         judge = partial(_litellm.judge, self.spec, model)
-        return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
+        try:
+            return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
+        except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
+            self._unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
+            raise
 
     async def _written(self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size) -> HttpRequest:
         """The request for a chat, or for what follows an answer that was begun."""
@@ -264,21 +271,31 @@ class Runner:
         if why:
             events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why))
 
-    async def _completed(self, answer: Answer, model: str) -> tuple[Completion | None, LLMError | None]:
-        """The completion, or why the answer is none after all."""
+    async def _ended(
+        self, answer: Answer, answering: Answering, model: str, *, whole: bool
+    ) -> tuple[str, LLMError | None]:
+        """What was held back; where the answer is whole, the completion is left, or why it is none after all."""
+        rest = ""
         try:
-            whole = answer.completion(self.spec.name, model)
-        except LLMError as error:
-            return None, error
+            rest = answer.end()
+            if whole:
+                answering.completion = await self._completed(answer, model)
+        except Exception as error:  # noqa: BLE001  # as above: a schema's validator may raise anything
+            return rest, failure_of(error)
+        return rest, None
+
+    async def _completed(self, answer: Answer, model: str) -> Completion:
+        """The completion. Raises an LLMError where the answer is none after all."""
+        whole = answer.completion(self.spec.name, model)
         loss = await answer.budget.loss(whole.usage) if answer.budget else None
         if loss:
-            return None, loss
+            raise loss
         cost = whole.cost
         if cost is None and self.spec.local:
             cost = 0.0 if self.knowledge.capabilities(model)["cost"] == (0.0, 0.0) else None
         elif cost is None:
             cost = _litellm.price(self.spec, model, whole.usage)
-        return replace(whole, cost=cost), None
+        return replace(whole, cost=cost)
 
     def _tell(
         self,

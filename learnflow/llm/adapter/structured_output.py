@@ -7,16 +7,14 @@ The request asks ``asked_for``, the adapter ``parsed``.
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SchemaMismatch
 from ..specs import Rung
+from ..transport.untrusted import parse_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-_FENCE: Final = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 
 
 def asked_for(wanted: type[BaseModel], rung: Rung) -> tuple[Any, str | None]:
@@ -48,13 +46,15 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
         what = f"the answer does not fit {wanted.__name__}{_cut(finish)}: {', '.join(named)}".rstrip(": ")
+    except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
+        what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
     raise SchemaMismatch(what)
 
 
 def value(text: str, finish: str) -> Any:
     """What the JSON says. Raises SchemaMismatch where it is none."""
     try:
-        return json.loads(_bare(text))
+        return parse_json(_bare(text))
     except ValueError:
         pass
     raise SchemaMismatch(f"the answer is no JSON{_cut(finish)}")
@@ -62,8 +62,10 @@ def value(text: str, finish: str) -> Any:
 
 def _bare(text: str) -> str:
     """Without the fence that models like to put around it."""
-    fenced = _FENCE.match(text)
-    return fenced.group(1) if fenced else text
+    bare = text.strip()
+    if not (bare.startswith("```") and bare.endswith("```") and "\n" in bare):
+        return text
+    return bare.removesuffix("```").partition("\n")[2]
 
 
 def _cut(finish: str) -> str:

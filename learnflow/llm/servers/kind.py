@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..errors import LLMError
 from ..known import Model, Server
+
+_LONGEST: Final = 300  # characters of a name
+_MOST_TOKENS: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ class Kind:
 
 def text(value: Any) -> str | None:
     """A text that says something and can be shown, or None: what a server sends may end up on a terminal."""
-    return value if isinstance(value, str) and value and value.isprintable() else None
+    return value if isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable() else None
 
 
 def flag(value: Any) -> bool | None:
@@ -58,7 +61,7 @@ def flag(value: Any) -> bool | None:
 
 def count(value: Any) -> int | None:
     """A number of tokens, or None for anything else; 0 means that nobody knows."""
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value < _MOST_TOKENS else None
 
 
 def part(said: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

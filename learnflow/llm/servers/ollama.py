@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..known import Model, Server
 from .kind import Kind, Page, count, part, text
 
-_NUM_CTX: Final = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
+_NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _NEWEST: Final = ":latest"
 
 

@@ -7,6 +7,7 @@ what servers answer.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -25,6 +26,8 @@ from .untrusted import MAX_JSON_BYTES
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
+_REFUSAL_S: Final = 2.0  # for an error's body: its status has come
+_COMPRESSED: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _INFLATED_BYTES: Final = 64 * 1024  # of a compressed body at a time
 # What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
 _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
@@ -71,9 +74,9 @@ class HttpResponse:
             name: value for name, value in response.headers.items() if name != "set-cookie"
         }
         self._response = response
-        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        encoding = self.headers.get("content-encoding", "").strip().lower()
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        self._bytes = stream if encoding in ("identity", "") else _inflated(stream, encoding)
+        self._bytes = _inflated(stream, encoding) if encoding in _COMPRESSED else stream
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises an LLMError where the connection broke."""
@@ -209,13 +212,16 @@ class Client:
 
 async def _refusal(response: HttpResponse, judge: Judge | None) -> LLMError:
     """What an answer means whose status is not 2xx."""
+    body = b""
     try:
-        body = await response.beginning(_REFUSAL_BYTES)
-    except LLMError as error:
-        return error
+        async with asyncio.timeout(_REFUSAL_S):
+            while len(body) < _REFUSAL_BYTES and (more := await response.read()):
+                body += more
+    except (TimeoutError, LLMError):
+        pass  # the status says enough
     finally:
         await response.aclose()
-    return error_mapping.refusal(response.status, body, response.headers, judge)
+    return error_mapping.refusal(response.status, body[:_REFUSAL_BYTES], response.headers, judge)
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
@@ -239,6 +245,8 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 proxy = await network.proxy_for(connections.proxies, request.url, budget)
             kept = connections.to(scheme, proxy, local_only=local_only)
         except _SET_UP as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             failure = errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
@@ -316,7 +324,11 @@ def _left_over(response: httpx.Response) -> bool:
     stream: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)
-    return stream is not None and bool(stream.trailing_data[0])
+    if stream is not None and stream.trailing_data[0]:
+        return True
+    # behind TLS: bytes that were read, and are not yet decrypted
+    tls = getattr(response.extensions.get("network_stream"), "_stream", None)
+    return bool(getattr(getattr(tls, "_read_bio", None), "pending", 0))
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -342,6 +354,7 @@ async def _inflated(stream: AsyncIterator[bytes], encoding: str) -> AsyncGenerat
     async for data in stream:
         waiting = data
         while waiting and not inflate.eof:
+            await asyncio.sleep(0)  # nothing else in here lets others go on
             yield inflate.decompress(waiting, _INFLATED_BYTES)
             waiting = inflate.unconsumed_tail
     if not inflate.eof:

@@ -50,8 +50,7 @@ class NDJSONParser(StreamParser):
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
             index, name, own = len(self._calls), function.get("name"), call.get("id")
-            texts = {"id": own, "name": name, "arguments": arguments}
-            self._calls[index] = {key: text if isinstance(text, str) else "" for key, text in texts.items()}
+            self._calls[index] = {"id": word(own, MAX_NAME), "name": word(name, MAX_NAME), "arguments": arguments}
             self._goes_on(len(arguments))
             if index >= MAX_CALLS:
                 self._malformed("an answer of so many tool calls")

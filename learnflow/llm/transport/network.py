@@ -141,7 +141,7 @@ def _look_up(host: str, pending: dict[str, asyncio.Future[list[str] | None]]) ->
     def look() -> None:
         try:
             said = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):  # UnicodeError: a label that cannot be a name's
+        except Exception:  # noqa: BLE001  # UnicodeError: a label that cannot be a name's; nobody may wait in vain
             found = None
         else:
             found = list(dict.fromkeys(str(entry[4][0]) for entry in said))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
@@ -20,6 +21,7 @@ Send = Callable[[], Awaitable[HttpResponse]]
 # for the end of the connection, which is closed otherwise, not reused.
 _AFTER_FINISH_S: Final = 2.0
 _AFTER_END_S: Final = 0.25
+_UNINTERRUPTED: Final = 64  # reads: those of what has arrived already let nobody else go on
 
 
 class AnswerReader:
@@ -66,7 +68,11 @@ class AnswerReader:
         try:
             response = await self._sent(send, sent, deadline)
             heard = sent
-            while not self.parser.fault:
+            for reads in itertools.count(1):
+                if self.parser.fault:
+                    break
+                if reads % _UNINTERRUPTED == 0:
+                    await asyncio.sleep(0)
                 data = await self._read(response, heard, deadline)
                 for delta in self.parser.feed(data) if data else self.parser.end():
                     heard = loop.time()

@@ -7,10 +7,11 @@ from typing import Final, Literal, NamedTuple
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = {"`": "`", "'": "'", '"': '"', "«": "»", "“": "”", "(": ")"}
+_QUOTES: Final = {"`": "`", "'": "'", '"': '"', "«": "»", "“": "”", "\u2018": "\u2019", "(": ")", "*": "*", "_": "_"}
 _GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")  # the sentence, behind the tag
 _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, in the next line
 _SENTENCE_ENDS: Final = ".!?…:;"
+_BLANKS: Final = 1000  # white space that is no tag's any more
 _LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
 
@@ -96,7 +97,7 @@ class ReasoningSplitter:
         start = self._rest.lstrip()
         if start.startswith(_OPEN):
             self._rest, self._state = start[len(_OPEN) :], "think"
-        elif start and not _OPEN.startswith(start):
+        elif (start and not _OPEN.startswith(start)) or len(self._rest) > _BLANKS:
             self._rest = start if self._settled else self._rest
             self._state = "answer"
         return Delta()
@@ -148,7 +149,7 @@ def _mentioned(before: str, after: str, *, over: bool = False) -> bool:
     """
     begun = before.rpartition("\n")[2]
     quoted = _QUOTES.get(before[-1:]) == after[:1] != ""
-    fenced = before.count("```") % 2 == 1 and not after.startswith("\n\n")
+    fenced = any(before.count(fence) % 2 for fence in ("```", "~~~")) and not after.startswith("\n\n")
     in_code = fenced or (begun.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
     unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)
     in_sentence = before[-1:] == " " and bool(

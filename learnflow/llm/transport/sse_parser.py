@@ -15,10 +15,11 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import BOM, MAX_CALLS, MAX_NAME, ODD, StreamParser
-from .untrusted import count, dollars, parse_json, word
+from .untrusted import MAX_EVENT_BYTES, count, dollars, parse_json, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
+_SILENT_PARTS: Final = ("reference",)  # Mistral's: where a piece of text is from
 
 
 class SSEParser(StreamParser):
@@ -44,7 +45,7 @@ class SSEParser(StreamParser):
         if line[:5] == b"data:":
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             self._size += len(line)
-            self._bound(self._size)
+            self._bound(self._size, MAX_EVENT_BYTES)
             return None
         if not line:
             return self._dispatch() if self._data else None
@@ -90,30 +91,39 @@ class SSEParser(StreamParser):
         said_text, said_thinking = _parts(delta.get("content"))
         text = self._text(said_text, "text")
         thinking = self._text(said_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
-        if delta.get("tool_calls"):
-            self._collect(delta["tool_calls"])
+        called = bool(delta.get("tool_calls")) and self._collect(delta["tool_calls"])
         if delta.get("refusal"):
             self.refused = True
-        self._closed(choice.get("finish_reason"), spoken=bool(text or thinking or delta.get("tool_calls")))
-        return Delta(text, thinking) if text or thinking or delta.get("tool_calls") else None
+        self._closed(choice.get("finish_reason"), spoken=bool(text or thinking or called))
+        return Delta(text, thinking) if text or thinking or called else None
 
-    def _collect(self, calls: Any) -> None:
-        for call in calls if isinstance(calls, list) else ():
+    def _collect(self, calls: Any) -> bool:
+        """Take pieces of tool calls; returns whether they said anything."""
+        if not isinstance(calls, list):
+            self._malformed("a tool call")
+            return False
+        said = False
+        for call in calls:
             function = call.get("function") or {}
-            own = _string(call.get("id"))
+            own = word(call.get("id"), MAX_NAME)
             new = bool(own) and all(own != known["id"] for known in self._calls.values())
             index = call.get("index")
             if type(index) is not int:  # some servers leave it out: a new id is a new call
                 index = len(self._calls) if new or not self._calls else max(self._calls)
             known = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
             known["id"] = known["id"] or own
-            known["name"] = known["name"] or _string(function.get("name"))
+            name = word(function.get("name"), MAX_NAME)
+            said = said or bool(name and not known["name"])
+            known["name"] = known["name"] or name
             arguments = function.get("arguments") or ""
             arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
             known["arguments"] += arguments
-            self._goes_on(len(arguments))
+            if arguments:
+                self._goes_on(len(arguments))
+                said = True
             if len(self._calls) > MAX_CALLS:
                 self._malformed("an answer of so many tool calls")
+        return said
 
     def _count(self, usage: Any) -> None:
         """The tokens; an odd object leaves them unknown, and the answer as it is."""
@@ -130,7 +140,7 @@ class SSEParser(StreamParser):
             self._read(rest)
         piece = self._read(b"") if self._data and not self.fault else None
         if isinstance(self.fault, errors.MalformedAnswer):
-            self.fault = None if self.finish else errors.AnswerCut("the stream ended in the middle of a line")
+            self.fault = None if self.settled else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
 
     def _whole(self, rest: bytes) -> Delta | None:
@@ -172,10 +182,22 @@ def _string(value: Any) -> str:
 
 
 def _parts(content: Any) -> tuple[Any, str]:
-    """A content and the thinking in it: Mistral and some gateways send a list of typed parts instead of a text."""
+    """A content and the thinking in it: Mistral and some gateways send a list of typed parts instead of a text.
+
+    Raises:
+        TypeError: a part that nobody knows; to leave it out would lose a piece of the answer.
+    """
     if not isinstance(content, list):
         return content, ""
-    parts = [part for part in content if isinstance(part, dict)]
-    thoughts = [_parts(part.get(name))[0] for part in parts for name in _THINKING_PARTS if part.get("type") == name]
-    texts = [_string(part.get("text")) for part in parts if part.get("type") in ("text", "output_text")]
-    return "".join(texts), "".join(map(_string, thoughts))
+    texts, thoughts = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in _THINKING_PARTS:
+            thoughts.append(_string(_parts(part.get(kind))[0]))
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind not in _SILENT_PARTS:
+            raise TypeError("a part of a content that is no text")
+    return "".join(texts), "".join(thoughts)

@@ -14,7 +14,7 @@ from ..base import Finish, ToolCall, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .untrusted import MAX_JSON_BYTES, json_object, word
+from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
 
 _FINISHES: Final[dict[str, Finish]] = {
     "stop": "stop",
@@ -79,7 +79,7 @@ class StreamParser:
         data = self._normalised(data)
         self._rest.append(data)
         self._waiting += len(data)
-        self._bound(self._waiting)
+        self._bound(self._waiting, MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
         if self._document is None:
             self._begin()
         if self._document is not False or self.fault or b"\n" not in data:
@@ -132,10 +132,10 @@ class StreamParser:
         """These bytes with the ends of lines as line feeds."""
         return data
 
-    def _bound(self, size: int) -> None:
+    def _bound(self, size: int, most: int) -> None:
         """Fail where so many bytes are more than a line, an event or a document may have."""
-        if size > MAX_JSON_BYTES:
-            self.fail(errors.MalformedAnswer(f"a line, an event or a body of more than {MAX_JSON_BYTES >> 20} MiB"))
+        if size > most:
+            self.fail(errors.MalformedAnswer(f"a line, an event or a body of more than {most >> 20} MiB"))
 
     def _goes_on(self, characters: int) -> None:
         """The answer has so many more characters: a finish before them was none, and they may be too many."""
@@ -155,7 +155,8 @@ class StreamParser:
         """Tell a stream from one document by its first character; content types lie."""
         data = self._take()
         start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
-        self._rest, self._waiting = [start or data], len(start or data)
+        kept = start or (data if BOM.startswith(data) else b"")  # white space before the beginning is nothing
+        self._rest, self._waiting = [kept], len(kept)
         if start[:1] == b"<":
             self.fail(error_mapping.not_a_server(200))
         if start:

@@ -9,7 +9,9 @@ import json
 import math
 from typing import Any, Final
 
-MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a line, an event, a page or an answer in one piece
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a page or an answer in one piece
+MAX_EVENT_BYTES: Final = 1024 * 1024  # of a line or an event of a stream
+_MAX_VALUES: Final = 100_000  # of one document: eight megabytes of brackets are gigabytes of lists
 _MAX_COUNT: Final = 2**53  # tokens; what JSON's readers agree on (RFC 8259, section 6)
 
 
@@ -17,10 +19,13 @@ def parse_json(data: bytes | str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is none, it is nested too deep, or it has a number of thousands of digits.
+        ValueError: it is none, it is nested too deep, has too many values, or a number of thousands of digits.
     """
+    text = data.decode() if isinstance(data, bytes) else data
+    if len(text) > _MAX_VALUES and sum(map(text.count, ",[{")) > _MAX_VALUES:
+        raise ValueError("JSON of too many values")
     try:
-        return json.loads(data.decode() if isinstance(data, bytes) else data)
+        return json.loads(text)
     except RecursionError:
         pass
     raise ValueError("JSON that is nested too deep")
