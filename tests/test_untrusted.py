@@ -9,7 +9,7 @@ import socket
 import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
@@ -49,29 +49,51 @@ def sse(body: bytes, **how: Any) -> tuple[SSEParser, str]:
 
 
 @asynccontextmanager
+async def served(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server of this handler; at the end its connections are closed, those that it still holds too."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            try:
+                await answer(reader, writer)
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.ensure_future(handle(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in handlers:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+
+
+@asynccontextmanager
 async def raw_server(*answers: bytes, keep: bool = False) -> AsyncIterator[str]:
     """Sends these bytes, one answer a request; the last one stays."""
     left = list(answers)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                if length:
-                    await reader.readexactly(int(length[0].partition(b":")[2]))
-                writer.write(left.pop(0) if len(left) > 1 else left[0])
-                await writer.drain()
-                if not keep:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            if length:
+                await reader.readexactly(int(length[0].partition(b":")[2]))
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+            await writer.drain()
+            if not keep:
+                break
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with served(answer) as root:
+        yield root
 
 
 def http(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
@@ -576,16 +598,13 @@ async def test_a_call_that_says_nothing_keeps_no_answer_alive() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event("a"))
-        with suppress(ConnectionError):
-            for _ in range(60):
-                writer.write(empty)
-                await writer.drain()
-                await asyncio.sleep(0.05)
-        writer.close()
+        for _ in range(60):
+            writer.write(empty)
+            await writer.drain()
+            await asyncio.sleep(0.05)
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        provider = CustomProvider(base_url=f"http://127.0.0.1:{port}", model="m", gap_timeout=0.4)
+    async with served(answer) as root:
+        provider = CustomProvider(base_url=root, model="m", gap_timeout=0.4)
         with pytest.raises(errors.GapTimeout):
             await provider.generate("hi")
 

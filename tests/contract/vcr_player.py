@@ -73,7 +73,7 @@ class _Unmarking(httpx.AsyncBaseTransport):
         try:
             response = await self._wrapped.handle_async_request(request)
         except CannotOverwriteExistingCassetteException:
-            raise errors.NotOnTape("vcrpy has no such request") from None
+            raise errors.NotOnTape(f"vcrpy has no such request: {request.method} {request.url}") from None
         return played(unmarked(response.status_code, dict(response.headers), await response.aread()))
 
 
