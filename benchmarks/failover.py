@@ -18,10 +18,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from learnflow.llm import RouterProvider
-from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 
 Ask = Callable[[], Awaitable[object]]
@@ -118,8 +116,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
 
     async def run() -> None:
-        await _litellm.ready(SPECS["custom"])
-        await _litellm.ready(SPECS["openai"])
+        await CustomProvider(base_url="http://127.0.0.1:9", model="m").prepare()
         await table(options.patience)
         await cost(options.calls, options.rounds)
 

@@ -157,6 +157,30 @@ class Completion:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One of possibly several attempts at an answer; its repr shows no text.
+
+    Attributes:
+        number: of the attempt, from 1.
+        request: the number of the request in this process; 0 for one that no router sends.
+        patience: seconds to the first token, where they are fewer than the provider's own.
+        prefix: what was delivered already and is to be continued; None to begin.
+        thinking: what was thought before it.
+    """
+
+    number: int = 1
+    request: int = 0
+    patience: float | None = None
+    prefix: str | None = field(default=None, repr=False)
+    thinking: str = field(default="", repr=False)
+
+    @property
+    def raw(self) -> str:
+        """The begun answer as the model wrote it."""
+        return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
+
+
 class Answering:
     """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive."""
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from .base import TimeOptions
 from .errors import NotConfigured
 from .settings import RowSettings, Settings
 from .specs import ProviderSpec
+
+# Seconds to the first token and between two, where nobody says otherwise: for one's own machine, and for a cloud.
+NEAR: Final = (180.0, 120.0)
+FAR: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
             fits, wanted = number and value > 0, "seconds, more than 0"
         if value is not None and not fits:
             raise NotConfigured(f"{name}= must be {wanted}", provider=spec.name, hint="Change it, or leave it out")
-    first_token, gap = (180.0, 120.0) if spec.local else (60.0, 30.0)
+    first_token, gap = NEAR if spec.local else FAR
     local_only = given.get("local_only")
     return Times(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,

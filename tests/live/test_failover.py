@@ -39,7 +39,7 @@ async def test_cut_at_any_character_the_text_is_the_unbroken_one(row: str, how: 
                 "openai", list(answer), thinking=thinking or "", fault=Fault("cut", after=at)
             ) as one:
                 broken = CustomProvider(base_url=one.base_url, model="fault-model")
-                chain = RouterProvider(broken, [real], board=BreakerRegistry())
+                chain = RouterProvider(broken, [real], breakers=BreakerRegistry())
                 if how == "generate":
                     text = await chain.generate(prompt, temperature=0, max_tokens=400)
                 else:

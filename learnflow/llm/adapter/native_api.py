@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from .. import errors
+from ..base import Attempt
 from ..health import Door, complaint_of, read_page
 from ..transport.client import HttpRequest
-from .request import Attempt
 
 Watch = Callable[[float], None]
 

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from .. import errors, events, settings, window
-from ..base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Completion, Prompt, TextStream, TimeOptions
+from .. import errors, events, prices, settings, window
+from ..base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Attempt, Completion, Prompt, TextStream, TimeOptions
 from ..base import Options as More
 from ..errors import LLMError
 from ..health import Door
@@ -20,11 +20,12 @@ from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm, native_api
 from .options import checked
-from .request import Attempt, request
+from .request import request
+from .routable import RoutableProvider
 from .runner import Runner
 
 
-class BaseProvider:
+class BaseProvider(RoutableProvider):
     """One provider. ``providers`` has a class for each row; what is not given is read from the row's variables.
 
     Args:
@@ -73,6 +74,56 @@ class BaseProvider:
     def name(self) -> str:
         """The row's name, as in ``LLM_PROVIDER``."""
         return self.spec.name
+
+    @property
+    def address(self) -> str:
+        """See ``RoutableProvider``, as for what follows."""
+        return self.endpoint.base
+
+    @property
+    def continues(self) -> bool:
+        """By the row, or by what the server says it is."""
+        return self.engine.continues is not None
+
+    @property
+    def replays(self) -> bool:
+        """Under LLM_REPLAY."""
+        return self.engine.client.replays
+
+    @property
+    def loads(self) -> bool:
+        """Where the row knows how."""
+        return bool(self.spec.load_path)
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """As given, or LLM_FIRST_TOKEN_TIMEOUT and LLM_GAP_TIMEOUT."""
+        return self._times.first_token, self._times.gap
+
+    def cold(self, model: str | None) -> bool:
+        """As far as the last look showed."""
+        return self.knowledge.cold(model or self.model)
+
+    def has(self, model: str) -> bool:
+        """By its configuration, what the server lists, or LiteLLM's map of models."""
+        server = self.knowledge.server
+        if super().has(model):
+            return True
+        if server and server.models:
+            return server.find(model) is not None
+        return not self.spec.local and bool(prices.known(self.spec.litellm, model)["context"])
+
+    def can(self, model: str | None) -> Capabilities:
+        """What this model can; a context that grows with the request counts up to what the model was trained for."""
+        can = self.get_capabilities(model or self.model)
+        if self.spec.window:
+            can["context_served"] = max(filter(None, (can["context"], can["context_served"])), default=None)
+        return can
+
+    def permitted(self, *, local_only: bool) -> bool:
+        """A server of one's own may be asked: whether its name leads to a private address, the connection knows."""
+        alone = local_only or self._times.local_only
+        return self.spec.local or self.endpoint.near or super().permitted(local_only=alone)
 
     async def generate(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from .. import advice, errors, events, log
-from ..base import Answering, Completion, TextStream
+from ..base import Answering, Attempt, Completion, TextStream
 from ..errors import LLMError
 from ..knowledge import QUICK_S, Knowledge
 from ..specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
@@ -27,7 +27,7 @@ from . import _litellm, images, native_api
 from .answer import Answer
 from .context_budget import ContextBudget
 from .redaction import discreet
-from .request import Attempt, Request, Size, Variant
+from .request import Request, Size, Variant
 
 _PARSERS: Final[dict[str, type[StreamParser]]] = {"openai": SSEParser, "ollama": NDJSONParser}
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .. import errors, events
-from ..adapter.request import Attempt
-from ..base import Completion
+from ..base import Attempt, Completion
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -189,7 +188,7 @@ class Execution:
         own = Tried(candidate.name, error.model or target.model, type(error).__name__, error.status, seconds)
         self._progress.failed(error.attempts or (own,), asyncio.get_running_loop().time())  # a router tells its own
         hurried = attempt.patience is not None and isinstance(error, errors.FirstTokenTimeout)
-        if hurried and not candidate.own_time_is_over(seconds):
+        if hurried and seconds < candidate.provider.waits[0]:
             self._registry.settle(target)  # others wanted their share: no fault of this one
         elif self._registry.fail(target, error):
             breaker, name = self._registry.shut(target)[0], type(error).__name__
@@ -251,7 +250,9 @@ class Execution:
     def select(self, fit: Sequence[Candidate]) -> selection.Selection:
         """Who of these is asked now, and what the others do meanwhile."""
         options = [
-            selection.Option(gate=self._gate(each), cold=each.cold(self.model_for(each)), distance=each.distance)
+            selection.Option(
+                gate=self._gate(each), cold=each.provider.cold(self.model_for(each)), distance=each.distance
+            )
             for each in fit
         ]
         return selection.select(options, self._rules.routing)
@@ -343,7 +344,7 @@ class Execution:
 
     def _shares(self, candidate: Candidate) -> bool:
         """Whether a part of the time is kept for others; none for a farther one, where this one has to load."""
-        cold = candidate.cold(self.model_for(candidate)) and self._rules.routing != "warm-first"
+        cold = candidate.provider.cold(self.model_for(candidate)) and self._rules.routing != "warm-first"
         return any(not cold or other.distance <= candidate.distance for other in self._left(candidate))
 
     def _others(self, candidate: Candidate) -> int:
@@ -383,14 +384,20 @@ class Execution:
     def model_for(self, candidate: Candidate) -> str | None:
         """The model to ask it for: the one that was named where it has it, else its own."""
         asked = self._call.model
-        own = candidate.vision_model if self._call.needs.images else None
+        own = candidate.provider.vision_model if self._call.needs.images and not candidate.broken else None
         if asked is None:
             return own
-        if len(self._candidates) == 1 or candidate.has(asked):
+        if len(self._candidates) == 1 or self._has(candidate, asked):
             return asked
         return (
-            asked if candidate is self._candidates[0] and not any(each.has(asked) for each in self._candidates) else own
+            asked
+            if candidate is self._candidates[0] and not any(self._has(each, asked) for each in self._candidates)
+            else own
         )
+
+    @staticmethod
+    def _has(candidate: Candidate, model: str) -> bool:
+        return not candidate.broken and candidate.provider.has(model)
 
     def _nobody(self) -> LLMError:
         """Nobody fits: which need failed where."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Unpack, cast
+from typing import Any, ClassVar, Final, Unpack, cast
 
 from .. import errors, events, settings, window
 from ..adapter.options import rows
@@ -76,6 +76,8 @@ class RouterProvider:
         NotConfigured: an unknown name, or nobody who can be asked.
     """
 
+    reports: ClassVar[bool] = False  # its providers report their attempts themselves
+
     def __init__(
         self,
         primary: Member | None = None,
@@ -111,7 +113,7 @@ class RouterProvider:
             raise next(candidate.broken for candidate in self._candidates if candidate.broken)
 
     def __repr__(self) -> str:
-        members = (each.name if each.broken else repr(each.provider) for each in self._candidates)
+        members = (each.name if each.broken else repr(each.given) for each in self._candidates)
         return f"RouterProvider({', '.join(members)})"
 
     @property
@@ -122,7 +124,7 @@ class RouterProvider:
     @property
     def providers(self) -> list[LLMProvider]:
         """Those that can be asked, in order."""
-        return [candidate.provider for candidate in self._candidates if not candidate.broken]
+        return [candidate.given for candidate in self._candidates if candidate.given]
 
     async def generate(
         self,
@@ -192,18 +194,18 @@ class RouterProvider:
     async def refresh(self) -> list[Health]:
         """Ask each of the providers how it is and what it can, and remember; see ``BaseProvider.refresh``."""
         candidates = await self._chain()
-        return list(await asyncio.gather(*(candidate.own.refresh() for candidate in candidates if candidate.own)))
+        return list(await asyncio.gather(*(each.provider.refresh() for each in candidates if not each.broken)))
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
         for candidate in await self._chain():
-            if candidate.own:
-                await candidate.own.prepare()
+            if not candidate.broken:
+                await candidate.provider.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
         """Let the servers of one's own load their models; see ``BaseProvider.warm_up``. Raises where none could."""
-        candidates = [candidate.own for candidate in await self._chain() if candidate.own and candidate.own.spec.local]
-        _raise_all(await asyncio.gather(*(own.warm_up(model) for own in candidates), return_exceptions=True))
+        own = [each.provider for each in await self._chain() if not each.broken and each.local]
+        _raise_all(await asyncio.gather(*(provider.warm_up(model) for provider in own), return_exceptions=True))
 
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
@@ -281,7 +283,11 @@ class RouterProvider:
         whole: bool = True,
         tools: bool = True,
     ) -> Call:
-        alone = len(self._candidates) == 1 and self._find is None and not self._candidates[0].vision_model
+        alone = (
+            len(self._candidates) == 1
+            and self._find is None
+            and not (self._candidates[0].given and self._candidates[0].provider.vision_model)
+        )
         needs = Needs() if alone else _needs(prompt, more)
         return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools)
 
@@ -291,7 +297,13 @@ class RouterProvider:
         if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
-            await asyncio.gather(*(candidate.look(within) for candidate in candidates if curious or candidate.loads))
+            await asyncio.gather(
+                *(
+                    candidate.look(within)
+                    for candidate in candidates
+                    if curious or (not candidate.broken and candidate.provider.loads)
+                )
+            )
         execution = Execution(candidates, self._registry, self._rules, call, resume)
         try:
             async with aclosing(execution.pieces()) as pieces:

@@ -33,6 +33,11 @@ _MAX_CHARACTERS: Final = 1024 * 1024
 _MAX_TOKEN: Final = 64
 
 
+def most_characters(max_tokens: int | None) -> int:
+    """The characters of one answer after which it is taken to be endless."""
+    return max(_MAX_CHARACTERS, _MAX_TOKEN * (max_tokens or 0))
+
+
 class StreamParser:
     """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
 
@@ -62,7 +67,7 @@ class StreamParser:
         self._halves: dict[str, str] = {}  # of characters, by field
         self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
         self._finish_missing = finish_missing
-        self._left = max(_MAX_CHARACTERS, _MAX_TOKEN * (max_tokens or 0))  # characters that may still come
+        self._left = most_characters(max_tokens)
         self._early = False  # text has followed a finish: some gateways put one on every chunk
         self._spoken = False  # the finish came together with text, or before any, so that more may follow
         self._silent = True  # nothing was said yet
