@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from learnflow.llm import RouterProvider
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer

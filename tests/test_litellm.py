@@ -68,7 +68,7 @@ async def main():
             (OpenAIProvider(base_url=one.root, api_key="k"), one),
             (OllamaProvider(base_url=two.root), two),
         ):
-            # names that make LiteLLM download a tokenizer (facts/litellm.md 1.2), look up a model, or ask for one
+            # names that make LiteLLM download a tokenizer, look up a model, or ask for one
             for model in ("meta-llama-3.1-8b-instruct", "llama3", "unheard-of"):
                 await provider.generate("hi", model=model)
                 async for piece in provider.stream("hi", model=model):

@@ -1,7 +1,7 @@
 """Servers as they describe themselves: identity, state, models, window, abilities.
 
-The pages are authored from ``facts/providers.md`` (2026-11-22), those of llama.cpp 0c1e570, vLLM 0.32, Ollama 0.33 and
-0.24 after what the real ones answer; ``make live`` asks real ones.
+The pages are authored after the servers' documentation (2026-11-22), those of llama.cpp 0c1e570, vLLM 0.32,
+Ollama 0.33 and 0.24 after what the real ones answer; ``make live`` asks real ones.
 """
 
 from __future__ import annotations

@@ -392,7 +392,7 @@ async def test_a_probe_never_raises(page: bytes, provider: type[CustomProvider])
 
 @pytest.mark.parametrize("host", ["exa mple", "h\u00e9\u2028llo", "a" * 70, "xn--", "[::1", "1.2.3.4.5:99999"])
 async def test_a_host_that_cannot_be_is_named(host: str) -> None:
-    with pytest.raises(LLMError):
+    with pytest.raises((errors.NotConfigured, errors.ConnectionFailed, errors.ConnectTimeout)):
         await CustomProvider(base_url=f"http://{host}/v1", model="m", connect_timeout=0.5).generate("hi")
 
 
@@ -640,3 +640,109 @@ async def test_those_who_wait_for_a_place_do_not_each_wait_for_a_dead_name(monke
         began = time.monotonic()
         await asyncio.gather(*(chain.generate("hi") for _ in range(16)))
     assert time.monotonic() - began < 3
+
+
+async def test_bytes_that_httpcore_has_not_taken_yet_are_not_the_next_answer() -> None:
+    """asyncio reads more at once than httpcore takes: what is left waits where neither h11 nor httpcore looks."""
+    good = event("first", "stop") + DONE
+    head = len(http(good + b"\n" * 65_000)) - len(good) - 65_000
+    good += b"\n" * (65_536 - head - len(good))
+    first = http(good)
+    assert len(first) == 65_536
+    second = http(event("second", "stop") + DONE)
+    async with raw_server(first + http(event("STALE", "stop") + DONE), second, keep=True) as root:
+        provider = CustomProvider(base_url=root, model="m")
+        assert await provider.generate("hi") == "first"
+        assert await provider.generate("hi") == "second"
+
+
+async def test_nonsense_on_a_kept_connection_is_not_asked_for_twice() -> None:
+    seen = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            seen += 1
+            writer.write(b"NONSENSE 200\r\n\r\n" if seen > 1 else http(event("fine", "stop") + DONE))
+            await writer.drain()
+
+    async with served(answer) as root:
+        provider = CustomProvider(base_url=root, model="m")
+        await provider.generate("hi")
+        with pytest.raises(LLMError):
+            await provider.generate("hi")
+    assert seen == 2
+
+
+@pytest.mark.parametrize("again", [event(None, "stop"), event(None, "stop", reasoning="hm")])
+def test_an_empty_chunk_does_not_settle_a_finish_that_came_with_text(again: bytes) -> None:
+    parser = SSEParser()
+    parser.feed(event("The quick ", "stop") + again)
+    assert not parser.settled
+    parser.feed(event("brown", "stop") + event(None, "stop") + DONE)
+    assert parser.settled
+    assert parser.fault is None
+
+
+async def test_a_refusal_that_repeats_nothing_but_backslashes_takes_no_time() -> None:
+    error = b'data: {"error": {"message": "it broke"}}\n\n'
+    async with raw_server(http(event("\\" * 200_000) + error, b"content-type: text/event-stream")) as root:
+        began = time.process_time()
+        with pytest.raises(errors.ErrorInAnswer):
+            await CustomProvider(base_url=root, model="m").generate("hi")
+        assert time.process_time() - began < 2
+
+
+async def test_a_body_in_tiny_pieces_lets_others_go_on() -> None:
+    body = b"".join(b"1\r\nx\r\n" for _ in range(60_000)) + b"0\r\n\r\n"
+    answer = b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n" + body
+    longest, last = 0.0, time.monotonic()
+
+    async def tick() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    async with raw_server(answer) as root:
+        ticking = asyncio.create_task(tick())
+        with pytest.raises(errors.ServerFailed):
+            await CustomProvider(base_url=root, model="m").generate("hi")
+        ticking.cancel()
+    assert longest < 0.4
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "identity, br"])
+async def test_a_list_of_encodings_is_refused_by_name(encoding: str) -> None:
+    packed = gzip.compress(event("fine", "stop") + DONE)
+    async with raw_server(http(packed, b"content-encoding: " + encoding.encode())) as root:
+        with pytest.raises(errors.MalformedAnswer, match="compressed"):
+            await CustomProvider(base_url=root, model="m").generate("hi")
+
+
+async def test_identity_in_a_list_of_encodings_is_none() -> None:
+    packed = gzip.compress(event("fine", "stop") + DONE)
+    async with raw_server(http(packed, b"content-encoding: identity, gzip")) as root:
+        assert await CustomProvider(base_url=root, model="m").generate("hi") == "fine"
+
+
+def test_an_event_without_data_leaves_no_type_behind() -> None:
+    assert sse(b"event: error\n\n" + event("fine", "stop") + DONE)[1] == "fine"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Das „</think>“ Tag endet es.",
+        "Write x = '</think>\\n' there.",
+        'The pattern r"</think>\\s*" finds it.',
+        "|</think>|closes|",
+        "You use a </think>-tag for it.",
+    ],
+)
+def test_a_closing_tag_that_is_quoted_or_in_code_is_text(said: str) -> None:
+    splitter = ReasoningSplitter(hold=True)
+    pieces = [splitter.feed(letter) for letter in said] + [splitter.end()]
+    assert "".join(piece.text for piece in pieces) == said

@@ -236,7 +236,7 @@ def test_the_words_of_a_stream_error_decide_its_class() -> None:
         "error": {"message": "The number of tokens to keep from the initial prompt is greater than the context length."}
     }
     wire = heard(b"event: error\ndata: " + json.dumps(said).encode() + b"\n\n")
-    assert isinstance(wire.fault, errors.ContextOverflow)  # LM Studio says it in a 200 (facts/providers.md 4)
+    assert isinstance(wire.fault, errors.ContextOverflow)  # LM Studio says it in a 200
 
 
 def test_tool_calls_come_in_fragments() -> None:

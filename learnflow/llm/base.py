@@ -313,7 +313,10 @@ class LLMProvider(Protocol):
         ...
 
     async def health_check(self) -> bool:
-        """Whether it would answer now; costs nothing, loads nothing, carries no user text, never raises."""
+        """Whether it would answer now; costs nothing, loads nothing, carries no user text.
+
+        Never raises, but for NotOnTape where LLM_REPLAY has no such page.
+        """
         ...
 
     def get_capabilities(self) -> Capabilities:

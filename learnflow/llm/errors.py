@@ -1,6 +1,6 @@
 """The tree of what can go wrong; a leaf knows whether the same provider or another one may still help.
 
-Must never know a server, a library or a status code: ``diagnosis`` turns those into leaves.
+Must never know a server, a library or a status code: ``transport.error_mapping`` turns those into leaves.
 Everybody may import it; every exception that leaves the package is an ``LLMError``.
 
     LLMError

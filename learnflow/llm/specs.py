@@ -266,7 +266,7 @@ _ROWS: Final = (
         tool_choices=("auto", "none"),
         reasoning={value: {"think": value} for value in (False, True, *_LEVELS)},
         # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
-        # a word; told not to, it says so (facts/providers.md 3; versions that do not know the fields ignore them).
+        # a word; told not to, it says so (vLLM 0.32; versions that do not know the fields ignore them).
         body={"truncate": False, "shift": False},
         stream_usage=False,
         capabilities=_known(True, json_schema=True),

@@ -1,6 +1,6 @@
 """The budgets of a request: what was given, what the environment says, what the row waits for by itself.
 
-Must never measure time or read the environment: ``listen`` and ``settings`` do.
+Must never measure time or read the environment: ``transport.reader`` and ``settings`` do.
 The adapter settles them once for each provider.
 """
 

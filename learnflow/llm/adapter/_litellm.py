@@ -141,6 +141,7 @@ def _written(
     schema = ours.pop("response_format") if isinstance(ours.get("response_format"), type) else None
     plain = json.dumps(ours)  # in their order: a schema's properties are written by the model in the order given
     optional = copy.deepcopy(_optional_params(spec.litellm, model, endpoint.version, plain, schema))
+    left = optional.pop("extra_body", None) or {}  # an empty one, with the rows of today
     if optional.pop("json_mode", None):  # how it says that the schema would not travel as one
         raise errors.Unsupported(
             "this model cannot be given a schema together with these keywords",
@@ -161,7 +162,7 @@ def _written(
     body = config.transform_request(
         model=model, messages=messages, optional_params=optional, litellm_params=known, headers={}
     )
-    return str(url), {**body, **extra}
+    return str(url), {**body, **left, **extra}
 
 
 @lru_cache(maxsize=256)
@@ -185,7 +186,6 @@ def _optional_params(prefix: str, model: str, version: str | None, plain: str, s
         api_version=version,
         **parameters,
     )
-    optional.pop("extra_body", None)  # an empty one that it leaves behind
     return optional
 
 

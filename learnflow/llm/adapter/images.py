@@ -72,7 +72,7 @@ async def _read(url: str, client: Client) -> str:
     """One picture as a data URL."""
     try:
         origin(url)
-        place = Endpoint(root=url, base=url)
+        place = Endpoint(root="", base=url)  # no path of it is left out where it is recorded
         reader = Client(place, client.connect_timeout, client.local_only, client.transport, client.replays)
         response = await reader.ask(HttpRequest(url=url, direct=place.near))
         try:

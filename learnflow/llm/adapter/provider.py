@@ -217,7 +217,7 @@ class BaseProvider(RoutableProvider):
         raise self.engine.explained(failed, None)
 
     async def health_check(self) -> bool:
-        """Whether it would answer now; reads a few pages, costs nothing, loads nothing, never raises."""
+        """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
         return (await self.refresh()).ready
 
     async def refresh(self, within: float = LOOK_S) -> Health:

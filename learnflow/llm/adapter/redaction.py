@@ -17,8 +17,8 @@ _TELLING: Final = 4  # letters and digits; a shorter text gives nothing away
 _WINDOW: Final = 16  # letters and digits in common that count as a quotation
 _KEY_WINDOW: Final = 8  # characters of a key in common
 _LOOKED_AT: Final = 200_000  # characters of each text of a request: a picture is millions
-_ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
-_QUOTE: Final = ": “"  # where diagnosis begins to quote
+_ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
+_QUOTE: Final = ": “"  # where ``error_mapping`` begins to quote
 
 
 def discreet(error: LLMError, key: str | None, asked: Request | None, answer: str = "") -> None:

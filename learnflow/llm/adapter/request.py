@@ -93,7 +93,7 @@ class Request:
 
         Raises Unsupported where the model cannot honour a parameter.
         """
-        messages, parameters = [dict(message) for message in self.messages], dict[str, Any]()
+        messages, parameters = list(self.messages), dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})

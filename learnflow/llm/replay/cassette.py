@@ -13,8 +13,6 @@ from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
 
-# What vcrpy cannot say: where an answer was cut into pieces, and how it broke. It travels in a header of the tape.
-MARK: Final = "x-learnflow-tape"
 _VERSION: Final = 1  # of vcrpy's format
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
@@ -159,7 +157,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
 
     try:
         said = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # the safe one, in C or not
-        rows = [_exchange(row["request"], row["response"]) for row in said["interactions"]]
+        rows = [_interaction(row["request"], row["response"]) for row in said["interactions"]]
         return said.get("origin", {}), rows
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         where = getattr(error, "problem_mark", None)
@@ -216,7 +214,7 @@ def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _exchange(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
+def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
     question = request["body"]

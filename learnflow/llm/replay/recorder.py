@@ -54,7 +54,7 @@ class Recorder(Cassettes):
                 if number == 1:
                     self._clear(file)
                 _write(file, cassette.dump(origin, [interaction]))
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  # the answer is good, whatever becomes of its recording
                 events.emit(events.NotRecorded(file=str(file), error=type(error).__name__))
 
         return Recording(keep, request)

@@ -1,6 +1,6 @@
 """What this process knows of each target: breakers, latencies, recent failures; shared by all routers.
 
-Must never ask anybody or decide anything: ``policy`` does.
+Must never ask anybody or decide anything: ``decision`` does.
 The router reads and writes it; ``status()`` shows it.
 """
 

@@ -4,8 +4,8 @@ Must never ask a server, or drop what a model honestly says twice.
 The router makes a ``Cut`` of what was delivered, and feeds a ``Joiner`` what the next provider says.
 
 A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer: so the prefix that
-is sent ends with the last whole word, and what comes back must first repeat the rest (facts/litellm.md, "Move the seam
-back to a whole word": 3,021 of 3,027 cuts gave the identical text, against 575 of 1,639 without).
+is sent ends with the last whole word, and what comes back must first repeat the rest (measured with two tokenizers on
+llama.cpp, 2026-11: 3,021 of 3,027 cuts gave the identical text, against 575 of 1,639 without).
 """
 
 from __future__ import annotations

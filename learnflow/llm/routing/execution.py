@@ -1,6 +1,6 @@
 """The execution of one request through a chain: who is asked next, what is continued, when it is over.
 
-Must never decide by itself what a failure means (``policy``) or how a text is joined (``seam``).
+Must never decide by itself what a failure means (``decision``) or how a text is joined (``continuation``).
 The router makes one for each request.
 """
 

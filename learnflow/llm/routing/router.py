@@ -1,6 +1,6 @@
 """The doer: a chain of providers that is itself a provider; loses no answer that one of them could have given.
 
-Must never decide (``policy``), join (``seam``) or know a server: it runs courses over candidates.
+Must never decide (``decision``), join (``continuation``) or know a server: it runs executions over candidates.
 The factory hands it out; routers nest.
 """
 

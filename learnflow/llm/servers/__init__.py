@@ -1,6 +1,6 @@
 """What each kind of server says of itself: pages in, its identity, models and abilities out.
 
-Must never do I/O or trust a port: a server counts as a kind only by what it says (``facts/providers.md`` 0.2).
+Must never do I/O or trust a port: a server counts as a kind only by what it says.
 ``health`` reads the pages and asks ``KINDS``; a kind goes by the name of its row.
 """
 

@@ -229,7 +229,7 @@ class Dialect:
         return {"server": "llama.cpp"} if self.name == "llamacpp" else {}
 
     def pages(self) -> Mapping[str, Any]:
-        """What it says of itself: path, and the JSON there. In the shapes of ``facts/providers.md``."""
+        """What it says of itself: path, and the JSON there. In the shapes of the real servers of 2026."""
         can = ["completion", "vision", "tools", "thinking"]
         row: dict[str, Any] = {"id": MODEL, "object": "model"}
         pages: dict[DialectName, dict[str, Any]] = {

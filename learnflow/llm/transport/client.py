@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -22,6 +23,7 @@ from .. import errors
 from ..errors import LLMError
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
+from .error_mapping import Judge
 from .untrusted import MAX_JSON_BYTES
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
@@ -29,14 +31,13 @@ _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
 _REFUSAL_S: Final = 2.0  # for an error's body: its status has come
 _COMPRESSED: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _INFLATED_BYTES: Final = 64 * 1024  # of a compressed body at a time
+_UNINTERRUPTED: Final = 64  # reads in a row
+_NO_ANSWER: Final = "without sending a response"  # httpcore's words where a server closed and said nothing
 # What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
 _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 # Where requests may go at all; None for anywhere. Set by tests, so that none asks a real model by mistake.
 allowed: set[tuple[str, str, int]] | None = None
-
-Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
-"""What somebody else makes of a refusal: of its status, body and headers."""
 
 _closing: Final[set[asyncio.Future[None]]] = set()  # whose readers have left
 
@@ -74,9 +75,10 @@ class HttpResponse:
             name: value for name, value in response.headers.items() if name != "set-cookie"
         }
         self._response = response
-        encoding = self.headers.get("content-encoding", "").strip().lower()
+        said = [each.strip() for each in self.headers.get("content-encoding", "").lower().split(",")]
+        encodings = [each for each in said if each in _COMPRESSED]
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        self._bytes = _inflated(stream, encoding) if encoding in _COMPRESSED else stream
+        self._bytes = _inflated(stream, encodings) if encodings else stream
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises an LLMError where the connection broke."""
@@ -90,12 +92,22 @@ class HttpResponse:
             return b""
         raise failure
 
-    async def beginning(self, limit: int) -> bytes:
-        """The body, or its first ``limit`` bytes. Raises an LLMError where the connection broke."""
-        data = b""
-        while len(data) < limit and (more := await self.read()):
+    async def beginning(self, limit: int, data: bytearray | None = None) -> bytes:
+        """The body, or its first ``limit`` bytes. Raises an LLMError where the connection broke.
+
+        Args:
+            limit: bytes.
+            data: where it is gathered, for who wants what came before it broke.
+        """
+        data = bytearray() if data is None else data
+        for reads in itertools.count(1):
+            more = await self.read()
             data += more
-        return data[:limit]
+            if not more or len(data) >= limit:
+                break
+            if reads % _UNINTERRUPTED == 0:  # what has been read already does not wait: nobody else would go on
+                await asyncio.sleep(0)
+        return bytes(data[:limit])
 
     async def aclose(self) -> None:
         """Close the connection, or give it back to the pool where everything was read.
@@ -178,11 +190,19 @@ class Client:
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request; the answer may have any status. Raises an LLMError where none came."""
+        failure: LLMError
         try:
-            transport = self.transport or NETWORK
-            return HttpResponse(await transport.handle_async_request(self._outgoing(request)))
-        except Exception as error:  # noqa: BLE001  # nothing raw passes
-            failure = error_mapping.failure_of(error)
+            outgoing = self._outgoing(request)
+        except LLMError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a host that httpx takes for none
+            what = f"no request can be sent to this address ({type(error).__name__})"
+            failure = errors.NotConfigured(what, hint="Check the host in the base URL")
+        else:
+            try:
+                return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
+            except Exception as error:  # noqa: BLE001  # nothing raw passes
+                failure = error_mapping.failure_of(error)
         raise failure
 
     def _outgoing(self, request: HttpRequest) -> httpx.Request:
@@ -212,16 +232,15 @@ class Client:
 
 async def _refusal(response: HttpResponse, judge: Judge | None) -> LLMError:
     """What an answer means whose status is not 2xx."""
-    body = b""
+    body = bytearray()
     try:
         async with asyncio.timeout(_REFUSAL_S):
-            while len(body) < _REFUSAL_BYTES and (more := await response.read()):
-                body += more
+            await response.beginning(_REFUSAL_BYTES, body)
     except (TimeoutError, LLMError):
-        pass  # the status says enough
+        pass  # the status says enough, with as much of the body as came
     finally:
         await response.aclose()
-    return error_mapping.refusal(response.status, body[:_REFUSAL_BYTES], response.headers, judge)
+    return error_mapping.refusal(response.status, bytes(body[:_REFUSAL_BYTES]), response.headers, judge)
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
@@ -301,8 +320,9 @@ async def _sent(
         if made:
             await kept.discard(made)
         raise
-    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-        if made:
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+        nonsense = isinstance(error, httpx.RemoteProtocolError) and _NO_ANSWER not in str(error)
+        if made or nonsense:
             raise
         alone = fresh()
         try:
@@ -326,9 +346,11 @@ def _left_over(response: httpx.Response) -> bool:
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
-    # behind TLS: bytes that were read, and are not yet decrypted
-    tls = getattr(response.extensions.get("network_stream"), "_stream", None)
-    return bool(getattr(getattr(tls, "_read_bio", None), "pending", 0))
+    # behind h11: bytes that asyncio has read, and httpcore has not yet taken; behind TLS, not yet decrypted either
+    tcp = tls = getattr(response.extensions.get("network_stream"), "_stream", None)
+    tcp = getattr(tls, "transport_stream", tcp)
+    waiting = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
+    return bool(waiting or getattr(getattr(tls, "_read_bio", None), "pending", 0))
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -344,9 +366,9 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     )
 
 
-async def _inflated(stream: AsyncIterator[bytes], encoding: str) -> AsyncGenerator[bytes, None]:
+async def _inflated(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
     """A body that is compressed although we asked for none, a bounded piece at a time: a few bytes can be gigabytes."""
-    if encoding not in ("gzip", "x-gzip", "deflate"):
+    if len(encodings) > 1 or encodings[0] not in ("gzip", "x-gzip", "deflate"):
         raise errors.MalformedAnswer(
             "the server compressed its answer, in a way that nobody asked for", hint="Look for a proxy that does so"
         )

@@ -22,6 +22,9 @@ from .. import errors
 from ..errors import LLMError
 from .untrusted import count, parse_json, printable, word
 
+Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
+"""What somebody else makes of a refusal: of its status, body and headers."""
+
 _SHOWN: Final = 300  # characters of a server's own words that are shown
 _READ: Final = 2000  # characters of them that are looked at: an expression takes its time with a long text
 _DEPTH: Final = 8  # of objects in objects
@@ -160,14 +163,14 @@ def refusal(
     status: int,
     body: bytes,
     headers: Mapping[str, str] | None = None,
-    judge: Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None] | None = None,
+    judge: Judge | None = None,
 ) -> LLMError:
     """The leaf for an answer that is none: a status that is not 200.
 
     Args:
         status: the HTTP status.
         body: what came with it, or its beginning.
-        headers: for ``Retry-After``, ``Location`` and the content type.
+        headers: for ``Retry-After``; with lower-case names.
         judge: says what LiteLLM makes of it; asked where codes, status and sentences leave it open.
     """
     headers = headers or {}
@@ -297,41 +300,12 @@ def _sentence(kind: type[LLMError], said: Complaint) -> str:
     return f"{words}: “{shown}”"
 
 
-# What a library raised, by its own name: LiteLLM's judgement is asked where the status and the codes leave it open
-# (its class is the raw material of ours), httpx's and the system's where no answer came at all.
+# What a library raised, by its own name: what is decisive of LiteLLM's judgement, asked where the status and the codes
+# leave it open, and httpx's and the system's where no answer came at all.
 CAUSES: Final[Mapping[str, type[LLMError]]] = {
-    "litellm.AuthenticationError": errors.AuthenticationFailed,
-    "litellm.PermissionDeniedError": errors.AuthenticationFailed,
-    "litellm.NotFoundError": errors.ModelNotFound,
     "litellm.ContextWindowExceededError": errors.ContextOverflow,
     "litellm.ContentPolicyViolationError": errors.ContentFiltered,
-    "litellm.RejectedRequestError": errors.ContentFiltered,
-    "litellm.GuardrailRaisedException": errors.ContentFiltered,
-    "litellm.BlockedPiiEntityError": errors.ContentFiltered,
-    "litellm.SensitiveDataRouteException": errors.ContentFiltered,
-    "litellm.ModifyResponseException": errors.ContentFiltered,
     "litellm.UnsupportedParamsError": errors.Unsupported,
-    "litellm.LiteLLMUnknownProvider": errors.NotConfigured,
-    "litellm.ModelNotMappedError": errors.ModelNotFound,
-    "litellm.ImageFetchError": errors.InvalidRequest,
-    "litellm.VectorStoreSearchError": errors.InvalidRequest,
-    "litellm.UnprocessableEntityError": errors.InvalidRequest,
-    "litellm.InvalidRequestError": errors.InvalidRequest,
-    "litellm.BadRequestError": errors.InvalidRequest,
-    "litellm.Timeout": errors.TimedOut,
-    "litellm.RateLimitError": errors.RateLimited,
-    "litellm.PaymentRequiredError": errors.QuotaExceeded,
-    "litellm.BudgetExceededError": errors.QuotaExceeded,
-    "litellm.ServiceUnavailableError": errors.Overloaded,
-    "litellm.MidStreamFallbackError": errors.AnswerCut,
-    "litellm.BadGatewayError": errors.ServerFailed,
-    "litellm.InternalServerError": errors.ServerFailed,
-    "litellm.APIConnectionError": errors.ConnectionFailed,
-    "litellm.JSONSchemaValidationError": errors.SchemaMismatch,
-    "litellm.APIResponseValidationError": errors.MalformedAnswer,
-    "litellm.APIError": errors.ServerFailed,
-    "litellm.MockException": errors.ServerFailed,
-    "litellm.OpenAIError": errors.InvalidRequest,
     "httpx.ConnectTimeout": errors.ConnectTimeout,
     "httpx.PoolTimeout": errors.Overloaded,
     "httpx.ReadTimeout": errors.GapTimeout,
@@ -339,10 +313,7 @@ CAUSES: Final[Mapping[str, type[LLMError]]] = {
     "httpx.ProxyError": errors.Misconfigured,
     "httpx.UnsupportedProtocol": errors.NotConfigured,
     "httpx.DecodingError": errors.MalformedAnswer,
-    "httpx.TooManyRedirects": errors.Misconfigured,
     "httpx.InvalidURL": errors.NotConfigured,
-    "httpx.HTTPStatusError": errors.ServerFailed,
-    "httpx.CookieConflict": errors.InvalidRequest,
     "httpx.StreamError": errors.AnswerCut,
     "httpx.TransportError": errors.ConnectionFailed,
     "httpx.RequestError": errors.ConnectionFailed,

@@ -148,5 +148,8 @@ def _look_up(host: str, pending: dict[str, asyncio.Future[list[str] | None]]) ->
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(tell, found)
 
-    threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
+    try:
+        threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
+    except RuntimeError:  # no thread is left
+        loop.call_soon(tell, None)
     return future

@@ -7,8 +7,11 @@ from typing import Final, Literal, NamedTuple
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = {"`": "`", "'": "'", '"': '"', "«": "»", "“": "”", "\u2018": "\u2019", "(": ")", "*": "*", "_": "_"}
-_GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]")  # the sentence, behind the tag
+_QUOTES: Final = {
+    **dict(zip("`'\"(*_|", "`'\")*_|", strict=True)),
+    **dict(zip("«“„\u2018", "»”“\u2019", strict=True)),
+}
+_GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the sentence, behind the tag
 _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, in the next line
 _SENTENCE_ENDS: Final = ".!?…:;"
 _BLANKS: Final = 1000  # white space that is no tag's any more
@@ -148,7 +151,10 @@ def _mentioned(before: str, after: str, *, over: bool = False) -> bool:
     stands alone on its line, or right behind what was thought.
     """
     begun = before.rpartition("\n")[2]
-    quoted = _QUOTES.get(before[-1:]) == after[:1] != ""
+    quote = before[-1:]
+    quoted = _QUOTES.get(quote) == after[:1] != ""
+    opens = quote == '"' or (quote == "'" and not before[-2:-1].isalnum())  # an apostrophe opens nothing
+    quoted = quoted or (opens and begun.count(quote) % 2 == 1 and not after.startswith("\n"))
     fenced = any(before.count(fence) % 2 for fence in ("```", "~~~")) and not after.startswith("\n\n")
     in_code = fenced or (begun.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
     unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)

@@ -48,7 +48,10 @@ class SSEParser(StreamParser):
             self._bound(self._size, MAX_EVENT_BYTES)
             return None
         if not line:
-            return self._dispatch() if self._data else None
+            if self._data:
+                return self._dispatch()
+            self._event = b""
+            return None
         name, _, value = line.partition(b":")
         if name == b"event":
             self._event = value.strip()

@@ -211,7 +211,7 @@ class StreamParser:
         """The wire's own word for the end; some servers say "" until it comes. ``spoken``: text came with it."""
         if reason is None or reason == "":
             return
-        self._spoken = spoken or self._silent
+        self._spoken = self._spoken or spoken or self._silent
         reason = word(reason)
         if reason == "content_filter":
             self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
