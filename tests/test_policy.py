@@ -157,7 +157,22 @@ def test_the_decision_table_of_the_documents_is_the_codes() -> None:
         (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("otherwise", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": False}, ("give up", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "forget")),
-        (errors.ModelLoading("x"), {}, ("load", "keep")),
+        (errors.ModelLoading("x"), {}, ("next", "keep")),  # who is no farther away
+        (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
+        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "forget")),
+        (errors.ServerFailed("x"), {"others": False, "passes": True}, ("again", "forget")),
+        (errors.ServerFailed("x"), {"others": False}, ("give up", "forget")),
+        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "passes": True}, ("again", "keep")),
+        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
+        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("otherwise", "keep")),
+        (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
+        (errors.NotContinued("x"), {"held": True, "shown": True, "resume": "restart"}, ("give up", "keep")),
+        (errors.NotContinued("x"), {"held": True, "others": False, "strayed": True}, ("begin again", "forget")),
+        (
+            errors.NotContinued("x"),
+            {"held": True, "shown": True, "others": False, "strayed": True},
+            ("give up", "keep"),
+        ),
         (errors.ContextOverflow("x"), {}, ("next", "forget")),
         (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
         (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from learnflow.llm.routing import continuation
@@ -60,6 +60,7 @@ def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
 ) -> None:
     at = data.draw(st.integers(1, len(text)))
     cut = continuation.step_back(text[:at])
+    assume(cut.delivered.strip())
     after, torn = joined(cut, list(other))
     if torn:
         assert after == text[:at]
@@ -90,33 +91,100 @@ def test_what_the_model_honestly_says_twice_stays() -> None:
 DELIVERED = "RSA is a public-key cryptosystem. A key pair is built from two large prime num"
 
 
+END = "key pair is built from two large prime num"  # the last eight whole words, and the one that broke
+
+
 @pytest.mark.parametrize(
-    ("said", "text"),
+    "said",
     [
-        (DELIVERED + "bers.", DELIVERED + "bers."),  # it began again
-        ("  " + DELIVERED + "bers.", DELIVERED + "bers."),
-        ("built from two large prime numbers.", DELIVERED + "bers."),  # it repeats a long part of the end
-        ("numbers.", DELIVERED + "bers."),  # it goes on at the last whole word, without the space
-        (" numbers.", DELIVERED + "bers."),
+        END + "bers.",
+        "  \n" + END + "bers.",
+        END.replace(" ", "\n") + "bers.",
+        END.replace(" ", "  ") + "bers.",
+        "A " + END + "bers.",  # it began with the whole sentence
+        DELIVERED + "bers.",  # it began again
+        "\n" + DELIVERED + "bers.",
     ],
 )
-def test_a_continuation_in_words(said: str, text: str) -> None:
+def test_a_continuation_in_words_begins_with_the_end(said: str) -> None:
     for size in (1, 3, 100):
-        assert joined(continuation.step_back(DELIVERED), pieces(said, [size]), words=True) == (text, False)
+        assert joined(continuation.step_back(DELIVERED), pieces(said, [size]), words=True) == (
+            DELIVERED + "bers.",
+            False,
+        )
 
 
-def test_a_continuation_in_words_that_goes_elsewhere() -> None:
-    after, torn = joined(
-        continuation.step_back(DELIVERED), list("Sure! Here is the rest of the answer: bers."), words=True
-    )
-    assert (after, torn) == (DELIVERED, True)
-    as_it_broke = continuation.as_it_broke(DELIVERED)
-    assert joined(as_it_broke, list("bers, and so on for ever and ever."), words=True)[0] == DELIVERED + (
-        "bers, and so on for ever and ever."
-    )
-    short = "built from two large"  # shorter than any overlap that counts
-    assert len(short) < continuation.OVERLAP
-    assert joined(as_it_broke, [short], words=True)[0] == DELIVERED + short
+# What models say instead: a preface, another beginning, a contradiction, an overlap that is none, nothing of it.
+DEVIATIONS = {
+    "a preface": f"Sure, here is the rest: {END}bers.",
+    "a preface on its own line": f"Of course!\n\n{END}bers.",
+    "an apology": f"I apologize for the interruption. {END}bers.",
+    "Markdown around it": f"**{END}**bers.",
+    "quoted": f"\u201c{END}\u201dbers.",
+    "an ellipsis": f"...{END}bers.",
+    "the very next character, which nobody can verify": "bers.",
+    "the next words": "bers. Then the product n is made public.",
+    "the last word only": "numbers.",
+    "fewer words": "large prime numbers.",
+    "other words": END.replace("large", "big") + "bers.",
+    "a word left out": END.replace("two ", "") + "bers.",
+    "a correction of the word that broke": END.removesuffix("num") + "numerals.",
+    "another beginning": "RSA is an algorithm. " + END + "bers.",
+    "another language": "RSA est un algorithme de chiffrement.",
+    "a refusal": "I'm sorry, but I can't continue an answer that I did not write.",
+    "a question": "Would you like me to go on?",
+    "the end of another text": "Photosynthesis turns light into sugar.",
+}
+
+
+@pytest.mark.parametrize("said", DEVIATIONS.values(), ids=DEVIATIONS)
+def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
+    for size in (1, 5, 1000):
+        right = (DELIVERED, True)
+        if said.startswith(END.removesuffix("num") + "num"):  # the word that broke ends otherwise: it is the text
+            right = (DELIVERED + "erals.", False)
+        assert joined(continuation.step_back(DELIVERED), pieces(said, [size]), words=True) == right
+
+
+@pytest.mark.parametrize(
+    ("delivered", "said", "text"),
+    [
+        # white space at the seam
+        ("one two three four five six seven eight ", "one two three four five six seven eight nine", " nine"),
+        ("one two three four five six seven eight\n", "one two three four five six seven eight nine", "\nnine"),
+        ("one two three four five six seven eight ", "one two three four five six seven eight\n\nNine", " \n\nNine"),
+        ("one two three four five six seven eight", "one two three four five six seven eight  ", "  "),
+        # Unicode forms: what was composed comes decomposed, and the other way round
+        ("Die Schl\u00fcssell\u00e4nge ist", "Die Schlu\u0308ssella\u0308nge ist 2048", " 2048"),
+        ("Die Schlu\u0308ssella\u0308nge ist", "Die Schl\u00fcssell\u00e4nge ist 2048", " 2048"),
+        ("Он читает книгу и й", "Он читает книгу и \u0438\u0306\u043e\u0434", "\u043e\u0434"),
+        ("It ends within an e", "It ends within an \u00e9t\u00e9", "\u0301t\u00e9"),
+        # quotation marks
+        ("He said \u201chello\u201d and", 'He said "hello" and left', " left"),
+        ("It\u2019s called \u00abRSA\u00bb and", 'It\'s called "RSA" and works', " works"),
+    ],
+)
+def test_the_comparison_forgives_form_and_the_text_is_right(delivered: str, said: str, text: str) -> None:
+    for size in (1, 2, 1000):
+        whole = delivered.rstrip() + text
+        assert joined(continuation.as_it_broke(delivered), pieces(said, [size]), words=True) == (whole, False)
+
+
+def test_what_must_come_again() -> None:
+    assert continuation.end_of(DELIVERED) == "pair is built from two large prime num"
+    assert continuation.end_of("one two") == "one two"  # everything, where that is less
+    assert continuation.end_of("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
+    assert continuation.end_of("中" * 300) == "中" * 300  # it is how the text begins, too
+    assert continuation.end_of("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
+    twice = "one two three four five six seven eight "
+    assert continuation.end_of(twice + "and " + twice.rstrip()).startswith(
+        "and one"
+    )  # else it might be beginning again
+
+
+def test_white_space_alone_counts_as_nothing_delivered() -> None:
+    for said, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
+        assert joined(continuation.Cut("", "\n"), list(said)) == (text, False)
 
 
 @given(TEXT, st.data())
@@ -124,5 +192,5 @@ def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> No
     text = text.strip()
     at = data.draw(st.integers(1, len(text)))
     cut = continuation.step_back(text[:at])
-    if cut.prefix:
+    if cut.prefix.strip():
         assert joined(cut, re.split(r"(?<=\s)", text), words=True) == (text, False)

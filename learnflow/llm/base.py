@@ -7,10 +7,23 @@ Everybody may import it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    runtime_checkable,
+)
 
 from .errors import InvalidRequest, LLMError
 from .known import Capabilities
@@ -18,6 +31,7 @@ from .known import Capabilities
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+_T = TypeVar("_T")
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
 Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
@@ -190,6 +204,36 @@ class Answering:
         self.completion: Completion | None = None
 
 
+class Nested(AsyncIterator[_T]):
+    """A generator that another generator iterates and closes, and of which the event loop is not told.
+
+    A loop that is shut down closes the asynchronous generators that it knows (PEP 525), all at once: one that is nested
+    would be closed twice, by the loop and by the one around it ("asynchronous generator is already running").
+    """
+
+    __slots__ = ("_begun", "_pieces")
+
+    def __init__(self, pieces: AsyncGenerator[_T, None]) -> None:
+        self._pieces = pieces
+        self._begun = False
+
+    def __anext__(self) -> Awaitable[_T]:
+        if self._begun:
+            return self._pieces.__anext__()
+        self._begun = True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, None)  # they are called here, when a generator is asked for the first time
+        try:
+            return self._pieces.__anext__()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        if self._begun:
+            await self._pieces.aclose()
+
+
 class TextStream(AsyncIterator[str]):
     """The pieces of one answer as they arrive.
 
@@ -198,7 +242,7 @@ class TextStream(AsyncIterator[str]):
     """
 
     def __init__(self, pieces: AsyncGenerator[str, None], answering: Answering) -> None:
-        self._pieces = pieces
+        self._pieces: AsyncGenerator[str, None] | Nested[str] = pieces
         self._answering = answering
         self._reader: asyncio.Task[object] | None = None
         self._left: asyncio.Event | None = None  # somebody closes; set when that is done
@@ -236,6 +280,12 @@ class TextStream(AsyncIterator[str]):
             if self._left is not None:
                 self._left.set()
         raise StopAsyncIteration
+
+    def nested(self) -> Self:
+        """The same stream, for a generator that reads it; see ``Nested``."""
+        if not isinstance(self._pieces, Nested):
+            self._pieces = Nested(self._pieces)
+        return self
 
     async def whole(self) -> Completion:
         """Read it to its end, for who wants no pieces; returns the completion."""

@@ -32,6 +32,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
      ├─ NotOnTape                 LLM_REPLAY plays tapes, and this request is on none: a test's failure, nobody's outage
      └─ BrokenAnswer              a 200 that is not a whole answer
          ├─ AnswerCut             the stream stopped in the middle
+         │   └─ NotContinued      what was to go on with it does not begin with the end of what was delivered
          ├─ BodyCut               an answer in one piece stopped in the middle
          ├─ FinishMissing         the end was marked (``[DONE]``, a whole body), but no finish_reason was given
          ├─ AnswerNotDone         Ollama's last line says ``"done": false``
@@ -285,6 +286,13 @@ class BrokenAnswer(LLMError):
 
 class AnswerCut(BrokenAnswer):
     """The stream stopped in the middle."""
+
+
+class NotContinued(AnswerCut):
+    """A broken answer could not be continued: what came does not begin with the end of what was delivered."""
+
+    retryable = False
+    advice = "What was delivered is in .partial; ask again for a whole answer"
 
 
 class BodyCut(BrokenAnswer):

@@ -14,6 +14,7 @@ from .errors import LLMError
 from .factory import get_provider
 from .status import NONE_READY, READY, table
 
+_SERVES = {True: "yes", False: "no", None: "perhaps"}
 _DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
@@ -33,6 +34,6 @@ async def explain(options: argparse.Namespace) -> int:
     if options.schema:
         more["response_format"] = {"type": "json_schema"}
     choices = router.explain(prompt, options.model, **more)
-    rows = [(each.provider, each.model or "-", "yes" if each.serves else "no", each.why) for each in choices]
+    rows = [(each.provider, each.model or "-", _SERVES[each.serves], each.why) for each in choices]
     print(table([("PROVIDER", "MODEL", "SERVES", "WHY"), *rows]))
-    return READY if any(each.serves for each in choices) else NONE_READY
+    return READY if any(each.serves is not False for each in choices) else NONE_READY

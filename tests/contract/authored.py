@@ -472,7 +472,8 @@ class Author(Cassettes):
         prompt = _prompt(asked.body)
         if self._behaviour == "resume":
             begun = [each["content"] for each in asked.body["messages"] if each["role"] == "assistant"][-1]
-            return self._stream(voice.answer(ANSWERS[BROKEN].removeprefix(begun)))
+            again = "" if begun == asked.body["messages"][-1]["content"] else prompt.rpartition("\n\n")[2]
+            return self._stream(voice.answer(ANSWERS[BROKEN].removeprefix(begun.removesuffix(again))))
         if self._behaviour == "length":
             return self._stream(voice.answer(ANSWERS[f"{prompt} (5 tokens)"], "length"))
         if self._behaviour == "thinking":

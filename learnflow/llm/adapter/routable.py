@@ -163,7 +163,7 @@ class RoutableProvider(LLMProvider):
                         answering.completion = await self.complete(*call, **more)
                     yield answering.completion.text
                 else:
-                    async with aclosing(self.stream(*call, **more)) as stream:
+                    async with aclosing(self.stream(*call, **more).nested()) as stream:
                         while True:
                             async with asyncio.timeout_at(limit):
                                 piece = await anext(stream, None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from .. import advice, errors, events, log
-from ..base import Answering, Attempt, Completion, TextStream
+from ..base import Answering, Attempt, Completion, Nested, TextStream
 from ..errors import LLMError
 from ..knowledge import QUICK_S, Knowledge
 from ..specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
@@ -20,7 +20,6 @@ from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.error_mapping import failure_of
 from ..transport.ndjson_parser import NDJSONParser
 from ..transport.reader import AnswerReader
-from ..transport.reasoning import Delta
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, images, native_api
@@ -29,7 +28,29 @@ from .context_budget import ContextBudget
 from .redaction import discreet
 from .request import Request, Size, Variant
 
+_MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 _PARSERS: Final[dict[str, type[StreamParser]]] = {"openai": SSEParser, "ollama": NDJSONParser}
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One request to one model, put in one way after another until it is taken.
+
+    Attributes:
+        variant: how it is put now.
+        over: it was answered.
+    """
+
+    asked: Request
+    attempt: Attempt
+    answer: Answer
+    model: str
+    variant: Variant
+    over: bool = False
+    before: Variant = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.variant
 
 
 class Runner:
@@ -91,14 +112,22 @@ class Runner:
                 goes_on = attempt.prefix is not None  # what follows is no thinking
                 closes = self._closes_only(model) and not goes_on
                 answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
+                trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
                 async with AsyncExitStack() as stack:
                     await self._place(stack, attempt, deadline)
-                    pieces = await stack.enter_async_context(
-                        aclosing(self._deltas(asked, attempt, answer, model, deadline))
-                    )
-                    async for piece in pieces:
-                        if text := answer.add(piece):
-                            yield text
+                    while not trial.over:
+                        reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
+                        send = partial(self._sent, trial, budget.sending(), reader)
+                        try:
+                            async with aclosing(Nested(reader.deltas(send, deadline))) as deltas:
+                                async for piece in deltas:
+                                    if text := answer.add(piece):
+                                        yield text
+                            trial.over = True
+                        except _MAY_BE_OURS as error:
+                            self._otherwise(trial, reader, error)
+                    self._variants[model] = asked.lasting(trial.variant, trial.before)
+                    budget.held()
             except Exception as error:  # noqa: BLE001  # nothing raw leaves: what nobody thought of has a name, too
                 failed = failure_of(error)
             rest, late = await self._ended(answer, answering, model or "", whole=failed is None)
@@ -193,39 +222,18 @@ class Runner:
             pass
         raise errors.InvalidRequest("a picture was not read from its address in time", hint="Give it as a data URL")
 
-    async def _deltas(
-        self, asked: Request, attempt: Attempt, answer: Answer, model: str, deadline: float
-    ) -> AsyncGenerator[Delta, None]:
-        """What the server says. What is ours and was refused is left out, and it is asked again."""
-        variant = before = self._variants.get(model) or self._first_variant()
-        budget = answer.budget
-        assert budget is not None  # noqa: S101  # prepared
-        times = self._patient(attempt, loads=budget.loads)
-        while True:
-            reader = answer.reader = AnswerReader(self._parser(asked), times)
-            refused: LLMError | None = None
-            try:
-                send = partial(self._sent, asked, attempt, model, variant, budget.sending(), reader)
-                async with aclosing(reader.deltas(send, deadline)) as deltas:
-                    async for delta in deltas:
-                        yield delta
-            except (errors.CapabilityError, errors.RequestError, errors.ServerFailed) as error:
-                refused = error
-            if refused is None:
-                self._variants[model] = asked.lasting(variant, before)
-                budget.held()
-                break
-            if reader.began:
-                break
-            why = budget.after(refused)
-            if why is None:
-                other = asked.otherwise(variant, refused)
-                if other is None:
-                    break
-                variant, why = other
-            self._adjusted(model, why)
-        if refused:
-            raise refused
+    def _otherwise(self, trial: _Trial, reader: AnswerReader, error: LLMError) -> None:
+        """Put it in another way after this refusal, where something of ours was refused. Raises it where not."""
+        budget = trial.answer.budget
+        if reader.began or budget is None:
+            raise error
+        why = budget.after(error)
+        if why is None:
+            other = trial.asked.otherwise(trial.variant, error)
+            if other is None:
+                raise error
+            trial.variant, why = other
+        self._adjusted(trial.model, why)
 
     def _parser(self, asked: Request) -> StreamParser:
         never = self.knowledge.stated.get("finish") is False
@@ -236,19 +244,17 @@ class Runner:
         none = self.knowledge.stated.get("json_schema") is False
         return Variant(rung=1 if none and len(self.spec.structured) > 1 else 0)
 
-    def _patient(self, attempt: Attempt, *, loads: bool) -> Times:
+    def _patient(self, attempt: Attempt, budget: ContextBudget) -> Times:
         """The budgets of this attempt: a model that has yet to be loaded has its own, and others may want a share."""
-        first = max(self.times.first_token, self.times.load) if loads else self.times.first_token
+        first = max(self.times.first_token, self.times.load) if budget.loads else self.times.first_token
         if attempt.patience is not None:
             first = min(first, attempt.patience)
         return self.times if first == self.times.first_token else replace(self.times, first_token=first)
 
-    async def _sent(
-        self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size, reader: AnswerReader
-    ) -> HttpResponse:
+    async def _sent(self, trial: _Trial, size: Size, reader: AnswerReader) -> HttpResponse:
         """Write the request and send it."""
-        request = await self._written(asked, attempt, model, variant, size)
-        judge = partial(_litellm.judge, self.spec, model)
+        request = await self._written(trial.asked, trial.attempt, trial.model, trial.variant, size)
+        judge = partial(_litellm.judge, self.spec, trial.model)
         try:
             return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import LLMError
-from .decision import LONGEST_S, verdict
+from .decision import LONGEST_S, at_fault, verdict
 
 Gate = Literal["go", "shut", "probe", "trial"]
 
@@ -164,7 +164,8 @@ class BreakerRegistry:
     def fail(self, target: Target, error: LLMError) -> bool:
         """It failed. Returns whether this opened a breaker."""
         now = self.clock()
-        self.record(target).failure(error, now)
+        if at_fault(error):
+            self.record(target).failure(error, now)
         self.settle(target)  # whatever trial this was: one breaker's failure is the end of it for the others
         meant = verdict(error)
         if meant.opens is None:

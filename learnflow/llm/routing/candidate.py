@@ -18,20 +18,21 @@ from ..errors import LLMError
 from ..known import Health
 from ..replay.transport import unrecorded
 from .breaker import Target
+from .continuation import end_of
 from .selection import Needs, lacks
 
 PROBE_S: Final = 1.0
 
-# What a model is told that cannot be given the beginning of its answer.
+# What a model is told that cannot be given the beginning of its answer. What it says is checked against this.
 _GO_ON: Final = (
-    "Your answer above was cut off by a broken connection. Continue it exactly where it stops, with the very next "
-    "character. Do not repeat anything of it, do not comment, do not begin again."
+    "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
+    "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller asked; its repr shows no prompt."""
+    """What a caller asked; its repr shows no prompt. ``explained``: nobody will be asked."""
 
     prompt: Prompt
     model: str | None
@@ -41,6 +42,7 @@ class Call:
     needs: Needs
     whole: bool
     tools: bool
+    explained: bool = False
 
     @property
     def rigid(self) -> bool:
@@ -191,4 +193,5 @@ class Candidate:
 
 def _in_words(prompt: Prompt, prefix: str) -> list[Any]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": _GO_ON}]
+    words = f"{_GO_ON}\n\n{end_of(prefix)}"
+    return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": words}]

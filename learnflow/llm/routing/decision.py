@@ -13,7 +13,7 @@ from typing import Final, Literal
 from .. import errors
 from ..errors import LLMError
 
-Action = Literal["otherwise", "next", "load", "give up"]
+Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
 Text = Literal["keep", "forget"]
 Resume = Literal["continue", "restart", "raise"]
 
@@ -28,20 +28,32 @@ class Situation:
 
     Attributes:
         shown: the caller has seen a part of the answer (more than white space).
+        blank: the caller has seen white space, and nothing else.
         held: a part of it is held, shown or not, of this attempt or of one before.
         fresh: this attempt has added to it.
         rigid: it has a form that cannot be continued: tool calls, JSON.
         resume: what the caller wants done with a stream that breaks.
         prefilled: the request carried the beginning of the answer, which was our idea.
+        stepped: less of it than was delivered: up to the last whole word.
+        others: somebody else can be asked now.
+        loading: somebody loads a model, and the time for that is not over.
+        strayed: somebody could not go on with the answer, and it was not yet begun again for that.
+        passes: somebody failed in a way that may pass, and there are retries and time left for it.
         time_left: the caller's deadline is not over.
     """
 
     shown: bool = False
+    blank: bool = False
     held: bool = False
     fresh: bool = False
     rigid: bool = False
     resume: Resume = "continue"
     prefilled: bool = False
+    stepped: bool = False
+    others: bool = True
+    loading: bool = False
+    strayed: bool = False
+    passes: bool = False
     time_left: bool = True
 
 
@@ -75,6 +87,8 @@ _WORTHLESS: Final = (
     errors.AnswerTooLong,
 )
 
+_LATER: Final = (errors.ModelLoading, errors.NotContinued)
+
 RULES: Final = (
     Rule(
         "the server does not take an answer that was begun (our idea)",
@@ -83,6 +97,12 @@ RULES: Final = (
             and isinstance(error, errors.Unsupported | errors.RequestError)
             and not isinstance(error, errors.ContentFiltered)
         ),
+        "otherwise",
+        "keep",
+    ),
+    Rule(
+        "the beginning was given up to its last whole word, and something else follows",
+        lambda error, now: isinstance(error, errors.NotContinued) and now.prefilled and now.stepped,
         "otherwise",
         "keep",
     ),
@@ -110,7 +130,13 @@ RULES: Final = (
         "next",
         "forget",
     ),
-    Rule("the model is loading", _is(errors.ModelLoading), "load", "keep"),
+    Rule(
+        "asked again from the beginning (resume='restart'), it says something else than what was shown",
+        lambda error, now: isinstance(error, errors.NotContinued) and now.resume == "restart",
+        "give up",
+        "keep",
+    ),
+    Rule("the model is loading, or it does not go on where the answer broke", _is(*_LATER), "next", "keep"),
     Rule(
         "it broke after a part was shown that cannot be continued (tools, a schema, resume='raise')",
         lambda _, now: now.shown and (now.rigid or now.resume == "raise"),
@@ -124,14 +150,31 @@ RULES: Final = (
         "next",
         "keep",
     ),
+    Rule("nothing but white space was shown", lambda _, now: now.blank, "next", "keep"),
     Rule("anything else that another provider may be able to do", lambda *_: True, "next", "forget"),
+)
+
+# Where the next one is wanted and there is none: again the first that fits.
+NOBODY_LEFT: Final = (
+    Rule("somebody loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
+    Rule(
+        "somebody could not go on with the answer, nobody has seen it, and this is the first time",
+        lambda _, now: now.strayed and not now.shown,
+        "begin again",
+        "forget",
+    ),
+    Rule("a failure may pass, and there are retries and time", lambda _, now: now.passes, "again", "keep"),
+    Rule("anything else", lambda *_: True, "give up", "keep"),
 )
 
 
 def decide(error: LLMError, now: Situation) -> Decision:
     """What is done next after this failure, and with the text so far."""
     rule = next(rule for rule in RULES if rule.fits(error, now))
-    return Decision(rule.action, rule.text)
+    if rule.action != "next" or now.others:
+        return Decision(rule.action, rule.text)
+    last = next(last for last in NOBODY_LEFT if last.fits(error, now))
+    return Decision(last.action, "forget" if "forget" in (rule.text, last.text) else "keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +213,24 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.ThinkingLeaked, _INNOCENT),
     (errors.TokenRepeated, _INNOCENT),
     (errors.AnswerTooLong, _INNOCENT),
+    (errors.NotContinued, _INNOCENT),
     (errors.BrokenAnswer, Verdict(opens=5)),
 )
+
+
+# What is no failure of a provider: the caller's own request or time, a recording, a continuation that was only words.
+_NOT_ITS_FAULT: Final = (
+    errors.RequestError,
+    errors.CapabilityError,
+    errors.DeadlineExceeded,
+    errors.NotOnTape,
+    errors.NotContinued,
+)
+
+
+def at_fault(error: LLMError) -> bool:
+    """Whether this is counted as a failure of the provider."""
+    return not isinstance(error, _NOT_ITS_FAULT)
 
 
 def verdict(error: LLMError) -> Verdict:
@@ -198,16 +257,21 @@ def patience(remaining: float) -> float:
 
 
 def tables() -> str:
-    """Both tables as Markdown: rules, and what opens a breaker."""
+    """The tables as Markdown: rules, where nobody is left, and what opens a breaker."""
     does = {
-        "otherwise": "the same provider again, asked in words",
-        "next": "the next provider",
-        "load": "wait for the load; meanwhile a provider that is no farther away",
+        "otherwise": "the same provider again: the beginning as it broke, or asked in words",
+        "next": "the next provider; where there is none, see below",
+        "load": "wait for the load",
+        "again": "wait a little, and ask again those whose failure may pass",
+        "begin again": "ask those from the beginning, once",
         "give up": "raise it",
     }
-    lines = ["| the first that fits | then | the text so far |", "|---|---|---|"]
-    lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in RULES]
-    lines += ["", "| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
+    lines: list[str] = []
+    for title, rules in (("the first that fits", RULES), ("nobody is left to ask", NOBODY_LEFT)):
+        lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
+        lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in rules]
+        lines.append("")
+    lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
     for kind, meant in VERDICTS:
         if meant.opens is None:
             lines.append(f"| `{kind.__name__}` | does not open | | |")

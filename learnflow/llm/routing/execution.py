@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from .. import errors, events
-from ..base import Attempt, Completion
+from ..base import Answering, Attempt, TextStream
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -38,95 +37,148 @@ class Rules:
     local_only: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One attempt that is under way.
+
+    Attributes:
+        candidate, target: who is asked, and where the breaker is kept.
+        stream: what it says.
+        joiner: joins it to what was delivered; None where nothing was.
+        prefilled: the request carries the beginning of the answer; stepped: up to its last whole word.
+        hurried: others want a share of the time to its first token.
+        started: by the loop's clock; began: by the breakers'.
+    """
+
+    candidate: Candidate
+    target: Target
+    stream: TextStream
+    joiner: continuation.Joiner | None
+    prefilled: bool
+    stepped: bool
+    hurried: bool
+    started: float
+    began: float
+
+    def taken(self, piece: str) -> str:
+        """What of a piece the caller has not seen. Raises NotContinued where it is not what had to come again."""
+        text = self.joiner.feed(piece) if self.joiner else piece
+        return self._verified(text)
+
+    def ended(self) -> str:
+        """What was held back. Raises EmptyAnswer where nothing came at all, and NotContinued as above."""
+        text = self.joiner.end() if self.joiner else ""
+        if self.joiner and self.joiner.silent:  # the last word had to come again: nobody knows that this was the end
+            raise errors.EmptyAnswer("asked to go on with an answer, it said nothing", provider=self.candidate.name)
+        return self._verified(text)
+
+    def _verified(self, text: str) -> str:
+        if self.joiner and self.joiner.torn:
+            what = "asked to go on with a broken answer, it began otherwise than that ended"
+            raise errors.NotContinued(what, provider=self.candidate.name, model=self.target.model)
+        return text
+
+
 class Execution:
     """One request.
 
     Args:
-        candidates: the chain, in the user's order.
-        registry: what this process knows of them.
-        rules: how it is run.
+        registry: what this process knows of the candidates.
+        rules: how the chain is run.
         call: what was asked.
         resume: what to do when a stream breaks after pieces were delivered.
-        dry: only for ``order``, ``why_not`` and ``model_for``: there is no event loop.
+        candidates: the chain, in the user's order, where it is known already.
+        answering: where the completion is left.
     """
 
     def __init__(
         self,
-        candidates: Sequence[Candidate],
         registry: BreakerRegistry,
         rules: Rules,
         call: Call,
         resume: Resume,
-        *,
-        dry: bool = False,
+        candidates: Sequence[Candidate] = (),
+        answering: Answering | None = None,
     ) -> None:
-        self.completion: Completion | None = None
         self._candidates = candidates
+        self._answering = answering or Answering()
         self._registry = registry
         self._rules = rules
         self._call = call
         self._resume = resume
-        self._started = 0.0 if dry else asyncio.get_running_loop().time()
-        self._progress = Progress(self._started)
-        self._deadline = self._started + float(call.more.get("timeout") or rules.deadline)
         self._rounds = 0
-        self._asked: dict[int, LLMError] = {}  # this round: candidate -> how it failed
+        self._failures: dict[int, LLMError] = {}  # this round: candidate -> how it failed
         self._last: LLMError | None = None
+        self._whose: frozenset[str] = frozenset()  # the names of the model whose answer is to be continued
+        self._stepping = True  # to the last whole word; once that went wrong, an answer is continued where it broke
+        self._begun_again = False
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The pieces of the answer; ``completion`` is there at the end. Raises LLMError."""
+    async def pieces(
+        self, chain: Callable[[Call], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
+    ) -> AsyncGenerator[str, None]:
+        """The pieces of the answer; the completion is there at the end. Raises LLMError.
+
+        Args:
+            chain: finds the candidates.
+            lost: is told of the error for the caller.
+        """
+        loop = asyncio.get_running_loop()
+        self._started = loop.time()
+        self._deadline = self._started + float(self._call.more.get("timeout") or self._rules.deadline)
+        self._progress = Progress(self._started)
+        self._candidates = await chain(self._call)
+        self._progress.begins([candidate.name for candidate in self._candidates], self._call.model)
         before: Candidate | None = None
         failed: LLMError | None = None
-        self._progress.begins([candidate.name for candidate in self._candidates], self._call.model)
         try:
-            while self.completion is None:
+            while self._answering.completion is None:
                 candidate = await self._next()
                 if before and before is not candidate and self._last:
                     name = type(self._last).__name__
                     events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
-                before = candidate
-                async with aclosing(self._served(candidate)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+                before, broke = candidate, None
+                asked = self._ask(candidate)
+                try:
+                    async with asked.stream as answer:
+                        async for piece in answer:
+                            if text := asked.taken(piece):
+                                self._progress.heard(text, loop.time())
+                                yield text
+                    if text := asked.ended():
+                        self._progress.heard(text, loop.time())
+                        yield text
+                    self._complete(asked)
+                except LLMError as error:
+                    broke = error
+                finally:
+                    if broke is None and self._answering.completion is None:
+                        self._registry.settle(asked.target)  # left: a trial says nothing
+                if broke:
+                    await self._failed(asked, broke)
         except LLMError as error:
             failed = error
+            lost(error)
             raise
         finally:
-            self._progress.ends(self.completion or failed)
+            self._progress.ends(self._answering.completion or failed)
 
-    async def _served(self, candidate: Candidate) -> AsyncGenerator[str, None]:
-        """One candidate's part: from the beginning, or what follows what was delivered."""
-        cut = self._cut()
-        while True:
-            torn = False
-            async with aclosing(self._attempt(candidate, cut)) as pieces:
-                async for piece in pieces:
-                    if piece is None:
-                        torn = True
-                    else:
-                        yield piece
-            if not torn or cut is None:
-                return
-            if self._resume == "restart" and not self._call.whole:
-                raise self._progress.final(
-                    self._last or errors.AnswerCut("the answer broke, and began otherwise when asked again")
-                )
-            self._progress.torn()
-            cut = continuation.as_it_broke(cut.delivered)
-
-    def _cut(self) -> continuation.Cut | None:
+    def _cut(self, candidate: Candidate) -> continuation.Cut | None:
         """Where it is continued; None to begin."""
         text = self._progress.text
         if not text:
             return None
-        return continuation.Cut("", text) if self._resume == "restart" else continuation.step_back(text)
+        if self._resume == "restart" or not text.strip():
+            return continuation.Cut("", text)  # it is asked from the beginning, and what was shown comes again
+        cut = continuation.step_back(text)
+        whole = not self._stepping or (candidate.in_words and not cut.prefix)
+        return continuation.as_it_broke(text) if whole else cut
 
-    async def _attempt(self, candidate: Candidate, cut: continuation.Cut | None) -> AsyncGenerator[str | None, None]:
-        """The pieces that the caller has not seen; None where what came is not what was delivered."""
-        loop = asyncio.get_running_loop()
-        started, model = loop.time(), self.model_for(candidate)
-        target, call = candidate.target(model), self._call
-        began = self._registry.clock()
+    def _ask(self, candidate: Candidate) -> _Asked:
+        """Ask it, or let it continue: as much less is asked for as was delivered."""
+        started, began = asyncio.get_running_loop().time(), self._registry.clock()
+        model, cut, call = self.model_for(candidate), self._cut(candidate), self._call
+        words = bool(cut and cut.prefix) and candidate.in_words
+        joiner = continuation.Joiner(cut, words=words) if cut else None
         attempt = Attempt(
             number=len(self._progress.tried) + 1,
             request=self._progress.request,
@@ -135,100 +187,135 @@ class Execution:
             thinking=self._progress.thinking if cut and cut.prefix else "",
         )
         self._progress.asks(candidate.name, candidate.number)
-        joiner = continuation.Joiner(cut, words=candidate.in_words and attempt.prefix is not None) if cut else None
-        if joiner:
-            call = self._rest_of(call, attempt, joiner)
-        failed: LLMError | None = None
-        try:
-            stream = candidate.ask(call, model, attempt, max(0.001, self._deadline - started))
-            async with stream as answer:
-                async for piece in answer:
-                    text = joiner.feed(piece) if joiner else piece
-                    if joiner and joiner.torn:
-                        yield None
-                        return
-                    if text:
-                        self._progress.heard(text, loop.time())
-                        yield text
-            if joiner and (text := _last(joiner, candidate)):
-                self._progress.heard(text, loop.time())
-                yield text
-            if joiner and joiner.torn:
-                yield None
-                return
-            self._complete(candidate, target, stream.completion, started, began)
-        except LLMError as error:
-            failed = error
-        finally:
-            if failed is None and self.completion is None:
-                self._registry.settle(target)  # left, or torn: a trial says nothing
-        if failed:
-            await self._failed(candidate, target, failed, loop.time() - started, attempt)
+        if cut and cut.delivered.strip():
+            self._progress.resumes(in_words=words)
+        if attempt.prefix is not None:
+            again = len(self._progress.text) - len(attempt.prefix)  # characters, which are tokens at the most
+            again += len(continuation.end_of(attempt.prefix)) if words else 0
+            most = max(1, call.max_tokens - self._progress.tokens + again)
+            call = replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
+        return _Asked(
+            candidate=candidate,
+            target=candidate.target(model),
+            stream=candidate.ask(call, model, attempt, max(0.001, self._deadline - started)).nested(),
+            joiner=joiner,
+            prefilled=attempt.prefix is not None and not words,
+            stepped=bool(cut and cut.rest),
+            hurried=attempt.patience is not None,
+            started=started,
+            began=began,
+        )
 
-    def _rest_of(self, call: Call, attempt: Attempt, joiner: continuation.Joiner) -> Call:
-        """What is asked for where an answer goes on: as much less as was delivered."""
-        self._progress.resumes(in_words=joiner.words)
-        if attempt.prefix is None:
-            return call
-        again = len(self._progress.text) - len(attempt.prefix)  # characters, which are tokens at the most
-        most = max(1, call.max_tokens - self._progress.tokens + again)
-        return replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
+    def _complete(self, asked: _Asked) -> None:
+        whole = asked.stream.completion
+        if self._registry.answer(asked.target, whole.first_token_s, asked.began):
+            events.emit(events.Closed(provider=asked.candidate.name, model=asked.target.model))
+        now = asyncio.get_running_loop().time()
+        self._answering.completion = self._progress.complete(whole, asked.started, now)
 
-    def _complete(self, candidate: Candidate, target: Target, whole: Completion, started: float, began: float) -> None:
-        if self._registry.answer(target, whole.first_token_s, began):
-            events.emit(events.Closed(provider=candidate.name, model=target.model))
-        self.completion = self._progress.complete(whole, started, asyncio.get_running_loop().time())
-
-    async def _failed(
-        self, candidate: Candidate, target: Target, error: LLMError, seconds: float, attempt: Attempt
-    ) -> None:
+    async def _failed(self, asked: _Asked, error: LLMError) -> None:
         """Tell what this failure means for the provider, and do what it means for the request. Raises it at the end."""
+        candidate, target, now = asked.candidate, asked.target, asyncio.get_running_loop().time()
         if isinstance(error, errors.FirstTokenTimeout) and await candidate.loads_now(target.model):
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
+        seconds = now - asked.started
         own = Tried(candidate.name, error.model or target.model, type(error).__name__, error.status, seconds)
-        self._progress.failed(error.attempts or (own,), asyncio.get_running_loop().time())  # a router tells its own
-        hurried = attempt.patience is not None and isinstance(error, errors.FirstTokenTimeout)
+        self._progress.failed(error.attempts or (own,), now)  # a router tells its own
+        hurried = asked.hurried and isinstance(error, errors.FirstTokenTimeout)
         if hurried and seconds < candidate.provider.waits[0]:
             self._registry.settle(target)  # others wanted their share: no fault of this one
         elif self._registry.fail(target, error):
             breaker, name = self._registry.shut(target)[0], type(error).__name__
             model = None if decision.verdict(error).whole_address else target.model
             events.emit(events.Opened(provider=candidate.name, model=model, error=name, seconds=breaker.period))
-        left_alone = candidate.taped and self._registry.shut(target) and self._others(candidate)
+        left_alone = candidate.taped and self._registry.shut(target) and self._left(candidate)
         if isinstance(error, errors.NotOnTape) and left_alone:
             error.forgiven = True  # it was left alone when the cassette was made
             del self._progress.tried[-1]
-            self._asked[candidate.number] = error
+            self._failures[candidate.number] = error
             self._last = self._last or error
             return
-        self._last = self._asked[candidate.number] = error
-        fresh, held = bool(error.partial or error.tokens), bool(self._progress.text.strip())
+        fresh = bool(error.partial or error.tokens)
+        if fresh or self._progress.text:
+            self._progress.lost(error, free=candidate.provider.get_capabilities()["cost"] == (0.0, 0.0))
+        if fresh and self._progress.text.strip():
+            self._whose = candidate.provider.names(target.model)
+        self._last = self._failures[candidate.number] = error
+        await self._follow(candidate, error, fresh=fresh, prefilled=asked.prefilled, stepped=asked.stepped)
+
+    async def _follow(
+        self,
+        candidate: Candidate | None,
+        error: LLMError,
+        *,
+        fresh: bool = False,
+        prefilled: bool = False,
+        stepped: bool = False,
+    ) -> None:
+        """Do what is decided after this failure. Raises it where nothing is left to do."""
+        held, pause = bool(self._progress.text.strip()), self._pause()
         decided = decision.decide(
             error,
             decision.Situation(
                 shown=held and not self._call.whole,
+                blank=bool(self._progress.text) and not held and not self._call.whole,
                 held=held,
                 fresh=fresh,
                 rigid=self._call.rigid,
                 resume=self._resume,
-                prefilled=attempt.prefix is not None and not candidate.in_words,
+                prefilled=prefilled,
+                stepped=stepped,
+                others=bool(self._within_reach(self._left(candidate))),
+                loading=bool(self._loading()),
+                strayed=bool(self._strayed()) and not self._begun_again,
+                passes=pause is not None,
                 time_left=self._remains(),
             ),
         )
         if decided.action == "give up":
-            raise self._progress.final(error)
-        if decided.action == "otherwise":
-            candidate.in_words = True
-            del self._asked[candidate.number]
-        if fresh or self._progress.text:
-            self._progress.lost(error, free=candidate.provider.get_capabilities()["cost"] == (0.0, 0.0))
+            raise self._progress.final(next(iter(self._strayed().values()), error) if held else error)
         if decided.text == "forget":
             self._progress.forget()
+        if decided.action == "otherwise" and candidate:
+            del self._failures[candidate.number]
+            if isinstance(error, errors.NotContinued):
+                self._stepping = False
+            else:
+                candidate.in_words = True
+        elif decided.action == "load":
+            await self._loaded()
+        elif decided.action == "begin again":
+            self._begun_again = True
+            for number in self._strayed():
+                del self._failures[number]
+        elif decided.action == "again" and pause is not None:
+            self._rounds += 1
+            await asyncio.sleep(pause)
+            for number in self._passing():
+                del self._failures[number]
+
+    def _strayed(self) -> dict[int, LLMError]:
+        """Those who could not go on with the answer."""
+        return {number: error for number, error in self._failures.items() if isinstance(error, errors.NotContinued)}
+
+    def _passing(self) -> dict[int, LLMError]:
+        """Those whose failure may pass by itself, without a look at their pages."""
+        found = {number: error for number, error in self._failures.items() if error.retryable}
+        return {number: error for number, error in found.items() if not isinstance(error, _LOADING)}
+
+    def _pause(self) -> float | None:
+        """Seconds until those are asked again whose failure may pass; None where there is nobody, or no time."""
+        again = self._passing().values()
+        if not again or self._rounds >= self._rules.retries:
+            return None
+        asked = [error.retry_after for error in again if error.retry_after is not None]
+        pause = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
+        return pause if self._remains(pause) else None
 
     async def _next(self) -> Candidate:
-        """Who is asked next; waits where only waiting helps. Raises the last error where nobody is left."""
+        """Who is asked next. Raises LLMError where nobody can be."""
         while True:
-            fit = [each for each in self.order() if each.number not in self._asked and not self.why_not(each)]
+            fit = [each for each in self.order() if each.number not in self._failures and not self.why_not(each)]
             fit = self._within_reach(fit)
             selected = self.select(fit)
             for at in selected.probe:
@@ -240,27 +327,32 @@ class Execution:
                 if self._gate(chosen) == "trial":
                     self._begin(chosen)
                 return chosen
-            if fit:
-                first = min(fit, key=lambda candidate: self._registry.due(candidate.target(self.model_for(candidate))))
-                if await self._last_resort(first):
-                    return first
+            if not fit:
+                if self._last is None:
+                    raise self._nobody()
+                await self._follow(None, self._last)
                 continue
-            await self._wait()
+            first = min(fit, key=lambda candidate: self._registry.due(candidate.target(self.model_for(candidate))))
+            shut = await self._last_resort(first)
+            if shut is None:
+                return first
+            self._last = self._failures[first.number] = shut
+            await self._follow(first, shut)
 
     def select(self, fit: Sequence[Candidate]) -> selection.Selection:
         """Who of these is asked now, and what the others do meanwhile."""
-        options = [
-            selection.Option(
-                gate=self._gate(each), cold=each.provider.cold(self.model_for(each)), distance=each.distance
-            )
-            for each in fit
-        ]
+        options = []
+        for each in fit:
+            model = self.model_for(each)
+            same = bool(self._whose & each.provider.names(model))
+            cold = each.provider.cold(model)
+            options.append(selection.Option(gate=self._gate(each), cold=cold, distance=each.distance, same=same))
         return selection.select(options, self._rules.routing)
 
     def _loading(self) -> list[Candidate]:
-        """Those who said that they load, and whose time for it is not over."""
-        over = self._load_is_over()
-        return [] if over else [each for each in self._candidates if isinstance(self._asked.get(each.number), _LOADING)]
+        """Those who said that they load, where the time for it is not over."""
+        found = [each for each in self._candidates if isinstance(self._failures.get(each.number), _LOADING)]
+        return [] if found and self._load_is_over() else found
 
     def _load_is_over(self) -> bool:
         return asyncio.get_running_loop().time() + _AGAIN_S > min(self._deadline, self._started + self._rules.load)
@@ -277,19 +369,18 @@ class Execution:
         """What may be done with it now. Tapes are asked always: how long it was left alone was a matter of time."""
         return "go" if candidate.taped else self._registry.gate(candidate.target(self.model_for(candidate)))
 
-    async def _last_resort(self, candidate: Candidate) -> bool:
-        """Everybody is shut: ask the one that opens first, after a probe where one can see whether it is over."""
+    async def _last_resort(self, candidate: Candidate) -> LLMError | None:
+        """Everybody is shut: why not even the one that opens first is asked, after a probe where that can tell."""
         target = candidate.target(self.model_for(candidate))
         shut = self._registry.shut(target)
         if not shut or not decision.verdict(shut[0].error or LLMError("")).visible:
-            return True
+            return None
         if await asyncio.shield(self._probe(candidate)):  # others wait for it too
-            return True
+            return None
         error = copy.copy(shut[0].error or errors.ConnectionFailed("not ready"))
         error.partial, error.thinking, error.attempts = "", "", ()
         self._progress.tried.append(Tried(candidate.name, target.model, type(error).__name__, error.status, 0.0))
-        self._last = self._asked[candidate.number] = error
-        return False
+        return error
 
     def _probe(self, candidate: Candidate) -> asyncio.Task[bool]:
         return candidate.probe(lambda: self._begin(candidate), lambda ready: self._probed(candidate, ready=ready))
@@ -308,34 +399,14 @@ class Execution:
         if not self._registry.shut(target):
             events.emit(events.Closed(provider=candidate.name, model=target.model))
 
-    async def _wait(self) -> None:
-        """Everybody was asked: wait for a load, or a little, and begin another round; else raise the last error."""
-        if self._last is None:
-            raise self._nobody()
-        loading = self._loading()
-        if loading:
-            await self._loaded(loading)
-            return
-        again = {number: error for number, error in self._asked.items() if error.retryable}
-        again = {number: error for number, error in again.items() if not isinstance(error, _LOADING)}
-        if not again or self._rounds >= self._rules.retries:
-            raise self._progress.final(self._last)
-        asked = [error.retry_after for error in again.values() if error.retry_after is not None]
-        delay = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
-        if not self._remains(delay):
-            raise self._progress.final(self._last)
-        self._rounds += 1
-        await asyncio.sleep(delay)
-        for number in again:
-            del self._asked[number]
-
-    async def _loaded(self, loading: Sequence[Candidate]) -> None:
+    async def _loaded(self) -> None:
         """Until one of them has loaded its model; a load is never hurried, and has its own budget."""
+        loading = self._loading()
         while not self._load_is_over():
             await asyncio.sleep(_AGAIN_S)
             ready = [each for each in loading if not await each.loads_now(self.model_for(each))]
             for each in ready:
-                del self._asked[each.number]
+                del self._failures[each.number]
             if ready:
                 return
 
@@ -347,15 +418,12 @@ class Execution:
         cold = candidate.provider.cold(self.model_for(candidate)) and self._rules.routing != "warm-first"
         return any(not cold or other.distance <= candidate.distance for other in self._left(candidate))
 
-    def _others(self, candidate: Candidate) -> int:
-        """How many could still be asked after it."""
-        return len(self._left(candidate))
-
-    def _left(self, candidate: Candidate) -> list[Candidate]:
+    def _left(self, candidate: Candidate | None) -> list[Candidate]:
+        """Those who could still be asked after this one."""
         return [
             other
             for other in self._candidates
-            if other is not candidate and other.number not in self._asked and not self.why_not(other)
+            if other is not candidate and other.number not in self._failures and not self.why_not(other)
         ]
 
     def order(self) -> list[Candidate]:
@@ -377,7 +445,7 @@ class Execution:
         """What it lacks for this request, in words."""
         if candidate.broken:
             return [str(candidate.broken)]
-        if len(self._candidates) == 1:
+        if len(self._candidates) == 1 and not self._call.explained:
             return []
         return candidate.lacks(self._call.needs, self.model_for(candidate), local_only=self._rules.local_only)
 
@@ -409,11 +477,3 @@ class Execution:
         short = all("context" in " ".join(why) for why in whys.values())
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
-
-
-def _last(joiner: continuation.Joiner, candidate: Candidate) -> str:
-    """What was still held back. Raises EmptyAnswer where nothing came at all."""
-    text = joiner.end()
-    if joiner.silent:  # the last word had to come again: without it nobody knows that this was the end
-        raise errors.EmptyAnswer("asked to go on with an answer, it said nothing", provider=candidate.name)
-    return text

@@ -7,8 +7,7 @@ The factory hands it out; routers nest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Unpack, cast
 
@@ -32,7 +31,7 @@ from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Call, Candidate
 from .decision import Resume
 from .execution import Execution, Rules
-from .selection import Needs, Routing
+from .selection import Needs, Routing, unknown
 
 Member = str | LLMProvider
 Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
@@ -49,11 +48,11 @@ class RouterOptions(Options, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What ``explain`` says of one provider: whether it would serve, and why, or why not."""
+    """What ``explain`` says of one provider: whether it would serve (None: nobody knows whether it can), and why."""
 
     provider: str
     model: str | None
-    serves: bool
+    serves: bool | None
     why: str
 
 
@@ -212,23 +211,27 @@ class RouterProvider:
 
         By what is known now: ``refresh()`` of a provider lets it know more.
         """
-        execution = Execution(
-            self._candidates, self._registry, self._rules, self._call(prompt, model, more), self._resume, dry=True
-        )
-        choices, served = [], False
-        for candidate in execution.order():
-            lacks, target = execution.why_not(candidate), candidate.target(execution.model_for(candidate))
-            gate = self._registry.gate(target)
-            shut = self._registry.shut(target)
-            if lacks:
-                why = f"lacks {', '.join(lacks)}" if not candidate.broken else lacks[0]
-            elif gate != "go":
-                why = f"left alone after {type(shut[0].error).__name__}"
+        call, choices = self._call(prompt, model, more, explained=True), list[Choice]()
+        execution = Execution(self._registry, self._rules, call, self._resume, self._candidates)
+        lacking = {each.number: execution.why_not(each) for each in execution.order()}
+        fit = [each for each in execution.order() if not lacking[each.number]]
+        chosen = execution.select(fit).chosen
+        for each in execution.order():
+            target = each.target(execution.model_for(each))
+            serves: bool | None = False
+            if lacking[each.number]:
+                why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
+            elif self._registry.gate(target) != "go":
+                why = f"left alone after {type(self._registry.shut(target)[0].error).__name__}"
+            elif chosen is None or each is not fit[chosen]:
+                why = "would be asked if those before it fail"
+            elif doubt := unknown(call.needs, each.provider.can(target.model)):
+                serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
             else:
-                why = "would serve" if not served else "would be asked if those before it fail"
-            serves = not lacks and gate == "go" and not served
-            served = served or serves
-            choices.append(Choice(candidate.name, target.model, serves, why))
+                serves, why = True, "would serve"
+            if serves is not False and each.provider.cold(target.model):
+                why += ", once it has loaded the model"
+            choices.append(Choice(each.name, target.model, serves, why))
         return choices
 
     def status(self) -> list[dict[str, Any]]:
@@ -270,7 +273,8 @@ class RouterProvider:
             raise errors.InvalidRequest("tools need complete(): a text alone cannot carry a call")
         call = self._call(prompt, model, more, temperature, max_tokens, whole=whole, tools=tools)
         answering = Answering()
-        return TextStream(self._pieces(call, resume, answering), answering)
+        execution = Execution(self._registry, self._rules, call, resume, answering=answering)
+        return TextStream(execution.pieces(self._looked, self._lost), answering)
 
     def _call(
         self,
@@ -282,38 +286,26 @@ class RouterProvider:
         *,
         whole: bool = True,
         tools: bool = True,
+        explained: bool = False,
     ) -> Call:
-        alone = (
-            len(self._candidates) == 1
-            and self._find is None
-            and not (self._candidates[0].given and self._candidates[0].provider.vision_model)
-        )
-        needs = Needs() if alone else _needs(prompt, more)
-        return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools)
+        own = self._candidates[0] if len(self._candidates) == 1 and self._find is None and not explained else None
+        whatever = own is not None and (own.broken or not own.provider.vision_model)  # it is asked, whatever it lacks
+        needs = Needs() if whatever else _needs(prompt, more)
+        return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools, explained)
 
-    async def _pieces(self, call: Call, resume: Resume, answering: Answering) -> AsyncGenerator[str, None]:
-        candidates = await self._chain()
-        needs = call.needs
+    async def _looked(self, call: Call) -> Sequence[Candidate]:
+        """The candidates, and what has to be known of them for this call."""
+        candidates, needs = await self._chain(), call.needs
         if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
-            await asyncio.gather(
-                *(
-                    candidate.look(within)
-                    for candidate in candidates
-                    if curious or (not candidate.broken and candidate.provider.loads)
-                )
-            )
-        execution = Execution(candidates, self._registry, self._rules, call, resume)
-        try:
-            async with aclosing(execution.pieces()) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except errors.Unavailable:
-            if self._find:
-                self._candidates = []  # whoever was found has gone: look again
-            raise
-        answering.completion = execution.completion
+            wanted = [each for each in candidates if curious or (not each.broken and each.provider.loads)]
+            await asyncio.gather(*(each.look(within) for each in wanted))
+        return candidates
+
+    def _lost(self, error: LLMError) -> None:
+        if self._find and isinstance(error, errors.Unavailable):
+            self._candidates = []  # whoever was found has gone: look again
 
     async def _chain(self) -> list[Candidate]:
         """The candidates; found now, where none was named. Many first calls look once."""

@@ -46,11 +46,13 @@ class Option:
         gate: what its breaker says.
         cold: it would have to load the model first.
         distance: 0 on this machine or a private network, 1 beyond.
+        same: it has the very model whose answer is to be continued.
     """
 
     gate: Gate = "go"
     cold: bool = False
     distance: int = 0
+    same: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,9 @@ def select(options: Sequence[Option], routing: Routing) -> Selection:
     reach = max(one.distance for one in options) if routing == "warm-first" else options[first].distance
     warm = (at for at in ready if not options[at].cold and options[at].distance <= reach)
     chosen = next(warm, first) if options[first].cold else first
+    if not options[chosen].same:  # it can go on with the answer where another model would write another one
+        alike = (at for at in ready if options[at].same and not options[at].cold)
+        chosen = next((at for at in alike if options[at].distance <= options[chosen].distance), chosen)
     before = list(enumerate(options[:chosen]))
     return Selection(
         chosen,

@@ -213,7 +213,8 @@ class Dialect:
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             said = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            said = body["messages"][-2]["content"]
+            again = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the words with which it shall begin
+            said = str(body["messages"][-2]["content"]).removesuffix(again)
         else:
             return None
         return str(said).rpartition("</think>")[2]
