@@ -50,7 +50,8 @@ async def test_a_script_fills_a_class_and_gives_completions_as_they_are() -> Non
 
 
 async def test_an_application_can_try_what_happens_when_its_provider_dies() -> None:
-    dying, other = ScriptedProvider([Cut("The answer is ")]), ScriptedProvider(["The answer is forty-two."], name="other")
+    dying = ScriptedProvider([Cut("The answer is ")])
+    other = ScriptedProvider(["The answer is forty-two."], name="other")
     with provided(RouterProvider(dying, [other])):
         provider = get_provider()
         async with provider.stream("what?") as answer:
