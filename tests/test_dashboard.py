@@ -12,6 +12,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from learnflow.llm import errors
+from learnflow.llm.routing.decision import at_fault
 from learnflow.llm.sinks.prometheus import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -117,3 +119,10 @@ def test_grafana_finds_the_data_source_and_the_dashboard() -> None:
     assert f"./compose/monitoring/grafana/dashboards:{folder['options']['path']}:ro" in said["volumes"]
     asked = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
     assert source["jsonData"]["timeInterval"] == asked["global"]["scrape_interval"]
+
+
+def test_what_is_the_callers_own_is_no_failure_of_a_provider() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LLMError)]
+    leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not at_fault(kind("x"))}
+    shares = {each for each in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in each}
+    assert [set(share.split("|")) for share in shares] == [leaves | {"stop", "length", "tool_calls", "left"}]

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 from learnflow.llm import Capabilities, LLMProvider, RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.adapter.routable import RoutableProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry, Target
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider, no_waiting
 from learnflow.llm.testing.fault_server import FaultName, closed_port
 
 TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair is built from two large prime numbers, and so on."
@@ -751,3 +752,121 @@ async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
         with pytest.raises(errors.BrokenAnswer) as caught:
             await RouterProvider(one, [two], breakers=BreakerRegistry(), retries=0).complete("count")
         assert caught.value.partial.startswith("one two three")
+
+
+class Own(ScriptedProvider, RoutableProvider):
+    """A provider of an application's own that goes on with a message that it began."""
+
+    @property
+    def continues(self) -> bool:
+        """It does."""
+        return True
+
+    def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
+        """What follows the beginning."""
+        assert prompt[-1]["role"] == "assistant"
+        self.answers.append(TEXT.removeprefix(prompt[-1]["content"]))
+        return super().stream(prompt, *given, **more)
+
+
+def said(text: str, times: int = 1) -> ScriptedProvider:
+    return ScriptedProvider([text] * times, name="deviant")
+
+
+@pytest.mark.parametrize("how", ["stream", "generate", "complete"])
+async def test_a_continuation_that_is_none_is_not_joined_and_the_next_is_asked(how: str) -> None:
+    preface = "Sure, here is the rest: A key pair is built from two large prime numbers."
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
+        FaultServer("openai", TEXT) as three,
+    ):
+        deviant = said(preface)
+        third = CustomProvider(base_url=three.base_url, model="other")  # the same one would go first
+        chain = router(provider_for(one), deviant, third)
+        assert await heard(chain, how) == TEXT
+        assert len(deviant.history) == 1
+        state = chain.status()[1]
+        assert (state["breaker"], state["failed"]) == ("closed", 0)
+
+
+async def test_where_nobody_can_go_on_a_whole_answer_is_begun_again_once() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        deviant = said("Another answer, which is whole.", 2)
+        done = await router(provider_for(one), deviant, retries=0).complete("hi")
+        assert (done.text, done.provider) == ("Another answer, which is whole.", "deviant")
+        assert [len(asked.prompt) for asked in deviant.history] == [3, 2]  # asked in words, and then from the beginning
+        with pytest.raises(errors.LLMError):
+            await router(provider_for(one), said("Another one.", 1), retries=0).complete("hi")
+
+
+async def test_where_nobody_can_go_on_a_stream_ends_with_what_was_delivered() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        pieces = []
+        with pytest.raises(errors.AnswerCut) as caught:
+            async for piece in router(provider_for(one), said("Another answer."), retries=0).stream("hi"):
+                pieces.append(piece)
+        assert "".join(pieces) == caught.value.partial
+        assert TEXT.startswith(caught.value.partial)
+        assert [each.error for each in caught.value.attempts] == ["AnswerCut", "NotContinued"]
+
+
+async def test_an_applications_own_provider_is_a_full_member(events_seen: list[Any]) -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        own = Own(name="own")
+        chain = router(provider_for(one), own)
+        async with chain.stream("hi") as answer:
+            assert "".join([piece async for piece in answer]) == TEXT
+        assert (answer.completion.provider, answer.completion.resumed) == ("own", 1)
+        assert [event.provider for event in events_seen if isinstance(event, events.Answered)] == ["own"]
+        assert [event.in_words for event in events_seen if isinstance(event, events.Resumed)] == [False]
+
+
+async def test_the_same_model_goes_on_before_another_one_that_is_no_farther_away() -> None:
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
+        FaultServer("vllm", TEXT) as two,
+        FaultServer("llamacpp", TEXT) as three,
+    ):
+        chain = router(
+            CustomProvider(base_url=one.base_url, model="vendor/learnflow"),
+            VLLMProvider(base_url=two.base_url, model="other"),
+            LlamaCppProvider(base_url=three.base_url, model="learnflow:latest"),
+        )
+        done = await chain.complete("hi")
+        assert (done.text, done.provider) == (TEXT, "llamacpp")
+
+
+async def test_two_providers_that_die_in_turn_and_fifty_cuts_in_a_row() -> None:
+    text = " ".join(f"word{at}" for at in range(200))
+    async with FaultServer("vllm", text) as one, FaultServer("llamacpp", text) as two:
+        one.script, two.script = [Fault("cut", after=3)] * 25, [Fault("reset", after=3)] * 25
+        chain = router(provider_for(one), provider_for(two), retries=500)
+        with no_waiting():  # else it would wait half a minute
+            async with chain.stream("hi", max_tokens=1000) as answer:
+                assert "".join([piece async for piece in answer]) == text
+    assert answer.completion.resumed == 50
+
+
+async def test_explain_says_what_the_selection_does() -> None:
+    picture: Any = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+    ]
+    async with FaultServer("openai", TEXT) as server:
+        provider = CustomProvider(base_url=server.base_url, model="m")
+        (unknown,) = router(provider).explain(picture)
+        assert (unknown.serves, "nobody knows" in unknown.why) == (None, True)
+        (known,) = router(provider).explain("hi")
+        assert known.serves is True
+        monkeyed = CustomProvider(base_url=server.base_url, model="m")
+        monkeyed.knowledge.stated = {"vision": False}
+        (refused,) = router(monkeyed).explain(picture)
+        assert (refused.serves, refused.why) == (False, "lacks vision")
+
+
+async def test_the_callers_mistakes_are_no_failures_of_the_provider() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="request")) as server:
+        chain = router(provider_for(server), retries=0)
+        with pytest.raises(errors.RequestError):
+            await chain.generate("hi")
+        assert chain.status()[0]["failed"] == 0
+        assert chain.status()[0]["recent_failures"] == []

@@ -9,20 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 from .. import errors, events, settings
-from ..base import (
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_TEMPERATURE,
-    Answering,
-    Attempt,
-    Completion,
-    LLMProvider,
-    Options,
-    Prompt,
-    TextStream,
-)
+from ..base import Answering, Attempt, LLMProvider, Options, Prompt, TextStream
 from ..errors import LLMError
 from ..known import Capabilities, Health
 from ..times import FAR, NEAR
@@ -135,9 +125,9 @@ class RoutableProvider(LLMProvider):
             prompt = [*asked, {"role": "assistant", "content": attempt.prefix}]
         call = (prompt, model, temperature, max_tokens)
         answering = Answering()
-        return TextStream(self._pieces(call, more, attempt, answering, whole=whole), answering)
+        return TextStream(self._routed(call, more, attempt, answering, whole=whole), answering)
 
-    async def _pieces(
+    async def _routed(
         self,
         call: tuple[Prompt, str | None, float, int],
         more: Options,
@@ -155,7 +145,7 @@ class RoutableProvider(LLMProvider):
         late: type[LLMError] = errors.FirstTokenTimeout
         first = min(filter(None, [attempt.patience, None if whole else first]), default=over)
         limit = min(over, started + first)
-        self._asked(attempt, model, {"temperature": temperature, "max_tokens": max_tokens})
+        self._routing_begins(attempt, model, {"temperature": temperature, "max_tokens": max_tokens})
         try:
             try:
                 if whole:
@@ -198,7 +188,7 @@ class RoutableProvider(LLMProvider):
         if failed:
             raise failed.with_traceback(None)
 
-    def _asked(self, attempt: Attempt, model: str | None, sampling: Mapping[str, Any]) -> None:
+    def _routing_begins(self, attempt: Attempt, model: str | None, sampling: Mapping[str, Any]) -> None:
         if self.reports and events.heard():
             events.emit(
                 events.Asked(
@@ -217,59 +207,23 @@ def routable(provider: LLMProvider) -> RoutableProvider:
     return provider if isinstance(provider, RoutableProvider) else _Plain(provider)
 
 
+def _its(name: str) -> Any:
+    return property(lambda plain: getattr(plain.provider, name))
+
+
 class _Plain(RoutableProvider):
     """An application's provider that has the methods of ``LLMProvider`` and nothing else."""
 
+    name = _its("name")
+    generate, stream, complete = _its("generate"), _its("stream"), _its("complete")
+    list_models, health_check = _its("list_models"), _its("health_check")
+    get_capabilities = _its("get_capabilities")
+
     def __init__(self, provider: LLMProvider) -> None:
-        self._provider = provider
+        self.provider = provider
         self.reports = getattr(provider, "reports", True)
 
     @property
-    def name(self) -> str:
-        """Its name."""
-        return self._provider.name
-
-    @property
     def address(self) -> str:
-        """See ``RoutableProvider``."""
-        return f"{self.name}#{id(self._provider)}"
-
-    async def generate(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> str:
-        """Its own, as all that follow."""
-        return await self._provider.generate(prompt, model, temperature, max_tokens, **more)
-
-    def stream(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> TextStream:
-        return self._provider.stream(prompt, model, temperature, max_tokens, **more)
-
-    async def complete(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> Completion:
-        return await self._provider.complete(prompt, model, temperature, max_tokens, **more)
-
-    async def list_models(self) -> list[str]:
-        return await self._provider.list_models()
-
-    async def health_check(self) -> bool:
-        return await self._provider.health_check()
-
-    def get_capabilities(self) -> Capabilities:
-        return self._provider.get_capabilities()
+        """Its own, however often it is wrapped."""
+        return f"{self.name}#{id(self.provider)}"

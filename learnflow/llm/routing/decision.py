@@ -17,6 +17,9 @@ Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
 Text = Literal["keep", "forget"]
 Resume = Literal["continue", "restart", "raise"]
 
+# Set by tests, which do not wait: how often one is asked again at the most.
+testing: int | None = None
+
 LONGEST_S: Final = 300.0  # whatever a server asks for (429 with Retry-After: 86400 was seen)
 _BACK_OFF_S: Final = 0.5
 _BACK_OFF_MOST_S: Final = 8.0
@@ -238,6 +241,11 @@ def verdict(error: LLMError) -> Verdict:
     return next((meant for kind, meant in VERDICTS if isinstance(error, kind)), _INNOCENT)
 
 
+def rounds(retries: int) -> int:
+    """How often those are asked again whose failure may pass: as configured, in tests at most what the test says."""
+    return retries if testing is None else min(retries, testing)
+
+
 def back_off(times: int, chance: float, asked: float | None = None) -> float:
     """Seconds before the same provider is asked again: doubling, with jitter, or what it asked for itself.
 
@@ -246,6 +254,8 @@ def back_off(times: int, chance: float, asked: float | None = None) -> float:
         chance: from 0 to 1.
         asked: ``Retry-After``.
     """
+    if testing is not None:
+        return 0.0
     if asked is not None:
         return min(asked, LONGEST_S) * (1 + chance / 10)
     return min(_BACK_OFF_S * 2.0**times, _BACK_OFF_MOST_S) * (0.5 + chance)

@@ -306,7 +306,7 @@ class Execution:
     def _pause(self) -> float | None:
         """Seconds until those are asked again whose failure may pass; None where there is nobody, or no time."""
         again = self._passing().values()
-        if not again or self._rounds >= self._rules.retries:
+        if not again or self._rounds >= decision.rounds(self._rules.retries):
             return None
         asked = [error.retry_after for error in again if error.retry_after is not None]
         pause = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .fault_server import Fault, FaultServer, Seen, closed_port
-    from .kit import forget, no_model_calls, provided, recording, replaying
+    from .kit import forget, no_model_calls, no_waiting, provided, recording, replaying
     from .scripted import Cut, Request, ScriptedProvider
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "closed_port",
     "forget",
     "no_model_calls",
+    "no_waiting",
     "provided",
     "recording",
     "replaying",
@@ -29,7 +30,7 @@ __all__ = [
 
 _WHERE = {
     **dict.fromkeys(("Fault", "FaultServer", "Seen", "closed_port"), ".fault_server"),
-    **dict.fromkeys(("forget", "no_model_calls", "provided", "recording", "replaying"), ".kit"),
+    **dict.fromkeys(("forget", "no_model_calls", "no_waiting", "provided", "recording", "replaying"), ".kit"),
     **dict.fromkeys(("Cut", "Request", "ScriptedProvider"), ".scripted"),
 }
 

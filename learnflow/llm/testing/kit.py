@@ -15,7 +15,7 @@ from ..base import LLMProvider
 from ..replay import active
 from ..replay.player import Player
 from ..replay.recorder import Recorder
-from ..routing import breaker
+from ..routing import breaker, decision
 from ..transport import client
 from .fault_server import RUNNING
 
@@ -50,6 +50,19 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
     """``get_provider()`` gives a router over this provider inside, whatever the environment says."""
     with factory.instead(provider):
         yield provider
+
+
+@contextmanager
+def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
+    """Within it no router waits before it asks again, and asks each provider ``attempts`` times at the most.
+
+    For tests of what an application does when its providers fail; loads and timeouts are not touched.
+    """
+    before, decision.testing = decision.testing, attempts - 1
+    try:
+        yield
+    finally:
+        decision.testing = before
 
 
 @contextmanager

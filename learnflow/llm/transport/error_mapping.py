@@ -358,7 +358,8 @@ def failure_of(error: Exception) -> LLMError:
             )
     if kind is errors.Misconfigured:
         return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
-    return kind(f"the connection broke ({type(chain[-1]).__name__})")
+    told = [cause for cause in chain if not isinstance(cause, LookupError)]  # how anyio finds out
+    return kind(f"the connection broke ({type((told or chain)[-1]).__name__})")
 
 
 def _place(error: BaseException) -> str:
