@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -198,3 +200,63 @@ async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
 
 def pool_connections() -> list[Any]:
     return [each for own in pool._pools.values() for way in own._connections.values() for each in way._pool.connections]
+
+
+LEAVING = """
+import asyncio, gc, sys
+from learnflow.llm import RouterProvider
+from learnflow.llm.providers import CustomProvider, VLLMProvider
+
+held = []
+
+def provider(who):
+    one = CustomProvider(base_url=sys.argv[1], model="fault-model")
+    if who == "alone":
+        return one
+    chain = RouterProvider(one, [VLLMProvider(base_url=sys.argv[1], model="fault-model")])
+    return chain if who == "router" else RouterProvider(chain)
+
+async def read(stream):
+    async for _ in stream:
+        pass
+
+async def leave(way, who):
+    stream = provider(who).stream("hi")
+    if way == "kept":
+        held.append(stream)
+    if way == "unstarted":
+        return
+    if way == "read by a task":
+        held.append(asyncio.create_task(read(stream)))
+        await asyncio.sleep(0.05)
+        return
+    async for _ in stream:
+        break
+    if way == "raises":
+        raise KeyError
+
+for who in ("alone", "router", "nested"):
+    for way in ("local", "kept", "unstarted", "read by a task", "raises"):
+        try:
+            asyncio.run(leave(way, who))
+        except KeyError:
+            pass
+        gc.collect()
+        held.clear()
+        gc.collect()
+"""
+
+
+async def test_leaving_at_the_end_of_the_loop_leaves_nothing_behind_and_nothing_on_stderr() -> None:
+    async with FaultServer("openai", fault=Fault("drip")) as server:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "dev", "-c", LEAVING, server.base_url),
+            env={**os.environ, "PYTHONWARNINGS": "always::ResourceWarning", "LLM_LOG_LEVEL": "critical"},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await child.communicate()
+        for seen in server.seen:
+            await asyncio.wait_for(seen.gone.wait(), 1)
+    assert len(server.seen) >= 9
+    assert [line for line in said.decode().splitlines() if "learnflow.llm" not in line] == []
