@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import provider_for
 
@@ -13,6 +15,7 @@ from learnflow.llm.providers import (
     OllamaProvider,
     OpenAIProvider,
     OpenRouterProvider,
+    build,
 )
 from learnflow.llm.specs import SPECS
 from learnflow.llm.testing import FaultServer
@@ -183,3 +186,35 @@ def test_custom_needs_an_address() -> None:
 def test_no_repr_shows_a_key() -> None:
     provider = OpenAIProvider(api_key="sk-secret-0000")
     assert "secret" not in repr(provider) + repr(provider.endpoint) + repr(vars(provider))
+
+
+@pytest.mark.parametrize("row", ["openai", "azure", "custom"])
+@pytest.mark.parametrize("file", [".env", ".env.local"])
+def test_a_file_that_sets_the_address_does_not_get_the_shells_key(
+    row: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write a .env into a folder must not get the key of the shell that works there."""
+    spec = SPECS[row]
+    monkeypatch.setenv(spec.env_key[0], "key-of-the-shell")
+    (tmp_path / file).write_text(f"{spec.env_url[0]}=https://evil.example/v1\n", encoding="utf-8")
+    if spec.local:
+        assert build(row).endpoint.key is None
+        return
+    with pytest.raises(errors.KeyMissing) as caught:
+        build(row)
+    for word in (spec.env_key[0], "the environment", spec.env_url[0], file, "export"):
+        assert word in str(caught.value)
+
+
+def test_a_key_of_the_same_place_goes_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "https://gateway.example/v1"
+    (tmp_path / ".env").write_text(f"OPENAI_BASE_URL={address}\n", encoding="utf-8")
+    (tmp_path / ".env.local").write_text("OPENAI_API_KEY=key-of-the-file\n", encoding="utf-8")
+    assert OpenAIProvider().endpoint.key == "key-of-the-file"  # the two files are one place
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://other.example/v1")
+    assert OpenAIProvider().endpoint.key == "key-of-the-file"  # the shell may take a file's key
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
+    assert OpenAIProvider().endpoint.key == "key-of-the-shell"
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    (tmp_path / ".env").write_text("OPENAI_BASE_URL=https://api.openai.com/v1\n", encoding="utf-8")
+    assert OpenAIProvider().endpoint.key == "key-of-the-shell"  # it is OpenAI's own address

@@ -13,8 +13,9 @@ import pytest
 from conftest import DIALECTS, provider_for
 
 from learnflow.llm import errors
-from learnflow.llm.providers import CustomProvider, OpenAIProvider
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OpenAIProvider
+from learnflow.llm.testing import Fault, FaultServer, closed_port
+from learnflow.llm.transport import network
 from learnflow.llm.transport.client import Client, HttpRequest
 from learnflow.llm.transport.endpoint import Endpoint, is_private
 
@@ -113,7 +114,9 @@ def test_one_provider_serves_many_loops_without_a_warning() -> None:
         ("172.16.0.1", True),
         ("172.32.0.1", False),
         ("192.168.1.1", True),
-        ("169.254.169.254", True),
+        ("169.254.169.254", False),  # where clouds tell a machine its keys
+        ("169.254.1.1", False),
+        ("fd00:ec2::254", False),
         ("fd00::1", True),
         ("fe80::1%eth0", True),
         ("::ffff:10.0.0.1", True),
@@ -126,6 +129,48 @@ def test_one_provider_serves_many_loops_without_a_warning() -> None:
 )
 def test_what_counts_as_private(address: str, private: bool) -> None:
     assert is_private(address) is private
+
+
+def test_networks_that_the_operator_names_count_as_private() -> None:
+    assert is_private("100.64.0.1", ("100.64.0.0/10",))
+    assert not is_private("100.100.100.200", ("100.64.0.0/10",))
+    assert not is_private("2001:db8::1", ("100.64.0.0/10",))
+    assert is_private("2001:db8::1", ("2001:db8::/32",))
+
+
+async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is judged by where it led; before it was looked up, by whether such names are ever public."""
+    leads = {"box.vpn.example": "100.64.0.7", "inside.example": "127.0.0.1", "intruder": "8.8.8.8"}
+
+    def look(host: str, *_: Any, **__: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (leads[host], 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    monkeypatch.setattr(network, "_found", {})
+    port = closed_port()
+    for host, before, after, named in (
+        ("box.vpn.example", False, False, True),
+        ("inside.example", False, True, True),
+        ("intruder", True, False, False),
+    ):
+        provider = LlamaCppProvider(base_url=f"http://{host}:{port}", local_only=True, connect_timeout=0.5)
+        assert provider.get_capabilities()["local"] is before
+        if named and not after:
+            await network.addresses(host, 1)
+        else:
+            with pytest.raises(errors.ConnectionFailed if after else errors.NotLocal):
+                await provider.generate("hi")
+        assert provider.get_capabilities()["local"] is after
+        monkeypatch.setenv("LLM_LOCAL_NETWORKS", "100.64.0.0/10")
+        assert LlamaCppProvider(base_url=f"http://{host}:{port}").get_capabilities()["local"] is named
+        monkeypatch.delenv("LLM_LOCAL_NETWORKS")
+        network._found.clear()
+
+
+def test_a_network_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_NETWORKS", "100.64.0.0/10, home")
+    with pytest.raises(errors.NotConfigured, match="LLM_LOCAL_NETWORKS"):
+        LlamaCppProvider()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from .known import Capabilities, Health, Model, Server, State, merged
 from .specs import SPECS, ProviderSpec
 from .transport.endpoint import Endpoint
 from .transport.error_mapping import failure_of
+from .transport.network import is_near
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it
@@ -151,7 +152,7 @@ class Knowledge:
         """What is known of a model, the configured one where none is named: row, price map, server, operator."""
         spec, name = self._spec, name or self._model
         model = self._models.get(name or "") or (self._used if name in (None, *spec.placeholders) else None)
-        near = self._endpoint.near and not (model and model.remote)
+        near = is_near(self._endpoint, local_only=self.door.client.local_only) and not (model and model.remote)
         away = {} if near or not spec.local else {"cost": None}
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
         priced = prices.known(spec.litellm, name) if name and not spec.local else {}

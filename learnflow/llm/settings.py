@@ -6,14 +6,15 @@ Providers, the factory and the command line ask it; it remembers nothing.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
@@ -27,8 +28,15 @@ from .specs import SPECS, ProviderSpec
 _CONFIG = SettingsConfigDict(
     env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
 )
+_SHELL: Final = "the environment"
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
+
+
+def _networks(said: object) -> object:
+    """The networks of a list with commas. Raises ValueError where one is none."""
+    names = [name.strip() for name in str(said).split(",")] if isinstance(said, str) else said
+    return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
 
 
 class Settings(BaseSettings):
@@ -47,6 +55,7 @@ class Settings(BaseSettings):
     llm_retries: Annotated[int, Field(ge=0)] = 2
     llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
     llm_local_only: bool = False
+    llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)] = ()
     llm_log_content: bool = False
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     llm_metrics_host: str | None = None
@@ -180,13 +189,28 @@ class Variable:
     shadowed: str | None = None
 
 
+def apart(spec: ProviderSpec) -> str:
+    """What to do where a row's address stands in a file and its key in the environment; empty where they do not.
+
+    A file of the working directory may be anybody's: it must not send a key elsewhere that the shell exported.
+    """
+    holds = _holds()
+    url, key = next(_set(spec.env_url, holds), None), next(_set(spec.env_key, holds), None)
+    if not url or not key or url[1] == _SHELL or key[1] != _SHELL:
+        return ""
+    return (
+        f"{key[0]} is set in {key[1]}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
+        f"Put {key[0]} into {url[1]}, or export {url[0]}"
+    )
+
+
 def variables() -> list[Variable]:
     """Every variable of ours that is set, the ones without effect included; no values, some are keys.
 
     The environment beats the files; within it, and within both files together, the order of the spellings decides; for
     one spelling ``.env`` beats ``.env.local``.
     """
-    holds = {"the environment": _upper(os.environ), ".env": _file(".env"), ".env.local": _file(".env.local")}
+    holds = _holds()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     for spec in SPECS.values():
         settings += spec.variables
@@ -194,12 +218,22 @@ def variables() -> list[Variable]:
     found: list[Variable] = []
     for names in settings:
         used: str | None = None
-        for places in (("the environment",), (".env", ".env.local")):
-            for name, place in product(names, places):
-                if holds[place].get(name):
-                    found.append(Variable(name, place, used))
-                    used = used or f"{name} in {place}"
+        for name, place in _set(names, holds):
+            found.append(Variable(name, place, used))
+            used = used or f"{name} in {place}"
     return found
+
+
+def _holds() -> dict[str, Mapping[str, str | None]]:
+    return {_SHELL: _upper(os.environ), ".env": _file(".env"), ".env.local": _file(".env.local")}
+
+
+def _set(names: Sequence[str], holds: Mapping[str, Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
+    """Where the spellings of one variable are set; the first one counts."""
+    for places in ((_SHELL,), (".env", ".env.local")):
+        for name, place in product(names, places):
+            if holds[place].get(name):
+                yield name, place
 
 
 def _upper(holds: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -57,7 +57,17 @@ class BaseProvider(RoutableProvider):
             base_url = replay.address(row.name, near=row.local)
         replays = active.plays(replay)
         self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(self.spec, base_url, api_key, own.base_url, env_key, own.api_version, keyless=replays)
+        self.endpoint = settle(
+            self.spec,
+            base_url,
+            api_key,
+            own.base_url,
+            env_key,
+            own.api_version,
+            keyless=replays,
+            apart=settings.apart(row) if env_key and own.base_url else "",
+            networks=common.llm_local_networks,
+        )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 import httpcore
@@ -256,13 +257,14 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 "real model calls are forbidden in this test", hint="Give it tapes, or a FaultServer"
             )
         local_only, scheme = request.extensions["local_only"], request.url.scheme
+        networks = request.extensions["endpoint"].networks
         try:
             connections = await pool.of_this_loop()
             proxy = None
             if not (local_only or request.extensions["direct"]):
                 budget = request.extensions["timeout"]["connect"]
-                proxy = await network.proxy_for(connections.proxies, request.url, budget)
-            kept = connections.to(scheme, proxy, local_only=local_only)
+                proxy = await network.proxy_for(connections.proxies, request.url, budget, networks)
+            kept = connections.to(scheme, proxy, local_only=local_only, networks=networks)
         except _SET_UP as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -271,7 +273,8 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             )
         else:
-            return await _sent(request, kept, lambda: pool.Connections(scheme, proxy, local_only=local_only))
+            fresh = partial(pool.Connections, scheme, proxy, local_only=local_only, networks=networks)
+            return await _sent(request, kept, fresh)
         raise failure
 
     async def prepare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -22,17 +23,28 @@ _TAILS: Final = {
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(net)
     for net in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
         *("::1/128", "fc00::/7", "fe80::/10"),
     )
 )
+# Where clouds answer a machine about itself, keys included (most of them; AWS and Google over IPv6; Alibaba): nobody's
+# model, and nobody's network.
+_METADATA: Final = tuple(
+    map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
+)
 
 
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or of a private network (RFC 1918, RFC 4193)."""
+def is_private(address: str, networks: Sequence[str] = ()) -> bool:
+    """Whether an IP address is this machine's, of a private network (RFC 1918, RFC 4193), or of one that is named.
+
+    Args:
+        address: the address.
+        networks: ``LLM_LOCAL_NETWORKS``, as "100.64.0.0/10".
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    return any(ip in network for network in _PRIVATE if network.version == ip.version)
+    private = (*_PRIVATE, *map(ipaddress.ip_network, networks))
+    return ip not in _METADATA and any(ip in network for network in private if network.version == ip.version)
 
 
 def is_loopback(host: str) -> bool:
@@ -58,6 +70,7 @@ class Endpoint:
         key_hint: what to do about the key, should the server want one.
         version: of the API, where the provider has versions.
         key_header: the header that carries the key.
+        networks: those that count as one's own beside the private ones.
     """
 
     root: str
@@ -66,6 +79,7 @@ class Endpoint:
     key_hint: str = field(default="", repr=False)
     version: str | None = None
     key_header: str = "authorization"
+    networks: tuple[str, ...] = ()
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -83,10 +97,10 @@ class Endpoint:
     def near(self) -> bool:
         """Whether this is certainly this machine or a private network: by its address, or a name that is never public.
 
-        A public-looking name that leads to a private address counts as far: its look-up may change.
+        Where any other name leads, its look-up says (``network.is_near``).
         """
         host = self.origin[1]
-        return is_private(host) if _ip_version(host) else bool(_NEAR.search(host))
+        return is_private(host, self.networks) if _ip_version(host) else bool(_NEAR.search(host))
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -104,12 +118,15 @@ def settle(
     version: str | None,
     *,
     keyless: bool = False,
+    apart: str = "",
+    networks: tuple[str, ...] = (),
 ) -> Endpoint:
     """The endpoint for what was given and what the environment says; what is given wins.
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none. ``keyless``: nobody asks for a key.
+    an empty one is none. ``keyless``: nobody asks for a key. ``apart``: where the environment's key and address are
+    set, if the key may not go with the address.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
@@ -122,7 +139,10 @@ def settle(
     given, key, env_key = key is not None, str(key or "").strip(), str(env_key or "").strip()
     if env_key and not given:
         home = endpoint(spec, env_url or spec.default_url or where)
-        if there.origin == home.origin:
+        own = spec.default_url and endpoint(spec, spec.default_url).origin
+        if apart and there.origin != own:
+            hint = apart
+        elif there.origin == home.origin:
             key = env_key
         else:
             hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
@@ -130,7 +150,7 @@ def settle(
         raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
-    return replace(there, key=key or None, key_hint=hint)
+    return replace(there, key=key or None, key_hint=hint, networks=networks)
 
 
 def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:

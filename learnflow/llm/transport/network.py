@@ -20,7 +20,7 @@ import httpx
 
 from .. import errors, settings
 from ..errors import LLMError
-from .endpoint import is_private
+from .endpoint import Endpoint, is_private
 
 # Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
 _NEXT_ADDRESS_S: Final = 0.25
@@ -31,15 +31,37 @@ _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Future[
 )
 
 
+# Where names led when they were last connected to.
+_found: Final[dict[str, list[str]]] = {}
+_MOST_NAMES: Final = 1000
+
+
+def is_near(endpoint: Endpoint, *, local_only: bool = False) -> bool:
+    """Whether what is sent there stays on this machine or a private network, as the connection would have it.
+
+    A name is judged by where it led when it was last looked up; before that, by whether such names are ever public.
+
+    Args:
+        endpoint: where to.
+        local_only: only private addresses are connected to; else any of them may be.
+    """
+    found = _found.get(endpoint.origin[1])
+    if not found:
+        return endpoint.near
+    return (any if local_only else all)(is_private(address, endpoint.networks) for address in found)
+
+
 class Backend(httpcore.AnyIOBackend):
     """Opens the TCP connections of a pool.
 
     Args:
         local_only: connect to loopback and private addresses only.
+        networks: those that count as private, too.
     """
 
-    def __init__(self, *, local_only: bool) -> None:
+    def __init__(self, *, local_only: bool, networks: tuple[str, ...] = ()) -> None:
         self._local_only = local_only
+        self._networks = networks
 
     async def connect_tcp(
         self,
@@ -59,11 +81,12 @@ class Backend(httpcore.AnyIOBackend):
         loop = asyncio.get_running_loop()
         over = loop.time() + timeout if timeout is not None else None
         found = await addresses(host, timeout)
-        allowed = [each for each in found if is_private(each)] if self._local_only else found
+        allowed = [each for each in found if is_private(each, self._networks)] if self._local_only else found
         if not allowed:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
-                hint="Nothing was sent. Use a local provider, or set LLM_LOCAL_ONLY=false",
+                hint="Nothing was sent. Use a local provider, name its network in LLM_LOCAL_NETWORKS if it is yours, "
+                "or set LLM_LOCAL_ONLY=false",
             )
         *first, last = allowed
         for address in first:
@@ -73,20 +96,23 @@ class Backend(httpcore.AnyIOBackend):
         return await super().connect_tcp(last, port, left, local_address, socket_options)
 
 
-async def proxy_for(known: dict[tuple[str, str], str | None], url: httpx.URL, within: float) -> str | None:
+async def proxy_for(
+    known: dict[tuple[str, str], str | None], url: httpx.URL, within: float, networks: tuple[str, ...] = ()
+) -> str | None:
     """The proxy of the environment for this URL; none for a host that is on a private network.
 
     Args:
         known: what was found before, by scheme and host.
         url: where the request goes.
         within: seconds to look up the host.
+        networks: those that count as private, too.
     """
     key = (url.scheme, url.host)
     if key not in known:
         proxy = settings.proxy_for(*key)
         if proxy:
             with suppress(LLMError):  # a name that only the proxy can look up
-                if all(is_private(address) for address in await addresses(url.host, within)):
+                if all(is_private(address, networks) for address in await addresses(url.host, within)):
                     proxy = None
         known[key] = proxy
     return known[key]
@@ -115,6 +141,9 @@ async def addresses(host: str, within: float | None) -> list[str]:
         failure: LLMError = errors.ConnectTimeout("the host name was not looked up in time")
     else:
         if found:
+            if len(_found) >= _MOST_NAMES:
+                _found.clear()
+            _found[host] = found
             return found
         failure = errors.ConnectionFailed("the host name cannot be resolved")
     raise failure

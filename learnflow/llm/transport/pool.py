@@ -31,14 +31,17 @@ class Connections(httpx.AsyncHTTPTransport):
         scheme: "http" or "https".
         proxy: the URL of a proxy, or None.
         local_only: connect to loopback and private addresses only.
+        networks: those that count as private, too.
         idle: how many connections are kept for later.
     """
 
-    def __init__(self, scheme: str, proxy: str | None, *, local_only: bool, idle: int = 0) -> None:
+    def __init__(
+        self, scheme: str, proxy: str | None, *, local_only: bool, networks: tuple[str, ...] = (), idle: int = 0
+    ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
         secure = scheme == "https" or (proxy or "").startswith("https")
         super().__init__(verify=_tls(secure), limits=limits, proxy=proxy, trust_env=False)
-        self._pool._network_backend = Backend(local_only=local_only)  # noqa: SLF001
+        self._pool._network_backend = Backend(local_only=local_only, networks=networks)  # noqa: SLF001
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
         """Close a new connection whose request was cancelled before it was sent.
@@ -61,14 +64,14 @@ class Pool:
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self._connections: dict[tuple[str, str | None, bool], Connections] = {}
+        self._connections: dict[tuple[str, str | None, bool, tuple[str, ...]], Connections] = {}
         self.closer: AsyncGenerator[None, None] | None = None
 
-    def to(self, scheme: str, proxy: str | None, *, local_only: bool) -> Connections:
+    def to(self, scheme: str, proxy: str | None, *, local_only: bool, networks: tuple[str, ...] = ()) -> Connections:
         """The connections for this scheme, through this proxy or none."""
-        key = (scheme, proxy, local_only)
+        key = (scheme, proxy, local_only, networks)
         if key not in self._connections:
-            self._connections[key] = Connections(scheme, proxy, local_only=local_only, idle=_IDLE)
+            self._connections[key] = Connections(scheme, proxy, local_only=local_only, networks=networks, idle=_IDLE)
         return self._connections[key]
 
     async def aclose(self) -> None:
