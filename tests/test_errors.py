@@ -16,6 +16,7 @@ from learnflow.llm.errors import LLMError
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.dialects import REFUSALS
 from learnflow.llm.transport import error_mapping
+from learnflow.llm.transport.untrusted import without_keys
 
 LEAVES = {
     "key": errors.AuthenticationFailed,
@@ -163,12 +164,46 @@ async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> N
     shown = f"{caught.value!s} {caught.value!r} {caught.value.args} {caught.value.what}"
     assert "secret" not in shown
     assert "exponent" not in shown
-    assert "left out" in shown
+    assert "left out" in shown or "[masked]" in shown
+    assert "secret" not in caught.value.server_message
 
 
-def test_the_servers_own_words_are_shown_otherwise() -> None:
+async def test_the_servers_own_words_are_shown_otherwise() -> None:
     error = error_mapping.refusal(404, b'{"error":"model \'x\' not found"}')
-    assert "“model 'x' not found”" in str(error)
+    assert error.server_message == "model 'x' not found"
+    assert "not found" not in str(error)  # nobody has compared them with the request yet
+    body = json.dumps({"error": {"message": "n must be 1\x1b[31m"}}).encode()
+    async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
+        with pytest.raises(LLMError) as caught:
+            await provider_for(server).generate("hi")
+    assert "“n must be 1 [31m”" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdefghij0123456789",
+        "Bearer abcdefgh12345678",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        "hf_abcdefghijklmnop",
+        "3f9a1c0e5b7d2468ace013579bdf0246",
+        "QWxhZGRpbjpvcGVuIHNlc2FtZSBhbmQgbW9yZTE=",
+    ],
+)
+async def test_what_looks_like_a_key_is_masked_whosever_it_is(key: str) -> None:
+    body = json.dumps({"error": {"message": f"the upstream refused {key} today"}}).encode()
+    async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
+        with pytest.raises(LLMError) as caught:
+            await provider_for(server).generate("hi")
+    assert caught.value.server_message == "the upstream refused [masked] today"
+    assert "refused [masked] today" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", ["model hf.co/MaziyarPanahi/Qwen3-0.6B-GGUF:Q4_K_M", "Meta-Llama-3.1-8B-Instruct-GGUF"]
+)
+def test_the_name_of_a_model_is_no_key(words: str) -> None:
+    assert without_keys(words, None) == words
 
 
 def test_long_words_are_cut() -> None:

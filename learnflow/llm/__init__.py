@@ -16,6 +16,7 @@ from .known import Capabilities, Health
 if TYPE_CHECKING:
     from . import errors, events
     from .adapter.provider import BaseProvider
+    from .adapter.routable import RoutableProvider
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
 
@@ -27,6 +28,7 @@ __all__ = [
     "Health",
     "LLMError",
     "LLMProvider",
+    "RoutableProvider",
     "RouterProvider",
     "TextStream",
     "ToolCall",
@@ -41,6 +43,7 @@ _LATER = {
     "BaseProvider": ".adapter.provider",
     "discover": ".factory",
     "get_provider": ".factory",
+    "RoutableProvider": ".adapter.routable",
     "RouterProvider": ".routing.router",
 }
 

@@ -82,6 +82,8 @@ class LLMError(Exception):
         failover: another provider may be able to serve it.
         retry_after: seconds that the server asked to wait, where it did.
         hint: the sentence that says what to do.
+        server_message: the server's own words, at most 300 characters in one line, without anything like a key. They
+            may repeat the request, and are part of ``str()`` only where they do not.
         param: the parameter that the server named as the cause.
         partial: the text of the answer that had arrived.
         thinking: the thinking that had arrived.
@@ -111,6 +113,8 @@ class LLMError(Exception):
         self.model = model
         self.status = status
         self.retry_after = retry_after
+        self.server_message = ""
+        self.quotable = False
         self.param: str | None = None
         self.partial = ""
         self.thinking = ""
@@ -122,7 +126,12 @@ class LLMError(Exception):
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
         before = "; ".join(map(str, self.attempts[:-1]))
-        sentences = [f"{self.what}{status}".rstrip("."), self.hint.rstrip("."), before and f"Tried before: {before}"]
+        quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
+        sentences = [
+            f"{self.what}{quote}{status}".rstrip("."),
+            self.hint.rstrip("."),
+            before and f"Tried before: {before}",
+        ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
     def __repr__(self) -> str:

@@ -11,30 +11,27 @@ from collections.abc import Iterable
 from typing import Final
 
 from ..errors import LLMError
+from ..transport.untrusted import without_keys
 from .request import Request
 
 _TELLING: Final = 4  # letters and digits; a shorter text gives nothing away
 _WINDOW: Final = 16  # letters and digits in common that count as a quotation
-_KEY_WINDOW: Final = 8  # characters of a key in common
 _LOOKED_AT: Final = 200_000  # characters of each text of a request: a picture is millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
-_QUOTE: Final = ": “"  # where ``error_mapping`` begins to quote
 
 
 def discreet(error: LLMError, key: str | None, asked: Request | None, answer: str = "") -> None:
-    """Leave the server's own words out of the error where they repeat the key, the prompt or the answer."""
-    own, quote, words = error.what.partition(_QUOTE)
-    if not quote:
+    """Let the error quote the server only where its words repeat neither the key, nor the prompt, nor the answer."""
+    if not error.server_message:
         return
-    said = _letters(words)
+    error.server_message = without_keys(error.server_message, key)
+    said = _letters(error.server_message)
     texts = [*asked.texts, answer] if asked else [answer]
     others = asked.other_texts if asked else []
-    if (
-        _shows_key(words, key)
-        or any(_repeats(said, text, short=True) for text in texts)
-        or any(_repeats(said, text, short=False) for text in others)
-    ):
-        error.what = f"{own} (the server's own words repeat the request and are left out)"
+    repeats = any(_repeats(said, text, short=True) for text in texts)
+    error.quotable = not (repeats or any(_repeats(said, text, short=False) for text in others))
+    if not error.quotable:
+        error.what += " (the server's own words repeat the request and are left out)"
         error.args = (error.what,)
 
 
@@ -49,14 +46,6 @@ def _repeats(said: str, text: str, *, short: bool) -> bool:
     if len(letters) < _WINDOW:
         return short and len(letters) >= _TELLING and letters in said
     return any(said[at : at + _WINDOW] in letters for at in _windows(said, _WINDOW))
-
-
-def _shows_key(words: str, key: str | None) -> bool:
-    if not key:
-        return False
-    if len(key) < _KEY_WINDOW:
-        return len(key) >= _TELLING and key in words
-    return any(key[at : at + _KEY_WINDOW] in words for at in _windows(key, _KEY_WINDOW))
 
 
 def _windows(text: str, size: int) -> Iterable[int]:

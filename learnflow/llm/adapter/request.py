@@ -139,7 +139,7 @@ class Request:
         """
         if not isinstance(error, (CapabilityError, RequestError)):
             return None
-        said = f"{error.what} {error.hint}".lower()
+        said = f"{error.what} {error.server_message} {error.hint}".lower()
         if "max_completion_tokens" in said and not variant.newer_limit:
             return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
         ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}

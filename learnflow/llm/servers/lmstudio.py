@@ -21,7 +21,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if older and any("state" in row and "type" in row for row in older):
         return Server(kind="lmstudio", models=tuple(_older(row) for row in older if text(row.get("id"))))
     locked = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
-    return Server(kind="lmstudio") if any("LM Studio" in error.what for error in locked) else None
+    return Server(kind="lmstudio") if any("LM Studio" in error.server_message for error in locked) else None
 
 
 def _newer(row: Mapping[str, Any]) -> Model:

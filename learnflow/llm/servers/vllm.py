@@ -13,7 +13,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     version = text(pages["/version"].said.get("version"))
     rows = pages["/v1/models"].rows("data")
     refused, health = pages["/v1/models"].error, pages["/health"]
-    locked = isinstance(refused, errors.AuthenticationFailed) and "“Unauthorized”" in refused.what
+    locked = isinstance(refused, errors.AuthenticationFailed) and refused.server_message == "Unauthorized"
     locked = (
         locked and bool(version) and health.error is None and not health.said
     )  # its own way to refuse, and to be well

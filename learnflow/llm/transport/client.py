@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Judge
-from .untrusted import MAX_JSON_BYTES
+from .untrusted import MAX_JSON_BYTES, without_keys
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
 _REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
@@ -172,14 +172,14 @@ class Client:
         """
         response = await self.send(request)
         if not 200 <= response.status < 300:
-            raise await _refusal(response, judge)
+            raise await self._refusal(request, response, judge)
         return response
 
     async def page(self, request: HttpRequest) -> Page:
         """Read a page of a server, or what a JSON body gets as answer. Raises an LLMError where no answer came."""
         response = await self.send(request)
         if not 200 <= response.status < 300:
-            return Page(response.headers, b"", await _refusal(response, None))
+            return Page(response.headers, b"", await self._refusal(request, response, None))
         try:
             data = await response.beginning(MAX_JSON_BYTES + 1)
         finally:
@@ -206,6 +206,21 @@ class Client:
                 failure = error_mapping.failure_of(error)
         raise failure
 
+    async def _refusal(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
+        """What an answer means whose status is not 2xx."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_REFUSAL_S):
+                await response.beginning(_REFUSAL_BYTES, body)
+        except (TimeoutError, LLMError):
+            pass  # the status says enough, with as much of the body as came
+        finally:
+            await response.aclose()
+        error = error_mapping.refusal(response.status, bytes(body[:_REFUSAL_BYTES]), response.headers, judge)
+        error.server_message = without_keys(error.server_message, self.endpoint.key)
+        error.quotable = request.body is None  # nothing was sent that it could repeat
+        return error
+
     def _outgoing(self, request: HttpRequest) -> httpx.Request:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
@@ -229,19 +244,6 @@ class Client:
                 "on_timeout": request.on_timeout,
             },
         )
-
-
-async def _refusal(response: HttpResponse, judge: Judge | None) -> LLMError:
-    """What an answer means whose status is not 2xx."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_REFUSAL_S):
-            await response.beginning(_REFUSAL_BYTES, body)
-    except (TimeoutError, LLMError):
-        pass  # the status says enough, with as much of the body as came
-    finally:
-        await response.aclose()
-    return error_mapping.refusal(response.status, bytes(body[:_REFUSAL_BYTES]), response.headers, judge)
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):

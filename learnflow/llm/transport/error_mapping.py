@@ -285,19 +285,14 @@ def _kind(status: int, said: Complaint, judge: Callable[[], type[LLMError] | Non
 
 
 def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
-    error = kind(_sentence(kind, said), status=status, hint=_HINTS.get(kind, ""))
+    words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
+    error = kind(words, status=status, hint=_HINTS.get(kind, ""))
+    shown = printable(said.message, _SHOWN)  # it may end up on a terminal
+    error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
     error.param = said.param
     if isinstance(error, errors.ContextOverflow):
         error.needed, error.window = said.lengths
     return error
-
-
-def _sentence(kind: type[LLMError], said: Complaint) -> str:
-    words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
-    shown = printable(said.message, _SHOWN)  # it may end up on a terminal
-    if web_page(shown.encode("utf-8", "replace")) or not shown:
-        return words
-    return f"{words}: “{shown}”"
 
 
 # What a library raised, by its own name: what is decisive of LiteLLM's judgement, asked where the status and the codes

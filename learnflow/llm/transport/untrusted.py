@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Final
 
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a page or an answer in one piece
 MAX_EVENT_BYTES: Final = 1024 * 1024  # of a line or an event of a stream
 _MAX_VALUES: Final = 100_000  # of one document: eight megabytes of brackets are gigabytes of lists
 _MAX_COUNT: Final = 2**53  # tokens; what JSON's readers agree on (RFC 8259, section 6)
+_KEY_WINDOW: Final = 8  # characters of a key in common that count as the key
+# What looks like a key, whosever it is: with the beginnings that vendors give theirs, a JSON web token, long base64.
+_LIKE_A_KEY: Final = re.compile(
+    r"\b(?:sk|pk|rk|key|gsk|xai|hf|fw|pat|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}|\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*"
+    r"|(?i:bearer) +[^\s,;\"']{8,}|\b(?=[A-Za-z+/]*[0-9])[A-Za-z0-9+/]{32,}={0,2}"
+)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -64,3 +71,11 @@ def printable(text: str, most: int) -> str:
     shown = text[: most + 1]
     shown = " ".join("".join(each if each.isprintable() else " " for each in shown).split())
     return shown if len(text) <= most else shown[:most] + "…"
+
+
+def without_keys(text: str, key: str | None) -> str:
+    """A text in which nothing looks like a key; all of it is masked where it repeats a part of ``key``."""
+    size = min(_KEY_WINDOW, len(key or ""))
+    if key and any(key[at : at + size] in text for at in range(len(key) - size + 1)):
+        return "[masked]"
+    return _LIKE_A_KEY.sub("[masked]", text)
