@@ -243,7 +243,7 @@ def ours_routed(root: str) -> Peer:
 
 def ours_langchain(root: str) -> Peer:
     from learnflow.llm import RouterProvider
-    from learnflow.llm.langchain import ChatLearnFlow
+    from learnflow.llm.integrations.langchain import ChatLearnFlow
     from learnflow.llm.providers import CustomProvider
     from learnflow.llm.routing.breaker import BreakerRegistry
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from learnflow.llm import errors
-from learnflow.llm.known import Capabilities
+from learnflow.llm.capabilities import Capabilities
 from learnflow.llm.providers import (
     AzureProvider,
     CustomProvider,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import cli, factory
+from learnflow.llm import factory
+from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 
@@ -147,7 +148,7 @@ def test_exit_codes_tell_usage_nobody_and_failure_apart(
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom learnflow.llm.cli import main\n"
+        "import sys\nfrom learnflow.llm.cli.main import main\n"
         "try:\n    main(['ask', '--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('litellm', 'httpx', 'pydantic', 'structlog') if m in sys.modules], file=sys.stderr)"
     )

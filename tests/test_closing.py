@@ -257,6 +257,6 @@ async def test_leaving_at_the_end_of_the_loop_leaves_nothing_behind_and_nothing_
         )
         _, said = await child.communicate()
         for seen in server.seen:
-            await asyncio.wait_for(seen.gone.wait(), 1)
+            await asyncio.wait_for(seen.gone.wait(), 10)
     assert len(server.seen) >= 9
     assert [line for line in said.decode().splitlines() if "learnflow.llm" not in line] == []

@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from learnflow.llm import errors
+from learnflow.llm.integrations.prometheus import Metrics
 from learnflow.llm.routing.decision import at_fault
-from learnflow.llm.sinks.prometheus import Metrics
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "compose/monitoring"

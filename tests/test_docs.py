@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import read_variables
 
-from learnflow.llm import cli
-from learnflow.llm.specs import SPECS
+from learnflow.llm.cli import main as cli
+from learnflow.llm.spec import SPECS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])

@@ -17,9 +17,9 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
-from learnflow.llm.background import BACKGROUND
 from learnflow.llm.base import ServedModel
-from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.integrations.background import BACKGROUND
+from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, OllamaProvider
 from learnflow.llm.testing import Cut, Fault, FaultServer, ScriptedProvider
 
@@ -307,7 +307,7 @@ async def test_a_call_that_would_wait_for_itself_is_an_error() -> None:
 
 UNFINISHED = """
 import threading
-from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.testing import ScriptedProvider
 ends = []
 def one():
@@ -365,7 +365,7 @@ async def test_odd_tools_and_answers() -> None:
 
 FORKS = """
 import os
-from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.testing import ScriptedProvider
 chat = ChatLearnFlow(provider=ScriptedProvider(["a", "b"]))
 assert chat.invoke("hi").content == "a"

@@ -12,7 +12,7 @@ from langgraph.types import Send
 from pydantic import BaseModel
 
 from learnflow.llm import RouterProvider, errors, events
-from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, OllamaProvider
 from learnflow.llm.testing import Fault, FaultServer
 

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import AtMost, errors, events, model_factory, nodes, settings
-from learnflow.llm.model_factory import ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory
+from learnflow.llm import AtMost, errors, events, settings
+from learnflow.llm.integrations import learnflow as model_factory
+from learnflow.llm.integrations import learnflow_nodes as nodes
+from learnflow.llm.integrations.learnflow import (
+    ModelFactory,
+    create_model_for_node,
+    get_model_factory,
+    initialize_model_factory,
+)
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 
 GRAPH = """

@@ -22,12 +22,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from learnflow.llm import RouterProvider, errors, events, get_provider, sinks
+from learnflow.llm import RouterProvider, errors, events, get_provider
+from learnflow.llm import integrations as sinks
 from learnflow.llm.base import Usage
+from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.routing.progress import Progress
-from learnflow.llm.sinks import opentelemetry, prometheus
 from learnflow.llm.testing import Fault, FaultServer
 
 TEXT = "one two three four five six seven eight"

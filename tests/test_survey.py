@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import LLMProvider, discover, errors, get_provider, settings, survey
-from learnflow.llm.cli import main
-from learnflow.llm.specs import SPECS
+from learnflow.llm import LLMProvider, discover, errors, get_provider, settings
+from learnflow.llm import discovery as survey
+from learnflow.llm.cli.main import main
+from learnflow.llm.spec import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport import network
@@ -276,7 +277,7 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_none_of_them_imports_litellm() -> None:
     for command in ("status", "models", "doctor"):
         code = (
-            "import sys; from learnflow.llm.cli import main; main(sys.argv[1:]);"
+            "import sys; from learnflow.llm.cli.main import main; main(sys.argv[1:]);"
             "sys.exit(99 if 'litellm' in sys.modules else 0)"
         )
         environment = {**os.environ, "LLM_PROVIDER": "custom", "CUSTOM_BASE_URL": f"http://127.0.0.1:{closed_port()}"}

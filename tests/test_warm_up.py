@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from learnflow.llm import errors
-from learnflow.llm.cli import main
+from learnflow.llm.cli.main import main
 from learnflow.llm.providers import LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.testing import FaultServer
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from learnflow.llm import AtMost, RouterProvider, errors, events, window
+from learnflow.llm import AtMost, RouterProvider, errors, events
+from learnflow.llm.health import window
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer
 

@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .base import AtMost, Completion, LLMProvider, TextStream, ToolCall, Usage
+from .capabilities import Capabilities, Health
 from .errors import LLMError
-from .known import Capabilities, Health
 
 if TYPE_CHECKING:
     from . import errors, events

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import errors
 from .errors import LLMError
-from .specs import ProviderSpec
+from .spec import ProviderSpec
 from .transport.endpoint import Endpoint
 
 

@@ -25,8 +25,8 @@ from typing import (
     runtime_checkable,
 )
 
+from .capabilities import Capabilities
 from .errors import InvalidRequest, LLMError
-from .known import Capabilities
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from . import settings
 from .base import LLMProvider
-from .known import Health
+from .capabilities import Health
+from .discovery import SURVEY_S, found, survey
 from .routing.router import RouterProvider
-from .survey import SURVEY_S, found, survey
 
 
 def get_provider(name: str | None = None) -> RouterProvider:
@@ -26,7 +26,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
     """
     common = settings.load()
     if watched and (common.llm_metrics_port or common.llm_opentelemetry):
-        from . import sinks  # noqa: PLC0415  # extras, which few want
+        from . import integrations as sinks  # noqa: PLC0415  # extras, which few want
 
         sinks.attach(common)
     if _instead:

@@ -20,9 +20,9 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from . import known
+from . import capabilities as known
 from .errors import NotConfigured
-from .specs import SPECS, ProviderSpec
+from .spec import SPECS, ProviderSpec
 
 # As LearnFlow reads them: where both files set a variable, .env wins, and the process's environment wins over both.
 _CONFIG = SettingsConfigDict(

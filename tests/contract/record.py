@@ -27,7 +27,7 @@ from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes, Recording
-from learnflow.llm.specs import SPECS
+from learnflow.llm.spec import SPECS
 from learnflow.llm.testing import forget
 
 _PATIENCE_S = 30.0

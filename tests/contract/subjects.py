@@ -14,7 +14,7 @@ import yaml
 from behaviours import Subject
 
 from learnflow.llm.replay.cassette import Interaction
-from learnflow.llm.specs import SPECS
+from learnflow.llm.spec import SPECS
 
 ROOT: Final = Path(__file__).parents[2]
 TAPES: Final = ROOT / "cassettes"

@@ -14,7 +14,7 @@ from subjects import SUBJECTS, seal, tape_of
 from test_contract import CELLS
 
 from learnflow.llm.replay import cassette
-from learnflow.llm.specs import SPECS
+from learnflow.llm.spec import SPECS
 
 # What a row sends beside OpenAI's own fields, and why.
 VENDOR: dict[str, set[str]] = {

@@ -9,7 +9,7 @@ from conftest import LIVE
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from learnflow.llm import RouterProvider
-from learnflow.llm.langchain import ChatLearnFlow
+from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import build
 
 pytestmark = pytest.mark.live

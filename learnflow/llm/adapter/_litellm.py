@@ -26,7 +26,7 @@ from urllib.parse import quote
 from .. import errors
 from ..base import Usage
 from ..errors import LLMError
-from ..specs import ProviderSpec
+from ..spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.error_mapping import leaf_of

@@ -10,12 +10,13 @@ import asyncio
 import re
 from typing import Final
 
-from .. import errors, prices, window
+from .. import errors
 from ..base import DEFAULT_MAX_TOKENS, Usage
+from ..capabilities import Model
 from ..errors import LLMError
-from ..knowledge import QUICK_S, Knowledge
-from ..known import Model
-from ..specs import SPECS, ProviderSpec
+from ..health import prices, window
+from ..health.inventory import QUICK_S, Knowledge
+from ..spec import SPECS, ProviderSpec
 from .request import Request, Size
 
 # Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..base import Attempt
-from ..health import Door, complaint_of, read_page
+from ..health.probe import Door, complaint_of, read_page
 from ..transport.client import HttpRequest
 
 Watch = Callable[[float], None]

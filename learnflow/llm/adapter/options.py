@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..base import Options
 from ..errors import InvalidRequest, Unsupported
-from ..specs import ProviderSpec
+from ..spec import ProviderSpec
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {

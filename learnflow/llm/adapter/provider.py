@@ -6,16 +6,17 @@ import asyncio
 from dataclasses import replace
 from typing import ClassVar, Unpack
 
-from .. import errors, events, prices, settings, window
+from .. import errors, events, settings
 from ..base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Attempt, Completion, Prompt, TextStream, TimeOptions
 from ..base import Options as More
+from ..capabilities import Capabilities, Health, Model
 from ..errors import LLMError
-from ..health import Door
-from ..knowledge import LOOK_S, Knowledge
-from ..known import Capabilities, Health, Model
+from ..health import prices, window
+from ..health.inventory import LOOK_S, Knowledge
+from ..health.probe import Door
 from ..replay import active
-from ..specs import SPECS, ProviderSpec
-from ..times import settle_times
+from ..spec import SPECS, ProviderSpec
+from ..timeouts import settle_times
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm, native_api

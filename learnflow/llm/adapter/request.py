@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import CapabilityError, ContextOverflow, InvalidRequest, LLMError, RequestError, Unsupported
-from ..specs import ProviderSpec
+from ..spec import ProviderSpec
 from . import structured_output
 from .options import rows
 

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from .. import errors, events, settings
 from ..base import Answering, Attempt, LLMProvider, Options, Prompt, TextStream
+from ..capabilities import Capabilities, Health
 from ..errors import LLMError
-from ..known import Capabilities, Health
-from ..times import FAR, NEAR
+from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 
 

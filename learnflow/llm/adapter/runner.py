@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 from .. import advice, errors, events, log
 from ..base import Answering, Attempt, Completion, Nested, TextStream
 from ..errors import LLMError
-from ..knowledge import QUICK_S, Knowledge
-from ..specs import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
-from ..times import Times
+from ..health.inventory import QUICK_S, Knowledge
+from ..spec import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
+from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.error_mapping import failure_of
 from ..transport.ndjson_parser import NDJSONParser

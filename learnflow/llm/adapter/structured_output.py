@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SchemaMismatch
-from ..specs import Rung
+from ..spec import Rung
 from ..transport.untrusted import parse_json
 
 if TYPE_CHECKING:

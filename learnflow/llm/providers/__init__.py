@@ -9,7 +9,7 @@ from functools import cache
 
 from ..adapter.provider import BaseProvider
 from ..errors import NotConfigured
-from ..specs import SPECS
+from ..spec import SPECS
 from .azure import AzureProvider
 from .custom import CustomProvider
 from .fireworks import FireworksProvider

@@ -1,7 +1,7 @@
 """AzureProvider: the ``azure`` row as a class, in both dialects of Azure's addresses."""
 
 from ..adapter.provider import BaseProvider
-from ..specs import AZURE_V1, ProviderSpec
+from ..spec import AZURE_V1, ProviderSpec
 
 
 class AzureProvider(BaseProvider):

@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 
 from ..adapter.routable import RoutableProvider, routable
 from ..base import Attempt, LLMProvider, Options, Prompt, TextStream
+from ..capabilities import Health
 from ..errors import LLMError
-from ..known import Health
 from ..replay.transport import unrecorded
 from .breaker import Target
 from .continuation import end_of

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Unpack, cast
 
-from .. import errors, events, settings, window
+from .. import errors, events, settings
 from ..adapter.options import rows
 from ..base import (
     DEFAULT_MAX_TOKENS,
@@ -23,10 +23,11 @@ from ..base import (
     Prompt,
     TextStream,
 )
+from ..capabilities import Capabilities, Health
 from ..errors import LLMError
-from ..known import Capabilities, Health
+from ..health import window
 from ..providers import build
-from ..specs import OTHER, SPECS
+from ..spec import OTHER, SPECS
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Call, Candidate
 from .decision import Resume

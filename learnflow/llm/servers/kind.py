@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..capabilities import Model, Server
 from ..errors import LLMError
-from ..known import Model, Server
 
 _LONGEST: Final = 300  # characters of a name
 _MOST_TOKENS: Final = 2**31

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import errors
-from ..known import Model, Server, State
+from ..capabilities import Model, Server, State
 from .kind import Kind, Page, count, flag, part, text
 
 _IN_MEMORY = ("loaded", "sleeping")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from ..known import Model, Server
+from ..capabilities import Model, Server
 from .kind import Kind, Page, count, flag, part, text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..known import Model, Server
+from ..capabilities import Model, Server
 from .kind import Page, count, text
 
 

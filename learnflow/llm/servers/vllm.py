@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .. import errors
-from ..known import Model, Server
+from ..capabilities import Model, Server
 from .kind import Kind, Page, count, text
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from .. import events
 from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
+from ..discovery import brief, survey, usable
 from ..errors import LLMError
 from ..providers import CustomProvider, build
 from ..replay import active, cassette
 from ..routing.router import RouterProvider
-from ..survey import brief, survey, usable
 from .fault_server import Fault, FaultServer
 from .kit import replaying
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import factory, window
+from .. import factory
 from ..base import LLMProvider
+from ..health import window
 from ..replay import active
 from ..replay.player import Player
 from ..replay.recorder import Recorder

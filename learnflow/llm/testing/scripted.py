@@ -24,8 +24,8 @@ from ..base import (
     ServedModel,
     TextStream,
 )
-from ..known import Capabilities
-from ..specs import OTHER
+from ..capabilities import Capabilities
+from ..spec import OTHER
 
 Call = Literal["generate", "stream", "complete"]
 

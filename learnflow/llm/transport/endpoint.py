@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from ..errors import KeyMissing, NotConfigured
-from ..specs import ProviderSpec
+from ..spec import ProviderSpec
 
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
 _CHAT: Final = "/chat/completions"  # who pastes all of it knows the path: nothing is added

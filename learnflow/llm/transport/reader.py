@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from .. import errors
 from ..errors import LLMError
-from ..times import Times
+from ..timeouts import Times
 from .client import HttpResponse
 from .reasoning import Delta
 from .stream_parser import StreamParser

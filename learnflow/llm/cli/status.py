@@ -13,16 +13,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from . import errors, settings
-from .adapter.provider import BaseProvider
-from .asking import watched
-from .errors import LLMError
-from .factory import get_provider
-from .known import Health, Model
-from .providers import build
-from .replay import active
-from .specs import SPECS
-from .survey import Found, brief, survey, usable
+from .. import errors, settings
+from ..adapter.provider import BaseProvider
+from ..capabilities import Health, Model
+from ..discovery import Found, brief, survey, usable
+from ..errors import LLMError
+from ..factory import get_provider
+from ..providers import build
+from ..replay import active
+from ..spec import SPECS
+from .ask import watched
 
 READY: Final = 0
 NONE_READY: Final = 3

@@ -16,8 +16,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
-from ..adapter import structured_output
-from ..errors import InvalidRequest, SchemaMismatch
+from ...adapter import structured_output
+from ...errors import InvalidRequest, SchemaMismatch
 
 
 def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:

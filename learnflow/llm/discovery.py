@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from . import settings
 from .adapter.provider import BaseProvider
+from .capabilities import Health
 from .errors import LLMError, NotConfigured
-from .knowledge import state_of
-from .known import Health
+from .health.inventory import state_of
 from .providers import build
 from .replay import active
 from .replay.transport import unrecorded
-from .specs import OTHER, SPECS, ProviderSpec
+from .spec import OTHER, SPECS, ProviderSpec
 from .transport import network
 from .transport.client import NETWORK
 

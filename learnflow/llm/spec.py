@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from .known import Capabilities
+from .capabilities import Capabilities
 
 Dialect = Literal["openai", "ollama"]
 Rung = Literal["json_schema", "json_object", "words"]

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import settings
-from .base import AtMost
-from .errors import NotConfigured, Unsupported
-from .factory import get_provider, named
+from .. import settings
+from ..base import AtMost
+from ..errors import NotConfigured, Unsupported
+from ..factory import get_provider, named
+from ..providers import build
+from ..routing.router import RouterProvider
+from ..spec import OTHER, SPECS
 from .langchain import ChatLearnFlow
-from .nodes import Files, NamedProvider, Plan
-from .providers import build
-from .routing.router import RouterProvider
-from .specs import OTHER, SPECS
+from .learnflow_nodes import Files, NamedProvider, Plan
 
 
 class ModelFactory:

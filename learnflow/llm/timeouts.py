@@ -14,7 +14,7 @@ from typing import Any, Final
 from .base import TimeOptions
 from .errors import NotConfigured
 from .settings import RowSettings, Settings
-from .specs import ProviderSpec
+from .spec import ProviderSpec
 
 # Seconds to the first token and between two, where nobody says otherwise: for one's own machine, and for a cloud.
 NEAR: Final = (180.0, 120.0)

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from . import advice, errors, prices, window
-from .errors import LLMError
-from .health import Door, Seen
-from .known import Capabilities, Health, Model, Server, State, merged
-from .specs import SPECS, ProviderSpec
-from .transport.endpoint import Endpoint
-from .transport.error_mapping import failure_of
-from .transport.network import is_near
+from .. import advice, errors
+from ..capabilities import Capabilities, Health, Model, Server, State, merged
+from ..errors import LLMError
+from ..spec import SPECS, ProviderSpec
+from ..transport.endpoint import Endpoint
+from ..transport.error_mapping import failure_of
+from ..transport.network import is_near
+from . import prices, window
+from .probe import Door, Seen
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it

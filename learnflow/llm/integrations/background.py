@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from .errors import InvalidRequest
+from ..errors import InvalidRequest
 
 _T = TypeVar("_T")
 

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import errors, page
-from .adapter.provider import BaseProvider
-from .asking import watched
-from .errors import LLMError, NotConfigured
+from .. import errors
+from ..adapter.provider import BaseProvider
+from ..errors import LLMError, NotConfigured
+from . import bench_page as page
+from .ask import watched
 from .status import looked, table, taped, used
 
 _QUESTIONS: Final = (

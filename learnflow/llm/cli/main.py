@@ -15,8 +15,8 @@ import os
 import sys
 from typing import Final
 
-from . import errors
-from .specs import SPECS
+from .. import errors
+from ..spec import SPECS
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _unwatched(options: argparse.Namespace) -> int:
     """Run the command; the port of the metrics is left to the application."""
-    from . import factory  # noqa: PLC0415  # --help needs none of it
+    from .. import factory  # noqa: PLC0415  # --help needs none of it
 
     factory.watched = False
     try:
@@ -57,7 +57,7 @@ def _unwatched(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace) -> int:
     """The command; each imports what it needs, so that --help and usage errors need none of it."""
     if options.command == "ask":
-        from .asking import ask  # noqa: PLC0415
+        from .ask import ask  # noqa: PLC0415
 
         return await ask(options)
     if options.command == "explain":

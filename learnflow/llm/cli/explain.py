@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import errors
-from .errors import LLMError
-from .factory import get_provider
+from .. import errors
+from ..errors import LLMError
+from ..factory import get_provider
 from .status import NONE_READY, READY, table
 
 _SERVES = {True: "yes", False: "no", None: "perhaps"}

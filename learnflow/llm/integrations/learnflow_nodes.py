@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from . import settings
-from .errors import NotConfigured
+from .. import settings
+from ..errors import NotConfigured
 
 GRAPH: Final = "configs/graph.yaml"
 PROVIDERS: Final = "configs/providers.yaml"

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import errors
-from .errors import LLMError
-from .known import Model, Server
-from .servers import KINDS, Kind, Page, listed
-from .specs import OTHER, SPECS, ProviderSpec
-from .transport import error_mapping
-from .transport.client import Client, HttpRequest
-from .transport.endpoint import Endpoint, endpoint
-from .transport.untrusted import json_object
+from .. import errors
+from ..capabilities import Model, Server
+from ..errors import LLMError
+from ..servers import KINDS, Kind, Page, listed
+from ..spec import OTHER, SPECS, ProviderSpec
+from ..transport import error_mapping
+from ..transport.client import Client, HttpRequest
+from ..transport.endpoint import Endpoint, endpoint
+from ..transport.untrusted import json_object
 
 _MOST: Final = 64  # models that are asked for one by one
 _WRONG_METHOD: Final = 405

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from . import settings
-from .specs import SPECS
+from .. import settings
+from ..discovery import Found
+from ..spec import SPECS
+from ..transport.endpoint import endpoint, is_loopback
 from .status import NONE_READY, READY, looked, taped, used
-from .survey import Found
-from .transport.endpoint import endpoint, is_loopback
 
 
 async def doctor(options: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""The command line: `learnflow-llm` and its commands."""
