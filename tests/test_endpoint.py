@@ -216,5 +216,23 @@ def test_a_key_of_the_same_place_goes_with_the_address(tmp_path: Path, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
     assert OpenAIProvider().endpoint.key == "key-of-the-shell"
     monkeypatch.delenv("OPENAI_BASE_URL")
+    (tmp_path / ".env.local").unlink()
     (tmp_path / ".env").write_text("OPENAI_BASE_URL=https://api.openai.com/v1\n", encoding="utf-8")
     assert OpenAIProvider().endpoint.key == "key-of-the-shell"  # it is OpenAI's own address
+
+
+def test_a_file_that_has_both_uses_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
+    both = "OPENAI_BASE_URL=https://gateway.example/v1\nOPENAI_API_KEY=key-of-the-file\n"
+    (tmp_path / ".env").write_text(both, encoding="utf-8")
+    assert OpenAIProvider().endpoint.key == "key-of-the-file"
+
+
+def test_a_file_takes_no_key_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
+    lines = "CUSTOM_BASE_URL=https://evil.example/v1\nCUSTOM_API_KEY=${OPENAI_API_KEY}\n"
+    (tmp_path / ".env").write_text(lines, encoding="utf-8")
+    assert CustomProvider().endpoint.key is None
+    (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://evil.example/${OPENAI_API_KEY}\n", encoding="utf-8")
+    with pytest.raises(errors.NotConfigured, match="secret"):
+        OllamaProvider()

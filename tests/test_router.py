@@ -764,8 +764,8 @@ class Own(ScriptedProvider, RoutableProvider):
 
     def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
         """What follows the beginning."""
-        assert prompt[-1]["role"] == "assistant"
-        self.answers.append(TEXT.removeprefix(prompt[-1]["content"]))
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            self.answers.append(TEXT.removeprefix(prompt[-1]["content"]))
         return super().stream(prompt, *given, **more)
 
 
@@ -870,3 +870,64 @@ async def test_the_callers_mistakes_are_no_failures_of_the_provider() -> None:
             await chain.generate("hi")
         assert chain.status()[0]["failed"] == 0
         assert chain.status()[0]["recent_failures"] == []
+
+
+async def test_a_request_that_one_cannot_honour_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-openai")
+    async with FaultServer("vllm", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("vllm", TEXT) as two:
+        openai = OpenAIProvider(base_url=one.base_url, api_key="key-of-openai", model="m")  # it has no top_k
+        assert await router(openai, provider_for(two)).generate("hi", top_k=5) == TEXT
+        pieces = []
+        with pytest.raises(errors.LLMError) as caught:
+            async for piece in router(provider_for(one), openai, retries=0).stream("hi", top_k=5):
+                pieces.append(piece)
+        assert caught.value.partial == "".join(pieces) != ""
+
+
+async def test_a_cut_within_the_first_word_is_continued_by_an_engine_that_can() -> None:
+    """Asked from the beginning it begins otherwise; given the beginning it goes on."""
+    async with FaultServer("openai", ["RSA", " is old."], fault=Fault("cut", after=1)) as one:
+        own = Own(["Sure, RSA is old."], name="own")
+        async with router(provider_for(one), own).stream("hi") as answer:
+            assert "".join([piece async for piece in answer]) == TEXT
+        assert (answer.completion.resumed, answer.completion.provider) == (1, "own")
+
+
+async def test_a_nested_router_waits_for_its_cold_model_and_no_cloud_gets_the_prompt() -> None:
+    cold = {"/api/ps": {"models": []}}
+    async with FaultServer("ollama", TEXT, tells=cold, fault=Fault("hang")) as one:
+        local = provider_for(one)
+        await local.refresh()
+        cloud = ScriptedProvider(["from afar"] * 3, name="cloud", local=False)
+        with pytest.raises(errors.LLMError):
+            await router(router(local), cloud).generate("hi", timeout=1.0)
+        assert cloud.history == []
+
+
+@pytest.mark.parametrize("limit", ["soon", [1], 0, -1, True, float("nan")])
+async def test_a_deadline_that_is_none_is_refused_by_name(limit: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match="timeout"):
+        await router(dead(), dead()).generate("hi", timeout=limit)
+
+
+async def test_local_only_holds_for_an_applications_own_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    cloud = ScriptedProvider(["private"], local=False)
+    with pytest.raises(errors.NotLocal):
+        await router(cloud).generate("hi")
+    assert cloud.history == []
+
+
+async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_at() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with FaultServer("openai", TEXT) as one, silent:
+        hangs = OllamaProvider(base_url=f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", model="m")
+        await provider_for(one).generate("hi")
+        for chain in (router(provider_for(one), hangs), router(router(provider_for(one)), hangs)):
+            started = time.perf_counter()
+            assert await chain.generate("hi") == TEXT
+            assert time.perf_counter() - started < 0.9

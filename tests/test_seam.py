@@ -154,6 +154,11 @@ def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
         ("one two three four five six seven eight\n", "one two three four five six seven eight nine", "\nnine"),
         ("one two three four five six seven eight ", "one two three four five six seven eight\n\nNine", " \n\nNine"),
         ("one two three four five six seven eight", "one two three four five six seven eight  ", "  "),
+        (
+            "one two three four five six seven eight:\n\n",
+            "one two three four five six seven eight:\n    nine",
+            "\n\n    nine",
+        ),
         # Unicode forms: what was composed comes decomposed, and the other way round
         ("Die Schl\u00fcssell\u00e4nge ist", "Die Schlu\u0308ssella\u0308nge ist 2048", " 2048"),
         ("Die Schlu\u0308ssella\u0308nge ist", "Die Schl\u00fcssell\u00e4nge ist 2048", " 2048"),
@@ -168,6 +173,19 @@ def test_the_comparison_forgives_form_and_the_text_is_right(delivered: str, said
     for size in (1, 2, 1000):
         whole = delivered.rstrip() + text
         assert joined(continuation.as_it_broke(delivered), pieces(said, [size]), words=True) == (whole, False)
+
+
+def test_a_word_that_goes_on_where_it_had_ended_is_another_text() -> None:
+    delivered = "The cat sat, and then it saw a "
+    assert joined(continuation.as_it_broke(delivered), list("The cat sat, and then it saw another."), words=True) == (
+        delivered,
+        True,
+    )
+
+
+def test_an_echo_of_a_text_without_spaces_is_removed() -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E60)))
+    assert joined(continuation.as_it_broke(text), list(text + "\u5b57")) == (text + "\u5b57", False)
 
 
 def test_what_must_come_again() -> None:

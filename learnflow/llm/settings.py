@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _CONFIG = SettingsConfigDict(
     env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
 )
 _SHELL: Final = "the environment"
+_SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 
@@ -189,18 +191,28 @@ class Variable:
     shadowed: str | None = None
 
 
-def apart(spec: ProviderSpec) -> str:
-    """What to do where a row's address stands in a file and its key in the environment; empty where they do not.
+def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
+    """The environment's key of a row, and what to do where it may not go with the environment's address.
 
-    A file of the working directory may be anybody's: it must not send a key elsewhere that the shell exported.
+    A file of the working directory may be anybody's: it must not send a key elsewhere that the shell exported. With an
+    address from a file goes a file's key only, and none that the file itself takes from the shell (``${...}``).
     """
+    key = own.api_key.get_secret_value() if own.api_key else None
     holds = _holds()
-    url, key = next(_set(spec.env_url, holds), None), next(_set(spec.env_key, holds), None)
-    if not url or not key or url[1] == _SHELL or key[1] != _SHELL:
-        return ""
-    return (
-        f"{key[0]} is set in {key[1]}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
-        f"Put {key[0]} into {url[1]}, or export {url[0]}"
+    url = next(_set(spec.env_url, holds), None)
+    if url and url[1] != _SHELL and _SECRET.search(_upper(_raw(url[1], interpolate=False)).get(url[0]) or ""):
+        raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
+    if not key or not url or url[1] == _SHELL:
+        return key, ""
+    name, place = next(_set(spec.env_key, holds), ("", ""))
+    files = {**holds, _SHELL: {}}
+    for other, file in _set(spec.env_key, files):
+        value = files[file][other] or ""
+        if "$" not in (_upper(_raw(file, interpolate=False)).get(other) or ""):
+            return value, ""
+    return key, (
+        f"{name} is set in {place}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
+        f"Put {name} itself into {url[1]}, or export {url[0]}"
     )
 
 
@@ -244,8 +256,8 @@ def _file(name: str) -> dict[str, str | None]:
     return _upper(_raw(name))
 
 
-def _raw(name: str) -> Mapping[str, str | None]:
+def _raw(name: str, *, interpolate: bool = True) -> Mapping[str, str | None]:
     try:
-        return dotenv_values(name, encoding="utf-8")
+        return dotenv_values(name, encoding="utf-8", interpolate=interpolate)
     except (OSError, UnicodeError):
         return {}

@@ -51,8 +51,8 @@ class BaseProvider(RoutableProvider):
         **times: Unpack[TimeOptions],
     ) -> None:
         common, own = settings.load(), settings.load_row(SPECS[self.row])
-        env_key = own.api_key.get_secret_value() if own.api_key else None
         row = SPECS[self.row]
+        env_key, apart = settings.row_key(row, own)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(row.name, near=row.local)
@@ -66,7 +66,7 @@ class BaseProvider(RoutableProvider):
             env_key,
             own.api_version,
             keyless=replays,
-            apart=settings.apart(row) if env_key and own.base_url else "",
+            apart=apart,
             networks=common.llm_local_networks,
         )
         self.model = model or own.model

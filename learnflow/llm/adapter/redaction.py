@@ -42,6 +42,8 @@ def _letters(text: str) -> str:
 
 
 def _repeats(said: str, text: str, *, short: bool) -> bool:
+    if short and len(text) > _LOOKED_AT:
+        return True  # nobody has looked at all of it
     letters = _letters(text[:_LOOKED_AT])
     if len(letters) < _WINDOW:
         return short and len(letters) >= _TELLING and letters in said

@@ -15,6 +15,7 @@ from .. import errors, events, settings
 from ..base import Answering, Attempt, LLMProvider, Options, Prompt, TextStream
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError
+from ..spec import OTHER
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 
@@ -120,6 +121,10 @@ class RoutableProvider(LLMProvider):
             tools: the caller can take tool calls.
             attempt: which one it is, how long it may take, what is to be continued.
         """
+        if not self.permitted(local_only=settings.load().llm_local_only):
+            raise errors.NotLocal(
+                "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
+            )
         if attempt.prefix is not None:
             asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             prompt = [*asked, {"role": "assistant", "content": attempt.prefix}]
@@ -217,11 +222,30 @@ class _Plain(RoutableProvider):
     name = _its("name")
     generate, stream, complete = _its("generate"), _its("stream"), _its("complete")
     list_models, health_check = _its("list_models"), _its("health_check")
-    get_capabilities = _its("get_capabilities")
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
         self.reports = getattr(provider, "reports", True)
+
+    def get_capabilities(self) -> Capabilities:
+        """Its own; what it leaves out is unknown."""
+        return {**OTHER.capabilities, **self.provider.get_capabilities()}
+
+    @property
+    def loads(self) -> bool:
+        """What a router says of its providers, as what follows."""
+        return bool(getattr(self.provider, "loads", False))
+
+    def cold(self, model: str | None) -> bool:
+        """See ``loads``."""
+        told = getattr(self.provider, "cold", None)
+        return bool(told and told(model))
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """See ``loads``."""
+        told: tuple[float, float] | None = getattr(self.provider, "waits", None)
+        return told or super().waits
 
     @property
     def address(self) -> str:

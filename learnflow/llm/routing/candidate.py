@@ -15,13 +15,14 @@ from typing import Any, Final, cast
 from ..adapter.routable import RoutableProvider, routable
 from ..base import Attempt, LLMProvider, Options, Prompt, TextStream
 from ..capabilities import Health
-from ..errors import LLMError
+from ..errors import LLMError, ServerFailed
 from ..replay.transport import unrecorded
 from .breaker import Target
 from .continuation import end_of
 from .selection import Needs, lacks
 
 PROBE_S: Final = 1.0
+_BLIND_S: Final = 15.0  # until one that did not answer a look is looked at again before a request
 
 # What a model is told that cannot be given the beginning of its answer. What it says is checked against this.
 _GO_ON: Final = (
@@ -69,8 +70,8 @@ class Candidate:
         self.broken = broken
         self.given = given
         self._provider = routable(given) if given else None
-        self._only_words = False
         self._looked = False
+        self._blind_until = 0.0
         self._looking: asyncio.Task[Health] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._probe: asyncio.Task[bool] | None = None
@@ -86,15 +87,6 @@ class Candidate:
     def name(self) -> str:
         """The provider's name."""
         return self._provider.name if self._provider else (self.broken and self.broken.provider) or "?"
-
-    @property
-    def in_words(self) -> bool:
-        """Whether it can be asked to continue an answer in words only."""
-        return self._only_words or not self.provider.continues
-
-    @in_words.setter
-    def in_words(self, only: bool) -> None:
-        self._only_words = only
 
     @property
     def taped(self) -> bool:
@@ -119,11 +111,13 @@ class Candidate:
 
     async def look(self, within: float = PROBE_S) -> None:
         """Learn what it is and what it can, until that has succeeded once; many who want it look once."""
-        if self._provider is None or self._looked:
+        now = asyncio.get_running_loop().time()
+        if self._provider is None or self._looked or now < self._blind_until:
             return
         if self._looking is None or self._looking.done() or self._looking.get_loop() is not asyncio.get_running_loop():
             self._looking = asyncio.create_task(self._provider.refresh(within))
         self._looked = (await asyncio.shield(self._looking)).state != "down"
+        self._blind_until = now + _BLIND_S
 
     def lacks(self, needs: Needs, model: str | None, *, local_only: bool) -> list[str]:
         """What it certainly lacks, in words."""
@@ -172,23 +166,34 @@ class Candidate:
         state = (await self.provider.refresh(PROBE_S)).state
         return state == "loading" or (state == "ready" and self.provider.loads and self.provider.cold(model))
 
-    def ask(self, call: Call, model: str | None, attempt: Attempt, timeout_s: float) -> TextStream:
-        """Ask it, or let it continue what was begun; ``timeout_s`` is all the time there is."""
+    def ask(
+        self, call: Call, model: str | None, attempt: Attempt, timeout_s: float, *, words: bool = False
+    ) -> TextStream:
+        """Ask it, or let it continue what was begun, in words where it takes no beginning. Raises LLMError.
+
+        ``timeout_s`` is all the time there is.
+        """
         more = cast(Options, {**call.more, "timeout": timeout_s})
         prompt = call.prompt
-        if attempt.prefix is not None and self.in_words:
+        if attempt.prefix is not None and words:
             prompt = _in_words(call.prompt, attempt.prefix)
             attempt = replace(attempt, prefix=None, thinking="")
-        return self.provider.attempt(
-            prompt,
-            model,
-            call.temperature,
-            call.max_tokens,
-            more,
-            whole=call.whole,
-            tools=call.tools,
-            attempt=attempt,
-        )
+        try:
+            return self.provider.attempt(
+                prompt,
+                model,
+                call.temperature,
+                call.max_tokens,
+                more,
+                whole=call.whole,
+                tools=call.tools,
+                attempt=attempt,
+            )
+        except LLMError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
+            failure = ServerFailed(f"it raised {type(error).__name__}", provider=self.name)
+        raise failure
 
 
 def _in_words(prompt: Prompt, prefix: str) -> list[Any]:

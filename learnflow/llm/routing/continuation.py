@@ -133,6 +133,11 @@ class Joiner:
         if not echo.strip():  # white space alone counts as nothing delivered: it is not given out twice
             return held.removeprefix(echo) if over or held.strip() or held.startswith(echo) else None
         echoes = bool(self._cut.prefix and rest) and not echo.startswith(rest)
+        if not rest and len(echo) >= _LEAST and echo[: _LEAST // 2] not in echo[_LEAST // 2 :]:  # no pattern
+            if held.startswith(echo):
+                return held[len(echo) :]
+            if echo.startswith(held) and not over:
+                return None
         if held.startswith(rest):
             return held[len(rest) :]
         if echoes and held.startswith(echo):
@@ -148,7 +153,8 @@ class Joiner:
         """
         for repetition in self._repeats:
             repetition.feed(text)
-        after = next((each.rest(over=over) for each in self._repeats if each.came), None)
+        rests = (each.rest(over=over) for each in self._repeats if each.came and not each.other)
+        after = next((rest for rest in rests if rest is not None), None)
         if after is None and (over or all(each.other for each in self._repeats)):
             self.torn = True
         return after
@@ -202,7 +208,12 @@ class _Repetition:
         blank = said[: len(said) - len(bare)]
         if blank.startswith(self._blank):
             return said[len(self._blank) :]
-        return "\n" * (blank.count("\n") - self._blank.count("\n")) + bare
+        if not blank and self._wanted[-1:].isalnum() and bare[:1].isalnum():
+            self.other = True  # the word goes on that had ended
+            return None
+        lines = blank.count("\n") - self._blank.count("\n")
+        indent, before = blank.rpartition("\n")[2] if "\n" in blank else "", self._blank.rpartition("\n")[2]
+        return "\n" * lines + (indent if lines > 0 else indent.removeprefix(before)) + bare
 
 
 @lru_cache(maxsize=4096)

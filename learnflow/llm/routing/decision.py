@@ -37,7 +37,7 @@ class Situation:
         rigid: it has a form that cannot be continued: tool calls, JSON.
         resume: what the caller wants done with a stream that breaks.
         prefilled: the request carried the beginning of the answer, which was our idea.
-        stepped: less of it than was delivered: up to the last whole word.
+        stepped: of a provider that takes a beginning, less was asked for than all: up to the last whole word.
         others: somebody else can be asked now.
         loading: somebody loads a model, and the time for that is not over.
         strayed: somebody could not go on with the answer, and it was not yet begun again for that.
@@ -104,8 +104,14 @@ RULES: Final = (
         "keep",
     ),
     Rule(
-        "the beginning was given up to its last whole word, and something else follows",
-        lambda error, now: isinstance(error, errors.NotContinued) and now.prefilled and now.stepped,
+        "asked again from the beginning (resume='restart'), it says something else than what was shown",
+        lambda error, now: isinstance(error, errors.NotContinued) and now.resume == "restart",
+        "give up",
+        "keep",
+    ),
+    Rule(
+        "less than all was given, up to the last whole word, to one that takes a beginning, and something else follows",
+        lambda error, now: isinstance(error, errors.NotContinued) and now.stepped,
         "otherwise",
         "keep",
     ),
@@ -132,12 +138,6 @@ RULES: Final = (
         lambda error, now: now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
         "next",
         "forget",
-    ),
-    Rule(
-        "asked again from the beginning (resume='restart'), it says something else than what was shown",
-        lambda error, now: isinstance(error, errors.NotContinued) and now.resume == "restart",
-        "give up",
-        "keep",
     ),
     Rule("the model is loading, or it does not go on where the answer broke", _is(*_LATER), "next", "keep"),
     Rule(

@@ -11,10 +11,11 @@ import copy
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from .. import errors, events
-from ..base import Answering, Attempt, TextStream
+from ..base import Answering, Attempt, Completion, TextStream
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -37,13 +38,14 @@ class Rules:
     local_only: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Asked:
     """One attempt that is under way.
 
     Attributes:
         candidate, target: who is asked, and where the breaker is kept.
-        stream: what it says.
+        start: asks it.
+        completion: what it said, once that was whole.
         joiner: joins it to what was delivered; None where nothing was.
         prefilled: the request carries the beginning of the answer; stepped: up to its last whole word.
         hurried: others want a share of the time to its first token.
@@ -52,13 +54,14 @@ class _Asked:
 
     candidate: Candidate
     target: Target
-    stream: TextStream
+    start: Callable[[], TextStream]
     joiner: continuation.Joiner | None
     prefilled: bool
     stepped: bool
     hurried: bool
     started: float
     began: float
+    completion: Completion | None = None
 
     def taken(self, piece: str) -> str:
         """What of a piece the caller has not seen. Raises NotContinued where it is not what had to come again."""
@@ -112,6 +115,7 @@ class Execution:
         self._whose: frozenset[str] = frozenset()  # the names of the model whose answer is to be continued
         self._stepping = True  # to the last whole word; once that went wrong, an answer is continued where it broke
         self._begun_again = False
+        self._refuse_prefill: set[int] = set()
 
     async def pieces(
         self, chain: Callable[[Call], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
@@ -139,11 +143,12 @@ class Execution:
                 before, broke = candidate, None
                 asked = self._ask(candidate)
                 try:
-                    async with asked.stream as answer:
+                    async with asked.start().nested() as answer:
                         async for piece in answer:
                             if text := asked.taken(piece):
                                 self._progress.heard(text, loop.time())
                                 yield text
+                        asked.completion = answer.completion
                     if text := asked.ended():
                         self._progress.heard(text, loop.time())
                         yield text
@@ -162,6 +167,10 @@ class Execution:
         finally:
             self._progress.ends(self._answering.completion or failed)
 
+    def _in_words(self, candidate: Candidate) -> bool:
+        """Whether it can be asked to continue an answer in words only."""
+        return candidate.number in self._refuse_prefill or not candidate.provider.continues
+
     def _cut(self, candidate: Candidate) -> continuation.Cut | None:
         """Where it is continued; None to begin."""
         text = self._progress.text
@@ -170,14 +179,15 @@ class Execution:
         if self._resume == "restart" or not text.strip():
             return continuation.Cut("", text)  # it is asked from the beginning, and what was shown comes again
         cut = continuation.step_back(text)
-        whole = not self._stepping or (candidate.in_words and not cut.prefix)
+        whole = not self._stepping or (self._in_words(candidate) and not cut.prefix)
         return continuation.as_it_broke(text) if whole else cut
 
     def _ask(self, candidate: Candidate) -> _Asked:
         """Ask it, or let it continue: as much less is asked for as was delivered."""
         started, began = asyncio.get_running_loop().time(), self._registry.clock()
         model, cut, call = self.model_for(candidate), self._cut(candidate), self._call
-        words = bool(cut and cut.prefix) and candidate.in_words
+        in_words = self._in_words(candidate)
+        words = bool(cut and cut.prefix) and in_words
         joiner = continuation.Joiner(cut, words=words) if cut else None
         attempt = Attempt(
             number=len(self._progress.tried) + 1,
@@ -197,17 +207,18 @@ class Execution:
         return _Asked(
             candidate=candidate,
             target=candidate.target(model),
-            stream=candidate.ask(call, model, attempt, max(0.001, self._deadline - started)).nested(),
+            start=partial(candidate.ask, call, model, attempt, max(0.001, self._deadline - started), words=words),
             joiner=joiner,
             prefilled=attempt.prefix is not None and not words,
-            stepped=bool(cut and cut.rest),
+            stepped=bool(cut and cut.rest) and not in_words,
             hurried=attempt.patience is not None,
             started=started,
             began=began,
         )
 
     def _complete(self, asked: _Asked) -> None:
-        whole = asked.stream.completion
+        whole = asked.completion
+        assert whole is not None  # noqa: S101  # the stream has ended
         if self._registry.answer(asked.target, whole.first_token_s, asked.began):
             events.emit(events.Closed(provider=asked.candidate.name, model=asked.target.model))
         now = asyncio.get_running_loop().time()
@@ -220,6 +231,8 @@ class Execution:
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
         seconds = now - asked.started
         own = Tried(candidate.name, error.model or target.model, type(error).__name__, error.status, seconds)
+        if isinstance(error, errors.NotContinued):
+            self._progress.torn()
         self._progress.failed(error.attempts or (own,), now)  # a router tells its own
         hurried = asked.hurried and isinstance(error, errors.FirstTokenTimeout)
         if hurried and seconds < candidate.provider.waits[0]:
@@ -276,12 +289,13 @@ class Execution:
             raise self._progress.final(next(iter(self._strayed().values()), error) if held else error)
         if decided.text == "forget":
             self._progress.forget()
+            self._whose = frozenset()
         if decided.action == "otherwise" and candidate:
             del self._failures[candidate.number]
             if isinstance(error, errors.NotContinued):
                 self._stepping = False
             else:
-                candidate.in_words = True
+                self._refuse_prefill.add(candidate.number)
         elif decided.action == "load":
             await self._loaded()
         elif decided.action == "begin again":
@@ -308,8 +322,8 @@ class Execution:
         again = self._passing().values()
         if not again or self._rounds >= decision.rounds(self._rules.retries):
             return None
-        asked = [error.retry_after for error in again if error.retry_after is not None]
-        pause = decision.back_off(self._rounds, random.random(), min(asked, default=None))  # noqa: S311  # jitter
+        chance = random.random()  # noqa: S311  # jitter
+        pause = min(decision.back_off(self._rounds, chance, error.retry_after) for error in again)
         return pause if self._remains(pause) else None
 
     async def _next(self) -> Candidate:
@@ -324,7 +338,7 @@ class Execution:
                 fit[at].load(self.model_for(fit[at]))
             if selected.chosen is not None:
                 chosen = fit[selected.chosen]
-                if self._gate(chosen) == "trial":
+                if self.gate(chosen) == "trial":
                     self._begin(chosen)
                 return chosen
             if not fit:
@@ -332,12 +346,16 @@ class Execution:
                     raise self._nobody()
                 await self._follow(None, self._last)
                 continue
-            first = min(fit, key=lambda candidate: self._registry.due(candidate.target(self.model_for(candidate))))
+            first = self.last_resort(fit)
             shut = await self._last_resort(first)
             if shut is None:
                 return first
             self._last = self._failures[first.number] = shut
             await self._follow(first, shut)
+
+    def last_resort(self, fit: Sequence[Candidate]) -> Candidate:
+        """The one whose breaker lets it be asked first."""
+        return min(fit, key=lambda candidate: self._registry.due(candidate.target(self.model_for(candidate))))
 
     def select(self, fit: Sequence[Candidate]) -> selection.Selection:
         """Who of these is asked now, and what the others do meanwhile."""
@@ -346,7 +364,7 @@ class Execution:
             model = self.model_for(each)
             same = bool(self._whose & each.provider.names(model))
             cold = each.provider.cold(model)
-            options.append(selection.Option(gate=self._gate(each), cold=cold, distance=each.distance, same=same))
+            options.append(selection.Option(gate=self.gate(each), cold=cold, distance=each.distance, same=same))
         return selection.select(options, self._rules.routing)
 
     def _loading(self) -> list[Candidate]:
@@ -365,7 +383,7 @@ class Execution:
         reach = min(each.distance for each in loading)
         return [each for each in fit if each.distance <= reach]
 
-    def _gate(self, candidate: Candidate) -> Gate:
+    def gate(self, candidate: Candidate) -> Gate:
         """What may be done with it now. Tapes are asked always: how long it was left alone was a matter of time."""
         return "go" if candidate.taped else self._registry.gate(candidate.target(self.model_for(candidate)))
 
@@ -409,6 +427,14 @@ class Execution:
                 del self._failures[each.number]
             if ready:
                 return
+        for each in loading:  # it has failed like any other
+            target = each.target(self.model_for(each))
+            late = errors.TimedOut(f"the model was not loaded within {self._rules.load:g} s")
+            if self._registry.fail(target, late):
+                period = self._registry.shut(target)[0].period
+                events.emit(
+                    events.Opened(provider=each.name, model=target.model, error=type(late).__name__, seconds=period)
+                )
 
     def _remains(self, seconds: float = 0.0) -> bool:
         return asyncio.get_running_loop().time() + seconds < self._deadline

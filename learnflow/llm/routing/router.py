@@ -196,6 +196,23 @@ class RouterProvider:
         candidates = await self._chain()
         return list(await asyncio.gather(*(each.provider.refresh() for each in candidates if not each.broken)))
 
+    @property
+    def loads(self) -> bool:
+        """Whether one of them may have to load a model; for a router around this one, as what follows."""
+        return any(each.provider.loads for each in self._candidates if not each.broken)
+
+    def cold(self, model: str | None) -> bool:
+        """Whether the first of them would have to load the model first."""
+        first = next((each for each in self._candidates if not each.broken), None)
+        return first is not None and first.provider.cold(model)
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """The longest of theirs; a load is waited for."""
+        theirs = [each.provider.waits for each in self._candidates if not each.broken]
+        first, gap = (max(column, default=0.0) for column in zip(*theirs, strict=True)) if theirs else (0.0, 0.0)
+        return max(first, self._rules.load), gap
+
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
         for candidate in await self._chain():
@@ -216,15 +233,16 @@ class RouterProvider:
         execution = Execution(self._registry, self._rules, call, self._resume, self._candidates)
         lacking = {each.number: execution.why_not(each) for each in execution.order()}
         fit = [each for each in execution.order() if not lacking[each.number]]
-        chosen = execution.select(fit).chosen
+        selected = execution.select(fit).chosen
+        chosen = fit[selected] if selected is not None else execution.last_resort(fit) if fit else None
         for each in execution.order():
             target = each.target(execution.model_for(each))
             serves: bool | None = False
             if lacking[each.number]:
                 why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
-            elif self._registry.gate(target) != "go":
+            elif each is not chosen and execution.gate(each) not in ("go", "trial"):
                 why = f"left alone after {type(self._registry.shut(target)[0].error).__name__}"
-            elif chosen is None or each is not fit[chosen]:
+            elif each is not chosen:
                 why = "would be asked if those before it fail"
             elif doubt := unknown(call.needs, each.provider.can(target.model)):
                 serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
@@ -272,6 +290,9 @@ class RouterProvider:
             raise errors.InvalidRequest(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
         if more.get("tools") and not tools:
             raise errors.InvalidRequest("tools need complete(): a text alone cannot carry a call")
+        limit = more.get("timeout")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
         call = self._call(prompt, model, more, temperature, max_tokens, whole=whole, tools=tools)
         answering = Answering()
         execution = Execution(self._registry, self._rules, call, resume, answering=answering)
@@ -300,7 +321,14 @@ class RouterProvider:
         if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
-            wanted = [each for each in candidates if curious or (not each.broken and each.provider.loads)]
+            wanted = []
+            for each in candidates:
+                if each.broken or self._registry.gate(each.target(None)) != "go":
+                    continue
+                if curious or each.provider.loads:
+                    wanted.append(each)
+                else:
+                    break  # it will be asked, whatever those after it are like
             await asyncio.gather(*(each.look(within) for each in wanted))
         return candidates
 
@@ -352,6 +380,8 @@ def _needs(prompt: Prompt, more: Mapping[str, Any]) -> Needs:
     for message in prompt if rows(prompt) else ():
         content = cast(Mapping[str, Any], message).get("content")
         for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+            if not isinstance(part, Mapping):
+                continue  # whoever is asked says what is wrong with it
             images = images or "image" in str(part.get("type"))
             texts.append(str(part.get("text") or ""))
     wanted = more.get("response_format")

@@ -56,7 +56,8 @@ def is_loopback(host: str) -> bool:
     )
 
 
-_NEAR = re.compile(r"^[^.]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
+# A name without dots is one of the own network, unless it is a number: 134744072 is 8.8.8.8.
+_NEAR = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ def settle(
 
     A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
     row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none. ``keyless``: nobody asks for a key. ``apart``: where the environment's key and address are
-    set, if the key may not go with the address.
+    an empty one is none. ``keyless``: nobody asks for a key. ``apart``: what to do where a key of the environment may
+    not go with its address.
 
     Raises:
         NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
