@@ -41,7 +41,7 @@ format: install ## let ruff format
 live: install ## the tests against every model server that the environment names (LLAMACPP_BASE_URL, OLLAMA_BASE_URL, ...)
 	$(BIN)/python -m pytest -q -m live -rs tests/live $(ARGS)
 
-record: install ## make the tapes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
+record: install ## make the cassettes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
 	@PYTHONPATH=tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
 
 coverage: install ## which branches of learnflow/llm the tests do not run

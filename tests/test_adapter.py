@@ -464,7 +464,7 @@ async def test_an_application_that_configured_structlog_gets_the_event_there() -
                 await provider_for(server).generate("hi")
     finally:
         structlog.reset_defaults()
-    assert [(log["event"], log["log_level"]) for log in logs] == [("llm_answered", "info")]
+    assert [(log["event"], log["log_level"]) for log in logs] == [("llm.request_completed", "info")]
 
 
 async def test_a_sink_that_fails_fails_no_request() -> None:

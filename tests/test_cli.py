@@ -61,7 +61,7 @@ def test_the_log_goes_to_stderr_where_it_is_wanted(server: FaultServer) -> None:
     command = [sys.executable, "-m", "learnflow.llm", "ask", "hi", "--verbose"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "The quick brown fox jumps over the lazy dog.\n"
-    assert "event='llm_answered'" in ran.stderr
+    assert "event='llm.request_completed'" in ran.stderr
 
 
 def test_an_encoding_that_lacks_a_letter_breaks_no_answer(server: FaultServer) -> None:

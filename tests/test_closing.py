@@ -248,7 +248,7 @@ for who in ("alone", "router", "nested"):
 
 
 async def test_leaving_at_the_end_of_the_loop_leaves_nothing_behind_and_nothing_on_stderr() -> None:
-    async with FaultServer("openai", fault=Fault("drip")) as server:
+    async with FaultServer("openai", fault=Fault("stall", after=1)) as server:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-X", "dev", "-c", LEAVING, server.base_url),
             env={**os.environ, "PYTHONWARNINGS": "always::ResourceWarning", "LLM_LOG_LEVEL": "critical"},

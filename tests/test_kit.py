@@ -33,7 +33,7 @@ async def test_a_script_is_answered_in_its_order_and_every_request_is_remembered
     assert script.history[0].more == {"seed": 3}
     assert "three" not in repr(script.history)
     assert not await script.health_check()
-    with pytest.raises(errors.NotOnTape, match="no answer for request 4"):
+    with pytest.raises(errors.NotRecorded, match="no answer for request 4"):
         await script.generate("four")
 
 
@@ -63,7 +63,7 @@ async def test_an_application_can_try_what_happens_when_its_provider_dies() -> N
 
 async def test_the_end_of_a_script_is_no_outage() -> None:
     router = RouterProvider(ScriptedProvider([]), [ScriptedProvider(["hidden"], name="other")])
-    with pytest.raises(errors.NotOnTape):
+    with pytest.raises(errors.NotRecorded):
         await router.generate("hi")
 
 
@@ -71,9 +71,9 @@ async def test_nobody_is_asked_by_mistake() -> None:
     existing = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
     async with FaultServer("openai") as server:
         with no_model_calls():
-            with pytest.raises(errors.NotOnTape, match="forbidden in this test"):
+            with pytest.raises(errors.NotRecorded, match="forbidden in this test"):
                 await existing.generate("hi")
-            with pytest.raises(errors.NotOnTape):
+            with pytest.raises(errors.NotRecorded):
                 await existing.health_check()
             assert await provider_for(server).generate("hi")
     with pytest.raises(errors.ConnectionFailed):
@@ -92,7 +92,7 @@ async def ask(what):
 """
 
 
-async def _tapes(folder: Path) -> None:
+async def _cassettes(folder: Path) -> None:
     async with FaultServer("llamacpp", ["an", "swer"]) as server:
         with recording(folder):
             await provider_for(server).generate("hi", temperature=0)
@@ -115,19 +115,19 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 async def test_the_plugin_replays_and_fails_what_was_missing_or_left(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
-    await _tapes(pytester.path / "tapes")
+    await _cassettes(pytester.path / "cassettes")
     ran = run(
         pytester,
         """
-@pytest.mark.llm_replay("tapes")
+@pytest.mark.llm_replay("cassettes")
 async def test_whole(llm_replay):
     assert await ask("hi") == await ask("again") == "answer"
 
-@pytest.mark.llm_replay("tapes")
+@pytest.mark.llm_replay("cassettes")
 async def test_left(llm_replay):
     assert await ask("hi") == "answer"
 
-@pytest.mark.llm_replay("tapes")
+@pytest.mark.llm_replay("cassettes")
 async def test_swallowed(llm_replay):
     await ask("hi")
     await ask("again")
@@ -139,7 +139,7 @@ async def test_swallowed(llm_replay):
     )
     ran.assert_outcomes(passed=3, errors=2)
     ran.stdout.fnmatch_lines(["*not played: *v1-chat-completions*"])
-    ran.stdout.fnmatch_lines(["*not on tape: *nearest*"])
+    ran.stdout.fnmatch_lines(["*not in a cassette: *nearest*"])
 
 
 async def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
@@ -162,10 +162,10 @@ async def test_it(llm_replay):
 def test_the_plugin_forbids_real_calls(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     tests = """
-from learnflow.llm.errors import NotOnTape, ConnectionFailed
+from learnflow.llm.errors import NotRecorded, ConnectionFailed
 
 async def test_forbidden():
-    with pytest.raises(NotOnTape):
+    with pytest.raises(NotRecorded):
         await ask("hi")
 
 @pytest.mark.llm_real
@@ -212,7 +212,7 @@ def test_a_marker_without_a_folder_is_explained(pytester: pytest.Pytester) -> No
     ran.stdout.fnmatch_lines(["*llm_replay wants one folder*"])
 
 
-async def test_a_failing_test_makes_no_tapes_and_a_shared_folder_loses_none(
+async def test_a_failing_test_makes_no_cassettes_and_a_shared_folder_loses_none(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
     test = """

@@ -113,7 +113,7 @@ asyncio.run(main())
 """
     ran = run(code)
     assert ran.returncode == 0, ran.stderr
-    assert "llm_answered" in ran.stderr
+    assert "llm.request_completed" in ran.stderr
     assert "private prompt" not in ran.stderr
     assert "fine answer" not in ran.stderr
     assert "secret" not in ran.stderr

@@ -1,4 +1,4 @@
-"""Tapes: what is on them, what is not, and that they play what was said."""
+"""Cassettes: what is on them, what is not, and that they play what was said."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_bodies_are_readable() -> None:
 @pytest.mark.parametrize("text", ["", "x: 1", "absent: yes"])
 def test_other_yaml_may_lie_about(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match="there is no tape in"), replaying(tmp_path):
+    with pytest.raises(errors.NotConfigured, match="there is no cassette in"), replaying(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["interactions: 3", "interactions: [{}]", "interactions: [", "interactions: \x00"])
-def test_what_is_no_tape_is_said_to_be_none(text: str, tmp_path: Path) -> None:
+def test_what_is_no_cassette_is_said_to_be_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is no tape"), replaying(tmp_path):
+    with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is no cassette"), replaying(tmp_path):
         pass
 
 
@@ -128,7 +128,7 @@ async def test_the_pieces_are_those_that_came(tmp_path: Path, slice_bytes: int) 
     assert await _play(tmp_path, "llamacpp") == heard
 
 
-async def test_a_tape_holds_no_key_no_host_and_no_time(tmp_path: Path) -> None:
+async def test_a_cassette_holds_no_key_no_host_and_no_time(tmp_path: Path) -> None:
     await _record(tmp_path, "ollama", key="sk-secret-key")
     files = list((tmp_path / "ollama").glob("*.yaml"))
     assert len(files) == 5  # version, tags, ps, show, chat
@@ -192,23 +192,23 @@ async def test_recording_again_replaces_what_was_recorded_of_the_same_question(t
     assert not list(tmp_path.rglob("*.part"))
 
 
-async def test_what_is_not_on_tape_says_so_with_the_nearest_that_is_and_no_prompt(tmp_path: Path) -> None:
+async def test_what_is_not_recorded_says_so_with_the_nearest_that_is_and_no_prompt(tmp_path: Path) -> None:
     await _record(tmp_path, "llamacpp")
     with replaying(tmp_path) as player:
         provider = LlamaCppProvider(model="fault-model")
-        with pytest.raises(errors.NotOnTape) as caught:
+        with pytest.raises(errors.NotRecorded) as caught:
             await provider.generate("a secret answer", temperature=0.5)
         said = str(caught.value)
-        assert "temperature (0 on tape, 0.5 asked for)" in said.replace("0.0", "0")
+        assert "temperature (0 in a cassette, 0.5 asked for)" in said.replace("0.0", "0")
         assert "messages[0].content (from character 9 on)" in said
         assert "v1-chat-completions" in said
         assert "LLM_REPLAY_MODE=record" in said
         assert "secret" not in said.replace("sk-secret", "")
-        with pytest.raises(errors.NotOnTape, match=r"the key"):
+        with pytest.raises(errors.NotRecorded, match=r"the key"):
             await LlamaCppProvider(model="fault-model", api_key="wrong-key").generate(
                 "a secret question", temperature=0
             )
-        with pytest.raises(errors.NotOnTape, match="nothing"):
+        with pytest.raises(errors.NotRecorded, match="nothing"):
             await CustomProvider(model="m").generate("hi")
         assert len(player.missing) == 3
 
@@ -219,11 +219,11 @@ async def test_no_fallback_swallows_it(tmp_path: Path) -> None:
         hops = [CustomProvider(model="m"), LlamaCppProvider(model="fault-model")]
         router = RouterProvider(hops[0], hops[1:])
         for asked in (router.generate("a secret question", temperature=0), router.list_models()):
-            with pytest.raises(errors.NotOnTape):
+            with pytest.raises(errors.NotRecorded):
                 await asked
-        with pytest.raises(errors.NotOnTape):
+        with pytest.raises(errors.NotRecorded):
             await hops[0].health_check()
-        with pytest.raises(errors.NotOnTape):
+        with pytest.raises(errors.NotRecorded):
             await OllamaProvider(model="m").generate("hi")
 
 
@@ -245,7 +245,7 @@ def test_llm_replay_needs_no_key_and_no_address(row: str, tmp_path: Path, monkey
 
 
 async def test_llm_replay_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_REPLAY", "tapes")
+    monkeypatch.setenv("LLM_REPLAY", "cassettes")
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLM_REPLAY_MODE", "record")
     async with FaultServer("llamacpp") as server:
@@ -253,11 +253,11 @@ async def test_llm_replay_from_the_environment(tmp_path: Path, monkeypatch: pyte
         first = await get_provider().generate("hi")
     monkeypatch.delenv("LLAMACPP_BASE_URL")
     monkeypatch.setenv("LLM_REPLAY_MODE", "play")
-    assert await get_provider().generate("hi") == first  # no model is named: the pages are on tape, too
-    assert sorted(file.name.partition("-")[0] for file in (tmp_path / "tapes" / "llamacpp").iterdir())
+    assert await get_provider().generate("hi") == first  # no model is named: the pages are in a cassette, too
+    assert sorted(file.name.partition("-")[0] for file in (tmp_path / "cassettes" / "llamacpp").iterdir())
 
 
-async def test_nothing_named_finds_what_is_on_tape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_named_finds_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm") as server:
         with recording(tmp_path):
             provider = provider_for(server)
@@ -277,14 +277,14 @@ def test_a_folder_that_cannot_be_is_said_at_once(mode: str, tmp_path: Path, monk
 
 
 async def test_a_disk_that_cannot_be_written_costs_no_answer(tmp_path: Path, events_seen: list[object]) -> None:
-    folder = tmp_path / "tapes"
+    folder = tmp_path / "cassettes"
     async with FaultServer("llamacpp") as server:
         with recording(folder):
             provider = provider_for(server)
             folder.rmdir()
             folder.write_text("in the way", encoding="utf-8")
             assert await provider.generate("hi")
-    (said,) = [event for event in events_seen if type(event).__name__ == "NotRecorded"]
+    (said,) = [event for event in events_seen if type(event).__name__ == "RecordingFailed"]
     assert said.error == "NotADirectoryError"  # type: ignore[attr-defined]
 
 
@@ -351,7 +351,7 @@ async def test_a_failure_is_the_same_failure_again(
     )
 
 
-async def test_a_server_that_repeats_a_key_or_its_address_gets_neither_onto_the_tape(tmp_path: Path) -> None:
+async def test_a_server_that_repeats_a_key_or_its_address_gets_neither_into_the_cassette(tmp_path: Path) -> None:
     async with FaultServer("llamacpp") as server:
         said = f"you came to {server.root} with Bearer sk-secret-key"
         server.fault = Fault("refuse", status=401, body=json.dumps({"error": {"message": said}}).encode())
@@ -438,7 +438,7 @@ async def test_router_wide_calls_do_not_swallow_it(tmp_path: Path, monkeypatch: 
     await _record(tmp_path, "llamacpp")
     monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
     for asked in (get_provider("ollama").warm_up(), get_provider().health_check(), get_provider().list_models()):
-        with pytest.raises(errors.NotOnTape):
+        with pytest.raises(errors.NotRecorded):
             await asked
 
 
@@ -458,7 +458,7 @@ async def test_what_was_found_while_recording_is_found_while_playing(
 
 
 @pytest.mark.parametrize("url", ["/v2", "/chat/completions", ""])
-async def test_a_custom_path_is_known_from_the_tape(tmp_path: Path, url: str) -> None:
+async def test_a_custom_path_is_known_from_the_cassette(tmp_path: Path, url: str) -> None:
     async with FaultServer("openai") as server:
         with recording(tmp_path):
             recorded = await CustomProvider(base_url=server.root + url, model="m").generate("hi")
@@ -467,7 +467,7 @@ async def test_a_custom_path_is_known_from_the_tape(tmp_path: Path, url: str) ->
 
 
 @pytest.mark.parametrize("url", ["/openai/v1", ""])
-async def test_azures_dialect_is_known_from_the_tape(tmp_path: Path, url: str) -> None:
+async def test_azures_dialect_is_known_from_the_cassette(tmp_path: Path, url: str) -> None:
     async with FaultServer("openai") as server:
         with recording(tmp_path):
             recorded = await AzureProvider(base_url=server.root + url, model="m", api_key="k").generate("hi")
@@ -485,7 +485,7 @@ async def test_a_key_more_or_less_does_not_matter_unless_it_is_a_wrong_one(tmp_p
     with replaying(tmp_path):
         assert await LlamaCppProvider(model="fault-model", api_key="some-key").generate("hi")
         assert await KINDS["vllm"](model="fault-model").generate("a secret question", temperature=0)
-        with pytest.raises(errors.NotOnTape, match="the key"):
+        with pytest.raises(errors.NotRecorded, match="the key"):
             await LlamaCppProvider(model="fault-model", api_key="wrong-key").generate("hi")
 
 
@@ -497,10 +497,10 @@ def test_recording_without_a_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LLM_REPLAY", "~/tapes")
+    monkeypatch.setenv("LLM_REPLAY", "~/cassettes")
     monkeypatch.setenv("LLM_REPLAY_MODE", "record")
     build("ollama")
-    assert (tmp_path / "tapes").is_dir()
+    assert (tmp_path / "cassettes").is_dir()
 
 
 async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path) -> None:
@@ -516,13 +516,13 @@ async def test_recording_many_equal_pages_costs_no_more_each_time(tmp_path: Path
         assert any("11 left" in each for each in player.unplayed)
 
 
-def test_what_differs_each_time_is_calmed_for_tapes_that_are_compared() -> None:
+def test_what_differs_each_time_is_calmed_for_cassettes_that_are_compared() -> None:
     page = b'{"id":"chatcmpl-1a","created":1795353650,"eval_duration":123,"model_path":"/home/me/m.gguf","n":2}'
     said = cassette.calm(Interaction(ASKED, RecordedResponse(200, {}, (page,)))).response
     assert said.pieces == (b'{"id":"chatcmpl-0","created":0,"eval_duration":0,"model_path":"m.gguf","n":2}',)
 
 
-async def test_the_command_line_says_that_it_shows_tapes(
+async def test_the_command_line_says_that_it_shows_cassettes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer("llamacpp") as server:
@@ -535,4 +535,4 @@ async def test_the_command_line_says_that_it_shows_tapes(
         assert "LLM_REPLAY is set" in shown.err
         assert "fault-model" in shown.out
     assert await asyncio.to_thread(cli.main, ["explain", "hi", "--look", "--provider", "openai"]) == 1
-    assert "not on tape" in capsys.readouterr().err
+    assert "not in a cassette" in capsys.readouterr().err

@@ -365,7 +365,7 @@ class LLMProvider(Protocol):
     async def health_check(self) -> bool:
         """Whether it would answer now; costs nothing, loads nothing, carries no user text.
 
-        Never raises, but for NotOnTape where LLM_REPLAY has no such page.
+        Never raises, but for NotRecorded where LLM_REPLAY has no such page.
         """
         ...
 

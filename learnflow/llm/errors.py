@@ -29,7 +29,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
      │       ├─ FirstTokenTimeout LLM_FIRST_TOKEN_TIMEOUT
      │       ├─ GapTimeout        LLM_GAP_TIMEOUT
      │       └─ DeadlineExceeded  LLM_DEADLINE or ``timeout=``: time is over for everybody
-     ├─ NotOnTape                 LLM_REPLAY plays tapes, and this request is on none: a test's failure, nobody's outage
+     ├─ NotRecorded               LLM_REPLAY plays cassettes, and this request is in none: a test's failure, no outage
      └─ BrokenAnswer              a 200 that is not a whole answer
          ├─ AnswerCut             the stream stopped in the middle
          │   └─ NotContinued      what was to go on with it does not begin with the end of what was delivered
@@ -273,13 +273,13 @@ class DeadlineExceeded(TimedOut):
     advice = "Raise timeout= or LLM_DEADLINE, or ask for less with max_tokens="
 
 
-class NotOnTape(LLMError):
-    """``LLM_REPLAY`` plays tapes, and this request is on none of them; or a test forbids real model calls.
+class NotRecorded(LLMError):
+    """``LLM_REPLAY`` plays cassettes, and this request is in none of them; or a test forbids real model calls.
 
     No fallback answers instead: what a test would show then is not what was recorded.
 
     Attributes:
-        forgiven: the provider was being left alone, and need not have been asked when the tape was made.
+        forgiven: the provider was being left alone, and need not have been asked when the cassette was made.
     """
 
     failover = False

@@ -186,15 +186,15 @@ class Closed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
-    """From now on answers come from the tapes in ``folder``, or are kept there (``mode`` "record")."""
+    """From now on answers come from the cassettes in ``folder``, or are kept there (``mode`` "record")."""
 
     folder: str
     mode: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NotRecorded:
-    """An answer could not be kept on tape."""
+class RecordingFailed:
+    """An answer could not be kept in a cassette."""
 
     file: str
     error: str
@@ -224,7 +224,7 @@ Event = (
     | Opened
     | Closed
     | Replaying
-    | NotRecorded
+    | RecordingFailed
     | _Sinks
 )
 Sink = Callable[[Event], None]
@@ -233,6 +233,20 @@ _S = TypeVar("_S")
 _sinks: Final[list[Sink]] = []
 _content: Final[list[Callable[[Said], None]]] = []
 _numbers: Final = itertools.count(1)
+# What the log calls them, to be searched for.
+_NAMES: Final[dict[type[Event], str]] = {
+    Answered: "llm.request_completed",
+    Failed: "llm.request_failed",
+    Left: "llm.request_left",
+    Truncated: "llm.answer_truncated",
+    Adjusted: "llm.request_adjusted",
+    Moved: "llm.failover",
+    Resumed: "llm.stream_continued",
+    Opened: "llm.breaker_opened",
+    Closed: "llm.breaker_closed",
+    Replaying: "llm.replaying",
+    RecordingFailed: "llm.recording_failed",
+}
 _UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
 _WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
 
@@ -363,14 +377,14 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
-        log.line("error", "llm_sink_failed", on=type(event).__name__, error=type(error).__name__)
+        log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
 def _log(event: Event) -> None:
-    loud = isinstance(event, NotRecorded) or (isinstance(event, Failed) and event.loud)
+    loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
     level: log.Level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
     if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})
         told = {name: value for name, value in fields.items() if value is not None and name not in _UNSAID}
-        log.line(level, f"llm_{type(event).__name__.lower()}", **told)
+        log.line(level, _NAMES[type(event)], **told)

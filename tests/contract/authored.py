@@ -1,6 +1,6 @@
 """How servers answer that cannot be had here, and how the others do what they do not show: from documented facts.
 
-``Author`` is a deck: it answers what the real provider sends, so that the requests on authored tapes are real ones.
+``Author`` is a deck: it answers what the real provider sends, so that the requests on authored cassettes are real ones.
 Each row names its source; nothing here is called recorded.
 """
 
@@ -519,7 +519,7 @@ def broken(interactions: list[Interaction]) -> list[Interaction]:
 
 
 def _text(pieces: list[bytes]) -> str:
-    """What chunks or lines say, for a tape of ours."""
+    """What chunks or lines say, for a cassette of ours."""
     said = ""
     for line in b"".join(pieces).decode().splitlines():
         data = line.removeprefix("data: ")

@@ -1,6 +1,6 @@
 """What every provider must do, each behaviour as one function that asks a subject and says what must come.
 
-The same functions run while tapes are made (against a real server, or against authored answers) and while they are
+The same functions run while cassettes are made (against a real server, or against authored answers) and while they are
 played: ``record.py`` and ``test_contract.py``.
 """
 
@@ -19,7 +19,7 @@ from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import build
 from learnflow.llm.testing import Cut, ScriptedProvider
 
-# The tiny model knows these answers by heart; authored tapes give the same ones.
+# The tiny model knows these answers by heart; authored cassettes give the same ones.
 ANSWERS: Final = {
     "Say hello": "Hello! How can I help you study today?",
     "Count to ten": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10",
@@ -55,7 +55,7 @@ ANSWERS: Final = {
 # Where the answers of ``cut`` and ``resume`` break: they fit together, as in ``make demo``.
 BROKEN: Final = "Explain cryptography"
 BEGUN: Final = ANSWERS[BROKEN].partition("; integrity")[0]
-# As many pieces as llama.cpp makes of it: what is still asked for depends on that, and its tape of ``cut`` fits, too.
+# As many pieces as llama.cpp makes of it: what is still asked for depends on that, and its cassette ``cut`` fits.
 PIECES: Final = re.findall(r".{2}", BEGUN[:6]) + re.findall(r".{3}", BEGUN[6:])
 LONG: Final = "word " * 3000
 DOT: Final = (

@@ -1,9 +1,9 @@
-"""``make record PROVIDER=llamacpp``: make the tapes of a row anew, from the server that the environment names.
+"""``make record PROVIDER=llamacpp``: make the cassettes of a row anew, from the server that the environment names.
 
 Where it names none, they are authored anew from documented facts. What the tiny model does not show (pictures, tools,
-a busy server) is authored for every row; a broken stream is derived from a recorded one. Each tape says which it is.
+a busy server) is authored for every row; a broken stream is derived from a recorded one. Each says which it is.
 ``<NAME>_BUSY_URL`` may name a server that is loading or crowded at this moment: ``busy`` is recorded there, then.
-A tape whose interactions are what they were keeps its date, so that only what the server changed is changed.
+A cassette whose interactions are what they were keeps its date, so that only what the server changed is changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from authored import VOICES, Author, broken, seeing
 from behaviours import BEHAVIOURS, BROKEN, Subject
-from subjects import absent, fresh, named, seal, tape_of
+from subjects import absent, cassette_of, fresh, named, seal
 
 from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
@@ -84,7 +84,7 @@ async def _row(row: str) -> int:
         pages = {each.request.uri.partition(".example")[2]: each.response for each in collector.interactions}
         print(f"{row}: recording {server} at {subject.base_url}", flush=True)
     else:
-        print(f"{row}: no server is named, so its tapes are authored from documents", flush=True)
+        print(f"{row}: no server is named, so its cassettes are authored from documents", flush=True)
     failed = 0
     for number, behaviour in enumerate(BEHAVIOURS, 1):
         why = absent().get(row, {}).get(behaviour)
@@ -92,25 +92,25 @@ async def _row(row: str) -> int:
             said = f"absent: {why}"
         else:
             try:
-                said = await _tape(row, behaviour, subject, about, pages)
+                said = await _cassette(row, behaviour, subject, about, pages)
             except (AssertionError, LLMError) as error:
                 failed += 1
-                said = f"NOT SHOWN, its tape stays as it is: {type(error).__name__}: {str(error)[:200]}"
+                said = f"NOT SHOWN, its cassette stays as it is: {type(error).__name__}: {str(error)[:200]}"
         print(f"  {number:2}/{len(BEHAVIOURS)} {behaviour:14} {said}", flush=True)
     return 1 if failed else 0
 
 
-async def _tape(
+async def _cassette(
     row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, RecordedResponse]
 ) -> str:
-    """Make one tape; says how."""
+    """Make one cassette; says how."""
     forget()
     crowded = os.environ.get(f"{row.upper()}_BUSY_URL")
     if subject and behaviour == "busy" and crowded:
         return await _caught(row, replace(subject, base_url=crowded), about)
     if subject and behaviour not in (*_AUTHORED, *_NOT_SHOWN.get(row, ())):
         return await _recorded(row, behaviour, subject, about)
-    file = tape_of(row, behaviour)
+    file = cassette_of(row, behaviour)
     if behaviour == "busy" and subject and file.exists() and _origin(file)["kind"] == "recorded":
         return "recorded, and stays: no server is named that is busy"
     author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
@@ -161,7 +161,7 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
 
 
 def _keep(row: str, behaviour: str, origin: dict[str, Any], interactions: list[Interaction]) -> str:
-    file = tape_of(row, behaviour)
+    file = cassette_of(row, behaviour)
     origin["seal"] = seal(cassette.load(cassette.dump({}, interactions))[1])
     pieces = sum(len(each.response.pieces) for each in interactions)
     said = f"{origin['kind']}, {len(interactions)} interactions in {pieces} pieces"

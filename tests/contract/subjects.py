@@ -1,4 +1,4 @@
-"""The nine rows under contract, as their tapes know them, and where a tape is."""
+"""The nine rows under contract, as their cassettes know them, and where a cassette is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learnflow.llm.replay.cassette import Interaction
 from learnflow.llm.spec import SPECS
 
 ROOT: Final = Path(__file__).parents[2]
-TAPES: Final = ROOT / "cassettes"
+CASSETTES: Final = ROOT / "cassettes"
 TINY: Final = "learnflow-tiny"
 
 
@@ -47,19 +47,19 @@ SUBJECTS: Final = {
 }
 
 
-def tape_of(row: str, behaviour: str) -> Path:
+def cassette_of(row: str, behaviour: str) -> Path:
     """The file that holds it."""
-    return TAPES / row / f"{behaviour}.yaml"
+    return CASSETTES / row / f"{behaviour}.yaml"
 
 
 def absent() -> Mapping[str, Mapping[str, str]]:
-    """By row and behaviour, why there is no tape."""
-    found: Mapping[str, Mapping[str, str]] = yaml.safe_load((TAPES / "absent.yaml").read_text(encoding="utf-8"))
+    """By row and behaviour, why there is no cassette."""
+    found: Mapping[str, Mapping[str, str]] = yaml.safe_load((CASSETTES / "absent.yaml").read_text(encoding="utf-8"))
     return found
 
 
 def seal(interactions: Iterable[Interaction]) -> str:
-    """What changes when a tape is edited by hand: a tape that is not as it was made is not what it says it is."""
+    """What changes when a cassette is edited by hand: one that is not as it was made is not what it says."""
     said = [[asdict(each.request), asdict(each.response), repr(each.response.failure)] for each in interactions]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from behaviours import ANSWERS, BEHAVIOURS
-from subjects import SUBJECTS, absent, fresh, tape_of
+from subjects import SUBJECTS, absent, cassette_of, fresh
 from vcr_player import deserialize, played_by_vcrpy, unmarked
 
 from learnflow.llm import errors
@@ -28,7 +28,7 @@ def nothing_known_yet() -> Iterator[None]:
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 async def test_contract(row: str, behaviour: str) -> None:
-    file = tape_of(row, behaviour)
+    file = cassette_of(row, behaviour)
     origin, _ = cassette.load(file.read_text(encoding="utf-8"))
     with played_by_vcrpy(file):
         await BEHAVIOURS[behaviour](fresh(row, answers=origin.get("answers", ANSWERS)))
@@ -40,7 +40,7 @@ async def test_our_own_player_plays_a_row_as_vcrpy_does(row: str) -> None:
     for behaviour in ("stream", "cut", "wrong_key"):
         if (row, behaviour) not in CELLS:
             continue
-        file = tape_of(row, behaviour)
+        file = cassette_of(row, behaviour)
         origin, _ = cassette.load(file.read_text(encoding="utf-8"))
         with no_model_calls(), replaying(file) as player:
             await BEHAVIOURS[behaviour](fresh(row, answers=origin.get("answers", ANSWERS)))
@@ -55,7 +55,7 @@ def same(said: RecordedResponse) -> tuple[object, ...]:
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 def test_our_own_player_gives_what_vcrpy_gives(row: str, behaviour: str) -> None:
-    text = tape_of(row, behaviour).read_text(encoding="utf-8")
+    text = cassette_of(row, behaviour).read_text(encoding="utf-8")
     _, interactions = cassette.load(text)
     player = Player({behaviour: text})
     for each, given in zip(interactions, deserialize(text)["interactions"], strict=True):
@@ -67,10 +67,10 @@ def test_our_own_player_gives_what_vcrpy_gives(row: str, behaviour: str) -> None
     assert not player.unplayed
 
 
-def test_the_tapes_are_the_contract() -> None:
-    """No tape is missing, none is there twice over, none is left from another time."""
-    expected = {tape_of(row, behaviour) for row, behaviour in CELLS}
-    assert set(tape_of("", "").parent.rglob("*.yaml")) - {tape_of("", "absent")} == expected
+def test_the_cassettes_are_the_contract() -> None:
+    """No cassette is missing, none is there twice over, none is left from another time."""
+    expected = {cassette_of(row, behaviour) for row, behaviour in CELLS}
+    assert set(cassette_of("", "").parent.rglob("*.yaml")) - {cassette_of("", "absent")} == expected
     for row, why in absent().items():
         assert row in SUBJECTS
         assert set(why) < set(BEHAVIOURS)
@@ -80,12 +80,12 @@ def test_the_tapes_are_the_contract() -> None:
 @pytest.mark.parametrize("row", SUBJECTS)
 async def test_neither_a_wrong_key_nor_another_model_replays_a_good_answer(row: str) -> None:
     good = fresh(row)
-    file = tape_of(row, "generate")
+    file = cassette_of(row, "generate")
     for one, key in ((good, "wrong-key"), (fresh(row, model="another-model"), None)):
         if key and not one.key:
             continue
-        with replaying(file), pytest.raises(errors.NotOnTape):
+        with replaying(file), pytest.raises(errors.NotRecorded):
             await one.provider(key).generate("Say hello", temperature=0)
-        with pytest.raises((errors.NotOnTape, errors.Unsupported)), played_by_vcrpy(file):
+        with pytest.raises((errors.NotRecorded, errors.Unsupported)), played_by_vcrpy(file):
             await one.provider(key).generate("Say hello", temperature=0)
         forget()

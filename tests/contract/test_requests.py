@@ -1,4 +1,4 @@
-"""What was sent, as the tapes have it: by OpenAI's own types where a row speaks OpenAI, and by what was asked."""
+"""What was sent, as the cassettes have it: by OpenAI's own types where a row speaks OpenAI, and by what was asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from behaviours import DOT, WEATHER
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ConfigDict, TypeAdapter, with_config
-from subjects import SUBJECTS, seal, tape_of
+from subjects import SUBJECTS, cassette_of, seal
 from test_contract import CELLS
 
 from learnflow.llm.replay import cassette
@@ -28,8 +28,8 @@ TYPES: TypeAdapter[Any] = TypeAdapter(
 
 
 def chats(row: str, behaviour: str) -> Iterator[dict[str, Any]]:
-    """The bodies of the questions on a tape."""
-    for each in cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[1]:
+    """The bodies of the questions on a cassette."""
+    for each in cassette.load(cassette_of(row, behaviour).read_text(encoding="utf-8"))[1]:
         path = each.request.uri.partition("?")[0]
         if each.request.method == "POST" and path.endswith(("/chat/completions", "/api/chat")):
             yield each.request.body
@@ -71,8 +71,8 @@ def test_the_request_says_what_was_asked(row: str, behaviour: str) -> None:
 
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
-def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> None:
-    text = tape_of(row, behaviour).read_text(encoding="utf-8")
+def test_no_cassette_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> None:
+    text = cassette_of(row, behaviour).read_text(encoding="utf-8")
     origin, interactions = cassette.load(text)
     assert {each.request.provider for each in interactions} == {row}
     keys = {value for each in interactions for value in each.request.credentials.values()}
@@ -86,8 +86,8 @@ def test_no_tape_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -> No
 
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
-def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
-    origin, interactions = cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))
+def test_every_cassette_says_where_it_is_from(row: str, behaviour: str) -> None:
+    origin, interactions = cassette.load(cassette_of(row, behaviour).read_text(encoding="utf-8"))
     assert interactions
     assert origin["seal"] == seal(interactions), "it was edited by hand: record it again"
     if origin["kind"] == "recorded":
@@ -102,7 +102,7 @@ def test_every_tape_says_where_it_is_from(row: str, behaviour: str) -> None:
 @pytest.mark.parametrize("row", ["llamacpp", "vllm", "ollama", "custom"])
 def test_what_can_be_recorded_is(row: str) -> None:
     kinds = {
-        behaviour: cassette.load(tape_of(row, behaviour).read_text(encoding="utf-8"))[0]["kind"]
+        behaviour: cassette.load(cassette_of(row, behaviour).read_text(encoding="utf-8"))[0]["kind"]
         for each, behaviour in CELLS
         if each == row
     }

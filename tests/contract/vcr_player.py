@@ -73,7 +73,7 @@ class _Unmarking(httpx.AsyncBaseTransport):
         try:
             response = await self._wrapped.handle_async_request(request)
         except CannotOverwriteExistingCassetteException:
-            raise errors.NotOnTape(f"vcrpy has no such request: {request.method} {request.url}") from None
+            raise errors.NotRecorded(f"vcrpy has no such request: {request.method} {request.url}") from None
         return played(unmarked(response.status_code, dict(response.headers), await response.aread()))
 
 
@@ -95,6 +95,6 @@ def played_by_vcrpy(file: Path) -> Iterator[None]:
     recorder.register_serializer("learnflow", sys.modules[__name__])
     recorder.register_matcher("credentials", _credentials)
     match_on = ["method", "scheme", "host", "port", "path", "query", "body", "credentials"]
-    with recorder.use_cassette(str(file), match_on=match_on) as tape, active.instead(_PlayedByVcrpy()):
+    with recorder.use_cassette(str(file), match_on=match_on) as cassette, active.instead(_PlayedByVcrpy()):
         yield
-    assert tape.all_played, f"{tape.play_count} of {len(tape)} played"
+    assert cassette.all_played, f"{cassette.play_count} of {len(cassette)} played"

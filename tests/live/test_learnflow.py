@@ -226,11 +226,11 @@ async def test_the_first_server_is_killed_in_the_middle(checkout: Path, service:
 
 
 async def test_recorded_and_replayed_with_no_server(checkout: Path, service: Any, tmp_path: Path) -> None:
-    tapes = {"LLM_REPLAY": str(tmp_path / "tapes"), "LLM_PROVIDERS": "llamacpp,ollama"}
+    cassettes = {"LLM_REPLAY": str(tmp_path / "cassettes"), "LLM_PROVIDERS": "llamacpp,ollama"}
     async with llamacpp() as (url, _):
         record = {"LLM_REPLAY_MODE": "record", "LLAMACPP_BASE_URL": url, **ollama()}
-        recorded, then = await run(checkout, service, **tapes, **record)
-    replayed, now = await run(checkout, service, **tapes)
+        recorded, then = await run(checkout, service, **cassettes, **record)
+    replayed, now = await run(checkout, service, **cassettes)
     is_whole(replayed)
     recorded["questions_and_answers"].sort()
     replayed["questions_and_answers"].sort()

@@ -94,7 +94,7 @@ async def _read(url: str, client: Client) -> str:
 
 def _unread(error: LLMError) -> LLMError:
     """Why a picture could not be read: the caller's affair, not an outage of the provider that was to see it."""
-    if isinstance(error, errors.NotLocal | errors.NotOnTape):
+    if isinstance(error, errors.NotLocal | errors.NotRecorded):
         return error
     return errors.InvalidRequest(
         f"the picture could not be read from its address ({type(error).__name__})",

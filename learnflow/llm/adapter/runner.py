@@ -326,7 +326,7 @@ class Runner:
             request=attempt.request,
         )
         if self._log_content and isinstance(outcome, Completion):
-            log.line("debug", "llm_content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
+            log.line("debug", "llm.content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
 
     def explained(
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None

@@ -22,7 +22,7 @@ from ..adapter.provider import BaseProvider
 from ..errors import LLMError, NotConfigured
 from . import bench_page as page
 from .ask import watched
-from .status import looked, table, taped, used
+from .status import looked, recorded, table, used
 
 _QUESTIONS: Final = (
     "Explain RSA encryption",
@@ -90,7 +90,7 @@ async def bench(options: argparse.Namespace) -> int:
 
     Raises NotConfigured where nobody is ready.
     """
-    taped()
+    recorded()
     chain, found = await looked(options)
     for each in used(chain, found):
         if not each.health.ready:
@@ -166,7 +166,7 @@ async def _benched(
 async def _answered(provider: BaseProvider, model: str | None, number: int, most: int) -> tuple[Answer, str | None]:
     try:
         done = await provider.stream(_QUESTIONS[number], model, 0.0, most).whole()
-    except errors.NotOnTape:
+    except errors.NotRecorded:
         raise
     except LLMError as error:
         return Answer(question=number, error=type(error).__name__), None

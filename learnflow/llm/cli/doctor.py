@@ -13,12 +13,12 @@ from .. import settings
 from ..discovery import Found
 from ..spec import SPECS
 from ..transport.endpoint import endpoint, is_loopback
-from .status import NONE_READY, READY, looked, taped, used
+from .status import NONE_READY, READY, looked, recorded, used
 
 
 async def doctor(options: argparse.Namespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
-    taped()
+    recorded()
     print(f"This is {'a container' if settings.in_container() else 'no container'}.")
     _show("Variables that are set", _variables())  # first: one of them may be what is wrong
     chain, found = await looked(options)

@@ -24,7 +24,7 @@ async def explain(options: argparse.Namespace) -> int:
     if options.look or not router.providers:
         try:
             await router.refresh()
-        except errors.NotOnTape:
+        except errors.NotRecorded:
             raise
         except LLMError:
             pass  # it says so itself

@@ -31,7 +31,7 @@ _CAN: Final = ("vision", "tools", "json_schema", "reasoning", "prefill")
 
 async def status(options: argparse.Namespace) -> int:
     """How every provider is. Returns 0 only where one that would be used is ready."""
-    taped()
+    recorded()
     chain, found = await looked(options)
     shown = [each.health for each in brief(found)]
     if options.json:
@@ -86,7 +86,7 @@ def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
     return usable(found)
 
 
-def taped() -> None:
+def recorded() -> None:
     """Say that what follows is no server's, where it is not."""
     try:
         common = settings.load()
@@ -94,7 +94,8 @@ def taped() -> None:
         return  # what cannot be read is said where it is wanted
     if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
         print(
-            f"LLM_REPLAY is set: what follows is on the tapes in {common.llm_replay}, not on servers.", file=sys.stderr
+            f"LLM_REPLAY is set: what follows comes from the cassettes in {common.llm_replay}, not from servers.",
+            file=sys.stderr,
         )
 
 
@@ -102,7 +103,7 @@ async def _models(found: Found, within: float) -> list[Model]:
     assert isinstance(found.provider, BaseProvider)  # noqa: S101  # asked only of those
     try:
         return await found.provider.models(within)
-    except errors.NotOnTape:
+    except errors.NotRecorded:
         raise
     except LLMError:
         return []

@@ -232,7 +232,7 @@ class Door:
         except TimeoutError:
             late = errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
             return Page(error=late)
-        except errors.NotOnTape:
+        except errors.NotRecorded:
             raise  # of the test, not of the server
         except LLMError as failed:
             return Page(error=failed)

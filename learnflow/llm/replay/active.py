@@ -36,7 +36,7 @@ def current(folder: Path | None, mode: Mode) -> Cassettes | None:
         return None
     folder = folder.expanduser().absolute()
     if (folder, mode) not in _known:
-        _known[folder, mode] = Player(tapes(folder)) if mode == "play" else Recorder(folder)
+        _known[folder, mode] = Player(cassettes(folder)) if mode == "play" else Recorder(folder)
         events.emit(events.Replaying(folder=str(folder), mode=mode))
     return _known[folder, mode]
 
@@ -57,25 +57,25 @@ def instead(cassettes: D) -> Iterator[D]:
 
 
 def forget() -> None:
-    """The tapes are played from their beginning again. For tests."""
+    """The cassettes are played from their beginning again. For tests."""
     _known.clear()
 
 
-def tapes(folder: Path) -> dict[str, str]:
-    """The texts of the tapes of a folder, or of the one that is named. Raises NotConfigured where there is none."""
+def cassettes(folder: Path) -> dict[str, str]:
+    """The texts of the cassettes of a folder, or of the one that is named. Raises NotConfigured where there is none."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     try:
         found = {str(file): file.read_text(encoding="utf-8") for file in files}
     except (OSError, UnicodeError) as error:
-        found, what = {}, f"the tapes in {folder} cannot be read ({type(error).__name__})"
+        found, what = {}, f"the cassettes in {folder} cannot be read ({type(error).__name__})"
     else:
-        what = f"there is no tape in {folder}"
+        what = f"there is no cassette in {folder}"
     if not folder.is_file():  # other YAML may lie about
         found = {
             name: text for name, text in found.items() if text.startswith("interactions:") or "\ninteractions:" in text
         }
     if not found:
         raise errors.NotConfigured(
-            what, hint="Set LLM_REPLAY to a folder with tapes, or make them with LLM_REPLAY_MODE=record"
+            what, hint="Set LLM_REPLAY to a folder with cassettes, or make them with LLM_REPLAY_MODE=record"
         )
     return found

@@ -33,7 +33,7 @@ _VOLATILE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """A request as it is on tape.
+    """A request as it is in a cassette.
 
     Attributes:
         method: GET or POST.
@@ -76,7 +76,7 @@ class RecordedResponse:
         if not self.left:
             return self.failure and type(self.failure)(self.failure.what)  # another exception each time
         late = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
-        return late("nothing more is on tape: the client left here when it was recorded")
+        return late("nothing more is in a cassette: the client left here when it was recorded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ class Interaction:
 def recorded_request(
     method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
 ) -> RecordedRequest:
-    """A request as it is on tape.
+    """A request as it is in a cassette.
 
     Args:
         method, url, content: as it was sent.
-        root: the address of the server, which the tape does not name.
+        root: the address of the server, which the cassette does not name.
         provider: whose name stands there instead.
         credentials: its headers with the key.
     """
@@ -116,7 +116,7 @@ def _stand_in(value: str, provider: str) -> str:
 
 
 def _failure(row: Mapping[str, Any]) -> LLMError | None:
-    """The failure that stands on a tape. Raises AttributeError or TypeError where it is none of ours."""
+    """The failure that stands on a cassette. Raises AttributeError or TypeError where it is none of ours."""
     failure = row.get("failure")
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
@@ -124,7 +124,7 @@ def _failure(row: Mapping[str, Any]) -> LLMError | None:
 def recorded_response(
     status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any
 ) -> RecordedResponse:
-    """An answer as it is on tape: with the headers that matter. A date to wait for becomes seconds."""
+    """An answer as it is in a cassette: with the headers that matter. A date to wait for becomes seconds."""
     kept = {name: headers[name] for name in _HEADERS if name in headers}
     wait = error_mapping.retry_after(headers)
     if wait is not None and "retry-after" in kept:
@@ -135,7 +135,7 @@ def recorded_response(
 def calm(one: Interaction) -> Interaction:
     """Without what differs from one recording to the next although the server did not change.
 
-    For tapes that are compared with others; an application may want its own as they were.
+    For cassettes that are compared with others; an application may want its own as they were.
     """
     pieces = []
     for piece in one.response.pieces:
@@ -146,13 +146,13 @@ def calm(one: Interaction) -> Interaction:
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """The tape as text."""
+    """The cassette as text."""
     rows = [{"request": _request(each.request), "response": _response(each.response)} for each in interactions]
     return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Where the tape is from, and what is on it. Raises NotConfigured where it is no tape."""
+    """Where the cassette is from, and what is on it. Raises NotConfigured where it is no cassette."""
     import yaml  # noqa: PLC0415  # wanted only by who plays or records
 
     try:
@@ -162,7 +162,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         where = getattr(error, "problem_mark", None)
         what = f"line {where.line + 1}" if where else f"{type(error).__name__}"
-    raise errors.NotConfigured(f"it is no tape ({what})", hint="Restore it, or record it again")
+    raise errors.NotConfigured(f"it is no cassette ({what})", hint="Restore it, or record it again")
 
 
 def _request(one: RecordedRequest) -> dict[str, Any]:
@@ -237,15 +237,15 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
     return Interaction(RecordedRequest(request["method"], request["uri"], credentials, question), answer)
 
 
-def serialize(tape: Mapping[str, Any]) -> str:
-    """The tape as YAML: lines as lines, Russian as Russian."""
+def serialize(cassette: Mapping[str, Any]) -> str:
+    """The cassette as YAML: lines as lines, Russian as Russian."""
     import yaml  # noqa: PLC0415
 
-    text = _yaml(tape, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    return _yaml(tape, yaml.SafeDumper) if "\\U" in text else text  # libyaml, ten times as fast, spells emoji out
+    text = _yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    return _yaml(cassette, yaml.SafeDumper) if "\\U" in text else text  # libyaml, ten times as fast, spells emoji out
 
 
-def _yaml(tape: Mapping[str, Any], base: Any) -> str:
+def _yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # one of two
@@ -259,6 +259,6 @@ def _yaml(tape: Mapping[str, Any], base: Any) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, lines)
-    return str(yaml.dump(dict(tape), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)).removesuffix(
-        "...\n"
-    )
+    return str(
+        yaml.dump(dict(cassette), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
+    ).removesuffix("...\n")

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from .. import errors
-from ..errors import LLMError, NotOnTape
+from ..errors import LLMError, NotRecorded
 from . import cassette
 from .cassette import RecordedRequest, RecordedResponse
 from .transport import Cassettes
@@ -39,22 +39,22 @@ class _Track:
 
 
 class Player(Cassettes):
-    """Answers from tapes.
+    """Answers from cassettes.
 
     Args:
-        tapes: the text of each, by a name that tells where it is.
+        cassettes: the text of each, by a name that tells where it is.
 
     Raises:
-        NotConfigured: one of them is no tape.
+        NotConfigured: one of them is no cassette.
 
     Attributes:
-        providers: those that are on tape.
+        providers: those that are in a cassette.
     """
 
-    def __init__(self, tapes: Mapping[str, str]) -> None:
+    def __init__(self, cassettes: Mapping[str, str]) -> None:
         self._tracks: dict[str, _Track] = {}
-        self._missing: list[NotOnTape] = []
-        for name, text in tapes.items():
+        self._missing: list[NotRecorded] = []
+        for name, text in cassettes.items():
             failed: LLMError | None = None
             try:
                 for each in cassette.load(text)[1]:
@@ -68,12 +68,12 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """The requests that were not on tape, in words."""
+        """The requests that were not in a cassette, in words."""
         return [str(error) for error in self._missing if not error.forgiven]
 
     @property
     def unplayed(self) -> list[str]:
-        """What is on tape and was not asked for."""
+        """What is in a cassette and was not asked for."""
         return [
             f"{track.name}: {track.request.method} {track.request.uri} ({len(track.answers) - track.played} left)"
             for track in self._tracks.values()
@@ -81,7 +81,7 @@ class Player(Cassettes):
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
-        """The next answer to this request; its last one, once all were played. Raises NotOnTape."""
+        """The next answer to this request; its last one, once all were played. Raises NotRecorded."""
         very = self._tracks.get(_key(request))
         if very:
             return very.next()
@@ -94,7 +94,7 @@ class Player(Cassettes):
         raise missing
 
     def address(self, provider: str, *, near: bool) -> str:
-        """A base URL for a provider whose own nobody told: the path of its chat API on tape, at a host that is none."""
+        """A base URL for a provider whose own nobody told: the recorded path of its chat API, at no host."""
         host = f"http://{provider}.{'localhost' if near else 'example'}"
         for track in self._tracks.values():
             path = track.request.uri.partition(".example")[2].partition("?")[0]
@@ -102,8 +102,8 @@ class Player(Cassettes):
                 return host + path
         return host
 
-    def _nearest(self, asked: RecordedRequest) -> NotOnTape:
-        """Says what was asked for, and what of it is on tape; no prompt."""
+    def _nearest(self, asked: RecordedRequest) -> NotRecorded:
+        """Says what was asked for, and what of it is in a cassette; no prompt."""
         here = [track for track in self._tracks.values() if track.request.provider == asked.provider]
         near = [track for track in here if track.request.uri == asked.uri and track.request.method == asked.method]
         if near:
@@ -111,8 +111,8 @@ class Player(Cassettes):
             said = f"the nearest, {track.name}, differs in {'; '.join(_differences(track.request, asked)) or 'nothing'}"
         else:
             said = f"of this provider there is {'another page' if here else 'nothing'}"
-        return errors.NotOnTape(
-            f"{asked.method} {asked.uri} is not on tape: {said}",
+        return errors.NotRecorded(
+            f"{asked.method} {asked.uri} is not in a cassette: {said}",
             provider=asked.provider,
             hint="Record it: LLM_REPLAY_MODE=record, with the server there; or unset LLM_REPLAY",
         )
@@ -123,23 +123,23 @@ def _key(asked: RecordedRequest) -> str:
     return json.dumps([asked.method, asked.uri, dict(asked.credentials), asked.body], sort_keys=True)
 
 
-def _same(on_tape: RecordedRequest, asked: RecordedRequest) -> bool:
+def _same(recorded: RecordedRequest, asked: RecordedRequest) -> bool:
     """The same request, with a key of the same class."""
-    here, there = ((each.method, each.uri, each.body) for each in (on_tape, asked))
-    return here == there and _same_key(on_tape, asked)
+    here, there = ((each.method, each.uri, each.body) for each in (recorded, asked))
+    return here == there and _same_key(recorded, asked)
 
 
-def _same_key(on_tape: RecordedRequest, asked: RecordedRequest) -> bool:
+def _same_key(recorded: RecordedRequest, asked: RecordedRequest) -> bool:
     """A key that is not there stands for any but a wrong one: CI has none, and a server may want none."""
-    if on_tape.credentials == asked.credentials:
+    if recorded.credentials == asked.credentials:
         return True
-    wrong = any("wrong-" in value for each in (on_tape, asked) for value in each.credentials.values())
-    return not wrong and not (on_tape.credentials and asked.credentials)
+    wrong = any("wrong-" in value for each in (recorded, asked) for value in each.credentials.values())
+    return not wrong and not (recorded.credentials and asked.credentials)
 
 
-def _alike(on_tape: RecordedRequest, asked: RecordedRequest) -> bool:
+def _alike(recorded: RecordedRequest, asked: RecordedRequest) -> bool:
     """The same but for circumstances."""
-    return _same(replace(on_tape, body=_bare(on_tape.body)), replace(asked, body=_bare(asked.body)))
+    return _same(replace(recorded, body=_bare(recorded.body)), replace(asked, body=_bare(asked.body)))
 
 
 def _bare(body: Any) -> Any:
@@ -153,9 +153,9 @@ def _likeness(one: RecordedRequest, other: RecordedRequest) -> float:
     return SequenceMatcher(None, old, new, autojunk=False).quick_ratio() - 0.1 * (not _same_key(one, other))
 
 
-def _differences(on_tape: RecordedRequest, asked: RecordedRequest) -> list[str]:
-    key = [] if _same_key(on_tape, asked) else ["the key"]
-    return (key + list(_different(on_tape.body, asked.body, "")))[:5]
+def _differences(recorded: RecordedRequest, asked: RecordedRequest) -> list[str]:
+    key = [] if _same_key(recorded, asked) else ["the key"]
+    return (key + list(_different(recorded.body, asked.body, "")))[:5]
 
 
 def _different(old: Any, new: Any, where: str) -> Iterator[str]:
@@ -169,9 +169,9 @@ def _different(old: Any, new: Any, where: str) -> Iterator[str]:
     elif old != new:
         name = where.rpartition(".")[2]
         if old is None or new is None:
-            yield f"{where} ({'only asked for' if old is None else 'only on tape'})"
+            yield f"{where} ({'only asked for' if old is None else 'only in a cassette'})"
         elif name in _SHOWN:
-            yield f"{where} ({old!r} on tape, {new!r} asked for)"
+            yield f"{where} ({old!r} in a cassette, {new!r} asked for)"
         elif isinstance(old, str) and isinstance(new, str):
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
             yield f"{where} (from character {same} on)"

@@ -55,7 +55,7 @@ class Recorder(Cassettes):
                     self._clear(file)
                 _write(file, cassette.dump(origin, [interaction]))
             except Exception as error:  # noqa: BLE001  # the answer is good, whatever becomes of its recording
-                events.emit(events.NotRecorded(file=str(file), error=type(error).__name__))
+                events.emit(events.RecordingFailed(file=str(file), error=type(error).__name__))
 
         return Recording(keep, request)
 
@@ -76,7 +76,7 @@ def _name(asked: RecordedRequest) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    """All of it or nothing: a run that is killed leaves no half tape."""
+    """All of it or nothing: a run that is killed leaves no half cassette."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")

@@ -76,7 +76,7 @@ class Cassettes:
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """The recorded answer; None to ask the server. Raises NotOnTape."""
+        """The recorded answer; None to ask the server. Raises NotRecorded."""
         return None
 
     def record(self, request: RecordedRequest) -> Recording:

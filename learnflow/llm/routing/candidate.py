@@ -89,8 +89,8 @@ class Candidate:
         return self._provider.name if self._provider else (self.broken and self.broken.provider) or "?"
 
     @property
-    def taped(self) -> bool:
-        """Whether it answers from tapes."""
+    def recorded(self) -> bool:
+        """Whether it answers from cassettes."""
         return not self.broken and self.provider.replays
 
     @property
@@ -138,7 +138,7 @@ class Candidate:
 
     async def ready(self) -> bool:
         """A probe: costs nothing, loads nothing, carries no user text."""
-        if self.taped:
+        if self.recorded:
             return True
         with unrecorded():  # whether it comes to this depends on the time
             return (await self.provider.refresh(PROBE_S)).ready
@@ -161,7 +161,7 @@ class Candidate:
 
     async def loads_now(self, model: str | None) -> bool:
         """Whether its own pages say that it is loading, or has yet to load the model; False where they do not tell."""
-        if self.taped:
+        if self.recorded:
             return False
         state = (await self.provider.refresh(PROBE_S)).state
         return state == "loading" or (state == "ready" and self.provider.loads and self.provider.cold(model))

@@ -226,7 +226,7 @@ _NOT_ITS_FAULT: Final = (
     errors.RequestError,
     errors.CapabilityError,
     errors.DeadlineExceeded,
-    errors.NotOnTape,
+    errors.NotRecorded,
     errors.NotContinued,
 )
 

@@ -241,8 +241,8 @@ class Execution:
             breaker, name = self._registry.shut(target)[0], type(error).__name__
             model = None if decision.verdict(error).whole_address else target.model
             events.emit(events.Opened(provider=candidate.name, model=model, error=name, seconds=breaker.period))
-        left_alone = candidate.taped and self._registry.shut(target) and self._left(candidate)
-        if isinstance(error, errors.NotOnTape) and left_alone:
+        left_alone = candidate.recorded and self._registry.shut(target) and self._left(candidate)
+        if isinstance(error, errors.NotRecorded) and left_alone:
             error.forgiven = True  # it was left alone when the cassette was made
             del self._progress.tried[-1]
             self._failures[candidate.number] = error
@@ -384,8 +384,8 @@ class Execution:
         return [each for each in fit if each.distance <= reach]
 
     def gate(self, candidate: Candidate) -> Gate:
-        """What may be done with it now. Tapes are asked always: how long it was left alone was a matter of time."""
-        return "go" if candidate.taped else self._registry.gate(candidate.target(self.model_for(candidate)))
+        """What may be done with it now. Cassettes are asked always: how long it was left alone was a matter of time."""
+        return "go" if candidate.recorded else self._registry.gate(candidate.target(self.model_for(candidate)))
 
     async def _last_resort(self, candidate: Candidate) -> LLMError | None:
         """Everybody is shut: why not even the one that opens first is asked, after a probe where that can tell."""

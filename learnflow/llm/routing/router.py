@@ -173,7 +173,7 @@ class RouterProvider:
         """Whether one of them would answer now; never raises."""
         try:
             candidates = [candidate for candidate in await self._chain() if not candidate.broken]
-        except errors.NotOnTape:
+        except errors.NotRecorded:
             raise
         except LLMError:
             return False
@@ -368,8 +368,8 @@ def _candidate(member: Member, at: int) -> Candidate:
 def _raise_all(outcomes: Sequence[object]) -> None:
     """The last failure, where all failed; one that is no provider's always."""
     failed = [each for each in outcomes if isinstance(each, BaseException)]
-    failed.sort(key=lambda error: isinstance(error, errors.NotOnTape))
-    if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotOnTape)):
+    failed.sort(key=lambda error: isinstance(error, errors.NotRecorded))
+    if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotRecorded)):
         raise failed[-1]
 
 

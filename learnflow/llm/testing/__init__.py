@@ -1,4 +1,4 @@
-"""For tests of applications: tapes, a scripted provider, a model server that speaks five dialects and fails by name.
+"""For tests of applications: cassettes, a scripted provider, a server that speaks five dialects and fails by name.
 
 Must never be imported by the package itself, nor need pytest; names are fetched when they are asked for, because
 pytest loads ``plugin`` wherever the package is installed.

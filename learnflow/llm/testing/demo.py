@@ -25,7 +25,7 @@ from .kit import replaying
 
 QUESTION = "Explain RSA encryption"
 BROKEN = "Explain cryptography"
-TAPES = Path(__file__).parents[3] / "cassettes"
+CASSETTES = Path(__file__).parents[3] / "cassettes"
 FIRST, SECOND = "llamacpp", "ollama"  # of the recorded run
 PLAYED = [
     f"{row}/{name}.yaml" for row, name in ((FIRST, "health"), (SECOND, "health"), (FIRST, "stream"), (FIRST, "cut"))
@@ -53,15 +53,15 @@ async def _demo() -> int:
             print(f"\nIt could not answer: {error}\n")
         else:
             return 0
-    files = [TAPES / name for name in PLAYED]
+    files = [CASSETTES / name for name in PLAYED]
     if not all(file.exists() for file in files):
         print("None answers, and there are no recordings here. Start one, for example: ollama serve", file=sys.stderr)
         return 1
-    print("None answers, so everything below is REPLAYED from tapes:")
+    print("None answers, so everything below is REPLAYED from cassettes:")
     for file in files:
         origin, _ = cassette.load(file.read_text(encoding="utf-8"))
         said = [str(origin[name]) for name in ("server", "model", "date", "source") if name in origin]
-        print(f"  cassettes/{file.relative_to(TAPES)}: {origin['kind']}: {', '.join(said)}")
+        print(f"  cassettes/{file.relative_to(CASSETTES)}: {origin['kind']}: {', '.join(said)}")
     with replaying(*files):
         await _show(build(FIRST, model="learnflow-tiny"), live=False)
     print("To ask a model of your own, start a server (for example: ollama serve) and run make demo again.")

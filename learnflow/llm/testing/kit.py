@@ -1,4 +1,4 @@
-"""What a test puts in place of the world: tapes for servers, a scripted provider for ``get_provider()``, nobody at all.
+"""What a test puts in place of the world: cassettes for servers, a scripted provider, nobody at all.
 
 Must never need pytest: ``plugin`` makes fixtures of it.
 Applications' tests and the plugin use it.
@@ -22,7 +22,7 @@ from .fault_server import RUNNING
 
 
 def forget() -> None:
-    """The process begins anew: no breaker is open, no context was widened, no tape was played."""
+    """The process begins anew: no breaker is open, no context was widened, no cassette was played."""
     breaker.REGISTRY.forget()
     window.forget()
     active.forget()
@@ -30,12 +30,12 @@ def forget() -> None:
 
 @contextmanager
 def replaying(*folders: str | Path) -> Iterator[Player]:
-    """Providers that are made inside answer from the tapes in these folders (or files). Raises NotConfigured.
+    """Providers that are made inside answer from the cassettes in these folders (or files). Raises NotConfigured.
 
     The player tells afterwards what was ``missing`` and what is ``unplayed``.
     """
-    tapes = {name: text for folder in folders for name, text in active.tapes(Path(folder)).items()}
-    with active.instead(Player(tapes)) as player:
+    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder)).items()}
+    with active.instead(Player(cassettes)) as player:
         yield player
 
 
@@ -68,7 +68,7 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 
 @contextmanager
 def no_model_calls() -> Iterator[None]:
-    """No request leaves inside, but for those to a FaultServer: whoever tries gets NotOnTape.
+    """No request leaves inside, but for those to a FaultServer: whoever tries gets NotRecorded.
 
     For providers that exist already, too.
     """

@@ -25,19 +25,21 @@ _PASSED = pytest.StashKey[bool]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option and the setting."""
     group = parser.getgroup("learnflow.llm")
-    group.addoption("--llm-record", action="store_true", help="llm_replay asks the real servers, and makes the tapes")
+    group.addoption(
+        "--llm-record", action="store_true", help="llm_replay asks the real servers, and makes the cassettes"
+    )
     parser.addini("llm_no_model_calls", "forbid real model calls in every test", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The markers."""
-    config.addinivalue_line("markers", "llm_replay(folder): the tapes for llm_replay, from the test file's folder")
+    config.addinivalue_line("markers", "llm_replay(folder): the cassettes for llm_replay, from the test file's folder")
     config.addinivalue_line("markers", "llm_real: this test may ask real models although llm_no_model_calls is set")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether a test passed: only then are its new tapes kept."""
+    """Remember whether a test passed: only then are its new cassettes kept."""
     report = yield
     if report.when == "call":
         item.stash[_PASSED] = report.passed
@@ -46,11 +48,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
-    """Providers made in the test answer from tapes: ``cassettes/<module>/<test>`` beside it, or the marker's folder.
+    """Providers made in the test answer from cassettes: ``cassettes/<module>/<test>``, or the marker's folder.
 
-    Afterwards a request that was not on tape fails the test, even one whose error the application swallowed, and so
-    does a tape that was not played to its end. With ``--llm-record`` the servers are asked, and where the test passes
-    its folder then holds the tapes of this run; a folder that a marker names, which others may use too, gets them
+    Afterwards a request that was not recorded fails the test, even one whose error the application swallowed, and so
+    does a cassette that was not played to its end. With ``--llm-record`` the servers are asked; where the test passes,
+    its folder then holds the cassettes of this run; a folder that a marker names, which others may use too, gets them
     added.
     """
     from . import kit  # noqa: PLC0415
@@ -58,7 +60,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
     marker = request.node.get_closest_marker("llm_replay")
     named = [*marker.args, *marker.kwargs.values()] if marker else []
     if marker and len(named) != 1:
-        pytest.fail("llm_replay wants one folder: @pytest.mark.llm_replay('tapes')", pytrace=False)
+        pytest.fail("llm_replay wants one folder: @pytest.mark.llm_replay('cassettes')", pytrace=False)
     folder = request.path.parent / (named[0] if named else _own_folder(request))
     kit.forget()
     if request.config.getoption("--llm-record"):
@@ -73,7 +75,9 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
         yield player
     if player.missing or player.unplayed:
         missing, unplayed = "; ".join(player.missing) or "nothing", "; ".join(player.unplayed) or "nothing"
-        pytest.fail(f"not on tape: {missing}\nnot played: {unplayed}\n(pytest --llm-record makes the tapes anew)")
+        pytest.fail(
+            f"not in a cassette: {missing}\nnot played: {unplayed}\n(pytest --llm-record makes the cassettes anew)"
+        )
 
 
 def _own_folder(request: pytest.FixtureRequest) -> str:
@@ -85,7 +89,7 @@ def _own_folder(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def no_model_calls() -> Iterator[None]:
-    """Whoever asks a real model in this test gets NotOnTape; a FaultServer may be asked."""
+    """Whoever asks a real model in this test gets NotRecorded; a FaultServer may be asked."""
     from . import kit  # noqa: PLC0415
 
     with kit.no_model_calls():

@@ -57,7 +57,7 @@ class ScriptedProvider:
 
     A text comes in words, a list in its own pieces, a ``Completion`` as it is (its text in words); an exception is
     raised; a ``Cut`` breaks after its text. Where ``response_format`` is a pydantic class, ``parsed`` is read from the
-    text. A request beyond the script raises NotOnTape, which no fallback hides.
+    text. A request beyond the script raises NotRecorded, which no fallback hides.
 
     Args:
         answers: the script, or its only text; ``answers`` may be added to at any time.
@@ -141,7 +141,7 @@ class ScriptedProvider:
         if asked.call != "complete" and asked.more.get("tools"):
             raise errors.InvalidRequest("tools need complete()", provider=self._name)
         if not self.answers:
-            raise errors.NotOnTape(
+            raise errors.NotRecorded(
                 f"the script has no answer for request {len(self.history)}",
                 provider=self._name,
                 hint="Give ScriptedProvider one answer more, or find out who asks once more",

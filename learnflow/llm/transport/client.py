@@ -255,8 +255,8 @@ class NetworkTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it. Raises an LLMError, or what httpx raises."""
         if allowed is not None and origin(str(request.url)) not in allowed:
-            raise errors.NotOnTape(
-                "real model calls are forbidden in this test", hint="Give it tapes, or a FaultServer"
+            raise errors.NotRecorded(
+                "real model calls are forbidden in this test", hint="Give it cassettes, or a FaultServer"
             )
         local_only, scheme = request.extensions["local_only"], request.url.scheme
         networks = request.extensions["endpoint"].networks
