@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -212,3 +213,14 @@ def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> No
     cut = continuation.step_back(text[:at])
     if cut.prefix.strip():
         assert joined(cut, re.split(r"(?<=\s)", text), words=True) == (text, False)
+
+
+def test_endless_white_space_costs_no_time() -> None:
+    began = time.process_time()
+    for cut, words in ((continuation.as_it_broke(DELIVERED + " "), True), (continuation.Cut("", "\n"), False)):
+        joiner = continuation.Joiner(cut, words=words)
+        joiner.feed(DELIVERED if words else "")
+        for _ in range(200_000):
+            joiner.feed(" ")
+        assert not joiner.torn
+    assert time.process_time() - began < 3

@@ -26,9 +26,9 @@ def get_provider(name: str | None = None) -> RouterProvider:
     """
     common = settings.load()
     if watched and (common.llm_metrics_port or common.llm_opentelemetry):
-        from . import integrations as sinks  # noqa: PLC0415  # extras, which few want
+        from . import integrations  # noqa: PLC0415  # extras, which few want
 
-        sinks.attach(common)
+        integrations.attach(common)
     if _instead:
         return RouterProvider(_instead[-1])
     chain = [str(name)] if name else common.chain

@@ -116,7 +116,7 @@ def _stand_in(value: str, provider: str) -> str:
 
 
 def _failure(row: Mapping[str, Any]) -> LLMError | None:
-    """The failure that stands on a cassette. Raises AttributeError or TypeError where it is none of ours."""
+    """The failure that a cassette holds. Raises AttributeError or TypeError where it is none of ours."""
     failure = row.get("failure")
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
@@ -152,7 +152,7 @@ def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Where the cassette is from, and what is on it. Raises NotConfigured where it is no cassette."""
+    """Where the cassette is from, and what it holds. Raises NotConfigured where it is no cassette."""
     import yaml  # noqa: PLC0415  # wanted only by who plays or records
 
     try:

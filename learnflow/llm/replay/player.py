@@ -48,7 +48,7 @@ class Player(Cassettes):
         NotConfigured: one of them is no cassette.
 
     Attributes:
-        providers: those that are in a cassette.
+        providers: those that were recorded.
     """
 
     def __init__(self, cassettes: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ _STEP: Final = 64  # characters: text without spaces (Chinese, base64) has no wo
 _WORDS: Final = 8  # how many of the last words must come again where an answer is continued in words
 _LEAST: Final = 24  # characters of them
 _MOST: Final = 400  # characters of them: more are no words
+_BLANKS: Final = 1000  # characters of white space: more are looked at no longer
 _QUOTES: Final = dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02\u301d\u301e", '"') | dict.fromkeys(
     "\u2018\u2019\u201a\u201b\u2039\u203a\uff07\u0060\u00b4", "'"
 )
@@ -115,7 +116,8 @@ class Joiner:
 
     def _settled(self, text: str, *, over: bool) -> str:
         assert self._held is not None  # noqa: S101  # asked only while something may be held
-        self._held += text
+        if not (self.words and self._held):  # in words, the repetitions hold what they need
+            self._held += text
         if self.torn or not (self._held or over):
             return ""
         after = self._after_words(text, over=over) if self.words else self._after_prefix(self._held, over=over)
@@ -131,7 +133,8 @@ class Joiner:
         """
         rest, echo = self._cut.rest, self._cut.delivered
         if not echo.strip():  # white space alone counts as nothing delivered: it is not given out twice
-            return held.removeprefix(echo) if over or held.strip() or held.startswith(echo) else None
+            settled = over or held.strip() or held.startswith(echo) or len(held) > _BLANKS
+            return held.removeprefix(echo) if settled else None
         echoes = bool(self._cut.prefix and rest) and not echo.startswith(rest)
         if not rest and len(echo) >= _LEAST and echo[: _LEAST // 2] not in echo[_LEAST // 2 :]:  # no pattern
             if held.startswith(echo):
@@ -203,7 +206,7 @@ class _Repetition:
         said, bare = self._after, self._after.lstrip()
         if not self._blank:
             return said
-        if not (bare or over):
+        if not (bare or over or len(said) > _BLANKS):
             return None
         blank = said[: len(said) - len(bare)]
         if blank.startswith(self._blank):
