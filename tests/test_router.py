@@ -134,19 +134,14 @@ async def test_a_break_while_thinking_begins_again() -> None:
 
 
 async def test_the_caller_chooses_what_a_break_means() -> None:
-    for resume in ("raise", "restart"):
-        async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
-            got: list[str] = []
-            if resume == "raise":
-                with pytest.raises(errors.AnswerCut) as caught:
-                    async for piece in chain.stream("hi", resume=resume):
-                        got.append(piece)
-                assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
-                assert two.seen == []
-            else:
-                assert await heard(chain, "stream", resume=resume) == TEXT
-                assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
-            assert await heard(chain, "generate", resume=resume) == TEXT  # nothing was shown: nothing is lost
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        got: list[str] = []
+        with pytest.raises(errors.AnswerCut) as caught:
+            async for piece in chain.stream("hi", resume="raise"):
+                got.append(piece)
+        assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
+        assert two.seen == []
+        assert await heard(chain, "generate", resume="raise") == TEXT  # nothing was shown: nothing is lost
     with pytest.raises(errors.InvalidRequest, match="resume"):
         chain.stream("hi", resume="sometimes")
     with pytest.raises(errors.NotConfigured, match="resume"):
@@ -931,3 +926,32 @@ async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_a
             started = time.perf_counter()
             assert await chain.generate("hi") == TEXT
             assert time.perf_counter() - started < 0.9
+
+
+async def test_a_nested_router_is_one_request_of_the_outer_one(events_seen: list[Any]) -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("openai", TEXT) as two:
+        for how in ("stream", "generate", "complete"):
+            events_seen.clear()
+            assert await heard(router(router(provider_for(one), retries=0), provider_for(two)), how) == TEXT
+            kinds = (events.Began, events.Asked, events.Answered, events.Failed, events.Ended)
+            numbers = {event.request for event in events_seen if isinstance(event, kinds)}
+            assert len(numbers) == 1, how
+            assert len([event for event in events_seen if isinstance(event, (events.Began, events.Ended))]) == 2
+
+
+async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: list[Any]) -> None:
+    async def find() -> list[Any]:
+        raise errors.NotConfigured("nobody is there")
+
+    with pytest.raises(errors.NotConfigured, match="nobody is there"):
+        await RouterProvider(find=find).generate("hi")
+    began, ended = events_seen
+    assert (type(began), type(ended)) == (events.Began, events.Ended)
+    assert (began.provider, ended.request) == ("local", began.request)
+
+
+async def test_a_nested_router_says_that_its_model_is_loading() -> None:
+    loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
+    async with FaultServer("llamacpp", TEXT, tells=loading) as one, FaultServer("openai", TEXT) as two:
+        assert (await router(provider_for(one)).refresh()).state == "loading"
+        assert (await router(provider_for(one), provider_for(two)).refresh()).state == "ready"

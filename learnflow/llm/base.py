@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,6 +37,8 @@ Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
 Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+Resume: TypeAlias = Literal["continue", "raise"]
+Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class _DefaultFloat(float):
@@ -66,7 +69,8 @@ class Options(TypedDict, total=False):
     """The keywords that ``generate``, ``stream`` and ``complete`` take beside the first four.
 
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
-    ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is.
+    ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
+    ``resume`` is a router's: what is done with a stream that breaks.
     """
 
     system: str
@@ -83,6 +87,7 @@ class Options(TypedDict, total=False):
     reasoning: Reasoning
     timeout: float
     extra_body: Mapping[str, Any]
+    resume: Resume
 
 
 class TimeOptions(TypedDict, total=False):
@@ -171,6 +176,43 @@ class Completion:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller asks; its repr shows no text.
+
+    Attributes:
+        prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
+        options: the other keywords, see ``Options``.
+        method: by which of the three it was asked.
+
+    Raises:
+        InvalidRequest: tools, for a method that gives a text alone.
+    """
+
+    prompt: Prompt = field(repr=False)
+    model: str | None = None
+    temperature: float = DEFAULT_TEMPERATURE
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    method: Method = "complete"
+
+    def __post_init__(self) -> None:
+        if self.options.get("tools") and self.method != "complete":
+            raise InvalidRequest("tools need complete(): a text alone cannot carry a call")
+
+    @property
+    def whole(self) -> bool:
+        """Whether nobody is watching the pieces."""
+        return self.method != "stream"
+
+    @property
+    def rigid(self) -> bool:
+        """Whether its answer has a form that cannot be continued: tool calls, JSON."""
+        wanted = self.options.get("response_format")
+        free = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
+        return bool(self.options.get("tools")) or not free
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One of possibly several attempts at an answer; its repr shows no text.
@@ -193,6 +235,9 @@ class Attempt:
     def raw(self) -> str:
         """The begun answer as the model wrote it."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
+
+
+FIRST: Final = Attempt()
 
 
 class Answering:
@@ -372,3 +417,63 @@ class LLMProvider(Protocol):
     def get_capabilities(self) -> Capabilities:
         """What is known about it, at once."""
         ...
+
+
+class AbstractProvider(LLMProvider):
+    """``generate``, ``stream`` and ``complete``, written once over ``start``."""
+
+    @abstractmethod
+    def start(self, call: Call) -> TextStream:
+        """The answer to a call, piece by piece; nothing is sent before the first one is asked for.
+
+        Raises:
+            InvalidRequest, Unsupported: the call cannot be sent as it is.
+        """
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> str:
+        """The text of the answer.
+
+        Args:
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
+                that is loaded, or the only one. A router gives it to those who have it; the others use their own.
+            temperature: left out where the model refuses our default.
+            max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
+            more: see ``Options``.
+
+        Returns:
+            The text, whole: an answer that is not raises.
+
+        Raises:
+            LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
+        """
+        return (await self.start(Call(prompt, model, temperature, max_tokens, more, "generate")).whole()).text
+
+    def stream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> TextStream:
+        """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise."""
+        return self.start(Call(prompt, model, temperature, max_tokens, more, "stream"))
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        temperature: float = DEFAULT_TEMPERATURE,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        **more: Unpack[Options],
+    ) -> Completion:
+        """The answer and everything known about it; the only one that takes ``tools``. As ``generate`` otherwise."""
+        return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()

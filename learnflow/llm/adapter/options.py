@@ -32,14 +32,13 @@ _REASONING: Final = (True, False, "low", "medium", "high")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
 
-def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any], *, tools: bool) -> dict[str, Any]:
+def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Those that were given, None being not given.
 
     Args:
         spec: the row that shall honour them.
         sampling: those that every call has.
         more: the caller's others.
-        tools: whether this kind of call can carry them.
 
     Raises:
         InvalidRequest: an unknown keyword, or a value that cannot be.
@@ -59,8 +58,6 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
         if name not in spec.parameters:
             raise Unsupported(f"{spec.title} cannot honour {name}=", provider=spec.name, hint=f"Leave {name}= out here")
     _check_values(spec, given)
-    if given.get("tools") and not tools:
-        raise InvalidRequest("tools need complete(): a text alone cannot carry a call", provider=spec.name)
     _check_choice(spec, given.get("tool_choice"), given.get("tools"))
     return given
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import ClassVar, Unpack
 
 from .. import errors, events, settings
-from ..base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Attempt, Completion, Prompt, TextStream, TimeOptions
-from ..base import Options as More
+from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptions
 from ..capabilities import Capabilities, Health, Model
 from ..errors import LLMError
 from ..health import prices, window
@@ -26,7 +25,7 @@ from .routable import RoutableProvider
 from .runner import Runner
 
 
-class BaseProvider(RoutableProvider):
+class BaseProvider(AbstractProvider, RoutableProvider):
     """One provider. ``providers`` has a class for each row; what is not given is read from the row's variables.
 
     Args:
@@ -136,76 +135,18 @@ class BaseProvider(RoutableProvider):
         alone = local_only or self._times.local_only
         return self.spec.local or self.endpoint.near or super().permitted(local_only=alone)
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[More],
-    ) -> str:
-        """The text of the answer.
+    def start(self, call: Call) -> TextStream:
+        """See ``AbstractProvider``."""
+        return self.attempt(call)
 
-        Args:
-            prompt: a text, or OpenAI-style messages with text and image parts.
-            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
-                that is loaded, or the only one.
-            temperature: left out where the model refuses our default.
-            max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
-            more: see ``Options``.
-
-        Raises:
-            LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
-        """
-        return (await self._whole(prompt, model, temperature, max_tokens, more, tools=False)).text
-
-    async def complete(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[More],
-    ) -> Completion:
-        """The answer and everything known about it; the only call that takes ``tools``. As ``generate`` otherwise."""
-        return await self._whole(prompt, model, temperature, max_tokens, more, tools=True)
-
-    def stream(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[More],
-    ) -> TextStream:
-        """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise."""
-        return self.attempt(prompt, model, temperature, max_tokens, more)
-
-    def attempt(
-        self,
-        prompt: Prompt,
-        model: str | None,
-        temperature: float,
-        max_tokens: int,
-        more: More,
-        *,
-        whole: bool = False,
-        tools: bool = False,
-        attempt: Attempt = Attempt(),  # noqa: B008  # it is frozen
-    ) -> TextStream:
-        """An answer, or what follows one that was begun; the router's way to ask.
-
-        Args:
-            prompt, model, temperature, max_tokens, more: as in ``generate``.
-            whole: nobody is watching: what may be thinking is held back until that is certain.
-            tools: the caller can take tool calls.
-            attempt: which one it is, how long it may take, what is to be continued.
-        """
-        sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        asked = request(self.spec, prompt, model or self.model, checked(self.spec, sampling, more, tools=tools))
-        if self.vision_model and not model and asked.images:
+    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+        """An answer, or what follows one that was begun; see ``RoutableProvider``."""
+        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        asked = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        if self.vision_model and not call.model and asked.images:
             asked = replace(asked, model=self.vision_model)
-        return self.engine.stream(asked, attempt, hold=whole or asked.reasoning not in (None, False))
+        # whole: nobody is watching, so that what may be thinking is held back until that is certain
+        return self.engine.stream(asked, attempt, hold=call.whole or asked.reasoning not in (None, False))
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
@@ -297,9 +238,3 @@ class BaseProvider(RoutableProvider):
     def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
         """The row, for providers whose addresses come in more than one dialect."""
         return SPECS[self.row]
-
-    async def _whole(
-        self, prompt: Prompt, model: str | None, temperature: float, max_tokens: int, more: More, *, tools: bool
-    ) -> Completion:
-        """The whole answer: the same stream, gathered."""
-        return await self.attempt(prompt, model, temperature, max_tokens, more, whole=True, tools=tools).whole()

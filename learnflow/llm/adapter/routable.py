@@ -7,12 +7,13 @@ An application's own provider needs none of it: ``routable`` wraps it. One that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from .. import errors, events, settings
-from ..base import Answering, Attempt, LLMProvider, Options, Prompt, TextStream
+from ..base import FIRST, Answering, Attempt, Call, Completion, LLMProvider, Options, TextStream
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError
 from ..spec import OTHER
@@ -101,24 +102,11 @@ class RoutableProvider(LLMProvider):
     async def warm_up(self, model: str | None = None) -> None:
         """Load this model, where it loads models. Raises LLMError."""
 
-    def attempt(
-        self,
-        prompt: Prompt,
-        model: str | None,
-        temperature: float,
-        max_tokens: int,
-        more: Options,
-        *,
-        whole: bool = False,
-        tools: bool = False,  # noqa: ARG002  # complete() takes them
-        attempt: Attempt = Attempt(),  # noqa: B008  # it is frozen
-    ) -> TextStream:
+    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
         """One attempt at an answer, or at what follows a part of it, within bounds.
 
         Args:
-            prompt, model, temperature, max_tokens, more: as in ``LLMProvider``.
-            whole: nobody is watching the pieces.
-            tools: the caller can take tool calls.
+            call: what was asked.
             attempt: which one it is, how long it may take, what is to be continued.
         """
         if not self.permitted(local_only=settings.load().llm_local_only):
@@ -126,39 +114,38 @@ class RoutableProvider(LLMProvider):
                 "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
             )
         if attempt.prefix is not None:
-            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            prompt = [*asked, {"role": "assistant", "content": attempt.prefix}]
-        call = (prompt, model, temperature, max_tokens)
+            prompt = [{"role": "user", "content": call.prompt}] if isinstance(call.prompt, str) else list(call.prompt)
+            call = replace(call, prompt=[*prompt, {"role": "assistant", "content": attempt.prefix}])
         answering = Answering()
-        return TextStream(self._routed(call, more, attempt, answering, whole=whole), answering)
+        return TextStream(self._bounded(call, attempt, answering), answering)
 
-    async def _routed(
-        self,
-        call: tuple[Prompt, str | None, float, int],
-        more: Options,
-        attempt: Attempt,
-        answering: Answering,
-        *,
-        whole: bool,
-    ) -> AsyncGenerator[str, None]:
+    async def answer(self, call: Call, attempt: Attempt) -> Completion:  # noqa: ARG002  # a router's number of it
+        """The whole answer, as ``attempt`` has it from ``complete``."""
+        return await self.complete(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
+
+    def pieces(self, call: Call, attempt: Attempt) -> TextStream:  # noqa: ARG002
+        """Its pieces, as ``attempt`` has them from ``stream``."""
+        return self.stream(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
+
+    async def _bounded(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
         """The pieces: an application's provider may know neither our times, nor our errors, nor our events."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        (first, gap), over = self.waits, started + more.get("timeout", settings.load().llm_deadline)
-        _, model, temperature, max_tokens = call
-        left, failed = most_characters(max_tokens), cast(LLMError | None, None)
+        (first, gap), over = self.waits, started + call.options.get("timeout", settings.load().llm_deadline)
+        left, failed = most_characters(call.max_tokens), cast(LLMError | None, None)
         late: type[LLMError] = errors.FirstTokenTimeout
-        first = min(filter(None, [attempt.patience, None if whole else first]), default=over)
+        first = min(filter(None, [attempt.patience, None if call.whole else first]), default=over)
         limit = min(over, started + first)
-        self._routing_begins(attempt, model, {"temperature": temperature, "max_tokens": max_tokens})
+        model = call.model or self.model
+        self._begins(call, model, attempt)
         try:
             try:
-                if whole:
+                if call.whole:
                     async with asyncio.timeout_at(limit):
-                        answering.completion = await self.complete(*call, **more)
+                        answering.completion = await self.answer(call, attempt)
                     yield answering.completion.text
                 else:
-                    async with aclosing(self.stream(*call, **more).nested()) as stream:
+                    async with aclosing(self.pieces(call, attempt).nested()) as stream:
                         while True:
                             async with asyncio.timeout_at(limit):
                                 piece = await anext(stream, None)
@@ -183,28 +170,32 @@ class RoutableProvider(LLMProvider):
             if self.reports:
                 events.ended(
                     self.name,
-                    model or self.model,
+                    model,
                     failed or answering.completion,
                     total_s=loop.time() - started,
-                    max_tokens=max_tokens,
+                    max_tokens=call.max_tokens,
                     attempt=attempt.number,
                     request=attempt.request,
                 )
         if failed:
             raise failed.with_traceback(None)
 
-    def _routing_begins(self, attempt: Attempt, model: str | None, sampling: Mapping[str, Any]) -> None:
+    def _begins(self, call: Call, model: str | None, attempt: Attempt) -> None:
         if self.reports and events.heard():
             events.emit(
                 events.Asked(
                     request=attempt.request,
                     attempt=attempt.number,
                     provider=self.name,
-                    model=model or self.model,
+                    model=model,
                     address=self.address,
-                    sampling=sampling,
+                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
                 )
             )
+
+
+def _options(call: Call) -> Options:
+    return cast(Options, call.options)
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
@@ -225,27 +216,10 @@ class _Plain(RoutableProvider):
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
-        self.reports = getattr(provider, "reports", True)
 
     def get_capabilities(self) -> Capabilities:
         """Its own; what it leaves out is unknown."""
         return {**OTHER.capabilities, **self.provider.get_capabilities()}
-
-    @property
-    def loads(self) -> bool:
-        """What a router says of its providers, as what follows."""
-        return bool(getattr(self.provider, "loads", False))
-
-    def cold(self, model: str | None) -> bool:
-        """See ``loads``."""
-        told = getattr(self.provider, "cold", None)
-        return bool(told and told(model))
-
-    @property
-    def waits(self) -> tuple[float, float]:
-        """See ``loads``."""
-        told: tuple[float, float] | None = getattr(self.provider, "waits", None)
-        return told or super().waits
 
     @property
     def address(self) -> str:

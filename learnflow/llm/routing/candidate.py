@@ -7,13 +7,13 @@ Only the router uses it. An application's own provider is asked through ``Routab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from dataclasses import replace
+from typing import Any, Final
 
 from ..adapter.routable import RoutableProvider, routable
-from ..base import Attempt, LLMProvider, Options, Prompt, TextStream
+from ..base import Attempt, Call, LLMProvider, Prompt, TextStream
 from ..capabilities import Health
 from ..errors import LLMError, ServerFailed
 from ..replay.transport import unrecorded
@@ -29,31 +29,6 @@ _GO_ON: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a caller asked; its repr shows no prompt. ``explained``: nobody will be asked."""
-
-    prompt: Prompt
-    model: str | None
-    temperature: float
-    max_tokens: int
-    more: Mapping[str, Any]
-    needs: Needs
-    whole: bool
-    tools: bool
-    explained: bool = False
-
-    @property
-    def rigid(self) -> bool:
-        """Whether its answer has a form that cannot be continued: tool calls, JSON."""
-        wanted = self.more.get("response_format")
-        free = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
-        return bool(self.more.get("tools")) or not free
-
-    def __repr__(self) -> str:
-        return f"<Call model={self.model!r} {self.needs}>"
 
 
 class Candidate:
@@ -166,29 +141,13 @@ class Candidate:
         state = (await self.provider.refresh(PROBE_S)).state
         return state == "loading" or (state == "ready" and self.provider.loads and self.provider.cold(model))
 
-    def ask(
-        self, call: Call, model: str | None, attempt: Attempt, timeout_s: float, *, words: bool = False
-    ) -> TextStream:
-        """Ask it, or let it continue what was begun, in words where it takes no beginning. Raises LLMError.
-
-        ``timeout_s`` is all the time there is.
-        """
-        more = cast(Options, {**call.more, "timeout": timeout_s})
-        prompt = call.prompt
+    def ask(self, call: Call, attempt: Attempt, *, words: bool = False) -> TextStream:
+        """Ask it, or let it continue what was begun, in words where it takes no beginning. Raises LLMError."""
         if attempt.prefix is not None and words:
-            prompt = _in_words(call.prompt, attempt.prefix)
+            call = replace(call, prompt=_in_words(call.prompt, attempt.prefix))
             attempt = replace(attempt, prefix=None, thinking="")
         try:
-            return self.provider.attempt(
-                prompt,
-                model,
-                call.temperature,
-                call.max_tokens,
-                more,
-                whole=call.whole,
-                tools=call.tools,
-                attempt=attempt,
-            )
+            return self.provider.attempt(call, attempt)
         except LLMError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises

@@ -1,7 +1,7 @@
 """What a failure means: for the request (what is done next, and with the text so far) and for the provider that failed.
 
-Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/routing.md`` has the table, printed from
-``RULES`` by ``python -m learnflow.llm.routing.decision``.
+Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/routing.md`` has the tables, printed from
+``RULES``, ``NOBODY_LEFT`` and ``VERDICTS`` by ``docs/generate.py``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .. import errors
+from ..base import Resume
 from ..errors import LLMError
 
 Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
 Text = Literal["keep", "forget"]
-Resume = Literal["continue", "restart", "raise"]
 
 # Set by tests, which do not wait: how often one is asked again at the most.
 testing: int | None = None
@@ -101,12 +101,6 @@ RULES: Final = (
             and not isinstance(error, errors.ContentFiltered)
         ),
         "otherwise",
-        "keep",
-    ),
-    Rule(
-        "asked again from the beginning (resume='restart'), it says something else than what was shown",
-        lambda error, now: isinstance(error, errors.NotContinued) and now.resume == "restart",
-        "give up",
         "keep",
     ),
     Rule(
@@ -264,32 +258,3 @@ def back_off(times: int, chance: float, asked: float | None = None) -> float:
 def patience(remaining: float) -> float:
     """Seconds that a provider may take to its first token where others behind it want a share of the time."""
     return remaining / 2
-
-
-def tables() -> str:
-    """The tables as Markdown: rules, where nobody is left, and what opens a breaker."""
-    does = {
-        "otherwise": "the same provider again: the beginning as it broke, or asked in words",
-        "next": "the next provider; where there is none, see below",
-        "load": "wait for the load",
-        "again": "wait a little, and ask again those whose failure may pass",
-        "begin again": "ask those from the beginning, once",
-        "give up": "raise it",
-    }
-    lines: list[str] = []
-    for title, rules in (("the first that fits", RULES), ("nobody is left to ask", NOBODY_LEFT)):
-        lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
-        lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in rules]
-        lines.append("")
-    lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
-    for kind, meant in VERDICTS:
-        if meant.opens is None:
-            lines.append(f"| `{kind.__name__}` | does not open | | |")
-        else:
-            of, by = "address" if meant.whole_address else "model", "a probe" if meant.visible else "one request"
-            lines.append(f"| `{kind.__name__}` | {meant.opens:g} s, doubled each time | {of} | {by} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(tables())  # noqa: T201

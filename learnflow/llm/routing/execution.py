@@ -15,12 +15,11 @@ from functools import partial
 from typing import Final
 
 from .. import errors, events
-from ..base import Answering, Attempt, Completion, TextStream
+from ..base import Answering, Attempt, Call, Completion, Resume, TextStream
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
-from .candidate import Call, Candidate
-from .decision import Resume
+from .candidate import Candidate
 from .progress import Progress
 
 _AGAIN_S: Final = 0.5  # between two looks at a server that loads
@@ -89,9 +88,12 @@ class Execution:
         registry: what this process knows of the candidates.
         rules: how the chain is run.
         call: what was asked.
+        needs: what that needs of a provider.
         resume: what to do when a stream breaks after pieces were delivered.
         candidates: the chain, in the user's order, where it is known already.
         answering: where the completion is left.
+        request: its number, where another router has given it one.
+        explained: nobody will be asked.
     """
 
     def __init__(
@@ -99,16 +101,23 @@ class Execution:
         registry: BreakerRegistry,
         rules: Rules,
         call: Call,
+        needs: selection.Needs,
         resume: Resume,
         candidates: Sequence[Candidate] = (),
         answering: Answering | None = None,
+        *,
+        request: int = 0,
+        explained: bool = False,
     ) -> None:
         self._candidates = candidates
         self._answering = answering or Answering()
         self._registry = registry
         self._rules = rules
         self._call = call
+        self._needs = needs
         self._resume = resume
+        self._request = request
+        self._explained = explained
         self._rounds = 0
         self._failures: dict[int, LLMError] = {}  # this round: candidate -> how it failed
         self._last: LLMError | None = None
@@ -118,7 +127,7 @@ class Execution:
         self._refuse_prefill: set[int] = set()
 
     async def pieces(
-        self, chain: Callable[[Call], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
+        self, chain: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
     ) -> AsyncGenerator[str, None]:
         """The pieces of the answer; the completion is there at the end. Raises LLMError.
 
@@ -128,13 +137,15 @@ class Execution:
         """
         loop = asyncio.get_running_loop()
         self._started = loop.time()
-        self._deadline = self._started + float(self._call.more.get("timeout") or self._rules.deadline)
-        self._progress = Progress(self._started)
-        self._candidates = await chain(self._call)
-        self._progress.begins([candidate.name for candidate in self._candidates], self._call.model)
+        self._deadline = self._started + float(self._call.options.get("timeout") or self._rules.deadline)
+        self._progress = Progress(self._started, self._request)
         before: Candidate | None = None
         failed: LLMError | None = None
         try:
+            try:
+                self._candidates = await chain(self._call, self._needs)
+            finally:
+                self._progress.begins([candidate.name for candidate in self._candidates], self._call.model)
             while self._answering.completion is None:
                 candidate = await self._next()
                 if before and before is not candidate and self._last:
@@ -176,8 +187,8 @@ class Execution:
         text = self._progress.text
         if not text:
             return None
-        if self._resume == "restart" or not text.strip():
-            return continuation.Cut("", text)  # it is asked from the beginning, and what was shown comes again
+        if not text.strip():
+            return continuation.Cut("", text)  # it is asked from the beginning
         cut = continuation.step_back(text)
         whole = not self._stepping or (self._in_words(candidate) and not cut.prefix)
         return continuation.as_it_broke(text) if whole else cut
@@ -204,10 +215,12 @@ class Execution:
             again += len(continuation.end_of(attempt.prefix)) if words else 0
             most = max(1, call.max_tokens - self._progress.tokens + again)
             call = replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
+        options = {**call.options, "timeout": max(0.001, self._deadline - started)}
+        call = replace(call, model=model, options=options)
         return _Asked(
             candidate=candidate,
             target=candidate.target(model),
-            start=partial(candidate.ask, call, model, attempt, max(0.001, self._deadline - started), words=words),
+            start=partial(candidate.ask, call, attempt, words=words),
             joiner=joiner,
             prefilled=attempt.prefix is not None and not words,
             stepped=bool(cut and cut.rest) and not in_words,
@@ -471,14 +484,14 @@ class Execution:
         """What it lacks for this request, in words."""
         if candidate.broken:
             return [str(candidate.broken)]
-        if len(self._candidates) == 1 and not self._call.explained:
+        if len(self._candidates) == 1 and not self._explained:
             return []
-        return candidate.lacks(self._call.needs, self.model_for(candidate), local_only=self._rules.local_only)
+        return candidate.lacks(self._needs, self.model_for(candidate), local_only=self._rules.local_only)
 
     def model_for(self, candidate: Candidate) -> str | None:
         """The model to ask it for: the one that was named where it has it, else its own."""
         asked = self._call.model
-        own = candidate.provider.vision_model if self._call.needs.images and not candidate.broken else None
+        own = candidate.provider.vision_model if self._needs.images and not candidate.broken else None
         if asked is None:
             return own
         if len(self._candidates) == 1 or self._has(candidate, asked):

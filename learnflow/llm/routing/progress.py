@@ -19,6 +19,7 @@ class Progress:
 
     Args:
         started: when it began, in seconds of the event loop's clock, as every ``now`` here.
+        request: its number, where another router has given it one, which tells of it; 0 where none has.
 
     Attributes:
         request: its number in this process.
@@ -27,8 +28,9 @@ class Progress:
         resumed: how often a broken answer was continued.
     """
 
-    def __init__(self, started: float) -> None:
-        self.request = events.next_request()
+    def __init__(self, started: float, request: int = 0) -> None:
+        self._ours = not request
+        self.request = request or events.next_request()
         self.text = ""
         self.thinking = ""
         self.tokens = 0
@@ -44,12 +46,12 @@ class Progress:
 
     def begins(self, providers: Sequence[str], model: str | None) -> None:
         """The request begins; ``model`` is the one that the caller named."""
-        if events.heard():
-            events.emit(events.Began(request=self.request, provider="+".join(providers), model=model))
+        if self._ours and events.heard():
+            events.emit(events.Began(request=self.request, provider="+".join(providers) or "local", model=model))
 
     def ends(self, outcome: Completion | LLMError | None) -> None:
         """It is over: whole, failed, or left by its caller (None)."""
-        if events.heard():
+        if self._ours and events.heard():
             events.emit(events.over(self.request, outcome, len(self.tried) + 1))
 
     def asks(self, provider: str, number: int) -> None:

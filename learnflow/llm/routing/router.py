@@ -8,43 +8,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Unpack, cast
+from dataclasses import dataclass, replace
+from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
-from ..adapter.options import rows
+from ..adapter.routable import RoutableProvider
 from ..base import (
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_TEMPERATURE,
+    FIRST,
+    AbstractProvider,
     Answering,
+    Attempt,
+    Call,
     Completion,
     LLMProvider,
     Options,
     Prompt,
+    Resume,
     TextStream,
 )
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError
-from ..health import window
+from ..health.inventory import LOOK_S
 from ..providers import build
 from ..spec import OTHER, SPECS
 from .breaker import REGISTRY, BreakerRegistry
-from .candidate import PROBE_S, Call, Candidate
-from .decision import Resume
+from .candidate import PROBE_S, Candidate
 from .execution import Execution, Rules
-from .selection import Needs, Routing, unknown
+from .selection import Needs, Routing, needs_of, unknown
 
 Member = str | LLMProvider
 Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
 
-_RESUMES: Final = ("continue", "restart", "raise")
+_RESUMES: Final = ("continue", "raise")
 _LONG: Final = 1500  # tokens: from here on it is worth knowing how much each can take
-
-
-class RouterOptions(Options, total=False):
-    """The keywords of a provider, and ``resume``: see ``RouterProvider``."""
-
-    resume: Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +53,14 @@ class Choice:
     why: str
 
 
-class RouterProvider:
+class RouterProvider(AbstractProvider, RoutableProvider):
     """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
 
     Args:
         primary: the first one, by its name or as an object.
         fallback: the others, in order.
-        resume: when a stream breaks after pieces were delivered: "continue" it on the next provider, "restart" it
-            there and go on where it was, if it says the same again, or "raise". A call may say so too.
+        resume: when a stream breaks after pieces were delivered: "continue" it on the next provider, or "raise". A
+            call may say so too.
         retries: how often a provider is asked again after a failure that may pass, when nobody else can help
             (LLM_RETRIES).
         routing: who is asked first: "order", "latency", "cost", "local-first" (LLM_ROUTING).
@@ -76,7 +72,7 @@ class RouterProvider:
         NotConfigured: an unknown name, or nobody who can be asked.
     """
 
-    reports: ClassVar[bool] = False  # its providers report their attempts themselves
+    reports = False  # its providers report their attempts themselves
 
     def __init__(
         self,
@@ -91,8 +87,7 @@ class RouterProvider:
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
         common = settings.load()
-        if resume not in _RESUMES:
-            raise errors.NotConfigured(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
+        _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         members = ([] if primary is None else [primary]) + others
         self._candidates = [_candidate(member, at) for at, member in enumerate(members)]
@@ -126,39 +121,27 @@ class RouterProvider:
         """Those that can be asked, in order."""
         return [candidate.given for candidate in self._candidates if candidate.given]
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[RouterOptions],
-    ) -> str:
-        """The text of the answer, whoever gave it. ``model`` goes to those who have it; the others use their own."""
-        answer = self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=False)
-        return (await answer.whole()).text
+    def start(self, call: Call) -> TextStream:
+        """The answer, whoever gives it; one text, even if it breaks on the way. See ``AbstractProvider``."""
+        return self.pieces(call)
 
-    async def complete(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[RouterOptions],
-    ) -> Completion:
-        """The answer and everything known about it: who gave it, after how many attempts, how often resumed."""
-        return await self._ask(prompt, model, temperature, max_tokens, more, whole=True, tools=True).whole()
+    def pieces(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+        """The same; as one provider of another router, whose request it is. See ``RoutableProvider``."""
+        options = dict(call.options)
+        resume = options.pop("resume", None) or self._resume
+        _check_resume(resume, errors.InvalidRequest)
+        limit = options.get("timeout")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
+        call, answering = replace(call, options=options), Answering()
+        execution = Execution(
+            self._registry, self._rules, call, self._needs(call), resume, answering=answering, request=attempt.request
+        )
+        return TextStream(execution.pieces(self._looked, self._lost), answering)
 
-    def stream(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[RouterOptions],
-    ) -> TextStream:
-        """The answer piece by piece; one text, even if it breaks on the way."""
-        return self._ask(prompt, model, temperature, max_tokens, more, whole=False, tools=False)
+    async def answer(self, call: Call, attempt: Attempt) -> Completion:
+        """The whole answer, likewise."""
+        return await self.pieces(call, attempt).whole()
 
     async def list_models(self) -> list[str]:
         """The models of all providers that answer. Raises the last LLMError where none does."""
@@ -191,20 +174,39 @@ class RouterProvider:
         best["local"], best["cost"] = all(each["local"] for each in known), known[0]["cost"]
         return cast(Capabilities, best)
 
-    async def refresh(self) -> list[Health]:
-        """Ask each of the providers how it is and what it can, and remember; see ``BaseProvider.refresh``."""
-        candidates = await self._chain()
-        return list(await asyncio.gather(*(each.provider.refresh() for each in candidates if not each.broken)))
+    async def refresh(self, within: float = LOOK_S) -> Health:
+        """Ask each of the providers how it is and what it can, and remember; never raises.
+
+        Args:
+            within: seconds, at most.
+
+        Returns:
+            How the first is that is ready; where none is, that loads; else the first.
+        """
+        try:
+            chain = [each.provider for each in await self._chain() if not each.broken]
+        except LLMError as error:
+            capabilities = self.get_capabilities()
+            return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
+        found = await asyncio.gather(*(each.refresh(within) for each in chain))
+        return min(
+            found,
+            key=lambda health: ("ready", "loading").index(health.state) if health.state in ("ready", "loading") else 2,
+        )
 
     @property
     def loads(self) -> bool:
-        """Whether one of them may have to load a model; for a router around this one, as what follows."""
+        """Whether one of them may have to load a model. See ``RoutableProvider``, as for what follows."""
         return any(each.provider.loads for each in self._candidates if not each.broken)
 
     def cold(self, model: str | None) -> bool:
         """Whether the first of them would have to load the model first."""
         first = next((each for each in self._candidates if not each.broken), None)
         return first is not None and first.provider.cold(model)
+
+    def has(self, model: str) -> bool:
+        """Whether one of them has it."""
+        return any(each.provider.has(model) for each in self._candidates if not each.broken)
 
     @property
     def waits(self) -> tuple[float, float]:
@@ -224,13 +226,14 @@ class RouterProvider:
         own = [each.provider for each in await self._chain() if not each.broken and each.local]
         _raise_all(await asyncio.gather(*(provider.warm_up(model) for provider in own), return_exceptions=True))
 
-    def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[RouterOptions]) -> list[Choice]:
+    def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[Options]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
 
         By what is known now: ``refresh()`` of a provider lets it know more.
         """
-        call, choices = self._call(prompt, model, more, explained=True), list[Choice]()
-        execution = Execution(self._registry, self._rules, call, self._resume, self._candidates)
+        call, choices = Call(prompt, model, options=more), list[Choice]()
+        needs = self._needs(call, explained=True)
+        execution = Execution(self._registry, self._rules, call, needs, self._resume, self._candidates, explained=True)
         lacking = {each.number: execution.why_not(each) for each in execution.order()}
         fit = [each for each in execution.order() if not lacking[each.number]]
         selected = execution.select(fit).chosen
@@ -244,7 +247,7 @@ class RouterProvider:
                 why = f"left alone after {type(self._registry.shut(target)[0].error).__name__}"
             elif each is not chosen:
                 why = "would be asked if those before it fail"
-            elif doubt := unknown(call.needs, each.provider.can(target.model)):
+            elif doubt := unknown(needs, each.provider.can(target.model)):
                 serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
             else:
                 serves, why = True, "would serve"
@@ -273,54 +276,18 @@ class RouterProvider:
             "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
         }
 
-    def _ask(
-        self,
-        prompt: Prompt,
-        model: str | None,
-        temperature: float,
-        max_tokens: int,
-        more: Mapping[str, Any],
-        *,
-        whole: bool,
-        tools: bool,
-    ) -> TextStream:
-        more = dict(more)
-        resume = more.pop("resume", None) or self._resume
-        if resume not in _RESUMES:
-            raise errors.InvalidRequest(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
-        if more.get("tools") and not tools:
-            raise errors.InvalidRequest("tools need complete(): a text alone cannot carry a call")
-        limit = more.get("timeout")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
-            raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
-        call = self._call(prompt, model, more, temperature, max_tokens, whole=whole, tools=tools)
-        answering = Answering()
-        execution = Execution(self._registry, self._rules, call, resume, answering=answering)
-        return TextStream(execution.pieces(self._looked, self._lost), answering)
-
-    def _call(
-        self,
-        prompt: Prompt,
-        model: str | None,
-        more: Mapping[str, Any],
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        *,
-        whole: bool = True,
-        tools: bool = True,
-        explained: bool = False,
-    ) -> Call:
+    def _needs(self, call: Call, *, explained: bool = False) -> Needs:
+        """What it needs of a provider; nothing where there is only one: it is asked, whatever it lacks."""
         own = self._candidates[0] if len(self._candidates) == 1 and self._find is None and not explained else None
-        whatever = own is not None and (own.broken or not own.provider.vision_model)  # it is asked, whatever it lacks
-        needs = Needs() if whatever else _needs(prompt, more)
-        return Call(prompt, model, temperature, max_tokens, more, needs, whole, tools, explained)
+        whatever = own is not None and (own.broken or not own.provider.vision_model)
+        return Needs() if whatever else needs_of(call)
 
-    async def _looked(self, call: Call) -> Sequence[Candidate]:
+    async def _looked(self, call: Call, needs: Needs) -> Sequence[Candidate]:
         """The candidates, and what has to be known of them for this call."""
-        candidates, needs = await self._chain(), call.needs
+        candidates = await self._chain()
         if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
-            within = min(PROBE_S, float(call.more.get("timeout") or self._rules.deadline) / 4)
+            within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
             wanted = []
             for each in candidates:
                 if each.broken or self._registry.gate(each.target(None)) != "go":
@@ -373,17 +340,6 @@ def _raise_all(outcomes: Sequence[object]) -> None:
         raise failed[-1]
 
 
-def _needs(prompt: Prompt, more: Mapping[str, Any]) -> Needs:
-    """What a request needs of a provider."""
-    texts: list[str] = [prompt] if isinstance(prompt, str) else []
-    images = False
-    for message in prompt if rows(prompt) else ():
-        content = cast(Mapping[str, Any], message).get("content")
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
-            if not isinstance(part, Mapping):
-                continue  # whoever is asked says what is wrong with it
-            images = images or "image" in str(part.get("type"))
-            texts.append(str(part.get("text") or ""))
-    wanted = more.get("response_format")
-    schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
-    return Needs(images=images, tools=bool(more.get("tools")), schema=schema, tokens=window.at_least(texts))
+def _check_resume(resume: str, kind: type[LLMError]) -> None:
+    if resume not in _RESUMES:
+        raise kind(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from ..adapter.options import rows
+from ..base import Call
+from ..health import window
 from .breaker import Gate
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
@@ -104,17 +107,33 @@ class Needs:
         return [name for name, needed in wanted if needed]
 
 
-def lacks(needs: Needs, can: Mapping[str, Any], window: int | None) -> list[str]:
+def needs_of(call: Call) -> Needs:
+    """What a call needs of a provider."""
+    texts: list[str] = [call.prompt] if isinstance(call.prompt, str) else []
+    images = False
+    for message in call.prompt if rows(call.prompt) else ():
+        content = cast(Mapping[str, Any], message).get("content")
+        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+            if not isinstance(part, Mapping):
+                continue  # whoever is asked says what is wrong with it
+            images = images or "image" in str(part.get("type"))
+            texts.append(str(part.get("text") or ""))
+    wanted = call.options.get("response_format")
+    schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
+    return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
+
+
+def lacks(needs: Needs, can: Mapping[str, Any], served: int | None) -> list[str]:
     """What this provider certainly lacks for it, in words; what is not known is no lack.
 
     Args:
         needs: of the request.
         can: its capabilities.
-        window: the largest context that it can serve, in tokens.
+        served: the largest context that it can serve, in tokens.
     """
     found = [name for name in needs.named if can[name] is False]
-    if window is not None and needs.tokens > window:
-        found.append(f"context ({needs.tokens} tokens or more needed, {window} served)")
+    if served is not None and needs.tokens > served:
+        found.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
     return found
 
 

@@ -10,24 +10,13 @@ import copy
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Unpack
+from typing import Any
 
 from .. import errors
 from ..adapter import structured_output
-from ..base import (
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_TEMPERATURE,
-    Answering,
-    Completion,
-    Options,
-    Prompt,
-    ServedModel,
-    TextStream,
-)
+from ..base import AbstractProvider, Answering, Call, Completion, Method, Options, Prompt, ServedModel, TextStream
 from ..capabilities import Capabilities
 from ..spec import OTHER
-
-Call = Literal["generate", "stream", "complete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +30,7 @@ class Cut:
 class Request:
     """What it was asked: by which call, with which arguments."""
 
-    call: Call
+    call: Method
     prompt: Prompt = field(repr=False)
     model: str | None
     temperature: float
@@ -52,7 +41,7 @@ class Request:
 Answer = str | list[str] | Completion | Cut | BaseException | type[BaseException]
 
 
-class ScriptedProvider:
+class ScriptedProvider(AbstractProvider):
     """``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])`` answers so, in this order.
 
     A text comes in words, a list in its own pieces, a ``Completion`` as it is (its text in words); an exception is
@@ -83,39 +72,11 @@ class ScriptedProvider:
         """What it goes by."""
         return self._name
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> str:
-        """The text of the next answer."""
-        asked = Request("generate", prompt, model, temperature, max_tokens, more)
-        return (await self._stream(asked).whole()).text
-
-    def stream(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> TextStream:
-        """The next answer in pieces; it is taken from the script when the first one is asked for."""
-        return self._stream(Request("stream", prompt, model, temperature, max_tokens, more))
-
-    async def complete(
-        self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> Completion:
-        """The next answer and everything known about it."""
-        return await self._stream(Request("complete", prompt, model, temperature, max_tokens, more)).whole()
+    def start(self, call: Call) -> TextStream:
+        """The next answer; it is taken from the script when the first piece is asked for."""
+        asked = Request(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
+        answering = Answering()
+        return TextStream(self._pieces(asked, answering), answering)
 
     async def list_models(self) -> list[str]:
         """Its only model."""
@@ -129,17 +90,11 @@ class ScriptedProvider:
         """What it was made to say."""
         return self._capabilities
 
-    def _stream(self, asked: Request) -> TextStream:
-        answering = Answering()
-        return TextStream(self._pieces(asked, answering), answering)
-
     async def _pieces(self, asked: Request, answering: Answering) -> AsyncGenerator[str, None]:
         self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
         unknown = set(asked.more) - set(Options.__annotations__)
         if unknown:
             raise errors.InvalidRequest(f"unknown keyword {', '.join(sorted(unknown))}", provider=self._name)
-        if asked.call != "complete" and asked.more.get("tools"):
-            raise errors.InvalidRequest("tools need complete()", provider=self._name)
         if not self.answers:
             raise errors.NotRecorded(
                 f"the script has no answer for request {len(self.history)}",
