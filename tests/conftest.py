@@ -13,7 +13,7 @@ from learnflow.llm import settings
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport.endpoint import endpoint
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 
 ROOT = Path(__file__).parents[1]
 LEARNFLOWS_PORTS = {8000, 8001, 8002, 3000, 3001, 5432}

@@ -13,7 +13,7 @@ import yaml
 from conftest import read_variables
 
 from learnflow.llm.cli import main as cli
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])

@@ -17,7 +17,7 @@ from learnflow.llm.providers import (
     OpenRouterProvider,
     build,
 )
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport.endpoint import endpoint
 

@@ -16,7 +16,7 @@ from conftest import read_variables
 
 import learnflow.llm
 from learnflow.llm import providers, settings
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "learnflow" / "llm"
@@ -29,7 +29,7 @@ STOREYS = [
     ["log", "events"],
     ["settings", "timeouts"],
     ["transport"],
-    ["servers", "advice", "replay"],
+    ["advice", "replay"],
     ["health"],
     ["adapter"],
     ["providers"],
@@ -101,17 +101,26 @@ def test_libraries_and_the_environment_have_their_rooms(path: Path) -> None:
         assert not ENVIRONMENT.search(ast.unparse(code))
 
 
-def test_names_of_providers_stand_only_in_the_rows() -> None:
-    names = {name for name in SPECS if name not in ("openai", "ollama")}  # those two are also dialects
+# Words of vendors: their names, hosts and products. A comment may name who does what.
+VENDORS = re.compile(r"ollama|llama\.?cpp|llama-server|vllm|lm ?studio|azure|openrouter|fireworks", re.IGNORECASE)
+
+
+def test_below_the_providers_no_code_names_a_vendor() -> None:
+    below = LEVEL["providers"]
     for path in MODULES:
-        if path.name == "spec.py" or path.parent.name in ("providers", "servers", "testing"):
+        if LEVEL[room_of(path)] >= below:
             continue
-        strings = {
-            node.value
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        sayings = {
+            node.body[0].value
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
         }
-        assert not strings & names, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in sayings:
+                assert not VENDORS.search(node.value), (path, node.value)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
@@ -143,7 +152,7 @@ def test_the_front_door_shows_what_it_names() -> None:
 
 def test_every_row_has_a_class_with_its_name() -> None:
     classes = {getattr(providers, name) for name in providers.__all__ if name.endswith("Provider")}
-    assert {each.row for each in classes} == set(SPECS)
+    assert {each.spec.name for each in classes} == set(SPECS)
 
 
 def variables() -> dict[str, str]:
@@ -173,7 +182,7 @@ def test_env_example_can_be_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.
 def test_readme_lists_the_rows() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (?:`([^`]+)`|say so) \| (needed|none) \|", text, re.MULTILINE)
-    classes = {getattr(providers, name).row: name for name in providers.__all__ if name.endswith("Provider")}
+    classes = {getattr(providers, name).spec.name: name for name in providers.__all__ if name.endswith("Provider")}
     expected = [
         (name, classes[name], spec.default_url or "", "none" if spec.local else "needed")
         for name, spec in SPECS.items()

@@ -161,7 +161,8 @@ def test_the_malicious_versions_stay_excluded(bad: str) -> None:
 PURE = """
 import json, os, socket, sys
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.spec import AZURE_V1, SPECS
+from learnflow.llm.providers.azure import V1 as AZURE_V1
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import settle
 rows = [*SPECS.values(), AZURE_V1]
 for spec in rows:
@@ -224,7 +225,7 @@ def test_a_parameter_that_the_model_does_not_take_is_named_and_not_dropped() -> 
     code = """
 from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import settle
 spec = SPECS["openai"]
 try:
@@ -241,7 +242,7 @@ def test_what_is_used_of_litellms_insides_is_there() -> None:
     import inspect  # noqa: PLC0415
 
     from learnflow.llm.adapter._litellm import _load  # noqa: PLC0415
-    from learnflow.llm.spec import SPECS  # noqa: PLC0415
+    from learnflow.llm.providers.registry import SPECS  # noqa: PLC0415
 
     litellm = _load()
     takes = {
@@ -279,7 +280,7 @@ def watch(event, args):
 sys.addaudithook(watch)
 from learnflow.llm import base
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import settle
 for spec in SPECS.values():
     there = settle(spec, "http://127.0.0.1:9", "k", None, None, None)

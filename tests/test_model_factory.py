@@ -17,6 +17,7 @@ from learnflow.llm.integrations.learnflow import (
     get_model_factory,
     initialize_model_factory,
 )
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 
 GRAPH = """
@@ -211,7 +212,7 @@ def test_variables_of_the_files_are_spelled_as_they_are(configs: Path, monkeypat
     monkeypatch.setenv("HOME_KEY", "")  # as compose sets what is not set
     home = nodes.Files().get_providers_config()["home"]
     assert (home.base_url, home.api_key) == ("http://localhost:2", "key-of-home")
-    assert "LLM_MODEL_ODD" in [each.name for each in settings.variables()]
+    assert "LLM_MODEL_ODD" in [each.name for each in settings.variables(SPECS.values())]
 
 
 def test_without_a_plan_it_reads_the_files() -> None:

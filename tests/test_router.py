@@ -594,7 +594,7 @@ async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
 
 
 def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
-    assert {kind.row for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
+    assert {kind.spec.name for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
     assert issubclass(VLLMProvider, BaseProvider)
 
 

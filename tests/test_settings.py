@@ -9,7 +9,7 @@ import pytest
 from learnflow.llm import errors, get_provider, settings
 from learnflow.llm.base import LLMProvider
 from learnflow.llm.providers import build
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 
 
 def test_dotenv_files_are_read_as_learnflow_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

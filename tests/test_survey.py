@@ -22,7 +22,7 @@ import pytest
 from learnflow.llm import LLMProvider, discover, errors, get_provider, settings
 from learnflow.llm import discovery as survey
 from learnflow.llm.cli.main import main
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport import network
@@ -263,7 +263,7 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")
-    found = {(one.name, one.where): one.shadowed for one in settings.variables()}
+    found = {(one.name, one.where): one.shadowed for one in settings.variables(SPECS.values())}
     assert found == {
         ("LLM_PROVIDER", ".env"): None,
         ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.cli import main as cli
 from learnflow.llm.providers import AzureProvider, CustomProvider, LlamaCppProvider, OllamaProvider, build
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.spec import SPECS
 from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
 
 ASKED = RecordedRequest(

@@ -1,6 +1,6 @@
-"""What is known about a server: how it is, its models, and what they can.
+"""What is known about a provider: how it is, and what it can.
 
-Must never ask anybody: ``servers`` reads pages into these values, ``health`` and the adapter hand them on.
+Must never ask anybody: ``health`` and the adapter learn these values, and hand them on.
 Everybody may import it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
@@ -36,6 +36,24 @@ class Capabilities(TypedDict):
     prefill: bool | None
     local: bool
     cost: tuple[float, float] | None
+
+
+def unknown(*, local: bool = True, **known: Any) -> Capabilities:
+    """Nothing is known, but for what is given and that a server of one's own costs nothing."""
+    nothing = Capabilities(
+        streaming=True,
+        vision=None,
+        tools=None,
+        json_schema=None,
+        reasoning=None,
+        context=None,
+        context_served=None,
+        max_output=None,
+        prefill=None,
+        local=local,
+        cost=(0.0, 0.0) if local else None,
+    )
+    return Capabilities(**{**nothing, **known})  # type: ignore[typeddict-item]  # a merge of our own keys
 
 
 def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
@@ -74,69 +92,6 @@ def stated(words: str) -> dict[str, Any]:
             numbers = "context=, context_served=, max_output=, cost=IN/OUT"
             raise ValueError(f"{word!r} is none of {known}, the same with no- before it, {numbers}")
     return said
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model as its server tells of it.
-
-    Attributes:
-        name: what ``model=`` takes.
-        aliases: other names that mean it.
-        loaded: None where the server does not tell.
-        chat: False for embeddings and the like.
-        remote: the server only forwards it elsewhere (Ollama's cloud models).
-        trouble: it cannot be asked now: a state, and the sentence.
-        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
-        known: what it can, as far as the server says so.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    loaded: bool | None = None
-    chat: bool = True
-    remote: bool = False
-    trouble: tuple[State, str] | None = None
-    window: int | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
-
-    def called(self, name: str) -> bool:
-        """Whether this name means it."""
-        return name == self.name or name in self.aliases
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """What a server said of itself.
-
-    Attributes:
-        kind: the row that it is by its own words; None for an API without a name of its own.
-        version: None where it does not tell.
-        any_name: it serves its one model whatever name is asked for.
-        trouble: it is up, but does not serve: a state, and the sentence.
-    """
-
-    kind: str | None
-    version: str | None = None
-    models: tuple[Model, ...] = ()
-    any_name: bool = False
-    trouble: tuple[State, str] | None = None
-
-    @property
-    def chat_models(self) -> list[Model]:
-        """Those that can answer."""
-        return [model for model in self.models if model.chat]
-
-    def find(self, name: str) -> Model | None:
-        """The model of this name, or the only one where any name means it."""
-        named = [model for model in self.models if model.called(name)]
-        if not named and self.any_name and len(self.models) == 1:
-            return self.models[0]
-        return named[0] if named else None
-
-    def nearest(self, name: str) -> list[str]:
-        """The names most like this one."""
-        return nearest(name, [model.name for model in self.chat_models])
 
 
 _MOST = 300  # names that are compared: a cloud may list thousands

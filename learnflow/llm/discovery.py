@@ -17,10 +17,10 @@ from .adapter.provider import BaseProvider
 from .capabilities import Health
 from .errors import LLMError, NotConfigured
 from .health.inventory import state_of
-from .providers import build
+from .providers.registry import OTHER, SPECS, build
 from .replay import active
 from .replay.transport import unrecorded
-from .spec import OTHER, SPECS, ProviderSpec
+from .spec import ProviderSpec
 from .transport import network
 from .transport.client import NETWORK
 
@@ -191,5 +191,5 @@ def nothing(tried_at: list[Found]) -> NotConfigured:
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
         hint=f"{use}Name one with LLM_PROVIDER, or get a local model: "
-        "`ollama serve` and `ollama pull qwen3:0.6b`, or `llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+        f"{', or '.join(row.start for row in SPECS.values() if row.start)}",
     )

@@ -35,8 +35,8 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
          │   └─ NotContinued      what was to go on with it does not begin with the end of what was delivered
          ├─ BodyCut               an answer in one piece stopped in the middle
          ├─ FinishMissing         the end was marked (``[DONE]``, a whole body), but no finish_reason was given
-         ├─ AnswerNotDone         Ollama's last line says ``"done": false``
-         ├─ TokenRepeated         Ollama ends an answer of more than thirty equal tokens without its last line
+         ├─ AnswerNotDone         the last line says ``"done": false``
+         ├─ TokenRepeated         the server gave up after more than thirty equal tokens
          ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
          ├─ ErrorInAnswer         an error object after the answer began
          ├─ ErrorBody             an error object instead of an answer
@@ -315,11 +315,13 @@ class FinishMissing(BrokenAnswer):
 class AnswerNotDone(BrokenAnswer):
     """The last line says ``"done": false``."""
 
-    advice = "Ollama gives up like this when its runner dies or repeats one token; look into its log and ask again"
+    advice = (
+        "A server gives up like this when its model's process dies or repeats one token; look into its log, ask again"
+    )
 
 
 class TokenRepeated(BrokenAnswer):
-    """More than thirty equal tokens, at which Ollama ends an answer without its last line."""
+    """More than thirty equal tokens, at which the server ended the answer without its last line."""
 
     advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 

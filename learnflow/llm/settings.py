@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import capabilities as known
 from .errors import NotConfigured
-from .spec import SPECS, ProviderSpec
+from .spec import ProviderSpec
 
 # As LearnFlow reads them: where both files set a variable, .env wins, and the process's environment wins over both.
 _CONFIG = SettingsConfigDict(
@@ -107,7 +107,7 @@ def load() -> Settings:
 
 def load_row(spec: ProviderSpec) -> RowSettings:
     """What the environment says now of one provider."""
-    return _read(_row_class(spec.name))
+    return _read(_row_class(spec))
 
 
 def node_model(node: str) -> str | None:
@@ -131,15 +131,14 @@ class _NodeSettings(BaseSettings):
 
 
 @cache
-def _row_class(name: str) -> type[RowSettings]:
+def _row_class(spec: ProviderSpec) -> type[RowSettings]:
     """RowSettings whose fields read the row's own variable names."""
-    spec = SPECS[name]
     names = {
         "base_url": spec.env_url,
         "model": spec.env_model,
         "vision_model": (spec.env_vision_model,),
         "api_key": spec.env_key,
-        "api_version": spec.env_version or (f"{name.upper()}_API_VERSION",),
+        "api_version": spec.env_version or (f"{spec.prefix}_API_VERSION",),
         "context": (spec.env_context,),
         "max_concurrency": (spec.env_concurrency,),
         "capabilities": (spec.env_capabilities,),
@@ -148,7 +147,7 @@ def _row_class(name: str) -> type[RowSettings]:
     fields: dict[str, Any] = {
         field: (hints[field], Field(None, validation_alias=AliasChoices(*aliases))) for field, aliases in names.items()
     }
-    return create_model(f"{name.title()}Settings", __base__=RowSettings, **fields)
+    return create_model(f"{spec.prefix.title()}Settings", __base__=RowSettings, **fields)
 
 
 def _read(kind: type[_S]) -> _S:
@@ -216,15 +215,15 @@ def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
     )
 
 
-def variables() -> list[Variable]:
-    """Every variable of ours that is set, the ones without effect included; no values, some are keys.
+def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
+    """Every variable of ours and of these rows that is set, those without effect included; no values, some are keys.
 
     The environment beats the files; within it, and within both files together, the order of the spellings decides; for
     one spelling ``.env`` beats ``.env.local``.
     """
     holds = _holds()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
-    for spec in SPECS.values():
+    for spec in specs:
         settings += spec.variables
     settings += sorted({(name,) for held in holds.values() for name in held if name.startswith("LLM_MODEL_")})
     found: list[Variable] = []

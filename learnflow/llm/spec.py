@@ -1,86 +1,143 @@
-"""The rows: one ProviderSpec per provider, and what is known of each before anybody is asked.
+"""What a row is: one provider as data, with the functions that only its vendor needs; and what a server said of itself.
 
-Must never act: a row is data, and a new OpenAI-compatible vendor is one row and no code.
-Everybody may read it; names of providers stand as literals only here and in ``providers/``.
+Must never name a vendor: ``providers`` has a file for each. A row brings its parser, its probe and its continuation, so
+that what is below ``providers`` needs to know none of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from .capabilities import Capabilities
+from .capabilities import Capabilities, State, nearest
+from .errors import LLMError
 
-Dialect = Literal["openai", "ollama"]
 Rung = Literal["json_schema", "json_object", "words"]
-Continues = Literal["message", "raw"]
 
-_ALWAYS: Final = frozenset({"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning"})
-_SAMPLING: Final = frozenset(
+ALWAYS: Final = frozenset({"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning"})
+SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
-_LOCAL_SAMPLING: Final = _SAMPLING | {"top_k", "min_p"}
+LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 # Of a message's content, as OpenAI names them; LiteLLM passes them on, and leaves out those that it does not know.
-_PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
-_LEVELS: Final = ("low", "medium", "high")
-
-# Models whose template opens the thinking itself, so that the answer carries only a closing </think> when the server
-# does not separate it (DeepSeek-R1's and Qwen3-Thinking's model cards). Their text is held back until it comes.
-OPENS_THINKING_ITSELF: Final = re.compile(
-    r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
-)
-
-
-def _effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
-    """OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
-    values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in _LEVELS}}
-    return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
-
-
-def _template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """vLLM's and llama.cpp's switch: a variable of the chat template (facts: Qwen3, Granite, DeepSeek-V3.1)."""
-    levels: Mapping[bool | str, Mapping[str, Any]] = {
-        level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in _LEVELS
-    }
-    return {
-        False: {"chat_template_kwargs": {"enable_thinking": False}},
-        True: {"chat_template_kwargs": {"enable_thinking": True}},
-        **levels,
-    }
-
-
-def _known(local: bool, **known: Any) -> Capabilities:
-    unknown = Capabilities(
-        streaming=True,
-        vision=None,
-        tools=None,
-        json_schema=None,
-        reasoning=None,
-        context=None,
-        context_served=None,
-        max_output=None,
-        prefill=None,
-        local=local,
-        cost=(0.0, 0.0) if local else None,
-    )
-    return Capabilities(**{**unknown, **known})  # type: ignore[typeddict-item]  # a merge of our own keys
+PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
+LEVELS: Final = ("low", "medium", "high")
+CHAT_PATH: Final = "/chat/completions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as its server tells of it.
+
+    Attributes:
+        name: what ``model=`` takes.
+        aliases: other names that mean it.
+        loaded: None where the server does not tell.
+        chat: False for embeddings and the like.
+        remote: the server only forwards it elsewhere (Ollama's cloud models).
+        trouble: it cannot be asked now: a state, and the sentence.
+        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
+        known: what it can, as far as the server says so.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    loaded: bool | None = None
+    chat: bool = True
+    remote: bool = False
+    trouble: tuple[State, str] | None = None
+    window: int | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    def called(self, name: str) -> bool:
+        """Whether this name means it."""
+        return name == self.name or name in self.aliases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a server said of itself.
+
+    Attributes:
+        kind: the row of the kind that it is by its own words; None for an API without a name of its own.
+        version: None where it does not tell.
+        any_name: it serves its one model whatever name is asked for.
+        trouble: it is up, but does not serve: a state, and the sentence.
+    """
+
+    kind: ProviderSpec | None = None
+    version: str | None = None
+    models: tuple[Model, ...] = ()
+    any_name: bool = False
+    trouble: tuple[State, str] | None = None
+
+    @property
+    def chat_models(self) -> list[Model]:
+        """Those that can answer."""
+        return [model for model in self.models if model.chat]
+
+    def find(self, name: str) -> Model | None:
+        """The model of this name, or the only one where any name means it."""
+        named = [model for model in self.models if model.called(name)]
+        if not named and self.any_name and len(self.models) == 1:
+            return self.models[0]
+        return named[0] if named else None
+
+    def nearest(self, name: str) -> list[str]:
+        """The names most like this one."""
+        return nearest(name, [model.name for model in self.chat_models])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of a server: the JSON object that it holds, or why there is none."""
+
+    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    error: LLMError | None = None
+
+    def rows(self, key: str) -> list[Mapping[str, Any]] | None:
+        """The list of objects under this key; Ollama says null for an empty one. None where there is no such list."""
+        found = self.said.get(key, False)
+        if self.error or not (found is None or isinstance(found, list)):
+            return None
+        return [row for row in found or () if isinstance(row, dict)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """How one kind of server is known.
+
+    Attributes:
+        pages: what is read, from the server's root; none of them loads a model, costs money or carries user text.
+        read: None where the pages are not those of this kind.
+        question: what tells more of one model (path and body of a POST, or a GET where there is none), where something
+            does.
+        learn: the model with what that page told.
+    """
+
+    pages: tuple[str, ...]
+    read: Callable[[Mapping[str, Page]], Server | None]
+    question: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
+    learn: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProviderSpec:
-    """One provider as data.
+    """One provider as data; an instance is a row.
 
     Attributes:
         name, title: what it is called in ``LLM_PROVIDER`` and in sentences.
         litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
-        dialect: how its answer reads on the wire.
+        parser: the class that reads its own dialect (a ``StreamParser``); None where it speaks OpenAI's.
         local: usually a server of one's own: no key needed, longer budgets.
         default_url: where it is when nobody says so; None where somebody must.
         api_path: what follows the root of the server for its chat API, as LiteLLM's ``api_base`` wants it.
         cut_path: what begins a path that people paste and LiteLLM adds itself.
+        tails: the ends of addresses that people paste.
+        cloud_host: the host of its own cloud, which is spoken to by TLS although the server is one's own.
         also_url, also_model, also_key, also_version: the spellings that its users already have, beside
             ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
         default_version: the API version where the provider wants one.
@@ -95,10 +152,13 @@ class ProviderSpec:
         keeps: it takes ``keep_alive`` when it loads.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
-        continues: how an answer that broke is continued from its beginning: given as the last message ("message"), or
-            by rendering the template and sending the text as it is ("raw"); None where it can only be asked in words.
-        drops_prompts: it is known to drop the beginning of a prompt that is too long, without a word: behind its
-            OpenAI-compatible address, or in older versions.
+        start: how a person gets it running with a small model.
+        probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
+        prefill: it goes on with an assistant's message that is the last one.
+        continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
+            its door, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
+        drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
+            its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
@@ -116,11 +176,13 @@ class ProviderSpec:
     name: str
     title: str
     litellm: str
-    dialect: Dialect = "openai"
+    parser: type[Any] | None = None
     local: bool = False
     default_url: str | None = None
     api_path: str = "/v1"
     cut_path: str | None = None
+    tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
+    cloud_host: str | None = None
     also_url: tuple[str, ...] = ()
     also_model: tuple[str, ...] = ()
     also_key: tuple[str, ...] = ()
@@ -128,7 +190,7 @@ class ProviderSpec:
     default_version: str | None = None
     key_header: str = "authorization"
     chat_path: str | None = None
-    parts: frozenset[str] = _PARTS
+    parts: frozenset[str] = PARTS
     reads_urls: bool = True
     models_path: str = "/models"
     models_key: str = "data"
@@ -139,11 +201,14 @@ class ProviderSpec:
     keeps: bool = False
     window: str | None = None
     service: str | None = None
-    continues: Continues | None = None
-    drops_prompts: bool = False
+    start: str | None = None
+    probe: Probe | None = None
+    prefill: bool = False
+    continuation: Callable[..., Awaitable[Any]] | None = None
+    drops_prompts: Callable[[str | None], bool] | None = None
     max_concurrency: int | None = None
     placeholders: tuple[str, ...] = ()
-    parameters: frozenset[str] = _ALWAYS | _SAMPLING
+    parameters: frozenset[str] = ALWAYS | SAMPLING
     options: Mapping[str, str] = field(default_factory=dict)
     tool_choices: tuple[str, ...] | None = None
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
@@ -155,49 +220,59 @@ class ProviderSpec:
     capabilities: Capabilities
 
     @property
+    def continues(self) -> bool:
+        """Whether it goes on with a broken answer from its beginning."""
+        return self.prefill or self.continuation is not None
+
+    @property
     def genai_name(self) -> str:
         """What OpenTelemetry's conventions call it; its own name where they do not know it."""
         return self.genai or self.name
 
     @property
+    def prefix(self) -> str:
+        """What its variables begin with."""
+        return self.name.upper().replace("-", "_")
+
+    @property
     def env_url(self) -> tuple[str, ...]:
         """The variables that may hold its address, the first one ours."""
-        return (f"{self.name.upper()}_BASE_URL", *self.also_url)
+        return (f"{self.prefix}_BASE_URL", *self.also_url)
 
     @property
     def env_model(self) -> tuple[str, ...]:
         """The variables that may hold its model."""
-        return (f"{self.name.upper()}_MODEL", *self.also_model)
+        return (f"{self.prefix}_MODEL", *self.also_model)
 
     @property
     def env_vision_model(self) -> str:
         """The variable for the model that sees pictures, where it is another one."""
-        return f"{self.name.upper()}_VISION_MODEL"
+        return f"{self.prefix}_VISION_MODEL"
 
     @property
     def env_key(self) -> tuple[str, ...]:
         """The variables that may hold its key."""
-        return (f"{self.name.upper()}_API_KEY", *self.also_key)
+        return (f"{self.prefix}_API_KEY", *self.also_key)
 
     @property
     def env_version(self) -> tuple[str, ...]:
         """The variables that may hold its API version; empty where it has none."""
-        return (f"{self.name.upper()}_API_VERSION", *self.also_version) if self.default_version else ()
+        return (f"{self.prefix}_API_VERSION", *self.also_version) if self.default_version else ()
 
     @property
     def env_context(self) -> str:
         """The variable for the context that is served, in the operator's own words."""
-        return f"{self.name.upper()}_CONTEXT"
+        return f"{self.prefix}_CONTEXT"
 
     @property
     def env_concurrency(self) -> str:
         """The variable for how many requests it is sent at once."""
-        return f"{self.name.upper()}_MAX_CONCURRENCY"
+        return f"{self.prefix}_MAX_CONCURRENCY"
 
     @property
     def env_capabilities(self) -> str:
         """The variable for what it can, in the operator's own words."""
-        return f"{self.name.upper()}_CAPABILITIES"
+        return f"{self.prefix}_CAPABILITIES"
 
     @property
     def variables(self) -> tuple[tuple[str, ...], ...]:
@@ -206,172 +281,19 @@ class ProviderSpec:
         return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
 
 
-_OPENAI_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
+def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
+    """OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
+    values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in LEVELS}}
+    return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
 
-_ROWS: Final = (
-    ProviderSpec(
-        name="openai",
-        title="OpenAI",
-        litellm="openai",
-        default_url="https://api.openai.com/v1",
-        also_url=("OPENAI_API_BASE",),
-        reasoning=_effort(),
-        reasoning_models=_OPENAI_THINKS,
-        capabilities=_known(False, json_schema=True, tools=True, prefill=False),
-    ),
-    ProviderSpec(
-        name="azure",
-        title="Azure OpenAI",
-        litellm="azure",
-        genai="azure.ai.openai",
-        api_path="",
-        cut_path="/openai",
-        also_url=("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
-        also_model=("AZURE_OPENAI_DEPLOYMENT",),
-        also_key=("AZURE_OPENAI_API_KEY",),
-        also_version=("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
-        default_version="2024-10-21",
-        key_header="api-key",
-        chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
-        models_path="/openai/models",
-        lists_all=False,  # it lists what could be deployed, not what is
-        reasoning=_effort(),
-        capabilities=_known(False, json_schema=True, tools=True, prefill=False),
-    ),
-    ProviderSpec(
-        name="ollama",
-        title="Ollama",
-        litellm="ollama_chat",
-        dialect="ollama",
-        local=True,
-        default_url="http://localhost:11434",
-        api_path="",
-        parts=frozenset({"text", "image_url"}),
-        reads_urls=False,
-        also_url=("OLLAMA_API_BASE", "OLLAMA_HOST"),
-        models_path="/api/tags",
-        models_key="models",
-        model_id="name",
-        forwards=re.compile(r"[:-]cloud$"),
-        load_path="/api/generate",
-        keeps=True,
-        window="num_ctx",
-        service="ollama",
-        continues="raw",
-        drops_prompts=True,
-        max_concurrency=4,
-        placeholders=("local-model",),
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        options={name: name for name in _LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
-        tool_choices=("auto", "none"),
-        reasoning={value: {"think": value} for value in (False, True, *_LEVELS)},
-        # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
-        # a word; told not to, it says so (vLLM 0.32; versions that do not know the fields ignore them).
-        body={"truncate": False, "shift": False},
-        stream_usage=False,
-        capabilities=_known(True, json_schema=True),
-    ),
-    ProviderSpec(
-        name="lmstudio",
-        title="LM Studio",
-        litellm="hosted_vllm",
-        local=True,
-        default_url="http://localhost:1234/v1",
-        also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
-        also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
-        load_path="/api/v1/models/load",
-        max_concurrency=4,
-        placeholders=("local-model",),
-        parameters=(_ALWAYS | _LOCAL_SAMPLING) - {"reasoning"},
-        tool_choices=("auto", "none", "required"),
-        structured=("json_schema", "words"),
-        capabilities=_known(True, json_schema=True),
-    ),
-    ProviderSpec(
-        name="vllm",
-        title="vLLM",
-        litellm="hosted_vllm",
-        local=True,
-        default_url="http://localhost:8000/v1",
-        also_url=("HOSTED_VLLM_API_BASE",),
-        also_key=("HOSTED_VLLM_API_KEY",),
-        service="vllm",
-        continues="message",
-        max_concurrency=64,
-        placeholders=("local-model",),
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        reasoning=_template_switch(),
-        capabilities=_known(True, json_schema=True, prefill=True),
-    ),
-    ProviderSpec(
-        name="llamacpp",
-        title="llama.cpp",
-        litellm="hosted_vllm",
-        local=True,
-        default_url="http://localhost:8080/v1",
-        also_url=("LLAMA_CPP_BASE_URL",),
-        also_key=("LLAMA_API_KEY",),
-        service="llamacpp",
-        load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
-        continues="message",
-        max_concurrency=4,
-        placeholders=("local-model",),
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        reasoning=_template_switch(),
-        capabilities=_known(True, json_schema=True, prefill=True),
-    ),
-    ProviderSpec(
-        name="openrouter",
-        title="OpenRouter",
-        litellm="openrouter",
-        default_url="https://openrouter.ai/api/v1",
-        also_url=("OPENROUTER_API_BASE",),
-        lists_all=False,  # ":free", ":nitro" and their like are not listed
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        reasoning={
-            False: {"reasoning": {"enabled": False}},
-            True: {"reasoning": {"enabled": True}},
-            **{level: {"reasoning": {"effort": level}} for level in _LEVELS},
-        },
-        capabilities=_known(False),
-    ),
-    ProviderSpec(
-        name="fireworks",
-        title="Fireworks AI",
-        litellm="fireworks_ai",
-        default_url="https://api.fireworks.ai/inference/v1",
-        also_url=("FIREWORKS_API_BASE",),
-        lists_all=False,
-        also_key=("FIREWORKS_AI_API_KEY",),
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        reasoning=_effort(),
-        capabilities=_known(False, json_schema=True),
-    ),
-    ProviderSpec(
-        name="custom",
-        title="OpenAI-compatible server",
-        litellm="hosted_vllm",
-        local=True,
-        placeholders=("local-model",),
-        parameters=_ALWAYS | _LOCAL_SAMPLING,
-        reasoning=_effort(),
-        capabilities=_known(True, cost=None),
-    ),
-)
 
-SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({row.name: row for row in _ROWS})
-
-# What speaks the API and is none of the others.
-OTHER: Final = SPECS["custom"]
-
-# Azure's newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
-AZURE_V1: Final = replace(
-    SPECS["azure"],
-    litellm="openai",
-    api_path="/openai/v1",
-    cut_path=None,
-    default_version=None,
-    key_header="authorization",
-    chat_path=None,
-    models_path="/models",
-)
+def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
+    """A variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), which vLLM and llama.cpp hand on to it."""
+    levels: Mapping[bool | str, Mapping[str, Any]] = {
+        level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
+    }
+    return {
+        False: {"chat_template_kwargs": {"enable_thinking": False}},
+        True: {"chat_template_kwargs": {"enable_thinking": True}},
+        **levels,
+    }

@@ -24,10 +24,10 @@ from behaviours import BEHAVIOURS, BROKEN, Subject
 from subjects import absent, cassette_of, fresh, named, seal
 
 from learnflow.llm.errors import LLMError
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes, Recording
-from learnflow.llm.spec import SPECS
 from learnflow.llm.testing import forget
 
 _PATIENCE_S = 30.0

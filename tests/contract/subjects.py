@@ -13,8 +13,8 @@ from typing import Final
 import yaml
 from behaviours import Subject
 
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay.cassette import Interaction
-from learnflow.llm.spec import SPECS
 
 ROOT: Final = Path(__file__).parents[2]
 CASSETTES: Final = ROOT / "cassettes"

@@ -12,8 +12,8 @@ from test_live import ANSWERS, named_environment, rows
 
 from learnflow.llm import RouterProvider
 from learnflow.llm.providers import CustomProvider, build
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.spec import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 
 __all__ = ["named_environment"]  # a fixture

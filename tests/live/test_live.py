@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from learnflow.llm import errors, get_provider
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.providers import CustomProvider, build
-from learnflow.llm.spec import SPECS
+from learnflow.llm.providers.registry import SPECS
 
 pytestmark = pytest.mark.live
 

@@ -7,27 +7,21 @@ The adapter asks it before each request, after a refusal, and at the end.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Final
 
 from .. import errors
 from ..base import DEFAULT_MAX_TOKENS, Usage
-from ..capabilities import Model
 from ..errors import LLMError
 from ..health import prices, window
 from ..health.inventory import QUICK_S, Knowledge
-from ..spec import SPECS, ProviderSpec
+from ..spec import Model, ProviderSpec
 from .request import Request, Size
 
-# Ollama knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4;
-# in between, what it counts tells whether it dropped some.
-_REFUSES_SINCE: Final = (0, 12, 6)
-_COUNTS_SINCE: Final = (0, 4)
 # When a count of tokens is beyond doubt: a large prompt, of which far less was read than it has words. Tokenizers that
 # join words make a third fewer tokens than words; templates leave old thinking out; small prompts are mostly template.
 _LARGE: Final = 1000  # tokens
 _FAR_BELOW: Final = 0.5
-_NO_LOAD: Final = 500  # how Ollama says that a model could not be loaded; a gateway says 502 or 504
+_NO_LOAD: Final = 500  # that a model could not be loaded; a gateway says 502 or 504
 
 
 class ContextBudget:
@@ -144,8 +138,8 @@ class ContextBudget:
     async def loss(self, usage: Usage) -> LLMError | None:
         """The error for a prompt whose beginning was dropped without a word, where the server's count leaves no doubt.
 
-        Only of servers that are known to do so (``drops_prompts``): Ollama before 0.12.6, and every Ollama behind its
-        ``/v1``. Who answers is looked up where that is not known yet.
+        Only of servers that are known to do so (``ProviderSpec.drops_prompts``). Who answers is looked up where that
+        is not known yet.
         """
         read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
@@ -153,10 +147,10 @@ class ContextBudget:
         if self._knowledge.server is None:
             await self._knowledge.health(QUICK_S)
         server = self._knowledge.server
-        kind = SPECS.get(server.kind or "") if server else None
-        if server is None or kind is None or not kind.drops_prompts:
+        drops = server.kind.drops_prompts if server and server.kind else None
+        if server is None or server.kind is None or drops is None:
             return None
-        if self._window is not None and not _counts(server.version):
+        if self._spec.parser is server.kind.parser and not drops(server.version):
             return None
         what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
         return _overflow(what, least, read)
@@ -175,15 +169,6 @@ class ContextBudget:
     def _told(self, before: int | None) -> str:
         size = self._window.size if self._window else None
         return f"with a context of {size} tokens instead of {before or 'its own'}: it loads the model again"
-
-
-def _counts(version: str | None) -> bool:
-    """Whether this Ollama drops, and counts what it has read; a version that cannot be read is a new one."""
-    parts = (version or "").partition("-")[0].split(".")
-    return (
-        all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
-        and _COUNTS_SINCE <= tuple(map(int, parts)) < _REFUSES_SINCE
-    )
 
 
 def _overflow(what: str, needed: int, size: int) -> LLMError:

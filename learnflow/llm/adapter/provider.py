@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 from .. import errors, events, settings
 from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptions
-from ..capabilities import Capabilities, Health, Model
+from ..capabilities import Capabilities, Health
 from ..errors import LLMError
 from ..health import prices, window
 from ..health.inventory import LOOK_S, Knowledge
 from ..health.probe import Door
 from ..replay import active
-from ..spec import SPECS, ProviderSpec
+from ..spec import Model, ProviderSpec
 from ..timeouts import settle_times
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
-from . import _litellm, native_api
+from . import _litellm, loading
 from .options import checked
 from .request import request
 from .routable import RoutableProvider
@@ -26,7 +27,7 @@ from .runner import Runner
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
-    """One provider. ``providers`` has a class for each row; what is not given is read from the row's variables.
+    """One provider. ``providers`` has a class for each vendor; what is not given is read from the row's variables.
 
     Args:
         base_url: the server, with or without ``/v1`` and trailing slash.
@@ -39,7 +40,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         NotConfigured: an address that cannot be, or none, or a key that is missing.
     """
 
-    row: ClassVar[str]
+    spec: ProviderSpec  # of the class; an address may have another one
 
     def __init__(
         self,
@@ -49,14 +50,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         vision_model: str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
-        common, own = settings.load(), settings.load_row(SPECS[self.row])
-        row = SPECS[self.row]
+        row = self.spec
+        common, own = settings.load(), settings.load_row(row)
         env_key, apart = settings.row_key(row, own)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(row.name, near=row.local)
         replays = active.plays(replay)
-        self.spec = self._dialect(base_url or own.base_url or "", own.api_version)
+        self.spec = self._spec_at(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(
             self.spec,
             base_url,
@@ -73,7 +74,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self._times = settle_times(self.spec, times, common, own)
         transport = replay.transport(NETWORK, row.name) if replay else None
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.knowledge = Knowledge(Door(self.spec, client), self.model, own.stated)
+        self.knowledge = Knowledge(Door(self.spec, client, self._kinds()), self.model, own.stated)
         self.engine = Runner(self.spec, client, self._times, self.knowledge, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
@@ -93,7 +94,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     @property
     def continues(self) -> bool:
         """By the row, or by what the server says it is."""
-        return self.engine.continues is not None
+        return self.engine.continues_as is not None
 
     @property
     def replays(self) -> bool:
@@ -193,7 +194,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return can
 
     async def warm_up(
-        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: native_api.Watch | None = None
+        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: loading.Watch | None = None
     ) -> None:
         """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
 
@@ -210,7 +211,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
         failed: LLMError | None = None
         try:
-            async with asyncio.timeout(self._times.load), native_api.ticking(watch):
+            async with asyncio.timeout(self._times.load), loading.ticking(watch):
                 await asyncio.gather(self.prepare(), self._loaded(model or self.model, keep_alive))
         except TimeoutError:
             failed = errors.ModelLoading(f"not loaded within {self._times.load:g} s", hint="Raise LLM_LOAD_TIMEOUT")
@@ -224,7 +225,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             wide = window.of(self.endpoint.base, model.name).size or self.knowledge.stated.get("context_served")
-            await native_api.load(self.knowledge.door, model.name, wide, keep_alive)
+            await loading.load(self.knowledge.door, model.name, wide, keep_alive)
             await self._there(asked)
 
     async def _there(self, asked: str | None) -> Model:
@@ -233,8 +234,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             try:
                 return await self.knowledge.found(asked)
             except errors.ModelLoading:
-                await asyncio.sleep(native_api.AGAIN_S)
+                await asyncio.sleep(loading.AGAIN_S)
 
-    def _dialect(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have dialects
-        """The row, for providers whose addresses come in more than one dialect."""
-        return SPECS[self.row]
+    def _spec_at(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have several
+        """The row for an address, where a vendor's addresses come in more than one dialect."""
+        return self.spec
+
+    def _kinds(self) -> Sequence[ProviderSpec]:
+        """The kinds of server that may be what answers at its address; by default, only its own."""
+        return (self.spec,)

@@ -14,9 +14,8 @@ from typing import Any, cast
 
 from .. import errors, events, settings
 from ..base import FIRST, Answering, Attempt, Call, Completion, LLMProvider, Options, TextStream
-from ..capabilities import Capabilities, Health
+from ..capabilities import Capabilities, Health, unknown
 from ..errors import LLMError
-from ..spec import OTHER
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 
@@ -219,7 +218,7 @@ class _Plain(RoutableProvider):
 
     def get_capabilities(self) -> Capabilities:
         """Its own; what it leaves out is unknown."""
-        return {**OTHER.capabilities, **self.provider.get_capabilities()}
+        return {**unknown(cost=None), **self.provider.get_capabilities()}
 
     @property
     def address(self) -> str:

@@ -7,29 +7,28 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from .. import advice, errors, events, log
 from ..base import Answering, Attempt, Completion, Nested, TextStream
 from ..errors import LLMError
 from ..health.inventory import QUICK_S, Knowledge
-from ..spec import OPENS_THINKING_ITSELF, SPECS, Continues, ProviderSpec
+from ..spec import ProviderSpec
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.error_mapping import failure_of
-from ..transport.ndjson_parser import NDJSONParser
 from ..transport.reader import AnswerReader
+from ..transport.reasoning import OPENS_THINKING_ITSELF
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
-from . import _litellm, images, native_api
+from . import _litellm, images
 from .answer import Answer
 from .context_budget import ContextBudget
 from .redaction import discreet
 from .request import Request, Size, Variant
 
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
-_PARSERS: Final[dict[str, type[StreamParser]]] = {"openai": SSEParser, "ollama": NDJSONParser}
 
 
 @dataclass(slots=True)
@@ -77,12 +76,10 @@ class Runner:
         self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     @property
-    def continues(self) -> Continues | None:
-        """How an answer is continued from its beginning, by the row or by what the server says it is."""
-        server = self.knowledge.server
-        kind = SPECS.get(server.kind or "") if server else None
-        other = kind.continues if kind and kind.dialect == self.spec.dialect else None
-        return self.spec.continues or other
+    def continues_as(self) -> ProviderSpec | None:
+        """By which row an answer is continued: its own, or that of what the server says it is, in the same dialect."""
+        rows = self.spec, self.knowledge.server and self.knowledge.server.kind
+        return next((row for row in rows if row and row.continues and row.parser is self.spec.parser), None)
 
     def stream(self, asked: Request, attempt: Attempt, *, hold: bool) -> TextStream:
         """The caller's pieces; nothing is sent before the first one is asked for.
@@ -237,7 +234,7 @@ class Runner:
 
     def _parser(self, asked: Request) -> StreamParser:
         never = self.knowledge.stated.get("finish") is False
-        return _PARSERS[self.spec.dialect](asked.sampling.get("max_tokens"), finish_missing=never)
+        return (self.spec.parser or SSEParser)(asked.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """How it is put before anything was refused: a schema in words, where the operator says that it knows none."""
@@ -263,14 +260,15 @@ class Runner:
 
     async def _written(self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size) -> HttpRequest:
         """The request for a chat, or for what follows an answer that was begun."""
-        way = self.continues if attempt.prefix is not None else None
-        if attempt.prefix is not None and way is None:
+        row = self.continues_as if attempt.prefix is not None else None
+        if attempt.prefix is not None and row is None:
             raise errors.Unsupported(f"{self.spec.title} cannot continue an answer")
-        begun = attempt.raw if way == "message" else None
+        begun = attempt.raw if row and row.prefill else None
         messages, parameters = asked.put(model, variant, size, begun)
-        if way == "raw":
-            body: dict[str, Any] = parameters.get("extra_body", {})
-            return await native_api.continuation(self.knowledge.door, model, messages, body, attempt)
+        if row and row.continuation:
+            body = parameters.get("extra_body", {})
+            written: HttpRequest = await row.continuation(self.knowledge.door, model, messages, body, attempt)
+            return written
         return _litellm.write(self.spec, self.endpoint, model, messages, parameters)
 
     def _adjusted(self, model: str, why: str | None) -> None:

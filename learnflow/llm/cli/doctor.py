@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .. import settings
 from ..discovery import Found
-from ..spec import SPECS
+from ..providers.registry import SPECS
 from ..transport.endpoint import endpoint, is_loopback
 from .status import NONE_READY, READY, looked, recorded, used
 
@@ -38,7 +38,7 @@ def _show(title: str, lines: Iterable[str]) -> None:
 
 
 def _variables() -> Iterator[str]:
-    for variable in settings.variables():
+    for variable in settings.variables(SPECS.values()):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
 
@@ -90,7 +90,8 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
-    yield "LLM_PROVIDER=ollama   # after: ollama serve, ollama pull qwen3:0.6b"
+    easiest = next(spec for spec in SPECS.values() if spec.start)
+    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.start}"
 
 
 def _lines(found: Found) -> Iterator[str]:

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from .. import errors, settings
 from ..adapter.provider import BaseProvider
-from ..capabilities import Health, Model
+from ..capabilities import Health
 from ..discovery import Found, brief, survey, usable
 from ..errors import LLMError
 from ..factory import get_provider
-from ..providers import build
+from ..providers.registry import SPECS, build
 from ..replay import active
-from ..spec import SPECS
+from ..spec import Model
 from .ask import watched
 
 READY: Final = 0

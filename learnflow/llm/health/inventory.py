@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .. import advice, errors
-from ..capabilities import Capabilities, Health, Model, Server, State, merged
+from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
-from ..spec import SPECS, ProviderSpec
+from ..spec import Model, ProviderSpec, Server
 from ..transport.endpoint import Endpoint
 from ..transport.error_mapping import failure_of
 from ..transport.network import is_near
@@ -79,7 +79,7 @@ class Knowledge:
         unclear = isinstance(seen.error, errors.NotConfigured) and seen.server is not None
         error = seen.error and advice.addressed(seen.error, self._spec, self._endpoint, None)
         model = seen.model.name if seen.model else self._model
-        server = seen.server or Server(kind=None)
+        server = seen.server or Server()
         state: State = "ready" if error is None or unclear else state_of(error)
         return Health(
             state=state,
@@ -87,7 +87,7 @@ class Knowledge:
             base_url=self._endpoint.base,
             detail=self._sentence(seen) if error is None or unclear else _without_name(error),
             latency_s=seen.latency_s,
-            server=SPECS[server.kind].title if server.kind else None,
+            server=server.kind.title if server.kind else None,
             version=server.version,
             model=model,
             cold=None if seen.model is None or seen.model.loaded is None else not seen.model.loaded,
@@ -110,7 +110,7 @@ class Knowledge:
             name = asked
         else:
             if not self._spec.local:
-                self.door.chosen(Server(kind=None), asked)  # says what to set, without a look
+                self.door.chosen(Server(), asked)  # says what to set, without a look
             name = (self._used or await self.found(asked)).name
         if self.door.client.local_only and self._spec.local:
             await self._refuse_remote(name)
@@ -194,7 +194,7 @@ class Knowledge:
         if model is None or self._server is None:
             seen = await self._look(name, LOOK_S)
             model = seen.model
-        kind = SPECS.get(self._server.kind or "") if self._server else None
+        kind = self._server.kind if self._server else None
         forwards = self._spec.forwards or (kind.forwards if kind else None)
         if forwards is None:
             return
@@ -217,10 +217,9 @@ class Knowledge:
         if seen.error:
             said.append(f"{seen.error.what}. {seen.error.hint}")
         kind = seen.server.kind if seen.server else None
-        if kind and kind != self._spec.name:
-            row = SPECS[kind]
-            better = f"LLM_PROVIDER={row.name} with {row.env_url[0]}={self._endpoint.root}"
-            said.append(f"this is {row.title}, of which more is known as {better}")
+        if kind and kind.name != self._spec.name:
+            better = f"LLM_PROVIDER={kind.name} with {kind.env_url[0]}={self._endpoint.root}"
+            said.append(f"this is {kind.title}, of which more is known as {better}")
         return "; ".join(said)
 
 

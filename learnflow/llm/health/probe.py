@@ -7,20 +7,19 @@ Must never cost money, load a model or carry user text: it only reads pages, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import errors
-from ..capabilities import Model, Server
 from ..errors import LLMError
-from ..servers import KINDS, Kind, Page, listed
-from ..spec import OTHER, SPECS, ProviderSpec
+from ..spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.endpoint import Endpoint, endpoint
 from ..transport.untrusted import json_object
+from .page import listed
 
 _MOST: Final = 64  # models that are asked for one by one
 _WRONG_METHOD: Final = 405
@@ -47,10 +46,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where to knock, and how."""
+    """Where to knock, and how; ``kinds`` may be what answers there."""
 
     spec: ProviderSpec
     client: Client
+    kinds: Sequence[ProviderSpec] = ()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -115,11 +115,11 @@ class Door:
 
     async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
         """Who answers, and what keeps it from serving."""
-        spec, kind = self.spec, KINDS.get(self.spec.name)
-        paths = self._paths(kind)
+        spec = self.spec
+        paths = {path: self.endpoint.root + path for path in (spec.probe.pages if spec.probe else ())}
         names = self.endpoint.base + spec.models_path
         pages = await self._pages([*paths.values(), names], deadline)
-        own = _own(kind, {path: pages[url] for path, url in paths.items()}) if kind else None
+        own = _read(spec, {path: pages[url] for path, url in paths.items()})
         trouble = _trouble(pages[names], pages.values())
         if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
             return own, trouble or _as_error(own)
@@ -130,39 +130,36 @@ class Door:
             )
         if server and server.trouble:
             return server, _as_error(server)
-        if server and spec.dialect != "openai" and server.kind not in (None, spec.name):
+        if server and spec.parser and server.kind and server.kind.name != spec.name:
             return server, self._another(server)
         if server is None and trouble is None:
             trouble = error_mapping.not_a_server()
         if _wrong_address(trouble, self.endpoint):
             if await self._chats(deadline):
-                return server or Server(kind=None), None  # it has no list of models: no fault
+                return server or Server(), None  # it has no list of models: no fault
             return None, await self._corrected(trouble, deadline)
         return server, None if server else trouble
 
     async def _identified(self, deadline: float) -> Server | None:
         """Which of the known kinds this is."""
-        paths = {path: self.endpoint.root + path for kind in KINDS.values() for path in kind.pages}
+        paths = {path: self.endpoint.root + path for kind in self.kinds if kind.probe for path in kind.probe.pages}
         pages = await self._pages(paths.values(), deadline)
-        read = (_own(kind, {path: pages[paths[path]] for path in kind.pages}) for kind in KINDS.values())
-        return next((server for server in read if server), None)
-
-    def _paths(self, kind: Kind | None) -> dict[str, str]:
-        return {path: self.endpoint.root + path for path in kind.pages} if kind else {}
+        told = {path: pages[url] for path, url in paths.items()}
+        return next((server for kind in self.kinds if (server := _read(kind, told))), None)
 
     async def _learned(self, server: Server, models: Iterable[Model], deadline: float) -> Server:
         """The server with what it says of each of these models."""
-        kind = KINDS.get(server.kind or "")
-        if kind is None:
+        probe = server.kind and server.kind.probe
+        if not probe:
             return server
 
         async def learned(model: Model) -> tuple[str, Model]:
             try:
-                question = kind.question(model)
+                question = probe.question(model)
                 if question is None:
                     return model.name, model
                 page = await self._page(self.endpoint.root + question[0], question[1], deadline)
-                return model.name, model if page.error else kind.learn(model, page.said)
+                return model.name, model if page.error else probe.learn(model, page.said)
             except _ODD:
                 return model.name, model
 
@@ -178,12 +175,10 @@ class Door:
 
     def _another(self, server: Server) -> LLMError:
         """Another server than the row's, and one whose dialect the row does not speak."""
-        kind = SPECS.get(server.kind or "")
-        who = kind.title if kind else "an OpenAI-compatible server"
-        row = kind or OTHER
+        kind = server.kind or self.spec
         return errors.Misconfigured(
-            f"what answers is {who}, not {self.spec.title}",
-            hint=f"Use LLM_PROVIDER={row.name} with {row.env_url[0]}={self.endpoint.root}",
+            f"what answers is {kind.title}, not {self.spec.title}",
+            hint=f"Use LLM_PROVIDER={kind.name} with {kind.env_url[0]}={self.endpoint.root}",
         )
 
     async def _corrected(self, trouble: LLMError | None, deadline: float) -> LLMError | None:
@@ -251,16 +246,19 @@ def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
 
 
 def complaint_of(data: bytes) -> LLMError | None:
-    """What a 200 complains of, where it is no answer (LM Studio's for a page that it does not know)."""
+    """What a 200 complains of, where it is no answer, but a word for a page that it does not know."""
     return read_page(data)[1] if data.strip() else None
 
 
-def _own(kind: Kind, pages: Mapping[str, Page]) -> Server | None:
+def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
     """What this kind makes of its pages; a shape that nobody documented is not of its kind."""
+    if kind.probe is None:
+        return None
     try:
-        return kind.read(pages)
+        server = kind.probe.read(pages)
     except _ODD:
         return None
+    return server and replace(server, kind=kind)
 
 
 def _trouble(names: Page, pages: Iterable[Page]) -> LLMError | None:

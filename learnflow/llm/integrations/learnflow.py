@@ -13,9 +13,8 @@ from .. import settings
 from ..base import AtMost
 from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, named
-from ..providers import build
+from ..providers.registry import OTHER, SPECS, build
 from ..routing.router import RouterProvider
-from ..spec import OTHER, SPECS
 from .langchain import ChatLearnFlow
 from .learnflow_nodes import Files, NamedProvider, Plan
 

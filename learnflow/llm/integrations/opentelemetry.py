@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from .. import events, settings
 from ..events import Event
-from ..spec import SPECS
+from ..providers.registry import SPECS
 
 _NAME: Final = "learnflow.llm"
 _TOKENS: Final = [4**power for power in range(14)]

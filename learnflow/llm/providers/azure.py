@@ -1,17 +1,55 @@
-"""AzureProvider: the ``azure`` row as a class, in both dialects of Azure's addresses."""
+"""Azure OpenAI, in both dialects of its addresses."""
 
-from ..adapter.provider import BaseProvider
-from ..spec import AZURE_V1, ProviderSpec
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ProviderSpec, effort
+from .vendor import VendorProvider
+
+SPEC: Final = ProviderSpec(
+    name="azure",
+    title="Azure OpenAI",
+    litellm="azure",
+    genai="azure.ai.openai",
+    api_path="",
+    cut_path="/openai",
+    also_url=("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
+    also_model=("AZURE_OPENAI_DEPLOYMENT",),
+    also_key=("AZURE_OPENAI_API_KEY",),
+    also_version=("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
+    default_version="2024-10-21",
+    key_header="api-key",
+    chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
+    models_path="/openai/models",
+    lists_all=False,  # it lists what could be deployed, not what is
+    reasoning=effort(),
+    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+)
+
+# Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
+V1: Final = replace(
+    SPEC,
+    litellm="openai",
+    api_path="/openai/v1",
+    cut_path=None,
+    default_version=None,
+    key_header="authorization",
+    chat_path=None,
+    models_path="/models",
+)
 
 
-class AzureProvider(BaseProvider):
-    """The ``azure`` row; ``model`` is the name of a deployment. See ``BaseProvider``.
+class AzureProvider(VendorProvider):
+    """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
 
     An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
     """
 
-    row = "azure"
+    spec = SPEC
 
-    def _dialect(self, url: str, version: str | None) -> ProviderSpec:
+    def _spec_at(self, url: str, version: str | None) -> ProviderSpec:
         newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-        return AZURE_V1 if newer else super()._dialect(url, version)
+        return V1 if newer else super()._spec_at(url, version)

@@ -1,9 +1,26 @@
-"""CustomProvider: the ``custom`` row as a class."""
+"""Any other API that speaks OpenAI's dialect."""
 
-from ..adapter.provider import BaseProvider
+from __future__ import annotations
+
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, effort
+from .vendor import VendorProvider
+
+SPEC: Final = ProviderSpec(
+    name="custom",
+    title="OpenAI-compatible server",
+    litellm="hosted_vllm",
+    local=True,
+    placeholders=("local-model",),
+    parameters=ALWAYS | LOCAL_SAMPLING,
+    reasoning=effort(),
+    capabilities=unknown(local=True, cost=None),
+)
 
 
-class CustomProvider(BaseProvider):
-    """The ``custom`` row; see ``BaseProvider``."""
+class CustomProvider(VendorProvider):
+    """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
 
-    row = "custom"
+    spec = SPEC

@@ -1,9 +1,28 @@
-"""FireworksProvider: the ``fireworks`` row as a class."""
+"""Fireworks AI."""
 
-from ..adapter.provider import BaseProvider
+from __future__ import annotations
+
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, effort
+from .vendor import VendorProvider
+
+SPEC: Final = ProviderSpec(
+    name="fireworks",
+    title="Fireworks AI",
+    litellm="fireworks_ai",
+    default_url="https://api.fireworks.ai/inference/v1",
+    also_url=("FIREWORKS_API_BASE",),
+    lists_all=False,
+    also_key=("FIREWORKS_AI_API_KEY",),
+    parameters=ALWAYS | LOCAL_SAMPLING,
+    reasoning=effort(),
+    capabilities=unknown(local=False, json_schema=True),
+)
 
 
-class FireworksProvider(BaseProvider):
-    """The ``fireworks`` row; see ``BaseProvider``."""
+class FireworksProvider(VendorProvider):
+    """Fireworks AI. See ``BaseProvider``."""
 
-    row = "fireworks"
+    spec = SPEC

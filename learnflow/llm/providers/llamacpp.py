@@ -1,9 +1,108 @@
-"""LlamaCppProvider: the ``llamacpp`` row as a class."""
+"""llama.cpp's server (0c1e570): a header on every page, ``/props`` for the window of a slot and what the template can.
 
-from ..adapter.provider import BaseProvider
+``/props?model=`` of its router mode would load a model, so it is only asked with ``autoload=false``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import quote
+
+from .. import errors
+from ..capabilities import State, unknown
+from ..health.page import count, flag, part, text
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from .vendor import VendorProvider
+
+_IN_MEMORY = ("loaded", "sleeping")
 
 
-class LlamaCppProvider(BaseProvider):
-    """The ``llamacpp`` row; see ``BaseProvider``."""
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    rows = pages["/v1/models"].rows("data") or []
+    header = any(page.headers.get("server") == "llama.cpp" for page in pages.values())
+    if not header and not any(row.get("owned_by") == "llamacpp" or "n_ctx_train" in part(row, "meta") for row in rows):
+        return None
+    props = pages["/props"].said
+    router = props.get("role") == "router" or any(part(row, "status") for row in rows)
+    models = tuple(_learn(_model(row), {} if router else props) for row in rows if text(row.get("id")))
+    loading = isinstance(pages["/health"].error, errors.ModelLoading)
+    return Server(
+        version=text(props.get("build_info")),
+        models=models,
+        any_name=not router,
+        trouble=("loading", "it is loading its model") if loading else None,
+    )
 
-    row = "llamacpp"
+
+def _model(row: Mapping[str, Any]) -> Model:
+    meta, state = part(row, "meta"), part(row, "status")
+    status = text(state.get("value"))
+    aliases = row.get("aliases")
+    return Model(
+        name=str(row["id"]),
+        aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
+        loaded=status in _IN_MEMORY if status else True,
+        trouble=_troubled(state),
+        known={
+            "context": count(meta.get("n_ctx_train")),
+            "context_served": count(meta.get("n_ctx")),
+            "vision": _sees(row.get("architecture")),
+        },
+    )
+
+
+def _troubled(state: Mapping[str, Any]) -> tuple[State, str] | None:
+    """What a router says of a model that is not there yet, or not any more."""
+    if state.get("failed"):
+        return "down", "the server could not load this model: look into its log"
+    return ("loading", "it is loading this model") if state.get("value") == "loading" else None
+
+
+def _sees(architecture: Any) -> bool | None:
+    inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
+    return "image" in inputs if isinstance(inputs, list) else None
+
+
+def _question(model: Model) -> tuple[str, None] | None:
+    """In router mode each model that is loaded has properties of its own."""
+    asked = model.loaded and model.known.get("context_served") is None
+    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if asked else None
+
+
+def _learn(model: Model, props: Mapping[str, Any]) -> Model:
+    told = {
+        "context_served": count(part(props, "default_generation_settings").get("n_ctx")),
+        "vision": flag(part(props, "modalities").get("vision")),
+        "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
+    }
+    known = {**model.known, **{name: value for name, value in told.items() if value is not None}}
+    return replace(model, known=known)
+
+
+SPEC: Final = ProviderSpec(
+    name="llamacpp",
+    title="llama.cpp",
+    litellm="hosted_vllm",
+    local=True,
+    default_url="http://localhost:8080/v1",
+    also_url=("LLAMA_CPP_BASE_URL",),
+    also_key=("LLAMA_API_KEY",),
+    service="llamacpp",
+    load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
+    prefill=True,
+    max_concurrency=4,
+    placeholders=("local-model",),
+    parameters=ALWAYS | LOCAL_SAMPLING,
+    reasoning=template_switch(),
+    probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
+    start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+    capabilities=unknown(local=True, json_schema=True, prefill=True),
+)
+
+
+class LlamaCppProvider(VendorProvider):
+    """A llama.cpp server. See ``BaseProvider``."""
+
+    spec = SPEC

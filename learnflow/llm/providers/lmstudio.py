@@ -1,9 +1,80 @@
-"""LMStudioProvider: the ``lmstudio`` row as a class."""
+"""LM Studio's three generations: ``/api/v1/models`` (0.4), ``/api/v0/models`` (0.3.6), and before that a bare list.
 
-from ..adapter.provider import BaseProvider
+From its documentation (lmstudio-ai/docs, 2026-04) and its bug tracker; not run against a real one. It answers unknown
+pages with a 200 and an error object, which a ``Page`` holds as its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .. import errors
+from ..capabilities import unknown
+from ..health.page import count, flag, part, text
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from .vendor import VendorProvider
 
 
-class LMStudioProvider(BaseProvider):
-    """The ``lmstudio`` row; see ``BaseProvider``."""
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    newer, older = pages["/api/v1/models"].rows("models"), pages["/api/v0/models"].rows("data")
+    if newer and any("loaded_instances" in row and "key" in row for row in newer):
+        return Server(models=tuple(_newer(row) for row in newer if text(row.get("key"))))
+    if older and any("state" in row and "type" in row for row in older):
+        return Server(models=tuple(_older(row) for row in older if text(row.get("id"))))
+    locked = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
+    return Server() if any("LM Studio" in error.server_message for error in locked) else None
 
-    row = "lmstudio"
+
+def _newer(row: Mapping[str, Any]) -> Model:
+    rows = row.get("loaded_instances")
+    instances = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
+    windows = [window for one in instances if (window := count(part(one, "config").get("context_length")))]
+    can = part(row, "capabilities")
+    known = {
+        "context": count(row.get("max_context_length")),
+        "context_served": min(windows) if windows else None,  # which of several instances answers is not said
+        "vision": flag(can.get("vision")),
+        "tools": flag(can.get("trained_for_tool_use")),
+        # absent "when not exposed": not the same as "no"
+        "reasoning": True if "reasoning" in can else None,
+    }
+    names = tuple(str(one["id"]) for one in instances if text(one.get("id")))
+    chat = row.get("type") != "embedding"
+    return Model(name=str(row["key"]), aliases=names, loaded=bool(instances), chat=chat, known=known)
+
+
+def _older(row: Mapping[str, Any]) -> Model:
+    can, kind = row.get("capabilities"), row.get("type")
+    known = {
+        "context": count(row.get("max_context_length")),
+        "context_served": count(row.get("loaded_context_length")),
+        "vision": {"vlm": True, "llm": False}.get(str(kind)),
+        "tools": "tool_use" in can if isinstance(can, list) else None,
+    }
+    return Model(name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", known=known)
+
+
+SPEC: Final = ProviderSpec(
+    name="lmstudio",
+    title="LM Studio",
+    litellm="hosted_vllm",
+    local=True,
+    default_url="http://localhost:1234/v1",
+    also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
+    also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
+    load_path="/api/v1/models/load",
+    max_concurrency=4,
+    placeholders=("local-model",),
+    parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
+    tool_choices=("auto", "none", "required"),
+    structured=("json_schema", "words"),
+    probe=Probe(pages=("/api/v1/models", "/api/v0/models"), read=_read),
+    capabilities=unknown(local=True, json_schema=True),
+)
+
+
+class LMStudioProvider(VendorProvider):
+    """LM Studio. See ``BaseProvider``."""
+
+    spec = SPEC

@@ -1,9 +1,29 @@
-"""OpenAIProvider: the ``openai`` row as a class."""
+"""OpenAI's own API."""
 
-from ..adapter.provider import BaseProvider
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ProviderSpec, effort
+from .vendor import VendorProvider
+
+_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
+
+SPEC: Final = ProviderSpec(
+    name="openai",
+    title="OpenAI",
+    litellm="openai",
+    default_url="https://api.openai.com/v1",
+    also_url=("OPENAI_API_BASE",),
+    reasoning=effort(),
+    reasoning_models=_THINKS,
+    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+)
 
 
-class OpenAIProvider(BaseProvider):
-    """The ``openai`` row; see ``BaseProvider``."""
+class OpenAIProvider(VendorProvider):
+    """OpenAI's own API. See ``BaseProvider``."""
 
-    row = "openai"
+    spec = SPEC

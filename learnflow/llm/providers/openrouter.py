@@ -1,9 +1,31 @@
-"""OpenRouterProvider: the ``openrouter`` row as a class."""
+"""OpenRouter."""
 
-from ..adapter.provider import BaseProvider
+from __future__ import annotations
+
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec
+from .vendor import VendorProvider
+
+SPEC: Final = ProviderSpec(
+    name="openrouter",
+    title="OpenRouter",
+    litellm="openrouter",
+    default_url="https://openrouter.ai/api/v1",
+    also_url=("OPENROUTER_API_BASE",),
+    lists_all=False,  # ":free", ":nitro" and their like are not listed
+    parameters=ALWAYS | LOCAL_SAMPLING,
+    reasoning={
+        False: {"reasoning": {"enabled": False}},
+        True: {"reasoning": {"enabled": True}},
+        **{level: {"reasoning": {"effort": level}} for level in LEVELS},
+    },
+    capabilities=unknown(local=False),
+)
 
 
-class OpenRouterProvider(BaseProvider):
-    """The ``openrouter`` row; see ``BaseProvider``."""
+class OpenRouterProvider(VendorProvider):
+    """OpenRouter. See ``BaseProvider``."""
 
-    row = "openrouter"
+    spec = SPEC

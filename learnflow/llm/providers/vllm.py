@@ -1,9 +1,61 @@
-"""VLLMProvider: the ``vllm`` row as a class."""
+"""vLLM (0.32): ``owned_by`` and ``/version`` tell it; ``max_model_len`` is what it serves."""
 
-from ..adapter.provider import BaseProvider
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .. import errors
+from ..capabilities import unknown
+from ..health.page import count, text
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from .vendor import VendorProvider
 
 
-class VLLMProvider(BaseProvider):
-    """The ``vllm`` row; see ``BaseProvider``."""
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    version = text(pages["/version"].said.get("version"))
+    rows = pages["/v1/models"].rows("data")
+    refused, health = pages["/v1/models"].error, pages["/health"]
+    locked = isinstance(refused, errors.AuthenticationFailed) and refused.server_message == "Unauthorized"
+    locked = (
+        locked and bool(version) and health.error is None and not health.said
+    )  # its own way to refuse, and to be well
+    if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
+        return None
+    lengths = {row.get("id"): count(row.get("max_model_len")) for row in rows or []}
+    models = []
+    for row in rows or []:
+        name = text(row.get("id"))
+        if name:
+            served = lengths[name] or lengths.get(row.get("parent"))  # an adapter has its base model's
+            models.append(Model(name=name, loaded=True, known={"context_served": served}))
+    dead = pages["/health"].error
+    trouble = None
+    if isinstance(dead, errors.Overloaded | errors.ServerFailed):
+        trouble = ("down", "its engine is dead (/health says so): look into its log and restart it")
+    return Server(version=version, models=tuple(models), trouble=trouble)  # type: ignore[arg-type]
 
-    row = "vllm"
+
+SPEC: Final = ProviderSpec(
+    name="vllm",
+    title="vLLM",
+    litellm="hosted_vllm",
+    local=True,
+    default_url="http://localhost:8000/v1",
+    also_url=("HOSTED_VLLM_API_BASE",),
+    also_key=("HOSTED_VLLM_API_KEY",),
+    service="vllm",
+    prefill=True,
+    max_concurrency=64,
+    placeholders=("local-model",),
+    parameters=ALWAYS | LOCAL_SAMPLING,
+    reasoning=template_switch(),
+    probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),
+    capabilities=unknown(local=True, json_schema=True, prefill=True),
+)
+
+
+class VLLMProvider(VendorProvider):
+    """A vLLM. See ``BaseProvider``."""
+
+    spec = SPEC

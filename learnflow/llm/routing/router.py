@@ -27,10 +27,10 @@ from ..base import (
     TextStream,
 )
 from ..capabilities import Capabilities, Health
+from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
-from ..providers import build
-from ..spec import OTHER, SPECS
+from ..providers.registry import SPECS, build
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Candidate
 from .execution import Execution, Rules
@@ -166,7 +166,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         """What one of them can, the best of each; ``local`` only where all are."""
         known = [candidate.provider.get_capabilities() for candidate in self._candidates if not candidate.broken]
         if not known:
-            return {**OTHER.capabilities, "local": True}
+            return unknown_capabilities(cost=None)
         best: dict[str, Any] = {}
         for name in known[0]:
             said = [value for each in known if (value := cast(Mapping[str, Any], each)[name]) is not None]

@@ -16,7 +16,7 @@ from .. import errors
 from ..adapter import structured_output
 from ..base import AbstractProvider, Answering, Call, Completion, Method, Options, Prompt, ServedModel, TextStream
 from ..capabilities import Capabilities
-from ..spec import OTHER
+from ..capabilities import unknown as nothing_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class ScriptedProvider(AbstractProvider):
         self.answers: list[Answer] = [answers] if isinstance(answers, str) else list(answers)
         self.history: list[Request] = []
         self._name = name
-        unknown = set(capabilities) - set(OTHER.capabilities)
+        unknown = set(capabilities) - set(Capabilities.__annotations__)
         if unknown:
             raise errors.InvalidRequest(f"there is no capability {', '.join(sorted(unknown))}")
-        can: dict[str, Any] = {**OTHER.capabilities, "vision": True, "tools": True, "json_schema": True, "local": True}
-        self._capabilities = Capabilities(**{**can, **capabilities})  # type: ignore[typeddict-item]  # a merge of ours
+        can = {"vision": True, "tools": True, "json_schema": True, "cost": None}
+        self._capabilities = nothing_known(**{**can, **capabilities})
 
     @property
     def name(self) -> str:

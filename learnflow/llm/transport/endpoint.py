@@ -10,16 +10,9 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from ..errors import KeyMissing, NotConfigured
-from ..spec import ProviderSpec
+from ..spec import CHAT_PATH, ProviderSpec
 
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
-_CHAT: Final = "/chat/completions"  # who pastes all of it knows the path: nothing is added
-_TAILS: Final = {
-    "openai": (_CHAT, "/completions", "/models"),
-    "ollama": ("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
-}
-
-
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(net)
     for net in (
@@ -166,11 +159,11 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     parts = _parts(spec, url)
     home = urlsplit(spec.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in _TAILS[spec.dialect]:
+    for tail in spec.tails:
         path = path.removesuffix(tail)
     if spec.cut_path:
         path = path.partition(spec.cut_path)[0]
-    if spec.api_path and not _VERSION.search(path) and not pasted.endswith(_CHAT):
+    if spec.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH):  # who pastes all of it knows
         path += spec.api_path
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if spec.api_path else path)
@@ -207,7 +200,7 @@ def _scheme(spec: ProviderSpec, text: str) -> str:
     """What people mean who write no scheme: http for a server of one's own, else https."""
     host = text.partition("/")[0]
     if spec.default_url and spec.local:
-        return "https" if host == "ollama.com" else "http"
+        return "https" if host == spec.cloud_host else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
     own = _ip_version(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if own else "https"

@@ -60,6 +60,7 @@ _MONEY = re.compile(
     r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)", re.IGNORECASE
 )
 _KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key", re.IGNORECASE)
+_NO_ROUTE = re.compile("unexpected endpoint", re.IGNORECASE)  # LM Studio's answer to any unknown route, with a 200
 _LOADING = re.compile(r"loading model|model is loading|still loading", re.IGNORECASE)
 _SENTENCES: Final = (
     (_CONTEXT, errors.ContextOverflow),
@@ -185,7 +186,7 @@ def refusal(
         return errors.Misconfigured(
             "refused without a word",
             status=status,
-            hint="Ollama does so when the Host header is not its own: use localhost or an IP address as base URL, "
+            hint="Some servers do so when the Host header is not theirs: use localhost or an IP address as base URL, "
             "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
         )
     said = Complaint() if page else complaint(body)
@@ -202,7 +203,7 @@ def error_object(said: Any, *, began: bool) -> LLMError:
     vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
     if issubclass(kind, vague):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
-    if not began and "unexpected endpoint" in told.message.lower():  # LM Studio answers any unknown route with a 200
+    if not began and _NO_ROUTE.search(told.message):
         return not_a_server(200)
     return _leaf(kind, told)
 
@@ -285,8 +286,7 @@ def _kind(status: int, said: Complaint, judge: Callable[[], type[LLMError] | Non
 
 
 def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
-    words = _WORDS.get(kind) or (kind.__doc__ or "").partition("\n")[0].partition(";")[0].strip().rstrip(".")
-    error = kind(words, status=status, hint=_HINTS.get(kind, ""))
+    error = kind(_WORDS.get(kind, "the server refused"), status=status, hint=_HINTS.get(kind, ""))
     shown = printable(said.message, _SHOWN)  # it may end up on a terminal
     error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
     error.param = said.param

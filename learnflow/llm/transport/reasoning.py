@@ -14,6 +14,11 @@ _QUOTES: Final = {
 _GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the sentence, behind the tag
 _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, in the next line
 _SENTENCE_ENDS: Final = ".!?…:;"
+# Models whose template opens the thinking itself, so that the answer carries only a closing </think> when the server
+# does not separate it (DeepSeek-R1's and Qwen3-Thinking's model cards). Their text is held back until it comes.
+OPENS_THINKING_ITSELF: Final = re.compile(
+    r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
+)
 _BLANKS: Final = 1000  # white space that is no tag's any more
 _LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
@@ -34,7 +39,7 @@ class ReasoningSplitter:
 
     Args:
         hold: nothing is given out before it is certain to be no thinking, for callers who want the whole text anyway.
-        closes: the model opens its thinking itself (``specs.OPENS_THINKING_ITSELF``): held, and any closing tag counts.
+        closes: the model opens its thinking itself (``OPENS_THINKING_ITSELF``): held, and any closing tag counts.
 
     Attributes:
         leaked: a closing tag came alone, after text had been given out as answer.

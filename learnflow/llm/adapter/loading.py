@@ -1,0 +1,57 @@
+"""Loading a model by the server's own means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from ..health.probe import Door, complaint_of
+
+Watch = Callable[[float], None]
+
+AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by itself
+_TICK_S: Final = 1.0
+
+
+async def load(door: Door, model: str, window: int | None, keep_alive: str | float | None) -> None:
+    """Let the server load a model, however long that takes; the caller limits it. Raises LLMError.
+
+    Args:
+        door: the server.
+        model: its name there.
+        window: the context to load it with, in tokens; None for the server's own.
+        keep_alive: how long it shall stay loaded; None for the server's own.
+    """
+    body: dict[str, Any] = {"model": model}
+    if window and door.spec.window:
+        body["options"] = {door.spec.window: window}
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
+    page = await door.client.page(door.request(f"{door.endpoint.root}{door.spec.load_path}", body))
+    said = page.error or complaint_of(page.data)
+    if said:
+        raise said
+
+
+@asynccontextmanager
+async def ticking(watch: Watch | None) -> AsyncGenerator[None, None]:
+    """Call ``watch`` once a second with the seconds so far, while the block runs."""
+    if watch is None:
+        yield
+        return
+    task = asyncio.create_task(_tick(watch))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _tick(watch: Watch) -> None:
+    started = asyncio.get_running_loop().time()
+    while True:
+        await asyncio.sleep(_TICK_S)
+        watch(asyncio.get_running_loop().time() - started)
