@@ -29,7 +29,7 @@ STOREYS = [
     ["log", "events"],
     ["settings", "timeouts"],
     ["transport"],
-    ["advice", "replay"],
+    ["replay"],
     ["health"],
     ["adapter"],
     ["providers"],

@@ -27,7 +27,7 @@ from typing import (
 )
 
 from .capabilities import Capabilities
-from .errors import InvalidRequest, LLMError
+from .errors import InvalidRequest, LLMError, bare
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -317,9 +317,9 @@ class TextStream(AsyncIterator[str]):
             self._failed = True
             if self._left is None or reader is None or reader.uncancel() > cancelled:
                 raise  # not only by aclose()
-        except LLMError:
+        except LLMError as error:
             self._failed = True
-            raise
+            raise bare(error)  # noqa: B904  # that is what it does
         finally:
             self._reader = None
             if self._left is not None:

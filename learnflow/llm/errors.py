@@ -141,6 +141,15 @@ class LLMError(Exception):
         return (type(self), (self.what,), self.__dict__.copy())
 
 
+def bare(error: LLMError) -> LLMError:
+    """The error without what was being handled when it was raised: other libraries' errors quote what they were given.
+
+    Asked where errors leave the package: ``TextStream``, and the other calls of a provider.
+    """
+    error.__cause__ = error.__context__ = None
+    return error
+
+
 class ConfigError(LLMError):
     """Will not mend itself: another provider may serve meanwhile, but somebody must change a setting."""
 

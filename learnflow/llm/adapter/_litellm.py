@@ -83,10 +83,8 @@ def write(
     try:
         url, body = _written(litellm, spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # whatever a configuration raises becomes ours, here and nowhere else
-        failure = _refused(error, parameters)
-    else:
-        return HttpRequest(url=url, body=body)
-    raise failure
+        raise _refused(error, parameters) from None
+    return HttpRequest(url=url, body=body)
 
 
 def judge(

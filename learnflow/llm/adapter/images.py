@@ -80,16 +80,14 @@ async def _read(url: str, client: Client) -> str:
         finally:
             await response.aclose()
     except ValueError:
-        failure: LLMError = errors.InvalidRequest("the address of a picture is none", hint="Give it as a data URL")
+        raise errors.InvalidRequest("the address of a picture is none", hint="Give it as a data URL") from None
     except LLMError as error:
-        failure = _unread(error)
-    else:
-        kind = next((name for start, name in _FORMATS if data.startswith(start)), None)
-        if kind and len(data) <= MAX_BYTES:
-            return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        raise _unread(error) from None
+    kind = next((name for start, name in _FORMATS if data.startswith(start)), None)
+    if not kind or len(data) > MAX_BYTES:
         what = f"is larger than {MAX_BYTES >> 20} MiB" if kind else "is none (PNG, JPEG, GIF and WebP are)"
-        failure = errors.InvalidRequest(f"what was read as a picture {what}", hint="Give a smaller one, as a data URL")
-    raise failure
+        raise errors.InvalidRequest(f"what was read as a picture {what}", hint="Give a smaller one, as a data URL")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _unread(error: LLMError) -> LLMError:

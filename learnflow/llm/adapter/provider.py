@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from .. import errors, events, settings
 from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..errors import LLMError
-from ..health import prices, window
+from ..errors import LLMError, bare
+from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Knowledge
 from ..health.probe import Door
 from ..replay import active
@@ -19,11 +19,13 @@ from ..spec import Model, ProviderSpec
 from ..timeouts import settle_times
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
-from . import _litellm, loading
+from . import _litellm
 from .options import checked
 from .request import request
 from .routable import RoutableProvider
 from .runner import Runner
+
+_T = TypeVar("_T")
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
@@ -155,19 +157,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
-        try:
-            return [model.name for model in await self.knowledge.models(every=False)]
-        except LLMError as error:
-            failed = error
-        raise self.engine.explained(failed, None)
+        return [model.name for model in await self._explained(self.knowledge.models(every=False))]
 
     async def models(self, within: float = LOOK_S) -> list[Model]:
         """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
-        try:
-            return await self.knowledge.models(within)
-        except LLMError as error:
-            failed = error
-        raise self.engine.explained(failed, None)
+        return await self._explained(self.knowledge.models(within))
 
     async def health_check(self) -> bool:
         """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
@@ -209,16 +203,23 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.keeps:
             raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
-        failed: LLMError | None = None
+        async with loading.ticking(watch):
+            await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
+
+    async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:
-            async with asyncio.timeout(self._times.load), loading.ticking(watch):
-                await asyncio.gather(self.prepare(), self._loaded(model or self.model, keep_alive))
+            async with asyncio.timeout(self._times.load):
+                await asyncio.gather(self.prepare(), self._loaded(model, keep_alive))
         except TimeoutError:
-            failed = errors.ModelLoading(f"not loaded within {self._times.load:g} s", hint="Raise LLM_LOAD_TIMEOUT")
+            what = f"not loaded within {self._times.load:g} s"
+            raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
+
+    async def _explained(self, asked: Awaitable[_T], model: str | None = None) -> _T:
+        """What it gives; an error says who failed, and which variable to set."""
+        try:
+            return await asked
         except LLMError as error:
-            failed = error
-        if failed:
-            raise self.engine.explained(failed, model or self.model)
+            raise bare(self.engine.explained(error, model))  # noqa: B904  # that is what it does
 
     async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
         """Until the server has the model in memory."""

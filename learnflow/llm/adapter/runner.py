@@ -10,13 +10,14 @@ from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from .. import advice, errors, events, log
+from .. import errors, events, log
 from ..base import Answering, Attempt, Completion, Nested, TextStream
 from ..errors import LLMError
 from ..health.inventory import QUICK_S, Knowledge
 from ..spec import ProviderSpec
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
+from ..transport.endpoint import addressed
 from ..transport.error_mapping import failure_of
 from ..transport.reader import AnswerReader
 from ..transport.reasoning import OPENS_THINKING_ITSELF
@@ -170,8 +171,7 @@ class Runner:
                 await _litellm.prepare(self.spec, self.endpoint)
                 return model, budget
         except TimeoutError:
-            pass
-        raise errors.DeadlineExceeded("the deadline was over before the request could be sent")
+            raise errors.DeadlineExceeded("the deadline was over before the request could be sent") from None
 
     def _stays(self) -> None:
         """Under LLM_LOCAL_ONLY a cloud's address is not even looked up. Raises NotLocal."""
@@ -216,8 +216,8 @@ class Runner:
             async with asyncio.timeout_at(limit):
                 return replace(asked, messages=await images.inline(asked.messages, self.client))
         except TimeoutError:
-            pass
-        raise errors.InvalidRequest("a picture was not read from its address in time", hint="Give it as a data URL")
+            what = "a picture was not read from its address in time"
+            raise errors.InvalidRequest(what, hint="Give it as a data URL") from None
 
     def _otherwise(self, trial: _Trial, reader: AnswerReader, error: LLMError) -> None:
         """Put it in another way after this refusal, where something of ours was refused. Raises it where not."""
@@ -330,7 +330,7 @@ class Runner:
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
     ) -> LLMError:
         """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
-        advice.addressed(error, self.spec, self.endpoint, model)
+        addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.knowledge.forget()
         elif isinstance(error, errors.ThinkingLeaked) and error.model:

@@ -46,9 +46,10 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
         what = f"the answer does not fit {wanted.__name__}{_cut(finish)}: {', '.join(named)}".rstrip(": ")
+        raise SchemaMismatch(what) from None
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
         what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
-    raise SchemaMismatch(what)
+        raise SchemaMismatch(what) from None
 
 
 def value(text: str, finish: str) -> Any:
@@ -56,8 +57,7 @@ def value(text: str, finish: str) -> Any:
     try:
         return parse_json(_bare(text))
     except ValueError:
-        pass
-    raise SchemaMismatch(f"the answer is no JSON{_cut(finish)}")
+        raise SchemaMismatch(f"the answer is no JSON{_cut(finish)}") from None
 
 
 def _bare(text: str) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from .. import advice, errors
+from .. import errors
 from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
 from ..spec import Model, ProviderSpec, Server
-from ..transport.endpoint import Endpoint
+from ..transport.endpoint import Endpoint, addressed
 from ..transport.error_mapping import failure_of
 from ..transport.network import is_near
 from . import prices, window
@@ -77,7 +77,7 @@ class Knowledge:
         """Look, for so many seconds at most, and remember."""
         seen = await self._look(self._model, within)
         unclear = isinstance(seen.error, errors.NotConfigured) and seen.server is not None
-        error = seen.error and advice.addressed(seen.error, self._spec, self._endpoint, None)
+        error = seen.error and addressed(seen.error, self._spec, self._endpoint, None)
         model = seen.model.name if seen.model else self._model
         server = seen.server or Server()
         state: State = "ready" if error is None or unclear else state_of(error)

@@ -55,15 +55,12 @@ class Player(Cassettes):
         self._tracks: dict[str, _Track] = {}
         self._missing: list[NotRecorded] = []
         for name, text in cassettes.items():
-            failed: LLMError | None = None
             try:
                 for each in cassette.load(text)[1]:
                     track = self._tracks.setdefault(_key(each.request), _Track(each.request, [], name))
                     track.answers.append(each.response)
             except LLMError as error:
-                failed = error
-            if failed:
-                raise errors.NotConfigured(f"{name}: {failed.what}", hint=failed.hint)
+                raise errors.NotConfigured(f"{name}: {error.what}", hint=error.hint) from None
         self.providers = frozenset(track.request.provider for track in self._tracks.values())
 
     @property

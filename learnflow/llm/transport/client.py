@@ -88,10 +88,8 @@ class HttpResponse:
                 if data:
                     return data
         except Exception as error:  # noqa: BLE001  # nothing raw passes: damaged TLS is an ssl.SSLError
-            failure = error_mapping.failure_of(error)
-        else:
-            return b""
-        raise failure
+            raise error_mapping.failure_of(error) from None
+        return b""
 
     async def beginning(self, limit: int, data: bytearray | None = None) -> bytes:
         """The body, or its first ``limit`` bytes. Raises an LLMError where the connection broke.
@@ -191,20 +189,17 @@ class Client:
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request; the answer may have any status. Raises an LLMError where none came."""
-        failure: LLMError
         try:
             outgoing = self._outgoing(request)
         except LLMError:
             raise
         except Exception as error:  # noqa: BLE001  # a host that httpx takes for none
             what = f"no request can be sent to this address ({type(error).__name__})"
-            failure = errors.NotConfigured(what, hint="Check the host in the base URL")
-        else:
-            try:
-                return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
-            except Exception as error:  # noqa: BLE001  # nothing raw passes
-                failure = error_mapping.failure_of(error)
-        raise failure
+            raise errors.NotConfigured(what, hint="Check the host in the base URL") from None
+        try:
+            return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
+        except Exception as error:  # noqa: BLE001  # nothing raw passes
+            raise error_mapping.failure_of(error) from None
 
     async def _refusal(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
         """What an answer means whose status is not 2xx."""
@@ -270,14 +265,12 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         except _SET_UP as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            failure = errors.NotConfigured(
+            raise errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
-            )
-        else:
-            fresh = partial(pool.Connections, scheme, proxy, local_only=local_only, networks=networks)
-            return await _sent(request, kept, fresh)
-        raise failure
+            ) from None
+        fresh = partial(pool.Connections, scheme, proxy, local_only=local_only, networks=networks)
+        return await _sent(request, kept, fresh)
 
     async def prepare(self) -> None:
         """Load what connecting needs, without connecting: httpx imports its engine only with its first transport."""
@@ -365,10 +358,9 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     except UnicodeEncodeError:
         return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):
-        pass
-    raise errors.InvalidRequest(
-        "the request cannot be written as JSON", hint="Numbers must be finite, and everything else JSON's own"
-    )
+        raise errors.InvalidRequest(
+            "the request cannot be written as JSON", hint="Numbers must be finite, and everything else JSON's own"
+        ) from None
 
 
 async def _inflated(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:

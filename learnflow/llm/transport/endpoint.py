@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from ..errors import KeyMissing, NotConfigured
+from .. import errors
+from ..errors import KeyMissing, LLMError, NotConfigured
 from ..spec import CHAT_PATH, ProviderSpec
 
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
@@ -219,3 +220,20 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
         provider=spec.name,
         hint=f"Set {spec.env_url[0]} like {spec.default_url or 'http://localhost:8080/v1'}",
     )
+
+
+def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
+    """The same error, which now says who failed and which variable to set."""
+    error.provider, error.model = spec.name, error.model or model
+    url = spec.env_url[0]
+    if isinstance(error, errors.ModelNotFound):
+        error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
+    elif isinstance(error, errors.AuthenticationFailed):
+        error.hint = endpoint.key_hint
+    elif isinstance(error, errors.Misconfigured) and url not in error.hint:
+        error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
+    elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
+        local = f"Start {spec.title} at {endpoint.base}, or set {url} to where it is"
+        away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
+        error.hint = error.hint or (local if spec.local else away)
+    return error

@@ -138,15 +138,13 @@ async def addresses(host: str, within: float | None) -> list[str]:
         async with asyncio.timeout(within):
             found = await asyncio.shield(pending[host])
     except TimeoutError:
-        failure: LLMError = errors.ConnectTimeout("the host name was not looked up in time")
-    else:
-        if found:
-            if len(_found) >= _MOST_NAMES:
-                _found.clear()
-            _found[host] = found
-            return found
-        failure = errors.ConnectionFailed("the host name cannot be resolved")
-    raise failure
+        raise errors.ConnectTimeout("the host name was not looked up in time") from None
+    if not found:
+        raise errors.ConnectionFailed("the host name cannot be resolved")
+    if len(_found) >= _MOST_NAMES:
+        _found.clear()
+    _found[host] = found
+    return found
 
 
 async def exists(host: str, within: float) -> bool:

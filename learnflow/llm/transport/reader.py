@@ -97,8 +97,7 @@ class AnswerReader:
             with self._timer.until(limit):
                 return await send()
         except TimeoutError:
-            failure = self._late(limit, deadline)
-        raise failure
+            raise self._late(limit, deadline) from None
 
     async def _read(self, response: HttpResponse, heard: float, deadline: float) -> bytes:
         """The next bytes, b"" at the end, or where the connection broke, which the parser is told."""

@@ -34,8 +34,7 @@ def parse_json(data: bytes | str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        pass
-    raise ValueError("JSON that is nested too deep")
+        raise ValueError("JSON that is nested too deep") from None
 
 
 def json_object(data: bytes | str) -> dict[str, Any] | None:

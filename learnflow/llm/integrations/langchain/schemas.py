@@ -17,7 +17,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
 from ...adapter import structured_output
-from ...errors import InvalidRequest, SchemaMismatch
+from ...errors import InvalidRequest, SchemaMismatch, bare
 
 
 def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
@@ -42,6 +42,13 @@ def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
 
 def parsed(schema: Any, message: AIMessage) -> Any:
     """What the message says, as an instance or a dict. Raises SchemaMismatch."""
+    try:
+        return _parsed(schema, message)
+    except SchemaMismatch as error:
+        raise bare(error)  # noqa: B904  # that is what it does
+
+
+def _parsed(schema: Any, message: AIMessage) -> Any:
     finish = message.response_metadata.get("finish_reason", "stop")
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -55,8 +62,7 @@ def parsed(schema: Any, message: AIMessage) -> Any:
     try:
         return parse(value)
     except ValueError:
-        pass
-    raise SchemaMismatch(f"the answer does not fit {schema.__name__}")
+        raise SchemaMismatch(f"the answer does not fit {schema.__name__}") from None
 
 
 def _text(message: AIMessage) -> str:

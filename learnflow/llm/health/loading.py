@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from ..health.probe import Door, complaint_of
+from .probe import Door, complaint_of
 
 Watch = Callable[[float], None]
 
