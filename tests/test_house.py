@@ -24,7 +24,7 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 
 # Imports go one way: a room may import those of the storeys above and of its own, but no two import each other.
 STOREYS = [
-    ["errors", "capabilities", "base"],
+    ["process", "errors", "capabilities", "base"],
     ["spec"],
     ["log", "events"],
     ["settings", "timeouts"],

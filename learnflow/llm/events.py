@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from . import log
 from .base import Completion, ToolCall, Usage
 from .errors import ConfigError, LLMError
+from .process import kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +231,8 @@ Event = (
 Sink = Callable[[Event], None]
 _S = TypeVar("_S")
 
-_sinks: Final[list[Sink]] = []
-_content: Final[list[Callable[[Said], None]]] = []
+_sinks: Final = kept("sinks", list[Sink]())
+_content: Final = kept("sinks of content", list[Callable[[Said], None]]())
 _numbers: Final = itertools.count(1)
 # What the log calls them, to be searched for.
 _NAMES: Final[dict[type[Event], str]] = {

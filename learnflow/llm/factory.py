@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from . import settings
 from .base import LLMProvider
 from .capabilities import Health
 from .discovery import SURVEY_S, found, survey
+from .process import kept, switches
 from .routing.router import RouterProvider
 
 
@@ -25,7 +27,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
         NotConfigured: a name is unknown, or none of them has its address and key.
     """
     common = settings.load()
-    if watched and (common.llm_metrics_port or common.llm_opentelemetry):
+    if switches.watched and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # extras, which few want
 
         integrations.attach(common)
@@ -61,5 +63,4 @@ def instead(provider: LLMProvider) -> Iterator[None]:
         _instead.remove(provider)
 
 
-watched = True  # False for the command line: the port of the metrics is the application's
-_instead: list[LLMProvider] = []
+_instead: Final = kept("providers in place of the environment's", list[LLMProvider]())

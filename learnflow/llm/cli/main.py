@@ -16,6 +16,7 @@ import sys
 from typing import Final
 
 from .. import errors
+from ..process import switches
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -47,13 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _unwatched(options: argparse.Namespace) -> int:
     """Run the command; the port of the metrics is left to the application."""
-    from .. import factory  # noqa: PLC0415  # --help needs none of it
-
-    factory.watched = False
+    switches.watched = False
     try:
         return asyncio.run(_run(options))
     finally:
-        factory.watched = True
+        switches.watched = True
 
 
 async def _run(options: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from ..process import kept
+
 # The least that a server gives that was not told otherwise (Ollama's documentation, 2026: 4096 below 24 GB of VRAM).
 ASSUMED: Final = 4096
 BARRED_S: Final = 300.0  # seconds until a width that could not be loaded is tried again: memory may be free by then
@@ -86,14 +88,9 @@ def at_least(texts: Iterable[str]) -> int:
     return sum(len(text.split()) + (0 if text.isascii() else len(_CJK.findall(text)) // _CJK_MOST) for text in texts)
 
 
-_windows: Final[dict[tuple[str, str], Window]] = {}
+_windows: Final = kept("widths of contexts", dict[tuple[str, str], Window](), learned=True)
 
 
 def of(base: str, model: str) -> Window:
     """The window that this process uses for a model at an address."""
     return _windows.setdefault((base, model), Window())
-
-
-def forget() -> None:
-    """Nothing was decided yet. For tests."""
-    _windows.clear()

@@ -10,10 +10,11 @@ import os
 from typing import Final
 
 from .. import log
+from ..process import kept
 from ..settings import Settings, in_container
 
-_done: Final[set[object]] = set()
-_said: Final[set[str]] = set()
+_done: Final = kept("ports of metrics", set[object]())
+_said: Final = kept("hints that were said", set[str]())
 
 
 def attach(common: Settings) -> None:

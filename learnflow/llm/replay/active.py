@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from .. import errors, events
+from ..process import kept
 from .player import Player
 from .recorder import Recorder
 from .transport import Cassettes
@@ -16,8 +17,8 @@ Mode = Literal["play", "record"]
 
 
 D = TypeVar("D", bound="Cassettes | None")
-_known: dict[tuple[Path, Mode], Cassettes] = {}
-_instead: list[Cassettes | None] = []
+_known: Final = kept("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
+_instead: Final = kept("cassettes in place of the environment's", list[Cassettes | None]())
 
 
 def current(folder: Path | None, mode: Mode) -> Cassettes | None:
@@ -54,11 +55,6 @@ def instead(cassettes: D) -> Iterator[D]:
         yield cassettes
     finally:
         _instead.remove(cassettes)
-
-
-def forget() -> None:
-    """The cassettes are played from their beginning again. For tests."""
-    _known.clear()
 
 
 def cassettes(folder: Path) -> dict[str, str]:

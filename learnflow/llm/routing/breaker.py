@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import LLMError
+from ..process import kept
 from .decision import LONGEST_S, at_fault, verdict
 
 Gate = Literal["go", "shut", "probe", "trial"]
@@ -186,11 +187,6 @@ class BreakerRegistry:
         for each in self.shut(target):
             each.abandon()
 
-    def forget(self) -> None:
-        """Nothing has happened yet. For tests."""
-        self.breakers.clear()
-        self.records.clear()
-
     def record(self, target: Target) -> Record:
         """What happened there."""
         return self.records.setdefault(target, Record())
@@ -200,4 +196,7 @@ class BreakerRegistry:
         return [self.breakers[each] for each in places if each in self.breakers]
 
 
-REGISTRY = BreakerRegistry()
+REGISTRY = BreakerRegistry(
+    breakers=kept("breakers", dict[Target, Breaker](), learned=True),
+    records=kept("records of providers", dict[Target, Record](), learned=True),
+)

@@ -13,12 +13,10 @@ from typing import Final, Literal
 from .. import errors
 from ..base import Resume
 from ..errors import LLMError
+from ..process import switches
 
 Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
 Text = Literal["keep", "forget"]
-
-# Set by tests, which do not wait: how often one is asked again at the most.
-testing: int | None = None
 
 LONGEST_S: Final = 300.0  # whatever a server asks for (429 with Retry-After: 86400 was seen)
 _BACK_OFF_S: Final = 0.5
@@ -237,7 +235,7 @@ def verdict(error: LLMError) -> Verdict:
 
 def rounds(retries: int) -> int:
     """How often those are asked again whose failure may pass: as configured, in tests at most what the test says."""
-    return retries if testing is None else min(retries, testing)
+    return retries if switches.retries is None else min(retries, switches.retries)
 
 
 def back_off(times: int, chance: float, asked: float | None = None) -> float:
@@ -248,7 +246,7 @@ def back_off(times: int, chance: float, asked: float | None = None) -> float:
         chance: from 0 to 1.
         asked: ``Retry-After``.
     """
-    if testing is not None:
+    if switches.retries is not None:
         return 0.0
     if asked is not None:
         return min(asked, LONGEST_S) * (1 + chance / 10)

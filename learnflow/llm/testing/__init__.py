@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..process import forget
     from .fault_server import Fault, FaultServer, Seen, closed_port
-    from .kit import forget, no_model_calls, no_waiting, provided, recording, replaying
+    from .kit import no_model_calls, no_waiting, provided, recording, replaying
     from .scripted import Cut, Request, ScriptedProvider
 
 __all__ = [
@@ -30,7 +31,8 @@ __all__ = [
 
 _WHERE = {
     **dict.fromkeys(("Fault", "FaultServer", "Seen", "closed_port"), ".fault_server"),
-    **dict.fromkeys(("forget", "no_model_calls", "no_waiting", "provided", "recording", "replaying"), ".kit"),
+    **dict.fromkeys(("no_model_calls", "no_waiting", "provided", "recording", "replaying"), ".kit"),
+    "forget": "..process",
     **dict.fromkeys(("Cut", "Request", "ScriptedProvider"), ".scripted"),
 }
 

@@ -12,20 +12,11 @@ from pathlib import Path
 
 from .. import factory
 from ..base import LLMProvider
-from ..health import window
+from ..process import switches
 from ..replay import active
 from ..replay.player import Player
 from ..replay.recorder import Recorder
-from ..routing import breaker, decision
-from ..transport import client
 from .fault_server import RUNNING
-
-
-def forget() -> None:
-    """The process begins anew: no breaker is open, no context was widened, no cassette was played."""
-    breaker.REGISTRY.forget()
-    window.forget()
-    active.forget()
 
 
 @contextmanager
@@ -59,11 +50,11 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 
     For tests of what an application does when its providers fail; loads and timeouts are not touched.
     """
-    before, decision.testing = decision.testing, attempts - 1
+    before, switches.retries = switches.retries, attempts - 1
     try:
         yield
     finally:
-        decision.testing = before
+        switches.retries = before
 
 
 @contextmanager
@@ -72,8 +63,8 @@ def no_model_calls() -> Iterator[None]:
 
     For providers that exist already, too.
     """
-    before, client.allowed = client.allowed, RUNNING
+    before, switches.allowed = switches.allowed, RUNNING
     try:
         yield
     finally:
-        client.allowed = before
+        switches.allowed = before

@@ -55,6 +55,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
     its folder then holds the cassettes of this run; a folder that a marker names, which others may use too, gets them
     added.
     """
+    from .. import process  # noqa: PLC0415
     from . import kit  # noqa: PLC0415
 
     marker = request.node.get_closest_marker("llm_replay")
@@ -62,7 +63,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
     if marker and len(named) != 1:
         pytest.fail("llm_replay wants one folder: @pytest.mark.llm_replay('cassettes')", pytrace=False)
     folder = request.path.parent / (named[0] if named else _own_folder(request))
-    kit.forget()
+    process.forget()
     if request.config.getoption("--llm-record"):
         with kit.recording(tmp_path / "llm_replay") as recorder:
             yield recorder

@@ -22,6 +22,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
+from ..process import kept, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Judge
@@ -37,10 +38,7 @@ _NO_ANSWER: Final = "without sending a response"  # httpcore's words where a ser
 # What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
 _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
-# Where requests may go at all; None for anywhere. Set by tests, so that none asks a real model by mistake.
-allowed: set[tuple[str, str, int]] | None = None
-
-_closing: Final[set[asyncio.Future[None]]] = set()  # whose readers have left
+_closing: Final = kept("connections that are closing", set[asyncio.Future[None]]())  # whose readers have left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +247,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it. Raises an LLMError, or what httpx raises."""
-        if allowed is not None and origin(str(request.url)) not in allowed:
+        if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Give it cassettes, or a FaultServer"
             )

@@ -20,6 +20,7 @@ import httpx
 
 from .. import errors, settings
 from ..errors import LLMError
+from ..process import kept
 from .endpoint import Endpoint, is_private
 
 # Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
@@ -32,7 +33,7 @@ _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Future[
 
 
 # Where names led when they were last connected to.
-_found: Final[dict[str, list[str]]] = {}
+_found: Final = kept("addresses of names", dict[str, list[str]](), learned=True)
 _MOST_NAMES: Final = 1000
 
 

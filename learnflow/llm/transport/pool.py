@@ -12,6 +12,7 @@ from typing import Final
 import httpcore
 import httpx
 
+from ..process import kept
 from .network import Backend
 
 # llama.cpp closes an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"): a shorter life of ours keeps the two
@@ -80,7 +81,7 @@ class Pool:
             await connections.aclose()
 
 
-_pools: dict[asyncio.AbstractEventLoop, Pool] = {}  # without those of loops that were shut down
+_pools: Final = kept("pools", dict[asyncio.AbstractEventLoop, Pool]())  # without those of loops that were shut down
 _lock = threading.Lock()
 
 
