@@ -42,7 +42,7 @@ live: install ## the tests against every model server that the environment names
 	$(BIN)/python -m pytest -q -m live -rs tests/live $(ARGS)
 
 record: install ## make the cassettes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
-	@PYTHONPATH=tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
+	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
 
 coverage: install ## which branches of learnflow/llm the tests do not run
 	$(BIN)/python -m pytest -q -n auto -p no:learnflow_llm --cov $(ARGS)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from learnflow.llm import discovery as survey
 from learnflow.llm import settings
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.providers import CustomProvider, LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport.endpoint import endpoint
-
-KINDS: dict[str, type[BaseProvider]] = {
-    "openai": CustomProvider,
-    "lmstudio": LMStudioProvider,
-    "vllm": VLLMProvider,
-    "llamacpp": LlamaCppProvider,
-    "ollama": OllamaProvider,
-}
-DIALECTS = list(KINDS)
-LIVE = os.environ.copy()
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +36,6 @@ def litellm_ready() -> None:
         asyncio.run(_litellm.prepare(SPECS[name], endpoint(SPECS[name], "http://localhost")))
 
 
-def read_variables() -> set[str]:
-    """Every variable that the settings read."""
-    common = {name.upper() for name in settings.Settings.model_fields}
-    return common | {name for spec in SPECS.values() for names in spec.variables for name in names}
-
-
-def provider_for(server: FaultServer, **options: object) -> BaseProvider:
-    """The provider of the server's dialect, asking the model that it has."""
-    return KINDS[server.dialect.name](base_url=server.base_url, model="fault-model", **options)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def events_seen() -> Iterator[list[object]]:
     """Every event of the test."""
@@ -65,3 +45,19 @@ def events_seen() -> Iterator[list[object]]:
     remove = events.add_sink(seen.append)
     yield seen
     remove()
+
+
+@pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Where each local server usually is: row -> address; nobody is there until a test says so. No container."""
+    places = {
+        name: f"http://127.0.0.1:{closed_port()}" for name, spec in SPECS.items() if spec.default_url and spec.local
+    }
+
+    class Places(dict[str, Any]):
+        def items(self) -> Any:
+            return [(name, replace(spec, default_url=places.get(name))) for name, spec in SPECS.items()]
+
+    monkeypatch.setattr(survey, "SPECS", Places(SPECS))
+    monkeypatch.setattr(settings, "in_container", lambda: False)
+    return places

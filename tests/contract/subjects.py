@@ -12,11 +12,11 @@ from typing import Final
 
 import yaml
 from behaviours import Subject
+from support import ROOT
 
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay.cassette import Interaction
 
-ROOT: Final = Path(__file__).parents[2]
 CASSETTES: Final = ROOT / "cassettes"
 TINY: Final = "learnflow-tiny"
 

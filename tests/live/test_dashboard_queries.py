@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import LIVE
+from support import LIVE, ROOT
 
-ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "compose/monitoring/grafana/dashboards/learnflow-llm.json").read_text(encoding="utf-8"))
 PROMETHEUS = LIVE.get("PROMETHEUS_URL", "")
 MINUTES = int(LIVE.get("PROMETHEUS_MINUTES", "15"))

@@ -7,7 +7,7 @@ Needs ``LIVE_ANSWERS``: a model that knows them by heart is the only way to know
 from __future__ import annotations
 
 import pytest
-from conftest import LIVE
+from support import LIVE
 from test_live import ANSWERS, named_environment, rows
 
 from learnflow.llm import RouterProvider

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
-from conftest import LIVE
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from support import LIVE
 
 from learnflow.llm import RouterProvider
 from learnflow.llm.integrations.langchain import ChatLearnFlow

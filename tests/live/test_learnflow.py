@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LIVE
+from support import LIVE
 
 import learnflow.llm
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LIVE
 from pydantic import BaseModel
+from support import LIVE
 
 from learnflow.llm import errors, get_provider
 from learnflow.llm.adapter.provider import BaseProvider

@@ -21,11 +21,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import LIVE
+from support import LIVE, ROOT
 
 from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
 
-ROOT = Path(__file__).parents[2]
 MODEL = LIVE.get("COMPOSE_MODEL", "qwen3:0.6b")
 ENGINE = bool(LIVE.get("COMPOSE_CHECK")) and shutil.which("docker") is not None
 HOST = bool(LIVE.get("COMPOSE_HOST_NETWORK"))

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from conftest import provider_for
 from pydantic import BaseModel
+from support import provider_for
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
 from learnflow.llm.base import Completion, ServedModel

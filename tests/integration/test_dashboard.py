@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from support import ROOT
 
 from learnflow.llm import errors
 from learnflow.llm.integrations.prometheus import Metrics
 from learnflow.llm.routing.decision import at_fault
 
-ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "compose/monitoring"
 DASHBOARD: dict[str, Any] = json.loads(
     (MONITORING / "grafana/dashboards/learnflow-llm.json").read_text(encoding="utf-8")

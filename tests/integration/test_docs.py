@@ -6,16 +6,14 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import read_variables
+from support import ROOT, read_variables
 
 from learnflow.llm.cli import main as cli
 from learnflow.llm.providers.registry import SPECS
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")

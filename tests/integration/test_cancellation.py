@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import DIALECTS, provider_for
+from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.base import TextStream

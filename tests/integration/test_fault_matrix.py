@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import DIALECTS, provider_for
+from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.errors import LLMError

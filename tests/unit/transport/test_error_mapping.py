@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import DIALECTS, provider_for
+from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.errors import LLMError

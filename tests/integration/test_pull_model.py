@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-SCRIPT = Path(__file__).parents[1] / "compose" / "pull-model.sh"
+SCRIPT = ROOT / "compose" / "pull-model.sh"
 GGUF = b"GGUF" + bytes(range(256)) * 4000
 SUM = hashlib.sha256(GGUF).hexdigest()
 

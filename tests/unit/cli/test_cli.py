@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import factory
 from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
@@ -256,7 +255,7 @@ def test_the_command_line_leaves_the_port_to_the_application(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
-    monkeypatch.setattr(factory, "watched", True)
+    monkeypatch.setattr(process.switches, "watched", True)
     assert cli.main(["ask", "hi"]) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)

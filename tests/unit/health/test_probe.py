@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import KINDS
+from support import KINDS
 
 from learnflow.llm import Health
 from learnflow.llm.providers import (

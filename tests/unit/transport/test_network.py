@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import DIALECTS, provider_for
+from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OpenAIProvider

@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import read_variables
+from support import ROOT, read_variables
 
 import learnflow.llm
 from learnflow.llm import providers, settings
 from learnflow.llm.providers.registry import SPECS
 
-ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "learnflow" / "llm"
 MODULES = sorted(HOUSE.rglob("*.py"))
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from conftest import DIALECTS, provider_for
+from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider

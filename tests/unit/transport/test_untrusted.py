@@ -15,10 +15,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from conftest import provider_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
+from support import provider_for
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter import structured_output

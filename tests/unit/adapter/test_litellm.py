@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support import ROOT
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -151,9 +152,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("bad", ["1.82.7", "1.82.8"])
 def test_the_malicious_versions_stay_excluded(bad: str) -> None:
-    from pathlib import Path  # noqa: PLC0415
 
-    assert f"!={bad}" in (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"!={bad}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 # Writes one request of every row with everything blocked that it must not need: sockets, names, files, and variables

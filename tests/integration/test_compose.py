@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support import ROOT
 
 from learnflow.llm.providers.registry import SPECS
 
-ROOT = Path(__file__).parents[1]
 LEARNFLOWS_PORTS = {8000, 8001, 8002, 3000, 3001, 5432}
 LEARNFLOWS_SERVICES = {"learnflow", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres", "redis"}
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import KINDS, provider_for
 from hypothesis import given
 from hypothesis import strategies as st
+from support import KINDS, provider_for
 
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.cli import main as cli

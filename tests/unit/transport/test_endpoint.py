@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import provider_for
+from support import provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.providers import (

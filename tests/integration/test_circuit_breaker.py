@@ -1,0 +1,97 @@
+"""A provider that failed is left alone, and asked again through a probe or one trial."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support import TEXT, Clock, heard, pair, provider_for, router
+
+from learnflow.llm import errors, events
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer
+
+
+async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_seen: list[Any]) -> None:
+    clock = Clock()
+    async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT) as one:
+        chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))
+        one.script = [Fault("close")] * 2  # a pooled connection is tried once more
+        assert (await chain.complete("hi")).provider == "vllm"
+        knocked = len(one.seen)
+        clock.now += 4
+        assert (await chain.complete("hi")).provider == "vllm"
+        assert len(one.seen) == knocked
+        clock.now += 2
+        pages = len(one.pages)
+        assert (await chain.complete("hi")).provider == "vllm"  # the probe runs beside it
+        while chain.status()[0]["breaker"] == "open":
+            await asyncio.sleep(0.01)
+        assert len(one.pages) > pages
+        assert (await chain.complete("hi")).provider == "llamacpp"
+        assert [event for event in events_seen if isinstance(event, events.Closed)]
+
+
+async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:
+    clock = Clock()
+    async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT, fault=Fault("hang")) as one:
+        chain = router(provider_for(one, first_token_timeout=0.2), provider_for(two), breakers=BreakerRegistry(clock))
+        assert (await chain.complete("hi")).provider == "vllm"
+        clock.now += 16
+        await chain.complete("hi")  # the probe runs beside it, and finds it well
+        await asyncio.sleep(0.2)
+        answers = await asyncio.gather(*(chain.complete("hi") for _ in range(10)))
+        assert {done.provider for done in answers} == {"vllm"}
+        assert len(one.seen) == 2  # one of the ten went there first
+        clock.now += 16
+        await chain.complete("hi")
+        assert len(one.seen) == 2  # the next period is longer
+        one.fault = None
+        clock.now += 30
+        await chain.complete("hi")
+        await asyncio.sleep(0.2)
+        assert (await chain.complete("hi")).provider == "llamacpp"
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_when_all_are_shut_the_one_that_opens_first_is_tried() -> None:
+    async with FaultServer("vllm", TEXT) as one, FaultServer("llamacpp", TEXT) as two:
+        one.script, two.script = [Fault("refuse")], [Fault("refuse", refusal="failed", headers={"retry-after": "99"})]
+        chain = router(provider_for(one), provider_for(two), retries=0)
+        with pytest.raises(errors.ServerFailed):
+            await chain.generate("hi")
+        assert [state["breaker"] for state in chain.status()] == ["open", "open"]
+        assert (await chain.complete("hi")).provider == "vllm"
+
+
+async def test_200_at_once_when_the_primary_dies_none_is_lost_and_it_is_not_knocked_at_again() -> None:
+    async with FaultServer("vllm", TEXT) as two:
+        async with FaultServer("llamacpp", TEXT, fault=Fault("drop", after=4)) as one:
+            chain = router(provider_for(one, max_concurrency=20), provider_for(two))
+            answers = await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))
+            assert set(answers) == {TEXT}
+            knocked = len(one.seen)
+            assert knocked <= 200
+        assert set(await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))) == {TEXT}
+        assert len(one.seen) == knocked
+
+
+async def test_leaving_frees_the_server_and_gives_back_the_trial() -> None:
+    async with pair("vllm", "llamacpp", Fault("stall", after=3)) as (one, _, chain):
+        async with chain.stream("hi") as answer:
+            await anext(answer)
+        await asyncio.wait_for(one.seen[0].gone.wait(), 1)
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_a_trial_that_fails_otherwise_keeps_no_breaker_busy_for_ever() -> None:
+    clock = Clock()
+    async with FaultServer("openai", TEXT) as one, FaultServer("vllm", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))
+        one.script = [Fault("refuse", refusal="quota"), Fault("refuse")]
+        for _ in range(12):
+            await chain.generate("hi")
+            await asyncio.sleep(0.05)
+            clock.now += 301
+        assert (await chain.complete("hi")).provider == "custom"

@@ -1,0 +1,277 @@
+"""A broken answer is continued by the next provider to the identical text, or it is said that it cannot be."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import pytest
+from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, heard, pair, provider_for, router
+
+from learnflow.llm import RouterProvider, errors
+from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider, no_waiting
+from learnflow.llm.testing.fault_server import FaultName
+
+FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "lingers", "whole", "filtered")]
+
+
+def _narrow(server: FaultServer) -> BaseProvider:
+    server.tells["/props"] = {"default_generation_settings": {"n_ctx": 1000}}
+    return provider_for(server)
+
+
+def said(text: str, times: int = 1) -> ScriptedProvider:
+    return ScriptedProvider([text] * times, name="deviant")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str) -> None:
+    refusals = {"refusal": "failed"} if name == "refuse" else {}
+    places = (
+        (1, 2, 9, 18) if name in ("cut", "half_line", "drop", "reset", "error_frame", "malformed", "stall") else (2,)
+    )
+    others = {"ollama": "llamacpp", "llamacpp": "ollama"}
+    for after, how in itertools.product(places, ("stream", "generate")):
+        fault = Fault(name, after=after, **refusals)
+        async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, two, chain):
+            if name == "error_after_finish" and how == "stream":  # shown, and its finish stood: nobody continues it
+                with pytest.raises(errors.ErrorInAnswer) as caught:
+                    await heard(chain, how)
+                assert (caught.value.partial, two.seen) == (TEXT, [])
+                continue
+            assert await heard(chain, how) == TEXT, (after, how)
+
+
+@pytest.mark.parametrize("second", DIALECTS)
+async def test_every_dialect_goes_on(second: str) -> None:
+    for after in range(len(TEXT.split(" "))):
+        async with pair("openai", second, Fault("cut", after=after)) as (_, two, chain):
+            async with chain.stream("hi") as answer:
+                assert "".join([piece async for piece in answer]) == TEXT
+            done = answer.completion
+            assert (done.text, done.provider, done.attempts, done.resumed > 0) == (
+                TEXT,
+                two.dialect.name.replace("openai", "custom"),
+                2,
+                after > 0,
+            )
+            assert two.seen
+
+
+async def test_a_single_provider_is_continued_too() -> None:
+    for dialect in DIALECTS:
+        async with FaultServer(dialect, TEXT) as server:  # type: ignore[arg-type]
+            server.script = [Fault("reset", after=5)]
+            async with router(provider_for(server)).stream("hi", max_tokens=100) as answer:
+                assert "".join([piece async for piece in answer]) == TEXT
+            assert answer.completion.resumed == 1
+            assert answer.completion.usage.total_tokens is None  # the first part was not counted: unknown stays unknown
+
+
+async def test_a_prefix_that_the_next_one_does_not_recognise() -> None:
+    """What comes is not what was delivered: it is closed, and asked again from where it broke."""
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (_, two, chain):
+        two.pieces = ["Something ", "else."]
+        two.derailed = ["wholly ", "different."]
+        text = await heard(chain, "stream")
+        assert text == "RSA is a " + "wholly different."
+        prefixes = [seen.body["messages"][-1]["content"] for seen in two.seen]
+        assert prefixes == ["RSA is a", "RSA is a "]
+
+
+async def test_thinking_is_part_of_the_prefix() -> None:
+    thinks = FaultServer("vllm", TEXT, thinking="Let me think.", fault=Fault("cut", after=6))
+    async with thinks as one, FaultServer("llamacpp", TEXT) as two, FaultServer("ollama", TEXT) as three:
+        for second in (two, three):
+            done = await router(provider_for(one), provider_for(second)).complete("hi")
+            assert (done.text, done.reasoning) == (TEXT, "Let me think.")
+        assert two.seen[0].body["messages"][-1]["content"].startswith("<think>Let me think.</think>RSA is")
+        assert "<think>Let me think.</think>RSA is" in three.seen[0].body["prompt"]
+
+
+async def test_a_break_while_thinking_begins_again() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
+        one.thinking = "Let me"
+        assert await heard(chain, "stream") == TEXT
+        assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
+
+
+async def test_the_caller_chooses_what_a_break_means() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        got: list[str] = []
+        with pytest.raises(errors.AnswerCut) as caught:
+            async for piece in chain.stream("hi", resume="raise"):
+                got.append(piece)
+        assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
+        assert two.seen == []
+        assert await heard(chain, "generate", resume="raise") == TEXT  # nothing was shown: nothing is lost
+    with pytest.raises(errors.InvalidRequest, match="resume"):
+        chain.stream("hi", resume="sometimes")
+    with pytest.raises(errors.NotConfigured, match="resume"):
+        RouterProvider(dead(), resume="sometimes")  # type: ignore[arg-type]
+
+
+async def test_json_is_begun_again_where_nothing_was_shown_and_raised_where_it_was() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
+        one.pieces, two.pieces = JSON.split(" "), JSON.split(" ")
+        done = await chain.complete("hi", response_format=Quiz)
+        assert done.parsed == Quiz(questions=["one", "two", "three and four"]) or done.parsed
+        assert (done.attempts, done.resumed) == (2, 0)
+    async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
+        with pytest.raises(errors.AnswerCut) as caught:
+            await heard(chain, "stream", response_format={"type": "json_object"})
+        assert caught.value.partial
+        assert two.seen == []
+
+
+async def test_an_overflow_goes_only_to_one_that_can() -> None:
+    tells = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
+    refuses = FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="overflow"))
+    async with refuses as one, FaultServer("llamacpp", TEXT) as two, FaultServer("vllm", TEXT, tells=tells) as small:
+        assert await heard(router(provider_for(one), provider_for(two)), "generate") == TEXT
+        chain = router(provider_for(small), provider_for(two))
+        assert await chain.generate("word " * 3000) == TEXT
+        assert small.seen == []  # it was not even tried
+        with pytest.raises(errors.ContextOverflow, match=r"vllm: no context .3000.*llamacpp: no context"):
+            await router(provider_for(small), _narrow(two)).generate("word " * 3000)
+
+
+async def test_a_picture_goes_only_to_one_that_can_see() -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+    blind = {"/props": {"modalities": {"vision": False}}}
+    async with FaultServer("llamacpp", TEXT, tells=blind) as one, FaultServer("ollama", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two))
+        assert await chain.generate(picture) == TEXT
+        assert one.seen == []
+        choices = chain.explain(picture)
+        assert [(choice.provider, choice.serves) for choice in choices] == [("llamacpp", False), ("ollama", True)]
+        assert "vision" in choices[0].why
+        with pytest.raises(errors.Unsupported, match="llamacpp: no vision"):
+            await router(provider_for(one), provider_for(one)).generate(picture)
+
+
+async def test_a_text_whose_finish_stood_is_continued_by_nobody() -> None:
+    """The schema was not kept to: another one begins, or the caller is told."""
+    async with FaultServer("openai", "no JSON") as one, FaultServer("vllm", '{"a": 1}') as two:
+        chain = router(provider_for(one), provider_for(two))
+        wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+        assert await chain.generate("hi", response_format=wanted) == '{"a": 1}'
+        assert "assistant" not in str(two.seen[0].body["messages"])
+
+
+async def test_a_refused_beginning_is_asked_for_in_words() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        two.script = [Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')]
+        assert await heard(chain, "stream") == TEXT
+        assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "user"]
+
+
+async def test_pictures_are_not_lost_on_the_way() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    asked = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, picture]}]
+    async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
+        assert "".join([piece async for piece in chain.stream(asked)]) == TEXT
+        assert two.seen[-1].path == "/api/chat"
+        assert two.seen[-1].body["messages"][0]["images"]
+
+
+@pytest.mark.parametrize("page", [b"no JSON", b"[" * 100_000, b'{"_debug_info": 3}'])
+async def test_a_template_that_cannot_be_had_is_no_end(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
+        monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
+        assert await heard(chain, "stream") == TEXT
+        assert [seen.path for seen in two.seen] == ["/api/chat"]  # asked in words
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "vllm", "llamacpp", "openai"])
+async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
+    """Finished properly, and not even the last word came again: who knows that the answer was over?"""
+    text = "one two three four five six seven"
+    async with (
+        FaultServer("openai", text, fault=Fault("cut", after=4)) as dying,
+        FaultServer(dialect, text, fault=Fault("silent")) as silent,  # type: ignore[arg-type]
+        FaultServer("openai", text) as last,
+    ):
+        one, two, three = (provider_for(server) for server in (dying, silent, last))
+        done = await RouterProvider(one, [two, three], breakers=BreakerRegistry(), retries=0).complete("count")
+        assert done.text == text
+        assert done.attempts == 3
+        with pytest.raises(errors.BrokenAnswer) as caught:
+            await RouterProvider(one, [two], breakers=BreakerRegistry(), retries=0).complete("count")
+        assert caught.value.partial.startswith("one two three")
+
+
+@pytest.mark.parametrize("how", ["stream", "generate", "complete"])
+async def test_a_continuation_that_is_none_is_not_joined_and_the_next_is_asked(how: str) -> None:
+    preface = "Sure, here is the rest: A key pair is built from two large prime numbers."
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
+        FaultServer("openai", TEXT) as three,
+    ):
+        deviant = said(preface)
+        third = CustomProvider(base_url=three.base_url, model="other")  # the same one would go first
+        chain = router(provider_for(one), deviant, third)
+        assert await heard(chain, how) == TEXT
+        assert len(deviant.history) == 1
+        state = chain.status()[1]
+        assert (state["breaker"], state["failed"]) == ("closed", 0)
+
+
+async def test_where_nobody_can_go_on_a_whole_answer_is_begun_again_once() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        deviant = said("Another answer, which is whole.", 2)
+        done = await router(provider_for(one), deviant, retries=0).complete("hi")
+        assert (done.text, done.provider) == ("Another answer, which is whole.", "deviant")
+        assert [len(asked.prompt) for asked in deviant.history] == [3, 2]  # asked in words, and then from the beginning
+        with pytest.raises(errors.LLMError):
+            await router(provider_for(one), said("Another one.", 1), retries=0).complete("hi")
+
+
+async def test_where_nobody_can_go_on_a_stream_ends_with_what_was_delivered() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        pieces = []
+        with pytest.raises(errors.AnswerCut) as caught:
+            async for piece in router(provider_for(one), said("Another answer."), retries=0).stream("hi"):
+                pieces.append(piece)
+        assert "".join(pieces) == caught.value.partial
+        assert TEXT.startswith(caught.value.partial)
+        assert [each.error for each in caught.value.attempts] == ["AnswerCut", "NotContinued"]
+
+
+async def test_the_same_model_goes_on_before_another_one_that_is_no_farther_away() -> None:
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
+        FaultServer("vllm", TEXT) as two,
+        FaultServer("llamacpp", TEXT) as three,
+    ):
+        chain = router(
+            CustomProvider(base_url=one.base_url, model="vendor/learnflow"),
+            VLLMProvider(base_url=two.base_url, model="other"),
+            LlamaCppProvider(base_url=three.base_url, model="learnflow:latest"),
+        )
+        done = await chain.complete("hi")
+        assert (done.text, done.provider) == (TEXT, "llamacpp")
+
+
+async def test_two_providers_that_die_in_turn_and_fifty_cuts_in_a_row() -> None:
+    text = " ".join(f"word{at}" for at in range(200))
+    async with FaultServer("vllm", text) as one, FaultServer("llamacpp", text) as two:
+        one.script, two.script = [Fault("cut", after=3)] * 25, [Fault("reset", after=3)] * 25
+        chain = router(provider_for(one), provider_for(two), retries=500)
+        with no_waiting():  # else it would wait half a minute
+            async with chain.stream("hi", max_tokens=1000) as answer:
+                assert "".join([piece async for piece in answer]) == text
+    assert answer.completion.resumed == 50
+
+
+async def test_a_cut_within_the_first_word_is_continued_by_an_engine_that_can() -> None:
+    """Asked from the beginning it begins otherwise; given the beginning it goes on."""
+    async with FaultServer("openai", ["RSA", " is old."], fault=Fault("cut", after=1)) as one:
+        own = Own(["Sure, RSA is old."], name="own")
+        async with router(provider_for(one), own).stream("hi") as answer:
+            assert "".join([piece async for piece in answer]) == TEXT
+        assert (answer.completion.resumed, answer.completion.provider) == (1, "own")

@@ -1,0 +1,69 @@
+"""What a router says of itself: explain() and status()."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support import TEXT, heard, pair, provider_for, router
+
+from learnflow.llm import RouterProvider, errors
+from learnflow.llm.providers import CustomProvider, OpenAIProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer
+
+
+async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_serve(events_seen: list[Any]) -> None:
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = RouterProvider(primary="openai", fallback=[provider_for(server)], breakers=BreakerRegistry())
+        assert [(event.provider, event.loud) for event in events_seen] == [("openai", True)]  # its key is missing
+        assert await heard(chain, "generate") == TEXT
+        state = chain.status()[0]
+        assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
+        assert "OPENAI_API_KEY" in chain.explain("hi")[0].why
+    with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
+        RouterProvider(primary="openai")
+    with pytest.raises(errors.NotConfigured, match="Did you mean openai"):
+        RouterProvider(primary="opnai", fallback=["ollama"])
+
+
+async def test_routing_by_cost_and_locality() -> None:
+    async with FaultServer("openai", TEXT) as cloud, FaultServer("ollama", TEXT) as own:
+        openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o")
+        for routing in ("cost", "local-first"):
+            chain = router(openai, provider_for(own), routing=routing)
+            assert (await chain.complete("hi")).provider == (
+                "ollama" if routing == "cost" else "openai"
+            )  # both are near
+
+
+async def test_explain_asks_nobody() -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        choices = chain.explain("hi")
+        assert [(choice.provider, choice.serves) for choice in choices] == [("vllm", True), ("llamacpp", False)]
+        assert one.pages == two.pages == []
+
+
+async def test_explain_says_what_the_selection_does() -> None:
+    picture: Any = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+    ]
+    async with FaultServer("openai", TEXT) as server:
+        provider = CustomProvider(base_url=server.base_url, model="m")
+        (unknown,) = router(provider).explain(picture)
+        assert (unknown.serves, "nobody knows" in unknown.why) == (None, True)
+        (known,) = router(provider).explain("hi")
+        assert known.serves is True
+        monkeyed = CustomProvider(base_url=server.base_url, model="m")
+        monkeyed.knowledge.stated = {"vision": False}
+        (refused,) = router(monkeyed).explain(picture)
+        assert (refused.serves, refused.why) == (False, "lacks vision")
+
+
+async def test_the_callers_mistakes_are_no_failures_of_the_provider() -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="request")) as server:
+        chain = router(provider_for(server), retries=0)
+        with pytest.raises(errors.RequestError):
+            await chain.generate("hi")
+        assert chain.status()[0]["failed"] == 0
+        assert chain.status()[0]["recent_failures"] == []

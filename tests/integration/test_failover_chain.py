@@ -1,0 +1,240 @@
+"""Failover: what goes to the next provider at once, what is raised, and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from support import JSON, KINDS, TEXT, Clock, Quiz, dead, heard, pair, provider_for, router
+
+from learnflow.llm import RouterProvider, errors, events
+from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.providers import OllamaProvider, OpenAIProvider, VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer
+
+MOVES = {"failed": 500, "rate": 429, "quota": 429, "key": 401, "model": 404, "busy": 503}
+
+
+async def test_an_answer_that_fails_its_schema_is_asked_of_the_next() -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        one.pieces, two.pieces = ["no JSON"], [JSON]
+        done = await chain.complete("hi", response_format=Quiz)
+        assert (done.provider, done.parsed) == ("llamacpp", Quiz(questions=["one", "two", "three and four"]))
+
+
+@pytest.mark.parametrize("refusal", MOVES)
+async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
+    refusal: str, events_seen: list[Any]
+) -> None:
+    async with pair("openai", "vllm", Fault("refuse", refusal=refusal, headers={"retry-after": "30"})) as parts:
+        one, two, chain = parts
+        started = time.perf_counter()
+        assert await heard(chain, "generate") == TEXT
+        assert time.perf_counter() - started < 0.5
+        for how in ("stream", "complete"):
+            assert await heard(chain, how) == TEXT
+        assert (len(one.seen), len(two.seen)) == (1, 3)
+        moved = [event for event in events_seen if isinstance(event, events.Moved)]
+        assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
+        loud = [event for event in events_seen if isinstance(event, events.Failed)]
+        assert loud[0].loud is (refusal in ("key", "model"))  # which will not mend itself
+        state = chain.status()[0]
+        assert (state["breaker"], state["failed"]) == ("open", 1)
+        assert state["opens_in_s"] > 0
+
+
+async def test_a_refused_connection_costs_nothing() -> None:
+    async with FaultServer("vllm", TEXT) as good:
+        chain = router(dead(), provider_for(good))
+        started = time.perf_counter()
+        assert await heard(chain, "generate") == TEXT
+        assert await heard(chain, "stream") == TEXT
+        assert time.perf_counter() - started < 0.5
+
+
+async def test_a_hang_costs_the_first_token_budget_and_no_more() -> None:
+    async with pair("vllm", "llamacpp", Fault("hang")) as (one, _, chain):
+        started = time.perf_counter()
+        assert await heard(chain, "stream") == TEXT
+        assert 0.5 <= time.perf_counter() - started < 1.0
+        started = time.perf_counter()
+        assert await heard(chain, "stream") == TEXT
+        assert time.perf_counter() - started < 0.3
+        assert len(one.seen) == 1
+
+
+@pytest.mark.parametrize("refusal", ["request", "filter"])
+async def test_what_is_wrong_in_itself_is_asked_of_nobody_else(refusal: str) -> None:
+    async with pair("openai", "vllm", Fault("refuse", refusal=refusal)) as (_, two, chain):
+        with pytest.raises(errors.RequestError):
+            await heard(chain, "generate")
+        assert two.seen == []
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_nobody_else_can_help_so_it_is_asked_again_a_little_later() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        server.script = [Fault("refuse"), Fault("refuse", refusal="busy")]
+        done = await router(provider_for(server)).complete("hi")
+        assert (done.text, done.attempts, len(server.seen)) == (TEXT, 3, 3)
+        server.script = [Fault("refuse")] * 9
+        with pytest.raises(errors.ServerFailed) as caught:
+            await router(provider_for(server), retries=1).generate("hi")
+        assert len(server.seen) == 5
+        assert [(each.provider, each.error, each.status) for each in caught.value.attempts] == [
+            ("vllm", "ServerFailed", 500)
+        ] * 2
+        assert "Tried before: vllm ServerFailed 500" in str(caught.value)
+
+
+async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> None:
+    async with FaultServer("vllm", fault=Fault("hang")) as one, FaultServer("llamacpp", TEXT) as two:
+        chain = router(provider_for(one), provider_for(two))  # its own budget would be three minutes
+        started = time.perf_counter()
+        assert await chain.generate("hi", timeout=1.0) == TEXT
+        assert 0.4 < time.perf_counter() - started < 0.9
+        two.fault = Fault("hang")
+        started = time.perf_counter()
+        with pytest.raises(errors.LLMError) as caught:
+            await router(provider_for(one), provider_for(two)).generate("hi", timeout=0.6)
+        assert time.perf_counter() - started < 0.9
+        assert isinstance(caught.value, errors.TimedOut)
+
+
+async def test_more_than_a_server_takes_wait_and_are_not_too_late_for_it() -> None:
+    async with FaultServer("llamacpp", fault=Fault("drip", after=0, seconds=0.05)) as server:
+        provider = provider_for(server, max_concurrency=2, first_token_timeout=0.3)
+        streams = [provider.stream("hi") for _ in range(3)]
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        done, left = await asyncio.wait(waiting, timeout=0.6)
+        assert (len(done), len(left), len(server.seen)) == (2, 1, 2)
+        for stream, task in zip(streams, waiting, strict=True):
+            if task in done:
+                await stream.aclose()
+                break
+        assert await next(iter(left))  # its turn
+        with pytest.raises(errors.DeadlineExceeded, match="LLAMACPP_MAX_CONCURRENCY"):
+            await provider.generate("hi", timeout=0.1)
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_a_model_goes_to_those_who_have_it() -> None:
+    tags = {"/api/tags": {"models": [{"name": "llama3:latest"}]}}
+    async with (
+        FaultServer("openai", TEXT, fault=Fault("refuse")) as cloud,
+        FaultServer("ollama", TEXT, tells=tags) as own,
+    ):
+        openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o-mini")
+        chain = router(openai, OllamaProvider(base_url=own.base_url))
+        done = await chain.complete("hi", model="gpt-4o")
+        assert (cloud.seen[0].body["model"], own.seen[0].body["model"]) == ("gpt-4o", "llama3:latest")
+        assert done.model.asked == "llama3:latest"
+        cloud.fault = None
+        chain = router(openai, OllamaProvider(base_url=own.base_url))
+        await chain.complete("hi", model="llama3")
+        assert cloud.seen[-1].body["model"] == "gpt-4o-mini"
+
+
+async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
+    secret = "my very private notes"
+    async with FaultServer("openai", fault=Fault("refuse", body=secret.encode(), status=500)) as server:
+        chain = router(OpenAIProvider(base_url=server.base_url, api_key="sk-very-secret", model="m"), retries=0)
+        with pytest.raises(errors.ServerFailed) as caught:
+            await chain.generate(secret)
+        shown = f"{caught.value} {caught.value!r} {chain!r} {chain.status()} {caught.value.attempts}"
+        assert secret not in shown
+        assert "sk-very" not in shown
+        assert caught.value.__context__ is None
+
+
+def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
+    assert {kind.spec.name for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
+    assert issubclass(VLLMProvider, BaseProvider)
+
+
+async def test_one_who_leaves_takes_nobody_along() -> None:
+    clock = Clock()
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = router(provider_for(server), breakers=BreakerRegistry(clock))
+        server.script = [Fault("close")] * 2
+        with pytest.raises(errors.ConnectionFailed):
+            await router(provider_for(server), retries=0, breakers=chain._registry).generate("hi")
+        asked = [asyncio.create_task(chain.generate("hi")) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert answers[1:] == [TEXT] * 4
+
+
+@pytest.mark.parametrize("routing", ["order", "cost", "latency", "local-first"])
+async def test_a_member_that_cannot_be_asked_stops_nothing(routing: str) -> None:
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = RouterProvider("openai", [provider_for(server)], routing=routing, breakers=BreakerRegistry())  # type: ignore[arg-type]
+        assert await chain.generate("hi") == TEXT
+        assert await chain.health_check()
+        assert await chain.list_models() == ["fault-model"]
+        assert "openai" in repr(chain)
+
+
+async def test_local_only_asks_no_cloud_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("llamacpp", TEXT) as server:
+        chain = router(
+            OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
+        )
+        assert (await chain.complete("hi")).attempts == 1
+        assert "LLM_LOCAL_ONLY" in chain.explain("hi")[0].why
+
+
+async def test_a_short_timeout_of_one_caller_is_nobodys_fault() -> None:
+    async with pair("vllm", "llamacpp", Fault("hang")) as (one, two, _):
+        chain = router(provider_for(one), provider_for(two))
+        assert await chain.generate("hi", timeout=0.4) == TEXT
+        assert chain.status()[0]["breaker"] == "closed"
+
+
+async def test_a_full_queue_leaves_the_others_their_share() -> None:
+    async with FaultServer("llamacpp", fault=Fault("stall", after=1)) as one, FaultServer("vllm", TEXT) as two:
+        first = provider_for(one, max_concurrency=1)
+        async with first.stream("hi") as busy:
+            await anext(busy)
+            assert (await router(first, provider_for(two)).complete("hi", timeout=1)).provider == "vllm"
+
+
+async def test_a_request_that_one_cannot_honour_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-openai")
+    async with FaultServer("vllm", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("vllm", TEXT) as two:
+        openai = OpenAIProvider(base_url=one.base_url, api_key="key-of-openai", model="m")  # it has no top_k
+        assert await router(openai, provider_for(two)).generate("hi", top_k=5) == TEXT
+        pieces = []
+        with pytest.raises(errors.LLMError) as caught:
+            async for piece in router(provider_for(one), openai, retries=0).stream("hi", top_k=5):
+                pieces.append(piece)
+        assert caught.value.partial == "".join(pieces) != ""
+
+
+@pytest.mark.parametrize("limit", ["soon", [1], 0, -1, True, float("nan")])
+async def test_a_deadline_that_is_none_is_refused_by_name(limit: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match="timeout"):
+        await router(dead(), dead()).generate("hi", timeout=limit)
+
+
+async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_at() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with FaultServer("openai", TEXT) as one, silent:
+        hangs = OllamaProvider(base_url=f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", model="m")
+        await provider_for(one).generate("hi")
+        for chain in (router(provider_for(one), hangs), router(router(provider_for(one)), hangs)):
+            started = time.perf_counter()
+            assert await chain.generate("hi") == TEXT
+            assert time.perf_counter() - started < 0.9

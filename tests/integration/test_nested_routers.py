@@ -1,0 +1,126 @@
+"""Routers nest, and an application's own provider is a full member of a chain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support import TEXT, Own, dead, heard, provider_for, router
+
+from learnflow.llm import LLMProvider, RouterProvider, errors, events
+from learnflow.llm.providers import CustomProvider
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
+
+
+async def test_routers_nest_and_any_provider_will_do() -> None:
+    class Scripted:
+        """A provider of an application's own, by the protocol alone."""
+
+        name = "scripted"
+
+        async def generate(self, prompt: Any, *a: Any, **k: Any) -> str:
+            return "scripted"
+
+        def stream(self, *a: Any, **k: Any) -> Any:
+            return dead().stream("hi")
+
+        async def complete(self, *a: Any, **k: Any) -> Any:
+            raise errors.ServerFailed("scripted")
+
+        async def list_models(self) -> list[str]:
+            return ["mine"]
+
+        async def health_check(self) -> bool:
+            return True
+
+        def get_capabilities(self) -> Any:
+            return CustomProvider("http://x").get_capabilities()
+
+    async with FaultServer("vllm", TEXT, fault=Fault("cut", after=5)) as one, FaultServer("openai", TEXT) as two:
+        inner = router(dead(), provider_for(two))
+        chain = router(Scripted(), provider_for(one), inner)  # type: ignore[arg-type]
+        for how in ("stream", "generate", "complete"):
+            assert await heard(chain, how) == TEXT
+        assert chain.name == "scripted+vllm+llamacpp+custom"
+        assert await chain.health_check()
+        assert await chain.list_models() == ["mine", "fault-model"]
+        assert isinstance(chain, LLMProvider)
+
+
+async def test_strangers_are_bounded_and_their_exceptions_are_failures() -> None:
+    class Stranger:
+        def __init__(self, how: str) -> None:
+            self.name = how
+
+        async def complete(self, *a: Any, **k: Any) -> Any:
+            if self.name == "hangs":
+                await asyncio.sleep(60)
+            raise OSError("boom")
+
+        def get_capabilities(self) -> Any:
+            return CustomProvider("http://x").get_capabilities()
+
+    async with FaultServer("vllm", TEXT) as two:
+        for how in ("hangs", "raises"):
+            chain = router(Stranger(how), provider_for(two))  # type: ignore[arg-type]
+            assert await chain.generate("hi", timeout=1) == TEXT
+
+
+async def test_an_applications_own_provider_is_a_full_member(events_seen: list[Any]) -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
+        own = Own(name="own")
+        chain = router(provider_for(one), own)
+        async with chain.stream("hi") as answer:
+            assert "".join([piece async for piece in answer]) == TEXT
+        assert (answer.completion.provider, answer.completion.resumed) == ("own", 1)
+        assert [event.provider for event in events_seen if isinstance(event, events.Answered)] == ["own"]
+        assert [event.in_words for event in events_seen if isinstance(event, events.Resumed)] == [False]
+
+
+async def test_a_nested_router_waits_for_its_cold_model_and_no_cloud_gets_the_prompt() -> None:
+    cold = {"/api/ps": {"models": []}}
+    async with FaultServer("ollama", TEXT, tells=cold, fault=Fault("hang")) as one:
+        local = provider_for(one)
+        await local.refresh()
+        cloud = ScriptedProvider(["from afar"] * 3, name="cloud", local=False)
+        with pytest.raises(errors.LLMError):
+            await router(router(local), cloud).generate("hi", timeout=1.0)
+        assert cloud.history == []
+
+
+async def test_local_only_holds_for_an_applications_own_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    cloud = ScriptedProvider(["private"], local=False)
+    with pytest.raises(errors.NotLocal):
+        await router(cloud).generate("hi")
+    assert cloud.history == []
+
+
+async def test_a_nested_router_is_one_request_of_the_outer_one(events_seen: list[Any]) -> None:
+    async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("openai", TEXT) as two:
+        for how in ("stream", "generate", "complete"):
+            events_seen.clear()
+            assert await heard(router(router(provider_for(one), retries=0), provider_for(two)), how) == TEXT
+            kinds = (events.Began, events.Asked, events.Answered, events.Failed, events.Ended)
+            numbers = {event.request for event in events_seen if isinstance(event, kinds)}
+            assert len(numbers) == 1, how
+            assert len([event for event in events_seen if isinstance(event, (events.Began, events.Ended))]) == 2
+
+
+async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: list[Any]) -> None:
+    async def find() -> list[Any]:
+        raise errors.NotConfigured("nobody is there")
+
+    with pytest.raises(errors.NotConfigured, match="nobody is there"):
+        await RouterProvider(find=find).generate("hi")
+    began, ended = events_seen
+    assert (type(began), type(ended)) == (events.Began, events.Ended)
+    assert (began.provider, ended.request) == ("local", began.request)
+
+
+async def test_a_nested_router_says_that_its_model_is_loading() -> None:
+    loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
+    async with FaultServer("llamacpp", TEXT, tells=loading) as one, FaultServer("openai", TEXT) as two:
+        assert (await router(provider_for(one)).refresh()).state == "loading"
+        assert (await router(provider_for(one), provider_for(two)).refresh()).state == "ready"

@@ -1,0 +1,139 @@
+"""What the tests share: providers for a fault server, chains, a clock, the project's root."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from learnflow.llm import LLMProvider, RouterProvider, settings
+from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.adapter.routable import RoutableProvider
+from learnflow.llm.cli.main import main
+from learnflow.llm.errors import LLMError
+from learnflow.llm.providers import (
+    CustomProvider,
+    LlamaCppProvider,
+    LMStudioProvider,
+    OllamaProvider,
+    VLLMProvider,
+)
+from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
+from learnflow.llm.testing.fault_server import closed_port
+
+ROOT = Path(__file__).parents[1]
+KINDS: dict[str, type[BaseProvider]] = {
+    "openai": CustomProvider,
+    "lmstudio": LMStudioProvider,
+    "vllm": VLLMProvider,
+    "llamacpp": LlamaCppProvider,
+    "ollama": OllamaProvider,
+}
+DIALECTS = list(KINDS)
+LIVE = os.environ.copy()
+
+
+def read_variables() -> set[str]:
+    """Every variable that the settings read."""
+    common = {name.upper() for name in settings.Settings.model_fields}
+    return common | {name for spec in SPECS.values() for names in spec.variables for name in names}
+
+
+def provider_for(server: FaultServer, **options: object) -> BaseProvider:
+    """The provider of the server's dialect, asking the model that it has."""
+    return KINDS[server.dialect.name](base_url=server.base_url, model="fault-model", **options)  # type: ignore[arg-type]
+
+
+TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair is built from two large prime numbers, and so on."
+
+
+def dead() -> LlamaCppProvider:
+    return LlamaCppProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="fault-model")
+
+
+def router(*providers: LLMProvider, **more: Any) -> RouterProvider:
+    """A chain with a board of its own."""
+    return RouterProvider(providers[0], list(providers[1:]), breakers=more.pop("breakers", BreakerRegistry()), **more)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def pair(first: str, second: str, fault: Fault | None = None, **more: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A faulty server, a good one, and the chain over both."""
+    async with FaultServer(first, TEXT, fault=fault) as one, FaultServer(second, TEXT) as two:  # type: ignore[arg-type]
+        providers = [provider_for(one, first_token_timeout=0.5, gap_timeout=0.5), provider_for(two)]
+        yield one, two, router(*providers, **more)
+
+
+async def heard(chain: LLMProvider, how: str, **more: Any) -> str:
+    if how == "generate":
+        return await chain.generate("hi", **more)
+    if how == "complete":
+        return (await chain.complete("hi", **more)).text
+    return "".join([piece async for piece in chain.stream("hi", **more)])
+
+
+class Quiz(BaseModel):
+    questions: list[str]
+
+
+JSON = '{"questions": ["one", "two", "three and four"]}'
+
+
+class Own(ScriptedProvider, RoutableProvider):
+    """A provider of an application's own that goes on with a message that it began."""
+
+    @property
+    def continues(self) -> bool:
+        """It does."""
+        return True
+
+    def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
+        """What follows the beginning."""
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            self.answers.append(TEXT.removeprefix(prompt[-1]["content"]))
+        return super().stream(prompt, *given, **more)
+
+
+def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
+    return kind("x", retry_after=retry_after)
+
+
+FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
+
+
+def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]], float]:
+    started = time.perf_counter()
+    code = main(["status", "--json", *arguments])
+    return code, json.loads(capsys.readouterr().out), time.perf_counter() - started
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+class TitledQuiz(BaseModel):
+    title: str
+    questions: list[str]
+
+
+async def sent(provider: Any, server: FaultServer, **more: Any) -> dict[str, Any]:
+    await provider.complete(more.pop("prompt", "hi"), **more)
+    return dict(server.seen[-1].body)

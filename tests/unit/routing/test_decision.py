@@ -1,0 +1,99 @@
+"""What a failure means: the tables, line by line."""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT, made
+
+from learnflow.llm import errors
+from learnflow.llm.adapter import _litellm
+from learnflow.llm.errors import LLMError
+from learnflow.llm.routing import decision
+from learnflow.llm.transport import error_mapping
+
+
+def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
+    def leaves(kind: type[LLMError]) -> list[type[LLMError]]:
+        return [leaf for each in kind.__subclasses__() for leaf in [each, *leaves(each)]]
+
+    for leaf in leaves(LLMError):
+        meant = decision.verdict(made(leaf))
+        if issubclass(leaf, errors.RequestError | errors.CapabilityError):
+            assert meant.opens is None
+        if issubclass(leaf, errors.AuthenticationFailed | errors.ConnectionFailed):
+            assert (meant.whole_address, meant.visible) == (True, True)
+
+
+def test_litellms_judgement_of_a_status_is_ours() -> None:
+    """Its ``_should_retry`` is the raw material; a used-up quota is told by its words, not its status."""
+    litellm = _litellm._load()
+    for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
+        assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
+
+
+@given(st.integers(0, 50), st.floats(0, 1))
+def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) -> None:
+    seconds = decision.back_off(times, chance)
+    assert 0.25 <= seconds <= 12
+    assert decision.back_off(times, chance, 3.0) >= 3.0
+    assert decision.back_off(times, chance, 86400.0) <= decision.LONGEST_S * 1.1
+
+
+def test_the_decision_table_of_the_documents_is_the_codes() -> None:
+    docs = ROOT / "docs"
+    tables = runpy.run_path(str(docs / "generate.py"))["decision_tables"]()
+    assert tables in (docs / "routing.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "now", "wanted"),
+    [
+        (errors.ConnectionFailed("x"), {}, ("next", "forget")),
+        (errors.InvalidRequest("x"), {}, ("give up", "keep")),
+        (errors.ContentFiltered("x"), {"prefilled": True}, ("give up", "keep")),
+        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("otherwise", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": False}, ("give up", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "forget")),
+        (errors.ModelLoading("x"), {}, ("next", "keep")),  # who is no farther away
+        (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
+        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "forget")),
+        (errors.ServerFailed("x"), {"others": False, "passes": True}, ("again", "forget")),
+        (errors.ServerFailed("x"), {"others": False}, ("give up", "forget")),
+        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "passes": True}, ("again", "keep")),
+        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
+        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("otherwise", "keep")),
+        (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
+        (errors.NotContinued("x"), {"held": True, "others": False, "strayed": True}, ("begin again", "forget")),
+        (
+            errors.NotContinued("x"),
+            {"held": True, "shown": True, "others": False, "strayed": True},
+            ("give up", "keep"),
+        ),
+        (errors.ContextOverflow("x"), {}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
+        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "forget")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True}, ("next", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True}, ("next", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "forget")),
+        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+    ],
+)
+def test_what_a_failure_means_for_the_request(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
+    decided = decision.decide(error, decision.Situation(**now))
+    assert (decided.action, decided.text) == wanted
+
+
+def test_a_failure_after_the_finish_is_continued_by_nobody() -> None:
+    error = errors.ErrorInAnswer("x")
+    error.finished = True
+    shown = decision.Situation(shown=True, held=True, fresh=True)
+    assert decision.decide(error, shown).action == "give up"
+    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "forget"

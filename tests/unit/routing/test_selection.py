@@ -1,0 +1,64 @@
+"""Who is asked: order, lacks, and who is asked now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from learnflow.llm.routing import selection
+from learnflow.llm.routing.selection import Needs, Standing
+
+
+def options(*said: str) -> list[selection.Option]:
+    """By words: "cold far", "probe near"."""
+    gates = ("shut", "probe", "trial")
+    return [
+        selection.Option(
+            gate=next((gate for gate in gates if gate in one), "go"),  # type: ignore[arg-type]
+            cold="cold" in one,
+            distance=1 if "far" in one else 0,
+        )
+        for one in said
+    ]
+
+
+def test_who_comes_first() -> None:
+    chain = [
+        Standing(position=0, latency_s=2.0, cost=(2.5, 10.0)),
+        Standing(position=1, latency_s=None, cost=(0.0, 0.0), local=True),
+        Standing(position=2, latency_s=0.5, cost=None, local=True),
+    ]
+    assert selection.ranked(chain, "order") == [0, 1, 2]
+    assert selection.ranked(chain, "latency") == [2, 0, 1]
+    assert selection.ranked(chain, "cost") == [1, 0, 2]
+    assert selection.ranked(chain, "local-first") == [1, 2, 0]
+
+
+def test_what_is_not_known_is_no_lack() -> None:
+    can = {"vision": None, "tools": False, "json_schema": True}
+    assert selection.lacks(Needs(images=True, schema=True, tokens=10**9), can, None) == []
+    assert selection.lacks(Needs(tools=True, tokens=9), can, 8) == [
+        "tools",
+        "context (9 tokens or more needed, 8 served)",
+    ]
+    assert selection.lacks(Needs(tokens=8), can, 8) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "routing", "chosen", "load", "probe"),
+    [
+        (["near", "near"], "order", 0, [], []),
+        (["near cold", "far"], "order", 0, [], []),
+        (["near cold", "far"], "warm-first", 1, [0], []),
+        (["near cold", "far", "near"], "order", 2, [0], []),
+        (["far cold", "near"], "order", 1, [0], []),
+        (["near cold", "near cold", "far"], "order", 0, [], []),
+        (["near probe", "near"], "order", 1, [], [0]),
+        (["near shut", "far"], "order", 1, [], []),
+        (["near shut", "near shut"], "order", None, [], []),
+        (["near trial", "near"], "order", 0, [], []),
+    ],
+)
+def test_who_is_asked_now(said: list[str], routing: Any, chosen: int | None, load: list[int], probe: list[int]) -> None:
+    assert selection.select(options(*said), routing) == selection.Selection(chosen, load, probe)

@@ -1,0 +1,51 @@
+"""Events, the log line of a request, and sinks that fail."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import structlog
+from support import provider_for
+
+from learnflow.llm import errors, events
+from learnflow.llm.testing import Fault, FaultServer
+
+
+async def test_one_line_of_log_for_each_request_and_never_its_content(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="learnflow.llm")
+    async with FaultServer() as server:
+        provider = provider_for(server)
+        await provider.generate("private prompt")
+        server.fault = Fault("refuse", refusal="key")
+        with pytest.raises(errors.AuthenticationFailed):
+            await provider.generate("private prompt")
+    lines = [record for record in caplog.records if record.name == "learnflow.llm"]
+    assert [record.levelname for record in lines] == ["INFO", "ERROR"]  # a wrong key is shouted
+    assert "provider='custom'" in lines[0].message
+    assert "completion_tokens=7" in lines[0].message
+    assert "AuthenticationFailed" in lines[1].message
+    assert "private" not in caplog.text
+    assert "quick" not in caplog.text
+
+
+async def test_an_application_that_configured_structlog_gets_the_event_there() -> None:
+    try:
+        with structlog.testing.capture_logs() as logs:
+            async with FaultServer() as server:
+                await provider_for(server).generate("hi")
+    finally:
+        structlog.reset_defaults()
+    assert [(log["event"], log["log_level"]) for log in logs] == [("llm.request_completed", "info")]
+
+
+async def test_a_sink_that_fails_fails_no_request() -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("the sink's own")
+
+    remove = events.add_sink(broken)
+    try:
+        async with FaultServer() as server:
+            assert await provider_for(server).generate("hi")
+    finally:
+        remove()
