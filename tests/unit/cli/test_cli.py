@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from learnflow.llm import process
 from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
