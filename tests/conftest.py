@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import discovery as survey
-from learnflow.llm import settings
+from learnflow.llm import discovery, settings
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing.fault_server import closed_port
@@ -58,6 +57,6 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         def items(self) -> Any:
             return [(name, replace(spec, default_url=places.get(name))) for name, spec in SPECS.items()]
 
-    monkeypatch.setattr(survey, "SPECS", Places(SPECS))
+    monkeypatch.setattr(discovery, "SPECS", Places(SPECS))
     monkeypatch.setattr(settings, "in_container", lambda: False)
     return places

@@ -61,7 +61,7 @@ def dead() -> LlamaCppProvider:
 
 
 def router(*providers: LLMProvider, **more: Any) -> RouterProvider:
-    """A chain with a board of its own."""
+    """A chain with a registry of its own."""
     return RouterProvider(providers[0], list(providers[1:]), breakers=more.pop("breakers", BreakerRegistry()), **more)
 
 

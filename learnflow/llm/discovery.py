@@ -24,7 +24,7 @@ from .spec import ProviderSpec
 from .transport import network
 from .transport.client import NETWORK
 
-SURVEY_S: Final = 1.0  # seconds for all of it
+SCAN_S: Final = 1.0  # seconds for all of it
 _HOST: Final = "host.docker.internal"
 
 
@@ -49,7 +49,7 @@ class Found:
         return self.health.ready and self.health.model is not None
 
 
-async def survey(within: float = SURVEY_S, named: Iterable[str] = (), *, clouds: bool = True) -> list[Found]:
+async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: bool = True) -> list[Found]:
     """Look everywhere at once; takes as long as the slowest answer, ``within`` seconds at most.
 
     Args:
@@ -116,13 +116,13 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     provider = _stranger(spec, url)
-    health = await provider.knowledge.health(within)  # nobody has it yet: no look at a provider
+    health = await provider.inventory.health(within)  # nobody has it yet: no look at a provider
     said = next((row for row in SPECS.values() if row.title == health.server), None)
     if said is None and health.state in ("ready", "model_missing"):
         said = OTHER  # it speaks the API, and has no name
     if said is not None and said is not spec:
         provider = _stranger(said, url)
-        health = await provider.knowledge.health(max(0.1, deadline - loop.time()))
+        health = await provider.inventory.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 
@@ -174,11 +174,11 @@ async def found() -> list[BaseProvider]:
         NotConfigured: there is none; says what was tried, and what would help.
     """
     with unrecorded():  # who happens to be there; what is used is kept
-        there = await survey(clouds=False)
+        there = await scan(clouds=False)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:
         raise nothing(there)
-    if any(each.engine.client.transport for each in providers):  # what is used is recorded, or played
+    if any(each.runner.client.transport for each in providers):  # what is used is recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers
 

@@ -153,7 +153,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continued:
-    """How the continuation of a broken answer went: "whole"; "torn": it was another answer; "broken". Not logged."""
+    """How a continuation went: "whole"; "mismatched": it was another answer; "broken". Not logged."""
 
     provider: str
     outcome: str
@@ -282,7 +282,7 @@ def heard() -> bool:
     return bool(_sinks)
 
 
-def whisper(kind: type[Event], **fields: Any) -> None:
+def emit_lazily(kind: type[Event], **fields: Any) -> None:
     """Emit what is not logged; made only where somebody listens."""
     if _sinks:
         emit(kind(**fields))

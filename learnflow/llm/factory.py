@@ -13,7 +13,7 @@ from typing import Final
 from . import settings
 from .base import LLMProvider
 from .capabilities import Health
-from .discovery import SURVEY_S, found, survey
+from .discovery import SCAN_S, found, scan
 from .process import kept, switches
 from .routing.router import RouterProvider
 
@@ -42,14 +42,14 @@ def named() -> bool:
     return bool(_instead or settings.load().chain)
 
 
-async def discover(within: float = SURVEY_S) -> list[Health]:
+async def discover(within: float = SCAN_S) -> list[Health]:
     """The model servers that answer: at configured addresses, at the usual ones on loopback, and inside a container at
     the service names of our compose file and on the host. The ready ones come first.
 
     Args:
         within: seconds; it takes as long as the slowest answer, and never longer than this.
     """
-    there = [each.health for each in await survey(within) if each.answers]
+    there = [each.health for each in await scan(within) if each.answers]
     return sorted(there, key=lambda health: not health.ready)
 
 

@@ -156,7 +156,7 @@ class ProviderSpec:
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
-            its door, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
+            its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
         drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
             its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.

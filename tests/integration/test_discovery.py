@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import LLMProvider, discover, errors, get_provider, settings
-from learnflow.llm import discovery as survey
+from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -83,7 +82,7 @@ async def test_a_container_looks_at_the_services_and_the_host(
         return host in ("ollama", "host.docker.internal")
 
     monkeypatch.setattr(network, "exists", exists)
-    tried = [each.health.base_url for each in await survey.survey()]
+    tried = [each.health.base_url for each in await discovery.scan()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried
     assert f"http://host.docker.internal:{port}" in tried

@@ -13,7 +13,7 @@ from .. import errors
 from ..base import DEFAULT_MAX_TOKENS, Usage
 from ..errors import LLMError
 from ..health import prices, window
-from ..health.inventory import QUICK_S, Knowledge
+from ..health.inventory import QUICK_S, Inventory
 from ..spec import Model, ProviderSpec
 from .request import Request, Size
 
@@ -28,11 +28,11 @@ class ContextBudget:
     """One request and one model; ``begun`` is an answer that it continues; ``loads``: the server has yet to load it."""
 
     def __init__(
-        self, spec: ProviderSpec, base: str, knowledge: Knowledge, asked: Request, model: str, begun: str = ""
+        self, spec: ProviderSpec, base: str, inventory: Inventory, asked: Request, model: str, begun: str = ""
     ) -> None:
         self._spec = spec
         self._base = base
-        self._knowledge = knowledge
+        self._inventory = inventory
         self._asked = asked
         self._texts = [*asked.texts, begun] if begun else asked.texts
         self._model = model
@@ -60,11 +60,11 @@ class ContextBudget:
         """
         widens, ceiling = self._spec.window and not self._asked.own_window, self._asked.ceiling
         if not widens and not self._asked.images and not (ceiling and self._spec.local):
-            self.loads, why = self._knowledge.cold(self._model), None
+            self.loads, why = self._inventory.cold(self._model), None
         else:
-            model = await self._knowledge.of(self._model, within)
+            model = await self._inventory.of(self._model, within)
             self.loads = model.loaded is False
-            if self._asked.images and self._knowledge.capabilities(self._model)["vision"] is False:
+            if self._asked.images and self._inventory.capabilities(self._model)["vision"] is False:
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",
                     model=self._model,
@@ -78,7 +78,7 @@ class ContextBudget:
         """Tokens that certainly are the most that an answer can have; None where nothing is known."""
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
-        can = self._knowledge.capabilities(self._model)
+        can = self._inventory.capabilities(self._model)
         wide = None if self._asked.own_window else self._window.size if self._window else can["context_served"]
         left = (wide or 0) - window.at_least(self._texts)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
@@ -95,9 +95,9 @@ class ContextBudget:
         own = self._window = window.of(self._base, model.name)
         need, now = self._need(self._about), asyncio.get_running_loop().time()
         if own.size is None and need > window.ASSUMED:  # somebody may have loaded it meanwhile
-            self._knowledge.forget()
-            model = await self._knowledge.of(self._model)
-        stated = self._knowledge.stated.get("context_served")
+            self._inventory.forget()
+            model = await self._inventory.of(self._model)
+        stated = self._inventory.stated.get("context_served")
         own.limit = own.limit or model.known.get("context")
         if stated is None:
             own.loaded(model.known.get("context_served"))
@@ -131,7 +131,7 @@ class ContextBudget:
     def held(self) -> None:
         """It has answered with this window."""
         if self.loads:
-            self._knowledge.answered(self._model)
+            self._inventory.answered(self._model)
         if self._window and self._sent:
             self._window.held = max(self._window.held or 0, self._sent)
 
@@ -144,9 +144,9 @@ class ContextBudget:
         read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None
-        if self._knowledge.server is None:
-            await self._knowledge.health(QUICK_S)
-        server = self._knowledge.server
+        if self._inventory.server is None:
+            await self._inventory.health(QUICK_S)
+        server = self._inventory.server
         drops = server.kind.drops_prompts if server and server.kind else None
         if server is None or server.kind is None or drops is None:
             return None
@@ -162,7 +162,7 @@ class ContextBudget:
 
     def _need(self, prompt: int) -> int:
         most = int(self._asked.sampling.get("max_tokens", 0))
-        if self._asked.ceiling and self._knowledge.stated.get("context_served"):
+        if self._asked.ceiling and self._inventory.stated.get("context_served"):
             most = min(most, DEFAULT_MAX_TOKENS)  # a ceiling does not widen what the operator stated
         return prompt + most
 

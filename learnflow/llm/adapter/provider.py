@@ -12,8 +12,8 @@ from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptio
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
-from ..health.inventory import LOOK_S, Knowledge
-from ..health.probe import Door
+from ..health.inventory import LOOK_S, Inventory
+from ..health.probe import Prober
 from ..replay import active
 from ..spec import Model, ProviderSpec
 from ..timeouts import settle_times
@@ -76,8 +76,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self._times = settle_times(self.spec, times, common, own)
         transport = replay.transport(NETWORK, row.name) if replay else None
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.knowledge = Knowledge(Door(self.spec, client, self._kinds()), self.model, own.stated)
-        self.engine = Runner(self.spec, client, self._times, self.knowledge, log_content=common.llm_log_content)
+        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
+        self.runner = Runner(self.spec, client, self._times, self.inventory, log_content=common.llm_log_content)
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -96,12 +96,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     @property
     def continues(self) -> bool:
         """By the row, or by what the server says it is."""
-        return self.engine.continues_as is not None
+        return self.runner.continues_as is not None
 
     @property
     def replays(self) -> bool:
         """Under LLM_REPLAY."""
-        return self.engine.client.replays
+        return self.runner.client.replays
 
     @property
     def loads(self) -> bool:
@@ -115,11 +115,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def cold(self, model: str | None) -> bool:
         """As far as the last look showed."""
-        return self.knowledge.cold(model or self.model)
+        return self.inventory.cold(model or self.model)
 
     def has(self, model: str) -> bool:
         """By its configuration, what the server lists, or LiteLLM's map of models."""
-        server = self.knowledge.server
+        server = self.inventory.server
         if super().has(model):
             return True
         if server and server.models:
@@ -149,7 +149,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if self.vision_model and not call.model and asked.images:
             asked = replace(asked, model=self.vision_model)
         # whole: nobody is watching, so that what may be thinking is held back until that is certain
-        return self.engine.stream(asked, attempt, hold=call.whole or asked.reasoning not in (None, False))
+        return self.runner.stream(asked, attempt, hold=call.whole or asked.reasoning not in (None, False))
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
@@ -157,11 +157,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
-        return [model.name for model in await self._explained(self.knowledge.models(every=False))]
+        return [model.name for model in await self._explained(self.inventory.models(every=False))]
 
     async def models(self, within: float = LOOK_S) -> list[Model]:
         """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
-        return await self._explained(self.knowledge.models(within))
+        return await self._explained(self.inventory.models(within))
 
     async def health_check(self) -> bool:
         """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
@@ -172,8 +172,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         Reads a few pages, as ``health_check`` does.
         """
-        health = await self.knowledge.health(within)
-        events.whisper(events.Checked, provider=self.name, state=health.state)
+        health = await self.inventory.health(within)
+        events.emit_lazily(events.Checked, provider=self.name, state=health.state)
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
@@ -182,9 +182,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Args:
             model: None for the one that is used where a call names none.
         """
-        can = self.knowledge.capabilities(model)
+        can = self.inventory.capabilities(model)
         if model is None and self.vision_model:
-            can["vision"] = self.knowledge.capabilities(self.vision_model)["vision"]
+            can["vision"] = self.inventory.capabilities(self.vision_model)["vision"]
         return can
 
     async def warm_up(
@@ -219,21 +219,21 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             return await asked
         except LLMError as error:
-            raise bare(self.engine.explained(error, model))  # noqa: B904  # that is what it does
+            raise bare(self.runner.explained(error, model))  # noqa: B904  # that is what it does
 
     async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
         """Until the server has the model in memory."""
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            wide = window.of(self.endpoint.base, model.name).size or self.knowledge.stated.get("context_served")
-            await loading.load(self.knowledge.door, model.name, wide, keep_alive)
+            wide = window.of(self.endpoint.base, model.name).size or self.inventory.stated.get("context_served")
+            await loading.load(self.inventory.prober, model.name, wide, keep_alive)
             await self._there(asked)
 
     async def _there(self, asked: str | None) -> Model:
         """The model, once the server is not loading any more."""
         while True:
             try:
-                return await self.knowledge.found(asked)
+                return await self.inventory.found(asked)
             except errors.ModelLoading:
                 await asyncio.sleep(loading.AGAIN_S)
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from .. import errors, events, log
 from ..base import Answering, Attempt, Completion, Nested, TextStream
 from ..errors import LLMError
-from ..health.inventory import QUICK_S, Knowledge
+from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
@@ -58,18 +58,18 @@ class Runner:
 
     Args:
         spec, client, times: who is asked, through whom, and for how long.
-        knowledge: of its models.
+        inventory: of its models.
         log_content: log prompts and answers, at DEBUG.
     """
 
     def __init__(
-        self, spec: ProviderSpec, client: Client, times: Times, knowledge: Knowledge, *, log_content: bool
+        self, spec: ProviderSpec, client: Client, times: Times, inventory: Inventory, *, log_content: bool
     ) -> None:
         self.spec = spec
         self.client = client
         self.endpoint = client.endpoint
         self.times = times
-        self.knowledge = knowledge
+        self.inventory = inventory
         self._log_content = log_content
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
@@ -79,7 +79,7 @@ class Runner:
     @property
     def continues_as(self) -> ProviderSpec | None:
         """By which row an answer is continued: its own, or that of what the server says it is, in the same dialect."""
-        rows = self.spec, self.knowledge.server and self.knowledge.server.kind
+        rows = self.spec, self.inventory.server and self.inventory.server.kind
         return next((row for row in rows if row and row.continues and row.parser is self.spec.parser), None)
 
     def stream(self, asked: Request, attempt: Attempt, *, hold: bool) -> TextStream:
@@ -165,8 +165,8 @@ class Runner:
         try:
             async with asyncio.timeout_at(deadline):
                 self._stays()
-                model = await self.knowledge.which(asked.model)  # first: what is wrong with it costs no seconds
-                budget = ContextBudget(self.spec, self.endpoint.base, self.knowledge, asked, model, attempt.raw)
+                model = await self.inventory.which(asked.model)  # first: what is wrong with it costs no seconds
+                budget = ContextBudget(self.spec, self.endpoint.base, self.inventory, asked, model, attempt.raw)
                 self._adjusted(model, await budget.before(min(QUICK_S, self.times.first_token)))
                 await _litellm.prepare(self.spec, self.endpoint)
                 return model, budget
@@ -196,7 +196,7 @@ class Runner:
         except TimeoutError:
             late = True
         finally:
-            events.whisper(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
+            events.emit_lazily(events.Queued, provider=self.spec.name, seconds=loop.time() - began)
         if self._unreachable and self._unreachable[0] >= began:  # meanwhile the others found nobody there
             raise type(self._unreachable[1])(self._unreachable[1].what)
         if late:
@@ -233,12 +233,12 @@ class Runner:
         self._adjusted(trial.model, why)
 
     def _parser(self, asked: Request) -> StreamParser:
-        never = self.knowledge.stated.get("finish") is False
+        never = self.inventory.stated.get("finish") is False
         return (self.spec.parser or SSEParser)(asked.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """How it is put before anything was refused: a schema in words, where the operator says that it knows none."""
-        none = self.knowledge.stated.get("json_schema") is False
+        none = self.inventory.stated.get("json_schema") is False
         return Variant(rung=1 if none and len(self.spec.structured) > 1 else 0)
 
     def _patient(self, attempt: Attempt, budget: ContextBudget) -> Times:
@@ -267,7 +267,7 @@ class Runner:
         messages, parameters = asked.put(model, variant, size, begun)
         if row and row.continuation:
             body = parameters.get("extra_body", {})
-            written: HttpRequest = await row.continuation(self.knowledge.door, model, messages, body, attempt)
+            written: HttpRequest = await row.continuation(self.inventory.prober, model, messages, body, attempt)
             return written
         return _litellm.write(self.spec, self.endpoint, model, messages, parameters)
 
@@ -296,7 +296,7 @@ class Runner:
             raise loss
         cost = whole.cost
         if cost is None and self.spec.local:
-            cost = 0.0 if self.knowledge.capabilities(model)["cost"] == (0.0, 0.0) else None
+            cost = 0.0 if self.inventory.capabilities(model)["cost"] == (0.0, 0.0) else None
         elif cost is None:
             cost = _litellm.price(self.spec, model, whole.usage)
         return replace(whole, cost=cost)
@@ -332,7 +332,7 @@ class Runner:
         """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
-            self.knowledge.forget()
+            self.inventory.forget()
         elif isinstance(error, errors.ThinkingLeaked) and error.model:
             self._holds.add(error.model)
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")

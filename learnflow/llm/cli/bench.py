@@ -26,13 +26,13 @@ from .status import looked, recorded, table, used
 
 _QUESTIONS: Final = (
     "Explain RSA encryption",
-    "What is photosynthesis? Answer in five sentences.",
+    "What is photosynthesis? Timing in five sentences.",
     "Объясни, что такое энтропия, тремя предложениями.",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Timing:
     """One answer: seconds to the first token and to the end, tokens as the server counted them; or what failed."""
 
     question: int
@@ -57,7 +57,7 @@ class Result:
     provider: str
     model: str
     load_s: float | None
-    answers: tuple[Answer, ...]
+    answers: tuple[Timing, ...]
 
     def median(self, measure: str) -> float | None:
         """Of all answers; None where there is none."""
@@ -142,7 +142,7 @@ async def _benched(
     """Loaded first, then asked one question after the other; told even if it is interrupted."""
     name = f"{provider.name} {model or provider.model or ''}".strip()
     load_s, served = None, model or provider.model or "?"
-    answers: list[Answer] = []
+    answers: list[Timing] = []
     try:
         try:
             await provider.prepare()
@@ -152,7 +152,7 @@ async def _benched(
                 load_s = time.monotonic() - began
         except LLMError as error:
             print(f"learnflow-llm: {error}", file=sys.stderr)
-            answers.append(Answer(question=0, error=type(error).__name__))
+            answers.append(Timing(question=0, error=type(error).__name__))
             return
         show = _progress(name, options.rounds * len(_QUESTIONS))
         for number in _numbers(options.rounds, show):
@@ -163,15 +163,15 @@ async def _benched(
         tell(Result(provider=provider.name, model=served, load_s=load_s, answers=tuple(answers)))
 
 
-async def _answered(provider: BaseProvider, model: str | None, number: int, most: int) -> tuple[Answer, str | None]:
+async def _answered(provider: BaseProvider, model: str | None, number: int, most: int) -> tuple[Timing, str | None]:
     try:
         done = await provider.stream(_QUESTIONS[number], model, 0.0, most).whole()
     except errors.NotRecorded:
         raise
     except LLMError as error:
-        return Answer(question=number, error=type(error).__name__), None
+        return Timing(question=number, error=type(error).__name__), None
     usage = done.usage.completion_tokens
-    answer = Answer(question=number, first_token_s=done.first_token_s, total_s=done.total_s, tokens=usage)
+    answer = Timing(question=number, first_token_s=done.first_token_s, total_s=done.total_s, tokens=usage)
     return answer, str(done.model)
 
 

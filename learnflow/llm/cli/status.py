@@ -16,7 +16,7 @@ from typing import Any, Final
 from .. import errors, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import Health
-from ..discovery import Found, brief, survey, usable
+from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
 from ..factory import get_provider
 from ..providers.registry import SPECS, build
@@ -75,7 +75,7 @@ async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
     for name in chain:
         if name not in SPECS:
             build(name)  # which says what is wrong with it
-    return chain, await survey(options.within, chain)
+    return chain, await scan(options.within, chain)
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:

@@ -19,7 +19,7 @@ from ..transport.endpoint import Endpoint, addressed
 from ..transport.error_mapping import failure_of
 from ..transport.network import is_near
 from . import prices, window
-from .probe import Door, Seen
+from .probe import Prober, ProbeResult
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it
@@ -38,17 +38,17 @@ def state_of(error: LLMError) -> State:
     return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
 
 
-class Knowledge:
+class Inventory:
     """What is known of one provider.
 
     Args:
-        door: where to look.
+        prober: where to look.
         model: the configured one.
         stated: capabilities in the operator's own words, which are believed.
     """
 
-    def __init__(self, door: Door, model: str | None, stated: Mapping[str, Any]) -> None:
-        self.door = door
+    def __init__(self, prober: Prober, model: str | None, stated: Mapping[str, Any]) -> None:
+        self.prober = prober
         self._model = model
         self.stated = stated
         self._server: Server | None = None
@@ -57,11 +57,11 @@ class Knowledge:
 
     @property
     def _spec(self) -> ProviderSpec:
-        return self.door.spec
+        return self.prober.spec
 
     @property
     def _endpoint(self) -> Endpoint:
-        return self.door.endpoint
+        return self.prober.endpoint
 
     @property
     def server(self) -> Server | None:
@@ -110,9 +110,9 @@ class Knowledge:
             name = asked
         else:
             if not self._spec.local:
-                self.door.chosen(Server(), asked)  # says what to set, without a look
+                self.prober.chosen(Server(), asked)  # says what to set, without a look
             name = (self._used or await self.found(asked)).name
-        if self.door.client.local_only and self._spec.local:
+        if self.prober.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
 
@@ -153,7 +153,7 @@ class Knowledge:
         """What is known of a model, the configured one where none is named: row, price map, server, operator."""
         spec, name = self._spec, name or self._model
         model = self._models.get(name or "") or (self._used if name in (None, *spec.placeholders) else None)
-        near = is_near(self._endpoint, local_only=self.door.client.local_only) and not (model and model.remote)
+        near = is_near(self._endpoint, local_only=self.prober.client.local_only) and not (model and model.remote)
         away = {} if near or not spec.local else {"cost": None}
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
         priced = prices.known(spec.litellm, name) if name and not spec.local else {}
@@ -163,7 +163,7 @@ class Knowledge:
             told["context_served"] = sent or told.get("context_served") or model.window
         return merged(row, priced, told, self.stated)
 
-    async def _look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
+    async def _look(self, asked: str | None, within: float, *, every: bool = False) -> ProbeResult:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         seen = await self._seen(asked, within, every=every)
@@ -179,14 +179,14 @@ class Knowledge:
                 self._used = seen.model
         return seen
 
-    async def _seen(self, asked: str | None, within: float, *, every: bool) -> Seen:
+    async def _seen(self, asked: str | None, within: float, *, every: bool) -> ProbeResult:
         """One look; a page in a shape that nobody thought of is a failure with a name."""
         try:
-            return await self.door.look(asked, within, every=every)
+            return await self.prober.look(asked, within, every=every)
         except LLMError:
             raise
         except Exception as error:  # noqa: BLE001  # nothing raw passes
-            return Seen(error=failure_of(error))
+            return ProbeResult(error=failure_of(error))
 
     async def _refuse_remote(self, name: str) -> None:
         """Under LLM_LOCAL_ONLY a model that the server forwards is not asked, nor one of which that is not known."""
@@ -209,7 +209,7 @@ class Knowledge:
                 hint=f"Set {self._spec.env_model[0]} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
             )
 
-    def _sentence(self, seen: Seen) -> str:
+    def _sentence(self, seen: ProbeResult) -> str:
         """What is worth knowing of a server that is ready."""
         said = ["ready"]
         if seen.model and seen.model.loaded is False:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from .probe import Door, complaint_of
+from .probe import Prober, complaint_of
 
 Watch = Callable[[float], None]
 
@@ -15,21 +15,21 @@ AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by
 _TICK_S: Final = 1.0
 
 
-async def load(door: Door, model: str, window: int | None, keep_alive: str | float | None) -> None:
+async def load(prober: Prober, model: str, window: int | None, keep_alive: str | float | None) -> None:
     """Let the server load a model, however long that takes; the caller limits it. Raises LLMError.
 
     Args:
-        door: the server.
+        prober: the server.
         model: its name there.
         window: the context to load it with, in tokens; None for the server's own.
         keep_alive: how long it shall stay loaded; None for the server's own.
     """
     body: dict[str, Any] = {"model": model}
-    if window and door.spec.window:
-        body["options"] = {door.spec.window: window}
+    if window and prober.spec.window:
+        body["options"] = {prober.spec.window: window}
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    page = await door.client.page(door.request(f"{door.endpoint.root}{door.spec.load_path}", body))
+    page = await prober.client.page(prober.request(f"{prober.endpoint.root}{prober.spec.load_path}", body))
     said = page.error or complaint_of(page.data)
     if said:
         raise said

@@ -1,7 +1,7 @@
 """What cloud models can and cost: LiteLLM's own price map, read as the JSON file that it is.
 
 Must never import LiteLLM or download anything.
-``knowledge`` asks it for the rows whose servers do not tell.
+``inventory`` asks it for the rows whose servers do not tell.
 """
 
 from __future__ import annotations

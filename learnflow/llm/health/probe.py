@@ -1,7 +1,7 @@
-"""The knock on the door: who answers at an address, how it is, which models it has and what they can.
+"""The knock on the prober: who answers at an address, how it is, which models it has and what they can.
 
 Must never cost money, load a model or carry user text: it only reads pages, and never through a proxy to a local row.
-``knowledge`` and discovery ask it.
+``inventory`` and discovery ask it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError) 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class ProbeResult:
     """What one look showed.
 
     Attributes:
@@ -45,7 +45,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Prober:
     """Where to knock, and how; ``kinds`` may be what answers there."""
 
     spec: ProviderSpec
@@ -57,7 +57,7 @@ class Door:
         """The address, with its key."""
         return self.client.endpoint
 
-    async def look(self, asked: str | None, within: float, *, every: bool = False) -> Seen:
+    async def look(self, asked: str | None, within: float, *, every: bool = False) -> ProbeResult:
         """Look, for ``within`` seconds at most; never raises.
 
         Args:
@@ -71,18 +71,18 @@ class Door:
         server, error = await self._server(deadline)
         latency = None if isinstance(error, errors.Unavailable) and server is None else loop.time() - started
         if server is None or error:
-            return Seen(server=server, error=error, latency_s=latency)
+            return ProbeResult(server=server, error=error, latency_s=latency)
         if every:
             server = await self._learned(server, server.models[:_MOST], deadline)
         try:
             model = self.chosen(server, asked)
         except LLMError as unclear:
-            return Seen(server=server, error=unclear, latency_s=latency)
+            return ProbeResult(server=server, error=unclear, latency_s=latency)
         if not every and any(model is known for known in server.models):
             at = next(n for n, known in enumerate(server.models) if known is model)
             server = await self._learned(server, [model], deadline)
             model = server.models[at]
-        return Seen(server=server, model=model, error=_as_error(model), latency_s=latency)
+        return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
 
     def chosen(self, server: Server, asked: str | None) -> Model:
         """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
@@ -187,8 +187,8 @@ class Door:
             there for url in _nearby(self.endpoint) if (there := endpoint(self.spec, url)).base != self.endpoint.base
         ]
         places = [replace(there, key=self._key_for(there)) for there in tried]
-        doors = [replace(self, client=replace(self.client, endpoint=place)) for place in places]
-        found = await asyncio.gather(*(door._answers(deadline) for door in doors))  # noqa: SLF001  # of its own class
+        probers = [replace(self, client=replace(self.client, endpoint=place)) for place in places]
+        found = await asyncio.gather(*(prober._answers(deadline) for prober in probers))  # noqa: SLF001  # of its own class
         for there, answers in zip(tried, found, strict=True):
             if answers and trouble:
                 same = endpoint(self.spec, there.base).base == there.base

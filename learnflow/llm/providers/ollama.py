@@ -14,7 +14,7 @@ from .. import errors
 from ..base import Attempt
 from ..capabilities import unknown
 from ..health.page import count, part, text
-from ..health.probe import Door, read_page
+from ..health.probe import Prober, read_page
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from ..transport.client import HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
@@ -89,7 +89,7 @@ def _drops_prompts(version: str | None) -> bool:
 
 
 async def _continuation(
-    door: Door, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+    prober: Prober, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
     """The request that continues an answer: the server's own template, rendered, and the text as it is.
 
@@ -106,21 +106,21 @@ async def _continuation(
     text: str | None = None
     if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-        rendered = await _rendered(door, {"model": model, "messages": [*plain, marked], **same, **think})
+        rendered = await _rendered(prober, {"model": model, "messages": [*plain, marked], **same, **think})
         if begun.thinking in rendered and _MARK in rendered:
             text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
     if text is None:
-        text = await _rendered(door, {"model": model, "messages": plain, **same, **think})
+        text = await _rendered(prober, {"model": model, "messages": plain, **same, **think})
         opened = text.rstrip().endswith(_THINK)
         text += begun.raw.removeprefix(_THINK) if opened else begun.raw
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return HttpRequest(url=f"{door.endpoint.root}/api/generate", body=raw)
+    return HttpRequest(url=f"{prober.endpoint.root}/api/generate", body=raw)
 
 
-async def _rendered(door: Door, body: Mapping[str, Any]) -> str:
+async def _rendered(prober: Prober, body: Mapping[str, Any]) -> str:
     """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
     asked = {**body, "stream": False, "_debug_render_only": True}
-    page = await door.client.page(door.request(f"{door.endpoint.root}/api/chat", asked))
+    page = await prober.client.page(prober.request(f"{prober.endpoint.root}/api/chat", asked))
     if page.error:
         raise page.error
     said, wrong = read_page(page.data)

@@ -15,7 +15,7 @@ from ..errors import LLMError
 from ..process import kept
 from .decision import LONGEST_S, at_fault, verdict
 
-Gate = Literal["go", "shut", "probe", "trial"]
+Gate = Literal["closed", "open", "probe", "trial"]
 
 
 @dataclass(slots=True)
@@ -45,9 +45,9 @@ class Breaker:
     def gate(self, now: float) -> Gate:
         """What may be done now: ask it, leave it alone, probe it, or let one request through."""
         if self.error is None:
-            return "go"
+            return "closed"
         if self._busy or now < self.until:
-            return "shut"
+            return "open"
         return "trial" if self._probed else "probe"
 
     def begin(self) -> None:
@@ -126,7 +126,7 @@ class Record:
         self.recent = [*self.recent[-9:], (now, type(error).__name__)]
 
 
-_WORST: tuple[Gate, ...] = ("shut", "probe", "trial", "go")
+_WORST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +152,15 @@ class BreakerRegistry:
     def gate(self, target: Target) -> Gate:
         """What may be done with it now."""
         now = self.clock()
-        return min((each.gate(now) for each in self._both(target)), key=_WORST.index, default="go")
+        return min((each.gate(now) for each in self._both(target)), key=_WORST.index, default="closed")
 
-    def shut(self, target: Target) -> list[Breaker]:
-        """The breakers that keep it shut; the first is the one that is over last."""
+    def open_breakers(self, target: Target) -> list[Breaker]:
+        """The open breakers; the first is the one that is over last."""
         return sorted((each for each in self._both(target) if each.open), key=lambda each: -each.until)
 
     def due(self, target: Target) -> float:
         """When it may be asked again, by the clock."""
-        return max((each.until for each in self.shut(target)), default=0.0)
+        return max((each.until for each in self.open_breakers(target)), default=0.0)
 
     def fail(self, target: Target, error: LLMError) -> bool:
         """It failed. Returns whether this opened a breaker."""
@@ -177,14 +177,16 @@ class BreakerRegistry:
     def answer(self, target: Target, first_token_s: float | None, began: float) -> bool:
         """It answered a request that began then. Returns whether this closed a breaker."""
         self.record(target).answer(first_token_s)
-        over = [each for each in self.shut(target) if each.opened <= began]  # an older answer says nothing of now
+        over = [
+            each for each in self.open_breakers(target) if each.opened <= began
+        ]  # an older answer says nothing of now
         for each in over:
             each.close()
         return bool(over)
 
     def settle(self, target: Target) -> None:
         """A trial ended without saying anything of the target."""
-        for each in self.shut(target):
+        for each in self.open_breakers(target):
             each.abandon()
 
     def record(self, target: Target) -> Record:

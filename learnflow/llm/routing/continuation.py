@@ -1,7 +1,7 @@
 """Joining a broken text: where to step back to, what must come again, and what follows it. Pure text.
 
 Must never ask a server, or join what nobody can verify: a continuation begins with the end of what was delivered.
-The execution makes a ``Cut`` of what was delivered, and feeds a ``Joiner`` what the next provider says.
+The execution makes a ``CutPoint`` of what was delivered, and feeds a ``Joiner`` what the next provider says.
 
 A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer: so the prefix that
 is sent ends with the last whole word, and what comes back must first repeat the rest (measured with two tokenizers on
@@ -27,7 +27,7 @@ _QUOTES: Final = dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02\u301d
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutPoint:
     """What was delivered, as the prefix to send and the rest that must come again."""
 
     prefix: str
@@ -39,7 +39,7 @@ class Cut:
         return self.prefix + self.rest
 
 
-def step_back(delivered: str) -> Cut:
+def step_back(delivered: str) -> CutPoint:
     """The cut at the end of the last whole word; within the first word, the whole beginning must come again."""
     tail = delivered[-_STEP - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
@@ -47,12 +47,12 @@ def step_back(delivered: str) -> Cut:
     start = len(delivered) - len(tail) + len(before)
     if len(delivered) - start > _STEP:
         return as_it_broke(delivered)
-    return Cut(delivered[:start], delivered[start:])
+    return CutPoint(delivered[:start], delivered[start:])
 
 
-def as_it_broke(delivered: str) -> Cut:
+def as_it_broke(delivered: str) -> CutPoint:
     """The cut where it broke: for text without words, and where what came again was something else."""
-    return Cut(delivered, "")
+    return CutPoint(delivered, "")
 
 
 def end_of(text: str) -> str:
@@ -88,11 +88,11 @@ class Joiner:
         words: it was asked for in words, to begin with ``end_of`` the prefix.
 
     Attributes:
-        torn: what came does not begin with what had to come again; nothing of it was given out.
+        mismatched: what came does not begin with what had to come again; nothing of it was given out.
     """
 
-    def __init__(self, cut: Cut, *, words: bool = False) -> None:
-        self.torn = False
+    def __init__(self, cut: CutPoint, *, words: bool = False) -> None:
+        self.mismatched = False
         self.words = words
         self._cut = cut
         self._held: str | None = ""  # None once the seam is behind us
@@ -108,7 +108,7 @@ class Joiner:
     @property
     def silent(self) -> bool:
         """It has ended, and said nothing at all, not even what had to come again."""
-        return self.torn and not self._held
+        return self.mismatched and not self._held
 
     def end(self) -> str:
         """It has ended; returns what was still held back."""
@@ -118,7 +118,7 @@ class Joiner:
         assert self._held is not None  # noqa: S101  # asked only while something may be held
         if not (self.words and self._held):  # in words, the repetitions hold what they need
             self._held += text
-        if self.torn or not (self._held or over):
+        if self.mismatched or not (self._held or over):
             return ""
         after = self._after_words(text, over=over) if self.words else self._after_prefix(self._held, over=over)
         if after is None:
@@ -146,7 +146,7 @@ class Joiner:
         if echoes and held.startswith(echo):
             return held[len(echo) :]
         if over or not (rest.startswith(held) or (echoes and echo.startswith(held))):
-            self.torn = True
+            self.mismatched = True
         return None
 
     def _after_words(self, text: str, *, over: bool) -> str | None:
@@ -159,7 +159,7 @@ class Joiner:
         rests = (each.rest(over=over) for each in self._repeats if each.came and not each.other)
         after = next((rest for rest in rests if rest is not None), None)
         if after is None and (over or all(each.other for each in self._repeats)):
-            self.torn = True
+            self.mismatched = True
         return after
 
 

@@ -38,7 +38,7 @@ class Situation:
         stepped: of a provider that takes a beginning, less was asked for than all: up to the last whole word.
         others: somebody else can be asked now.
         loading: somebody loads a model, and the time for that is not over.
-        strayed: somebody could not go on with the answer, and it was not yet begun again for that.
+        not_continued: somebody could not go on with the answer, and it was not yet begun again for that.
         passes: somebody failed in a way that may pass, and there are retries and time left for it.
         time_left: the caller's deadline is not over.
     """
@@ -53,7 +53,7 @@ class Situation:
     stepped: bool = False
     others: bool = True
     loading: bool = False
-    strayed: bool = False
+    not_continued: bool = False
     passes: bool = False
     time_left: bool = True
 
@@ -154,7 +154,7 @@ NOBODY_LEFT: Final = (
     Rule("somebody loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
     Rule(
         "somebody could not go on with the answer, nobody has seen it, and this is the first time",
-        lambda _, now: now.strayed and not now.shown,
+        lambda _, now: now.not_continued and not now.shown,
         "begin again",
         "forget",
     ),

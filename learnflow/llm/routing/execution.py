@@ -75,7 +75,7 @@ class _Asked:
         return self._verified(text)
 
     def _verified(self, text: str) -> str:
-        if self.joiner and self.joiner.torn:
+        if self.joiner and self.joiner.mismatched:
             what = "asked to go on with a broken answer, it began otherwise than that ended"
             raise errors.NotContinued(what, provider=self.candidate.name, model=self.target.model)
         return text
@@ -182,13 +182,13 @@ class Execution:
         """Whether it can be asked to continue an answer in words only."""
         return candidate.number in self._refuse_prefill or not candidate.provider.continues
 
-    def _cut(self, candidate: Candidate) -> continuation.Cut | None:
+    def _cut(self, candidate: Candidate) -> continuation.CutPoint | None:
         """Where it is continued; None to begin."""
         text = self._progress.text
         if not text:
             return None
         if not text.strip():
-            return continuation.Cut("", text)  # it is asked from the beginning
+            return continuation.CutPoint("", text)  # it is asked from the beginning
         cut = continuation.step_back(text)
         whole = not self._stepping or (self._in_words(candidate) and not cut.prefix)
         return continuation.as_it_broke(text) if whole else cut
@@ -245,16 +245,16 @@ class Execution:
         seconds = now - asked.started
         own = Tried(candidate.name, error.model or target.model, type(error).__name__, error.status, seconds)
         if isinstance(error, errors.NotContinued):
-            self._progress.torn()
+            self._progress.mismatched()
         self._progress.failed(error.attempts or (own,), now)  # a router tells its own
         hurried = asked.hurried and isinstance(error, errors.FirstTokenTimeout)
         if hurried and seconds < candidate.provider.waits[0]:
             self._registry.settle(target)  # others wanted their share: no fault of this one
         elif self._registry.fail(target, error):
-            breaker, name = self._registry.shut(target)[0], type(error).__name__
+            breaker, name = self._registry.open_breakers(target)[0], type(error).__name__
             model = None if decision.verdict(error).whole_address else target.model
             events.emit(events.Opened(provider=candidate.name, model=model, error=name, seconds=breaker.period))
-        left_alone = candidate.recorded and self._registry.shut(target) and self._left(candidate)
+        left_alone = candidate.recorded and self._registry.open_breakers(target) and self._left(candidate)
         if isinstance(error, errors.NotRecorded) and left_alone:
             error.forgiven = True  # it was left alone when the cassette was made
             del self._progress.tried[-1]
@@ -293,13 +293,13 @@ class Execution:
                 stepped=stepped,
                 others=bool(self._within_reach(self._left(candidate))),
                 loading=bool(self._loading()),
-                strayed=bool(self._strayed()) and not self._begun_again,
+                not_continued=bool(self._not_continued()) and not self._begun_again,
                 passes=pause is not None,
                 time_left=self._remains(),
             ),
         )
         if decided.action == "give up":
-            raise self._progress.final(next(iter(self._strayed().values()), error) if held else error)
+            raise self._progress.final(next(iter(self._not_continued().values()), error) if held else error)
         if decided.text == "forget":
             self._progress.forget()
             self._whose = frozenset()
@@ -313,7 +313,7 @@ class Execution:
             await self._loaded()
         elif decided.action == "begin again":
             self._begun_again = True
-            for number in self._strayed():
+            for number in self._not_continued():
                 del self._failures[number]
         elif decided.action == "again" and pause is not None:
             self._rounds += 1
@@ -321,7 +321,7 @@ class Execution:
             for number in self._passing():
                 del self._failures[number]
 
-    def _strayed(self) -> dict[int, LLMError]:
+    def _not_continued(self) -> dict[int, LLMError]:
         """Those who could not go on with the answer."""
         return {number: error for number, error in self._failures.items() if isinstance(error, errors.NotContinued)}
 
@@ -360,11 +360,11 @@ class Execution:
                 await self._follow(None, self._last)
                 continue
             first = self.last_resort(fit)
-            shut = await self._last_resort(first)
-            if shut is None:
+            opened = await self._last_resort(first)
+            if opened is None:
                 return first
-            self._last = self._failures[first.number] = shut
-            await self._follow(first, shut)
+            self._last = self._failures[first.number] = opened
+            await self._follow(first, opened)
 
     def last_resort(self, fit: Sequence[Candidate]) -> Candidate:
         """The one whose breaker lets it be asked first."""
@@ -398,17 +398,17 @@ class Execution:
 
     def gate(self, candidate: Candidate) -> Gate:
         """What may be done with it now. Cassettes are asked always: how long it was left alone was a matter of time."""
-        return "go" if candidate.recorded else self._registry.gate(candidate.target(self.model_for(candidate)))
+        return "closed" if candidate.recorded else self._registry.gate(candidate.target(self.model_for(candidate)))
 
     async def _last_resort(self, candidate: Candidate) -> LLMError | None:
-        """Everybody is shut: why not even the one that opens first is asked, after a probe where that can tell."""
+        """Every breaker is open: why not even the one that opens first is asked, after a probe where that can tell."""
         target = candidate.target(self.model_for(candidate))
-        shut = self._registry.shut(target)
-        if not shut or not decision.verdict(shut[0].error or LLMError("")).visible:
+        opened = self._registry.open_breakers(target)
+        if not opened or not decision.verdict(opened[0].error or LLMError("")).visible:
             return None
         if await asyncio.shield(self._probe(candidate)):  # others wait for it too
             return None
-        error = copy.copy(shut[0].error or errors.ConnectionFailed("not ready"))
+        error = copy.copy(opened[0].error or errors.ConnectionFailed("not ready"))
         error.partial, error.thinking, error.attempts = "", "", ()
         self._progress.tried.append(Tried(candidate.name, target.model, type(error).__name__, error.status, 0.0))
         return error
@@ -417,7 +417,7 @@ class Execution:
         return candidate.probe(lambda: self._begin(candidate), lambda ready: self._probed(candidate, ready=ready))
 
     def _begin(self, candidate: Candidate) -> None:
-        for breaker in self._registry.shut(candidate.target(self.model_for(candidate))):
+        for breaker in self._registry.open_breakers(candidate.target(self.model_for(candidate))):
             breaker.begin()
 
     def _probed(self, candidate: Candidate, *, ready: bool | None) -> None:
@@ -425,9 +425,9 @@ class Execution:
         if ready is None:  # it was cut: nothing is known
             self._registry.settle(target)
             return
-        for breaker in self._registry.shut(target):
+        for breaker in self._registry.open_breakers(target):
             breaker.probed(now, ready=ready)
-        if not self._registry.shut(target):
+        if not self._registry.open_breakers(target):
             events.emit(events.Closed(provider=candidate.name, model=target.model))
 
     async def _loaded(self) -> None:
@@ -444,7 +444,7 @@ class Execution:
             target = each.target(self.model_for(each))
             late = errors.TimedOut(f"the model was not loaded within {self._rules.load:g} s")
             if self._registry.fail(target, late):
-                period = self._registry.shut(target)[0].period
+                period = self._registry.open_breakers(target)[0].period
                 events.emit(
                     events.Opened(provider=each.name, model=target.model, error=type(late).__name__, seconds=period)
                 )

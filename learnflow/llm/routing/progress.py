@@ -64,10 +64,10 @@ class Progress:
         self._goes_on = True
         events.emit(events.Resumed(provider=self._asked, characters=len(self.text), in_words=in_words))
 
-    def torn(self) -> None:
+    def mismatched(self) -> None:
         """What came is not what was delivered: the same break, and another attempt."""
         self.resumed -= 1
-        self._went_on("torn")
+        self._went_on("mismatched")
 
     def heard(self, text: str, now: float) -> None:
         """A piece has come."""
@@ -128,12 +128,12 @@ class Progress:
         provider, number, at = self._fell
         self._fell = None
         if number != self._number:
-            events.whisper(events.Switched, provider=provider, to=self._asked, seconds=now - at)
+            events.emit_lazily(events.Switched, provider=provider, to=self._asked, seconds=now - at)
 
     def _went_on(self, outcome: str) -> None:
         if self._goes_on:
             self._goes_on = False
-            events.whisper(events.Continued, provider=self._asked, outcome=outcome)
+            events.emit_lazily(events.Continued, provider=self._asked, outcome=outcome)
 
 
 def _sum(usages: Sequence[Usage]) -> Usage:

@@ -1,4 +1,4 @@
-"""The doer: a chain of providers that is itself a provider; loses no answer that one of them could have given.
+"""The router: a chain of providers that is itself a provider; loses no answer that one of them could have given.
 
 Must never decide (``decision``), join (``continuation``) or know a server: it runs executions over candidates.
 The factory hands it out; routers nest.
@@ -243,8 +243,8 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             serves: bool | None = False
             if lacking[each.number]:
                 why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
-            elif each is not chosen and execution.gate(each) not in ("go", "trial"):
-                why = f"left alone after {type(self._registry.shut(target)[0].error).__name__}"
+            elif each is not chosen and execution.gate(each) not in ("closed", "trial"):
+                why = f"left alone after {type(self._registry.open_breakers(target)[0].error).__name__}"
             elif each is not chosen:
                 why = "would be asked if those before it fail"
             elif doubt := unknown(needs, each.provider.can(target.model)):
@@ -262,14 +262,18 @@ class RouterProvider(AbstractProvider, RoutableProvider):
 
     def _state(self, candidate: Candidate) -> dict[str, Any]:
         now, target = self._registry.clock(), candidate.target(None)
-        shut, record = self._registry.shut(target), self._registry.record(target)
+        opened, record = self._registry.open_breakers(target), self._registry.record(target)
         return {
             "provider": candidate.name,
             "address": None if candidate.broken else target.address,
             "model": target.model,
-            "breaker": "misconfigured" if candidate.broken else "open" if shut else "closed",
-            "because": str(candidate.broken) if candidate.broken else type(shut[0].error).__name__ if shut else None,
-            "opens_in_s": max(0.0, shut[0].until - now) if shut else None,
+            "breaker": "misconfigured" if candidate.broken else "open" if opened else "closed",
+            "because": str(candidate.broken)
+            if candidate.broken
+            else type(opened[0].error).__name__
+            if opened
+            else None,
+            "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
             "first_token_s": record.first_token_s,
             "answered": record.answered,
             "failed": record.failed,
@@ -290,7 +294,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
             wanted = []
             for each in candidates:
-                if each.broken or self._registry.gate(each.target(None)) != "go":
+                if each.broken or self._registry.gate(each.target(None)) != "closed":
                     continue
                 if curious or each.provider.loads:
                     wanted.append(each)

@@ -52,7 +52,7 @@ class Option:
         same: it has the very model whose answer is to be continued.
     """
 
-    gate: Gate = "go"
+    gate: Gate = "closed"
     cold: bool = False
     distance: int = 0
     same: bool = False
@@ -73,7 +73,7 @@ def select(options: Sequence[Option], routing: Routing) -> Selection:
     A cold one is waited for, however warm a farther one is: the order is the user's. Only one that is warm and no
     farther away answers meanwhile. ``warm-first`` is the operator's word for anything else.
     """
-    ready = [at for at, one in enumerate(options) if one.gate in ("go", "trial")]
+    ready = [at for at, one in enumerate(options) if one.gate in ("closed", "trial")]
     if not ready:
         return Selection(None)
     first = ready[0]
@@ -86,7 +86,7 @@ def select(options: Sequence[Option], routing: Routing) -> Selection:
     before = list(enumerate(options[:chosen]))
     return Selection(
         chosen,
-        load=[at for at, one in before if one.gate == "go" and one.cold],
+        load=[at for at, one in before if one.gate == "closed" and one.cold],
         probe=[at for at, one in before if one.gate == "probe"],
     )
 

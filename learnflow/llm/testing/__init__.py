@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from ..process import forget
     from .fault_server import Fault, FaultServer, Seen, closed_port
     from .kit import no_model_calls, no_waiting, provided, recording, replaying
-    from .scripted import Cut, Request, ScriptedProvider
+    from .scripted import Cut, ScriptedProvider, ScriptedRequest
 
 __all__ = [
     "Cut",
     "Fault",
     "FaultServer",
-    "Request",
     "ScriptedProvider",
+    "ScriptedRequest",
     "Seen",
     "closed_port",
     "forget",
@@ -33,7 +33,7 @@ _WHERE = {
     **dict.fromkeys(("Fault", "FaultServer", "Seen", "closed_port"), ".fault_server"),
     **dict.fromkeys(("no_model_calls", "no_waiting", "provided", "recording", "replaying"), ".kit"),
     "forget": "..process",
-    **dict.fromkeys(("Cut", "Request", "ScriptedProvider"), ".scripted"),
+    **dict.fromkeys(("Cut", "ScriptedRequest", "ScriptedProvider"), ".scripted"),
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import events
 from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
-from ..discovery import brief, survey, usable
+from ..discovery import brief, scan, usable
 from ..errors import LLMError
 from ..providers import CustomProvider, build
 from ..replay import active, cassette
@@ -41,7 +41,7 @@ def main() -> int:
 
 async def _demo() -> int:
     print("Looking for a model server on this machine …", flush=True)
-    for each in usable(await survey(clouds=False)):
+    for each in usable(await scan(clouds=False)):
         provider, model = each.provider, each.health.model or next(iter(each.health.models), None)
         if provider is None or model is None:
             continue
@@ -70,7 +70,7 @@ async def _demo() -> int:
 
 async def _show(provider: BaseProvider, *, live: bool) -> None:
     print("\n1. The providers that are found\n")
-    for each in brief(await survey(clouds=False)):
+    for each in brief(await scan(clouds=False)):
         if each.answers:
             print(f"   {each.health.provider:9} {each.health.state:7} {', '.join(each.health.models[:5])}")
     print(f"\n2. An answer, streamed\n\n   > {QUESTION}\n")

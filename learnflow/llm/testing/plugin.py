@@ -1,4 +1,4 @@
-"""pytest's door to the kit: fixtures for replay, for recording, and for forbidding real model calls.
+"""The pytest plugin: fixtures for replay, for recording, and for forbidding real model calls.
 
 Must never import more than pytest before a fixture is asked for: pytest loads it wherever the package is installed.
 pytest finds it by its entry point.

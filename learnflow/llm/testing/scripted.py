@@ -27,7 +27,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ScriptedRequest:
     """What it was asked: by which call, with which arguments."""
 
     call: Method
@@ -59,7 +59,7 @@ class ScriptedProvider(AbstractProvider):
 
     def __init__(self, answers: Iterable[Answer] = (), *, name: str = "scripted", **capabilities: Any) -> None:
         self.answers: list[Answer] = [answers] if isinstance(answers, str) else list(answers)
-        self.history: list[Request] = []
+        self.history: list[ScriptedRequest] = []
         self._name = name
         unknown = set(capabilities) - set(Capabilities.__annotations__)
         if unknown:
@@ -74,7 +74,7 @@ class ScriptedProvider(AbstractProvider):
 
     def start(self, call: Call) -> TextStream:
         """The next answer; it is taken from the script when the first piece is asked for."""
-        asked = Request(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
+        asked = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
         answering = Answering()
         return TextStream(self._pieces(asked, answering), answering)
 
@@ -90,7 +90,7 @@ class ScriptedProvider(AbstractProvider):
         """What it was made to say."""
         return self._capabilities
 
-    async def _pieces(self, asked: Request, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _pieces(self, asked: ScriptedRequest, answering: Answering) -> AsyncGenerator[str, None]:
         self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
         unknown = set(asked.more) - set(Options.__annotations__)
         if unknown:
@@ -116,7 +116,7 @@ class ScriptedProvider(AbstractProvider):
             raise cut
         answering.completion = answer if isinstance(answer, Completion) else self._whole(asked, text)
 
-    def _whole(self, asked: Request, text: str) -> Completion:
+    def _whole(self, asked: ScriptedRequest, text: str) -> Completion:
         wanted = asked.more.get("response_format")
         return Completion(
             text=text,

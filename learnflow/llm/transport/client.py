@@ -127,7 +127,7 @@ class HttpResponse:
             await self._response.aclose()
 
 
-class Page(NamedTuple):
+class Fetched(NamedTuple):
     """What stands at an address: headers and body, or why that is none."""
 
     headers: Mapping[str, str]
@@ -171,19 +171,19 @@ class Client:
             raise await self._refusal(request, response, judge)
         return response
 
-    async def page(self, request: HttpRequest) -> Page:
+    async def page(self, request: HttpRequest) -> Fetched:
         """Read a page of a server, or what a JSON body gets as answer. Raises an LLMError where no answer came."""
         response = await self.send(request)
         if not 200 <= response.status < 300:
-            return Page(response.headers, b"", await self._refusal(request, response, None))
+            return Fetched(response.headers, b"", await self._refusal(request, response, None))
         try:
             data = await response.beginning(MAX_JSON_BYTES + 1)
         finally:
             await response.aclose()
         if len(data) > MAX_JSON_BYTES:
             failure = errors.MalformedAnswer(f"the server sent a page of more than {MAX_JSON_BYTES >> 20} MiB")
-            return Page(response.headers, b"", failure)
-        return Page(response.headers, data)
+            return Fetched(response.headers, b"", failure)
+        return Fetched(response.headers, data)
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request; the answer may have any status. Raises an LLMError where none came."""

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import discovery as survey
-from learnflow.llm import errors, get_provider, settings
+from learnflow.llm import discovery, errors, get_provider, settings
 from learnflow.llm.cli.main import main
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
@@ -161,7 +160,7 @@ async def test_what_answers_and_is_no_model_server_is_mentioned(usual: dict[str,
     pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), locked)
     async with FaultServer("openai", tells=FASTAPI) as app, FaultServer("lmstudio", tells=pages) as studio:
         usual["vllm"], usual["lmstudio"] = app.root, studio.root
-        states = {each.health.provider: each.health.state for each in await survey.survey()}
+        states = {each.health.provider: each.health.state for each in await discovery.scan()}
         assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
         with pytest.raises(errors.NotConfigured, match=f"vllm at {app.root}/v1: misconfigured"):
             await get_provider().generate("hi")

@@ -74,7 +74,7 @@ async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest
             with pytest.raises(errors.NotLocal, match="forwards this model elsewhere"):
                 await OllamaProvider(base_url=server.base_url, model=model).generate("hi")
         server.tells["/v1/models"] = {"data": [{"id": "gpt-oss:120b-cloud"}]}
-        with pytest.raises(errors.NotLocal):  # the same server by its other door
+        with pytest.raises(errors.NotLocal):  # the same server by its other address
             await CustomProvider(base_url=server.base_url, model="gpt-oss:120b-cloud").generate("hi")
         good, server.tells["/api/tags"] = server.tells["/api/tags"], (500, {"error": "?"})
         with pytest.raises(errors.LLMError):  # what cannot be learned is not sent

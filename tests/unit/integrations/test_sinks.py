@@ -109,12 +109,12 @@ async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -
 def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
     story = Progress(0.0)
     story.heard("one two ", 1.0)
-    for outcome in (story.torn, lambda: story.failed([], 2.0)):
+    for outcome in (story.mismatched, lambda: story.failed([], 2.0)):
         story.asks("ollama", 1)
         story.resumes(in_words=False)
         outcome()
     found = shown(registry)
-    assert found["resumes_total{outcome=torn,provider=ollama}"] == 1
+    assert found["resumes_total{outcome=mismatched,provider=ollama}"] == 1
     assert found["resumes_total{outcome=broken,provider=ollama}"] == 1
 
 

@@ -421,12 +421,12 @@ async def test_how_long_a_dead_provider_was_left_alone_does_not_matter(tmp_path:
             router = RouterProvider(dead, [provider_for(server)])
             recorded = [await router.complete(text) for text in ("one", "two")]
     forget()
-    board = BreakerRegistry()
+    registry = BreakerRegistry()
     with replaying(tmp_path) as player:
         hops = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
-        router = RouterProvider(hops[0], hops[1:], breakers=board)
+        router = RouterProvider(hops[0], hops[1:], breakers=registry)
         first = await router.complete("one")
-        board.clock = lambda: 1e9
+        registry.clock = lambda: 1e9
         second = await router.complete("two")
         assert [first.text, second.text] == [each.text for each in recorded]
         assert [first.attempts, second.attempts] == [each.attempts for each in recorded] == [2, 1]

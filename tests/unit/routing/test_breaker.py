@@ -32,7 +32,7 @@ def test_a_fault_that_a_probe_sees() -> None:
     assert transcript(
         (0.0, "?"), (1.0, refused), (1.1, refused), (5.9, "?"), (6.0, "?"), (6.0, "begin"), (6.5, "not ready"),
         (16.4, "?"), (16.5, "?"), (16.5, "begin"), (17.0, "ready"),
-    ) == ["go", "shut", "shut", "shut", "probe", "shut", "shut", "shut", "probe", "shut", "go"]  # fmt: skip
+    ) == ["closed", "open", "open", "open", "probe", "open", "open", "open", "probe", "open", "closed"]  # fmt: skip
 
 
 def test_a_fault_that_a_probe_cannot_see_lets_one_request_through() -> None:
@@ -42,7 +42,7 @@ def test_a_fault_that_a_probe_cannot_see_lets_one_request_through() -> None:
         (20.0, hang),  # the next period is longer
         (49.9, "?"), (50.0, "?"), (50.0, "begin"), (50.1, "ready"), (50.2, "begin"), (51.0, "answer"),
     ) == [
-        "shut", "probe", "shut", "trial", "shut", "shut", "shut", "shut", "probe", "shut", "trial", "shut", "go",
+        "open", "probe", "open", "trial", "open", "open", "open", "open", "probe", "open", "trial", "open", "closed",
     ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_retry_after_sets_how_long(asked: float | None, period: float) -> None:
     ],
 )  # fmt: skip
 def test_what_opens_no_breaker(kind: type[LLMError]) -> None:
-    assert transcript((0.0, made(kind))) == ["go"]
+    assert transcript((0.0, made(kind))) == ["closed"]
 
 
 def test_periods_end_somewhere() -> None:

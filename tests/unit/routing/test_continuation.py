@@ -32,10 +32,10 @@ def pieces(text: str, sizes: list[int]) -> list[str]:
     return found
 
 
-def joined(cut: continuation.Cut, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
+def joined(cut: continuation.CutPoint, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
     joint = continuation.Joiner(cut, words=words)
     after = "".join([joint.feed(part) for part in parts]) + joint.end()
-    return cut.delivered + after, joint.torn
+    return cut.delivered + after, joint.mismatched
 
 
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
@@ -62,8 +62,8 @@ def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
     at = data.draw(st.integers(1, len(text)))
     cut = continuation.step_back(text[:at])
     assume(cut.delivered.strip())
-    after, torn = joined(cut, list(other))
-    if torn:
+    after, mismatched = joined(cut, list(other))
+    if mismatched:
         assert after == text[:at]
         assert not other.startswith(cut.rest)
         again = continuation.as_it_broke(cut.delivered)
@@ -73,12 +73,14 @@ def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
 
 
 def test_where_it_steps_back_to() -> None:
-    assert continuation.step_back("one two thr") == continuation.Cut("one two", " thr")
-    assert continuation.step_back("one two ") == continuation.Cut("one two", " ")
-    assert continuation.step_back("one\n\n") == continuation.Cut("one", "\n\n")
-    assert continuation.step_back("on") == continuation.Cut("", "on")  # within the first word: begin again, and compare
-    assert continuation.step_back("x" * 65) == continuation.Cut("x" * 65, "")  # no word to step back to
-    assert continuation.step_back("one " + "中" * 200) == continuation.Cut("one " + "中" * 200, "")
+    assert continuation.step_back("one two thr") == continuation.CutPoint("one two", " thr")
+    assert continuation.step_back("one two ") == continuation.CutPoint("one two", " ")
+    assert continuation.step_back("one\n\n") == continuation.CutPoint("one", "\n\n")
+    assert continuation.step_back("on") == continuation.CutPoint(
+        "", "on"
+    )  # within the first word: begin again, and compare
+    assert continuation.step_back("x" * 65) == continuation.CutPoint("x" * 65, "")  # no word to step back to
+    assert continuation.step_back("one " + "中" * 200) == continuation.CutPoint("one " + "中" * 200, "")
 
 
 def test_what_the_model_honestly_says_twice_stays() -> None:
@@ -203,7 +205,7 @@ def test_what_must_come_again() -> None:
 
 def test_white_space_alone_counts_as_nothing_delivered() -> None:
     for said, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
-        assert joined(continuation.Cut("", "\n"), list(said)) == (text, False)
+        assert joined(continuation.CutPoint("", "\n"), list(said)) == (text, False)
 
 
 @given(TEXT, st.data())
@@ -217,10 +219,10 @@ def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> No
 
 def test_endless_white_space_costs_no_time() -> None:
     began = time.process_time()
-    for cut, words in ((continuation.as_it_broke(DELIVERED + " "), True), (continuation.Cut("", "\n"), False)):
+    for cut, words in ((continuation.as_it_broke(DELIVERED + " "), True), (continuation.CutPoint("", "\n"), False)):
         joiner = continuation.Joiner(cut, words=words)
         joiner.feed(DELIVERED if words else "")
         for _ in range(200_000):
             joiner.feed(" ")
-        assert not joiner.torn
+        assert not joiner.mismatched
     assert time.process_time() - began < 3

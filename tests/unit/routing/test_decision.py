@@ -68,10 +68,10 @@ def test_the_decision_table_of_the_documents_is_the_codes() -> None:
         (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
         (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("otherwise", "keep")),
         (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
-        (errors.NotContinued("x"), {"held": True, "others": False, "strayed": True}, ("begin again", "forget")),
+        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("begin again", "forget")),
         (
             errors.NotContinued("x"),
-            {"held": True, "shown": True, "others": False, "strayed": True},
+            {"held": True, "shown": True, "others": False, "not_continued": True},
             ("give up", "keep"),
         ),
         (errors.ContextOverflow("x"), {}, ("next", "forget")),

@@ -12,10 +12,10 @@ from learnflow.llm.routing.selection import Needs, Standing
 
 def options(*said: str) -> list[selection.Option]:
     """By words: "cold far", "probe near"."""
-    gates = ("shut", "probe", "trial")
+    gates = ("open", "probe", "trial")
     return [
         selection.Option(
-            gate=next((gate for gate in gates if gate in one), "go"),  # type: ignore[arg-type]
+            gate=next((gate for gate in gates if gate in one), "closed"),  # type: ignore[arg-type]
             cold="cold" in one,
             distance=1 if "far" in one else 0,
         )
@@ -55,8 +55,8 @@ def test_what_is_not_known_is_no_lack() -> None:
         (["far cold", "near"], "order", 1, [0], []),
         (["near cold", "near cold", "far"], "order", 0, [], []),
         (["near probe", "near"], "order", 1, [], [0]),
-        (["near shut", "far"], "order", 1, [], []),
-        (["near shut", "near shut"], "order", None, [], []),
+        (["near open", "far"], "order", 1, [], []),
+        (["near open", "near open"], "order", None, [], []),
         (["near trial", "near"], "order", 0, [], []),
     ],
 )
