@@ -117,7 +117,8 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     deadline = loop.time() + within
     provider = _stranger(spec, url)
     health = await provider.inventory.health(within)  # nobody has it yet: no look at a provider
-    said = next((row for row in SPECS.values() if row.title == health.server), None)
+    server = provider.inventory.server
+    said = server.kind if server else None
     if said is None and health.state in ("ready", "model_missing"):
         said = OTHER  # it speaks the API, and has no name
     if said is not None and said is not spec:

@@ -84,7 +84,8 @@ class LLMError(Exception):
         hint: the sentence that says what to do.
         server_message: the server's own words, at most 300 characters in one line, without anything like a key. They
             may repeat the request, and are part of ``str()`` only where they do not.
-        param: the parameter that the server named as the cause.
+        code: the server's own code for it ("context_length_exceeded"), where it gave one.
+        params: the parameters that the server, or LiteLLM, named as the cause.
         partial: the text of the answer that had arrived.
         thinking: the thinking that had arrived.
         tokens: about how many tokens had arrived.
@@ -115,7 +116,8 @@ class LLMError(Exception):
         self.retry_after = retry_after
         self.server_message = ""
         self.quotable = False
-        self.param: str | None = None
+        self.code: str | None = None
+        self.params: tuple[str, ...] = ()
         self.partial = ""
         self.thinking = ""
         self.tokens = 0

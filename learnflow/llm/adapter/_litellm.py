@@ -207,10 +207,12 @@ def _refused(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     if leaf_of(error) is errors.Unsupported:
         words = str(getattr(error, "message", error))
         named = [name for name in parameters if name in words]
-        return errors.Unsupported(
+        refused = errors.Unsupported(
             "LiteLLM knows that this model does not take a parameter of the request",
             hint="Leave out " + ", ".join(named or ["some of its keywords"]),
         )
+        refused.params = tuple(named)
+        return refused
     return errors.InvalidRequest(
         f"LiteLLM cannot write the request for this provider ({type(error).__name__})",
         hint="Check the messages' roles, contents, tool calls and image formats, or try another provider",

@@ -139,12 +139,12 @@ class Request:
         """
         if not isinstance(error, (CapabilityError, RequestError)):
             return None
-        said = f"{error.what} {error.server_message} {error.hint}".lower()
+        said = error.server_message.lower()
         if "max_completion_tokens" in said and not variant.newer_limit:
             return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
         ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
-        named = "max_tokens" if error.param == "max_completion_tokens" else error.param
-        at_fault = {named} if named else {name for name in ours if name in said and _REFUSES.search(said)}
+        at_fault = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
+        at_fault = at_fault or {name for name in ours if name in said and _REFUSES.search(said)}
         overflow = isinstance(error, ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if self.ceiling and (overflow or "max_tokens" in said):
             at_fault.add("max_tokens")  # a ceiling is no demand, whatever the words are

@@ -35,7 +35,9 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
     if wanted is None or (isinstance(wanted, dict) and (wanted.get("type") == "text" or finish == "length")):
         return None
     if isinstance(wanted, dict):
-        value(text, finish)
+        said = value(text, finish)
+        if wanted.get("type") == "json_schema":
+            _validate(said, wanted["json_schema"].get("schema"))
         return None
     from pydantic import ValidationError  # noqa: PLC0415  # only who asks for a schema needs it
 
@@ -50,6 +52,25 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
         what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
         raise SchemaMismatch(what) from None
+
+
+def _validate(said: Any, schema: Any) -> None:
+    """Check an answer against a JSON schema. Raises SchemaMismatch; a schema that is none checks nothing."""
+    if not isinstance(schema, dict):
+        return
+    import jsonschema  # noqa: PLC0415  # only who asks for a schema needs it
+    from referencing import Registry  # noqa: PLC0415
+
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    try:
+        fault = jsonschema.exceptions.best_match(kind(schema, registry=Registry()).iter_errors(said))  # fetches no $ref
+    except Exception:  # noqa: BLE001  # the schema is none, or refers to what is not in it: the server has taken it
+        return
+    if fault:
+        known = schema.get("properties")
+        place = str(fault.absolute_path[0]) if fault.absolute_path else ""
+        named = f" at {place}" if isinstance(known, dict) and place in known else ""
+        raise SchemaMismatch(f"the answer does not fit the JSON schema{named} ({fault.validator})")
 
 
 def value(text: str, finish: str) -> Any:

@@ -178,6 +178,7 @@ class Prober:
         kind = server.kind or self.spec
         return errors.Misconfigured(
             f"what answers is {kind.title}, not {self.spec.title}",
+            provider=self.spec.name,
             hint=f"Use LLM_PROVIDER={kind.name} with {kind.env_url[0]}={self.endpoint.root}",
         )
 
@@ -194,7 +195,7 @@ class Prober:
                 same = endpoint(self.spec, there.base).base == there.base
                 url = there.base if same else f"{there.base}/chat/completions"  # which is taken as it is
                 hint = f"The API answers at {there.base}: set {self.spec.env_url[0]}={url}"
-                return errors.Misconfigured(trouble.what, status=trouble.status, hint=hint)
+                return errors.Misconfigured(trouble.what, provider=self.spec.name, status=trouble.status, hint=hint)
         return trouble
 
     async def _answers(self, deadline: float) -> bool:

@@ -101,6 +101,11 @@ class Candidate:
         can = self.provider.can(model)
         return lacks(needs, can, can["context_served"])
 
+    def overflows(self, needs: Needs, model: str | None) -> bool:
+        """Whether the prompt is certainly longer than the largest context that it serves."""
+        served = self.provider.can(model)["context_served"]
+        return served is not None and needs.tokens > served
+
     def load(self, model: str | None) -> None:
         """Let it load the model meanwhile; nobody waits for it."""
 

@@ -513,6 +513,6 @@ class Execution:
         broken = [candidate.broken for candidate in self._candidates if candidate.broken]
         if len(broken) == len(self._candidates):
             return self._progress.final(broken[-1])
-        short = all("context" in " ".join(why) for why in whys.values())
+        short = all(not each.broken and each.overflows(self._needs, self.model_for(each)) for each in self._candidates)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")

@@ -224,13 +224,14 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
 
 def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
     """The same error, which now says who failed and which variable to set."""
+    complete = error.provider is not None  # its hint names the variable already
     error.provider, error.model = spec.name, error.model or model
     url = spec.env_url[0]
     if isinstance(error, errors.ModelNotFound):
         error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
-    elif isinstance(error, errors.Misconfigured) and url not in error.hint:
+    elif isinstance(error, errors.Misconfigured) and not complete:
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         local = f"Start {spec.title} at {endpoint.base}, or set {url} to where it is"

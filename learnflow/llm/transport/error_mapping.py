@@ -289,7 +289,8 @@ def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> L
     error = kind(_WORDS.get(kind, "the server refused"), status=status, hint=_HINTS.get(kind, ""))
     shown = printable(said.message, _SHOWN)  # it may end up on a terminal
     error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
-    error.param = said.param
+    error.code = said.codes[0] if said.codes else None
+    error.params = (said.param,) if said.param else ()
     if isinstance(error, errors.ContextOverflow):
         error.needed, error.window = said.lengths
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from support import DIALECTS, TitledQuiz, provider_for
@@ -53,6 +54,30 @@ async def test_json_asked_for_with_a_dict_must_be_json() -> None:
     async with FaultServer("openai", ["no json"]) as server:
         with pytest.raises(errors.SchemaMismatch, match="no JSON"):
             await provider_for(server).generate("TitledQuiz", response_format={"type": "json_object"})
+
+
+def schema(**more: Any) -> dict[str, Any]:
+    said = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"], **more}
+    return {"type": "json_schema", "json_schema": {"name": "quiz", "schema": said}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "where"),
+    [('{"title": 5}', "at title"), ("{}", "JSON schema"), ("[]", "JSON schema"), ('{"private": 1}', "JSON schema")],
+)
+async def test_an_answer_that_does_not_fit_a_schema_given_as_a_dict_is_an_error(answer: str, where: str) -> None:
+    async with FaultServer("openai", [answer]) as server:
+        with pytest.raises(errors.SchemaMismatch, match=where) as caught:
+            await provider_for(server).generate("hi", response_format=schema())
+        assert "private" not in str(caught.value)
+        assert caught.value.__context__ is None
+        assert caught.value.code is None
+
+
+@pytest.mark.parametrize("wrong", [{"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema"}, {"pattern": "("}])
+async def test_a_schema_that_is_none_or_leads_elsewhere_checks_nothing(wrong: dict[str, Any]) -> None:
+    async with FaultServer("openai", ['{"title": "RSA"}']) as server:
+        assert await provider_for(server).generate("hi", response_format=schema(**wrong)) == '{"title": "RSA"}'
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -375,7 +375,8 @@ def test_a_code_may_be_anything(code: object) -> None:
         body = b'{"error": {"message": "no", "code": ' + b"9" * 3000 + b"}}"
     error = error_mapping.refusal(400, body)
     assert isinstance(error, LLMError)
-    assert len(error.param or "") <= 101
+    assert all(len(name) <= 101 for name in error.params)
+    assert len(error.code or "") <= 101
 
 
 @pytest.mark.parametrize(
