@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -116,3 +117,10 @@ def test_both_languages_have_one_structure(name: str) -> None:
     code = [list(blocks(each, "python", "console", "dotenv", "text")) for each in both]
     bare = [[re.sub(r"\s*#.*", "", block) for block in each] for each in code]
     assert bare[0] == bare[1]  # the same commands; only what is said of them is translated
+
+
+@pytest.mark.parametrize("name", ["docs/learnflow.md", "docs/learnflow.ru.md"])
+def test_the_line_that_learnflow_is_given_imports_what_there_is(name: str) -> None:
+    (line,) = re.findall(r"^from \.\.llm\.(\S+) import (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    module = importlib.import_module(f"learnflow.llm.{line[0]}")
+    assert [each for each in line[1].split(", ") if not hasattr(module, each)] == []

@@ -33,7 +33,8 @@ pytestmark = [
     pytest.mark.skipif(any(not LIVE.get(name) for name in NEEDED), reason=f"needs {', '.join(NEEDED)}"),
 ]
 FACTORY = (
-    "from ..llm.model_factory import ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory"
+    "from ..llm.integrations.learnflow import "
+    "ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory"
 )
 # The only one of the forty prompts after which the model's answer to LearnFlow's guard has an end.
 QUESTION = "Write three control questions about hash functions as JSON"
