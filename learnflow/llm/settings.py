@@ -158,7 +158,7 @@ def _read(kind: type[_S]) -> _S:
         what = f"a variable cannot be read: {'; '.join(faults)}"
     except (OSError, UnicodeError) as error:
         what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"
-    raise NotConfigured(what, hint="Mend it in the environment or .env")
+    raise NotConfigured(what, hint="Correct it in the environment or .env")
 
 
 def proxy_for(scheme: str, host: str) -> str | None:

@@ -80,7 +80,7 @@ class Answer:
         must_call = self._asked.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # llama.cpp takes the word, and may ignore it
             hint = "Use a model and a server with tools"
-            raise errors.SchemaMismatch("tool_choice= wanted a tool called, and none was", hint=hint)
+            raise errors.SchemaMismatch("tool_choice= required a tool call, and the answer has none", hint=hint)
         return Completion(
             text=text,
             reasoning=self.thinking or None,
@@ -99,7 +99,7 @@ class Answer:
         self._thinking.append(piece.thinking)
         if self._splitter.leaked and self._text:
             self._text = []  # it was thinking, all of it, and is among the thinking now
-            raise errors.ThinkingLeaked("the model closed a thinking that it had not opened")
+            raise errors.ThinkingLeaked("the text so far was thinking: a closing </think> came without an opening one")
         self._text.append(piece.text)
         return piece.text
 
@@ -108,7 +108,7 @@ class Answer:
             return errors.ContentFiltered("the model refused to answer")
         if self.thinking and parser.finish == "length":
             return errors.EmptyAnswer(
-                "all of max_tokens went into thinking", hint="Raise max_tokens=, or set reasoning=False"
+                "thinking used all of max_tokens", hint="Raise max_tokens=, or set reasoning=False"
             )
         what = "the model thought, and answered nothing" if self.thinking else "the answer is empty"
         return errors.EmptyAnswer(what, hint="Ask again; if it stays empty, look into the server's log or context size")

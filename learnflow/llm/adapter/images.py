@@ -80,7 +80,9 @@ async def _read(url: str, client: Client) -> str:
         finally:
             await response.aclose()
     except ValueError:
-        raise errors.InvalidRequest("the address of a picture is none", hint="Give it as a data URL") from None
+        raise errors.InvalidRequest(
+            "the address of a picture is not a valid URL", hint="Give it as a data URL"
+        ) from None
     except LLMError as error:
         raise _unread(error) from None
     kind = next((name for start, name in _FORMATS if data.startswith(start)), None)

@@ -56,7 +56,9 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
     given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
     for name in given:
         if name not in spec.parameters:
-            raise Unsupported(f"{spec.title} cannot honour {name}=", provider=spec.name, hint=f"Leave {name}= out here")
+            raise Unsupported(
+                f"{spec.title} does not support {name}=", provider=spec.name, hint=f"Leave {name}= out here"
+            )
     _check_values(spec, given)
     _check_choice(spec, given.get("tool_choice"), given.get("tools"))
     return given
@@ -135,7 +137,7 @@ def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
         raise InvalidRequest("tool_choice= without tools=", provider=spec.name, hint="Give tools=, or leave it out")
     if spec.tool_choices is not None and choice not in spec.tool_choices:
         raise Unsupported(
-            f"{spec.title} cannot honour this tool_choice=",
+            f"{spec.title} does not support this tool_choice=",
             provider=spec.name,
             hint=f"It knows {', '.join(spec.tool_choices)}",
         )

@@ -202,7 +202,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             LLMError: whatever else kept it from loading.
         """
         if keep_alive is not None and not self.spec.keeps:
-            raise errors.Unsupported(f"{self.spec.title} cannot honour keep_alive=", provider=self.name)
+            raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         async with loading.ticking(watch):
             await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 

@@ -91,7 +91,7 @@ class Request:
 
         ``begun`` is an answer to be continued, where the server takes one as the last message.
 
-        Raises Unsupported where the model cannot honour a parameter.
+        Raises Unsupported where the model does not support a parameter.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self.extra_body}
@@ -212,7 +212,7 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
             hint='A message is {"role": "user", "content": "…"}; content may be a list of text and image_url parts',
         )
     if not any(each.get("content") or each.get("tool_calls") for each in messages):
-        raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Say something")
+        raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Give a prompt with text in it")
     for each in messages:
         _check_parts(spec, each)
     return [_copied(each) for each in messages]
@@ -241,7 +241,7 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
         file = part.get("file")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
             raise Unsupported(
-                "a file cannot be given by its address", provider=spec.name, hint='Give it inline, as "file_data"'
+                "a file cannot be given by URL", provider=spec.name, hint='Give it inline, as "file_data"'
             )
     if message.get("images"):
         raise InvalidRequest(

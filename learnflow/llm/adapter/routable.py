@@ -160,11 +160,11 @@ class RoutableProvider(LLMProvider):
                         answering.completion = stream.completion
             except TimeoutError:
                 kind = errors.DeadlineExceeded if limit >= over else late
-                failed = kind("nothing came in time", provider=self.name)
+                failed = kind("no answer in time", provider=self.name)
             except LLMError as error:
                 failed = error
             except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
-                failed = errors.ServerFailed(f"it raised {type(error).__name__}", provider=self.name)
+                failed = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
         finally:
             if self.reports:
                 events.ended(

@@ -200,7 +200,7 @@ class Runner:
         if self._unreachable and self._unreachable[0] >= began:  # meanwhile the others found nobody there
             raise type(self._unreachable[1])(self._unreachable[1].what)
         if late:
-            what = f"{self.times.max_concurrency} others were being answered all the time"
+            what = f"timed out waiting for a free slot (max_concurrency={self.times.max_concurrency})"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
             raise (errors.DeadlineExceeded if limit >= deadline else errors.Overloaded)(what, hint=hint)
 

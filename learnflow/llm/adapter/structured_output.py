@@ -78,7 +78,7 @@ def value(text: str, finish: str) -> Any:
     try:
         return parse_json(_bare(text))
     except ValueError:
-        raise SchemaMismatch(f"the answer is no JSON{_cut(finish)}") from None
+        raise SchemaMismatch(f"the answer is not JSON{_cut(finish)}") from None
 
 
 def _bare(text: str) -> str:

@@ -78,7 +78,7 @@ class Background:
         if thread is threading.current_thread():
             work.close()
             raise InvalidRequest(
-                "a call that waits was made where answers arrive", hint="Use ainvoke() or astream() there"
+                "a blocking call was made on the thread of the event loop", hint="Use ainvoke() or astream() there"
             )
         return loop
 

@@ -60,7 +60,7 @@ class ModelFactory:
         provider, model = self._chain or self._own(config, node), None if self._chain else config.model_name
         if config.requires_structured_output and provider.get_capabilities()["json_schema"] is False:
             raise Unsupported(
-                f"{node} requires structured output, and nobody of {provider.name} has it",
+                f"{node} requires structured output, and no provider of {provider.name} supports it",
                 hint="Name another provider or model; <NAME>_CAPABILITIES=json_schema if it has it after all",
             )
         return ChatLearnFlow(
@@ -90,7 +90,7 @@ class ModelFactory:
         row = self.providers_config.get(name)
         if row is None:
             raise NotConfigured(
-                f"{node} wants provider {name!r}, which configs/providers.yaml has not",
+                f"{node} wants provider {name!r}, which is not in configs/providers.yaml",
                 hint=f"Name one of {', '.join(self.providers_config)} in configs/graph.yaml, or set LLM_PROVIDER",
             )
         if config.requires_structured_output and not row.supports_structured_output:
@@ -105,7 +105,7 @@ class ModelFactory:
                 if not row.base_url:
                     raise NotConfigured(
                         f"provider {name!r} has no base_url",
-                        hint="Say it in configs/providers.yaml, or set LLM_PROVIDER",
+                        hint="Set it in configs/providers.yaml, or set LLM_PROVIDER",
                     )
             own = build(kind, row.base_url or None, row.default_model or None, row.api_key or None)
             self._built[name] = RouterProvider(own)

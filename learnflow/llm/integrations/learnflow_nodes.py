@@ -113,4 +113,4 @@ def _read(kind: type[_M], file: str) -> _M:
     except ValidationError as error:  # its text would show values, keys among them
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"{file}: {'; '.join(faults)}"
-    raise NotConfigured(what, hint="Mend the file, or start in the folder that holds configs/")
+    raise NotConfigured(what, hint="Correct the file, or start in the folder that holds configs/")

@@ -162,7 +162,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         where = getattr(error, "problem_mark", None)
         what = f"line {where.line + 1}" if where else f"{type(error).__name__}"
-    raise errors.NotConfigured(f"it is no cassette ({what})", hint="Restore it, or record it again")
+    raise errors.NotConfigured(f"it is not a cassette ({what})", hint="Restore it, or record it again")
 
 
 def _request(one: RecordedRequest) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Candidate:
         except LLMError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
-            raise ServerFailed(f"it raised {type(error).__name__}", provider=self.name) from None
+            raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
 
 
 def _in_words(prompt: Prompt, prefix: str) -> list[Any]:

@@ -71,12 +71,14 @@ class _Asked:
         """What was held back. Raises EmptyAnswer where nothing came at all, and NotContinued as above."""
         text = self.joiner.end() if self.joiner else ""
         if self.joiner and self.joiner.silent:  # the last word had to come again: nobody knows that this was the end
-            raise errors.EmptyAnswer("asked to go on with an answer, it said nothing", provider=self.candidate.name)
+            raise errors.EmptyAnswer(
+                "asked to continue a broken answer, it returned nothing", provider=self.candidate.name
+            )
         return self._verified(text)
 
     def _verified(self, text: str) -> str:
         if self.joiner and self.joiner.mismatched:
-            what = "asked to go on with a broken answer, it began otherwise than that ended"
+            what = "its continuation does not begin with the end of the broken answer"
             raise errors.NotContinued(what, provider=self.candidate.name, model=self.target.model)
         return text
 

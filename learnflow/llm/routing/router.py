@@ -346,4 +346,4 @@ def _raise_all(outcomes: Sequence[object]) -> None:
 
 def _check_resume(resume: str, kind: type[LLMError]) -> None:
     if resume not in _RESUMES:
-        raise kind(f"resume= is none of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
+        raise kind(f"resume= must be one of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')

@@ -142,7 +142,7 @@ def settle(
         else:
             hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
     if not key.isascii() or not key.isprintable():
-        raise NotConfigured("the key has characters that no key has", provider=spec.name, hint=hint)
+        raise NotConfigured("the key contains characters that no key can have", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     return replace(there, key=key or None, key_hint=hint, networks=networks)

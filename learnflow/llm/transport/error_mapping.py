@@ -184,7 +184,7 @@ def refusal(
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
-            "refused without a word",
+            "refused with an empty answer",
             status=status,
             hint="Some servers do so when the Host header is not theirs: use localhost or an IP address as base URL, "
             "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
@@ -344,7 +344,7 @@ def failure_of(error: Exception) -> LLMError:
         return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
-            return errors.ConnectionFailed("the connection was refused: nobody listens there")
+            return errors.ConnectionFailed("connection refused: no server is listening at this address")
         if isinstance(cause, socket.gaierror):
             return errors.ConnectionFailed("the host name cannot be resolved")
         if isinstance(cause, ssl.SSLError):

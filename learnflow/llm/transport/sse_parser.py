@@ -158,7 +158,7 @@ class SSEParser(StreamParser):
             self.fail(
                 error_mapping.error_object(said, began=False)
                 if complains
-                else errors.MalformedAnswer("the server answered JSON that is no chat completion")
+                else errors.MalformedAnswer("the server answered JSON that is not a chat completion")
             )
             return None
         try:

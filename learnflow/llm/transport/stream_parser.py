@@ -124,7 +124,7 @@ class StreamParser:
             arguments = json_object(call["arguments"] or "{}")
             if arguments is None:
                 raise errors.MalformedAnswer(
-                    f"the arguments of the tool call {word(call['name'])!r} are no JSON object"
+                    f"the arguments of the tool call {word(call['name'])!r} are not a JSON object"
                 )
             calls.append(ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments))
         return tuple(calls)
@@ -216,14 +216,14 @@ class StreamParser:
         if reason == "content_filter":
             self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
         elif reason not in _FINISHES:
-            self.fail(errors.UnknownFinish(f"the server ended with something that does not mean whole: “{reason}”"))
+            self.fail(errors.UnknownFinish(f"unknown finish_reason “{reason}”: the answer may not be complete"))
         else:
             self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
 
     def _missing(self) -> LLMError:
         """Why an answer without a finish is not whole."""
         if not self._seen:
-            return errors.EmptyStream("the server answered 200 and said nothing")
+            return errors.EmptyStream("the server answered 200 with an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
 
     def _is_document(self, start: bytes) -> bool:

@@ -52,7 +52,7 @@ async def test_an_answer_that_does_not_fit_is_an_error_without_the_answer_in_it(
 
 async def test_json_asked_for_with_a_dict_must_be_json() -> None:
     async with FaultServer("openai", ["no json"]) as server:
-        with pytest.raises(errors.SchemaMismatch, match="no JSON"):
+        with pytest.raises(errors.SchemaMismatch, match="not JSON"):
             await provider_for(server).generate("TitledQuiz", response_format={"type": "json_object"})
 
 

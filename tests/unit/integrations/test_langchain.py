@@ -268,7 +268,7 @@ async def test_code_that_is_not_asynchronous() -> None:
 
 
 async def test_what_cannot_be_put_is_said_without_its_content() -> None:
-    with pytest.raises(errors.InvalidRequest, match="cannot be put") as caught:
+    with pytest.raises(errors.InvalidRequest, match="cannot be converted") as caught:
         await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage([{"type": "odd", "data": "SECRET"}])])
     assert "SECRET" not in repr(caught.value)
     assert caught.value.__context__ is None
@@ -349,7 +349,7 @@ async def test_tools_in_two_turns_with_langchains_own_blocks() -> None:
 
 @pytest.mark.parametrize("content", [[{"image_url": {"url": "x"}}], [{"a": 1}]])
 async def test_parts_without_a_type(content: Any) -> None:
-    with pytest.raises(errors.InvalidRequest, match="cannot be put"):
+    with pytest.raises(errors.InvalidRequest, match="cannot be converted"):
         await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage(content)])
 
 

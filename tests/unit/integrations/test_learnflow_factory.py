@@ -115,7 +115,7 @@ def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, configs: 
         initialize_model_factory()
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_CAPABILITIES", "no-json_schema")
-    with pytest.raises(errors.Unsupported, match="nobody of llamacpp has it"):
+    with pytest.raises(errors.Unsupported, match="no provider of llamacpp supports it"):
         initialize_model_factory()
     monkeypatch.delenv("LLAMACPP_CAPABILITIES")
     initialize_model_factory()

@@ -75,7 +75,7 @@ def test_other_yaml_may_lie_about(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["interactions: 3", "interactions: [{}]", "interactions: [", "interactions: \x00"])
 def test_what_is_no_cassette_is_said_to_be_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is no cassette"), replaying(tmp_path):
+    with pytest.raises(errors.NotConfigured, match=r"a\.yaml: it is not a cassette"), replaying(tmp_path):
         pass
 
 

@@ -214,7 +214,7 @@ class ChatLearnFlow(BaseChatModel):
                 "json_schema") every provider's answer is checked; of others that it is a JSON object.
         """
         if method not in _METHODS:
-            raise InvalidRequest(f"method= is none of {', '.join(_METHODS)}")
+            raise InvalidRequest(f"method= must be one of {', '.join(_METHODS)}")
         how = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]

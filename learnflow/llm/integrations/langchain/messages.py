@@ -33,7 +33,7 @@ def put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
             message["content"] = kept or ""
     if not fits:
         raise InvalidRequest(
-            "a message cannot be put as OpenAI's",
+            "a message cannot be converted to OpenAI's format",
             hint="Content is text, or a list of text and image parts, in the form of OpenAI or LangChain",
         )
     return put

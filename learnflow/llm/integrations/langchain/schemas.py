@@ -55,7 +55,7 @@ def _parsed(schema: Any, message: AIMessage) -> Any:
         return structured_output.parsed(schema, text, finish)
     value = structured_output.value(text, finish)
     if not isinstance(value, dict):
-        raise SchemaMismatch("the answer is no JSON object")
+        raise SchemaMismatch("the answer is not a JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
     if parse is None:
         return value
