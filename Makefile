@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest lint format live record coverage bench
+.PHONY: help install demo test test-newest lint format live record vendors coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ live: install ## the tests against every model server that the environment names
 
 record: install ## make the cassettes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
 	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
+
+vendors: install ## the table of LiteLLM's vendors anew, from the LiteLLM that is installed
+	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/vendors.py
 
 coverage: install ## which branches of learnflow/llm the tests do not run
 	$(BIN)/python -m pytest -q -n auto -p no:learnflow_llm --cov $(ARGS)

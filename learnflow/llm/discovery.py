@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from . import settings
 from .adapter.provider import BaseProvider
-from .capabilities import Health
+from .capabilities import Health, unknown
 from .errors import LLMError, NotConfigured
 from .health.inventory import state_of
-from .providers.registry import OTHER, SPECS, build
+from .providers.registry import OTHER, SPECS, build, spec_of
 from .replay import active
 from .replay.transport import unrecorded
 from .spec import ProviderSpec
@@ -61,10 +62,11 @@ async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: boo
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
     if recorded and recorded.providers is not None:  # the usual addresses are no place to look
-        rows = {*recorded.providers, *named} & set(SPECS)
+        rows = {name for name in {*recorded.providers, *named} if _exists(name)}
         return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
+    looks += [_configured(name, within) for name in named if name not in SPECS and (clouds or spec_of(name).local)]
     for name, spec in SPECS.items():
         try:
             own = settings.load_row(spec)
@@ -106,7 +108,7 @@ async def _configured(name: str, within: float) -> Found:
 
 async def _unreadable(name: str, error: LLMError) -> Found:
     """A row whose settings cannot be."""
-    row = SPECS[name].capabilities.copy()
+    row = SPECS[name].capabilities.copy() if name in SPECS else unknown()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=str(error), capabilities=row)
     return Found(health, None, configured=True)
 
@@ -145,8 +147,18 @@ def _once(found: Iterable[Found]) -> list[Found]:
     seen: dict[tuple[str, str], Found] = {}
     for each in sorted(found, key=lambda one: not one.configured):
         seen.setdefault((each.health.provider, _same(each.health.base_url or "")), each)
-    order = list(SPECS)
-    return sorted(seen.values(), key=lambda one: order.index(one.health.provider))
+    return sorted(seen.values(), key=lambda one: _order(one.health.provider))
+
+
+def _order(name: str) -> tuple[int, str]:
+    """The rows by hand in their order, then the others by their names."""
+    return (list(SPECS).index(name), "") if name in SPECS else (len(SPECS), name)
+
+
+def _exists(name: str) -> bool:
+    with suppress(LLMError):
+        return bool(spec_of(name))
+    return False
 
 
 def brief(found: Sequence[Found]) -> list[Found]:
@@ -157,8 +169,7 @@ def brief(found: Sequence[Found]) -> list[Found]:
         if each.health.provider not in rows:
             rows.add(each.health.provider)
             telling.append(each)
-    order = list(SPECS)
-    return sorted(telling, key=lambda one: order.index(one.health.provider))
+    return sorted(telling, key=lambda one: _order(one.health.provider))
 
 
 def usable(there: Iterable[Found]) -> list[Found]:

@@ -86,6 +86,7 @@ class RowSettings(BaseSettings):
     model_config = _CONFIG
 
     base_url: str | None = None
+    kind: str | None = None
     model: str | None = None
     vision_model: str | None = None
     api_key: SecretStr | None = None
@@ -135,6 +136,7 @@ def _row_class(spec: ProviderSpec) -> type[RowSettings]:
     """RowSettings whose fields read the row's own variable names."""
     names = {
         "base_url": spec.env_url,
+        "kind": (spec.env_kind,),
         "model": spec.env_model,
         "vision_model": (spec.env_vision_model,),
         "api_key": spec.env_key,

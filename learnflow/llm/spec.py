@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, nearest
 from .errors import LLMError
 
+Evidence = Literal["server", "cassette", "table"]
 Rung = Literal["json_schema", "json_object", "words"]
 
 ALWAYS: Final = frozenset({"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning"})
@@ -130,6 +131,9 @@ class ProviderSpec:
 
     Attributes:
         name, title: what it is called in ``LLM_PROVIDER`` and in sentences.
+        kind: the row that it was made of, for an endpoint that an operator calls by a name of his own.
+        evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
+            documents, or only from LiteLLM's "table".
         litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
         parser: the class that reads its own dialect (a ``StreamParser``); None where it speaks OpenAI's.
         local: usually a server of one's own: no key needed, longer budgets.
@@ -176,6 +180,8 @@ class ProviderSpec:
     name: str
     title: str
     litellm: str
+    kind: str | None = None
+    evidence: Evidence = "cassette"
     parser: type[Any] | None = None
     local: bool = False
     default_url: str | None = None
@@ -265,6 +271,11 @@ class ProviderSpec:
         return f"{self.prefix}_CONTEXT"
 
     @property
+    def env_kind(self) -> str:
+        """The variable that says which vendor's row is meant by a name of an operator's own."""
+        return f"{self.prefix}_KIND"
+
+    @property
     def env_concurrency(self) -> str:
         """The variable for how many requests it is sent at once."""
         return f"{self.prefix}_MAX_CONCURRENCY"
@@ -277,8 +288,26 @@ class ProviderSpec:
     @property
     def variables(self) -> tuple[tuple[str, ...], ...]:
         """Everything that is read of it: for each setting its spellings."""
-        more = (self.env_vision_model, self.env_context, self.env_capabilities, self.env_concurrency)
+        kind = (self.env_kind,) if self.kind else ()
+        more = (self.env_vision_model, self.env_context, self.env_capabilities, self.env_concurrency, *kind)
         return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
+
+
+def named(spec: ProviderSpec, name: str) -> ProviderSpec:
+    """The row for an endpoint of this kind that is called by another name: its variables are its own."""
+    return replace(
+        spec,
+        name=name,
+        title=name,
+        kind=spec.kind or spec.name,
+        default_url=None,
+        also_url=(),
+        also_model=(),
+        also_key=(),
+        also_version=(),
+        service=None,
+        start=None,
+    )
 
 
 def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:

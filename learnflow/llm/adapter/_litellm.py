@@ -19,6 +19,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, Final
 from urllib.parse import quote
@@ -223,7 +224,8 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """One request that is not sent: imports and caches are filled in this thread."""
     with _lock:
         if spec.litellm not in _prepared:
-            write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
+            with suppress(errors.Unsupported):  # a vendor of which LiteLLM knows no parameters
+                write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
             _prepared.add(spec.litellm)
 
 

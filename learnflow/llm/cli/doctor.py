@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from .. import settings
 from ..discovery import Found
-from ..providers.registry import SPECS
+from ..errors import LLMError
+from ..providers.registry import SPECS, spec_of
 from ..transport.endpoint import endpoint, is_loopback
-from .status import NONE_READY, READY, looked, recorded, used
+from .status import NONE_READY, READY, chain_of, looked, recorded, used
 
 
 async def doctor(options: argparse.Namespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
     recorded()
     print(f"This is {'a container' if settings.in_container() else 'no container'}.")
-    _show("Variables that are set", _variables())  # first: one of them may be what is wrong
+    _show("Variables that are set", _variables(options))  # first: one of them may be what is wrong
     chain, found = await looked(options)
     _show("What was tried", (f"{_name(each)}: {_state(each)}" for each in found))
     _show("Traps", _traps(found))
@@ -37,8 +39,11 @@ def _show(title: str, lines: Iterable[str]) -> None:
             print(f"  {line}")
 
 
-def _variables() -> Iterator[str]:
-    for variable in settings.variables(SPECS.values()):
+def _variables(options: argparse.Namespace) -> Iterator[str]:
+    specs = [*SPECS.values()]
+    with suppress(LLMError):  # said with what was tried
+        specs += [spec_of(name) for name in chain_of(options) if name not in SPECS]
+    for variable in settings.variables(specs):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
 

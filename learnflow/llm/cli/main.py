@@ -29,10 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.provider:
-        from ..providers.registry import SPECS  # noqa: PLC0415  # --help needs none of it
+        from ..providers.registry import spec_of  # noqa: PLC0415  # --help needs none of it
 
-        if options.provider.lower() not in SPECS:
-            parser.error(f"there is no provider {options.provider!r}: it is one of {', '.join(SPECS)}")
+        try:
+            spec_of(options.provider)
+        except errors.LLMError as error:
+            parser.error(str(error))
     _prepare(verbose=options.verbose)
     try:
         return _unwatched(options)

@@ -19,7 +19,7 @@ from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
 from ..factory import get_provider
-from ..providers.registry import SPECS, build
+from ..providers.registry import spec_of
 from ..replay import active
 from ..spec import Model
 from .ask import watched
@@ -66,15 +66,19 @@ async def warm_up(options: argparse.Namespace) -> int:
     return READY
 
 
+def chain_of(options: argparse.Namespace) -> list[str]:
+    """The names of the providers that are named."""
+    return [options.provider.lower()] if options.provider else settings.load().chain
+
+
 async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
     """The providers that are named, and how every one is: the named, the configured, and the local ones.
 
     Raises NotConfigured for a name that is none.
     """
-    chain = [options.provider.lower()] if options.provider else settings.load().chain
+    chain = chain_of(options)
     for name in chain:
-        if name not in SPECS:
-            build(name)  # which says what is wrong with it
+        spec_of(name)  # which says what is wrong with it
     return chain, await scan(options.within, chain)
 
 

@@ -19,7 +19,7 @@ from ..transport.endpoint import Endpoint, addressed
 from ..transport.error_mapping import failure_of
 from ..transport.network import is_near
 from . import prices, window
-from .probe import Prober, ProbeResult
+from .probe import Prober, ProbeResult, better
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a look before a request, which must not wait for it
@@ -218,8 +218,10 @@ class Inventory:
             said.append(f"{seen.error.what}. {seen.error.hint}")
         kind = seen.server.kind if seen.server else None
         if kind and kind.name != self._spec.name:
-            better = f"LLM_PROVIDER={kind.name} with {kind.env_url[0]}={self._endpoint.root}"
-            said.append(f"this is {kind.title}, of which more is known as {better}")
+            more = better(self._spec, kind, self._endpoint.root)
+            said.append(f"this is {kind.title}. {more}: more is known of it then")
+        if self._spec.evidence == "table":
+            said.append("its row is from LiteLLM's table, and was never tried by this project")
         return "; ".join(said)
 
 

@@ -84,6 +84,20 @@ class Prober:
             model = server.models[at]
         return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
 
+    async def kind(self, within: float) -> ProviderSpec | None:
+        """Which of the known kinds answers here, asked for ``within`` seconds at most; None for one without a name.
+
+        Raises:
+            Unavailable: nobody answers.
+        """
+        deadline = asyncio.get_running_loop().time() + within
+        server = await self._identified(deadline)
+        if server is None:
+            page = await self._page(self.endpoint.base + self.spec.models_path, None, deadline)
+            if isinstance(page.error, errors.Unavailable | errors.NotLocal):
+                raise page.error
+        return server.kind if server else None
+
     def chosen(self, server: Server, asked: str | None) -> Model:
         """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
 
@@ -179,7 +193,7 @@ class Prober:
         return errors.Misconfigured(
             f"what answers is {kind.title}, not {self.spec.title}",
             provider=self.spec.name,
-            hint=f"Use LLM_PROVIDER={kind.name} with {kind.env_url[0]}={self.endpoint.root}",
+            hint=better(self.spec, kind, self.endpoint.root),
         )
 
     async def _corrected(self, trouble: LLMError | None, deadline: float) -> LLMError | None:
@@ -236,6 +250,13 @@ class Prober:
         if error is None and data.strip():
             said, error = read_page(data)
         return Page(said=said, headers=headers, error=error)
+
+
+def better(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
+    """What to set for a server of another kind than the row's."""
+    if spec.kind:
+        return f"Set {spec.env_kind}={kind.name}"
+    return f"Use LLM_PROVIDER={kind.name} with {kind.env_url[0]}={root}"
 
 
 def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:

@@ -13,7 +13,7 @@ from .. import settings
 from ..base import AtMost
 from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, named
-from ..providers.registry import OTHER, SPECS, build
+from ..providers.registry import build
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 from .learnflow_nodes import Files, NamedProvider, Plan
@@ -99,15 +99,11 @@ class ModelFactory:
                 hint="Name another provider in configs/graph.yaml, or say supports_structured_output: true",
             )
         if name not in self._built:
-            kind = row.name.strip().lower()
-            if kind not in SPECS:
-                kind = OTHER.name
-                if not row.base_url:
-                    raise NotConfigured(
-                        f"provider {name!r} has no base_url",
-                        hint="Set it in configs/providers.yaml, or set LLM_PROVIDER",
-                    )
-            own = build(kind, row.base_url or None, row.default_model or None, row.api_key or None)
+            try:
+                own = build(row.name, row.base_url or None, row.default_model or None, row.api_key or None)
+            except NotConfigured as error:
+                error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
+                raise
             self._built[name] = RouterProvider(own)
         return self._built[name]
 

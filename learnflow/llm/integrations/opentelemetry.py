@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from .. import events, settings
 from ..events import Event
-from ..providers.registry import SPECS
+from ..providers.registry import SPECS, table
 
 _NAME: Final = "learnflow.llm"
 _TOKENS: Final = [4**power for power in range(14)]
@@ -106,7 +106,7 @@ class Telemetry:
 
     def _asked(self, event: events.Asked) -> None:
         where = urlsplit(event.address)
-        row = SPECS.get(event.provider)
+        row = SPECS.get(event.provider) or table().get(event.provider)
         common: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": row.genai_name if row else event.provider,

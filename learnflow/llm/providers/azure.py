@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from ..capabilities import unknown
 from ..spec import ProviderSpec, effort
@@ -30,16 +31,16 @@ SPEC: Final = ProviderSpec(
 )
 
 # Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
-V1: Final = replace(
-    SPEC,
-    litellm="openai",
-    api_path="/openai/v1",
-    cut_path=None,
-    default_version=None,
-    key_header="authorization",
-    chat_path=None,
-    models_path="/models",
-)
+_NEWER: Final[Mapping[str, Any]] = {
+    "litellm": "openai",
+    "api_path": "/openai/v1",
+    "cut_path": None,
+    "default_version": None,
+    "key_header": "authorization",
+    "chat_path": None,
+    "models_path": "/models",
+}
+V1: Final = replace(SPEC, **_NEWER)
 
 
 class AzureProvider(VendorProvider):
@@ -52,4 +53,4 @@ class AzureProvider(VendorProvider):
 
     def _spec_at(self, url: str, version: str | None) -> ProviderSpec:
         newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-        return V1 if newer else super()._spec_at(url, version)
+        return replace(self.spec, **_NEWER) if newer else super()._spec_at(url, version)

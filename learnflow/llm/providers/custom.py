@@ -11,6 +11,7 @@ from .vendor import VendorProvider
 SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
+    evidence="server",
     litellm="hosted_vllm",
     local=True,
     placeholders=("local-model",),

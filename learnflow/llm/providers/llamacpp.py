@@ -84,6 +84,7 @@ def _learn(model: Model, props: Mapping[str, Any]) -> Model:
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
+    evidence="server",
     litellm="hosted_vllm",
     local=True,
     default_url="http://localhost:8080/v1",

@@ -146,6 +146,7 @@ def _words(content: Any) -> str:
 SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
+    evidence="server",
     litellm="ollama_chat",
     parser=NDJSONParser,
     local=True,

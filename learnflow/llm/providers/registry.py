@@ -1,23 +1,33 @@
-"""Every vendor by its name: rows and classes, and ``build`` for one of them."""
+"""Every provider by its name: rows and classes by hand, LiteLLM's vendors, the operator's endpoints; and ``build``."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
+from .. import settings
 from ..adapter.provider import BaseProvider
+from ..capabilities import unknown
 from ..errors import NotConfigured
-from ..spec import ProviderSpec
+from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
+from ..transport.endpoint import has_version
 from .azure import AzureProvider
 from .custom import CustomProvider
+from .endpoint import EndpointProvider
 from .fireworks import FireworksProvider
 from .llamacpp import LlamaCppProvider
 from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
 from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
+from .vendor import VendorProvider
 from .vllm import VLLMProvider
 
 # In the order in which people are shown them.
@@ -47,11 +57,89 @@ OTHER: Final = CustomProvider.spec
 KINDS: Final = (LlamaCppProvider.spec, OllamaProvider.spec, LMStudioProvider.spec, VLLMProvider.spec)
 
 
-def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
-    """The provider of this name, what is not given from the environment. Raises NotConfigured for an unknown name."""
-    row = name.strip().lower()
-    if row not in CLASSES:
-        near = difflib.get_close_matches(row, SPECS, 1, cutoff=0.7)
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
+_TABLE: Final = Path(__file__).with_name("vendors.json")
+
+
+@cache
+def table() -> Mapping[str, ProviderSpec]:
+    """The rows of LiteLLM's own vendors, untried: ``vendors.json``, which ``make vendors`` makes."""
+    return MappingProxyType({row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))})
+
+
+def _row(said: Mapping[str, Any]) -> ProviderSpec:
+    path = urlsplit(said["base"] or "").path
+    return ProviderSpec(
+        name=said["name"],
+        title=said["name"],
+        litellm=said["name"],
+        evidence="table",
+        local=said["local"],
+        default_url=said["base"],
+        api_path=path if has_version(path) else "",
+        cut_path=said["path"] or None,  # which LiteLLM adds
+        models_path=f"{said['path']}/models",
+        also_url=tuple(said["urls"]),
+        also_key=tuple(said["keys"]),
+        lists_all=False,
+        parameters=(ALWAYS | SAMPLING) - {"reasoning"},
+        capabilities=unknown(local=said["local"], cost=None),
+    )
+
+
+def spec_of(name: str) -> ProviderSpec:
+    """The row of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+
+    Raises:
+        NotConfigured: there is none, or the kind of the endpoint is none.
+    """
+    name = name.strip().lower()
+    return SPECS.get(name) or table().get(name) or _endpoint(name, given=False)
+
+
+def _endpoint(name: str, *, given: bool) -> ProviderSpec:
+    """The row of an endpoint of the operator's; ``given``: its address is an argument."""
+    plain = named(OTHER, name)
+    own = settings.load_row(plain) if _NAME.fullmatch(name) else None
+    if own is None or not (own.base_url or given):
+        near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise NotConfigured(f"there is no provider {name!r}", hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}")
-    return CLASSES[row](base_url, model, api_key)
+        raise NotConfigured(
+            f"there is no provider {name!r}",
+            hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}, one of LiteLLM's {len(table())} vendors "
+            f"(docs/providers.md), or a name of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is",
+        )
+    if not own.kind:
+        return plain
+    kind = own.kind.strip().lower()
+    if kind not in SPECS and kind not in table():
+        known = ", ".join(SPECS)
+        raise NotConfigured(f"{plain.env_kind} is none of the vendors", provider=name, hint=f"It is one of {known}")
+    return named(SPECS.get(kind) or table()[kind], name)
+
+
+def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
+    """The provider of this name, what is not given from the environment.
+
+    Args:
+        name: a vendor's (``SPECS``, LiteLLM's table), or an endpoint's: ``<NAME>_BASE_URL`` says where it is, and
+            ``<NAME>_KIND`` what it is. Where the kind is left out, the server is asked before its first request.
+        base_url, model, api_key: see ``BaseProvider``.
+
+    Raises:
+        NotConfigured: there is no such name.
+    """
+    name = name.strip().lower()
+    if name in CLASSES:
+        return CLASSES[name](base_url, model, api_key)
+    spec = table().get(name) or _endpoint(name, given=base_url is not None)
+
+    def make(row: ProviderSpec) -> BaseProvider:
+        kind = CLASSES.get(row.kind or row.name, VendorProvider)
+        own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": row})
+        made: BaseProvider = own(base_url, model, api_key)
+        return made
+
+    if spec.kind != OTHER.name or settings.load_row(spec).kind:
+        return make(spec)
+    return EndpointProvider(lambda row: make(row if row.name == name else named(row, name)), spec)

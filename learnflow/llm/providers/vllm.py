@@ -39,6 +39,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
+    evidence="server",
     litellm="hosted_vllm",
     local=True,
     default_url="http://localhost:8000/v1",

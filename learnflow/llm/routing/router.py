@@ -30,7 +30,7 @@ from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
-from ..providers.registry import SPECS, build
+from ..providers.registry import build, spec_of
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Candidate
 from .execution import Execution, Rules
@@ -326,8 +326,7 @@ def _candidate(member: Member, at: int) -> Candidate:
     if not isinstance(member, str):
         return Candidate(member, at)
     name = member.strip().lower()
-    if name not in SPECS:
-        build(member)  # which says what is wrong with it
+    spec_of(name)  # which says what is wrong with it
     try:
         return Candidate(build(name), at)
     except LLMError as error:

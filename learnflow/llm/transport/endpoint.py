@@ -54,6 +54,11 @@ def is_loopback(host: str) -> bool:
 _NEAR = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
 
 
+def has_version(path: str) -> bool:
+    """Whether a path holds a version of an API ("/v1", "/v1beta/openai"): it is the API's own then."""
+    return bool(_VERSION.search(path))
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a provider is.

@@ -58,7 +58,7 @@ async def test_the_files_rule_where_nobody_is_named(monkeypatch: pytest.MonkeyPa
         Path(".env").write_text("HOME_KEY=key-of-home\n", encoding="utf-8")
         initialize_model_factory()
         model = create_model_for_node("generating_content")
-        assert (await model.ainvoke("hi")).response_metadata["provider"] == "custom"
+        assert (await model.ainvoke("hi")).response_metadata["provider"] == "home"
         body = server.seen[0].body
         assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("big", 0.5, 0.9, 25_000)
         assert isinstance(model.max_tokens, AtMost)
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read(configs: Path, name: str, text: str | None, s
 
 def test_a_strange_name_without_an_address(configs: Path) -> None:
     (configs / "providers.yaml").write_text("providers: {home: {name: home}}", encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match=r"'home' has no base_url.*providers.yaml"):
+    with pytest.raises(errors.NotConfigured, match=r"there is no provider 'home'.*base_url in configs/providers.yaml"):
         initialize_model_factory()
 
 

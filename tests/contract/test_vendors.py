@@ -1,0 +1,106 @@
+"""LiteLLM's vendors: the table is what the installed LiteLLM says, and each keeps six behaviours on the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import vendors
+
+from learnflow.llm import RouterProvider, errors, get_provider
+from learnflow.llm.providers import build
+from learnflow.llm.providers.registry import SPECS, spec_of, table
+from learnflow.llm.testing import Fault, FaultServer
+
+VENDORS = list(table())
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def installed() -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in vendors.vendors()}
+
+
+def test_the_table_is_what_litellm_says(installed: dict[str, dict[str, Any]]) -> None:
+    """A newer LiteLLM may know more vendors; what stands in the table must not have moved (``make vendors``)."""
+    written = {row["name"]: row for row in json.loads(vendors.FILE.read_text(encoding="utf-8"))}
+    assert {name: row for name, row in written.items() if installed.get(name) != row} == {}
+    assert len(written) > 60
+    assert set(written) & set(SPECS) == set()
+
+
+@pytest.mark.parametrize("name", VENDORS)
+async def test_a_vendor_keeps_six_behaviours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer, stream, wrong key, missing model, limit, cut: named by the environment alone."""
+    spec = spec_of(name)
+    async with FaultServer("openai", TEXT) as server:
+        monkeypatch.setenv("LLM_PROVIDER", name)
+        monkeypatch.setenv(spec.env_url[0], server.root + "/v1")
+        monkeypatch.setenv(spec.env_key[0], "key-of-the-vendor")
+        monkeypatch.setenv(spec.env_model[0], "a-model")
+        provider = get_provider()
+        done = await provider.complete("hi")
+        assert (done.text, done.finish, done.provider, done.model.asked) == (TEXT, "stop", name, "a-model")
+        asked = server.seen[-1]
+        assert asked.headers["authorization"] == "Bearer key-of-the-vendor"
+        assert asked.body["messages"] == [{"role": "user", "content": "hi"}]
+        assert asked.body["model"] == "a-model"
+        assert "".join([piece async for piece in provider.stream("hi")]) == TEXT
+
+        for refusal, kind in (("key", errors.AuthenticationFailed), ("model", errors.ModelNotFound)):
+            server.script = [Fault("refuse", refusal=refusal)]
+            with pytest.raises(kind) as caught:
+                await build(name).generate("hi")
+            assert caught.value.provider == name
+            assert "key-of-the-vendor" not in str(caught.value)
+
+        half = json.dumps({"choices": [{"message": {"content": "half"}, "finish_reason": "length"}]}).encode()
+        server.script = [Fault("refuse", status=200, body=half)]
+        assert (await build(name).complete("hi")).finish == "length"
+
+        server.script = [Fault("cut", after=3)]
+        with pytest.raises(errors.AnswerCut) as cut:
+            await build(name).generate("hi")
+        assert cut.value.partial
+        assert TEXT.startswith(cut.value.partial)
+
+
+# The address of a chat in the vendor's own documents (2026-11).
+DOCUMENTED = {
+    "groq": "https://api.groq.com/openai/v1/chat/completions",
+    "mistral": "https://api.mistral.ai/v1/chat/completions",
+    "xai": "https://api.x.ai/v1/chat/completions",
+    "together_ai": "https://api.together.ai/v1/chat/completions",
+    "cerebras": "https://api.cerebras.ai/v1/chat/completions",
+    "nvidia_nim": "https://integrate.api.nvidia.com/v1/chat/completions",
+    "perplexity": "https://api.perplexity.ai/chat/completions",
+    "docker_model_runner": "http://localhost:12434/engines/v1/chat/completions",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_request_goes_where_the_documents_say(name: str) -> None:
+    from learnflow.llm.adapter import _litellm  # noqa: PLC0415
+
+    provider = build(name, api_key="key")
+    messages, parameters = [{"role": "user", "content": "hi"}], {"temperature": 0.5, "max_tokens": 7}
+    request = _litellm.write(provider.spec, provider.endpoint, "a-model", messages, parameters)
+    assert request.url == DOCUMENTED[name]
+    body = request.body or {}
+    assert (body["model"], body["messages"], body["temperature"]) == ("a-model", messages, 0.5)
+    assert 7 in (body.get("max_tokens"), body.get("max_completion_tokens"))
+
+
+def test_a_row_of_the_table_claims_nothing_that_is_not_known() -> None:
+    for spec in table().values():
+        claimed = {name for name, value in spec.capabilities.items() if value not in (None, spec.local)}
+        assert claimed <= {"streaming", "local"}, spec.name
+        assert spec.evidence == "table"
+
+
+def test_a_key_is_wanted_and_the_variable_named() -> None:
+    with pytest.raises(errors.KeyMissing, match="Set GROQ_API_KEY"):
+        build("groq", model="m")
+    with pytest.raises(errors.NotConfigured, match=r"Did you mean deepseek\?"):
+        RouterProvider("depseek")

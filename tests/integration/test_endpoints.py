@@ -1,0 +1,152 @@
+"""Endpoints by any name: what the environment says of them, and what they say of themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support import TEXT, heard
+
+from learnflow.llm import RouterProvider, errors, events, get_provider
+from learnflow.llm.cli.main import main
+from learnflow.llm.providers import build
+from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.testing import Fault, FaultServer, closed_port, recording, replaying
+
+
+def named(monkeypatch: pytest.MonkeyPatch, name: str, server: FaultServer, **more: str) -> None:
+    prefix = name.upper().replace("-", "_")
+    monkeypatch.setenv(f"{prefix}_BASE_URL", server.root)
+    monkeypatch.setenv(f"{prefix}_MODEL", "fault-model")
+    for variable, value in more.items():
+        monkeypatch.setenv(f"{prefix}_{variable}", value)
+
+
+async def test_a_name_of_ones_own_is_asked_what_it_is(monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]) -> None:
+    """An Ollama taken for a plain API would lose the beginnings of long prompts: its own API is spoken to."""
+    async with FaultServer("ollama", TEXT) as one, FaultServer("vllm", TEXT) as two:
+        named(monkeypatch, "gpu-1", one)
+        named(monkeypatch, "gpu2", two)
+        for name, server, path in (("gpu-1", one, "/api/chat"), ("gpu2", two, "/v1/chat/completions")):
+            provider = build(name)
+            for how in ("generate", "stream", "complete"):
+                assert await heard(provider, how) == TEXT
+            assert {request.path for request in server.seen} == {path}
+            done = await provider.complete("hi")
+            assert (done.provider, provider.name, provider.continues) == (name, name, True)
+            assert (await provider.refresh()).provider == name
+        answered = [event.provider for event in events_seen if isinstance(event, events.Answered)]
+        assert set(answered) == {"gpu-1", "gpu2"}
+
+
+async def test_the_kind_that_is_said_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("ollama", TEXT) as one:
+        named(monkeypatch, "gpu1", one, KIND="ollama", CAPABILITIES="no-vision", CONTEXT="8192")
+        provider = build("gpu1")
+        assert provider.get_capabilities()["vision"] is False
+        assert await provider.generate("hi") == TEXT
+        assert one.seen[0].path == "/api/chat"
+    async with FaultServer("vllm", TEXT) as two:
+        named(monkeypatch, "gpu1", two)
+        with pytest.raises(errors.Misconfigured, match="Set GPU1_KIND=vllm"):
+            await build("gpu1").list_models()
+
+
+async def test_an_endpoint_that_does_not_answer_is_down_and_no_plain_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    provider = build("gpu1", model="m")
+    with pytest.raises(errors.ConnectionFailed, match=r"gpu1.*GPU1_BASE_URL"):
+        await provider.generate("hi")
+    assert (await provider.refresh()).state == "down"
+    assert await provider.health_check() is False
+    async with FaultServer("ollama", TEXT) as server:  # once it is there, it is asked again
+        other = build("gpu1", base_url=server.root, model="fault-model")
+        assert await other.generate("hi") == TEXT
+
+
+async def test_a_plain_api_is_a_plain_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("openai", TEXT) as server:
+        named(monkeypatch, "box", server, API_KEY="key-of-the-box")
+        assert await build("box").generate("hi") == TEXT
+        assert server.seen[0].headers["authorization"] == "Bearer key-of-the-box"
+
+
+async def test_endpoints_fail_over_and_go_on_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("cut", after=5)) as one, FaultServer("llamacpp", TEXT) as two:
+        named(monkeypatch, "gpu1", one)
+        named(monkeypatch, "gpu2", two)
+        monkeypatch.setenv("LLM_PROVIDERS", "gpu1,gpu2")
+        chain = get_provider()
+        done = await chain.complete("hi")
+        assert (done.text, done.provider, done.resumed) == (TEXT, "gpu2", 1)
+        assert "continue_final_message" in two.seen[0].body  # exactly, as llama.cpp can
+        assert [state["provider"] for state in chain.status()] == ["gpu1", "gpu2"]
+
+
+async def test_two_endpoints_of_one_kind_share_no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="failed")) as one, FaultServer("vllm") as two:
+        named(monkeypatch, "gpu1", one, KIND="vllm")
+        named(monkeypatch, "gpu2", two, KIND="vllm")
+        chain = RouterProvider("gpu1", ["gpu2"], breakers=BreakerRegistry())
+        await chain.generate("hi")
+        assert [state["breaker"] for state in chain.status()] == ["open", "closed"]
+
+
+async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    async with FaultServer("vllm", ["one"]) as one, FaultServer("vllm", ["two"]) as two:
+        named(monkeypatch, "gpu1", one)
+        named(monkeypatch, "gpu2", two)
+        with recording(tmp_path):
+            assert [await build(name).generate("hi") for name in ("gpu1", "gpu2")] == ["one", "two"]
+    with replaying(tmp_path):
+        assert [await build(name).generate("hi") for name in ("gpu1", "gpu2")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpu1", "GPU1_BASE_URL, and GPU1_KIND"),
+        ("olama", r"Did you mean ollama\?"),
+        ("my gpu", "there is no provider"),
+        ("", "there is no provider"),
+    ],
+)
+def test_a_name_with_no_variable_says_what_was_looked_for(name: str, said: str) -> None:
+    with pytest.raises(errors.NotConfigured, match=said):
+        RouterProvider(name)
+
+
+def test_a_kind_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GPU1_KIND", "vlm")
+    with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is none of the vendors.*vllm"):
+        build("gpu1")
+
+
+def test_a_key_of_an_endpoint_goes_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GPU1_KIND", "vllm")
+    monkeypatch.setenv("GPU1_API_KEY", "key-of-gpu1")
+    monkeypatch.setenv("VLLM_API_KEY", "key-of-vllm")
+    assert build("gpu1").endpoint.key == "key-of-gpu1"
+    assert build("gpu1", base_url="http://127.0.0.1:8").endpoint.key is None
+    monkeypatch.delenv("GPU1_API_KEY")
+    assert build("gpu1").endpoint.key is None
+
+
+async def test_the_command_line_calls_an_endpoint_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], usual: dict[str, str]
+) -> None:
+    import asyncio  # noqa: PLC0415
+
+    async with FaultServer("vllm", TEXT) as server:
+        named(monkeypatch, "gpu1", server)
+        monkeypatch.setenv("LLM_PROVIDER", "gpu1")
+        assert await asyncio.to_thread(main, ["status"]) == 0
+        assert "gpu1" in capsys.readouterr().out
+        assert await asyncio.to_thread(main, ["ask", "--provider", "gpu1", "hi"]) == 0
+        assert capsys.readouterr().out.strip() == TEXT
+        assert await asyncio.to_thread(main, ["doctor"]) == 0
+        assert "GPU1_BASE_URL (in the environment)" in capsys.readouterr().out
