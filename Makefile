@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest lint format live record vendors coverage bench
+.PHONY: help install demo test test-newest lint format live record vendors tables coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ record: install ## make the cassettes of a row anew: make record PROVIDER=llamac
 
 vendors: install ## the table of LiteLLM's vendors anew, from the LiteLLM that is installed
 	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/vendors.py
+
+tables: install ## the tables of README and docs anew, from the code
+	@$(BIN)/python docs/generate.py
 
 coverage: install ## which branches of learnflow/llm the tests do not run
 	$(BIN)/python -m pytest -q -n auto -p no:learnflow_llm --cov $(ARGS)

@@ -134,6 +134,7 @@ class ProviderSpec:
         kind: the row that it was made of, for an endpoint that an operator calls by a name of his own.
         evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
             documents, or only from LiteLLM's "table".
+        seen: the versions that it was run against.
         litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
         parser: the class that reads its own dialect (a ``StreamParser``); None where it speaks OpenAI's.
         local: usually a server of one's own: no key needed, longer budgets.
@@ -182,6 +183,7 @@ class ProviderSpec:
     litellm: str
     kind: str | None = None
     evidence: Evidence = "cassette"
+    seen: str | None = None
     parser: type[Any] | None = None
     local: bool = False
     default_url: str | None = None

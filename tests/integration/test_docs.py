@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 
@@ -13,7 +14,8 @@ import yaml
 from support import ROOT, read_variables
 
 from learnflow.llm.cli import main as cli
-from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.providers.registry import OTHER, SPECS
+from learnflow.llm.spec import named
 
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
@@ -32,7 +34,8 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    return read_variables() | ours | script
+    own = {name for row in ("gpu1", "gpu2") for names in named(OTHER, row).variables for name in names}
+    return read_variables() | ours | script | own
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,3 +127,9 @@ def test_the_line_that_learnflow_is_given_imports_what_there_is(name: str) -> No
     (line,) = re.findall(r"^from \.\.llm\.(\S+) import (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
     module = importlib.import_module(f"learnflow.llm.{line[0]}")
     assert [each for each in line[1].split(", ") if not hasattr(module, each)] == []
+
+
+def test_the_tables_of_the_documents_are_the_codes() -> None:
+    """``make tables`` writes them."""
+    written = runpy.run_path(str(ROOT / "docs" / "generate.py"))["written"]()
+    assert [name for name, text in written.items() if (ROOT / name).read_text(encoding="utf-8") != text] == []

@@ -12,6 +12,7 @@ SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
     evidence="server",
+    seen="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
     placeholders=("local-model",),

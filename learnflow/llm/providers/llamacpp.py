@@ -85,6 +85,7 @@ SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
     evidence="server",
+    seen="0c1e570",
     litellm="hosted_vllm",
     local=True,
     default_url="http://localhost:8080/v1",

@@ -147,6 +147,7 @@ SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
     evidence="server",
+    seen="0.33, 0.24",
     litellm="ollama_chat",
     parser=NDJSONParser,
     local=True,

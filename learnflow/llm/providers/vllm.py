@@ -40,6 +40,7 @@ SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
     evidence="server",
+    seen="0.32",
     litellm="hosted_vllm",
     local=True,
     default_url="http://localhost:8000/v1",

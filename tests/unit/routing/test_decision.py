@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, made
+from support import made
 
 from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
@@ -42,12 +41,6 @@ def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) 
     assert 0.25 <= seconds <= 12
     assert decision.back_off(times, chance, 3.0) >= 3.0
     assert decision.back_off(times, chance, 86400.0) <= decision.LONGEST_S * 1.1
-
-
-def test_the_decision_table_of_the_documents_is_the_codes() -> None:
-    docs = ROOT / "docs"
-    tables = runpy.run_path(str(docs / "generate.py"))["decision_tables"]()
-    assert tables in (docs / "routing.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
