@@ -117,7 +117,10 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
         return None
     try:
         parts = litellm.cost_per_token(
-            model=name, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+            model=name,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cache_read_input_tokens=usage.cached_tokens or 0,  # which are part of the prompt's, and cost less
         )
         return dollars(sum(parts))
     except Exception:  # noqa: BLE001  # a row without a price raises, each version another class

@@ -1,4 +1,5 @@
-"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``bench``, ``doctor``.
+"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``bench``,
+``check``, ``doctor``.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
 Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
@@ -71,6 +72,10 @@ async def _run(options: argparse.Namespace) -> int:
         from .bench import bench  # noqa: PLC0415
 
         return await bench(options)
+    if options.command == "check":
+        from .check import check  # noqa: PLC0415
+
+        return await check(options)
     if options.command == "doctor":
         from .doctor import doctor  # noqa: PLC0415
 
@@ -128,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--look", action="store_true", help="ask the servers for their pages first")
     warm = command("warm-up", "load the model", "Load the model now, so that the first answer does not wait for it.")
     warm.add_argument("--model", "-m", help="instead of the provider's own")
+    asked = command(
+        "check",
+        "what a server keeps",
+        "Ask a server ten short questions, and show what it keeps of what answers rely on: finish reasons, streams, "
+        "errors by name, schemas, tools, continuation. The last line is what to set.",
+        json="print one object with the findings",
+    )
+    asked.add_argument("--model", "-m", help="instead of the provider's own")
     race = command(
         "bench",
         "how fast each provider answers here",
