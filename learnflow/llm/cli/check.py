@@ -50,7 +50,7 @@ class Finding:
 
 
 async def check(options: argparse.Namespace) -> int:
-    """Print what is kept. Returns 0 where answers can be relied on: finish reasons, streams and errors."""
+    """Print what is kept. Returns 0 where answers can be relied on: finish reasons and streams."""
     provider = await _provider(options)
     served = provider.can(options.model)["context_served"]
     long = int(served * 1.2) if provider.spec.local and served and served * 1.2 < _LONGEST else None
@@ -68,7 +68,7 @@ async def check(options: argparse.Namespace) -> int:
         marks = {True: "yes", False: "NO", None: "-"}
         print(table([("KEPT", "WHAT", "SEEN"), *((marks[each.kept], each.question, each.seen) for each in findings)]))
         print(f"{provider.spec.env_capabilities}={words}" if words else "Nothing to set.")
-    relied = ("finish reason", "a stream", "a missing model")
+    relied = ("finish reason", "a stream")
     return BROKEN if any(each.kept is False for each in findings if each.question in relied) else KEPT
 
 
@@ -139,12 +139,11 @@ class _Questions:
 
     async def missing(self) -> tuple[bool | None, str]:
         """How a model is named that is not there."""
-        server = self._provider.inventory.server
         try:
             await self._complete(model=_NOWHERE)
         except errors.ModelNotFound as error:
             return True, f"{error.code or 'by its words'} (HTTP {error.status})" if error.status else "by its list"
-        return (None, "serves its one model whatever the name") if server and server.any_name else (False, "answered")
+        return None, "answered for a name that is no model's: it serves one, whatever the name"
 
     async def overflow(self) -> tuple[bool | None, str]:
         """What a prompt gets that is longer than the context."""

@@ -42,7 +42,7 @@ async def test_a_sound_server_keeps_what_is_relied_on(
 async def test_a_server_without_finish_reasons_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with FaultServer("openai", fault=Fault("no_finish")) as server:
+    async with FaultServer("openai", fault=Fault("done_without_finish")) as server:
         code, said, kept, _ = await checked(monkeypatch, capsys, server)
         assert (code, kept, said["capabilities"]) == (1, {"finish reason": False}, "no-finish")
 
