@@ -1,6 +1,6 @@
 """How servers answer that cannot be had here, and how the others do what they do not show: from documented facts.
 
-``Author`` is a deck: it answers what the real provider sends, so that the requests on authored cassettes are real ones.
+``Author`` is an httpx transport: it answers what the real provider sends, so that the requests on authored cassettes are real ones.
 Each row names its source; nothing here is called recorded.
 """
 

@@ -139,7 +139,8 @@ class Prober:
             return own, trouble or _as_error(own)
         server = own
         if server is None and not isinstance(trouble, errors.Unavailable):
-            server = (await self._identified(deadline) if spec.local else None) or listed(
+            near = spec.local or self.endpoint.near  # a cloud is not asked for other servers' pages
+            server = (await self._identified(deadline) if near else None) or listed(
                 pages[names], spec.models_key, spec.model_id
             )
         if server and server.trouble:

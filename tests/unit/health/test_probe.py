@@ -313,3 +313,11 @@ async def test_clouds() -> None:
     assert (await router.refresh()).state == "down"
     unknown = OpenAIProvider(api_key="k", model="unheard-of").get_capabilities()
     assert (unknown["vision"], unknown["context"], unknown["cost"]) == (None, None, None)  # unknown is not "no"
+
+
+async def test_a_clouds_variable_that_leads_to_a_server_of_ones_own_is_told() -> None:
+    """LearnFlow's README has Ollama behind OPENAI_BASE_URL: more is known of it by its own row."""
+    async with FaultServer("vllm") as server:
+        health = await OpenAIProvider(base_url=server.base_url, api_key="k", model="fault-model").refresh()
+        assert health.state == "ready"
+        assert f"this is vLLM. Use LLM_PROVIDER=vllm with VLLM_BASE_URL={server.root}" in health.detail

@@ -216,13 +216,13 @@ async def test_what_is_not_recorded_says_so_with_the_nearest_that_is_and_no_prom
 async def test_no_fallback_swallows_it(tmp_path: Path) -> None:
     await _record(tmp_path, "llamacpp")
     with replaying(tmp_path):
-        hops = [CustomProvider(model="m"), LlamaCppProvider(model="fault-model")]
-        router = RouterProvider(hops[0], hops[1:])
+        members = [CustomProvider(model="m"), LlamaCppProvider(model="fault-model")]
+        router = RouterProvider(members[0], members[1:])
         for asked in (router.generate("a secret question", temperature=0), router.list_models()):
             with pytest.raises(errors.NotRecorded):
                 await asked
         with pytest.raises(errors.NotRecorded):
-            await hops[0].health_check()
+            await members[0].health_check()
         with pytest.raises(errors.NotRecorded):
             await OllamaProvider(model="m").generate("hi")
 
@@ -423,8 +423,8 @@ async def test_how_long_a_dead_provider_was_left_alone_does_not_matter(tmp_path:
     forget()
     registry = BreakerRegistry()
     with replaying(tmp_path) as player:
-        hops = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
-        router = RouterProvider(hops[0], hops[1:], breakers=registry)
+        members = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
+        router = RouterProvider(members[0], members[1:], breakers=registry)
         first = await router.complete("one")
         registry.clock = lambda: 1e9
         second = await router.complete("two")
