@@ -131,6 +131,7 @@ class ProviderSpec:
 
     Attributes:
         name, title: what it is called in ``LLM_PROVIDER`` and in sentences.
+        priced: LiteLLM's prefix in its map of models and prices, where that is another one.
         kind: the row that it was made of, for an endpoint that an operator calls by a name of his own.
         evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
             documents, or only from LiteLLM's "table".
@@ -146,7 +147,7 @@ class ProviderSpec:
         also_url, also_model, also_key, also_version: the spellings that its users already have, beside
             ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
         default_version: the API version where the provider wants one.
-        key_header: the header that carries the key.
+        key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
         parts: the types of parts of a message's content that it takes.
         reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
@@ -181,6 +182,7 @@ class ProviderSpec:
     name: str
     title: str
     litellm: str
+    priced: str | None = None
     kind: str | None = None
     evidence: Evidence = "cassette"
     seen: str | None = None
@@ -197,6 +199,7 @@ class ProviderSpec:
     also_version: tuple[str, ...] = ()
     default_version: str | None = None
     key_header: str = "authorization"
+    key_scheme: str = "Bearer"
     chat_path: str | None = None
     parts: frozenset[str] = PARTS
     reads_urls: bool = True
@@ -226,6 +229,11 @@ class ProviderSpec:
     stream_usage: bool = True
     genai: str | None = None
     capabilities: Capabilities
+
+    @property
+    def price_prefix(self) -> str:
+        """LiteLLM's prefix in its map of models and prices."""
+        return self.priced or self.litellm
 
     @property
     def continues(self) -> bool:

@@ -1,7 +1,7 @@
 """How servers answer that cannot be had here, and how the others do what they do not show: from documented facts.
 
-``Author`` is an httpx transport: it answers what the real provider sends, so that the requests on authored cassettes are real ones.
-Each row names its source; nothing here is called recorded.
+``Author`` is an httpx transport: it answers what the real provider sends, so that the requests on authored cassettes
+are real ones. Each row names its source; nothing here is called recorded.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ def _pieces(text: str) -> list[str]:
 
 def _openai_error(message: str, kind: str, code: str | None = None, **more: Any) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code, **more}}
+
+
+def _google(code: int, message: str, status: str) -> list[Any]:
+    return [{"error": {"code": code, "message": message, "status": status}}]
 
 
 @dataclass(frozen=True)
@@ -351,6 +355,83 @@ FIREWORKS: Final = Voice(
     pages={"/v1/models": _list(_FIREWORKS, owned_by="fireworks", supports_chat=True, context_length=40960)},
 )
 
+GEMINI: Final = Voice(
+    source=(
+        "Google's page on OpenAI compatibility and its table of error codes (ai.google.dev/gemini-api/docs/openai and "
+        "/troubleshooting, read 2026-11); the list around an error as PromptFuzz's issue 42 shows it"
+    ),
+    served="gemini-3.5-flash",
+    usage_with_finish=True,
+    refusals={
+        "wrong_key": (400, _google(400, "API key not valid. Please pass a valid API key.", "INVALID_ARGUMENT")),
+        "missing_model": (404, _google(404, "models/no-such-model is not found for API version v1main", "NOT_FOUND")),
+        "overflow": (
+            400,
+            _google(
+                400,
+                "The input token count (3007) exceeds the maximum number of tokens allowed (2048).",
+                "INVALID_ARGUMENT",
+            ),
+        ),
+        "rate_limit": (
+            429,
+            _google(429, "Resource has been exhausted (e.g. check quota).", "RESOURCE_EXHAUSTED"),
+            _WAIT,
+        ),
+        "busy": (503, _google(503, "The model is overloaded. Please try again later.", "UNAVAILABLE")),
+    },
+    pages={"/v1beta/openai/models": _list("models/gemini-3.5-flash", owned_by="google")},
+)
+
+
+def _anthropic(kind: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": kind, "message": message, "type": kind, "param": None}}
+
+
+ANTHROPIC: Final = Voice(
+    source=(
+        "Anthropic's page on OpenAI SDK compatibility (platform.claude.com/docs/en/api/openai-sdk, read 2026-11: "
+        "errors have OpenAI's form and Anthropic's words) and its page of errors"
+    ),
+    served="claude-sonnet-4-6",
+    refusals={
+        "wrong_key": (401, _anthropic("authentication_error", "invalid x-api-key")),
+        "missing_model": (404, _anthropic("not_found_error", "model: no-such-model was not found")),
+        "overflow": (400, _anthropic("invalid_request_error", "prompt is too long: 3007 tokens > 2048 maximum")),
+        "rate_limit": (429, _anthropic("rate_limit_error", "This request would exceed your rate limit."), _WAIT),
+        "busy": (529, _anthropic("overloaded_error", "Overloaded")),
+    },
+    pages={"/v1/models": _list("claude-sonnet-4-6", type="model", display_name="Claude Sonnet 4.6")},
+)
+_YANDEX: Final = "gpt://b1gfolder/yandexgpt/latest"
+YANDEXGPT: Final = Voice(
+    source="Yandex Cloud's pages on its OpenAI-compatible API and on authentication (yandex.cloud/docs, read 2026-11)",
+    served=_YANDEX,
+    refusals={
+        "wrong_key": (401, _openai_error("Unknown api key", "authentication_error", "invalid_api_key")),
+        "missing_model": (
+            404,
+            _openai_error("Model not found: no-such-model", "invalid_request_error", "model_not_found"),
+        ),
+        "overflow": (
+            400,
+            _openai_error(
+                "number of input tokens must be no more than 2048, got 3007: the prompt is too long",
+                "invalid_request_error",
+            ),
+        ),
+        "rate_limit": (
+            429,
+            _openai_error(
+                "ai.textGenerationCompletionSessionsCount.count gauge quota limit exceed", "rate_limit_error"
+            ),
+            _WAIT,
+        ),
+        "busy": (503, _openai_error("The service is currently unavailable", "server_error")),
+    },
+    pages={"/v1/models": _list(_YANDEX, owned_by="yandex")},
+)
+
 # What servers that can be had do not show with the tiny model, or not when they are asked to.
 CUSTOM: Final = Voice(
     source="OpenAI's API specification 2.3.0, which such servers follow",
@@ -420,6 +501,9 @@ VOICES: Final[dict[str, Voice]] = {
     "llamacpp": LLAMACPP,
     "openrouter": OPENROUTER,
     "fireworks": FIREWORKS,
+    "gemini": GEMINI,
+    "anthropic": ANTHROPIC,
+    "yandexgpt": YANDEXGPT,
     "custom": CUSTOM,
 }
 
@@ -478,7 +562,8 @@ class Author(Cassettes):
             return self._stream(voice.answer(ANSWERS[f"{prompt} (5 tokens)"], "length"))
         if self._behaviour == "thinking":
             return self._stream(voice.answer(ANSWERS[prompt], thinking=ANSWERS[f"{prompt} (thinking)"]))
-        return self._stream(voice.answer(ANSWERS.get(prompt, "The capital of France is Paris.")))
+        plain = prompt.partition("\n\nAnswer with one JSON object")[0]  # a schema that is asked for in words
+        return self._stream(voice.answer(ANSWERS.get(plain, "The capital of France is Paris.")))
 
     def _stream(self, pieces: list[bytes]) -> RecordedResponse:
         return RecordedResponse(200, {"content-type": self._type}, tuple(pieces))

@@ -222,7 +222,7 @@ async def wrong_key(one: Subject) -> None:
     """A wrong key is said to be wrong, with the variable to mend."""
     with _Raises(errors.AuthenticationFailed) as caught:
         await one.provider(key="wrong-key").generate("Say pong", temperature=0)
-    assert caught.error.status in (401, 403)
+    assert caught.error.status in (400, 401, 403)
     assert one.provider().spec.env_key[0] in caught.error.hint
     assert "wrong-key" not in str(caught.error)
 
@@ -252,7 +252,7 @@ async def busy(one: Subject) -> None:
     """Loading, or overloaded: not now, and no fault of the request."""
     with _Raises(errors.Overloaded, errors.ModelLoading) as caught:
         await one.provider().generate("What is a deadlock?", temperature=0)
-    assert caught.error.status == 503
+    assert caught.error.status in (503, 529)
     assert caught.error.retryable
 
 

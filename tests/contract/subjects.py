@@ -41,6 +41,9 @@ SUBJECTS: Final = {
         _subject("vllm", TINY),
         _subject("llamacpp", TINY),
         _subject("openrouter", "qwen/qwen3-8b"),
+        _subject("gemini", "gemini-3.5-flash", shows_thinking=False),
+        _subject("anthropic", "claude-sonnet-4-6"),
+        _subject("yandexgpt", "gpt://b1gfolder/yandexgpt/latest"),
         _subject("fireworks", "accounts/fireworks/models/kimi-k2p6"),
         _subject("custom", f"{TINY}:latest", thinks=f"{TINY}-think:latest"),
     )

@@ -59,7 +59,8 @@ def test_the_request_says_what_was_asked(row: str, behaviour: str) -> None:
         if behaviour == "image":
             assert DOT in said
         if behaviour == "schema":
-            assert "questions" in str(body.get("format") or body.get("response_format"))
+            asked = body.get("format") or body.get("response_format")
+            assert "questions" in str(asked or said)  # in words, where the address ignores schemas
         if behaviour == "tools":
             assert body["tools"] == [WEATHER]
         if behaviour == "system":
@@ -76,7 +77,7 @@ def test_no_cassette_holds_a_secret_a_host_or_a_date(row: str, behaviour: str) -
     origin, interactions = cassette.load(text)
     assert {each.request.provider for each in interactions} == {row}
     keys = {value for each in interactions for value in each.request.credentials.values()}
-    assert keys <= {f"Bearer key-of-{row}", f"key-of-{row}", "Bearer wrong-key", "wrong-key"}
+    assert {key.rpartition(" ")[2] for key in keys} <= {f"key-of-{row}", "wrong-key"}
     body = text.replace(f"date: '{origin.get('date')}'", "").replace("1970-01-01T00:00:00Z", "")
     if origin["kind"] == "authored":
         body = body.replace(f"source: {origin['source']}", "")  # which may say when it was read

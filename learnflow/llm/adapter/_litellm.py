@@ -112,7 +112,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     litellm = _load()
-    name = f"{spec.litellm}/{model}"
+    name = f"{spec.price_prefix}/{model}"
     if name not in litellm.model_cost and model not in litellm.model_cost:  # which it would look for elsewhere
         return None
     try:
@@ -200,7 +200,7 @@ def _config(litellm: Any, spec: ProviderSpec, model: str) -> Any:
 def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str:
     """How LiteLLM's table says that a cloud model is asked; "chat" where it does not know the model."""
     table = litellm.model_cost
-    known = table.get(f"{spec.litellm}/{model}") or table.get(model) or {}
+    known = table.get(f"{spec.price_prefix}/{model}") or table.get(model) or {}
     return str(known.get("mode") or _MODE)
 
 

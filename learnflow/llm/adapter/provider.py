@@ -124,7 +124,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(prices.known(self.spec.litellm, model)["context"])
+        return not self.spec.local and bool(prices.known(self.spec.price_prefix, model)["context"])
 
     def can(self, model: str | None) -> Capabilities:
         """What this model can; a context that grows with the request counts up to what the model was trained for."""

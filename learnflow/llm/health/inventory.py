@@ -156,7 +156,7 @@ class Inventory:
         near = is_near(self._endpoint, local_only=self.prober.client.local_only) and not (model and model.remote)
         away = {} if near or not spec.local else {"cost": None}
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
-        priced = prices.known(spec.litellm, name) if name and not spec.local else {}
+        priced = prices.known(spec.price_prefix, name) if name and not spec.local else {}
         told = dict(model.known) if model else {}
         if spec.window and model:
             sent = window.of(self._endpoint.base, model.name).size

@@ -3,9 +3,11 @@
 Users and the factory import from here.
 """
 
+from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
 from .fireworks import FireworksProvider
+from .gemini import GeminiProvider
 from .llamacpp import LlamaCppProvider
 from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
@@ -13,16 +15,20 @@ from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
 from .registry import build
 from .vllm import VLLMProvider
+from .yandexgpt import YandexGPTProvider
 
 __all__ = [
+    "AnthropicProvider",
     "AzureProvider",
     "CustomProvider",
     "FireworksProvider",
+    "GeminiProvider",
     "LMStudioProvider",
     "LlamaCppProvider",
     "OllamaProvider",
     "OpenAIProvider",
     "OpenRouterProvider",
     "VLLMProvider",
+    "YandexGPTProvider",
     "build",
 ]

@@ -18,10 +18,12 @@ from ..capabilities import unknown
 from ..errors import NotConfigured
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
+from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
 from .endpoint import EndpointProvider
 from .fireworks import FireworksProvider
+from .gemini import GeminiProvider
 from .llamacpp import LlamaCppProvider
 from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
@@ -29,6 +31,7 @@ from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
 from .vendor import VendorProvider
 from .vllm import VLLMProvider
+from .yandexgpt import YandexGPTProvider
 
 # In the order in which people are shown them.
 CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
@@ -43,6 +46,9 @@ CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
             LlamaCppProvider,
             OpenRouterProvider,
             FireworksProvider,
+            GeminiProvider,
+            AnthropicProvider,
+            YandexGPTProvider,
             CustomProvider,
         )
     }

@@ -17,7 +17,6 @@ _VERSION: Final = 1  # of vcrpy's format
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
 _BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML reads them as ends of lines
-_BEARER: Final = "Bearer "
 
 # What differs from one recording to the next although the server did not change: times, random names, folders.
 _VOLATILE: Final = (
@@ -103,16 +102,15 @@ def recorded_request(
     return RecordedRequest(
         method,
         f"http://{provider}.example{path}",
-        {name: _stand_in(value, provider) for name, value in credentials.items()},
+        {name: _stand_in(name, value, provider) for name, value in credentials.items()},
         json.loads(content) if content else None,
     )
 
 
-def _stand_in(value: str, provider: str) -> str:
+def _stand_in(name: str, value: str, provider: str) -> str:
     """What stands for a key: that it is the provider's; a key of the tests, which is a stand-in itself, stays."""
-    bearer = _BEARER if value.startswith(_BEARER) else ""
-    key = value.removeprefix(bearer)
-    return bearer + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
+    scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)  # "Bearer", "Api-Key"
+    return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
 def _failure(row: Mapping[str, Any]) -> LLMError | None:

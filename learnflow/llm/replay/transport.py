@@ -135,7 +135,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
 
     def _secrets(self, request: httpx.Request, endpoint: Endpoint) -> dict[bytes, bytes]:
         """What must not get into a cassette, and what stands there instead."""
-        keys = {value.removeprefix("Bearer ") for value in endpoint.credentials.values()}
+        keys = {endpoint.key} if endpoint.key else set[str]()
         found = {key.encode(): b"key-of-" + self._provider.encode() for key in keys if len(key) >= _SECRET}
         place = f"{self._provider}.example".encode()
         there = request.url.netloc, request.url.raw_host

@@ -69,7 +69,7 @@ class Endpoint:
         key: never shown; None where there is none, or where the one there is belongs to another host.
         key_hint: what to do about the key, should the server want one.
         version: of the API, where the provider has versions.
-        key_header: the header that carries the key.
+        key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
         networks: those that count as one's own beside the private ones.
     """
 
@@ -79,6 +79,7 @@ class Endpoint:
     key_hint: str = field(default="", repr=False)
     version: str | None = None
     key_header: str = "authorization"
+    key_scheme: str = "Bearer"
     networks: tuple[str, ...] = ()
 
     @property
@@ -86,7 +87,7 @@ class Endpoint:
         """The header that carries the key; none where there is no key."""
         if not self.key:
             return {}
-        return {self.key_header: f"Bearer {self.key}" if self.key_header == "authorization" else self.key}
+        return {self.key_header: f"{self.key_scheme} {self.key}" if self.key_header == "authorization" else self.key}
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -174,7 +175,9 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if spec.api_path else path)
     version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.default_version
-    return Endpoint(root=root, base=server + path, version=version, key_header=spec.key_header)
+    return Endpoint(
+        root=root, base=server + path, version=version, key_header=spec.key_header, key_scheme=spec.key_scheme
+    )
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:

@@ -1,0 +1,33 @@
+"""Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
+
+It ignores in silence what it does not know: ``seed``, penalties, ``reasoning_effort``, ``response_format``, a tool's
+``strict``. So the first ones are refused here by name, and a schema is asked for in words; the answer is checked.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..capabilities import unknown
+from ..spec import ALWAYS, ProviderSpec
+from .vendor import VendorProvider
+
+SPEC: Final = ProviderSpec(
+    name="anthropic",
+    title="Anthropic",
+    litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Anthropic's API
+    priced="anthropic",
+    default_url="https://api.anthropic.com/v1",
+    also_url=("ANTHROPIC_API_BASE",),
+    lists_all=False,
+    parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
+    parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
+    structured=("words",),
+    capabilities=unknown(local=False, json_schema=False),
+)
+
+
+class AnthropicProvider(VendorProvider):
+    """Anthropic. See ``BaseProvider``."""
+
+    spec = SPEC
