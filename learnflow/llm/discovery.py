@@ -66,7 +66,7 @@ async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: boo
         return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
-    looks += [_configured(name, within) for name in named if name not in SPECS and (clouds or spec_of(name).local)]
+    looks += [_configured(name, within) for name in named if name not in SPECS and (clouds or _local(name))]
     for name, spec in SPECS.items():
         try:
             own = settings.load_row(spec)
@@ -153,6 +153,12 @@ def _once(found: Iterable[Found]) -> list[Found]:
 def _order(name: str) -> tuple[int, str]:
     """The rows by hand in their order, then the others by their names."""
     return (list(SPECS).index(name), "") if name in SPECS else (len(SPECS), name)
+
+
+def _local(name: str) -> bool:
+    with suppress(LLMError):
+        return spec_of(name).local
+    return True  # what is wrong with it is said
 
 
 def _exists(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, nearest
@@ -303,12 +304,12 @@ class ProviderSpec:
         return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
 
 
+@lru_cache(maxsize=256)
 def named(spec: ProviderSpec, name: str) -> ProviderSpec:
     """The row for an endpoint of this kind that is called by another name: its variables are its own."""
     return replace(
         spec,
         name=name,
-        title=name,
         kind=spec.kind or spec.name,
         default_url=None,
         also_url=(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -109,8 +110,9 @@ async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
     [
         ("gpu1", "GPU1_BASE_URL, and GPU1_KIND"),
         ("olama", r"Did you mean ollama\?"),
-        ("my gpu", "there is no provider"),
-        ("", "there is no provider"),
+        ("my gpu", "begins with a letter"),
+        ("1gpu", "begins with a letter"),
+        ("", "is no name of a provider"),
     ],
 )
 def test_a_name_with_no_variable_says_what_was_looked_for(name: str, said: str) -> None:
@@ -139,8 +141,6 @@ def test_a_key_of_an_endpoint_goes_only_there(monkeypatch: pytest.MonkeyPatch) -
 async def test_the_command_line_calls_an_endpoint_by_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], usual: dict[str, str]
 ) -> None:
-    import asyncio  # noqa: PLC0415
-
     async with FaultServer("vllm", TEXT) as server:
         named(monkeypatch, "gpu1", server)
         monkeypatch.setenv("LLM_PROVIDER", "gpu1")
@@ -150,3 +150,125 @@ async def test_the_command_line_calls_an_endpoint_by_its_name(
         assert capsys.readouterr().out.strip() == TEXT
         assert await asyncio.to_thread(main, ["doctor"]) == 0
         assert "GPU1_BASE_URL (in the environment)" in capsys.readouterr().out
+
+
+async def test_many_first_calls_ask_once_and_keep_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        named(monkeypatch, "gpu1", server, MAX_CONCURRENCY="1")
+        provider = build("gpu1")
+        await provider.generate("hi")
+        once = len(server.pages)
+        server.pages.clear()
+        many = build("gpu1")
+        assert await asyncio.gather(*(many.generate("hi") for _ in range(8))) == [TEXT] * 8
+        assert len(server.pages) == once
+        assert len({request.connection for request in server.seen}) == 1  # one after the other, on one connection
+
+
+async def test_a_proxys_page_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its backend is there, a proxy answers 404 or a web page to everything."""
+    nothing = dict.fromkeys(("/api/version", "/api/tags", "/api/ps", "/v1/models", "/props"), (404, {"detail": "no"}))
+    async with FaultServer("ollama", TEXT, tells=nothing) as server:
+        named(monkeypatch, "gpu1", server)
+        provider = build("gpu1")
+        with pytest.raises(errors.Misconfigured):
+            await provider.generate("hi")
+        for page in nothing:
+            server.tells.pop(page)
+        async with FaultServer("ollama", TEXT) as sound:
+            server.tells |= sound.tells
+        assert await provider.generate("hi") == TEXT
+        assert server.seen[0].path == "/api/chat"
+
+
+async def test_one_wrong_variable_of_an_endpoint_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        named(monkeypatch, "gpu2", server)
+        for variable, value in (("GPU1_CONTEXT", "abc"), ("GPU1_KIND", "vlm")):
+            monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
+            monkeypatch.setenv(variable, value)
+            monkeypatch.setenv("LLM_PROVIDERS", "gpu1,gpu2")
+            assert await get_provider().generate("hi") == TEXT
+            monkeypatch.delenv(variable)
+
+
+async def test_endpoints_at_one_address_share_no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two accounts at one gateway: a key that is refused is that endpoint's fault."""
+    async with FaultServer("vllm", TEXT, key="right") as server:
+        named(monkeypatch, "acct1", server, KIND="vllm", API_KEY="wrong")
+        named(monkeypatch, "acct2", server, KIND="vllm", API_KEY="right")
+        chain = RouterProvider("acct1", ["acct2"], breakers=BreakerRegistry())
+        assert [await chain.generate("hi") for _ in range(3)] == [TEXT] * 3
+        assert [state["breaker"] for state in chain.status()] == ["open", "closed"]
+
+
+async def test_the_callers_time_holds_while_it_is_asked_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{port}")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        with pytest.raises(errors.DeadlineExceeded):
+            await build("gpu1", model="m").complete("hi", timeout=0.3)
+        assert loop.time() - started < 1.3
+        started = loop.time()
+        assert (await build("gpu1").refresh(0.5)).state == "down"
+        assert loop.time() - started < 1.5
+        over.set()
+
+
+async def test_cassettes_need_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        named(monkeypatch, "gpu1", server)
+        with recording(tmp_path):
+            assert await build("gpu1").generate("hi") == TEXT
+    monkeypatch.delenv("GPU1_BASE_URL")
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
+    monkeypatch.setenv("LLM_PROVIDER", "gpu1")
+    assert await get_provider().generate("hi") == TEXT
+
+
+async def test_what_was_made_in_a_replay_stays_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        named(monkeypatch, "gpu1", server)
+        with recording(tmp_path):
+            await build("gpu1").generate("hi")
+        asked = len(server.seen)
+        with replaying(tmp_path):
+            provider = build("gpu1")
+        assert await provider.generate("hi") == TEXT
+        assert len(server.seen) == asked
+
+
+async def test_an_endpoint_that_is_down_has_events_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]
+) -> None:
+    monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(errors.ConnectionFailed):
+        await build("gpu1", model="m").generate("hi")
+    kinds = [type(event) for event in events_seen]
+    assert [kind for kind in kinds if kind is not events.Checked] == [
+        events.Began,
+        events.Asked,
+        events.Failed,
+        events.Ended,
+    ]
+    assert len({event.request for event in events_seen if hasattr(event, "request")}) == 1
+
+
+async def test_a_server_that_is_replaced_by_one_of_another_kind_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("ollama", TEXT) as one:
+        named(monkeypatch, "gpu1", one)
+        provider = build("gpu1")
+        assert await provider.generate("hi") == TEXT
+        async with FaultServer("llamacpp", TEXT) as two:
+            one.dialect, one.tells = two.dialect, two.tells
+            with pytest.raises(errors.LLMError):
+                await provider.generate("hi")
+            assert await provider.generate("hi") == TEXT
+            assert one.seen[-1].path == "/v1/chat/completions"

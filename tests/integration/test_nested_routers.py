@@ -9,7 +9,7 @@ import pytest
 from support import TEXT, Own, dead, heard, provider_for, router
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, events
-from learnflow.llm.providers import CustomProvider
+from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 
@@ -124,3 +124,12 @@ async def test_a_nested_router_says_that_its_model_is_loading() -> None:
     async with FaultServer("llamacpp", TEXT, tells=loading) as one, FaultServer("openai", TEXT) as two:
         assert (await router(provider_for(one)).refresh()).state == "loading"
         assert (await router(provider_for(one), provider_for(two)).refresh()).state == "ready"
+
+
+async def test_a_nested_router_with_a_local_member_is_permitted_where_all_must_be_local(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("vllm", TEXT) as one:
+        cloud = OpenAIProvider(api_key="k", model="m")
+        assert await router(router(provider_for(one), cloud), cloud).generate("hi") == TEXT

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import copy
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from .. import errors, events, settings
 from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptions
@@ -18,7 +19,7 @@ from ..replay import active
 from ..spec import Model, ProviderSpec
 from ..timeouts import settle_times
 from ..transport.client import NETWORK, Client
-from ..transport.endpoint import settle
+from ..transport.endpoint import endpoint, settle
 from . import _litellm
 from .options import checked
 from .request import request
@@ -76,8 +77,24 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self._times = settle_times(self.spec, times, common, own)
         transport = replay.transport(NETWORK, row.name) if replay else None
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
-        self.runner = Runner(self.spec, client, self._times, self.inventory, log_content=common.llm_log_content)
+        self._log_content = common.llm_log_content
+        self._assemble(client, own.stated)
+
+    def _assemble(self, client: Client, stated: Mapping[str, Any]) -> None:
+        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
+        self.runner = Runner(self.spec, client, self._times, self.inventory, log_content=self._log_content)
+
+    def of_kind(self, spec: ProviderSpec) -> Self:
+        """The same server, spoken to as this row has it: address, key, times and cassettes stay what they are."""
+        twin = copy.copy(self)
+        twin.spec = spec
+        there = endpoint(spec, self.endpoint.root)
+        twin.endpoint = replace(
+            there, key=self.endpoint.key, key_hint=self.endpoint.key_hint, networks=self.endpoint.networks
+        )
+        twin._times = replace(self._times, max_concurrency=self._times.max_concurrency or spec.max_concurrency)  # noqa: SLF001
+        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated)  # noqa: SLF001
+        return twin
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -90,8 +107,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def address(self) -> str:
-        """See ``RoutableProvider``, as for what follows."""
-        return self.endpoint.base
+        """See ``RoutableProvider``, as for what follows; endpoints by names of their own share none."""
+        return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
     @property
     def continues(self) -> bool:

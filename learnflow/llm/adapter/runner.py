@@ -70,6 +70,9 @@ class Runner:
         self.endpoint = client.endpoint
         self.times = times
         self.inventory = inventory
+        self.elsewhere = (
+            False  # something else answered than expected, or nobody: an endpoint is asked what it is again
+        )
         self._log_content = log_content
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
@@ -333,7 +336,8 @@ class Runner:
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.inventory.forget()
-        elif isinstance(error, errors.ThinkingLeaked) and error.model:
+        self.elsewhere |= isinstance(error, errors.Misconfigured | errors.ConnectionFailed)
+        if isinstance(error, errors.ThinkingLeaked) and error.model:
             self._holds.add(error.model)
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")
         if answer:

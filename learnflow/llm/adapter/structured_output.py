@@ -7,7 +7,7 @@ The request asks ``asked_for``, the adapter ``parsed``.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SchemaMismatch
 from ..spec import Rung
@@ -54,18 +54,37 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         raise SchemaMismatch(what) from None
 
 
+# Words of a schema whose check may take any time, given what a model wrote: the event loop would stand still.
+_UNBOUNDED: Final = ("pattern", "patternProperties", "uniqueItems")
+
+
+def _nothing(*_: Any) -> None:
+    """Such a word checks nothing."""
+
+
 def _validate(said: Any, schema: Any) -> None:
     """Check an answer against a JSON schema. Raises SchemaMismatch; a schema that is none checks nothing."""
     if not isinstance(schema, dict):
         return
     import jsonschema  # noqa: PLC0415  # only who asks for a schema needs it
     from referencing import Registry  # noqa: PLC0415
+    from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
-    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     try:
-        fault = jsonschema.exceptions.best_match(kind(schema, registry=Registry()).iter_errors(said))  # fetches no $ref
-    except Exception:  # noqa: BLE001  # the schema is none, or refers to what is not in it: the server has taken it
+        kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        kind.check_schema(schema)
+        loose: Any = jsonschema.validators.extend(kind, dict.fromkeys(_UNBOUNDED, _nothing))  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001  # the schema is none: the server has taken it
         return
+    try:
+        fault = jsonschema.exceptions.best_match(
+            loose(schema, registry=Registry()).iter_errors(said)
+        )  # fetches no $ref
+    except Unresolvable:
+        return  # it refers to what is not in it
+    except Exception as error:  # noqa: BLE001  # numbers without bound, depth without end
+        what = f"the answer cannot be checked against the JSON schema ({type(error).__name__})"
+        raise SchemaMismatch(what) from None
     if fault:
         known = schema.get("properties")
         place = str(fault.absolute_path[0]) if fault.absolute_path else ""

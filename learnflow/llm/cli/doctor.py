@@ -41,8 +41,12 @@ def _show(title: str, lines: Iterable[str]) -> None:
 
 def _variables(options: argparse.Namespace) -> Iterator[str]:
     specs = [*SPECS.values()]
+    names: list[str] = []
     with suppress(LLMError):  # said with what was tried
-        specs += [spec_of(name) for name in chain_of(options) if name not in SPECS]
+        names = chain_of(options)
+    for name in names:
+        with suppress(LLMError):
+            specs += [spec_of(name)] if name not in SPECS else []
     for variable in settings.variables(specs):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"

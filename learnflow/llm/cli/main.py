@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.provider:
-        from ..providers.registry import spec_of  # noqa: PLC0415  # --help needs none of it
+        from ..providers.registry import check  # noqa: PLC0415  # --help needs none of it
 
         try:
-            spec_of(options.provider)
+            check(options.provider)
         except errors.LLMError as error:
             parser.error(str(error))
     _prepare(verbose=options.verbose)

@@ -19,7 +19,7 @@ from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
 from ..factory import get_provider
-from ..providers.registry import spec_of
+from ..providers.registry import check
 from ..replay import active
 from ..spec import Model
 from .ask import watched
@@ -78,7 +78,7 @@ async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
     """
     chain = chain_of(options)
     for name in chain:
-        spec_of(name)  # which says what is wrong with it
+        check(name)  # which says what is wrong with it
     return chain, await scan(options.within, chain)
 
 

@@ -85,17 +85,16 @@ class Prober:
         return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
 
     async def kind(self, within: float) -> ProviderSpec | None:
-        """Which of the known kinds answers here, asked for ``within`` seconds at most; None for one without a name.
+        """Which of the known kinds answers here, asked for ``within`` seconds at most; None for a plain API.
 
         Raises:
-            Unavailable: nobody answers.
+            LLMError: nobody answers, or what answers is no API (a proxy's page, a wrong key): nobody knows what it is.
         """
         deadline = asyncio.get_running_loop().time() + within
-        server = await self._identified(deadline)
-        if server is None:
-            page = await self._page(self.endpoint.base + self.spec.models_path, None, deadline)
-            if isinstance(page.error, errors.Unavailable | errors.NotLocal):
-                raise page.error
+        names = self.endpoint.base + self.spec.models_path
+        server, page = await asyncio.gather(self._identified(deadline), self._page(names, None, deadline))
+        if server is None and page.rows(self.spec.models_key) is None and not await self._chats(deadline):
+            raise page.error or error_mapping.not_a_server()
         return server.kind if server else None
 
     def chosen(self, server: Server, asked: str | None) -> Model:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
-from .. import events
+from .. import errors, events
 from ..adapter.provider import BaseProvider
 from ..base import FIRST, Answering, Attempt, Call, TextStream
 from ..capabilities import Health
 from ..errors import LLMError, bare
-from ..health.inventory import LOOK_S, QUICK_S
-from ..spec import Model, ProviderSpec
+from ..health.inventory import LOOK_S
+from ..spec import Model, ProviderSpec, named
+
+_WITHIN_S: Final = 5.0  # to be asked what it is before a request, which waits for it
 
 
 def _its(name: str) -> Any:
@@ -24,11 +27,11 @@ class EndpointProvider(BaseProvider):
     """A server whose kind nobody said. See ``BaseProvider``.
 
     Taken for a plain API, an Ollama would lose the beginnings of long prompts, and a llama.cpp the exact continuation:
-    so it is looked at first. One that does not answer is down, not a plain API.
+    so it is looked at first. One that does not answer is down, not a plain API; one that turns out to be something else
+    than it was is looked at again.
 
     Args:
-        make: makes the provider for a row.
-        plain: the row for an API that is none of the known kinds.
+        plain: the provider for an API that is none of the known kinds.
     """
 
     name, address, spec, endpoint = _its("name"), _its("address"), _its("spec"), _its("endpoint")
@@ -38,46 +41,85 @@ class EndpointProvider(BaseProvider):
     cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
     get_capabilities = _its("get_capabilities")
 
-    def __init__(self, make: Callable[[ProviderSpec], BaseProvider], plain: ProviderSpec) -> None:  # not the base's
-        self._make = make
-        self.provider = make(plain)
+    def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
+        self._plain = plain
+        self.provider = plain
         self._known = False
+        self._asking: asyncio.Task[ProviderSpec | None] | None = None
 
     @property
     def loads(self) -> bool:
         """See ``RoutableProvider``; a router looks at it first while nobody knows."""
-        return not self._known or self.provider.loads
+        return not self._is_known or self.provider.loads
+
+    @property
+    def _is_known(self) -> bool:
+        return self._known and not self.provider.runner.elsewhere
 
     def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
         """See ``BaseProvider``."""
+        if self._is_known:
+            return self.provider.attempt(call, attempt)
         answering = Answering()
         return TextStream(self._pieces(call, attempt, answering), answering)
 
     async def _pieces(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started, limit = loop.time(), call.options.get("timeout")
+        bounds = [bound for bound in (_WITHIN_S, limit, attempt.patience) if isinstance(bound, int | float)]
         try:
-            provider = await self._identified(QUICK_S)
+            provider = await self._identified(min(bounds))
         except LLMError as error:
-            seconds = asyncio.get_running_loop().time() - started
-            model = call.model or self.model
-            numbers = {"attempt": attempt.number, "request": attempt.request}
-            events.ended(self.name, model, error, total_s=seconds, max_tokens=call.max_tokens, **numbers)
-            raise
+            late = limit is not None and loop.time() - started >= limit
+            failed = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
+            self._failed(call, attempt, failed, loop.time() - started)
+            raise failed from None
+        if limit is not None:
+            call = replace(call, options={**call.options, "timeout": max(0.001, limit - (loop.time() - started))})
         async with aclosing(provider.attempt(call, attempt).nested()) as stream:
             async for piece in stream:
                 yield piece
             answering.completion = stream.completion
 
+    def _failed(self, call: Call, attempt: Attempt, error: LLMError, total_s: float) -> None:
+        """Tell of an attempt that was over before its provider was known."""
+        request, model = attempt.request or events.next_request(), call.model or self.model
+        if events.heard():
+            if not attempt.request:
+                events.emit(events.Began(request=request, provider=self.name, model=model))
+            events.emit(
+                events.Asked(
+                    request=request,
+                    attempt=attempt.number,
+                    provider=self.name,
+                    model=model,
+                    address=self.endpoint.base,
+                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
+                )
+            )
+        numbers = {"attempt": attempt.number, "request": request}
+        events.ended(self.name, model, error, total_s=total_s, max_tokens=call.max_tokens, **numbers)
+        if not attempt.request and events.heard():
+            events.emit(events.over(request, error))
+
     async def _identified(self, within: float) -> BaseProvider:
-        """The provider for what is there. Raises an LLMError where nobody is."""
-        if not self._known:
+        """The provider for what is there; many first calls ask once. Raises an LLMError where nobody is."""
+        if not self._is_known:
+            loop = asyncio.get_running_loop()
+            if self._asking is None or self._asking.done() or self._asking.get_loop() is not loop:
+                self._asking = asyncio.create_task(self._plain.inventory.prober.kind(max(within, _WITHIN_S)))
+            asking = self._asking
             try:
-                kind = await self.provider.inventory.prober.kind(within)
+                async with asyncio.timeout(within):
+                    kind = await asyncio.shield(asking)
+            except TimeoutError:
+                self._asking = None
+                raise bare(self._plain.runner.explained(_late(self.spec), None)) from None
             except LLMError as error:
-                raise bare(self.provider.runner.explained(error, None))  # noqa: B904  # that is what it does
-            if kind:
-                self.provider = self._make(kind)
-            self._known = True
+                raise bare(self._plain.runner.explained(error, None))  # noqa: B904  # that is what it does
+            if not self._is_known:
+                self.provider = self._plain.of_kind(named(kind, self.name)) if kind else self._plain
+                self._known, self.provider.runner.elsewhere = True, False
         return self.provider
 
     async def list_models(self) -> list[str]:
@@ -89,12 +131,19 @@ class EndpointProvider(BaseProvider):
         return await (await self._identified(within)).models(within)
 
     async def refresh(self, within: float = LOOK_S) -> Health:
-        """See ``BaseProvider``."""
-        try:
-            provider = await self._identified(within)
-        except LLMError:
-            provider = self.provider
-        return await provider.refresh(within)
+        """See ``BaseProvider``; a server of another kind than before is found out."""
+        loop = asyncio.get_running_loop()
+        over = loop.time() + within
+        for _ in range(2):
+            try:
+                provider = await self._identified(max(0.1, over - loop.time()))
+            except LLMError:
+                provider = self.provider
+            health = await provider.refresh(max(0.1, over - loop.time()))
+            if health.state != "misconfigured" or not self._known or provider is self._plain:
+                break
+            self._known = False
+        return health
 
     async def prepare(self) -> None:
         """See ``BaseProvider``."""
@@ -106,3 +155,8 @@ class EndpointProvider(BaseProvider):
 
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"
+
+
+def _late(spec: ProviderSpec) -> LLMError:
+    hint = f"It may be busy: look into its log, or set {spec.env_kind} to what it is, so that it need not be asked"
+    return errors.FirstTokenTimeout("it did not say in time which kind of server it is", hint=hint)

@@ -16,8 +16,10 @@ from .. import settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import unknown
 from ..errors import NotConfigured
+from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
+from ..transport.untrusted import printable
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
@@ -64,6 +66,7 @@ KINDS: Final = (LlamaCppProvider.spec, OllamaProvider.spec, LMStudioProvider.spe
 
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
+_SHOWN: Final = 60  # characters of a name that is none
 _TABLE: Final = Path(__file__).with_name("vendors.json")
 
 
@@ -104,10 +107,20 @@ def spec_of(name: str) -> ProviderSpec:
 
 
 def _endpoint(name: str, *, given: bool) -> ProviderSpec:
-    """The row of an endpoint of the operator's; ``given``: its address is an argument."""
+    """The row of an endpoint of the operator's; ``given``: its address is an argument.
+
+    An error names the endpoint as its provider; one for a name that is none has no provider.
+    """
+    if not _NAME.fullmatch(name):
+        what = f"{printable(name, _SHOWN)!r} is no name of a provider"
+        raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
     plain = named(OTHER, name)
-    own = settings.load_row(plain) if _NAME.fullmatch(name) else None
-    if own is None or not (own.base_url or given):
+    try:
+        own = settings.load_row(plain)
+    except NotConfigured as error:
+        error.provider = name
+        raise
+    if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise NotConfigured(
@@ -122,6 +135,22 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
         known = ", ".join(SPECS)
         raise NotConfigured(f"{plain.env_kind} is none of the vendors", provider=name, hint=f"It is one of {known}")
     return named(SPECS.get(kind) or table()[kind], name)
+
+
+def _recorded(name: str) -> bool:
+    """Whether it is on the cassettes that are played: then it needs no address."""
+    common = settings.load()
+    played = active.current(common.llm_replay, common.llm_replay_mode)
+    return bool(played and played.providers and name in played.providers)
+
+
+def check(name: str) -> None:
+    """Raise NotConfigured for a name that is none; what else is wrong with a provider is said when it is made."""
+    try:
+        spec_of(name)
+    except NotConfigured as error:
+        if error.provider is None:
+            raise
 
 
 def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
@@ -139,13 +168,8 @@ def build(name: str, base_url: str | None = None, model: str | None = None, api_
     if name in CLASSES:
         return CLASSES[name](base_url, model, api_key)
     spec = table().get(name) or _endpoint(name, given=base_url is not None)
-
-    def make(row: ProviderSpec) -> BaseProvider:
-        kind = CLASSES.get(row.kind or row.name, VendorProvider)
-        own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": row})
-        made: BaseProvider = own(base_url, model, api_key)
-        return made
-
-    if spec.kind != OTHER.name or settings.load_row(spec).kind:
-        return make(spec)
-    return EndpointProvider(lambda row: make(row if row.name == name else named(row, name)), spec)
+    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
+    own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
+    made: BaseProvider = own(base_url, model, api_key)
+    asked = spec.kind == OTHER.name and not settings.load_row(spec).kind
+    return EndpointProvider(made) if asked else made

@@ -30,7 +30,7 @@ from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
-from ..providers.registry import build, spec_of
+from ..providers.registry import build, check
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Candidate
 from .execution import Execution, Rules
@@ -204,6 +204,10 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         first = next((each for each in self._candidates if not each.broken), None)
         return first is not None and first.provider.cold(model)
 
+    def permitted(self, *, local_only: bool) -> bool:
+        """Whether one of them may be asked; it keeps to those itself."""
+        return any(each.provider.permitted(local_only=local_only) for each in self._candidates if not each.broken)
+
     def has(self, model: str) -> bool:
         """Whether one of them has it."""
         return any(each.provider.has(model) for each in self._candidates if not each.broken)
@@ -326,7 +330,7 @@ def _candidate(member: Member, at: int) -> Candidate:
     if not isinstance(member, str):
         return Candidate(member, at)
     name = member.strip().lower()
-    spec_of(name)  # which says what is wrong with it
+    check(name)  # which says what is wrong with it
     try:
         return Candidate(build(name), at)
     except LLMError as error:

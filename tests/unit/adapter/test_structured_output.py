@@ -74,6 +74,17 @@ async def test_an_answer_that_does_not_fit_a_schema_given_as_a_dict_is_an_error(
         assert caught.value.code is None
 
 
+async def test_what_a_model_wrote_cannot_hold_up_or_pass_the_check() -> None:
+    """An expression of a schema may take for ever, a number of 400 digits no division."""
+    slow = {"pattern": r"^(\w+\s?)*$", "type": "string"}
+    wanted = schema(properties={"title": slow, "price": {"multipleOf": 0.01}})
+    async with FaultServer("openai", [json.dumps({"title": "a" * 40 + "!", "price": 1})]) as server:
+        assert await provider_for(server).generate("hi", response_format=wanted, timeout=5)
+        server.pieces = [json.dumps({"title": "x", "price": int("9" * 400)})]
+        with pytest.raises(errors.SchemaMismatch, match="cannot be checked"):
+            await provider_for(server).generate("hi", response_format=wanted)
+
+
 @pytest.mark.parametrize("wrong", [{"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema"}, {"pattern": "("}])
 async def test_a_schema_that_is_none_or_leads_elsewhere_checks_nothing(wrong: dict[str, Any]) -> None:
     async with FaultServer("openai", ['{"title": "RSA"}']) as server:
