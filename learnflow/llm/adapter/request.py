@@ -15,7 +15,7 @@ from . import structured_output
 from .options import rows
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
-# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then .
+# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
 _GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
