@@ -1,4 +1,4 @@
-"""The nine rows under contract, as their cassettes know them, and where a cassette is."""
+"""The twelve rows under contract, as their cassettes know them, and where a cassette is."""
 
 from __future__ import annotations
 
