@@ -13,7 +13,8 @@ from .reasoning import Delta
 from .stream_parser import MAX_CALLS, MAX_NAME, StreamParser
 from .untrusted import count, word
 
-# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30 llm/llama_server.go): 31 equal ones arrive.
+# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
+# llm/llama_server.go): 31 equal ones arrive.
 _EQUAL: Final = 30
 
 
