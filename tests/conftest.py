@@ -13,6 +13,7 @@ import pytest
 
 from learnflow.llm import discovery, settings
 from learnflow.llm.adapter import _litellm
+from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport.endpoint import endpoint
@@ -53,10 +54,9 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         name: f"http://127.0.0.1:{closed_port()}" for name, spec in SPECS.items() if spec.default_url and spec.local
     }
 
-    class Places(dict[str, Any]):
-        def items(self) -> Any:
-            return [(name, replace(spec, default_url=places.get(name))) for name, spec in SPECS.items()]
+    def elsewhere() -> dict[str, Any]:
+        return {name: replace(spec, default_url=places.get(name)) for name, spec in registry.places().items()}
 
-    monkeypatch.setattr(discovery, "SPECS", Places(SPECS))
+    monkeypatch.setattr(discovery, "places", elsewhere)
     monkeypatch.setattr(settings, "in_container", lambda: False)
     return places

@@ -18,7 +18,7 @@ from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import LLMError, NotConfigured
 from .health.inventory import state_of
-from .providers.registry import OTHER, SPECS, build, spec_of
+from .providers.registry import OTHER, SPECS, build, places, spec_of
 from .replay import active
 from .replay.transport import unrecorded
 from .spec import ProviderSpec
@@ -62,12 +62,13 @@ async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: boo
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
     if recorded and recorded.providers is not None:  # the usual addresses are no place to look
-        rows = {name for name in {*recorded.providers, *named} if _exists(name)}
-        return _once(await asyncio.gather(*(_configured(name, within) for name in rows)))
+        taped = {name for name in {*recorded.providers, *named} if _exists(name)}
+        return _once(await asyncio.gather(*(_configured(name, within) for name in taped)))
     hosts = await _resolvable(within) if settings.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
-    looks += [_configured(name, within) for name in named if name not in SPECS and (clouds or _local(name))]
-    for name, spec in SPECS.items():
+    rows, looked_at = places(), set[str]()
+    looks += [_configured(name, within) for name in named if name not in rows and (clouds or _local(name))]
+    for name, spec in rows.items():
         try:
             own = settings.load_row(spec)
         except LLMError as error:
@@ -76,9 +77,16 @@ async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: boo
         configured = bool(own.base_url or (own.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             looks.append(_configured(name, within))
-        looks += [_usual(spec, url, within) for url in _addresses(spec, own.base_url, hosts, taken=name in named)]
+        usual = [url for url in _addresses(spec, own.base_url, hosts, taken=name in named) if url not in looked_at]
+        looked_at |= set(usual)  # several kinds have the same port
+        looks += [_usual(spec, url, within) for url in usual]
     await NETWORK.prepare()  # the first connection's imports are nobody's latency
-    return _once(await asyncio.gather(*looks))
+    return [each for each in _once(await asyncio.gather(*looks)) if _telling(each)]
+
+
+def _telling(each: Found) -> bool:
+    """A kind of server that is rarely there is not spoken of where it is not."""
+    return each.configured or each.answers or each.health.provider in SPECS or each.health.state != "down"
 
 
 async def _resolvable(within: float) -> set[str]:
@@ -94,8 +102,10 @@ def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: b
         return []
     port = urlsplit(spec.default_url).port
     # by its number: a name would wait for name servers that may be dead
-    here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
-    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
+    path = urlsplit(spec.default_url).path
+    path = "" if path == spec.api_path else path
+    here = [] if taken and not own else [f"http://127.0.0.1:{port}{path}"]
+    return here + [f"http://{host}:{port}{path}" for host in (spec.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:
@@ -108,7 +118,7 @@ async def _configured(name: str, within: float) -> Found:
 
 async def _unreadable(name: str, error: LLMError) -> Found:
     """A row whose settings cannot be."""
-    row = SPECS[name].capabilities.copy() if name in SPECS else unknown()
+    row = rows[name].capabilities.copy() if name in (rows := places()) else unknown()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=str(error), capabilities=row)
     return Found(health, None, configured=True)
 
@@ -152,7 +162,8 @@ def _once(found: Iterable[Found]) -> list[Found]:
 
 def _order(name: str) -> tuple[int, str]:
     """The rows by hand in their order, then the others by their names."""
-    return (list(SPECS).index(name), "") if name in SPECS else (len(SPECS), name)
+    rows = list(places())
+    return (rows.index(name), "") if name in rows else (len(rows), name)
 
 
 def _local(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from support import FASTAPI, status
 
 from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport import network
 
@@ -252,3 +253,103 @@ async def test_odd_pages_are_no_server_and_no_crash(usual: dict[str, str], tells
     async with FaultServer("openai", tells=tells) as server:
         usual["vllm"] = usual["llamacpp"] = usual["ollama"] = server.root
         assert [one for one in await discover() if one.ready or one.server] == []
+
+
+def models(owner: str, **more: Any) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": "fault-model", "object": "model", "owned_by": owner, **more}]}
+
+
+LLAMA_SWAP = models("llama-swap", status={"value": "unloaded"}, meta={"llamaswap": {"type": "model", "aliases": ["a"]}})
+LOCALAI = {"version": "v3.5.0", "endpoints": {"models": "/v1/models"}}
+READINESS = {"status": "healthy", "db": "Not connected"}
+TGI = {"model_id": "fault-model", "version": "3.3.0", "max_total_tokens": 4096, "router": "text-generation-router"}
+
+
+@pytest.mark.parametrize(
+    ("row", "tells"),
+    [
+        ("llamaswap", {"/v1/models": LLAMA_SWAP}),
+        ("localai", {"/.well-known/localai.json": LOCALAI}),
+        ("sglang", {"/v1/models": models("sglang", max_model_len=4096)}),
+        ("tgi", {"/info": TGI}),
+    ],
+)
+async def test_rarer_servers_are_known_by_a_page_and_found(
+    usual: dict[str, str], row: str, tells: dict[str, Any]
+) -> None:
+    async with FaultServer("openai", tells=tells) as server:
+        usual["llamacpp"] = server.root  # most of them share its port
+        found = await discover()
+        assert [(one.provider, one.base_url, one.state) for one in found] == [(row, f"{server.root}/v1", "ready")]
+        provider = get_provider()
+        assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
+        assert provider.providers[0].name == row
+
+
+async def test_docker_model_runner_is_found_under_its_path(usual: dict[str, str]) -> None:
+    async with FaultServer("openai", tells={"/engines/v1/models": models("docker")}) as server:
+        usual["docker_model_runner"] = f"{server.root}/engines".replace("127.0.0.1", "localhost")
+        (found,) = await discover()
+        assert (found.provider, found.base_url) == ("docker_model_runner", f"{server.root}/engines")
+        await get_provider().generate("hi")
+        assert server.seen[-1].path == "/engines/v1/chat/completions"
+
+
+async def test_a_server_behind_a_key_needs_a_key_and_is_not_down(usual: dict[str, str]) -> None:
+    locked = {"error": {"code": 401, "message": "An authentication key is required", "type": "invalid_request_error"}}
+    async with FaultServer(
+        "openai", tells={"/v1/models": (401, locked), "/.well-known/localai.json": LOCALAI}
+    ) as server:
+        usual["llamacpp"] = server.root
+        found = [one.health for one in await discovery.scan() if one.health.base_url == f"{server.root}/v1"]
+        assert [(one.provider, one.server, one.state) for one in found] == [("localai", "LocalAI", "unauthorised")]
+        assert "LOCALAI_API_KEY" in found[0].detail
+
+
+async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It forwards, nobody knows where: notes go there only when told so, and never under LLM_LOCAL_ONLY."""
+    async with FaultServer("openai", tells={"/health/readiness": READINESS, "/models": models("openai")}) as server:
+        usual["litellm_proxy"] = server.root
+        assert [(one.provider, one.state) for one in await discover()] == [("litellm_proxy", "model_missing")]
+        with pytest.raises(errors.NotConfigured, match="no model server is ready"):
+            await get_provider().generate("hi")
+        monkeypatch.setenv("LLM_PROVIDER", "gate")
+        monkeypatch.setenv("GATE_BASE_URL", f"{server.root}/v1")
+        with pytest.raises(errors.ModelNotFound, match="leave this machine"):
+            await get_provider().generate("hi")
+        monkeypatch.setenv("GATE_MODEL", "fault-model")
+        assert await get_provider().generate("hi") == "The quick brown fox jumps over the lazy dog."
+        sent = len([one for one in server.seen if one.path.endswith("/chat/completions")])
+        monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+        with pytest.raises(errors.NotLocal, match="LiteLLM's proxy"):
+            await get_provider().generate("hi")
+        assert len([one for one in server.seen if one.path.endswith("/chat/completions")]) == sent
+
+
+async def test_what_llama_swap_says_while_a_model_loads_is_no_thinking(monkeypatch: pytest.MonkeyPatch) -> None:
+    notices = [{"choices": [{"delta": {"reasoning_content": word}}]} for word in ("llama-swap loading", "...", "Done!")]
+    chunks = [
+        {"id": "1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
+        for delta, end in (({"reasoning_content": "hm"}, None), ({"content": "An answer"}, None), ({}, "stop"))
+    ]
+    body = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*notices, *chunks])
+    async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
+        monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        provider = get_provider("gpu1")
+        server.script = [Fault("refuse", status=200, body=body + b"data: [DONE]\n\n")]
+        done = await provider.complete("hi")
+        assert (done.text, done.reasoning) == ("An answer", "hm")
+
+
+async def test_a_peer_of_llama_swap_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = {"id": "far/gpt", "owned_by": "llama-swap", "meta": {"llamaswap": {"type": "peer", "peerID": "far"}}}
+    tells = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
+    async with FaultServer("openai", tells=tells) as server:
+        monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+        assert await get_provider("gpu1").generate("hi")  # the one that is here is meant
+        monkeypatch.setenv("GPU1_MODEL", "far/gpt")
+        with pytest.raises(errors.NotLocal):
+            await get_provider("gpu1").generate("hi")

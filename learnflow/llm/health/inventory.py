@@ -221,7 +221,7 @@ class Inventory:
             more = better(self._spec, kind, self._endpoint.root)
             said.append(f"this is {kind.title}. {more}: more is known of it then")
         if self._spec.evidence == "table":
-            said.append("its row is from LiteLLM's table, and was never tried by this project")
+            said.append("its row is from documents and LiteLLM's table: this project never ran one")
         return "; ".join(said)
 
 

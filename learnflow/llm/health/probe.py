@@ -116,6 +116,9 @@ class Prober:
             raise errors.NotConfigured("no model is named", hint=f"Set {variable}, or give model=")
         chat = [model for model in server.chat_models if not model.remote]  # which leave the machine: only when named
         candidates = [model for model in chat if model.loaded] or chat
+        if not candidates and server.chat_models:
+            hint = f"Set {variable} to one of them, or give model="
+            raise errors.ModelNotFound("no model is named, and those of the server leave this machine", hint=hint)
         if not candidates:
             raise errors.ModelNotFound("the server has no model", hint="Pull or load one first")
         if len(candidates) > 1:
@@ -134,11 +137,11 @@ class Prober:
         pages = await self._pages([*paths.values(), names], deadline)
         own = _read(spec, {path: pages[url] for path, url in paths.items()})
         trouble = _trouble(pages[names], pages.values())
+        near = spec.local or self.endpoint.near  # a cloud is not asked for other servers' pages
         if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
-            return own, trouble or _as_error(own)
+            return own or (await self._identified(deadline) if near else None), trouble or _as_error(own)
         server = own
         if server is None and not isinstance(trouble, errors.Unavailable):
-            near = spec.local or self.endpoint.near  # a cloud is not asked for other servers' pages
             server = (await self._identified(deadline) if near else None) or listed(
                 pages[names], spec.models_key, spec.model_id
             )
@@ -222,9 +225,16 @@ class Prober:
 
     async def _pages(self, urls: Iterable[str], deadline: float) -> dict[str, Page]:
         wanted = list(dict.fromkeys(urls))
-        return dict(
-            zip(wanted, await asyncio.gather(*(self._page(url, None, deadline) for url in wanted)), strict=True)
+        pages = await asyncio.gather(
+            *(self._page(url, None, deadline) for url in wanted), return_exceptions=len(wanted) > 1
         )
+        missing = [page for page in pages if isinstance(page, errors.NotRecorded)]
+        if wanted and len(missing) == len(wanted):
+            raise missing[0]
+        # a cassette that is older than a kind of server has no page of it
+        return {
+            url: page if isinstance(page, Page) else _unrecorded(page) for url, page in zip(wanted, pages, strict=True)
+        }
 
     def request(self, url: str, body: Mapping[str, Any] | None = None) -> HttpRequest:
         """A request of our own to this server; never through a proxy to one that is near."""
@@ -250,6 +260,12 @@ class Prober:
         if error is None and data.strip():
             said, error = read_page(data)
         return Page(said=said, headers=headers, error=error)
+
+
+def _unrecorded(error: BaseException) -> Page:
+    if isinstance(error, errors.NotRecorded):
+        return Page(error=error)
+    raise error
 
 
 def better(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,7 @@ from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
 from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
+from .recognised import MORE, ROWS
 from .vendor import VendorProvider
 from .vllm import VLLMProvider
 from .yandexgpt import YandexGPTProvider
@@ -60,11 +62,7 @@ SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({name: each.spec for
 # What speaks the API and is none of the others.
 OTHER: Final = CustomProvider.spec
 
-# Those that tell by their pages what they are. llama.cpp first: its header is on every page, and it has imitated
-# others' pages.
-KINDS: Final = (LlamaCppProvider.spec, OllamaProvider.spec, LMStudioProvider.spec, VLLMProvider.spec)
-
-
+_TELLING: Final = ("llamacpp", "ollama", "lmstudio", "vllm")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _SHOWN: Final = 60  # characters of a name that is none
 _TABLE: Final = Path(__file__).with_name("vendors.json")
@@ -72,8 +70,25 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")
 
 @cache
 def table() -> Mapping[str, ProviderSpec]:
-    """The rows of LiteLLM's own vendors, untried: ``vendors.json``, which ``make vendors`` makes."""
-    return MappingProxyType({row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))})
+    """The rows that were never tried: LiteLLM's vendors (``vendors.json``, by ``make vendors``), servers by a page."""
+    vendors = {row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))}
+    more = {name: replace(vendors[name], **known) for name, known in MORE.items()}
+    return MappingProxyType({**vendors, **more, **{row.name: row for row in ROWS}})
+
+
+@cache
+def kinds() -> Sequence[ProviderSpec]:
+    """Those that tell by their pages what they are.
+
+    First those that pass on or imitate others' pages; then llama.cpp, whose header is on every page.
+    """
+    rows = [spec for spec in table().values() if spec.probe]
+    return (*rows, *(CLASSES[name].spec for name in _TELLING))
+
+
+def places() -> Mapping[str, ProviderSpec]:
+    """The rows whose usual addresses discovery looks at."""
+    return {**SPECS, **{spec.name: spec for spec in kinds()}}
 
 
 def _row(said: Mapping[str, Any]) -> ProviderSpec:
@@ -125,7 +140,7 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
         hint = f"Did you mean {near[0]}? " if near else ""
         raise NotConfigured(
             f"there is no provider {name!r}",
-            hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}, one of LiteLLM's {len(table())} vendors "
+            hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}, one of {len(table())} more "
             f"(docs/providers.md), or a name of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is",
         )
     if not own.kind:

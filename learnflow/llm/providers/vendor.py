@@ -12,6 +12,6 @@ class VendorProvider(BaseProvider):
     """A provider of this package: it knows which other kinds of server may be what answers at its address."""
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        from .registry import KINDS  # noqa: PLC0415  # the registry imports every vendor, this one's too
+        from .registry import kinds  # noqa: PLC0415  # the registry imports every vendor, this one's too
 
-        return KINDS
+        return kinds()

@@ -196,6 +196,9 @@ class FaultServer:
         if seen.body and seen.body.get("_debug_render_only"):
             await _send(writer, 200, {"content-type": "application/json"}, self.dialect.rendered(seen.body["messages"]))
             return True
+        if not isinstance(seen.body, dict):
+            self.pages.append((seen.method, seen.path))
+            return await self._page(seen, writer)
         self.seen.append(seen)
         fault = self.script.pop(0) if self.script else self.fault
         if self.key and f"Bearer {self.key}" != seen.headers.get("authorization"):

@@ -84,6 +84,8 @@ class SSEParser(StreamParser):
         self.served = self.served or word(said.get("model"), MAX_NAME) or None
         if said.get("usage"):
             self._count(said["usage"])
+        if _is_notice(said):
+            return None
         choice = next((one for one in said.get("choices") or () if one.get("index") in (None, 0)), None)
         if choice is None:
             return None
@@ -174,6 +176,15 @@ class SSEParser(StreamParser):
         if self._document and not self._early:
             return errors.FinishMissing("the answer came with finish_reason null")
         return super()._missing()
+
+
+def _is_notice(said: dict[str, Any]) -> bool:
+    """Whether this is what llama-swap says while a model loads: reasoning, in an event that has nothing else.
+
+    It writes no id, object, model or index (``internal/router/loading.go`` in 0bdb372); a model's chunk has them.
+    """
+    choice = said["choices"][0] if said.keys() == {"choices"} and len(said["choices"] or ()) == 1 else None
+    return choice is not None and choice.keys() == {"delta"} and choice["delta"].keys() == {"reasoning_content"}
 
 
 def _mapping(value: Any) -> dict[str, Any]:
