@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     llm_deadline: _Seconds = 3600.0
     llm_load_timeout: _Seconds = 600.0
     llm_retries: Annotated[int, Field(ge=0)] = 2
+    llm_spill: Literal["no", "local", "cloud"] = "no"
     llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
     llm_local_only: bool = False
     llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)] = ()

@@ -65,12 +65,14 @@ class Server:
     Attributes:
         kind: the row of the kind that it is by its own words; None for an API without a name of its own.
         version: None where it does not tell.
+        slots: how many requests it answers at once; None where it does not tell.
         any_name: it serves its one model whatever name is asked for.
         trouble: it is up, but does not serve: a state, and the sentence.
     """
 
     kind: ProviderSpec | None = None
     version: str | None = None
+    slots: int | None = None
     models: tuple[Model, ...] = ()
     any_name: bool = False
     trouble: tuple[State, str] | None = None

@@ -25,7 +25,7 @@ FAR: Final = (60.0, 30.0)
 class Times:
     """Seconds: to connect, to the first token, between two tokens, for everything, for loading a model.
 
-    And whether to stay local, and how many requests there may be at once (None for any number).
+    And whether to stay local, and how many requests there may be at once (None where nobody said).
     """
 
     connect: float
@@ -66,6 +66,6 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
         deadline=given.get("deadline") or common.llm_deadline,
         load=common.llm_load_timeout,
-        max_concurrency=given.get("max_concurrency") or own.max_concurrency or spec.max_concurrency,
+        max_concurrency=given.get("max_concurrency") or own.max_concurrency,
         local_only=common.llm_local_only if local_only is None else local_only,
     )

@@ -15,7 +15,7 @@ from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider, no_waiting
 from learnflow.llm.testing.fault_server import FaultName
 
-FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "lingers", "whole", "filtered")]
+FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "slow", "lingers", "whole", "filtered")]
 
 
 def _narrow(server: FaultServer) -> BaseProvider:

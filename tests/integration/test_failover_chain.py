@@ -199,11 +199,15 @@ async def test_a_short_timeout_of_one_caller_is_nobodys_fault() -> None:
         assert chain.status()[0]["breaker"] == "closed"
 
 
-async def test_a_full_queue_leaves_the_others_their_share() -> None:
+async def test_a_full_queue_is_left_for_the_next_rank_only_where_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("llamacpp", fault=Fault("stall", after=1)) as one, FaultServer("vllm", TEXT) as two:
         first = provider_for(one, max_concurrency=1)
-        async with first.stream("hi") as busy:
+        async with router(first).stream("hi") as busy:
             await anext(busy)
+            with pytest.raises(errors.DeadlineExceeded, match="LLAMACPP_MAX_CONCURRENCY"):
+                await router(first, provider_for(two)).complete("hi", timeout=0.3)
+            assert not two.seen
+            monkeypatch.setenv("LLM_SPILL", "local")
             assert (await router(first, provider_for(two)).complete("hi", timeout=1)).provider == "vllm"
 
 

@@ -42,7 +42,7 @@ async def test_routers_nest_and_any_provider_will_do() -> None:
         chain = router(Scripted(), provider_for(one), inner)  # type: ignore[arg-type]
         for how in ("stream", "generate", "complete"):
             assert await heard(chain, how) == TEXT
-        assert chain.name == "scripted+vllm+llamacpp+custom"
+        assert chain.name == "scripted,vllm,llamacpp,custom"
         assert await chain.health_check()
         assert await chain.list_models() == ["mine", "fault-model"]
         assert isinstance(chain, LLMProvider)

@@ -92,7 +92,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         twin.endpoint = replace(
             there, key=self.endpoint.key, key_hint=self.endpoint.key_hint, networks=self.endpoint.networks
         )
-        twin._times = replace(self._times, max_concurrency=self._times.max_concurrency or spec.max_concurrency)  # noqa: SLF001
         twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated)  # noqa: SLF001
         return twin
 
@@ -119,6 +118,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def replays(self) -> bool:
         """Under LLM_REPLAY."""
         return self.runner.client.replays
+
+    @property
+    def room(self) -> int | None:
+        """As configured, else the slots that the server says it has, else the row's."""
+        return self.runner.room
 
     @property
     def loads(self) -> bool:

@@ -49,6 +49,11 @@ class RoutableProvider(LLMProvider):
         return False
 
     @property
+    def room(self) -> int | None:
+        """How many requests it takes at once; None for any number."""
+        return None
+
+    @property
     def loads(self) -> bool:
         """Whether it may have to load a model before it answers."""
         return False

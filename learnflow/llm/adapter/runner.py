@@ -77,7 +77,13 @@ class Runner:
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
         self._unreachable: tuple[float, LLMError] | None = None  # when no connection could be made last, and why
-        self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[int, asyncio.Semaphore]] = WeakKeyDictionary()
+
+    @property
+    def room(self) -> int | None:
+        """How many requests there may be at once; None for any number."""
+        server = self.inventory.server
+        return self.times.max_concurrency or (server and server.slots) or self.spec.max_concurrency
 
     @property
     def continues_as(self) -> ProviderSpec | None:
@@ -115,7 +121,7 @@ class Runner:
                 answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
                 trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
                 async with AsyncExitStack() as stack:
-                    await self._place(stack, attempt, deadline)
+                    await self._place(stack, deadline)
                     while not trial.over:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
                         send = partial(self._sent, trial, budget.sending(), reader)
@@ -184,17 +190,20 @@ class Runner:
                 hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
             )
 
-    async def _place(self, stack: AsyncExitStack, attempt: Attempt, deadline: float) -> None:
+    async def _place(self, stack: AsyncExitStack, deadline: float) -> None:
         """A place among the requests that this provider takes at once; waiting counts against the deadline only."""
-        if self.times.max_concurrency is None:
+        room = self.room
+        if room is None:
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
-        places = self._places.setdefault(loop, asyncio.Semaphore(self.times.max_concurrency))
-        limit = deadline if attempt.patience is None else min(deadline, loop.time() + attempt.patience)
+        known, places = self._places.get(loop, (None, asyncio.Semaphore(room)))
+        if known != room:  # the server has told meanwhile
+            places = asyncio.Semaphore(room)
+            self._places[loop] = room, places
         late = False
         try:
-            async with asyncio.timeout_at(limit):
+            async with asyncio.timeout_at(deadline):
                 await stack.enter_async_context(places)
         except TimeoutError:
             late = True
@@ -203,9 +212,9 @@ class Runner:
         if self._unreachable and self._unreachable[0] >= began:  # meanwhile the others found nobody there
             raise type(self._unreachable[1])(self._unreachable[1].what)
         if late:
-            what = f"timed out waiting for a free slot (max_concurrency={self.times.max_concurrency})"
+            what = f"timed out waiting for a free slot (max_concurrency={room})"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
-            raise (errors.DeadlineExceeded if limit >= deadline else errors.Overloaded)(what, hint=hint)
+            raise errors.DeadlineExceeded(what, hint=hint)
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))

@@ -37,7 +37,7 @@ class EndpointProvider(BaseProvider):
     name, address, spec, endpoint = _its("name"), _its("address"), _its("spec"), _its("endpoint")
     model, vision_model = _its("model"), _its("vision_model")
     inventory, runner = _its("inventory"), _its("runner")
-    continues, replays, waits = _its("continues"), _its("replays"), _its("waits")
+    continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
     cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
     get_capabilities = _its("get_capabilities")
 

@@ -31,6 +31,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     return Server(
         version=text(props.get("build_info")),
         models=models,
+        slots=count(props.get("total_slots")),
         any_name=not router,
         trouble=("loading", "it is loading its model") if loading else None,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..base import Usage
 from ..errors import LLMError
 from ..process import kept
 from .decision import LONGEST_S, at_fault, verdict
@@ -112,10 +113,20 @@ class Record:
     answered: int = 0
     failed: int = 0
     recent: list[tuple[float, str]] = field(default_factory=list)
+    prompt_tokens: int = 0  # of the answers that told how many of them came from cache
+    cached_tokens: int = 0
 
-    def answer(self, first_token_s: float | None) -> None:
+    @property
+    def cached(self) -> float | None:
+        """The share of prompt tokens that came from cache, from 0 to 1; None where nobody told."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
+
+    def answer(self, first_token_s: float | None, usage: Usage | None = None) -> None:
         """It answered."""
         self.answered += 1
+        if usage and usage.prompt_tokens and usage.cached_tokens is not None:
+            self.prompt_tokens += usage.prompt_tokens
+            self.cached_tokens += usage.cached_tokens
         if first_token_s is not None:
             before = self.first_token_s
             self.first_token_s = first_token_s if before is None else 0.7 * before + 0.3 * first_token_s
@@ -174,9 +185,9 @@ class BreakerRegistry:
         where = Target(target.address, None) if meant.whole_address else target
         return self.breakers.setdefault(where, Breaker()).fail(error, now)
 
-    def answer(self, target: Target, first_token_s: float | None, began: float) -> bool:
+    def answer(self, target: Target, first_token_s: float | None, began: float, usage: Usage | None = None) -> bool:
         """It answered a request that began then. Returns whether this closed a breaker."""
-        self.record(target).answer(first_token_s)
+        self.record(target).answer(first_token_s, usage)
         over = [
             each for each in self.open_breakers(target) if each.opened <= began
         ]  # an older answer says nothing of now

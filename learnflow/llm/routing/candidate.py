@@ -7,9 +7,10 @@ Only the router uses it. An application's own provider is asked through ``Routab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final
 
 from ..adapter.routable import RoutableProvider, routable
@@ -37,11 +38,13 @@ class Candidate:
     Args:
         given: the provider; None where it could not be made.
         number: its place in the chain.
+        rank: those of one rank are equals, and asked before those of the next.
         broken: why it could not be made.
     """
 
-    def __init__(self, given: LLMProvider | None, number: int, broken: LLMError | None = None) -> None:
+    def __init__(self, given: LLMProvider | None, number: int, rank: int = 0, broken: LLMError | None = None) -> None:
         self.number = number
+        self.rank = rank
         self.broken = broken
         self.given = given
         self._provider = routable(given) if given else None
@@ -78,11 +81,19 @@ class Candidate:
         """0 on this machine or a private network, 1 beyond."""
         return 0 if not self.broken and self.local else 1
 
+    @property
+    def room(self) -> int | None:
+        """How many requests it takes at once; None for any number, and for cassettes."""
+        return None if self.broken or self.recorded else self.provider.room
+
+    @property
+    def address(self) -> str:
+        """Where its places and its breakers are kept."""
+        return self._provider.address if self._provider else f"{self.name}#{id(self)}"
+
     def target(self, model: str | None) -> Target:
         """Where its breaker is kept."""
-        if self._provider is None:
-            return Target(f"{self.name}#{id(self)}", model)
-        return Target(self._provider.address, model or self._provider.model)
+        return Target(self.address, model or (self._provider.model if self._provider else None))
 
     async def look(self, within: float = PROBE_S) -> None:
         """Learn what it is and what it can, until that has succeeded once; many who want it look once."""
@@ -157,6 +168,12 @@ class Candidate:
             raise
         except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
             raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
+
+
+def chain_name(candidates: Iterable[Candidate]) -> str:
+    """What the chain is called: equals joined by ``+``, ranks by ``,``, as in LLM_PROVIDERS."""
+    ranks = groupby(candidates, key=lambda each: each.rank)
+    return ",".join("+".join(each.name for each in rank) for _, rank in ranks) or "local"
 
 
 def _in_words(prompt: Prompt, prefix: str) -> list[Any]:

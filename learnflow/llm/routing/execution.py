@@ -12,14 +12,15 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from .. import errors, events
 from ..base import Answering, Attempt, Call, Completion, Resume, TextStream
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
-from .candidate import Candidate
+from .candidate import Candidate, chain_name
+from .places import PLACES, Rooms
 from .progress import Progress
 
 _AGAIN_S: Final = 0.5  # between two looks at a server that loads
@@ -28,13 +29,17 @@ _LOADING: Final = errors.ModelLoading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How a chain is run: retries of the same provider, order, seconds for a request and a load, nothing but local."""
+    """How a chain is run: retries of the same provider, order, seconds for a request and a load, nothing but local.
+
+    And where a request goes while a rank is full: to nobody else, to one as near, or to any.
+    """
 
     retries: int
     routing: selection.Routing
     deadline: float
     load: float
     local_only: bool
+    spill: Literal["no", "local", "cloud"] = "no"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +132,7 @@ class Execution:
         self._stepping = True  # to the last whole word; once that went wrong, an answer is continued where it broke
         self._begun_again = False
         self._refuse_prefill: set[int] = set()
+        self._head = selection.head_of(call)
 
     async def pieces(
         self, chain: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
@@ -147,15 +153,15 @@ class Execution:
             try:
                 self._candidates = await chain(self._call, self._needs)
             finally:
-                self._progress.begins([candidate.name for candidate in self._candidates], self._call.model)
+                self._progress.begins(chain_name(self._candidates), self._call.model)
             while self._answering.completion is None:
                 candidate = await self._next()
                 if before and before is not candidate and self._last:
                     name = type(self._last).__name__
                     events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
                 before, broke = candidate, None
-                asked = self._ask(candidate)
                 try:
+                    asked = self._ask(candidate)
                     async with asked.start().nested() as answer:
                         async for piece in answer:
                             if text := asked.taken(piece):
@@ -169,8 +175,9 @@ class Execution:
                 except LLMError as error:
                     broke = error
                 finally:
+                    PLACES.leave(candidate.address)
                     if broke is None and self._answering.completion is None:
-                        self._registry.settle(asked.target)  # left: a trial says nothing
+                        self._registry.settle(candidate.target(self.model_for(candidate)))  # left: a trial says nothing
                 if broke:
                     await self._failed(asked, broke)
         except LLMError as error:
@@ -234,7 +241,7 @@ class Execution:
     def _complete(self, asked: _Asked) -> None:
         whole = asked.completion
         assert whole is not None  # noqa: S101  # the stream has ended
-        if self._registry.answer(asked.target, whole.first_token_s, asked.began):
+        if self._registry.answer(asked.target, whole.first_token_s, asked.began, whole.usage):
             events.emit(events.Closed(provider=asked.candidate.name, model=asked.target.model))
         now = asyncio.get_running_loop().time()
         self._answering.completion = self._progress.complete(whole, asked.started, now)
@@ -256,8 +263,10 @@ class Execution:
             breaker, name = self._registry.open_breakers(target)[0], type(error).__name__
             model = None if decision.verdict(error).whole_address else target.model
             events.emit(events.Opened(provider=candidate.name, model=model, error=name, seconds=breaker.period))
-        left_alone = candidate.recorded and self._registry.open_breakers(target) and self._left(candidate)
-        if isinstance(error, errors.NotRecorded) and left_alone:
+        left = self._left(candidate) if candidate.recorded else []
+        left_alone = left and self._registry.open_breakers(target)
+        equal = any(other.rank == candidate.rank for other in left)  # which of them was asked then, nobody knows
+        if isinstance(error, errors.NotRecorded) and (left_alone or equal):
             error.forgiven = True  # it was left alone when the cassette was made
             del self._progress.tried[-1]
             self._failures[candidate.number] = error
@@ -342,7 +351,7 @@ class Execution:
         return pause if self._remains(pause) else None
 
     async def _next(self) -> Candidate:
-        """Who is asked next. Raises LLMError where nobody can be."""
+        """Who is asked next; a place there is taken. Raises LLMError where nobody can be."""
         while True:
             fit = [each for each in self.order() if each.number not in self._failures and not self.why_not(each)]
             fit = self._within_reach(fit)
@@ -352,7 +361,9 @@ class Execution:
             for at in selected.load:
                 fit[at].load(self.model_for(fit[at]))
             if selected.chosen is not None:
-                chosen = fit[selected.chosen]
+                chosen = await self._with_place(fit[selected.chosen], fit)
+                if chosen is None:
+                    continue
                 if self.gate(chosen) == "trial":
                     self._begin(chosen)
                 return chosen
@@ -364,9 +375,45 @@ class Execution:
             first = self.last_resort(fit)
             opened = await self._last_resort(first)
             if opened is None:
+                PLACES.take(first.address, self._head)
                 return first
             self._last = self._failures[first.number] = opened
             await self._follow(first, opened)
+
+    async def _with_place(self, chosen: Candidate, fit: Sequence[Candidate]) -> Candidate | None:
+        """The one who is asked, its place taken: another where this one is full. None: choose again.
+
+        Raises:
+            DeadlineExceeded: no place was free before the deadline.
+        """
+        ready = [each for each in fit if self.gate(each) in ("closed", "trial")]
+        equals = [each for each in ready if each.rank == chosen.rank]
+        if not PLACES.full(chosen.address, chosen.room):
+            PLACES.take(chosen.address, self._head)
+            return chosen
+        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._rules.spill]
+        for each in ready:
+            if each.distance <= reach and not PLACES.full(each.address, each.room):
+                PLACES.take(each.address, self._head)
+                return each
+        if len(equals) < 2:  # it has a queue of its own
+            PLACES.take(chosen.address, self._head)
+            return chosen
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                address = await PLACES.wait(_rooms(equals), self._head)
+        except TimeoutError:
+            what = f"timed out waiting for a free place at one of {chain_name(equals)}"
+            hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
+            raise self._progress.final(errors.DeadlineExceeded(what, hint=hint)) from None
+        freed = next(each for each in equals if each.address == address)
+        events.emit_lazily(events.Queued, provider=freed.name, seconds=loop.time() - began)
+        if self.gate(freed) in ("closed", "trial"):
+            return freed
+        PLACES.leave(address)  # it failed meanwhile
+        return None
 
     def last_resort(self, fit: Sequence[Candidate]) -> Candidate:
         """The one whose breaker lets it be asked first."""
@@ -471,9 +518,10 @@ class Execution:
         """The chain in the order in which it is asked; those that cannot be come last."""
         candidates = [candidate for candidate in self._candidates if not candidate.broken]
         broken = [candidate for candidate in self._candidates if candidate.broken]
-        if self._rules.routing == "order":
+        if self._rules.routing == "order" and not self._has_equals:
             return list(self._candidates)
-        standings = []
+        candidates = self._by_rank(candidates)
+        standings = list[selection.Standing]()
         for at, candidate in enumerate(candidates):
             record = self._registry.record(candidate.target(self.model_for(candidate)))
             cost = candidate.provider.get_capabilities()["cost"]
@@ -481,6 +529,20 @@ class Execution:
                 selection.Standing(position=at, latency_s=record.first_token_s, cost=cost, local=candidate.local)
             )
         return [candidates[at] for at in selection.ranked(standings, self._rules.routing)] + broken
+
+    @property
+    def _has_equals(self) -> bool:
+        return len({each.rank for each in self._candidates}) < len(self._candidates)
+
+    def _by_rank(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Rank by rank; of equals first the one that probably holds the beginning of this request."""
+        found: list[Candidate] = []
+        for rank in dict.fromkeys(each.rank for each in candidates):
+            equals = [each for each in candidates if each.rank == rank]
+            asked = [each for each in equals if self.gate(each) in ("closed", "trial")]
+            order = PLACES.ordered(_rooms(asked), self._head)
+            found += sorted(equals, key=lambda each: order.index(each.address) if each.address in order else -1)
+        return found
 
     def why_not(self, candidate: Candidate) -> list[str]:
         """What it lacks for this request, in words."""
@@ -500,7 +562,8 @@ class Execution:
             return asked
         return (
             asked
-            if candidate is self._candidates[0] and not any(self._has(each, asked) for each in self._candidates)
+            if candidate.rank == self._candidates[0].rank
+            and not any(self._has(each, asked) for each in self._candidates)
             else own
         )
 
@@ -518,3 +581,7 @@ class Execution:
         short = all(not each.broken and each.overflows(self._needs, self.model_for(each)) for each in self._candidates)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
+
+
+def _rooms(candidates: Sequence[Candidate]) -> Rooms:
+    return {each.address: each.room for each in candidates}

@@ -44,10 +44,10 @@ class Progress:
         self._fell: tuple[str, int, float] | None = None  # who failed first, and when; None once somebody has answered
         self._goes_on = False  # it is the rest that is asked for
 
-    def begins(self, providers: Sequence[str], model: str | None) -> None:
-        """The request begins; ``model`` is the one that the caller named."""
+    def begins(self, chain: str, model: str | None) -> None:
+        """The request begins; ``chain`` names the providers, ``model`` is the one that the caller named."""
         if self._ours and events.heard():
-            events.emit(events.Began(request=self.request, provider="+".join(providers) or "local", model=model))
+            events.emit(events.Began(request=self.request, provider=chain, model=model))
 
     def ends(self, outcome: Completion | LLMError | None) -> None:
         """It is over: whole, failed, or left by its caller (None)."""

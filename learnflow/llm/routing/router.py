@@ -7,6 +7,7 @@ The factory hands it out; routers nest.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Unpack, cast
@@ -32,11 +33,13 @@ from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..providers.registry import build, check
 from .breaker import REGISTRY, BreakerRegistry
-from .candidate import PROBE_S, Candidate
+from .candidate import PROBE_S, Candidate, chain_name
 from .execution import Execution, Rules
+from .places import PLACES
 from .selection import Needs, Routing, needs_of, unknown
 
 Member = str | LLMProvider
+Equals = Member | list[Member] | tuple[Member, ...]
 Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
 
 _RESUMES: Final = ("continue", "raise")
@@ -57,8 +60,9 @@ class RouterProvider(AbstractProvider, RoutableProvider):
     """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
 
     Args:
-        primary: the first one, by its name or as an object.
-        fallback: the others, in order.
+        primary: the first one, by its name or as an object; several are equals: "gpu1+gpu2", or a list. Among equals
+            a request goes to the one that has probably read its beginning before, and waits only where all are full.
+        fallback: the others, in order; each may be several, likewise.
         resume: when a stream breaks after pieces were delivered: "continue" it on the next provider, or "raise". A
             call may say so too.
         retries: how often a provider is asked again after a failure that may pass, when nobody else can help
@@ -76,8 +80,8 @@ class RouterProvider(AbstractProvider, RoutableProvider):
 
     def __init__(
         self,
-        primary: Member | None = None,
-        fallback: Sequence[Member] | Member = (),
+        primary: Equals | None = None,
+        fallback: Sequence[Equals] | Member = (),
         *,
         resume: Resume = "continue",
         retries: int | None = None,
@@ -89,8 +93,9 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         common = settings.load()
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        members = ([] if primary is None else [primary]) + others
-        self._candidates = [_candidate(member, at) for at, member in enumerate(members)]
+        ranks = [_equals(each) for each in ([] if primary is None else [primary]) + others]
+        members = [(member, rank) for rank, equals in enumerate(ranks) for member in equals]
+        self._candidates = [_candidate(member, at, rank) for at, (member, rank) in enumerate(members)]
         self._find = find
         self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
         self._resume: Resume = resume
@@ -101,6 +106,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             deadline=deadline or common.llm_deadline,
             load=common.llm_load_timeout,
             local_only=common.llm_local_only,
+            spill=common.llm_spill,
         )
         if find is None and not members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
@@ -114,7 +120,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
     @property
     def name(self) -> str:
         """The names of its providers."""
-        return "+".join(candidate.name for candidate in self._candidates) or "local"
+        return chain_name(self._candidates)
 
     @property
     def providers(self) -> list[LLMProvider]:
@@ -269,6 +275,10 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         opened, record = self._registry.open_breakers(target), self._registry.record(target)
         return {
             "provider": candidate.name,
+            "rank": candidate.rank,
+            "in_flight": PLACES.flying[target.address],
+            "room": candidate.room,
+            "cached": record.cached,
             "address": None if candidate.broken else target.address,
             "model": target.model,
             "breaker": "misconfigured" if candidate.broken else "open" if opened else "closed",
@@ -296,11 +306,11 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         if len(candidates) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
             within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
-            wanted = []
+            wanted, equals = list[Candidate](), Counter(each.rank for each in candidates)
             for each in candidates:
                 if each.broken or self._registry.gate(each.target(None)) != "closed":
                     continue
-                if curious or each.provider.loads:
+                if curious or each.provider.loads or equals[each.rank] > 1:  # how much it takes at once is to be known
                     wanted.append(each)
                 else:
                     break  # it will be asked, whatever those after it are like
@@ -321,22 +331,29 @@ class RouterProvider(AbstractProvider, RoutableProvider):
                 finding.add_done_callback(lambda _: self._finding.pop(loop, None))
             providers = await asyncio.shield(finding)
             if not self._candidates:
-                self._candidates = [_candidate(provider, at) for at, provider in enumerate(providers)]
+                self._candidates = [_candidate(provider, at, rank=at) for at, provider in enumerate(providers)]
         return self._candidates
 
 
-def _candidate(member: Member, at: int) -> Candidate:
+def _equals(given: Equals) -> list[Member]:
+    """One rank of the chain: "gpu1+gpu2" is two equals."""
+    if isinstance(given, str):
+        return [name for name in given.split("+") if name.strip()] or [given]
+    return [each for one in given for each in _equals(one)] if isinstance(given, list | tuple) else [given]
+
+
+def _candidate(member: Member, at: int, rank: int) -> Candidate:
     """A provider of the chain; one that cannot be asked is kept, and said to be so, unless its name is unknown."""
     if not isinstance(member, str):
-        return Candidate(member, at)
+        return Candidate(member, at, rank)
     name = member.strip().lower()
     check(name)  # which says what is wrong with it
     try:
-        return Candidate(build(name), at)
+        return Candidate(build(name), at, rank)
     except LLMError as error:
         error.provider = error.provider or name
         events.ended(name, None, error, total_s=0.0, max_tokens=None)
-        return Candidate(None, at, broken=error)
+        return Candidate(None, at, rank, broken=error)
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from ..adapter.options import rows
 from ..base import Call
 from ..health import window
 from .breaker import Gate
+from .places import digest
+
+_HEAD: Final = (
+    1000  # characters of the first message: of two texts with as many in common, most of a prompt is the same
+)
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
@@ -121,6 +126,20 @@ def needs_of(call: Call) -> Needs:
     wanted = call.options.get("response_format")
     schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
     return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
+
+
+def head_of(call: Call) -> str:
+    """A digest of the beginning of a conversation: the system prompt, and the first part of the first message."""
+    words = []
+    for message in call.prompt if rows(call.prompt) else [{"role": "user", "content": call.prompt}]:
+        said = cast(Mapping[str, Any], message)
+        content, first = said.get("content"), said.get("role") not in ("system", "developer")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        text = "".join(str(part.get("text") or "") for part in parts if isinstance(part, Mapping))
+        words.append(text[:_HEAD] if first else text)
+        if first:
+            break
+    return digest(words)
 
 
 def lacks(needs: Needs, can: Mapping[str, Any], served: int | None) -> list[str]:

@@ -26,6 +26,7 @@ FaultName = Literal[
     "drop",  # the connection closes in the middle, without the end of the body
     "reset",  # the connection is reset in the middle
     "stall",  # nothing more comes
+    "slow",  # no fault, but ``seconds`` between the pieces
     "drip",  # pieces come for ever, one every ``seconds``
     "done_without_finish",  # [DONE], but no finish_reason (Ollama: "done": false)
     "no_finish",  # the last piece has no finish, and nothing follows
@@ -64,7 +65,7 @@ class Fault:
         refusal: for "refuse": key, model, overflow, rate, quota, busy, loading, failed, request, filter.
         headers: added to the answer.
         body: instead of the dialect's own body of a refusal.
-        seconds: between two pieces of a drip.
+        seconds: between two pieces, for "slow" and "drip".
     """
 
     name: FaultName
@@ -259,6 +260,8 @@ class FaultServer:
         try:
             for part in self._parts(fault, seen):
                 await self._write(writer, part)
+                if fault and fault.name == "slow":
+                    await asyncio.sleep(fault.seconds)
             while fault and fault.name == "drip" and not seen.gone.is_set():
                 await self._write(writer, self.dialect.piece("drop "))
                 await asyncio.sleep(fault.seconds)
@@ -288,7 +291,7 @@ class FaultServer:
 
     def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
         """The stream, piece by piece, up to where it breaks."""
-        say, name = self.dialect, fault.name if fault else ""
+        say, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         all_pieces = self._goes_on(seen)
         if name == "error_first":
             yield say.error()
@@ -299,7 +302,7 @@ class FaultServer:
         asked = [each.get("content") for each in seen.body.get("messages", ())] or [seen.body.get("prompt")]
         prompt = self.reads or max(5, sum(len(str(text).split()) for text in asked))
         whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
-        pieces = all_pieces if name in whole or fault is None else all_pieces[: fault.after]
+        pieces = all_pieces if not fault or name in whole else all_pieces[: fault.after]
         pieces = [] if name == "silent" else pieces
         for text in pieces:
             yield say.piece(text)

@@ -241,10 +241,10 @@ async def test_one_span_a_request_and_one_child_an_attempt(telemetry: tuple[Any,
     broken, whole, request, study = exporter.get_finished_spans()
     assert request.parent.span_id == study.context.span_id
     assert {broken.parent.span_id, whole.parent.span_id} == {request.context.span_id}
-    assert (request.name, broken.name, whole.name) == ("request custom+ollama", "chat fault-model", "chat fault-model")
+    assert (request.name, broken.name, whole.name) == ("request custom,ollama", "chat fault-model", "chat fault-model")
     assert (request.kind, whole.kind) == (SpanKind.INTERNAL, SpanKind.CLIENT)
     assert attributes(request) == {
-        "learnflow_llm.providers": "custom+ollama",
+        "learnflow_llm.providers": "custom,ollama",
         "learnflow_llm.provider": "ollama",
         "learnflow_llm.attempts": 2,
         "learnflow_llm.resumed": 1,

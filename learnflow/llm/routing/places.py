@@ -1,0 +1,150 @@
+"""Places at equals: who of them is asked, how many requests are under way at each, and who waits for a place.
+
+Must never ask anybody, or know what a request says: it is told a digest of its beginning.
+The execution takes a place for each attempt, and leaves it; shared by all routers of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..process import kept
+
+# How far above the average one may be before it gives way: the c of "Consistent Hashing with Bounded Loads" (Mirrokni,
+# Thorup, Zadimoghaddam 2016), with the value of its authors' examples.
+_BOUND: Final = 1.25
+_HELD: Final = 64  # beginnings remembered for each address
+
+Rooms = Mapping[str, int | None]  # address -> requests that it takes at once; None for any number
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    head: str
+    rooms: Rooms
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[str]
+    given: str | None = None
+
+
+@dataclass(slots=True)
+class Places:
+    """What is under way, in this process.
+
+    Attributes:
+        flying: address -> requests under way.
+        held: address -> the beginnings that it was sent, the newest last.
+    """
+
+    flying: Counter[str] = field(default_factory=Counter)
+    held: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
+    _waiting: list[_Waiting] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def full(self, address: str, room: int | None) -> bool:
+        """Whether it has no free place."""
+        return room is not None and self.flying[address] >= room
+
+    def ordered(self, rooms: Rooms, head: str) -> list[str]:
+        """The addresses of equals in the order in which they are asked.
+
+        Rendezvous hashing: those that were sent this beginning before, then by the hash of beginning and address; one
+        that is full, or clearly busier than its share, gives way.
+        """
+        known = [room for room in rooms.values() if room is not None]
+        even = len(known) < len(rooms)  # shares by size only where all sizes are known
+        under_way = sum(self.flying[address] for address in rooms) + 1
+
+        def key(address: str) -> tuple[bool, bool, bool, str]:
+            room = rooms[address]
+            share = 1 / len(rooms) if even or room is None else room / sum(known)
+            over = self.flying[address] + 1 > math.ceil(_BOUND * under_way * share)
+            return self.full(address, room), over, head not in self.held.get(address, ()), _score(head, address)
+
+        return sorted(rooms, key=key)
+
+    def take(self, address: str, head: str) -> None:
+        """A request is sent there."""
+        with self._lock:
+            self._take(address, head)
+
+    def leave(self, address: str) -> None:
+        """It is over; the place goes to one that waits for it, first to one whose beginning it holds."""
+        with self._lock:
+            self.flying[address] -= 1
+            if not self.flying[address]:
+                del self.flying[address]
+            waiting = self._waits_for(address)
+            if waiting:
+                self._waiting.remove(waiting)
+                waiting.given = address
+                self._take(address, waiting.head)
+        if waiting:
+            waiting.loop.call_soon_threadsafe(_tell, waiting.future, address)
+
+    async def wait(self, rooms: Rooms, head: str) -> str:
+        """The address of the place that is free next, which is taken."""
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(head, rooms, loop, loop.create_future())
+        with self._lock:
+            free = next((each for each in rooms if not self.full(each, rooms[each])), None)
+            if free:
+                self._take(free, head)
+                return free
+            self._waiting.append(waiting)
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            with self._lock:
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
+            if waiting.given:
+                self.leave(waiting.given)
+            raise
+
+    def _take(self, address: str, head: str) -> None:
+        self.flying[address] += 1
+        held = self.held.setdefault(address, OrderedDict())
+        held[head] = None
+        held.move_to_end(head)
+        if len(held) > _HELD:
+            held.popitem(last=False)
+
+    def _waits_for(self, address: str) -> _Waiting | None:
+        able = [each for each in self._waiting if address in each.rooms and not self.full(address, each.rooms[address])]
+        held = self.held.get(address, OrderedDict())
+
+        def key(one: _Waiting) -> int:
+            if one.head in held:
+                return 0
+            elsewhere = any(one.head in self.held.get(each, ()) for each in one.rooms)
+            return 2 if elsewhere else 1  # its own server may be free soon
+
+        return min(able, key=key, default=None)
+
+
+def _tell(future: asyncio.Future[str], address: str) -> None:
+    if not future.done():
+        future.set_result(address)
+
+
+def _score(head: str, address: str) -> str:
+    return hashlib.blake2b(f"{head} {address}".encode(), digest_size=8).hexdigest()
+
+
+def digest(words: Sequence[str]) -> str:
+    """A beginning, as it is known here."""
+    return hashlib.blake2b("\n".join(words).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+PLACES: Final = Places(
+    flying=kept("requests under way", Counter[str]()),
+    held=kept("beginnings held", dict[str, OrderedDict[str, None]](), learned=True),
+)

@@ -1,0 +1,180 @@
+"""Several machines as one: equals share the work by what they have read before, and one that fails is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from learnflow.llm import RouterProvider, errors, get_provider
+from learnflow.llm.routing.places import PLACES, Places
+from learnflow.llm.testing import Fault, FaultServer
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    PLACES.held.clear()
+    yield
+    assert not PLACES.flying  # whatever happened, every place was left
+
+
+@pytest.fixture
+async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FaultServer]]:
+    """gpu1 and gpu2, each of which takes one request at once, and a third that is no equal."""
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(FaultServer("llamacpp", TEXT)) for _ in range(3)]
+        for name, server in zip(("gpu1", "gpu2", "gpu3"), servers, strict=True):
+            monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.root)
+            monkeypatch.setenv(f"{name.upper()}_KIND", "llamacpp")
+            monkeypatch.setenv(f"{name.upper()}_MAX_CONCURRENCY", "1")
+        yield servers
+
+
+def material(number: int, question: int) -> str:
+    return f"Material {number}: {'one two three ' * 400}\nQuestion {question}"
+
+
+async def test_equals_are_named_by_a_plus_and_so_is_the_router(
+    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "gpu1 + gpu2, gpu3")
+    assert get_provider().name == "gpu1+gpu2,gpu3"
+    assert RouterProvider(primary=["gpu1", "gpu2"], fallback=["gpu3"]).name == "gpu1+gpu2,gpu3"
+    assert RouterProvider("gpu1", ["gpu2"]).name == "gpu1,gpu2"
+    assert [each["rank"] for each in get_provider().status()] == [0, 0, 1]
+
+
+async def test_a_conversation_stays_where_its_beginning_is(two: list[FaultServer]) -> None:
+    router = RouterProvider("gpu1+gpu2")
+    for number in range(6):
+        before = [len(server.seen) for server in two]
+        for question in range(3):
+            await router.generate(material(number, question))
+        asked = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
+        assert sorted(asked) == [0, 0, 3]
+    assert all(server.seen for server in two[:2])  # and not all of them at one place
+
+
+async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: list[FaultServer]) -> None:
+    for server in two:
+        server.fault = Fault("slow", seconds=0.005)
+    router = RouterProvider("gpu1+gpu2", ["gpu3"])
+    most = 0
+
+    async def ask(question: int) -> str:
+        nonlocal most
+        said = await router.generate(material(1, question))
+        most = max(most, *PLACES.flying.values(), 0)
+        return said
+
+    assert await asyncio.gather(*map(ask, range(8))) == [TEXT] * 8
+    one, other, lower = (len(server.seen) for server in two)
+    assert (one + other, lower) == (8, 0)
+    assert min(one, other) >= 2
+    assert most == 1
+
+
+async def test_a_freed_place_takes_the_request_whose_beginning_it_holds(two: list[FaultServer]) -> None:
+    for server in two:
+        server.fault = Fault("slow", seconds=0.005)
+    router = RouterProvider("gpu1+gpu2")
+    await asyncio.gather(*(router.generate(material(number, question)) for question in range(8) for number in (1, 2)))
+    for server in two[:2]:
+        numbers = [str(request.body["messages"]).partition("Material ")[2][0] for request in server.seen]
+        changes = sum(a != b for a, b in itertools.pairwise(numbers))
+        assert changes <= 1, numbers  # at the end one helps the other
+
+
+@pytest.mark.parametrize(("spill", "lower"), [("no", 0), ("local", 1), ("cloud", 1)])
+async def test_a_lower_rank_is_used_for_lack_of_places_only_where_told(
+    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch, spill: str, lower: int
+) -> None:
+    monkeypatch.setenv("LLM_SPILL", spill)
+    for server in two:
+        server.fault = Fault("slow", seconds=0.005)
+    router = RouterProvider("gpu1+gpu2", ["gpu3"])
+    await asyncio.gather(*(router.generate(material(number, 0)) for number in range(3)))
+    assert len(two[2].seen) == lower
+
+
+async def test_waiting_for_a_place_ends_with_the_deadline(two: list[FaultServer]) -> None:
+    for server in two:
+        server.fault = Fault("hang")
+    router = RouterProvider("gpu1+gpu2")
+    held = [asyncio.create_task(router.generate(material(number, 0))) for number in (1, 2)]
+    while len(PLACES.flying) < 2:
+        await asyncio.sleep(0.01)
+    with pytest.raises(errors.DeadlineExceeded, match=r"free place at one of gpu\d\+gpu\d.*LLM_SPILL"):
+        await router.generate("hi", timeout=0.2)
+    for task in held:
+        task.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+    assert not PLACES.flying
+
+
+async def test_a_caller_that_leaves_gives_its_place_back(two: list[FaultServer]) -> None:
+    for server in two:
+        server.fault = Fault("hang")
+    router = RouterProvider("gpu1+gpu2")
+    tasks = [asyncio.create_task(router.generate(material(number, 0))) for number in range(6)]
+    while len(PLACES.flying) < 2:
+        await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not PLACES.flying
+    for server in two:
+        server.fault = None
+    assert await router.generate("hi") == TEXT
+
+
+async def test_a_broken_answer_is_continued_by_an_equal_first(two: list[FaultServer]) -> None:
+    router = RouterProvider(["gpu1", "gpu2"], ["gpu3"])
+    await router.generate("hi")
+    next(server for server in two if server.seen).script = [Fault("cut", after=4)]
+    assert "".join([piece async for piece in router.stream("hi")]) == TEXT
+    assert [len(server.seen) for server in two[:2]] in ([2, 1], [1, 2])
+    assert not two[2].seen
+
+
+async def test_one_that_dies_among_many_loses_no_answer(
+    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = FaultServer("llamacpp", TEXT, fault=Fault("slow", seconds=0.003))
+    await dying.__aenter__()
+    monkeypatch.setenv("GPU2_BASE_URL", dying.root)
+    two[0].fault = Fault("slow", seconds=0.003)
+    router = RouterProvider("gpu1+gpu2")
+
+    async def ask(question: int) -> str:
+        return "".join([piece async for piece in router.stream(material(question % 2, question))])
+
+    tasks = [asyncio.create_task(ask(question)) for question in range(12)]
+    while len(dying.seen) < 2:  # in the middle of all that
+        await asyncio.sleep(0.005)
+    await dying.__aexit__(None, None, None)
+    assert await asyncio.gather(*tasks) == [TEXT] * 12
+
+
+def test_a_slower_equal_is_never_above_its_bound() -> None:
+    """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
+    places, rooms = Places(), {"fast": None, "slow": None, "third": None}
+    for number in range(100):
+        address = places.ordered(rooms, f"the same {number % 2}")[0]
+        places.take(address, f"the same {number % 2}")
+        assert max(places.flying.values()) <= -(-(number + 1) * 5 // 12)
+        if number % 2 and places.flying["fast"]:
+            places.leave("fast")
+    assert places.flying["slow"] < 100 * 5 / 12
+
+
+def test_sizes_of_the_servers_decide_the_shares() -> None:
+    places, rooms = Places(), {"small": 2, "large": 8}
+    for number in range(10):
+        places.take(places.ordered(rooms, str(number))[0], str(number))
+    assert dict(places.flying) == {"small": 2, "large": 8}
