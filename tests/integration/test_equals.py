@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
@@ -47,6 +48,37 @@ async def test_equals_are_named_by_a_plus_and_so_is_the_router(
     assert RouterProvider(primary=["gpu1", "gpu2"], fallback=["gpu3"]).name == "gpu1+gpu2,gpu3"
     assert RouterProvider("gpu1", ["gpu2"]).name == "gpu1,gpu2"
     assert [each["rank"] for each in get_provider().status()] == [0, 0, 1]
+
+
+async def test_explain_and_status_tell_rank_requests_under_way_and_the_share_from_cache(
+    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = RouterProvider("gpu1+gpu2", ["gpu3"])
+    assert [(each.rank, each.in_flight, each.cached) for each in router.explain("hi")] == [
+        (0, 0, None),
+        (0, 0, None),
+        (1, 0, None),
+    ]
+    usage = {"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 90}}
+    said = {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": usage}
+    for server in two:
+        server.script = [Fault("refuse", status=200, body=json.dumps(said).encode())]
+    await router.generate("hi")
+    assert sorted(each["cached"] or 0 for each in router.status()) == [0, 0, 0.9]
+    for server in two:
+        server.fault = Fault("stall", after=1)
+    async with router.stream("hi") as busy:
+        await anext(busy)
+        assert sorted(each["in_flight"] for each in router.status()) == [0, 0, 1]
+        assert {each["room"] for each in router.status()} == {1}
+
+
+async def test_the_servers_own_slots_are_its_places(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPU1_MAX_CONCURRENCY")
+    two[0].tells["/props"] = {**two[0].tells["/props"], "total_slots": 3}
+    router = RouterProvider("gpu1+gpu2")
+    await router.generate("hi")
+    assert [each["room"] for each in router.status()] == [3, 1]
 
 
 async def test_a_conversation_stays_where_its_beginning_is(two: list[FaultServer]) -> None:

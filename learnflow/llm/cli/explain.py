@@ -34,6 +34,6 @@ async def explain(options: argparse.Namespace) -> int:
     if options.schema:
         more["response_format"] = {"type": "json_schema"}
     choices = router.explain(prompt, options.model, **more)
-    rows = [(each.provider, each.model or "-", _SERVES[each.serves], each.why) for each in choices]
-    print(table([("PROVIDER", "MODEL", "SERVES", "WHY"), *rows]))
+    rows = [(str(each.rank + 1), each.provider, each.model or "-", _SERVES[each.serves], each.why) for each in choices]
+    print(table([("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), *rows]))
     return READY if any(each.serves is not False for each in choices) else NONE_READY

@@ -48,12 +48,21 @@ _LONG: Final = 1500  # tokens: from here on it is worth knowing how much each ca
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What ``explain`` says of one provider: whether it would serve (None: nobody knows whether it can), and why."""
+    """What ``explain`` says of one provider: whether it would serve (None: nobody knows whether it can), and why.
+
+    Attributes:
+        rank: equals have the same; 0 is asked first.
+        in_flight: requests under way there in this process.
+        cached: the share of prompt tokens that came from cache, from 0 to 1; None where nobody told.
+    """
 
     provider: str
     model: str | None
     serves: bool | None
     why: str
+    rank: int = 0
+    in_flight: int = 0
+    cached: float | None = None
 
 
 class RouterProvider(AbstractProvider, RoutableProvider):
@@ -263,7 +272,8 @@ class RouterProvider(AbstractProvider, RoutableProvider):
                 serves, why = True, "would serve"
             if serves is not False and each.provider.cold(target.model):
                 why += ", once it has loaded the model"
-            choices.append(Choice(each.name, target.model, serves, why))
+            cached, flying = self._registry.record(target).cached, PLACES.flying[target.address]
+            choices.append(Choice(each.name, target.model, serves, why, each.rank, flying, cached))
         return choices
 
     def status(self) -> list[dict[str, Any]]:
