@@ -70,7 +70,8 @@ class Options(TypedDict, total=False):
 
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
     ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
-    ``resume`` is a router's: what is done with a stream that breaks.
+    ``resume`` is a router's: what is done with a stream that breaks. ``metadata`` says whose request it is (``node``,
+    ``user``): it goes into events, log and spans, ``node`` into metrics, and never to a provider.
     """
 
     system: str
@@ -88,6 +89,7 @@ class Options(TypedDict, total=False):
     timeout: float
     extra_body: Mapping[str, Any]
     resume: Resume
+    metadata: Mapping[str, str | int | float | bool | None]
 
 
 class TimeOptions(TypedDict, total=False):
@@ -182,11 +184,12 @@ class Call:
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the other keywords, see ``Options``.
+        options: the other keywords, see ``Options``; ``metadata`` among them is taken out.
         method: by which of the three it was asked.
+        metadata: whose request it is.
 
     Raises:
-        InvalidRequest: tools, for a method that gives a text alone.
+        InvalidRequest: tools, for a method that gives a text alone; metadata that cannot be.
     """
 
     prompt: Prompt = field(repr=False)
@@ -195,8 +198,13 @@ class Call:
     max_tokens: int = DEFAULT_MAX_TOKENS
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     method: Method = "complete"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if "metadata" in self.options:
+            others = {name: value for name, value in self.options.items() if name != "metadata"}
+            object.__setattr__(self, "metadata", _labels(self.options["metadata"]))
+            object.__setattr__(self, "options", others)
         if self.options.get("tools") and self.method != "complete":
             raise InvalidRequest("tools need complete(): a text alone cannot carry a call")
 
@@ -223,6 +231,7 @@ class Attempt:
         patience: seconds to the first token, where they are fewer than the provider's own.
         prefix: what was delivered already and is to be continued; None to begin.
         thinking: what was thought before it.
+        metadata: whose request it is.
     """
 
     number: int = 1
@@ -230,6 +239,7 @@ class Attempt:
     patience: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def raw(self) -> str:
@@ -238,6 +248,21 @@ class Attempt:
 
 
 FIRST: Final = Attempt()
+_LABELS: Final = 16
+_LABEL: Final = 200  # characters
+
+
+def _labels(said: Any) -> dict[str, Any]:
+    """Metadata that can go into a log. Raises InvalidRequest."""
+    good = isinstance(said, Mapping) and len(said) <= _LABELS
+    for name, value in said.items() if good else ():
+        good = good and isinstance(name, str) and name.isidentifier() and len(name) <= _LABEL
+        good = good and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _LABEL
+        good = good and str(value).isprintable()
+    if said is not None and not good:
+        wanted = f"{_LABELS} entries at most: a name, and a printable text of {_LABEL} characters, a number or a bool"
+        raise InvalidRequest(f"metadata= must be a dict of {wanted}")
+    return dict(said or {})
 
 
 class Answering:

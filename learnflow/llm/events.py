@@ -25,6 +25,7 @@ class Began:
     request: int
     provider: str
     model: str | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Asked:
     model: str | None
     address: str
     sampling: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Answered:
     request: int = 0
     cost: float | None = None
     asked: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ class Failed:
     total_s: float
     attempt: int = 1
     request: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,7 @@ class Left:
     total_s: float
     attempt: int = 1
     request: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,10 +332,12 @@ def ended(
     max_tokens: int | None,
     attempt: int = 1,
     request: int = 0,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Emit how an attempt ended: whole, failed, or left by its caller (None)."""
+    whose = dict(metadata or {})
     if outcome is None:
-        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt, request=request))
+        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt, request=request, metadata=whose))
     elif isinstance(outcome, LLMError):
         name, loud = type(outcome).__name__, isinstance(outcome, ConfigError)
         emit(
@@ -343,6 +350,7 @@ def ended(
                 total_s=total_s,
                 attempt=attempt,
                 request=request,
+                metadata=whose,
             )
         )
     else:
@@ -359,6 +367,7 @@ def ended(
                 request=request,
                 cost=outcome.cost,
                 asked=outcome.model.asked,
+                metadata=whose,
             )
         )
         if outcome.finish == "length":
@@ -387,5 +396,5 @@ def _log(event: Event) -> None:
     if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})
-        told = {name: value for name, value in fields.items() if value is not None and name not in _UNSAID}
+        told = {name: value for name, value in fields.items() if value not in (None, {}) and name not in _UNSAID}
         log.line(level, _NAMES[type(event)], **told)

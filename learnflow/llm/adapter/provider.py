@@ -169,6 +169,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         asked = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
         if self.vision_model and not call.model and asked.images:
             asked = replace(asked, model=self.vision_model)
+        attempt = replace(attempt, metadata=call.metadata)
         # whole: nobody is watching, so that what may be thinking is held back until that is certain
         return self.runner.stream(asked, attempt, hold=call.whole or asked.reasoning not in (None, False))
 

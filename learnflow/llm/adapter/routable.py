@@ -180,6 +180,7 @@ class RoutableProvider(LLMProvider):
                     max_tokens=call.max_tokens,
                     attempt=attempt.number,
                     request=attempt.request,
+                    metadata=call.metadata,
                 )
         if failed:
             raise failed.with_traceback(None)
@@ -194,6 +195,7 @@ class RoutableProvider(LLMProvider):
                     model=model,
                     address=self.address,
                     sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
+                    metadata=call.metadata,
                 )
             )
 

@@ -156,7 +156,8 @@ class Runner:
             attempt = replace(attempt, request=events.next_request())
         if events.heard():
             if alone:
-                events.emit(events.Began(request=attempt.request, provider=self.spec.name, model=asked.model))
+                number, whose = attempt.request, attempt.metadata
+                events.emit(events.Began(request=number, provider=self.spec.name, model=asked.model, metadata=whose))
             events.emit(
                 events.Asked(
                     request=attempt.request,
@@ -165,6 +166,7 @@ class Runner:
                     model=asked.model,
                     address=self.endpoint.base,
                     sampling=asked.sampling,
+                    metadata=attempt.metadata,
                 )
             )
         return attempt, alone
@@ -334,6 +336,7 @@ class Runner:
             max_tokens=most,
             attempt=attempt.number,
             request=attempt.request,
+            metadata=attempt.metadata,
         )
         if self._log_content and isinstance(outcome, Completion):
             log.line("debug", "llm.content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)

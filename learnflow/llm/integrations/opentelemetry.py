@@ -101,7 +101,7 @@ class Telemetry:
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
     def _began(self, event: events.Began) -> None:
-        chain = {"learnflow_llm.providers": event.provider}
+        chain = {"learnflow_llm.providers": event.provider, **_whose(event)}
         self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=chain)
 
     def _asked(self, event: events.Asked) -> None:
@@ -121,7 +121,7 @@ class Telemetry:
             f"chat {event.model}" if event.model else "chat",
             context=trace.set_span_in_context(above) if above else None,
             kind=SpanKind.CLIENT,
-            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt},
+            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt, **_whose(event)},
         )
         self._attempts[event.request, event.attempt] = span, common
 
@@ -167,6 +167,11 @@ class Telemetry:
             span.set_attribute("error.type", event.outcome)
             span.set_status(Status(StatusCode.ERROR, event.outcome))
         span.end()
+
+
+def _whose(event: events.Began | events.Asked) -> dict[str, Any]:
+    """Whose request it is, as attributes of a span."""
+    return {f"learnflow_llm.metadata.{name}": value for name, value in event.metadata.items() if value is not None}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

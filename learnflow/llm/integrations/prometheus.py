@@ -74,11 +74,13 @@ class Metrics:
             return kept(Histogram(_PREFIX + name, says, labels, registry=registry, buckets=buckets), name, labels)
 
         one = ("provider", "model")
-        self._requests = counter("requests_total", "Attempts at a provider, by how they ended.", *one, "outcome")
+        self._requests = counter(
+            "requests_total", "Attempts at a provider, by how they ended.", *one, "outcome", "node"
+        )
         self._whole = histogram("request_seconds", "Seconds of an answered attempt, to its end.", _SLOW, *one)
         self._first = histogram("first_token_seconds", "Seconds to the first token.", _QUICK, *one)
-        self._tokens = counter("tokens_total", "Tokens of prompts (in) and answers (out).", *one, "direction")
-        self._cost = counter("cost_dollars_total", "Cost in US dollars, where it is known.", *one)
+        self._tokens = counter("tokens_total", "Tokens of prompts (in) and answers (out).", *one, "direction", "node")
+        self._cost = counter("cost_dollars_total", "Cost in US dollars, where it is known.", *one, "node")
         self._moved = counter("failovers_total", "Requests that went on to another provider.", "from", "to", "reason")
         self._switch = histogram(
             "switch_seconds", "Seconds from a failure to the next provider's first piece.", _QUICK, "from", "to"
@@ -92,6 +94,7 @@ class Metrics:
         self._under_way: set[tuple[int, int]] = set()  # requests and attempts that were seen to begin
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
+        self._nodes: set[str] = set()
 
         self._counts: dict[type[Event], Callable[[Any], None]] = {
             events.Asked: self._asked,
@@ -149,9 +152,9 @@ class Metrics:
             self._first.labels(*labels).observe(event.first_token_s)
         for direction, tokens in (("in", event.usage.prompt_tokens), ("out", event.usage.completion_tokens)):
             if tokens is not None:
-                self._tokens.labels(*labels, direction).inc(tokens)
+                self._tokens.labels(*labels, direction, self._node(event)).inc(tokens)
         if event.cost is not None:
-            self._cost.labels(*labels).inc(event.cost)
+            self._cost.labels(*labels, self._node(event)).inc(event.cost)
 
     def _failed(self, event: events.Failed) -> None:
         self._ended(event, event.model, event.error)
@@ -160,7 +163,7 @@ class Metrics:
 
     def _ended(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
         labels = self._both(event.provider, model, answers=isinstance(event, events.Answered))
-        self._requests.labels(*labels, outcome).inc()
+        self._requests.labels(*labels, outcome, self._node(event)).inc()
         if (event.request, event.attempt) in self._under_way:
             self._under_way.remove((event.request, event.attempt))
             self._flying.labels(labels[0]).dec()
@@ -178,4 +181,12 @@ class Metrics:
         if name not in self._providers and len(self._providers) >= _PROVIDERS:
             return "other"
         self._providers.add(name)
+        return name
+
+    def _node(self, event: _Ended) -> str:
+        """The node of the graph that asked; empty where nobody said. Nothing else of the metadata becomes a label."""
+        name = str(event.metadata.get("node") or "")
+        if name not in self._nodes and len(self._nodes) >= _MODELS:
+            return "other"
+        self._nodes.add(name)
         return name

@@ -86,7 +86,7 @@ class EndpointProvider(BaseProvider):
         request, model = attempt.request or events.next_request(), call.model or self.model
         if events.heard():
             if not attempt.request:
-                events.emit(events.Began(request=request, provider=self.name, model=model))
+                events.emit(events.Began(request=request, provider=self.name, model=model, metadata=call.metadata))
             events.emit(
                 events.Asked(
                     request=request,
@@ -95,9 +95,10 @@ class EndpointProvider(BaseProvider):
                     model=model,
                     address=self.endpoint.base,
                     sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
+                    metadata=call.metadata,
                 )
             )
-        numbers = {"attempt": attempt.number, "request": request}
+        numbers: dict[str, Any] = {"attempt": attempt.number, "request": request, "metadata": call.metadata}
         events.ended(self.name, model, error, total_s=total_s, max_tokens=call.max_tokens, **numbers)
         if not attempt.request and events.heard():
             events.emit(events.over(request, error))

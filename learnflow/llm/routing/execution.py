@@ -153,7 +153,7 @@ class Execution:
             try:
                 self._candidates = await chain(self._call, self._needs)
             finally:
-                self._progress.begins(chain_name(self._candidates), self._call.model)
+                self._progress.begins(chain_name(self._candidates), self._call)
             while self._answering.completion is None:
                 candidate = await self._next()
                 if before and before is not candidate and self._last:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import events
-from ..base import Completion, Usage
+from ..base import Call, Completion, Usage
 from ..errors import LLMError, Tried
 
 
@@ -44,10 +44,11 @@ class Progress:
         self._fell: tuple[str, int, float] | None = None  # who failed first, and when; None once somebody has answered
         self._goes_on = False  # it is the rest that is asked for
 
-    def begins(self, chain: str, model: str | None) -> None:
-        """The request begins; ``chain`` names the providers, ``model`` is the one that the caller named."""
+    def begins(self, chain: str, call: Call) -> None:
+        """The request begins; ``chain`` names the providers."""
         if self._ours and events.heard():
-            events.emit(events.Began(request=self.request, provider=chain, model=model))
+            whose = call.metadata
+            events.emit(events.Began(request=self.request, provider=chain, model=call.model, metadata=whose))
 
     def ends(self, outcome: Completion | LLMError | None) -> None:
         """It is over: whole, failed, or left by its caller (None)."""

@@ -50,7 +50,7 @@ def shown(registry: CollectorRegistry) -> dict[str, float]:
         for sample in family.samples:
             if sample.name.endswith(("_bucket", "_sum", "_created")):
                 continue
-            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()) if value)
             if sample.value:
                 found[f"{sample.name.removeprefix('learnflow_llm_')}{{{labels}}}"] = sample.value
     return found

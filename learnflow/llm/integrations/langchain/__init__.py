@@ -16,6 +16,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, field_validator
@@ -28,6 +29,7 @@ from ..background import BACKGROUND
 from . import messages as put
 from . import schemas
 
+_SHOWN: Final = 200  # characters, as metadata= takes them
 _ASKED: Final = (
     "model",
     "temperature",
@@ -105,21 +107,28 @@ class ChatLearnFlow(BaseChatModel):
         """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
         return window.at_most([text], 0, 0)
 
-    def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords for the provider; a call's own win."""
+    def _asked(self, stop: list[str] | None, more: Mapping[str, Any], run: Any = None) -> dict[str, Any]:
+        """The keywords for the provider; a call's own win. Whose request it is, LangChain's metadata of the run says:
+        ``node`` and ``user`` of its ``config``, else LangGraph's node.
+        """
         own = {name: getattr(self, name) for name in _ASKED} | self.model_kwargs
         given = own | {name: value for name, value in more.items() if value is not None and name != "stream"}
         given["stop"] = stop or given["stop"] or None
+        # LangChain streams without a manager of the run; what surrounds it is known all the same
+        told = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
+        whose = {"node": told.get("node") or told.get("langgraph_node"), "user": told.get("user")}
+        said = {name: value for name, value in whose.items() if isinstance(value, str) and value.isprintable()}
+        given["metadata"] = {name: value[:_SHOWN] for name, value in said.items()} or None
         return {name: value for name, value in given.items() if value is not None}
 
     async def _agenerate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        done = await self.provider.complete(put.put(messages), **self._asked(stop, kwargs))
+        done = await self.provider.complete(put.put(messages), **self._asked(stop, kwargs, run_manager))
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
@@ -133,10 +142,10 @@ class ChatLearnFlow(BaseChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = self._asked(stop, kwargs)
+        asked = self._asked(stop, kwargs, run_manager)
         if asked.get("tools") or asked.get("response_format"):  # broken in the middle, they could not be continued
             whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
             yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
@@ -150,19 +159,19 @@ class ChatLearnFlow(BaseChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return BACKGROUND.wait(self._agenerate(messages, stop, **kwargs))
+        return BACKGROUND.wait(self._agenerate(messages, stop, run_manager, **kwargs))
 
     def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002  # LangChain's
+        run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunks = cast(AsyncGenerator[ChatGenerationChunk, None], self._astream(messages, stop, **kwargs))
+        chunks = cast(AsyncGenerator[ChatGenerationChunk, None], self._astream(messages, stop, run_manager, **kwargs))
         yield from BACKGROUND.pieces(chunks)
 
     def bind_tools(
