@@ -10,7 +10,7 @@ import asyncio
 import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -130,6 +130,11 @@ class Usage:
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
 
+    def __add__(self, other: Usage) -> Usage:
+        """Those of both; what one of them does not say is unknown."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Usage(*(None if None in pair else sum(pair) for pair in pairs))
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -152,7 +157,7 @@ class Completion:
         model: the served name, with ``.asked`` and ``.served``.
         cost: in US dollars, None where it is not known, 0.0 for a server of one's own.
         first_token_s, total_s: seconds from sending the request to the first token and to the end.
-        attempts: how many providers were asked; resumed: how often a broken answer was continued.
+        attempts: how often a provider was asked; resumed: how often a broken answer was continued.
     """
 
     text: str
@@ -241,12 +246,16 @@ FIRST: Final = Attempt()
 
 
 class Answering:
-    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive."""
+    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive.
 
-    __slots__ = ("completion",)
+    ``unfit`` is a whole answer that failed its schema, where there was one: it has cost something, too.
+    """
+
+    __slots__ = ("completion", "unfit")
 
     def __init__(self) -> None:
         self.completion: Completion | None = None
+        self.unfit: Completion | None = None
 
 
 class Nested(AsyncIterator[_T]):

@@ -40,7 +40,10 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One checked request; its repr shows no prompt."""
+    """One checked request; its repr shows no prompt.
+
+    ``corrections`` of its messages, the last ones, are not the caller's: an answer that is sent back, and why.
+    """
 
     spec: ProviderSpec
     messages: list[dict[str, Any]] = field(repr=False)
@@ -52,6 +55,7 @@ class Request:
     reasoning: bool | str | None
     timeout: float | None
     extra_body: dict[str, Any] = field(repr=False)
+    corrections: int = 0
 
     @property
     def texts(self) -> list[str]:
@@ -83,6 +87,14 @@ class Request:
     def other_texts(self) -> list[str]:
         """Everything else that is the caller's: images, tools, arguments."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
+
+    def corrected(self, text: str, reason: str) -> Request:
+        """The request that sends this answer back to the model, with what is wrong with it."""
+        sent_back = [
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": structured_output.correction(reason)},
+        ]
+        return replace(self, messages=[*self.messages, *sent_back], corrections=self.corrections + len(sent_back))
 
     def put(
         self, model: str, variant: Variant, size: Size, begun: str | None
@@ -125,7 +137,7 @@ class Request:
                 else structured_output.asked_for(self.wanted, self.spec.structured[variant.rung])
             )
             parameters |= {"response_format": asked} if asked else {}
-            messages = _with_words(messages, words) if words else messages
+            messages = _with_words(messages, words, self.corrections) if words else messages
         if self.spec.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
@@ -249,15 +261,18 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
         )
 
 
-def _with_words(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:
-    """The messages with our words in the last one of the user's: many templates want the roles to alternate."""
-    *before, last = messages
+def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
+    """The messages with our words in the last one of the user's: many templates want the roles to alternate.
+
+    ``behind`` of them are behind that one, and stay there.
+    """
+    own = len(messages) - behind
+    *before, last = messages[:own]
     if last["role"] != "user":
-        return [*messages, {"role": "user", "content": words}]
+        return [*before, last, {"role": "user", "content": words}, *messages[own:]]
     said = last["content"]
-    if isinstance(said, list):
-        return [*before, {**last, "content": [*said, {"type": "text", "text": words}]}]
-    return [*before, {**last, "content": f"{said}\n\n{words}"}]
+    with_words = [*said, {"type": "text", "text": words}] if isinstance(said, list) else f"{said}\n\n{words}"
+    return [*before, {**last, "content": with_words}, *messages[own:]]
 
 
 def _strings(value: Any) -> Iterator[str]:
