@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
 
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
     ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
+    ``session`` names requests that begin alike, for a cloud that keeps them near one cache (others are not sent it);
     ``resume`` is a router's: what is done with a stream that breaks.
     """
 
@@ -86,6 +87,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float
     reasoning: Reasoning
     timeout: float
+    session: str
     extra_body: Mapping[str, Any]
     resume: Resume
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from .options import rows
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
 _GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
+_TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -55,6 +57,7 @@ class Request:
     reasoning: bool | str | None
     timeout: float | None
     extra_body: dict[str, Any] = field(repr=False)
+    session: str | None = field(default=None, repr=False)
     corrections: int = 0
 
     @property
@@ -106,7 +109,7 @@ class Request:
         Raises Unsupported where the model does not support a parameter.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.body, **self._thinking(model), **self.extra_body}
+        body = {**self.spec.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})
             body |= _GO_ON
@@ -144,6 +147,11 @@ class Request:
             parameters["extra_body"] = body
         return messages, parameters
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What it adds to the headers."""
+        return self._session(header=True)
+
     def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
         """Another way to put it after this refusal, and what it leaves out; None where there is none.
 
@@ -174,6 +182,14 @@ class Request:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
+    def _session(self, *, header: bool) -> Mapping[str, str]:
+        """The session, where the row takes it in this place; a digest of it where the place does not take the text."""
+        place = self.spec.session
+        if place is None or self.session is None or place.header != header:
+            return {}
+        fits = len(self.session) <= place.most and (not header or _TOKEN.fullmatch(self.session))
+        return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+
     def _thinking(self, model: str) -> Mapping[str, Any]:
         """What the row adds to the body for ``reasoning=``."""
         if self.reasoning is None:
@@ -203,6 +219,7 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
         reasoning=given.pop("reasoning", None),
         timeout=given.pop("timeout", None),
         extra_body=dict(given.pop("extra_body", {})),
+        session=given.pop("session", None),
         sampling=given,
     )
 

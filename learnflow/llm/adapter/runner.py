@@ -327,7 +327,8 @@ class Runner:
         request = await self._written(trial.asked, trial.attempt, trial.model, trial.variant, size)
         judge = partial(_litellm.judge, self.spec, trial.model)
         try:
-            return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
+            request = replace(request, headers=trial.asked.headers, on_timeout=reader.on_timeout)
+            return await self.client.ask(request, judge)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             self._unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
