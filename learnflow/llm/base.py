@@ -10,7 +10,7 @@ import asyncio
 import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
 
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
     ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
+    ``session`` names requests that begin alike, for a cloud that keeps them near one cache (others are not sent it);
     ``resume`` is a router's: what is done with a stream that breaks. ``metadata`` says whose request it is (``node``,
     ``user``): it goes into events, log and spans, ``node`` into metrics, and never to a provider.
     """
@@ -87,6 +88,7 @@ class Options(TypedDict, total=False):
     presence_penalty: float
     reasoning: Reasoning
     timeout: float
+    session: str
     extra_body: Mapping[str, Any]
     resume: Resume
     metadata: Mapping[str, str | int | float | bool | None]
@@ -132,6 +134,11 @@ class Usage:
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
 
+    def __add__(self, other: Usage) -> Usage:
+        """Those of both; what one of them does not say is unknown."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Usage(*(None if None in pair else sum(pair) for pair in pairs))
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -154,7 +161,7 @@ class Completion:
         model: the served name, with ``.asked`` and ``.served``.
         cost: in US dollars, None where it is not known, 0.0 for a server of one's own.
         first_token_s, total_s: seconds from sending the request to the first token and to the end.
-        attempts: how many providers were asked; resumed: how often a broken answer was continued.
+        attempts: how often a provider was asked; resumed: how often a broken answer was continued.
     """
 
     text: str
@@ -266,12 +273,16 @@ def _labels(said: Any) -> dict[str, Any]:
 
 
 class Answering:
-    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive."""
+    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive.
 
-    __slots__ = ("completion",)
+    ``unfit`` is a whole answer that failed its schema, where there was one: it has cost something, too.
+    """
+
+    __slots__ = ("completion", "unfit")
 
     def __init__(self) -> None:
         self.completion: Completion | None = None
+        self.unfit: Completion | None = None
 
 
 class Nested(AsyncIterator[_T]):

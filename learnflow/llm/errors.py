@@ -378,6 +378,12 @@ class ThinkingLeaked(BrokenAnswer):
 
 
 class SchemaMismatch(BrokenAnswer):
-    """Not what ``response_format`` asked for."""
+    """Not what ``response_format`` asked for.
 
+    Attributes:
+        reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message
+            or repr shows it.
+    """
+
+    reason: str = ""
     advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"

@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     llm_gap_timeout: _Seconds | None = None
     llm_deadline: _Seconds = 3600.0
     llm_load_timeout: _Seconds = 600.0
+    llm_reask: Annotated[int, Field(ge=0)] = 1
     llm_retries: Annotated[int, Field(ge=0)] = 2
     llm_spill: Literal["no", "local", "cloud"] = "no"
     llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"

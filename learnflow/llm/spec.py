@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from .capabilities import Capabilities, State, nearest
 from .errors import LLMError
@@ -18,7 +18,9 @@ from .errors import LLMError
 Evidence = Literal["server", "cassette", "table"]
 Rung = Literal["json_schema", "json_object", "words"]
 
-ALWAYS: Final = frozenset({"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning"})
+ALWAYS: Final = frozenset(
+    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
+)
 SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
@@ -27,6 +29,14 @@ LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 LEVELS: Final = ("low", "medium", "high")
 CHAT_PATH: Final = "/chat/completions"
+
+
+class Session(NamedTuple):
+    """Where ``session=`` goes: a field of the body, or a header, which take ``most`` characters."""
+
+    name: str
+    most: int
+    header: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +186,7 @@ class ProviderSpec:
         structured: the rungs for ``response_format`` with a class, the best first.
         reasoning: for each value of ``reasoning=`` what is added to the body; empty where there is no switch.
         reasoning_models: where set, only these models think; for others False is no change and True is an error.
+        session: where ``session=`` goes; None where nothing takes it, and it is not sent.
         body: what is always added to the body.
         stream_usage: it understands ``stream_options``.
         genai: what OpenTelemetry calls it, where that is another name.
@@ -228,6 +239,7 @@ class ProviderSpec:
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
+    session: Session | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     stream_usage: bool = True
     genai: str | None = None

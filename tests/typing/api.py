@@ -24,7 +24,9 @@ async def snippets() -> None:
     assert_type(await provider.generate("Explain cryptography"), str)
     async for piece in provider.stream("Explain RSA"):
         assert_type(piece, str)
-    done = await provider.complete("Explain RSA", temperature=0, response_format=Quiz, reasoning="low", timeout=5)
+    done = await provider.complete(
+        "Explain RSA", temperature=0, response_format=Quiz, reasoning="low", timeout=5, session="s"
+    )
     assert_type(done, Completion)
     assert_type(await provider.health_check(), bool)
     assert_type(provider.get_capabilities(), Capabilities)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .. import errors
 from ..base import Completion, ServedModel
 from ..errors import LLMError
@@ -65,12 +67,12 @@ class Answer:
         return self._take(self._splitter.end())
 
     def completion(self, provider: str, model: str) -> Completion:
-        """The whole answer; a cost that the server did not say is the caller's to add.
+        """The whole answer, yet to be ``checked``; a cost that the server did not say is the caller's to add.
 
         Raises:
             ContentFiltered: the model refused.
             EmptyAnswer: it finished and said nothing.
-            MalformedAnswer, SchemaMismatch: tool calls or text are not what was asked for.
+            MalformedAnswer, SchemaMismatch: tool calls are not what was asked for.
         """
         assert self.reader is not None  # noqa: S101  # there was an answer
         parser = self.reader.parser
@@ -84,7 +86,6 @@ class Answer:
         return Completion(
             text=text,
             reasoning=self.thinking or None,
-            parsed=None if calls else structured_output.parsed(self._asked.wanted, text, finish),
             tool_calls=calls,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
@@ -94,6 +95,12 @@ class Answer:
             first_token_s=self.reader.first_token_s,
             total_s=self.reader.total_s,
         )
+
+    def checked(self, whole: Completion) -> Completion:
+        """The answer with what its schema makes of it. Raises SchemaMismatch."""
+        if whole.tool_calls:
+            return whole
+        return replace(whole, parsed=structured_output.parsed(self._asked.wanted, whole.text, whole.finish))
 
     def _take(self, piece: Delta) -> str:
         self._thinking.append(piece.thinking)

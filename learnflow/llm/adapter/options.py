@@ -30,6 +30,7 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
 _WHOLE: Final = ("max_tokens", "top_k", "seed")
 _REASONING: Final = (True, False, "low", "medium", "high")
 _FORMATS: Final = ("text", "json_object", "json_schema")
+_SESSION: Final = 200  # characters
 
 
 def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +109,10 @@ _SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "tools": (lambda value: rows(value) and _json(value), "a list of OpenAI-style tools"),
     "extra_body": (lambda value: isinstance(value, Mapping) and _json(value), "a dict that JSON can hold"),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
+    "session": (
+        lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _SESSION,
+        f"a text of 1 to {_SESSION} printable characters",
+    ),
 }
 
 

@@ -77,12 +77,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self._times = settle_times(self.spec, times, common, own)
         transport = replay.transport(NETWORK, row.name) if replay else None
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self._log_content = common.llm_log_content
+        self._log_content, self._reask = common.llm_log_content, common.llm_reask
         self._assemble(client, own.stated)
 
     def _assemble(self, client: Client, stated: Mapping[str, Any]) -> None:
         self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
-        self.runner = Runner(self.spec, client, self._times, self.inventory, log_content=self._log_content)
+        self.runner = Runner(
+            self.spec, client, self._times, self.inventory, log_content=self._log_content, reask=self._reask
+        )
 
     def of_kind(self, spec: ProviderSpec) -> Self:
         """The same server, spoken to as this row has it: address, key, times and cassettes stay what they are."""
@@ -169,9 +171,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         asked = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
         if self.vision_model and not call.model and asked.images:
             asked = replace(asked, model=self.vision_model)
-        attempt = replace(attempt, metadata=call.metadata)
-        # whole: nobody is watching, so that what may be thinking is held back until that is certain
-        return self.runner.stream(asked, attempt, hold=call.whole or asked.reasoning not in (None, False))
+        return self.runner.stream(asked, replace(attempt, metadata=call.metadata), whole=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from .options import rows
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
 _GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
+_TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -40,7 +42,10 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One checked request; its repr shows no prompt."""
+    """One checked request; its repr shows no prompt.
+
+    ``corrections`` of its messages, the last ones, are not the caller's: an answer that is sent back, and why.
+    """
 
     spec: ProviderSpec
     messages: list[dict[str, Any]] = field(repr=False)
@@ -52,6 +57,8 @@ class Request:
     reasoning: bool | str | None
     timeout: float | None
     extra_body: dict[str, Any] = field(repr=False)
+    session: str | None = field(default=None, repr=False)
+    corrections: int = 0
 
     @property
     def texts(self) -> list[str]:
@@ -84,6 +91,14 @@ class Request:
         """Everything else that is the caller's: images, tools, arguments."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
+    def corrected(self, text: str, reason: str) -> Request:
+        """The request that sends this answer back to the model, with what is wrong with it."""
+        sent_back = [
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": structured_output.correction(reason)},
+        ]
+        return replace(self, messages=[*self.messages, *sent_back], corrections=self.corrections + len(sent_back))
+
     def put(
         self, model: str, variant: Variant, size: Size, begun: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -94,7 +109,7 @@ class Request:
         Raises Unsupported where the model does not support a parameter.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.body, **self._thinking(model), **self.extra_body}
+        body = {**self.spec.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})
             body |= _GO_ON
@@ -125,12 +140,17 @@ class Request:
                 else structured_output.asked_for(self.wanted, self.spec.structured[variant.rung])
             )
             parameters |= {"response_format": asked} if asked else {}
-            messages = _with_words(messages, words) if words else messages
+            messages = _with_words(messages, words, self.corrections) if words else messages
         if self.spec.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What it adds to the headers."""
+        return self._session(header=True)
 
     def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
         """Another way to put it after this refusal, and what it leaves out; None where there is none.
@@ -162,6 +182,14 @@ class Request:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
+    def _session(self, *, header: bool) -> Mapping[str, str]:
+        """The session, where the row takes it in this place; a digest of it where the place does not take the text."""
+        place = self.spec.session
+        if place is None or self.session is None or place.header != header:
+            return {}
+        fits = len(self.session) <= place.most and (not header or _TOKEN.fullmatch(self.session))
+        return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+
     def _thinking(self, model: str) -> Mapping[str, Any]:
         """What the row adds to the body for ``reasoning=``."""
         if self.reasoning is None:
@@ -191,6 +219,7 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
         reasoning=given.pop("reasoning", None),
         timeout=given.pop("timeout", None),
         extra_body=dict(given.pop("extra_body", {})),
+        session=given.pop("session", None),
         sampling=given,
     )
 
@@ -249,15 +278,18 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
         )
 
 
-def _with_words(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:
-    """The messages with our words in the last one of the user's: many templates want the roles to alternate."""
-    *before, last = messages
+def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
+    """The messages with our words in the last one of the user's: many templates want the roles to alternate.
+
+    ``behind`` of them are behind that one, and stay there.
+    """
+    own = len(messages) - behind
+    *before, last = messages[:own]
     if last["role"] != "user":
-        return [*messages, {"role": "user", "content": words}]
+        return [*before, last, {"role": "user", "content": words}, *messages[own:]]
     said = last["content"]
-    if isinstance(said, list):
-        return [*before, {**last, "content": [*said, {"type": "text", "text": words}]}]
-    return [*before, {**last, "content": f"{said}\n\n{words}"}]
+    with_words = [*said, {"type": "text", "text": words}] if isinstance(said, list) else f"{said}\n\n{words}"
+    return [*before, {**last, "content": with_words}, *messages[own:]]
 
 
 def _strings(value: Any) -> Iterator[str]:

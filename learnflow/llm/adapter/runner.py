@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Answering, Attempt, Completion, Nested, TextStream
-from ..errors import LLMError
+from ..errors import LLMError, Tried
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
 from ..timeouts import Times
@@ -23,7 +23,7 @@ from ..transport.reader import AnswerReader
 from ..transport.reasoning import OPENS_THINKING_ITSELF
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
-from . import _litellm, images
+from . import _litellm, images, structured_output
 from .answer import Answer
 from .context_budget import ContextBudget
 from .redaction import discreet
@@ -60,10 +60,11 @@ class Runner:
         spec, client, times: who is asked, through whom, and for how long.
         inventory: of its models.
         log_content: log prompts and answers, at DEBUG.
+        reask: how often an answer that fails its schema is sent back.
     """
 
     def __init__(
-        self, spec: ProviderSpec, client: Client, times: Times, inventory: Inventory, *, log_content: bool
+        self, spec: ProviderSpec, client: Client, times: Times, inventory: Inventory, *, log_content: bool, reask: int
     ) -> None:
         self.spec = spec
         self.client = client
@@ -74,6 +75,7 @@ class Runner:
             False  # something else answered than expected, or nobody: an endpoint is asked what it is again
         )
         self._log_content = log_content
+        self._reask = reask
         self._variants: dict[str, Variant] = {}
         self._holds: set[str] = set()
         self._unreachable: tuple[float, LLMError] | None = None  # when no connection could be made last, and why
@@ -91,16 +93,73 @@ class Runner:
         rows = self.spec, self.inventory.server and self.inventory.server.kind
         return next((row for row in rows if row and row.continues and row.parser is self.spec.parser), None)
 
-    def stream(self, asked: Request, attempt: Attempt, *, hold: bool) -> TextStream:
+    def stream(self, asked: Request, attempt: Attempt, *, whole: bool) -> TextStream:
         """The caller's pieces; nothing is sent before the first one is asked for.
 
         Args:
             asked: the request.
             attempt: which one it is, and what is to be continued.
-            hold: give no text out before it is certain not to be thinking.
+            whole: nobody is watching the pieces.
         """
         answering = Answering()
+        if whole and self._reask and attempt.prefix is None and structured_output.checks(asked.wanted):
+            return TextStream(self._fitting(asked, attempt, answering), answering)
+        hold = whole or asked.reasoning not in (None, False)  # what may be thinking, until that is certain
         return TextStream(self._text(asked, attempt, answering, hold=hold), answering)
+
+    async def _fitting(self, asked: Request, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
+        """As ``_text``, for an answer that must fit a schema: in one piece, asked for in as many turns as it takes."""
+        attempt, alone = self._begun(asked, attempt)
+        tried = list[Tried]()
+        outcome: Completion | LLMError | None = None
+        try:
+            outcome = answering.completion = await self._turns(asked, attempt, tried)
+            if outcome.text:
+                yield outcome.text
+        except LLMError as error:
+            outcome = error
+            raise
+        finally:
+            if alone and events.heard():
+                events.emit(events.over(attempt.request, outcome, len(tried) + 1))
+
+    async def _turns(self, asked: Request, attempt: Attempt, tried: list[Tried]) -> Completion:
+        """An answer that fits its schema; one that does not is sent back to the model, with the reason.
+
+        Args:
+            asked, attempt: the first turn.
+            tried: gets the turns that failed.
+
+        Raises:
+            LLMError: how the last turn failed; but where what was sent back is refused, which was our idea and not the
+                caller's, how the turn before did.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + (asked.timeout or self.times.deadline)
+        unfit = list[Completion]()
+        failed: LLMError | None = None
+        while True:
+            began, turn = loop.time(), Answering()
+            pieces = self._text(replace(asked, timeout=deadline - began), attempt, turn, hold=True)
+            try:
+                whole = await TextStream(pieces, turn).nested().whole()
+            except LLMError as error:
+                seconds = loop.time() - began
+                tried.append(Tried(self.spec.name, error.model, type(error).__name__, error.status, seconds))
+                ours = isinstance(error, (errors.CapabilityError, errors.RequestError))
+                failed = failed if failed and ours else error
+            else:
+                return _together(whole, unfit, began - started)
+            left = deadline - loop.time()
+            reason = failed.reason if isinstance(failed, errors.SchemaMismatch) else ""
+            if turn.unfit is None or not reason or len(tried) > self._reask or left <= 0:
+                failed.attempts = tuple(tried) if len(tried) > 1 else ()
+                raise failed.with_traceback(None)
+            unfit.append(turn.unfit)
+            asked = asked.corrected(turn.unfit.text, reason)
+            patience = attempt.patience and min(attempt.patience, left / 2)  # others want a share of what is left
+            attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 
     async def _text(
         self, asked: Request, attempt: Attempt, answering: Answering, *, hold: bool
@@ -112,6 +171,7 @@ class Runner:
         model, answer = asked.model, Answer(asked, hold=hold)
         failed: LLMError | None = None
         attempt, alone = self._begun(asked, attempt)
+        self._asks(asked, attempt)
         try:
             try:
                 model, budget = await self._prepared(asked, attempt, deadline)
@@ -154,10 +214,13 @@ class Runner:
         alone = not attempt.request
         if alone:
             attempt = replace(attempt, request=events.next_request())
-        if events.heard():
-            if alone:
+            if events.heard():
                 number, whose = attempt.request, attempt.metadata
                 events.emit(events.Began(request=number, provider=self.spec.name, model=asked.model, metadata=whose))
+        return attempt, alone
+
+    def _asks(self, asked: Request, attempt: Attempt) -> None:
+        if events.heard():
             events.emit(
                 events.Asked(
                     request=attempt.request,
@@ -169,7 +232,6 @@ class Runner:
                     metadata=attempt.metadata,
                 )
             )
-        return attempt, alone
 
     async def _prepared(self, asked: Request, attempt: Attempt, deadline: float) -> tuple[str, ContextBudget]:
         """LiteLLM is loaded, the model's name is known, and the request may fit it."""
@@ -267,7 +329,8 @@ class Runner:
         request = await self._written(trial.asked, trial.attempt, trial.model, trial.variant, size)
         judge = partial(_litellm.judge, self.spec, trial.model)
         try:
-            return await self.client.ask(replace(request, on_timeout=reader.on_timeout), judge)
+            request = replace(request, headers=trial.asked.headers, on_timeout=reader.on_timeout)
+            return await self.client.ask(request, judge)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             self._unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -297,13 +360,14 @@ class Runner:
         try:
             rest = answer.end()
             if whole:
-                answering.completion = await self._completed(answer, model)
+                answering.unfit = await self._completed(answer, model)
+                answering.completion, answering.unfit = answer.checked(answering.unfit), None
         except Exception as error:  # noqa: BLE001  # as above: a schema's validator may raise anything
             return rest, failure_of(error)
         return rest, None
 
     async def _completed(self, answer: Answer, model: str) -> Completion:
-        """The completion. Raises an LLMError where the answer is none after all."""
+        """The completion, yet to be checked by its schema. Raises an LLMError where the answer is none after all."""
         whole = answer.completion(self.spec.name, model)
         loss = await answer.budget.loss(whole.usage) if answer.budget else None
         if loss:
@@ -357,3 +421,18 @@ class Runner:
             error.tokens = answer.reader.deltas_read if answer.reader else 0
             error.finished = bool(answer.reader and answer.reader.parser.finish)
         return error
+
+
+def _together(whole: Completion, unfit: Sequence[Completion], later: float) -> Completion:
+    """The completion with what the answers before it have cost; ``later``: seconds from the first turn to its own."""
+    if not unfit:
+        return whole
+    costs = [each.cost for each in (*unfit, whole)]
+    return replace(
+        whole,
+        usage=sum((each.usage for each in unfit), whole.usage),
+        cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+        first_token_s=None if whole.first_token_s is None else later + whole.first_token_s,
+        total_s=later + whole.total_s,
+        attempts=len(unfit) + whole.attempts,
+    )

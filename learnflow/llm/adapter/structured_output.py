@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SchemaMismatch
 from ..spec import Rung
-from ..transport.untrusted import parse_json
+from ..transport.untrusted import parse_json, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+_REASON: Final = 1000  # characters of what is wrong with an answer: a message may quote all of it
+_AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
 
 
 def asked_for(wanted: type[BaseModel], rung: Rung) -> tuple[Any, str | None]:
@@ -26,13 +29,23 @@ def asked_for(wanted: type[BaseModel], rung: Rung) -> tuple[Any, str | None]:
     return ({"type": "json_object"} if rung == "json_object" else None), words
 
 
+def correction(reason: str) -> str:
+    """What a model is told whose answer failed its schema."""
+    return f"Your answer above is not what was asked for: {reason}\n\n{_AGAIN}"
+
+
+def checks(wanted: Any) -> bool:
+    """Whether an answer to this ``response_format`` is checked at all."""
+    return wanted is not None and not (isinstance(wanted, dict) and wanted.get("type") == "text")
+
+
 def parsed(wanted: Any, text: str, finish: str) -> Any:
     """The instance of the class, or None where only a dict was asked for.
 
     Raises:
-        SchemaMismatch: the text is not what was asked for.
+        SchemaMismatch: the text is not what was asked for; its ``reason`` is set where it was not cut.
     """
-    if wanted is None or (isinstance(wanted, dict) and (wanted.get("type") == "text" or finish == "length")):
+    if not checks(wanted) or (isinstance(wanted, dict) and finish == "length"):
         return None
     if isinstance(wanted, dict):
         said = value(text, finish)
@@ -48,10 +61,12 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
         what = f"the answer does not fit {wanted.__name__}{_cut(finish)}: {', '.join(named)}".rstrip(": ")
-        raise SchemaMismatch(what) from None
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
+        raise _mismatch(what, "; ".join(reasons), finish) from None
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
         what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
-        raise SchemaMismatch(what) from None
+        raise _mismatch(what, what, finish) from None
 
 
 # Words of a schema whose check may take any time, given what a model wrote: the event loop would stand still.
@@ -84,20 +99,28 @@ def _validate(said: Any, schema: Any) -> None:
         return  # it refers to what is not in it
     except Exception as error:  # noqa: BLE001  # numbers without bound, depth without end
         what = f"the answer cannot be checked against the JSON schema ({type(error).__name__})"
-        raise SchemaMismatch(what) from None
+        raise _mismatch(what, what) from None
     if fault:
         known = schema.get("properties")
         place = str(fault.absolute_path[0]) if fault.absolute_path else ""
         named = f" at {place}" if isinstance(known, dict) and place in known else ""
-        raise SchemaMismatch(f"the answer does not fit the JSON schema{named} ({fault.validator})")
+        what = f"the answer does not fit the JSON schema{named} ({fault.validator})"
+        raise _mismatch(what, f"{fault.json_path}: {fault.message}")
 
 
 def value(text: str, finish: str) -> Any:
     """What the JSON says. Raises SchemaMismatch where it is none."""
     try:
         return parse_json(_bare(text))
-    except ValueError:
-        raise SchemaMismatch(f"the answer is not JSON{_cut(finish)}") from None
+    except ValueError as error:
+        raise _mismatch(f"the answer is not JSON{_cut(finish)}", f"it is not JSON ({error})", finish) from None
+
+
+def _mismatch(what: str, reason: str, finish: str = "stop") -> SchemaMismatch:
+    """The error, with what the model is told of it; nothing of an answer that was cut: it was not wrong, but short."""
+    error = SchemaMismatch(what)
+    error.reason = printable(reason, _REASON) if finish == "stop" else ""
+    return error
 
 
 def _bare(text: str) -> str:

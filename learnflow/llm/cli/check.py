@@ -159,6 +159,8 @@ class _Questions:
         """Whether an answer fits a JSON schema."""
         wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": _SCHEMA, "strict": True}}
         done = await self._complete('Give the word "pong" as JSON.', response_format=wanted)
+        if done.attempts > 1:
+            return False, "kept only when asked once more, with what was wrong"
         return (True, "kept") if done.finish == "stop" else (None, f"finish {done.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, effort
+from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, Session, effort
 from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
@@ -18,6 +18,8 @@ SPEC: Final = ProviderSpec(
     also_key=("FIREWORKS_AI_API_KEY",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=effort(),
+    # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told
+    session=Session("x-session-affinity", 200, header=True),
     capabilities=unknown(local=False, json_schema=True),
 )
 

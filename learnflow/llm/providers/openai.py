@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ProviderSpec, effort
+from ..spec import ProviderSpec, Session, effort
 from .vendor import VendorProvider
 
 _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
@@ -19,6 +19,8 @@ SPEC: Final = ProviderSpec(
     also_url=("OPENAI_API_BASE",),
     reasoning=effort(),
     reasoning_models=_THINKS,
+    # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
+    session=Session("prompt_cache_key", 64),
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec
+from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec, Session
 from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
@@ -21,6 +21,8 @@ SPEC: Final = ProviderSpec(
         True: {"reasoning": {"enabled": True}},
         **{level: {"reasoning": {"effort": level}} for level in LEVELS},
     },
+    # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
+    session=Session("session_id", 256),
     capabilities=unknown(local=False),
 )
 

@@ -6,8 +6,10 @@ The execution writes it, and makes the caller's completion or error of it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 from .. import events
 from ..base import Call, Completion, Usage
@@ -139,8 +141,4 @@ class Progress:
 
 def _sum(usages: Sequence[Usage]) -> Usage:
     """The tokens of all attempts; what one of them did not say is unknown."""
-    if len(usages) == 1:
-        return usages[0]
-    names = ("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens")
-    columns = {name: [getattr(usage, name) for usage in usages] for name in names}
-    return Usage(**{name: None if None in values else sum(values) for name, values in columns.items()})
+    return reduce(operator.add, usages)

@@ -48,6 +48,7 @@ class HttpRequest:
     Attributes:
         url: where to.
         body: JSON; None for a GET.
+        headers: beside those of every request.
         direct: use no proxy, whatever the environment says.
         connect_timeout: seconds for the name, for TCP and for TLS, where they are fewer than the client's.
         on_timeout: called with the error when whoever waits for the answer gives up: a recorder wants to know.
@@ -55,6 +56,7 @@ class HttpRequest:
 
     url: str
     body: Mapping[str, Any] | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     direct: bool = False
     connect_timeout: float | None = None
     on_timeout: list[Callable[[LLMError], None]] = field(default_factory=list, repr=False)
@@ -218,7 +220,7 @@ class Client:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
             raise errors.Misconfigured(f"a request to {host} was refused: it is not the provider's own address")
-        headers = {**_HEADERS, **self.endpoint.credentials}
+        headers = {**request.headers, **_HEADERS, **self.endpoint.credentials}
         content = None
         if request.body is not None:
             content = _encoded(request.body)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support import TOOL, TitledQuiz, provider_for
+from support import TOOL, TitledQuiz, heard, provider_for, router
 
 from learnflow.llm import errors
 from learnflow.llm.providers import (
+    CustomProvider,
+    FireworksProvider,
     LMStudioProvider,
     OllamaProvider,
     OpenAIProvider,
+    OpenRouterProvider,
+    VLLMProvider,
 )
 from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing.fault_server import Seen
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,10 @@ from learnflow.llm.testing import FaultServer
         ({"reasoning": 1}, errors.InvalidRequest, "reasoning= must be"),
         ({"response_format": "json"}, errors.InvalidRequest, "response_format= must be"),
         ({"response_format": {"type": "xml"}}, errors.InvalidRequest, "response_format= must be"),
+        ({"session": ""}, errors.InvalidRequest, "session= must be"),
+        ({"session": "x" * 201}, errors.InvalidRequest, "session= must be"),
+        ({"session": "a\r\nb: c"}, errors.InvalidRequest, "session= must be"),
+        ({"session": 5}, errors.InvalidRequest, "session= must be"),
         ({"tool_choice": "auto"}, errors.InvalidRequest, "tool_choice= without tools="),
         ({"tools": [TOOL]}, errors.InvalidRequest, r"tools need complete\(\)"),
         ({"prompt": ""}, errors.InvalidRequest, "empty"),
@@ -75,3 +84,59 @@ async def test_bad_input_is_refused_before_anything_is_sent(more: dict[str, Any]
 async def test_what_a_row_cannot_honour_is_an_error(kind: Any, more: dict[str, Any]) -> None:
     with pytest.raises(errors.Unsupported, match=r"does not support|does not know"):
         await kind(base_url="http://127.0.0.1:9", model="m", api_key="k").complete("hi", **more)
+
+
+def fields(seen: Seen) -> dict[str, Any]:
+    """Everything that was sent, by its place."""
+    headers = {f"header {name}": value for name, value in seen.headers.items() if name != "content-length"}
+    return {**headers, **{f"body {name}": value for name, value in seen.body.items()}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        (OpenAIProvider, "body prompt_cache_key"),
+        (OpenRouterProvider, "body session_id"),
+        (FireworksProvider, "header x-session-affinity"),
+        (CustomProvider, None),
+        (VLLMProvider, None),
+        (OllamaProvider, None),
+    ],
+)
+@pytest.mark.parametrize("how", ["generate", "stream", "complete"])
+async def test_a_session_goes_where_the_row_says_and_nowhere_else(kind: Any, place: str | None, how: str) -> None:
+    async with FaultServer("ollama" if kind is OllamaProvider else "openai") as server:
+        chain = router(kind(base_url=server.base_url, model="m", api_key="k"))
+        await heard(chain, how)
+        await heard(chain, how, session="lesson-7")
+        without, named = map(fields, server.seen)
+        added = {name: value for name, value in named.items() if name not in without}
+        assert added == ({place: "lesson-7"} if place else {})
+        assert without.items() <= named.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "sessions"),
+    [
+        (OpenAIProvider, "body prompt_cache_key", ["x" * 65, "x" * 200]),  # which OpenAI refuses
+        (FireworksProvider, "header x-session-affinity", ["lesson 7", "урок-7"]),  # which a header does not carry
+    ],
+)
+async def test_a_session_that_its_place_does_not_take_is_still_told_from_others(
+    kind: Any, place: str, sessions: list[str]
+) -> None:
+    async with FaultServer() as server:
+        provider = kind(base_url=server.base_url, model="m", api_key="k")
+        for session in (*sessions, *sessions):
+            await provider.generate("hi", session=session)
+        sent = [fields(seen)[place] for seen in server.seen]
+    assert sent[:2] == sent[2:]
+    assert len(set(sent)) == 2
+    assert all(len(value) <= 64 and value.isascii() and value.isprintable() for value in sent)
+
+
+async def test_extra_body_has_the_last_word_about_a_session() -> None:
+    async with FaultServer() as server:
+        provider = OpenAIProvider(base_url=server.base_url, model="m", api_key="k")
+        await provider.generate("hi", session="one", extra_body={"prompt_cache_key": "two"})
+        assert server.seen[0].body["prompt_cache_key"] == "two"

@@ -63,3 +63,16 @@ def test_tokens_that_came_from_a_cache_cost_less() -> None:
     cached = _litellm.price(spec, "gpt-4o-mini", Usage(prompt_tokens=1000, completion_tokens=100, cached_tokens=800))
     assert full == pytest.approx((1000 * 0.15 + 100 * 0.6) / 1e6)
     assert cached == pytest.approx((200 * 0.15 + 800 * 0.075 + 100 * 0.6) / 1e6)
+
+
+async def test_a_schema_that_is_kept_only_when_asked_once_more_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with FaultServer("vllm", '{"word": "pong"}') as server:
+        no_json = Fault("refuse", status=200, body=server.dialect.whole("pong"))
+        await checked(monkeypatch, capsys, server)
+        at = next(at for at, seen in enumerate(server.seen) if "response_format" in seen.body)
+        server.script = [*[None] * at, no_json]
+        _, said, kept, _ = await checked(monkeypatch, capsys, server)
+        assert kept["JSON schema"] is False
+        assert said["capabilities"].startswith("no-json_schema")

@@ -1,0 +1,227 @@
+"""An answer that fails its schema is sent back to the model once, with the reason, before anybody else is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DIALECTS, JSON, Quiz, TitledQuiz, heard, pair, provider_for, router
+
+from learnflow.llm import errors, events
+from learnflow.llm.base import Usage
+from learnflow.llm.providers import OpenAIProvider
+from learnflow.llm.testing import Fault, FaultServer, recording, replaying
+
+WRONG = '{"title": "private"}'
+SCHEMA = {"type": "object", "properties": {"questions": {"type": "array"}}, "required": ["questions"]}
+DICT = {"type": "json_schema", "json_schema": {"name": "quiz", "schema": SCHEMA}}
+
+
+def said(server: FaultServer, text: str, finish: str = "stop", **usage: int) -> Fault:
+    """One answer other than the server's usual one."""
+    body = server.dialect.whole(text, finish)
+    return Fault(
+        "refuse", status=200, body=json.dumps({**json.loads(body), "usage": usage}).encode() if usage else body
+    )
+
+
+@pytest.mark.parametrize("wanted", [Quiz, DICT, {"type": "json_object"}], ids=["class", "schema", "object"])
+@pytest.mark.parametrize("how", ["generate", "complete"])
+@pytest.mark.parametrize("dialect", ["openai", "vllm", "ollama"])
+async def test_the_model_is_told_what_is_wrong_with_its_own_text(dialect: Any, how: str, wanted: Any) -> None:
+    wrong = '{"title": ' if wanted == {"type": "json_object"} else WRONG
+    async with FaultServer(dialect, [JSON]) as server:
+        server.script = [said(server, wrong)]
+        assert await heard(provider_for(server), how, response_format=wanted) == JSON
+        first, second = (seen.body for seen in server.seen)
+        *before, answer, reason = second["messages"]
+        assert before == first["messages"]
+        assert (answer["role"], answer["content"], reason["role"]) == ("assistant", wrong, "user")
+        assert ("not JSON" if wrong != WRONG else "questions") in reason["content"]
+        unchanged = set(first) - {"messages"}
+        assert {name: second[name] for name in unchanged} == {name: first[name] for name in unchanged}
+
+
+async def test_both_attempts_are_counted_and_told(events_seen: list[Any]) -> None:
+    async with FaultServer("openai", [JSON]) as server:
+        server.script = [said(server, WRONG, prompt_tokens=3, completion_tokens=2, total_tokens=5)]
+        provider = OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o")
+        done = await provider.complete("hi", response_format=Quiz)
+        assert (done.text, done.parsed, done.attempts) == (JSON, Quiz.model_validate_json(JSON), 2)
+    told = {type(event).__name__: event for event in events_seen}
+    second = told["Answered"]
+    prompt = second.usage.prompt_tokens
+    assert done.usage == Usage(3 + prompt, 2 + 7, 5 + prompt + 7)
+    assert done.cost == pytest.approx((3 + prompt) * 2.5e-6 + (2 + 7) * 10e-6)
+    assert second.cost == pytest.approx(prompt * 2.5e-6 + 7 * 10e-6)  # its own: the other one's is not counted twice
+    asked = [event for event in events_seen if isinstance(event, events.Asked)]
+    assert [event.attempt for event in asked] == [1, 2]
+    assert (told["Failed"].error, told["Failed"].attempt, second.attempt) == ("SchemaMismatch", 1, 2)
+    assert (told["Ended"].attempts, told["Ended"].outcome) == (2, "stop")
+    numbered = (events.Began, events.Asked, events.Failed, events.Answered, events.Ended)
+    assert [type(event) for event in events_seen if isinstance(event, numbered)] == [
+        events.Began, events.Asked, events.Failed, events.Asked, events.Answered, events.Ended,
+    ]  # fmt: skip
+    assert len({event.request for event in events_seen if isinstance(event, numbered)}) == 1
+
+
+async def test_what_nobody_counted_of_one_attempt_is_unknown_of_both() -> None:
+    async with FaultServer("openai", [JSON]) as server:
+        server.script = [said(server, WRONG)]
+        provider = OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o")
+        done = await provider.complete("hi", response_format=Quiz)
+    assert (done.usage, done.cost, done.attempts) == (Usage(), None, 2)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_once_and_no_more_and_nothing_of_it_is_shown(
+    dialect: Any, events_seen: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with FaultServer(dialect, [WRONG]) as server:
+        with pytest.raises(errors.SchemaMismatch, match="Quiz: questions") as caught:
+            await provider_for(server).generate("hi", response_format=Quiz)
+        assert len(server.seen) == 2
+    error = caught.value
+    assert [each.error for each in error.attempts] == ["SchemaMismatch", "SchemaMismatch"]
+    assert error.partial == WRONG
+    assert (error.__context__, error.__cause__) == (None, None)
+    assert "private" not in f"{error} {error!r} {caplog.text}"
+    assert [event.attempts for event in events_seen if isinstance(event, events.Ended)] == [2]
+
+
+@pytest.mark.parametrize("times", [0, 2])
+async def test_how_often_is_a_setting(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_REASK", str(times))
+    async with FaultServer("vllm", [WRONG]) as server:
+        with pytest.raises(errors.SchemaMismatch):
+            await provider_for(server).generate("hi", response_format=Quiz)
+        assert len(server.seen) == 1 + times
+
+
+async def test_a_cut_answer_is_not_sent_back() -> None:
+    async with FaultServer("vllm", [JSON]) as server:
+        server.script = [said(server, '{"questions": ["o', "length")]
+        with pytest.raises(errors.SchemaMismatch, match="cut at max_tokens"):
+            await provider_for(server).generate("hi", response_format=Quiz)
+        server.script = [said(server, '{"questions": ["o', "length")]
+        assert (await provider_for(server).complete("hi", response_format=DICT)).finish == "length"
+        server.script = [Fault("cut", after=1)]
+        with pytest.raises(errors.AnswerCut):
+            await provider_for(server).generate("hi", response_format=Quiz)
+        assert len(server.seen) == 3
+
+
+async def test_what_was_shown_is_not_taken_back() -> None:
+    async with FaultServer("vllm", [WRONG]) as server:
+        pieces = []
+        with pytest.raises(errors.SchemaMismatch):
+            async for piece in provider_for(server).stream("hi", response_format=Quiz):
+                pieces.append(piece)
+        assert ("".join(pieces), len(server.seen)) == (WRONG, 1)
+
+
+async def test_it_is_one_request_with_one_deadline() -> None:
+    async with FaultServer("vllm", [JSON]) as server:
+        server.script = [said(server, WRONG), Fault("hang")]
+        started = time.perf_counter()
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            await provider_for(server).generate("hi", response_format=Quiz, timeout=0.5)
+        assert 0.4 < time.perf_counter() - started < 1.0
+        assert [each.error for each in caught.value.attempts] == ["SchemaMismatch", "DeadlineExceeded"]
+
+
+async def test_who_leaves_meanwhile_leaves_nothing_open(events_seen: list[Any]) -> None:
+    async with FaultServer("vllm", [JSON]) as server:
+        server.script = [said(server, WRONG), Fault("hang")]
+        asking = asyncio.create_task(provider_for(server).complete("hi", response_format=Quiz))
+        while len(server.seen) < 2:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.wait_for(server.seen[1].gone.wait(), 2)
+    assert [event.attempt for event in events_seen if isinstance(event, events.Left)] == [2]
+    assert [(e.outcome, e.attempts) for e in events_seen if isinstance(e, events.Ended)] == [("left", 2)]
+
+
+async def test_the_next_provider_is_asked_only_then(events_seen: list[Any]) -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        one.pieces, two.pieces = [WRONG], [JSON]
+        done = await chain.complete("hi", response_format=Quiz)
+        assert (done.provider, done.text, done.attempts) == ("llamacpp", JSON, 3)
+        assert (len(one.seen), len(two.seen)) == (2, 1)
+        assert "private" not in str(two.seen[0].body)
+        attempts = [event.attempt for event in events_seen if isinstance(event, events.Asked)]
+        assert attempts == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["generate", "complete"])
+async def test_within_a_chain_the_caller_gets_the_second_answer_alone(how: str) -> None:
+    async with pair("vllm", "llamacpp") as (one, two, chain):
+        one.pieces, one.script = [JSON], [said(one, WRONG)]
+        assert await heard(chain, how, response_format=Quiz) == JSON
+        done = await router(chain, provider_for(two)).complete("hi", response_format=Quiz)
+        assert (done.provider, done.attempts, len(one.seen), two.seen) == ("vllm", 1, 3, [])
+
+
+@pytest.mark.parametrize("refusal", ["request", "filter", "overflow"])
+async def test_a_refusal_of_what_was_sent_back_is_no_refusal_of_the_request(refusal: str) -> None:
+    refused = Fault("refuse", refusal=refusal)
+    async with pair("openai", "llamacpp") as (one, two, chain):
+        one.script, two.pieces = [said(one, WRONG), refused, said(one, WRONG), refused], [JSON]
+        with pytest.raises(errors.SchemaMismatch):
+            await provider_for(one).generate("hi", response_format=Quiz)
+        assert (await chain.complete("hi", response_format=Quiz)).provider == "llamacpp"
+
+
+async def test_another_failure_the_second_time_is_the_one_that_counts() -> None:
+    async with FaultServer("vllm", [JSON]) as server:
+        server.script = [said(server, WRONG), Fault("refuse", refusal="busy")]
+        with pytest.raises(errors.Overloaded, match="Tried before: vllm SchemaMismatch"):
+            await provider_for(server).generate("hi", response_format=Quiz)
+
+
+async def test_a_schema_in_words_stays_where_it_was_said() -> None:
+    refuse = Fault("refuse", status=400, body=b'{"error": "response_format is not supported"}')
+    async with FaultServer("openai", ['{"title": "RSA", "questions": []}']) as server:
+        server.script = [refuse, said(server, WRONG)]
+        await provider_for(server).complete("hi", response_format=TitledQuiz)
+        first, second = (seen.body["messages"] for seen in server.seen[1:])
+        assert "Answer with one JSON object" in first[0]["content"]
+        assert second[:-2] == first
+        assert "questions: Field required" in second[-1]["content"]
+
+
+async def test_the_reason_has_a_limit() -> None:
+    """Of a schema that is a dict it quotes the answer."""
+    async with FaultServer("openai", [JSON]) as server:
+        server.script = [said(server, json.dumps({"questions": "many words " * 1000}))]
+        await provider_for(server).complete("hi", response_format=DICT)
+        assert 1000 < len(server.seen[1].body["messages"][-1]["content"]) < 1300
+
+
+async def test_the_second_request_is_another_one_on_the_cassette(tmp_path: Path) -> None:
+    async with FaultServer("llamacpp", [JSON]) as server:
+        server.script = [said(server, WRONG)]
+        with recording(tmp_path):
+            assert await provider_for(server).generate("hi", response_format=Quiz, temperature=0) == JSON
+        seen = len(server.seen)
+        with replaying(tmp_path):
+            done = await provider_for(server).complete("hi", response_format=Quiz, temperature=0)
+        assert (done.text, done.attempts, len(server.seen)) == (JSON, 2, seen)
+
+
+async def test_a_cassette_without_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_REASK", "0")
+    async with FaultServer("llamacpp", [WRONG]) as server:
+        with recording(tmp_path), pytest.raises(errors.SchemaMismatch):
+            await provider_for(server).generate("hi", response_format=Quiz, temperature=0)
+        monkeypatch.setenv("LLM_REASK", "1")
+        with replaying(tmp_path), pytest.raises(errors.NotRecorded):
+            await provider_for(server).generate("hi", response_format=Quiz, temperature=0)
