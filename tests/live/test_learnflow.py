@@ -97,12 +97,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def llamacpp() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def llamacpp(*flags: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """A llama.cpp server of our own, which may be killed."""
     with contextlib.closing(__import__("socket").socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = shlex.split(LIVE["LEARNFLOW_SERVE"].format(port=port))
+    command = [*shlex.split(LIVE["LEARNFLOW_SERVE"].format(port=port)), *flags]
     quiet = asyncio.subprocess.DEVNULL
     server = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet)
     url = f"http://127.0.0.1:{port}"

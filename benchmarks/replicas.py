@@ -1,0 +1,251 @@
+"""Two servers as equals: how much sooner eight answers are there, and how much of a study text is not read again.
+
+    LEARNFLOW_SERVE="…/serve-llama.sh {port}" python benchmarks/replicas.py [--rounds 3]
+
+``LEARNFLOW_SERVE`` is a command that serves a model with llama.cpp at the port that stands for ``{port}``;
+``--parallel 1 --threads 1`` are added to it: one slot and one thread each. Everybody in turn, in every round, with
+servers started for it alone and texts of its own. The second table is made twice: as llama.cpp is started, which keeps
+what falls out of a slot in the machine's memory, and without that (``--cache-ram 0``), as on a machine that has none
+to spare. A material's first answer is the one of its ten that read the most of it anew. LiteLLM's Router sends all
+at once, and the servers queue them; the last column is how much of it went to the busier of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import shlex
+import socket
+import statistics
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from learnflow.llm import RouterProvider
+from learnflow.llm.adapter import _litellm
+from learnflow.llm.base import Completion
+from learnflow.llm.providers import LlamaCppProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
+
+Ask = Callable[[list[dict[str, str]]], Awaitable["Read"]]
+NAMES = ("gpu1", "gpu2")
+ALONE = ("--parallel", "1", "--threads", "1")
+WORDS = (
+    "key",
+    "hash",
+    "cipher",
+    "prime",
+    "signature",
+    "padding",
+    "exponent",
+    "block",
+    "nonce",
+    "salt",
+    "digest",
+    "proof",
+)
+IN_WORDS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # llama.cpp's: the tiny model begins to think otherwise
+SENTENCES = 82  # about 1,500 tokens of the tiny model
+PATIENCE_S = 120.0  # for one contender
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an answer says of its prompt, in tokens, and who gave it."""
+
+    prompt: int
+    cached: int
+    by: str
+
+
+def material(number: int) -> str:
+    """A study text that no other number has, not even its beginning."""
+    chance = random.Random(number)  # noqa: S311  # the same in every run
+    pairs = [(chance.choice(WORDS), chance.choice(WORDS)) for _ in range(SENTENCES)]
+    return f"Lesson {number}. " + " ".join(
+        f"Rule {at}: the {one} needs the {two}." for at, (one, two) in enumerate(pairs)
+    )
+
+
+def question(text: str, number: int) -> list[dict[str, str]]:
+    asked = f"Question {number}: what does the {WORDS[number]} need?"
+    return [{"role": "system", "content": text}, {"role": "user", "content": asked}]
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+async def ready(url: str, server: asyncio.subprocess.Process) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(urllib.request.urlopen, f"{url}/health", timeout=1)
+            return
+        assert server.returncode is None, "LEARNFLOW_SERVE ended by itself"
+        await asyncio.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@contextlib.asynccontextmanager
+async def servers(count: int, *flags: str) -> AsyncIterator[list[str]]:
+    """So many servers of their own, ready; stopped at the end, whatever happens."""
+    running = []
+    try:
+        urls = []
+        for _ in range(count):
+            port = free_port()
+            command = [*shlex.split(os.environ["LEARNFLOW_SERVE"].format(port=port)), *ALONE, *flags]
+            quiet = asyncio.subprocess.DEVNULL
+            running.append(await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet))
+            urls.append(f"http://127.0.0.1:{port}")
+        await asyncio.gather(*map(ready, urls, running))
+        yield urls
+    finally:
+        for server in running:
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
+            await server.wait()
+
+
+def told(done: Completion, by: str) -> Read:
+    return Read(done.usage.prompt_tokens or 0, done.usage.cached_tokens or 0, by)
+
+
+def equals(urls: Sequence[str], tokens: int) -> Ask:
+    os.environ["LLM_FIRST_TOKEN_TIMEOUT"] = str(PATIENCE_S)
+    for name, url in zip(NAMES, urls, strict=False):
+        os.environ |= {f"{name}_BASE_URL".upper(): url, f"{name}_KIND".upper(): "llamacpp"}
+    router = RouterProvider("+".join(NAMES[: len(urls)]), breakers=BreakerRegistry())
+
+    async def ask(messages: list[dict[str, str]]) -> Read:
+        done = await router.complete(messages, temperature=0, max_tokens=tokens, extra_body=IN_WORDS)
+        return told(done, done.provider)
+
+    return ask
+
+
+def in_turn(urls: Sequence[str], tokens: int) -> Ask:
+    providers = [LlamaCppProvider(base_url=url, model="m") for url in urls]
+    asked = 0
+
+    async def ask(messages: list[dict[str, str]]) -> Read:
+        nonlocal asked
+        asked += 1
+        which = asked % len(urls)
+        done = await providers[which].complete(messages, temperature=0, max_tokens=tokens, extra_body=IN_WORDS)
+        return told(done, urls[which])
+
+    return ask
+
+
+def litellms(strategy: str) -> Callable[[Sequence[str], int], Ask]:
+    def make(urls: Sequence[str], tokens: int) -> Ask:
+        litellm = _litellm._load()  # noqa: SLF001  # quiet and offline, as ours is
+        where = [{"model": "openai/m", "api_base": f"{url}/v1", "api_key": "k", "max_retries": 0} for url in urls]
+        models = [{"model_name": "m", "litellm_params": each} for each in where]
+        router = litellm.Router(models, routing_strategy=strategy, num_retries=0)
+
+        async def ask(messages: list[dict[str, str]]) -> Read:
+            done: Any = await router.acompletion(
+                model="m", messages=messages, temperature=0, max_tokens=tokens, extra_body=IN_WORDS
+            )
+            of_cache = done.usage.prompt_tokens_details.cached_tokens or 0
+            return Read(done.usage.prompt_tokens, of_cache, done._hidden_params["api_base"])  # noqa: SLF001
+
+        return ask
+
+    return make
+
+
+async def together(ask: Ask, asked: Sequence[list[dict[str, str]]]) -> tuple[float, list[Read]]:
+    """Seconds until all are answered, and what each read."""
+    async with asyncio.timeout(PATIENCE_S):
+        await ask([{"role": "user", "content": "hi"}])  # imports, connections, and what there is to know of the servers
+        started = time.perf_counter()
+        read = await asyncio.gather(*map(ask, asked))
+        return time.perf_counter() - started, read
+
+
+def shown(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+async def eight(rounds: int, texts: range, tokens: int) -> None:
+    """Eight questions, each on a text of its own: on one server, and on two equals."""
+    spent: dict[int, list[float]] = {1: [], 2: []}
+    for each in range(rounds):
+        asked = [question(material(texts.start + each * 8 + at), at) for at in range(8)]
+        for count in (1, 2) if each % 2 else (2, 1):
+            async with servers(count) as urls:
+                seconds, _ = await together(equals(urls, tokens), asked)
+                spent[count].append(seconds)
+    best = min(spent[2]) / min(spent[1])  # what others do on the machine only ever adds to a time
+    ratios = [two / one for one, two in zip(spent[1], spent[2], strict=True)]
+    print(
+        f"eight answers at once, wall time on two equals / on one of them (goal: at most 0.65): {best:.3f}, the best of"
+    )
+    print(f"{rounds} rounds of each; by rounds {shown(ratios)}")
+
+
+async def cached(rounds: int, texts: range, *flags: str) -> None:
+    """Ten questions on each of two texts, all twenty at once."""
+    makers: dict[str, Callable[[Sequence[str], int], Ask]] = {
+        "ours, equals": equals,
+        "in turn": in_turn,
+        "LiteLLM simple-shuffle": litellms("simple-shuffle"),
+        "LiteLLM least-busy": litellms("least-busy"),
+    }
+    shares: dict[str, list[float]] = {who: [] for who in makers}
+    times: dict[str, list[float]] = {who: [] for who in makers}
+    busier: dict[str, list[float]] = {who: [] for who in makers}
+    fresh = iter(texts)
+    for each in range(rounds):
+        order = [(at % 2, at // 2) for at in range(20)]
+        random.Random(each).shuffle(order)  # noqa: S311  # the same for everybody
+        for who, make in makers.items():
+            both = [material(next(fresh)) for _ in range(2)]
+            async with servers(2, *flags) as urls:
+                asked = [question(both[which], number) for which, number in order]
+                seconds, read = await together(make(urls, 16), asked)
+            times[who].append(seconds)
+            busier[who].append(max(Counter(one.by for one in read).values()) / len(read))
+            rest = []
+            for text in range(2):
+                mine = [one for one, (which, _) in zip(read, order, strict=True) if which == text]
+                rest += sorted(mine, key=lambda one: one.cached)[1:]
+            shares[who].append(sum(one.cached for one in rest) / sum(one.prompt for one in rest))
+    print(f"\ntwo texts, twenty questions at once, llama.cpp {' '.join(flags) or 'as it is started'}")
+    print(f"{'':24}{'of the prompts from cache':28}{'wall time / ours':28}{'of the answers by one':28}")
+    for who in makers:
+        ratios = [mine / ours for mine, ours in zip(times[who], times["ours, equals"], strict=True)]
+        print(f"{who:24}{shown(shares[who]):28}{shown(ratios):28}{shown(busier[who])}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="of each of the eight answers, at most")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    if not os.environ.get("LEARNFLOW_SERVE"):
+        parser.error("LEARNFLOW_SERVE is not set")
+
+    async def run() -> None:
+        await eight(options.rounds, range(1000, 2000), options.tokens)
+        await cached(options.rounds, range(2000, 3000))
+        await cached(options.rounds, range(3000, 4000), "--cache-ram", "0")
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()
