@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -17,11 +17,16 @@ from learnflow.llm.testing import Fault, FaultServer
 TEXT = "The quick brown fox jumps over the lazy dog."
 
 
+def flying() -> list[int]:
+    """Requests under way, of this loop."""
+    return list(PLACES.loops.get(asyncio.get_running_loop(), {}).values())
+
+
 @pytest.fixture(autouse=True)
-def nothing_held() -> Iterator[None]:
+async def nothing_held() -> AsyncIterator[None]:
     PLACES.held.clear()
     yield
-    assert not PLACES.flying  # whatever happened, every place was left
+    assert not flying()  # whatever happened, every place was left
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: 
     async def ask(question: int) -> str:
         nonlocal most
         said = await router.generate(material(1, question))
-        most = max(most, *PLACES.flying.values(), 0)
+        most = max(most, *flying(), 0)
         return said
 
     assert await asyncio.gather(*map(ask, range(8))) == [TEXT] * 8
@@ -139,14 +144,14 @@ async def test_waiting_for_a_place_ends_with_the_deadline(two: list[FaultServer]
         server.fault = Fault("hang")
     router = RouterProvider("gpu1+gpu2")
     held = [asyncio.create_task(router.generate(material(number, 0))) for number in (1, 2)]
-    while len(PLACES.flying) < 2:
+    while len(flying()) < 2:
         await asyncio.sleep(0.01)
     with pytest.raises(errors.DeadlineExceeded, match=r"free place at one of gpu\d\+gpu\d.*LLM_SPILL"):
         await router.generate("hi", timeout=0.2)
     for task in held:
         task.cancel()
     await asyncio.gather(*held, return_exceptions=True)
-    assert not PLACES.flying
+    assert not flying()
 
 
 async def test_a_caller_that_leaves_gives_its_place_back(two: list[FaultServer]) -> None:
@@ -154,12 +159,12 @@ async def test_a_caller_that_leaves_gives_its_place_back(two: list[FaultServer])
         server.fault = Fault("hang")
     router = RouterProvider("gpu1+gpu2")
     tasks = [asyncio.create_task(router.generate(material(number, 0))) for number in range(6)]
-    while len(PLACES.flying) < 2:
+    while len(flying()) < 2:
         await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert not PLACES.flying
+    assert not flying()
     for server in two:
         server.fault = None
     assert await router.generate("hi") == TEXT
@@ -193,20 +198,31 @@ async def test_one_that_dies_among_many_loses_no_answer(
     assert await asyncio.gather(*tasks) == [TEXT] * 12
 
 
-def test_a_slower_equal_is_never_above_its_bound() -> None:
+async def test_a_slower_equal_is_never_above_its_bound() -> None:
     """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
     places, rooms = Places(), {"fast": None, "slow": None, "third": None}
     for number in range(100):
         address = places.ordered(rooms, f"the same {number % 2}")[0]
         places.take(address, f"the same {number % 2}")
-        assert max(places.flying.values()) <= -(-(number + 1) * 5 // 12)
-        if number % 2 and places.flying["fast"]:
+        under_way = sum(map(places.flying, rooms))
+        assert max(map(places.flying, rooms)) <= -(-under_way * 5 // 12)
+        if number % 2 and places.flying("fast"):
             places.leave("fast")
-    assert places.flying["slow"] < 100 * 5 / 12
+    assert places.flying("slow") < 100 * 5 / 12
 
 
-def test_sizes_of_the_servers_decide_the_shares() -> None:
+async def test_sizes_of_the_servers_decide_the_shares() -> None:
     places, rooms = Places(), {"small": 2, "large": 8}
     for number in range(10):
         places.take(places.ordered(rooms, str(number))[0], str(number))
-    assert dict(places.flying) == {"small": 2, "large": 8}
+    assert {name: places.flying(name) for name in rooms} == rooms
+
+
+def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
+    places = Places()
+
+    async def leaves_without_a_word() -> None:
+        places.take("gpu1", "a beginning")
+
+    asyncio.run(leaves_without_a_word())
+    assert not places.full("gpu1", 1)

@@ -13,7 +13,8 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
+from weakref import WeakKeyDictionary
 
 from ..process import kept
 
@@ -22,6 +23,7 @@ from ..process import kept
 _BOUND: Final = 1.25
 _HELD: Final = 64  # beginnings remembered for each address
 
+Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
 Rooms = Mapping[str, int | None]  # address -> requests that it takes at once; None for any number
 
 
@@ -39,18 +41,22 @@ class Places:
     """What is under way, in this process.
 
     Attributes:
-        flying: address -> requests under way.
+        loops: event loop -> address -> requests under way. What a loop that is closed never ended is over.
         held: address -> the beginnings that it was sent, the newest last.
     """
 
-    flying: Counter[str] = field(default_factory=Counter)
+    loops: Loops = field(default_factory=WeakKeyDictionary)
     held: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
     _waiting: list[_Waiting] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def flying(self, address: str) -> int:
+        """Requests under way there."""
+        return sum(counts[address] for loop, counts in list(self.loops.items()) if not loop.is_closed())
+
     def full(self, address: str, room: int | None) -> bool:
         """Whether it has no free place."""
-        return room is not None and self.flying[address] >= room
+        return room is not None and self.flying(address) >= room
 
     def ordered(self, rooms: Rooms, head: str) -> list[str]:
         """The addresses of equals in the order in which they are asked.
@@ -60,32 +66,34 @@ class Places:
         """
         known = [room for room in rooms.values() if room is not None]
         even = len(known) < len(rooms)  # shares by size only where all sizes are known
-        under_way = sum(self.flying[address] for address in rooms) + 1
+        under_way = sum(self.flying(address) for address in rooms) + 1
 
         def key(address: str) -> tuple[bool, bool, bool, str]:
             room = rooms[address]
             share = 1 / len(rooms) if even or room is None else room / sum(known)
-            over = self.flying[address] + 1 > math.ceil(_BOUND * under_way * share)
+            over = self.flying(address) + 1 > math.ceil(_BOUND * under_way * share)
             return self.full(address, room), over, head not in self.held.get(address, ()), _score(head, address)
 
         return sorted(rooms, key=key)
 
     def take(self, address: str, head: str) -> None:
-        """A request is sent there."""
+        """A request is sent there, from the running loop."""
         with self._lock:
-            self._take(address, head)
+            self._take(address, head, asyncio.get_running_loop())
 
     def leave(self, address: str) -> None:
         """It is over; the place goes to one that waits for it, first to one whose beginning it holds."""
         with self._lock:
-            self.flying[address] -= 1
-            if not self.flying[address]:
-                del self.flying[address]
+            counts = self.loops[asyncio.get_running_loop()]
+            counts[address] -= 1
+            if not counts[address]:
+                del counts[address]
+            self._waiting = [each for each in self._waiting if not each.loop.is_closed()]
             waiting = self._waits_for(address)
             if waiting:
                 self._waiting.remove(waiting)
                 waiting.given = address
-                self._take(address, waiting.head)
+                self._take(address, waiting.head, waiting.loop)
         if waiting:
             waiting.loop.call_soon_threadsafe(_tell, waiting.future, address)
 
@@ -96,7 +104,7 @@ class Places:
         with self._lock:
             free = next((each for each in rooms if not self.full(each, rooms[each])), None)
             if free:
-                self._take(free, head)
+                self._take(free, head, loop)
                 return free
             self._waiting.append(waiting)
         try:
@@ -109,8 +117,8 @@ class Places:
                 self.leave(waiting.given)
             raise
 
-    def _take(self, address: str, head: str) -> None:
-        self.flying[address] += 1
+    def _take(self, address: str, head: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.loops.setdefault(loop, Counter())[address] += 1
         held = self.held.setdefault(address, OrderedDict())
         held[head] = None
         held.move_to_end(head)
@@ -145,6 +153,6 @@ def digest(words: Sequence[str]) -> str:
 
 
 PLACES: Final = Places(
-    flying=kept("requests under way", Counter[str]()),
+    loops=kept("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
     held=kept("beginnings held", dict[str, OrderedDict[str, None]](), learned=True),
 )

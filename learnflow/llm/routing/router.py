@@ -272,7 +272,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
                 serves, why = True, "would serve"
             if serves is not False and each.provider.cold(target.model):
                 why += ", once it has loaded the model"
-            cached, flying = self._registry.record(target).cached, PLACES.flying[target.address]
+            cached, flying = self._registry.record(target).cached, PLACES.flying(target.address)
             choices.append(Choice(each.name, target.model, serves, why, each.rank, flying, cached))
         return choices
 
@@ -286,7 +286,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         return {
             "provider": candidate.name,
             "rank": candidate.rank,
-            "in_flight": PLACES.flying[target.address],
+            "in_flight": PLACES.flying(target.address),
             "room": candidate.room,
             "cached": record.cached,
             "address": None if candidate.broken else target.address,
