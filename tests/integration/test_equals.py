@@ -97,6 +97,19 @@ async def test_a_conversation_stays_where_its_beginning_is(two: list[FaultServer
     assert all(server.seen for server in two[:2])  # and not all of them at one place
 
 
+@pytest.mark.parametrize("system", ["", "You teach. " * 200])
+async def test_a_text_is_known_wherever_it_stands(two: list[FaultServer], system: str) -> None:
+    """LearnFlow sends text and question in one system prompt; others have a long one before every text."""
+    router = RouterProvider("gpu1+gpu2")
+    for number in range(4):
+        before = [len(server.seen) for server in two]
+        for question in range(3):
+            text = f"{system}Material {number}: {f'lesson {number} ' * 500}\nQuestion {question}"
+            await router.generate([{"role": "system", "content": text}, {"role": "user", "content": "Answer it."}])
+        asked = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
+        assert sorted(asked) == [0, 0, 3]
+
+
 async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: list[FaultServer]) -> None:
     for server in two:
         server.fault = Fault("slow", seconds=0.005)
@@ -202,8 +215,8 @@ async def test_a_slower_equal_is_never_above_its_bound() -> None:
     """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
     places, rooms = Places(), {"fast": None, "slow": None, "third": None}
     for number in range(100):
-        address = places.ordered(rooms, f"the same {number % 2}")[0]
-        places.take(address, f"the same {number % 2}")
+        address = places.ordered(rooms, (f"the same {number % 2}",))[0]
+        places.take(address, (f"the same {number % 2}",))
         under_way = sum(map(places.flying, rooms))
         assert max(map(places.flying, rooms)) <= -(-under_way * 5 // 12)
         if number % 2 and places.flying("fast"):
@@ -214,7 +227,7 @@ async def test_a_slower_equal_is_never_above_its_bound() -> None:
 async def test_sizes_of_the_servers_decide_the_shares() -> None:
     places, rooms = Places(), {"small": 2, "large": 8}
     for number in range(10):
-        places.take(places.ordered(rooms, str(number))[0], str(number))
+        places.take(places.ordered(rooms, (str(number),))[0], (str(number),))
     assert {name: places.flying(name) for name in rooms} == rooms
 
 
@@ -222,7 +235,7 @@ def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
     places = Places()
 
     async def leaves_without_a_word() -> None:
-        places.take("gpu1", "a beginning")
+        places.take("gpu1", ("a beginning",))
 
     asyncio.run(leaves_without_a_word())
     assert not places.full("gpu1", 1)

@@ -1,6 +1,6 @@
 """Places at equals: who of them is asked, how many requests are under way at each, and who waits for a place.
 
-Must never ask anybody, or know what a request says: it is told a digest of its beginning.
+Must never ask anybody, or know what a request says: it is told digests of its beginning.
 The execution takes a place for each attempt, and leaves it; shared by all routers of the process.
 """
 
@@ -11,8 +11,9 @@ import hashlib
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import eq
 from typing import Final, cast
 from weakref import WeakKeyDictionary
 
@@ -24,12 +25,13 @@ _BOUND: Final = 1.25
 _HELD: Final = 64  # beginnings remembered for each address
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
+Head = tuple[str, ...]  # digests of longer and longer beginnings
 Rooms = Mapping[str, int | None]  # address -> requests that it takes at once; None for any number
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    head: str
+    head: Head
     rooms: Rooms
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[str]
@@ -46,7 +48,7 @@ class Places:
     """
 
     loops: Loops = field(default_factory=WeakKeyDictionary)
-    held: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
+    held: dict[str, OrderedDict[Head, None]] = field(default_factory=dict)
     _waiting: list[_Waiting] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,25 +60,26 @@ class Places:
         """Whether it has no free place."""
         return room is not None and self.flying(address) >= room
 
-    def ordered(self, rooms: Rooms, head: str) -> list[str]:
+    def ordered(self, rooms: Rooms, head: Head) -> list[str]:
         """The addresses of equals in the order in which they are asked.
 
-        Rendezvous hashing: those that were sent this beginning before, then by the hash of beginning and address; one
-        that is full, or clearly busier than its share, gives way.
+        Those that were sent the most of this beginning before, then by the hash of beginning and address (rendezvous
+        hashing); one that is full, or clearly busier than its share, gives way.
         """
         known = [room for room in rooms.values() if room is not None]
         even = len(known) < len(rooms)  # shares by size only where all sizes are known
         under_way = sum(self.flying(address) for address in rooms) + 1
 
-        def key(address: str) -> tuple[bool, bool, bool, str]:
+        def key(address: str) -> tuple[bool, bool, int, int, str]:
             room = rooms[address]
             share = 1 / len(rooms) if even or room is None else room / sum(known)
             over = self.flying(address) + 1 > math.ceil(_BOUND * under_way * share)
-            return self.full(address, room), over, head not in self.held.get(address, ()), _score(head, address)
+            hot, held = self._holds(address, room, head)
+            return self.full(address, room), over, -hot, -held, _score(head, address)
 
         return sorted(rooms, key=key)
 
-    def take(self, address: str, head: str) -> None:
+    def take(self, address: str, head: Head) -> None:
         """A request is sent there, from the running loop."""
         with self._lock:
             self._take(address, head, asyncio.get_running_loop())
@@ -97,7 +100,7 @@ class Places:
         if waiting:
             waiting.loop.call_soon_threadsafe(_tell, waiting.future, address)
 
-    async def wait(self, rooms: Rooms, head: str) -> str:
+    async def wait(self, rooms: Rooms, head: Head) -> str:
         """The address of the place that is free next, which is taken."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(head, rooms, loop, loop.create_future())
@@ -117,7 +120,7 @@ class Places:
                 self.leave(waiting.given)
             raise
 
-    def _take(self, address: str, head: str, loop: asyncio.AbstractEventLoop) -> None:
+    def _take(self, address: str, head: Head, loop: asyncio.AbstractEventLoop) -> None:
         self.loops.setdefault(loop, Counter())[address] += 1
         held = self.held.setdefault(address, OrderedDict())
         held[head] = None
@@ -125,15 +128,21 @@ class Places:
         if len(held) > _HELD:
             held.popitem(last=False)
 
+    def _holds(self, address: str, room: int | None, head: Head) -> tuple[int, int]:
+        """How much of this beginning is at the address: in what it was sent last, in as many as it has places; in all.
+
+        A server keeps the last prompt of each slot, and some of the others.
+        """
+        depths = [sum(map(eq, head, other)) for other in reversed(self.held.get(address, ()))]
+        return max(depths[: room or 1], default=0), max(depths, default=0)
+
     def _waits_for(self, address: str) -> _Waiting | None:
         able = [each for each in self._waiting if address in each.rooms and not self.full(address, each.rooms[address])]
-        held = self.held.get(address, OrderedDict())
 
-        def key(one: _Waiting) -> int:
-            if one.head in held:
-                return 0
-            elsewhere = any(one.head in self.held.get(each, ()) for each in one.rooms)
-            return 2 if elsewhere else 1  # its own server may be free soon
+        def key(one: _Waiting) -> tuple[int, int, int]:
+            hot, held = self._holds(address, one.rooms[address], one.head)
+            others = [self._holds(each, one.rooms[each], one.head)[0] for each in one.rooms if each != address]
+            return -hot, max(others, default=0), -held  # another that holds it may be free soon
 
         return min(able, key=key, default=None)
 
@@ -143,16 +152,16 @@ def _tell(future: asyncio.Future[str], address: str) -> None:
         future.set_result(address)
 
 
-def _score(head: str, address: str) -> str:
-    return hashlib.blake2b(f"{head} {address}".encode(), digest_size=8).hexdigest()
+def _score(head: Head, address: str) -> str:
+    return digest(f"{head[-1]} {address}")
 
 
-def digest(words: Sequence[str]) -> str:
+def digest(text: str) -> str:
     """A beginning, as it is known here."""
-    return hashlib.blake2b("\n".join(words).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 PLACES: Final = Places(
     loops=kept("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    held=kept("beginnings held", dict[str, OrderedDict[str, None]](), learned=True),
+    held=kept("beginnings held", dict[str, OrderedDict[Head, None]](), learned=True),
 )

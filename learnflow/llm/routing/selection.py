@@ -10,11 +10,9 @@ from ..adapter.options import rows
 from ..base import Call
 from ..health import window
 from .breaker import Gate
-from .places import digest
+from .places import Head, digest
 
-_HEAD: Final = (
-    1000  # characters of the first message: of two texts with as many in common, most of a prompt is the same
-)
+_SHORTEST: Final = 256  # characters
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
@@ -128,18 +126,24 @@ def needs_of(call: Call) -> Needs:
     return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
 
 
-def head_of(call: Call) -> str:
-    """A digest of the beginning of a conversation: the system prompt, and the first part of the first message."""
-    words = []
+def head_of(call: Call) -> Head:
+    """Digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
+
+    So that two questions about one text have the same beginning, wherever the text stands, and two texts behind one
+    long system prompt have not.
+    """
+    said = []
     for message in call.prompt if rows(call.prompt) else [{"role": "user", "content": call.prompt}]:
-        said = cast(Mapping[str, Any], message)
-        content, first = said.get("content"), said.get("role") not in ("system", "developer")
+        content = cast(Mapping[str, Any], message).get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
-        text = "".join(str(part.get("text") or "") for part in parts if isinstance(part, Mapping))
-        words.append(text[:_HEAD] if first else text)
-        if first:
-            break
-    return digest(words)
+        said += [str(part.get("text") or "") for part in parts if isinstance(part, Mapping)]
+    text = "\n".join(said)
+    length = _SHORTEST
+    ends = [length]
+    while length * 4 <= len(text):
+        length *= 2
+        ends.append(length)
+    return tuple(digest(text[:end]) for end in ends)
 
 
 def lacks(needs: Needs, can: Mapping[str, Any], served: int | None) -> list[str]:
