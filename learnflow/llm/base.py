@@ -265,6 +265,7 @@ def _labels(said: Any) -> dict[str, Any]:
     for name, value in said.items() if good else ():
         good = good and isinstance(name, str) and name.isidentifier() and len(name) <= _LABEL
         good = good and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _LABEL
+        good = good and (type(value) is not int or abs(value) < 2**63)  # what OpenTelemetry can hold
         good = good and str(value).isprintable()
     if said is not None and not good:
         wanted = f"{_LABELS} entries at most: a name, and a printable text of {_LABEL} characters, a number or a bool"

@@ -59,6 +59,17 @@ def test_queries_ask_for_labels_that_are_there(expression: str) -> None:
     assert expression.count("(") == expression.count(")")
 
 
+def test_the_documents_queries_ask_for_labels_that_are_there() -> None:
+    text = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
+    queries = [line for block in re.findall(r"```promql\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert {name for query in queries for name in named(query)} == {"tokens_total", "cost_dollars_total"}
+    for query in queries:
+        (name,) = named(query)
+        assert set(re.findall(r"by \(([^)]*)\)", query)[0].split(", ")) <= METRICS[name]
+    table = re.findall(r"^\| `learnflow_llm_(\w+)` \| ([^|]*) \|", text, re.MULTILINE)
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table} == METRICS
+
+
 @pytest.mark.parametrize(
     ("title", "metric"),
     [

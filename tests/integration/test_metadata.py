@@ -94,7 +94,7 @@ async def test_langgraphs_node_is_filled_in_unless_the_caller_names_one(events_s
 
     async def generating_content(_: dict[str, Any]) -> dict[str, Any]:
         await model.ainvoke([HumanMessage("hi")])
-        await model.ainvoke([HumanMessage("hi")], {"metadata": {"node": "mine", "user": "u-17"}})
+        await model.ainvoke([HumanMessage("hi")], {"metadata": {"learnflow_llm": {"node": "mine", "user": "u-17"}}})
         async for _piece in model.astream([HumanMessage("hi")]):
             pass
         return {}
@@ -104,5 +104,7 @@ async def test_langgraphs_node_is_filled_in_unless_the_caller_names_one(events_s
     plan.add_edge(START, "generating_content")
     plan.add_edge("generating_content", END)
     await plan.compile().ainvoke({})
+    asked = {name: value for name, value in model._identifying_params.items() if name == "metadata"}
+    assert not asked  # a cache's key: whose request it is changes no answer
     told = [each.metadata for each in events_seen if isinstance(each, events.Began)]
     assert told == [{"node": "generating_content"}, {"node": "mine", "user": "u-17"}, {"node": "generating_content"}]

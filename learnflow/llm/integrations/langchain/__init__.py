@@ -107,19 +107,21 @@ class ChatLearnFlow(BaseChatModel):
         """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
         return window.at_most([text], 0, 0)
 
-    def _asked(self, stop: list[str] | None, more: Mapping[str, Any], run: Any = None) -> dict[str, Any]:
-        """The keywords for the provider; a call's own win. Whose request it is, LangChain's metadata of the run says:
-        ``node`` and ``user`` of its ``config``, else LangGraph's node.
-        """
+    def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords for the provider; a call's own win."""
         own = {name: getattr(self, name) for name in _ASKED} | self.model_kwargs
         given = own | {name: value for name, value in more.items() if value is not None and name != "stream"}
         given["stop"] = stop or given["stop"] or None
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _whose(self, run: Any) -> dict[str, Any]:
+        """``metadata=``: LangGraph's node; over it what the ``config`` has in its metadata under "learnflow_llm"."""
         # LangChain streams without a manager of the run; what surrounds it is known all the same
         told = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
-        whose = {"node": told.get("node") or told.get("langgraph_node"), "user": told.get("user")}
-        said = {name: value for name, value in whose.items() if isinstance(value, str) and value.isprintable()}
-        given["metadata"] = {name: value[:_SHOWN] for name, value in said.items()} or None
-        return {name: value for name, value in given.items() if value is not None}
+        node, own = told.get("langgraph_node"), told.get("learnflow_llm")
+        named = {"node": node[:_SHOWN]} if isinstance(node, str) and node.isprintable() else {}
+        given = {**named, **(own if isinstance(own, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
+        return {"metadata": given} if given else {}
 
     async def _agenerate(
         self,
@@ -128,7 +130,7 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        done = await self.provider.complete(put.put(messages), **self._asked(stop, kwargs, run_manager))
+        done = await self.provider.complete(put.put(messages), **(self._asked(stop, kwargs) | self._whose(run_manager)))
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
@@ -145,7 +147,7 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = self._asked(stop, kwargs, run_manager)
+        asked = self._asked(stop, kwargs) | self._whose(run_manager)
         if asked.get("tools") or asked.get("response_format"):  # broken in the middle, they could not be continued
             whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
             yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
