@@ -76,7 +76,7 @@ class Settings(BaseSettings):
 
     @property
     def chain(self) -> list[str]:
-        """The providers that are named, in order: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        """The ranks that are named, in order: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``; "a+b" is one of equals."""
         named = self.llm_providers or self.llm_provider or ""
         names = [name.strip().lower() for name in named.split(",") if name.strip()]
         return names if self.llm_fallback_enabled else names[:1]

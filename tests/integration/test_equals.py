@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from learnflow.llm import RouterProvider, errors, get_provider
+from learnflow.llm.cli import main
 from learnflow.llm.routing.places import PLACES, Places
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -239,3 +240,16 @@ def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
 
     asyncio.run(leaves_without_a_word())
     assert not places.full("gpu1", 1)
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "explain hi", "ask hi"])
+async def test_the_commands_know_equals(
+    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "gpu1+gpu2,gpu3")
+    code = await asyncio.to_thread(main.main, command.split())
+    said = capsys.readouterr()
+    assert (code, "gpu1+gpu2" in said.err) == (0, False), said
+    if command != "ask hi":
+        assert "gpu1" in said.out
+        assert "gpu2" in said.out

@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from .. import errors, settings
+from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
 from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
 from .ask import watched
-from .status import table
+from .status import chain_of, table
 
 KEPT: Final = 0
 BROKEN: Final = 1
@@ -73,7 +73,7 @@ async def check(options: argparse.Namespace) -> int:
 
 
 async def _provider(options: argparse.Namespace) -> BaseProvider:
-    chain = [options.provider] if options.provider else settings.load().chain
+    chain = chain_of(options)
     provider = build(chain[0]) if chain else (await found())[0]
     await provider.refresh()
     return provider

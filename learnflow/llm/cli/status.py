@@ -68,7 +68,8 @@ async def warm_up(options: argparse.Namespace) -> int:
 
 def chain_of(options: argparse.Namespace) -> list[str]:
     """The names of the providers that are named."""
-    return [options.provider.lower()] if options.provider else settings.load().chain
+    chain = [options.provider.lower()] if options.provider else settings.load().chain
+    return [name.strip() for rank in chain for name in rank.split("+")]
 
 
 async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
