@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -223,6 +224,25 @@ async def test_a_slower_equal_is_never_above_its_bound() -> None:
         if number % 2 and places.flying("fast"):
             places.leave("fast")
     assert places.flying("slow") < 100 * 5 / 12
+
+
+async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there() -> None:
+    places, rooms = Places(), {"gpu1": 1}
+    places.take("gpu1", ("known",))
+    stranger = asyncio.create_task(places.wait({**rooms, "gone": 0}, ("held by one that has gone",)))
+    places.held["gone"] = OrderedDict({("held by one that has gone",): None})
+    await asyncio.sleep(0)
+    for _ in range(20):
+        known = asyncio.create_task(places.wait(rooms, ("known",)))
+        await asyncio.sleep(0)
+        places.leave("gpu1")
+        await asyncio.wait([known, stranger], return_when=asyncio.FIRST_COMPLETED)
+        if stranger.done():
+            break
+    assert await stranger == "gpu1"
+    places.leave("gpu1")
+    assert await known == "gpu1"
+    places.leave("gpu1")
 
 
 async def test_sizes_of_the_servers_decide_the_shares() -> None:

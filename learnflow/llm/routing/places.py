@@ -22,6 +22,7 @@ from ..process import kept
 # How far above the average one may be before it gives way: the c of "Consistent Hashing with Bounded Loads" (Mirrokni,
 # Thorup, Zadimoghaddam 2016), with the value of its authors' examples.
 _BOUND: Final = 1.25
+_PASSED: Final = 16  # so often a waiting request lets others go first
 _HELD: Final = 64  # beginnings remembered for each address
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
@@ -36,6 +37,7 @@ class _Waiting:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[str]
     given: str | None = None
+    passed: int = 0  # places that others were given
 
 
 @dataclass(slots=True)
@@ -139,12 +141,16 @@ class Places:
     def _waits_for(self, address: str) -> _Waiting | None:
         able = [each for each in self._waiting if address in each.rooms and not self.full(address, each.rooms[address])]
 
-        def key(one: _Waiting) -> tuple[int, int, int]:
+        def key(one: _Waiting) -> tuple[bool, int, int, int]:
+            """First what only this one holds, then what nobody does; what others hold, too, or alone, can wait."""
             hot, held = self._holds(address, one.rooms[address], one.head)
             others = [self._holds(each, one.rooms[each], one.head)[0] for each in one.rooms if each != address]
-            return -hot, max(others, default=0), -held  # another that holds it may be free soon
+            return one.passed < _PASSED, max(others, default=0) - hot, hot, -held
 
-        return min(able, key=key, default=None)
+        chosen = min(able, key=key, default=None)
+        for each in able:
+            each.passed += 1
+        return chosen
 
 
 def _tell(future: asyncio.Future[str], address: str) -> None:
