@@ -35,7 +35,7 @@ FLOORS = [
     ["discovery", "routing"],
     ["factory"],
     ["integrations", "testing"],
-    ["cli", "__main__", "__init__"],
+    ["cli", "sync", "__main__", "__init__"],
 ]
 # What the environment asks for is imported when it is wanted.
 ON_DEMAND = {("factory", "integrations")}

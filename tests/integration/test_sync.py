@@ -1,0 +1,80 @@
+"""The calls without async: in a script, inside a running loop, left in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from learnflow.llm import errors
+from learnflow.llm.sync import Provider, get_provider
+from learnflow.llm.testing import Fault, FaultServer
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A server in a loop and thread of its own, as a script sees one."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    made = FaultServer("vllm", TEXT)
+    wait(made.__aenter__())
+    yield made
+    wait(made.__aexit__(None, None, None))
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def provider(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    monkeypatch.setenv("LLM_PROVIDER", "vllm")
+    monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
+    return get_provider()
+
+
+def test_four_calls_that_wait(provider: Provider) -> None:
+    assert provider.generate("hi") == TEXT
+    assert provider.complete("hi").finish == "stop"
+    stream = provider.stream("hi")
+    with pytest.raises(errors.InvalidRequest, match="has not ended"):
+        stream.completion.text  # noqa: B018
+    assert "".join(stream) == stream.completion.text == TEXT
+    assert provider.list_models() == ["fault-model"]
+    assert provider.health_check()
+    assert (provider.name, provider.get_capabilities()["local"]) == ("vllm", True)
+
+
+async def test_a_loop_that_runs_in_this_thread_is_no_trouble(provider: Provider) -> None:
+    assert provider.generate("hi") == TEXT
+    assert "".join(provider.stream("hi")) == TEXT
+
+
+def test_leaving_a_stream_frees_the_server(provider: Provider, server: FaultServer) -> None:
+    server.fault = Fault("stall", after=1)
+    with provider.stream("hi") as stream:
+        assert next(stream)
+    for _ in range(200):
+        if server.seen[-1].gone.is_set():
+            break
+        threading.Event().wait(0.01)
+    assert server.seen[-1].gone.is_set()
+    assert next(stream, None) is None
+
+
+def test_what_fails_fails_as_ever(provider: Provider, server: FaultServer) -> None:
+    server.fault = Fault("cut", after=3)
+    with pytest.raises(errors.AnswerCut) as cut:
+        provider.generate("hi", timeout=2)
+    assert TEXT.startswith(cut.value.partial)
+    with pytest.raises(errors.InvalidRequest, match="there is no keyword"):
+        provider.generate("hi", nonsense=1)  # type: ignore[call-arg]
