@@ -33,7 +33,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
         integrations.attach(common)
     if _instead:
         return RouterProvider(_instead[-1])
-    chain = [str(name)] if name else common.chain
+    chain = str(name).split(",") if name else common.chain
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=found)
 
 

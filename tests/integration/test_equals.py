@@ -8,12 +8,13 @@ import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.cli import main
-from learnflow.llm.routing.places import PLACES, Places
+from learnflow.llm.routing.places import PLACES, Place, Places
 from learnflow.llm.testing import Fault, FaultServer
 
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -215,34 +216,47 @@ async def test_one_that_dies_among_many_loses_no_answer(
 
 async def test_a_slower_equal_is_never_above_its_bound() -> None:
     """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
-    places, rooms = Places(), {"fast": None, "slow": None, "third": None}
+    places, rooms, fast = Places(), {"fast": None, "slow": None, "third": None}, list[Place]()
     for number in range(100):
-        address = places.ordered(rooms, (f"the same {number % 2}",))[0]
-        places.take(address, (f"the same {number % 2}",))
+        head = (f"the same {number % 2}",)
+        place = places.take(places.ordered(rooms, head)[0], head)
+        fast += [place] if place.address == "fast" else []
         under_way = sum(map(places.flying, rooms))
         assert max(map(places.flying, rooms)) <= -(-under_way * 5 // 12)
-        if number % 2 and places.flying("fast"):
-            places.leave("fast")
+        if number % 2 and fast:
+            places.leave(fast.pop())
     assert places.flying("slow") < 100 * 5 / 12
 
 
-async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there() -> None:
+@pytest.mark.parametrize("behind", [1, 17, 40])
+async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behind: int) -> None:
     places, rooms = Places(), {"gpu1": 1}
-    places.take("gpu1", ("known",))
-    stranger = asyncio.create_task(places.wait({**rooms, "gone": 0}, ("held by one that has gone",)))
+    place = places.take("gpu1", ("known",))
     places.held["gone"] = OrderedDict({("held by one that has gone",): None})
-    await asyncio.sleep(0)
-    for _ in range(20):
-        known = asyncio.create_task(places.wait(rooms, ("known",)))
+
+    async def one(head: str) -> str:
+        nonlocal place
+        place = await places.wait({**rooms, "gone": 0}, (head,), places.turn(), 9) or place
+        return head
+
+    served = list[str]()
+    tasks = [asyncio.create_task(one("held by one that has gone"))]
+    tasks += [asyncio.create_task(one("known")) for _ in range(behind)]
+    for _ in range(60):
         await asyncio.sleep(0)
-        places.leave("gpu1")
-        await asyncio.wait([known, stranger], return_when=asyncio.FIRST_COMPLETED)
-        if stranger.done():
+        tasks.append(asyncio.create_task(one("known")))
+        await asyncio.sleep(0)
+        places.leave(place)
+        while not (done := [task for task in tasks if task.done()]):
+            await asyncio.sleep(0)
+        served.append(done[0].result())
+        tasks.remove(done[0])
+        if served[-1] != "known":
             break
-    assert await stranger == "gpu1"
-    places.leave("gpu1")
-    assert await known == "gpu1"
-    places.leave("gpu1")
+    assert len(served) <= 18
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_sizes_of_the_servers_decide_the_shares() -> None:
@@ -260,6 +274,28 @@ def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
 
     asyncio.run(leaves_without_a_word())
     assert not places.full("gpu1", 1)
+
+
+async def test_an_endpoint_keeps_its_place_when_it_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer("ollama", TEXT) as server:
+        monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        for _ in range(3):
+            assert await get_provider("gpu1").generate("hi") == TEXT
+        assert get_provider("gpu1").status()[0]["in_flight"] == 0
+
+
+ODD: dict[str, Any] = {
+    "a number": 10**5000,
+    "a content": [{"role": "user", "content": 10**5000}],
+    "a part": [{"role": "user", "content": [1]}],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_an_odd_prompt_is_refused_by_name(two: list[FaultServer], name: str) -> None:
+    for router in (RouterProvider("gpu1+gpu2"), RouterProvider("gpu1")):
+        with pytest.raises(errors.LLMError):
+            await router.generate(ODD[name])
 
 
 @pytest.mark.parametrize("command", ["status", "doctor", "explain hi", "ask hi"])

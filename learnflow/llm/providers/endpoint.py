@@ -34,7 +34,7 @@ class EndpointProvider(BaseProvider):
         plain: the provider for an API that is none of the known kinds.
     """
 
-    name, address, spec, endpoint = _its("name"), _its("address"), _its("spec"), _its("endpoint")
+    name, spec, endpoint = _its("name"), _its("spec"), _its("endpoint")
     model, vision_model = _its("model"), _its("vision_model")
     inventory, runner = _its("inventory"), _its("runner")
     continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
@@ -46,6 +46,11 @@ class EndpointProvider(BaseProvider):
         self.provider = plain
         self._known = False
         self._asking: asyncio.Task[ProviderSpec | None] | None = None
+
+    @property
+    def address(self) -> str:
+        """See ``RoutableProvider``; it stays what it is when the server has said what it is."""
+        return self._plain.address
 
     @property
     def loads(self) -> bool:

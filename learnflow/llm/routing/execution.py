@@ -20,10 +20,11 @@ from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
 from .candidate import Candidate, chain_name
-from .places import PLACES, Rooms
+from .places import PLACES, Place, Rooms
 from .progress import Progress
 
 _AGAIN_S: Final = 0.5  # between two looks at a server that loads
+_LOOK_AGAIN_S: Final = 0.5  # between two looks at who could be asked, while all are full
 _LOADING: Final = errors.ModelLoading
 
 
@@ -88,6 +89,14 @@ class _Asked:
         return text
 
 
+@dataclass(slots=True)
+class _Waits:
+    """Since when a request waits for a place, by the loop's clock, and its turn; 0 where it does not."""
+
+    since: float = 0.0
+    turn: int = 0
+
+
 class Execution:
     """One request.
 
@@ -133,6 +142,7 @@ class Execution:
         self._begun_again = False
         self._refuse_prefill: set[int] = set()
         self._head = selection.head_of(call)
+        self._place: Place | None = None  # of the attempt that is under way
 
     async def pieces(
         self, chain: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
@@ -175,7 +185,7 @@ class Execution:
                 except LLMError as error:
                     broke = error
                 finally:
-                    PLACES.leave(candidate.address)
+                    self._leave()
                     if broke is None and self._answering.completion is None:
                         self._registry.settle(candidate.target(self.model_for(candidate)))  # left: a trial says nothing
                 if broke:
@@ -352,6 +362,7 @@ class Execution:
 
     async def _next(self) -> Candidate:
         """Who is asked next; a place there is taken. Raises LLMError where nobody can be."""
+        waiting = _Waits()
         while True:
             fit = [each for each in self.order() if each.number not in self._failures and not self.why_not(each)]
             fit = self._within_reach(fit)
@@ -361,7 +372,7 @@ class Execution:
             for at in selected.load:
                 fit[at].load(self.model_for(fit[at]))
             if selected.chosen is not None:
-                chosen = await self._with_place(fit[selected.chosen], fit)
+                chosen = await self._with_place(fit[selected.chosen], fit, waiting)
                 if chosen is None:
                     continue
                 if self.gate(chosen) == "trial":
@@ -375,45 +386,53 @@ class Execution:
             first = self.last_resort(fit)
             opened = await self._last_resort(first)
             if opened is None:
-                PLACES.take(first.address, self._head)
+                self._place = PLACES.take(first.address, self._head)
                 return first
             self._last = self._failures[first.number] = opened
             await self._follow(first, opened)
 
-    async def _with_place(self, chosen: Candidate, fit: Sequence[Candidate]) -> Candidate | None:
+    async def _with_place(self, chosen: Candidate, fit: Sequence[Candidate], waits: _Waits) -> Candidate | None:
         """The one who is asked, its place taken: another where this one is full. None: choose again.
 
         Raises:
             DeadlineExceeded: no place was free before the deadline.
         """
         ready = [each for each in fit if self.gate(each) in ("closed", "trial")]
-        equals = [each for each in ready if each.rank == chosen.rank]
-        if not PLACES.full(chosen.address, chosen.room):
-            PLACES.take(chosen.address, self._head)
-            return chosen
         reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._rules.spill]
-        for each in ready:
-            if each.distance <= reach and not PLACES.full(each.address, each.room):
-                PLACES.take(each.address, self._head)
+        for each in (chosen, *(other for other in ready if other.distance <= reach)):
+            self._place = PLACES.take_free(each.address, each.room, self._head)
+            if self._place:
+                self._waited(each, waits)
                 return each
-        if len(equals) < 2:  # it has a queue of its own
-            PLACES.take(chosen.address, self._head)
+        if sum(each.rank == chosen.rank for each in self._candidates) == 1:  # it has a queue of its own
+            self._place = PLACES.take(chosen.address, self._head)
             return chosen
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                address = await PLACES.wait(_rooms(equals), self._head)
-        except TimeoutError:
+        equals = [each for each in ready if each.rank == chosen.rank]
+        now = asyncio.get_running_loop().time()
+        waits.turn, waits.since = waits.turn or PLACES.turn() + 1, waits.since or now
+        if now >= self._deadline:
             what = f"timed out waiting for a free place at one of {chain_name(equals)}"
             hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
-            raise self._progress.final(errors.DeadlineExceeded(what, hint=hint)) from None
-        freed = next(each for each in equals if each.address == address)
-        events.emit_lazily(events.Queued, provider=freed.name, seconds=loop.time() - began)
-        if self.gate(freed) in ("closed", "trial"):
+            raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
+        # for a moment: then one that comes back is looked at, too
+        within = min(_LOOK_AGAIN_S, self._deadline - now)
+        self._place = await PLACES.wait(_rooms(equals), self._head, waits.turn, within)
+        freed = next((each for each in equals if self._place and each.address == self._place.address), None)
+        if freed and self.gate(freed) in ("closed", "trial"):
+            self._waited(freed, waits)
             return freed
-        PLACES.leave(address)  # it failed meanwhile
+        self._leave()  # it failed meanwhile
         return None
+
+    def _waited(self, candidate: Candidate, waits: _Waits) -> None:
+        if waits.since:
+            seconds = asyncio.get_running_loop().time() - waits.since
+            events.emit_lazily(events.Queued, provider=candidate.name, seconds=seconds)
+
+    def _leave(self) -> None:
+        if self._place:
+            PLACES.leave(self._place)
+            self._place = None
 
     def last_resort(self, fit: Sequence[Candidate]) -> Candidate:
         """The one whose breaker lets it be asked first."""

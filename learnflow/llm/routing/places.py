@@ -7,13 +7,15 @@ The execution takes a place for each attempt, and leaves it; shared by all route
 from __future__ import annotations
 
 import asyncio
+import bisect
 import hashlib
+import itertools
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import eq
 from typing import Final, cast
 from weakref import WeakKeyDictionary
 
@@ -24,19 +26,30 @@ from ..process import kept
 _BOUND: Final = 1.25
 _PASSED: Final = 16  # so often a waiting request lets others go first
 _HELD: Final = 64  # beginnings remembered for each address
+_ADDRESSES: Final = 256
+_LOOKED_AT: Final = 64  # of those that wait, at once
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
 Head = tuple[str, ...]  # digests of longer and longer beginnings
 Rooms = Mapping[str, int | None]  # address -> requests that it takes at once; None for any number
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place that is taken: where, and by which event loop."""
+
+    address: str
+    loop: asyncio.AbstractEventLoop
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    turn: int
     head: Head
     rooms: Rooms
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[str]
-    given: str | None = None
+    future: asyncio.Future[Place]
+    given: Place | None = None
     passed: int = 0  # places that others were given
 
 
@@ -50,13 +63,15 @@ class Places:
     """
 
     loops: Loops = field(default_factory=WeakKeyDictionary)
-    held: dict[str, OrderedDict[Head, None]] = field(default_factory=dict)
+    held: OrderedDict[str, OrderedDict[Head, None]] = field(default_factory=OrderedDict)
     _waiting: list[_Waiting] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Iterator[int] = field(default_factory=itertools.count)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def flying(self, address: str) -> int:
         """Requests under way there."""
-        return sum(counts[address] for loop, counts in list(self.loops.items()) if not loop.is_closed())
+        with self._lock:
+            return sum(counts[address] for loop, counts in list(self.loops.items()) if not loop.is_closed())
 
     def full(self, address: str, room: int | None) -> bool:
         """Whether it has no free place."""
@@ -70,82 +85,104 @@ class Places:
         """
         known = [room for room in rooms.values() if room is not None]
         even = len(known) < len(rooms)  # shares by size only where all sizes are known
-        under_way = sum(self.flying(address) for address in rooms) + 1
 
         def key(address: str) -> tuple[bool, bool, int, int, str]:
-            room = rooms[address]
+            room, flying = rooms[address], self.flying(address)
             share = 1 / len(rooms) if even or room is None else room / sum(known)
-            over = self.flying(address) + 1 > math.ceil(_BOUND * under_way * share)
-            hot, held = self._holds(address, room, head)
-            return self.full(address, room), over, -hot, -held, _score(head, address)
+            over = flying + 1 > math.ceil(_BOUND * under_way * share)
+            hot, held = _depth(head, self._hot(address, room)), _depth(head, self._hot(address, _HELD))
+            return room is not None and flying >= room, over, -hot, -held, _score(head, address)
 
-        return sorted(rooms, key=key)
-
-    def take(self, address: str, head: Head) -> None:
-        """A request is sent there, from the running loop."""
         with self._lock:
-            self._take(address, head, asyncio.get_running_loop())
+            under_way = sum(self.flying(address) for address in rooms) + 1
+            return sorted(rooms, key=key)
 
-    def leave(self, address: str) -> None:
-        """It is over; the place goes to one that waits for it, first to one whose beginning it holds."""
+    def take(self, address: str, head: Head) -> Place:
+        """A place there, for a request of the running loop, whether or not it is full."""
         with self._lock:
-            counts = self.loops[asyncio.get_running_loop()]
-            counts[address] -= 1
-            if not counts[address]:
-                del counts[address]
+            return self._take(address, head, asyncio.get_running_loop())
+
+    def take_free(self, address: str, room: int | None, head: Head) -> Place | None:
+        """The same; None where it is full."""
+        with self._lock:
+            return None if self.full(address, room) else self.take(address, head)
+
+    def leave(self, place: Place) -> None:
+        """It is over; the place goes to one that waits for it, first to one whose beginning only it holds."""
+        with self._lock:
+            counts = self.loops.get(place.loop, Counter())
+            counts[place.address] -= 1
+            if counts[place.address] <= 0:
+                del counts[place.address]
             self._waiting = [each for each in self._waiting if not each.loop.is_closed()]
-            waiting = self._waits_for(address)
-            if waiting:
+            while waiting := self._waits_for(place.address):
                 self._waiting.remove(waiting)
-                waiting.given = address
-                self._take(address, waiting.head, waiting.loop)
-        if waiting:
-            waiting.loop.call_soon_threadsafe(_tell, waiting.future, address)
+                waiting.given = self._take(place.address, waiting.head, waiting.loop)
+                with suppress(RuntimeError):  # its loop was closed at this very moment: what it has is over
+                    waiting.loop.call_soon_threadsafe(_tell, waiting.future, waiting.given)
+                    return
 
-    async def wait(self, rooms: Rooms, head: Head) -> str:
-        """The address of the place that is free next, which is taken."""
+    def turn(self) -> int:
+        """A number for one that begins to wait; who has a smaller one has waited longer."""
+        return next(self._turns)
+
+    async def wait(self, rooms: Rooms, head: Head, turn: int, within: float) -> Place | None:
+        """The place that is free next, which is taken; None where none was, for so many seconds."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(head, rooms, loop, loop.create_future())
+        waiting = _Waiting(turn, head, rooms, loop, loop.create_future())
         with self._lock:
-            free = next((each for each in rooms if not self.full(each, rooms[each])), None)
-            if free:
-                self._take(free, head, loop)
-                return free
-            self._waiting.append(waiting)
+            for address, room in rooms.items():
+                if place := self.take_free(address, room, head):
+                    return place
+            bisect.insort(self._waiting, waiting, key=lambda each: each.turn)
+        kept = False
         try:
-            return await waiting.future
-        except asyncio.CancelledError:
+            async with asyncio.timeout(within):
+                place = await waiting.future
+        except TimeoutError:
+            return None
+        else:
+            kept = True
+            return place
+        finally:
             with self._lock:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
-            if waiting.given:
+            if waiting.given and not kept:
                 self.leave(waiting.given)
-            raise
 
-    def _take(self, address: str, head: Head, loop: asyncio.AbstractEventLoop) -> None:
+    def _take(self, address: str, head: Head, loop: asyncio.AbstractEventLoop) -> Place:
         self.loops.setdefault(loop, Counter())[address] += 1
         held = self.held.setdefault(address, OrderedDict())
+        self.held.move_to_end(address)
         held[head] = None
         held.move_to_end(head)
         if len(held) > _HELD:
             held.popitem(last=False)
+        if len(self.held) > _ADDRESSES:
+            self.held.popitem(last=False)
+        return Place(address, loop)
 
-    def _holds(self, address: str, room: int | None, head: Head) -> tuple[int, int]:
-        """How much of this beginning is at the address: in what it was sent last, in as many as it has places; in all.
-
-        A server keeps the last prompt of each slot, and some of the others.
-        """
-        depths = [sum(map(eq, head, other)) for other in reversed(self.held.get(address, ()))]
-        return max(depths[: room or 1], default=0), max(depths, default=0)
+    def _hot(self, address: str, room: int | None) -> set[str]:
+        """The beginnings that it was sent last, as many as it has places: a server keeps the last prompt of each."""
+        last = itertools.islice(reversed(self.held.get(address, OrderedDict())), room or 1)
+        return {digest for head in last for digest in head}
 
     def _waits_for(self, address: str) -> _Waiting | None:
+        """Who is given this place; those who have waited longest are looked at."""
         able = [each for each in self._waiting if address in each.rooms and not self.full(address, each.rooms[address])]
+        able = able[:_LOOKED_AT]
+        rooms = {other: room for each in able for other, room in each.rooms.items()}
+        hot = {other: self._hot(other, room) for other, room in rooms.items()}
+        held = self._hot(address, _HELD) if able else set()
 
-        def key(one: _Waiting) -> tuple[bool, int, int, int]:
+        def key(one: _Waiting) -> tuple[int, int, int, int]:
             """First what only this one holds, then what nobody does; what others hold, too, or alone, can wait."""
-            hot, held = self._holds(address, one.rooms[address], one.head)
-            others = [self._holds(each, one.rooms[each], one.head)[0] for each in one.rooms if each != address]
-            return one.passed < _PASSED, max(others, default=0) - hot, hot, -held
+            if one.passed >= _PASSED:
+                return -len(one.head) - 1, 0, 0, one.turn
+            here = _depth(one.head, hot[address])
+            others = [_depth(one.head, hot[other]) for other in one.rooms if other != address]
+            return max(others, default=0) - here, here, -_depth(one.head, held), one.turn
 
         chosen = min(able, key=key, default=None)
         for each in able:
@@ -153,9 +190,14 @@ class Places:
         return chosen
 
 
-def _tell(future: asyncio.Future[str], address: str) -> None:
+def _tell(future: asyncio.Future[Place], place: Place) -> None:
     if not future.done():
-        future.set_result(address)
+        future.set_result(place)
+
+
+def _depth(head: Head, digests: set[str]) -> int:
+    """How much of a beginning is among these."""
+    return sum(digest in digests for digest in head)
 
 
 def _score(head: Head, address: str) -> str:
@@ -169,5 +211,5 @@ def digest(text: str) -> str:
 
 PLACES: Final = Places(
     loops=kept("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    held=kept("beginnings held", dict[str, OrderedDict[Head, None]](), learned=True),
+    held=kept("beginnings held", OrderedDict[str, OrderedDict[Head, None]](), learned=True),
 )

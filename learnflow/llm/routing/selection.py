@@ -119,11 +119,18 @@ def needs_of(call: Call) -> Needs:
         for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if not isinstance(part, Mapping):
                 continue  # whoever is asked says what is wrong with it
-            images = images or "image" in str(part.get("type"))
-            texts.append(str(part.get("text") or ""))
+            kind = part.get("type")
+            images = images or (isinstance(kind, str) and "image" in kind)
+            texts.append(_text(part))
     wanted = call.options.get("response_format")
     schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
     return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
+
+
+def _text(part: Any) -> str:
+    """The text of a part; whoever is asked says what is wrong with one that is none."""
+    text = part.get("text") if isinstance(part, Mapping) else None
+    return text if isinstance(text, str) else ""
 
 
 def head_of(call: Call) -> Head:
@@ -136,7 +143,7 @@ def head_of(call: Call) -> Head:
     for message in call.prompt if rows(call.prompt) else [{"role": "user", "content": call.prompt}]:
         content = cast(Mapping[str, Any], message).get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
-        said += [str(part.get("text") or "") for part in parts if isinstance(part, Mapping)]
+        said += [_text(part) for part in parts]
     text = "\n".join(said)
     length = _SHORTEST
     ends = [length]
