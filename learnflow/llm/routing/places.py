@@ -168,10 +168,12 @@ class Places:
         last = itertools.islice(reversed(self.held.get(address, OrderedDict())), room or 1)
         return {digest for head in last for digest in head}
 
+    def _suits(self, waiting: _Waiting, address: str) -> bool:
+        return address in waiting.rooms and not self.full(address, waiting.rooms[address])
+
     def _waits_for(self, address: str) -> _Waiting | None:
         """Who is given this place; those who have waited longest are looked at."""
-        able = [each for each in self._waiting if address in each.rooms and not self.full(address, each.rooms[address])]
-        able = able[:_LOOKED_AT]
+        able = list(itertools.islice((each for each in self._waiting if self._suits(each, address)), _LOOKED_AT))
         rooms = {other: room for each in able for other, room in each.rooms.items()}
         hot = {other: self._hot(other, room) for other, room in rooms.items()}
         held = self._hot(address, _HELD) if able else set()
