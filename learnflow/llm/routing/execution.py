@@ -20,7 +20,7 @@ from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
 from .candidate import Candidate, chain_name
-from .places import PLACES, Place, Rooms
+from .places import PLACES, Place, Rooms, Turn
 from .progress import Progress
 
 _AGAIN_S: Final = 0.5  # between two looks at a server that loads
@@ -91,10 +91,10 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Waits:
-    """Since when a request waits for a place, by the loop's clock, and its turn; 0 where it does not."""
+    """Since when a request waits for a place, by the loop's clock, and its turn; None where it does not."""
 
     since: float = 0.0
-    turn: int = 0
+    turn: Turn | None = None
 
 
 class Execution:
@@ -409,7 +409,8 @@ class Execution:
             return chosen
         equals = [each for each in ready if each.rank == chosen.rank]
         now = asyncio.get_running_loop().time()
-        waits.turn, waits.since = waits.turn or PLACES.turn() + 1, waits.since or now
+        if waits.turn is None:
+            waits.turn, waits.since = PLACES.turn(), now
         if now >= self._deadline:
             what = f"timed out waiting for a free place at one of {chain_name(equals)}"
             hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
@@ -425,7 +426,7 @@ class Execution:
         return None
 
     def _waited(self, candidate: Candidate, waits: _Waits) -> None:
-        if waits.since:
+        if waits.turn:
             seconds = asyncio.get_running_loop().time() - waits.since
             events.emit_lazily(events.Queued, provider=candidate.name, seconds=seconds)
 

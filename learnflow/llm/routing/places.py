@@ -42,15 +42,26 @@ class Place:
     loop: asyncio.AbstractEventLoop
 
 
+@dataclass(slots=True)
+class Turn:
+    """The turn of a request that waits; who has a smaller number has waited longer.
+
+    Attributes:
+        passed: places that others were given meanwhile.
+    """
+
+    number: int
+    passed: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    turn: int
+    turn: Turn
     head: Head
     rooms: Rooms
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Place]
     given: Place | None = None
-    passed: int = 0  # places that others were given
 
 
 @dataclass(slots=True)
@@ -122,11 +133,11 @@ class Places:
                     waiting.loop.call_soon_threadsafe(_tell, waiting.future, waiting.given)
                     return
 
-    def turn(self) -> int:
-        """A number for one that begins to wait; who has a smaller one has waited longer."""
-        return next(self._turns)
+    def turn(self) -> Turn:
+        """For one that begins to wait; it keeps it while it waits again."""
+        return Turn(next(self._turns))
 
-    async def wait(self, rooms: Rooms, head: Head, turn: int, within: float) -> Place | None:
+    async def wait(self, rooms: Rooms, head: Head, turn: Turn, within: float) -> Place | None:
         """The place that is free next, which is taken; None where none was, for so many seconds."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(turn, head, rooms, loop, loop.create_future())
@@ -134,7 +145,7 @@ class Places:
             for address, room in rooms.items():
                 if place := self.take_free(address, room, head):
                     return place
-            bisect.insort(self._waiting, waiting, key=lambda each: each.turn)
+            bisect.insort(self._waiting, waiting, key=lambda each: each.turn.number)
         kept = False
         try:
             async with asyncio.timeout(within):
@@ -178,17 +189,17 @@ class Places:
         hot = {other: self._hot(other, room) for other, room in rooms.items()}
         held = self._hot(address, _HELD) if able else set()
 
-        def key(one: _Waiting) -> tuple[int, int, int, int]:
+        def key(one: _Waiting) -> tuple[bool, int, int, int, int]:
             """First what only this one holds, then what nobody does; what others hold, too, or alone, can wait."""
-            if one.passed >= _PASSED:
-                return -len(one.head) - 1, 0, 0, one.turn
+            if one.turn.passed >= _PASSED:
+                return False, 0, 0, 0, one.turn.number
             here = _depth(one.head, hot[address])
             others = [_depth(one.head, hot[other]) for other in one.rooms if other != address]
-            return max(others, default=0) - here, here, -_depth(one.head, held), one.turn
+            return True, max(others, default=0) - here, here, -_depth(one.head, held), one.turn.number
 
         chosen = min(able, key=key, default=None)
         for each in able:
-            each.passed += 1
+            each.turn.passed += 1
         return chosen
 
 

@@ -183,8 +183,11 @@ def _is_notice(said: dict[str, Any]) -> bool:
 
     It writes no id, object, model or index (``internal/router/loading.go`` in 0bdb372); a model's chunk has them.
     """
-    choice = said["choices"][0] if said.keys() == {"choices"} and len(said["choices"] or ()) == 1 else None
-    return choice is not None and choice.keys() == {"delta"} and choice["delta"].keys() == {"reasoning_content"}
+    choices = said["choices"] if said.keys() == {"choices"} else None
+    delta = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    for name in ("delta", "reasoning_content"):
+        delta = delta[name] if isinstance(delta, dict) and delta.keys() == {name} else None
+    return delta is not None
 
 
 def _mapping(value: Any) -> dict[str, Any]:
