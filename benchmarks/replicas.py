@@ -31,7 +31,7 @@ from typing import Any
 
 from learnflow.llm import RouterProvider
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.base import Completion
+from learnflow.llm.completion import Completion
 from learnflow.llm.providers import LlamaCppProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 

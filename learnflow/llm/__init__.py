@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .base import AtMost, Completion, LLMProvider, TextStream, ToolCall, Usage
+from .base import AtMost, LLMProvider
 from .capabilities import Capabilities, Health
+from .completion import Completion, TextStream, ToolCall, Usage
 from .errors import LLMError
 
 if TYPE_CHECKING:

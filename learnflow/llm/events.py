@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 from . import log
-from .base import Completion, ToolCall, Usage
+from .completion import Completion, ToolCall, Usage
 from .errors import ConfigError, LLMError
 from .process import kept
 

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Self, Unpack
 
 from . import factory
-from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Completion, LLMProvider, Options, Prompt
-from .base import TextStream as AsyncTextStream
+from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
+from .completion import Completion
+from .completion import TextStream as AsyncTextStream
 from .integrations.background import BACKGROUND
 
 

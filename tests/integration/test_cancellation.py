@@ -15,7 +15,7 @@ import pytest
 from support import DIALECTS, provider_for
 
 from learnflow.llm import errors
-from learnflow.llm.base import TextStream
+from learnflow.llm.completion import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.transport import pool
 

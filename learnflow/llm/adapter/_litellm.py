@@ -25,7 +25,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
-from ..base import Usage
+from ..completion import Usage
 from ..errors import LLMError
 from ..process import kept
 from ..spec import ProviderSpec

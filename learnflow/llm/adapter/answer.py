@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .. import errors
-from ..base import Completion, ServedModel
+from ..completion import Completion, ServedModel
 from ..errors import LLMError
 from ..transport.reader import AnswerReader
 from ..transport.reasoning import Delta, ReasoningSplitter

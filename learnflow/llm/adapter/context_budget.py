@@ -10,7 +10,8 @@ import asyncio
 from typing import Final
 
 from .. import errors
-from ..base import DEFAULT_MAX_TOKENS, Usage
+from ..base import DEFAULT_MAX_TOKENS
+from ..completion import Usage
 from ..errors import LLMError
 from ..health import prices, window
 from ..health.inventory import QUICK_S, Inventory

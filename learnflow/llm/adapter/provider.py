@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from .. import errors, events, settings
-from ..base import FIRST, AbstractProvider, Attempt, Call, TextStream, TimeOptions
+from ..base import FIRST, AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
+from ..completion import TextStream
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 from .. import errors, events, settings
-from ..base import FIRST, Answering, Attempt, Call, Completion, LLMProvider, Options, TextStream
+from ..base import FIRST, Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, unknown
+from ..completion import Answering, Completion, TextStream
 from ..errors import LLMError
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters

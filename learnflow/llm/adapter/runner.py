@@ -11,7 +11,8 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
-from ..base import Answering, Attempt, Completion, Nested, TextStream
+from ..base import Attempt
+from ..completion import Answering, Completion, Nested, TextStream
 from ..errors import LLMError, Tried
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
 
-from ..base import Completion, LLMProvider
+from ..base import LLMProvider
+from ..completion import Completion
 from ..factory import get_provider
 
 _PATIENCE_S: Final = 1.0  # before a person is told that something is going on

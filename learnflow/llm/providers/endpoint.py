@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from .. import errors, events
 from ..adapter.provider import BaseProvider
-from ..base import FIRST, Answering, Attempt, Call, TextStream
+from ..base import FIRST, Attempt, Call
 from ..capabilities import Health
+from ..completion import Answering, TextStream
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
 from ..spec import Model, ProviderSpec, named

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..base import Usage
+from ..completion import Usage
 from ..errors import LLMError
 from ..process import kept
 from .decision import LONGEST_S, at_fault, verdict

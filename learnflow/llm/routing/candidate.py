@@ -14,8 +14,9 @@ from itertools import groupby
 from typing import Any, Final
 
 from ..adapter.routable import RoutableProvider, routable
-from ..base import Attempt, Call, LLMProvider, Prompt, TextStream
+from ..base import Attempt, Call, LLMProvider, Prompt
 from ..capabilities import Health
+from ..completion import TextStream
 from ..errors import LLMError, ServerFailed
 from ..replay.transport import unrecorded
 from .breaker import Target

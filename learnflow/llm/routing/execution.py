@@ -15,7 +15,8 @@ from functools import partial
 from typing import Final, Literal
 
 from .. import errors, events
-from ..base import Answering, Attempt, Call, Completion, Resume, TextStream
+from ..base import Attempt, Call, Resume
+from ..completion import Answering, Completion, TextStream
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target

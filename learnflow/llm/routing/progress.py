@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import reduce
 
 from .. import events
-from ..base import Call, Completion, Usage
+from ..base import Call
+from ..completion import Completion, Usage
 from ..errors import LLMError, Tried
 
 

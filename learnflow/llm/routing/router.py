@@ -14,21 +14,10 @@ from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.routable import RoutableProvider
-from ..base import (
-    FIRST,
-    AbstractProvider,
-    Answering,
-    Attempt,
-    Call,
-    Completion,
-    LLMProvider,
-    Options,
-    Prompt,
-    Resume,
-    TextStream,
-)
+from ..base import FIRST, AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
+from ..completion import Answering, Completion, TextStream
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..providers.registry import build, check

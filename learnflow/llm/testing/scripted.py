@@ -14,9 +14,10 @@ from typing import Any
 
 from .. import errors
 from ..adapter import structured_output
-from ..base import AbstractProvider, Answering, Call, Completion, Method, Options, Prompt, ServedModel, TextStream
+from ..base import AbstractProvider, Call, Method, Options, Prompt
 from ..capabilities import Capabilities
 from ..capabilities import unknown as nothing_known
+from ..completion import Answering, Completion, ServedModel, TextStream
 
 
 @dataclass(frozen=True, slots=True)

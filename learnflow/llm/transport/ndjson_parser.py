@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from .. import errors
-from ..base import Usage
+from ..completion import Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta

@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from .. import errors
-from ..base import Usage
+from ..completion import Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta

@@ -9,7 +9,8 @@ import pytest
 from support import TOOL, provider_for
 
 from learnflow.llm import errors, events
-from learnflow.llm.base import Completion, LLMProvider
+from learnflow.llm.base import LLMProvider
+from learnflow.llm.completion import Completion
 from learnflow.llm.providers import (
     CustomProvider,
     OllamaProvider,

@@ -13,7 +13,7 @@ import pytest
 from support import DIALECTS, JSON, Quiz, TitledQuiz, heard, pair, provider_for, router
 
 from learnflow.llm import errors, events
-from learnflow.llm.base import Usage
+from learnflow.llm.completion import Usage
 from learnflow.llm.providers import OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer, recording, replaying
 

@@ -10,8 +10,8 @@ import pytest
 from support import DIALECTS, provider_for
 
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.base import Usage
 from learnflow.llm.cli import main as cli
+from learnflow.llm.completion import Usage
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
-from learnflow.llm.base import ServedModel
+from learnflow.llm.completion import ServedModel
 from learnflow.llm.integrations.background import BACKGROUND
 from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, OllamaProvider

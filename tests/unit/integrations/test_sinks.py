@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm import integrations as sinks
-from learnflow.llm.base import Usage
+from learnflow.llm.completion import Usage
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry

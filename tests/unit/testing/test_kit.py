@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from support import provider_for
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
-from learnflow.llm.base import Completion, ServedModel
+from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import Cut, FaultServer, ScriptedProvider, closed_port, no_model_calls, provided, recording
 

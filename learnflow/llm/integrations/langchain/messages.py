@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.utils import convert_to_openai_messages
 
-from ...base import Completion, Usage
+from ...completion import Completion, Usage
 from ...errors import InvalidRequest
 
 _PARTS: Final = ("text", "image_url", "input_audio", "file")
