@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from .base import AtMost, LLMProvider
 from .capabilities import Capabilities, Health
-from .completion import Completion, TextStream, ToolCall, Usage
+from .completion import (
+    Completion,
+    Event,
+    Failover,
+    Finished,
+    ReasoningDelta,
+    Resumed,
+    TextDelta,
+    TextStream,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    Waiting,
+)
 from .errors import LLMError
 
 if TYPE_CHECKING:
@@ -26,14 +39,22 @@ __all__ = [
     "BaseProvider",
     "Capabilities",
     "Completion",
+    "Event",
+    "Failover",
+    "Finished",
     "Health",
     "LLMError",
     "LLMProvider",
+    "ReasoningDelta",
+    "Resumed",
     "RoutableProvider",
     "RouterProvider",
+    "TextDelta",
     "TextStream",
     "ToolCall",
+    "ToolCallDelta",
     "Usage",
+    "Waiting",
     "discover",
     "errors",
     "events",

@@ -103,7 +103,7 @@ class Call:
         metadata: whose request it is.
 
     Raises:
-        InvalidRequest: tools, for a method that gives a text alone; metadata that cannot be.
+        InvalidRequest: tools, for the method that gives a text alone; metadata that cannot be.
     """
 
     prompt: Prompt = field(repr=False)
@@ -119,8 +119,8 @@ class Call:
             others = {name: value for name, value in self.options.items() if name != "metadata"}
             object.__setattr__(self, "metadata", _labels(self.options["metadata"]))
             object.__setattr__(self, "options", others)
-        if self.options.get("tools") and self.method != "complete":
-            raise InvalidRequest("tools need complete(): a text alone cannot carry a call")
+        if self.options.get("tools") and self.method == "generate":
+            raise InvalidRequest("tools need complete() or stream(): a text alone cannot carry a call")
 
     @property
     def whole(self) -> bool:
@@ -129,10 +129,10 @@ class Call:
 
     @property
     def rigid(self) -> bool:
-        """Whether its answer has a form that cannot be continued: tool calls, JSON."""
+        """Whether its answer has a form that cannot be continued: JSON, or tool calls that nobody has seen yet."""
         wanted = self.options.get("response_format")
         free = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
-        return bool(self.options.get("tools")) or not free
+        return bool(self.options.get("tools") and self.whole) or not free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer. No tools here: use ``complete``."""
+        """The text of the answer. No tools here: use ``complete`` or ``stream``."""
         ...
 
     def stream(
@@ -208,7 +208,7 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The same, piece by piece. No tools here: use ``complete``."""
+        """The same, piece by piece; tool calls are in its ``events()`` and its ``completion``."""
         ...
 
     async def complete(
@@ -283,7 +283,10 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise."""
+        """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise.
+
+        Takes ``tools``: calls are in the stream's ``events()``, and in its ``completion``.
+        """
         return self.start(Call(prompt, model, temperature, max_tokens, more, "stream"))
 
     async def complete(
@@ -294,5 +297,5 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> Completion:
-        """The answer and everything known about it; the only one that takes ``tools``. As ``generate`` otherwise."""
+        """The answer and everything known about it; takes ``tools``. As ``generate`` otherwise."""
         return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()

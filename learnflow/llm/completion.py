@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 from .errors import InvalidRequest, LLMError, bare
 
@@ -97,17 +98,133 @@ class Completion:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer's text; its repr shows none of it."""
+
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A piece of the thinking; its repr shows none of it."""
+
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call; its repr shows no arguments.
+
+    Attributes:
+        index: of the call in this answer, from 0.
+        id, name: of the call; the same in each of its pieces.
+        arguments: the new piece of the JSON text; whole only when all pieces are joined.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing arrives for now, and why; told once a second while it lasts.
+
+    Attributes:
+        reason: "queue" (for a free place), "load" (of the model), or "retry" (a pause before the next attempt).
+        provider, model: who is waited for; None where that is open.
+        progress: of the load, from 0 to 1; None where the server does not tell.
+    """
+
+    reason: Literal["queue", "load", "retry"]
+    provider: str
+    model: str | None = None
+    progress: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """The next provider is asked, because this one failed.
+
+    Attributes:
+        provider, to: their names.
+        error: the name of the error's class.
+    """
+
+    provider: str
+    to: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The answer broke, and is to go on where it stopped.
+
+    Attributes:
+        provider: who is asked to go on.
+        characters: of the text that was delivered.
+    """
+
+    provider: str
+    characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is whole; the last event."""
+
+    completion: Completion
+
+
+Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed | Finished
+# As they are handed up inside: a text as it is, and the other events only where somebody watches them.
+Piece: TypeAlias = str | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed
+_FLOWING: Final = (str, ReasoningDelta, ToolCallDelta)
+_LOOK_S: Final = 1.0  # seconds between two looks at what is waited for
+
+
+class Watch:
+    """What somebody who watches the events of an answer is told while nothing arrives.
+
+    Attributes:
+        waiting: what is waited for now.
+    """
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: Waiting | None = None
+
+
 class Answering:
     """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive.
 
-    ``unfit`` is a whole answer that failed its schema, where there was one: it has cost something, too.
+    Attributes:
+        completion: the whole answer.
+        unfit: a whole answer that failed its schema, where there was one: it has cost something, too.
+        watch: of who watches the events; None where only the text is read.
     """
 
-    __slots__ = ("completion", "unfit")
+    __slots__ = ("completion", "unfit", "watch")
 
     def __init__(self) -> None:
         self.completion: Completion | None = None
         self.unfit: Completion | None = None
+        self.watch: Watch | None = None
+
+    @contextmanager
+    def waits(self, waiting: Waiting) -> Generator[None, None, None]:
+        """What the block waits for, for whoever watches."""
+        before = self.watch.waiting if self.watch else None
+        if self.watch:
+            self.watch.waiting = waiting
+        try:
+            yield
+        finally:
+            if self.watch:
+                self.watch.waiting = before
 
 
 class Nested(AsyncIterator[_T]):
@@ -141,14 +258,14 @@ class Nested(AsyncIterator[_T]):
 
 
 class TextStream(AsyncIterator[str]):
-    """The pieces of one answer as they arrive.
+    """The text of one answer, piece by piece as it arrives; ``events()`` has everything else, too.
 
     Iterate it once. Leaving an ``async with``, ``aclose()``, cancelling the task, and leaving a ``for`` over an unnamed
     stream close the connection at once, which makes the server stop. ``completion`` is there when the stream has ended.
     """
 
-    def __init__(self, pieces: AsyncGenerator[str, None], answering: Answering) -> None:
-        self._pieces: AsyncGenerator[str, None] | Nested[str] = pieces
+    def __init__(self, pieces: AsyncGenerator[Piece, None], answering: Answering) -> None:
+        self._pieces: AsyncGenerator[Piece, None] | Nested[Piece] = pieces
         self._answering = answering
         self._reader: asyncio.Task[object] | None = None
         self._left: asyncio.Event | None = None  # somebody closes; set when that is done
@@ -173,7 +290,7 @@ class TextStream(AsyncIterator[str]):
         reader = self._reader = asyncio.current_task()
         cancelled = reader.cancelling() if reader else 0
         try:
-            return await self._pieces.__anext__()
+            return cast(str, await self._pieces.__anext__())  # nothing else where nobody watches
         except asyncio.CancelledError:
             self._failed = True
             if self._left is None or reader is None or reader.uncancel() > cancelled:
@@ -187,11 +304,40 @@ class TextStream(AsyncIterator[str]):
                 self._left.set()
         raise StopAsyncIteration
 
-    def nested(self) -> Self:
-        """The same stream, for a generator that reads it; see ``Nested``."""
+    def nested(self, watch: Watch | None = None) -> Self:
+        """The same stream, for a generator that reads it; see ``Nested``. With a watch it gives every ``Piece``."""
+        self._answering.watch = watch
         if not isinstance(self._pieces, Nested):
             self._pieces = Nested(self._pieces)
         return self
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Everything that happens: text, thinking, tool calls, waiting, failover; at the end ``Finished``.
+
+        What was given is never taken back: all ``TextDelta`` joined are the completion's text. Instead of the stream,
+        not beside it; leaving it closes the connection, as leaving the stream does.
+
+        Raises:
+            LLMError: as the stream does; where a piece of a tool call was given, it is not asked for again.
+        """
+        watch = Watch()
+        async with self.nested(watch):
+            flowing, piece = False, cast(Piece | None, None)
+            while True:
+                if flowing:
+                    piece = await anext(self, None)
+                else:
+                    coming = asyncio.ensure_future(anext(self, None))
+                    while not (await asyncio.wait([coming], timeout=_LOOK_S))[0]:
+                        if watch.waiting:
+                            yield watch.waiting
+                    piece = coming.result()
+                if piece is None:
+                    break
+                flowing = isinstance(piece, _FLOWING)
+                yield TextDelta(piece) if isinstance(piece, str) else piece
+        if self._answering.completion:
+            yield Finished(self._answering.completion)
 
     async def whole(self) -> Completion:
         """Read it to its end, for who wants no pieces; returns the completion."""

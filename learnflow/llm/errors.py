@@ -73,7 +73,8 @@ class LLMError(Exception):
     """Something went wrong between the caller and the model.
 
     ``str()`` is for the person who must act: who failed, what happened, what to do. It never holds a key, a prompt or
-    an answer; what had arrived of the answer is in ``partial`` and ``thinking``, which no message or repr shows.
+    an answer; what had arrived of the answer is in ``partial``, ``thinking`` and ``partial_calls``, which no message or
+    repr shows.
 
     Attributes:
         provider, model: whom it happened to (None where that is not known).
@@ -88,6 +89,7 @@ class LLMError(Exception):
         params: the parameters that the server, or LiteLLM, named as the cause.
         partial: the text of the answer that had arrived.
         thinking: the thinking that had arrived.
+        partial_calls: the tool calls that had arrived, each as far as it came: "id", "name", "arguments" (JSON text).
         tokens: about how many tokens had arrived.
         finished: the server had said that the answer is complete: what is wrong with it is not that it broke.
         attempts: what was tried before, where several providers or times were.
@@ -120,6 +122,7 @@ class LLMError(Exception):
         self.params: tuple[str, ...] = ()
         self.partial = ""
         self.thinking = ""
+        self.partial_calls: tuple[dict[str, str], ...] = ()
         self.tokens = 0
         self.finished = False
         self.attempts: tuple[Tried, ...] = ()

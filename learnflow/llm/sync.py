@@ -11,13 +11,13 @@ from typing import Self, Unpack
 from . import factory
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
-from .completion import Completion
+from .completion import Completion, Event
 from .completion import TextStream as AsyncTextStream
 from .integrations.background import BACKGROUND
 
 
 class TextStream:
-    """An iterator over the pieces of an answer; leaving it, or Ctrl-C, ends the request at the server.
+    """An iterator over the text of an answer; leaving it, or Ctrl-C, ends the request at the server.
 
     Attributes:
         completion: the whole answer, once the last piece was read. Raises InvalidRequest before.
@@ -39,6 +39,10 @@ class TextStream:
         if self._pieces is None:
             self._pieces = BACKGROUND.pieces(_pieces(self._stream))
         return next(self._pieces)
+
+    def events(self) -> Iterator[Event]:
+        """Everything that happens, as ``learnflow.llm.TextStream.events``; instead of the text, not beside it."""
+        return BACKGROUND.pieces(self._stream.events())
 
     def close(self) -> None:
         """End it; the server stops."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from behaviours import ANSWERS, BEHAVIOURS
 from subjects import SUBJECTS, absent, cassette_of, fresh
 from vcr_player import deserialize, played_by_vcrpy, unmarked
 
-from learnflow.llm import errors
+from learnflow.llm import Completion, Finished, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta, errors
+from learnflow.llm.base import AbstractProvider
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import RecordedResponse
 from learnflow.llm.replay.player import Player
@@ -32,6 +34,30 @@ async def test_contract(row: str, behaviour: str) -> None:
     origin, _ = cassette.load(file.read_text(encoding="utf-8"))
     with played_by_vcrpy(file):
         await BEHAVIOURS[behaviour](fresh(row, answers=origin.get("answers", ANSWERS)))
+
+
+@pytest.mark.parametrize(("row", "behaviour"), CELLS)
+async def test_the_events_of_a_stream_say_what_complete_says(
+    row: str, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AbstractProvider, "complete", _by_events)
+    await test_contract(row, behaviour)
+
+
+async def _by_events(provider: AbstractProvider, *given: Any, **more: Any) -> Completion:
+    """As ``complete``, by way of the events, which must say the same."""
+    stream = provider.stream(*given, **more)
+    events = [event async for event in stream.events()]
+    done, calls = stream.completion, dict[tuple[str, str], str]()
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            calls[event.id, event.name] = calls.get((event.id, event.name), "") + event.arguments
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == done.text
+    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == (done.reasoning or "")
+    read = [ToolCall(*known, json.loads(arguments or "{}")) for known, arguments in calls.items()]
+    assert read == list(done.tool_calls)
+    assert events[-1] == Finished(done)
+    return done
 
 
 @pytest.mark.parametrize("row", SUBJECTS)

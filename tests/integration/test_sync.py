@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import errors
+from learnflow.llm import Finished, ReasoningDelta, TextDelta, errors
 from learnflow.llm.sync import Provider, get_provider
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -78,3 +78,11 @@ def test_what_fails_fails_as_ever(provider: Provider, server: FaultServer) -> No
     assert TEXT.startswith(cut.value.partial)
     with pytest.raises(errors.InvalidRequest, match="there is no keyword"):
         provider.generate("hi", nonsense=1)  # type: ignore[call-arg]
+
+
+def test_the_events_come_without_async_too(server: FaultServer) -> None:
+    server.thinking = "Hm."
+    events = list(get_provider("vllm").stream("hi").events())
+    assert isinstance(events[0], ReasoningDelta)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == TEXT
+    assert isinstance(events[-1], Finished)

@@ -53,16 +53,13 @@ class Answer:
         """The thinking so far."""
         return "".join(self._thinking)
 
-    def add(self, piece: Delta) -> str:
-        """Take a piece; returns the text that may be given out. Raises ThinkingLeaked where too much was."""
-        held = ""
-        if piece.thinking:
-            self._thinking.append(piece.thinking)
-            held = self._splitter.separated()
-        text, thinking = self._splitter.feed(piece.text) if piece.text else Delta()
-        return self._take(Delta(held + text, thinking))
+    def add(self, piece: Delta) -> Delta:
+        """Take a piece; returns what may be given out. Raises ThinkingLeaked where too much was."""
+        held = self._splitter.separated() if piece.thinking else ""
+        split = self._splitter.feed(piece.text) if piece.text else Delta()
+        return self._take(Delta(held + split.text, piece.thinking + split.thinking, piece.calls))
 
-    def end(self) -> str:
+    def end(self) -> Delta:
         """The wire has ended, whole or not; returns what was still held back."""
         return self._take(self._splitter.end())
 
@@ -102,13 +99,13 @@ class Answer:
             return whole
         return replace(whole, parsed=structured_output.parsed(self._asked.wanted, whole.text, whole.finish))
 
-    def _take(self, piece: Delta) -> str:
+    def _take(self, piece: Delta) -> Delta:
         self._thinking.append(piece.thinking)
         if self._splitter.leaked and self._text:
             self._text = []  # it was thinking, all of it, and is among the thinking now
             raise errors.ThinkingLeaked("the text so far was thinking: a closing </think> came without an opening one")
         self._text.append(piece.text)
-        return piece.text
+        return piece
 
     def _empty(self, parser: StreamParser) -> LLMError:
         if parser.refused:

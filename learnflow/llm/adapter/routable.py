@@ -15,7 +15,7 @@ from typing import Any, cast
 from .. import errors, events, settings
 from ..base import FIRST, Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, unknown
-from ..completion import Answering, Completion, TextStream
+from ..completion import Answering, Completion, Piece, TextStream
 from ..errors import LLMError
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
@@ -132,7 +132,7 @@ class RoutableProvider(LLMProvider):
         """Its pieces, as ``attempt`` has them from ``stream``."""
         return self.stream(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
 
-    async def _bounded(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _bounded(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[Piece, None]:
         """The pieces: an application's provider may know neither our times, nor our errors, nor our events."""
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -150,13 +150,13 @@ class RoutableProvider(LLMProvider):
                         answering.completion = await self.answer(call, attempt)
                     yield answering.completion.text
                 else:
-                    async with aclosing(self.pieces(call, attempt).nested()) as stream:
+                    async with aclosing(self.pieces(call, attempt).nested(answering.watch)) as stream:
                         while True:
                             async with asyncio.timeout_at(limit):
-                                piece = await anext(stream, None)
+                                piece: Piece | None = await anext(stream, None)
                             if piece is None:
                                 break
-                            left -= len(piece)
+                            left -= len(piece) if isinstance(piece, str) else 1
                             if left < 0:
                                 raise errors.AnswerTooLong(  # noqa: TRY301
                                     "the answer is many times as long as max_tokens can be"

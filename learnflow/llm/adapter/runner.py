@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Answering, Completion, Nested, TextStream
+from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting
 from ..errors import LLMError, Tried
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
@@ -21,7 +21,7 @@ from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import addressed
 from ..transport.error_mapping import failure_of
 from ..transport.reader import AnswerReader
-from ..transport.reasoning import OPENS_THINKING_ITSELF
+from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, images, structured_output
@@ -108,7 +108,7 @@ class Runner:
         hold = whole or asked.reasoning not in (None, False)  # what may be thinking, until that is certain
         return TextStream(self._text(asked, attempt, answering, hold=hold), answering)
 
-    async def _fitting(self, asked: Request, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _fitting(self, asked: Request, attempt: Attempt, answering: Answering) -> AsyncGenerator[Piece, None]:
         """As ``_text``, for an answer that must fit a schema: in one piece, asked for in as many turns as it takes."""
         attempt, alone = self._begun(asked, attempt)
         tried = list[Tried]()
@@ -164,7 +164,7 @@ class Runner:
 
     async def _text(
         self, asked: Request, attempt: Attempt, answering: Answering, *, hold: bool
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces; leaves the completion, tells what happened, and raises only LLMErrors."""
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -182,15 +182,18 @@ class Runner:
                 answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
                 trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
                 async with AsyncExitStack() as stack:
-                    await self._place(stack, deadline)
+                    with answering.waits(Waiting("queue", self.spec.name, model)):
+                        await self._place(stack, deadline)
+                    if budget.loads:
+                        stack.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
                     while not trial.over:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
                         send = partial(self._sent, trial, budget.sending(), reader)
                         try:
                             async with aclosing(Nested(reader.deltas(send, deadline))) as deltas:
-                                async for piece in deltas:
-                                    if text := answer.add(piece):
-                                        yield text
+                                async for delta in deltas:
+                                    for piece in _shown(answer.add(delta), answering):
+                                        yield piece
                             trial.over = True
                         except _MAY_BE_OURS as error:
                             self._otherwise(trial, reader, error)
@@ -200,8 +203,8 @@ class Runner:
                 failed = failure_of(error)
             rest, late = await self._ended(answer, answering, model or "", whole=failed is None)
             failed = failed or late
-            if rest:
-                yield rest
+            for piece in _shown(rest, answering):
+                yield piece
         finally:
             lowered = answer.budget.answer if answer.budget else None
             self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
@@ -355,9 +358,9 @@ class Runner:
 
     async def _ended(
         self, answer: Answer, answering: Answering, model: str, *, whole: bool
-    ) -> tuple[str, LLMError | None]:
+    ) -> tuple[Delta, LLMError | None]:
         """What was held back; where the answer is whole, the completion is left, or why it is none after all."""
-        rest = ""
+        rest = Delta()
         try:
             rest = answer.end()
             if whole:
@@ -419,9 +422,20 @@ class Runner:
         discreet(error, self.endpoint.key, asked, answer.text if answer else "")
         if answer:
             error.partial, error.thinking = answer.text, answer.thinking
-            error.tokens = answer.reader.deltas_read if answer.reader else 0
-            error.finished = bool(answer.reader and answer.reader.parser.finish)
+        if answer and answer.reader:
+            error.partial_calls = answer.reader.parser.calls
+            error.tokens = answer.reader.deltas_read
+            error.finished = bool(answer.reader.parser.finish)
         return error
+
+
+def _shown(delta: Delta, answering: Answering) -> Sequence[Piece]:
+    """What the reader of the stream sees of this: its text, and where somebody watches, everything."""
+    text = (delta.text,) if delta.text else ()
+    if not answering.watch:
+        return text
+    thinking = (ReasoningDelta(delta.thinking),) if delta.thinking else ()
+    return (*thinking, *text, *delta.calls)
 
 
 def _together(whole: Completion, unfit: Sequence[Completion], later: float) -> Completion:

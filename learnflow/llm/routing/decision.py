@@ -32,7 +32,8 @@ class Situation:
         blank: the caller has seen white space, and nothing else.
         held: a part of it is held, shown or not, of this attempt or of one before.
         fresh: this attempt has added to it.
-        rigid: it has a form that cannot be continued: tool calls, JSON.
+        rigid: it has a form that cannot be continued, as JSON has.
+        called: the caller has seen a piece of a tool call.
         resume: what the caller wants done with a stream that breaks.
         prefilled: the request carried the beginning of the answer, which was our idea.
         stepped: of a provider that takes a beginning, less was asked for than all: up to the last whole word.
@@ -48,6 +49,7 @@ class Situation:
     held: bool = False
     fresh: bool = False
     rigid: bool = False
+    called: bool = False
     resume: Resume = "continue"
     prefilled: bool = False
     stepped: bool = False
@@ -119,6 +121,7 @@ RULES: Final = (
         "give up",
         "keep",
     ),
+    Rule("a piece of a tool call was shown, which is never taken back", lambda _, now: now.called, "give up", "keep"),
     Rule(
         "what it said is worthless (the prompt was cut, thinking, not the schema, endless) or had its finish; shown",
         lambda error, now: now.shown and now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
@@ -133,7 +136,7 @@ RULES: Final = (
     ),
     Rule("the model is loading, or it does not go on where the answer broke", _is(*_LATER), "next", "keep"),
     Rule(
-        "it broke after a part was shown that cannot be continued (tools, a schema, resume='raise')",
+        "it broke after a part was shown that cannot be continued (a schema, resume='raise')",
         lambda _, now: now.shown and (now.rigid or now.resume == "raise"),
         "give up",
         "keep",

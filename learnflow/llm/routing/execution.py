@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from .. import errors, events
 from ..base import Attempt, Call, Resume
-from ..completion import Answering, Completion, TextStream
+from ..completion import Answering, Completion, Failover, Piece, Resumed, TextStream, Waiting
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -147,7 +147,7 @@ class Execution:
 
     async def pieces(
         self, chain: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of the answer; the completion is there at the end. Raises LLMError.
 
         Args:
@@ -166,18 +166,16 @@ class Execution:
             finally:
                 self._progress.begins(chain_name(self._candidates), self._call)
             while self._answering.completion is None:
-                candidate = await self._next()
-                if before and before is not candidate and self._last:
-                    name = type(self._last).__name__
-                    events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
-                before, broke = candidate, None
+                candidate, broke = await self._next(), None
                 try:
-                    asked = self._ask(candidate)
-                    async with asked.start().nested() as answer:
+                    moved = self._moves(before, candidate)
+                    before, asked = candidate, self._ask(candidate)
+                    for event in (*moved, *self._resumes(asked)):
+                        yield event
+                    async with asked.start().nested(self._answering.watch) as answer:
                         async for piece in answer:
-                            if text := asked.taken(piece):
-                                self._progress.heard(text, loop.time())
-                                yield text
+                            if new := self._new(asked, piece):
+                                yield new
                         asked.completion = answer.completion
                     if text := asked.ended():
                         self._progress.heard(text, loop.time())
@@ -197,6 +195,28 @@ class Execution:
             raise
         finally:
             self._progress.ends(self._answering.completion or failed)
+
+    def _moves(self, before: Candidate | None, candidate: Candidate) -> Sequence[Piece]:
+        """Tell that another one is asked than before; returns what is shown of it."""
+        if not before or before is candidate or not self._last:
+            return ()
+        name = type(self._last).__name__
+        events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
+        return (Failover(before.name, candidate.name, name),) if self._answering.watch else ()
+
+    def _resumes(self, asked: _Asked) -> Sequence[Piece]:
+        """What is shown where an answer is to go on."""
+        goes_on = self._answering.watch and asked.joiner and self._progress.text.strip()
+        return (Resumed(asked.candidate.name, len(self._progress.text)),) if goes_on else ()
+
+    def _new(self, asked: _Asked, piece: Piece) -> Piece:
+        """What of a piece the caller has not seen. Raises NotContinued where it is not what had to come again."""
+        if not isinstance(piece, str):
+            self._progress.showed(piece)
+            return piece
+        if text := asked.taken(piece):
+            self._progress.heard(text, asyncio.get_running_loop().time())
+        return text
 
     def _in_words(self, candidate: Candidate) -> bool:
         """Whether it can be asked to continue an answer in words only."""
@@ -310,6 +330,7 @@ class Execution:
                 held=held,
                 fresh=fresh,
                 rigid=self._call.rigid,
+                called=self._progress.called,
                 resume=self._resume,
                 prefilled=prefilled,
                 stepped=stepped,
@@ -332,14 +353,16 @@ class Execution:
             else:
                 self._refuse_prefill.add(candidate.number)
         elif decided.action == "load":
-            await self._loaded()
+            with self._answering.waits(Waiting("load", chain_name(self._loading()))):
+                await self._loaded()
         elif decided.action == "begin again":
             self._begun_again = True
             for number in self._not_continued():
                 del self._failures[number]
         elif decided.action == "again" and pause is not None:
             self._rounds += 1
-            await asyncio.sleep(pause)
+            with self._answering.waits(Waiting("retry", chain_name(self._candidates[at] for at in self._passing()))):
+                await asyncio.sleep(pause)
             for number in self._passing():
                 del self._failures[number]
 
@@ -418,7 +441,8 @@ class Execution:
             raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
         # for a moment: then one that comes back is looked at, too
         within = min(_LOOK_AGAIN_S, self._deadline - now)
-        self._place = await PLACES.wait(_rooms(equals), self._head, waits.turn, within)
+        with self._answering.waits(Waiting("queue", chain_name(equals))):
+            self._place = await PLACES.wait(_rooms(equals), self._head, waits.turn, within)
         freed = next((each for each in equals if self._place and each.address == self._place.address), None)
         if freed and self.gate(freed) in ("closed", "trial"):
             self._waited(freed, waits)
@@ -479,7 +503,7 @@ class Execution:
         if await asyncio.shield(self._probe(candidate)):  # others wait for it too
             return None
         error = copy.copy(opened[0].error or errors.ConnectionFailed("not ready"))
-        error.partial, error.thinking, error.attempts = "", "", ()
+        error.partial, error.thinking, error.partial_calls, error.attempts = "", "", (), ()
         self._progress.tried.append(Tried(candidate.name, target.model, type(error).__name__, error.status, 0.0))
         return error
 

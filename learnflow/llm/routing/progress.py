@@ -13,7 +13,7 @@ from functools import reduce
 
 from .. import events
 from ..base import Call
-from ..completion import Completion, Usage
+from ..completion import Completion, Piece, ReasoningDelta, ToolCallDelta, Usage
 from ..errors import LLMError, Tried
 
 
@@ -27,6 +27,7 @@ class Progress:
     Attributes:
         request: its number in this process.
         text, thinking, tokens: delivered, or heard where nobody is watching.
+        called: a piece of a tool call was shown.
         tried: the attempts that failed.
         resumed: how often a broken answer was continued.
     """
@@ -36,6 +37,8 @@ class Progress:
         self.request = request or events.next_request()
         self.text = ""
         self.thinking = ""
+        self.called = False
+        self._thought: list[str] = []  # what was shown of it, by whichever attempt
         self.tokens = 0
         self.tried: list[Tried] = []
         self.resumed = 0
@@ -82,6 +85,12 @@ class Progress:
         if self._fell:
             self._switched(now)
 
+    def showed(self, piece: Piece) -> None:
+        """Something beside the text was shown."""
+        self.called = self.called or isinstance(piece, ToolCallDelta)
+        if isinstance(piece, ReasoningDelta):
+            self._thought.append(piece.text)
+
     def failed(self, tried: Sequence[Tried], now: float) -> None:
         """The attempt failed."""
         self.tried.extend(tried)
@@ -111,7 +120,7 @@ class Progress:
         return replace(
             whole,
             text=self.text or whole.text,
-            reasoning=self.thinking or whole.reasoning,
+            reasoning="".join(self._thought) or self.thinking or whole.reasoning,
             usage=_sum([*self._usages, whole.usage]),
             cost=None if None in costs else sum(cost for cost in costs if cost is not None),
             first_token_s=first,

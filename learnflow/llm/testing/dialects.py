@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from ..completion import ToolCallDelta
+
 DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 
 MODEL: Final = "fault-model"
@@ -152,6 +154,17 @@ class Dialect:
         key = "reasoning" if self.name == "vllm" else "reasoning_content"
         delta: dict[str, Any] = ({"content": text} if text else {}) | ({key: thinking} if thinking else {})
         return self._chunk(delta, None)
+
+    def call(self, piece: ToolCallDelta) -> bytes:
+        """A piece of a tool call; the first of a call carries its id and its name."""
+        function: dict[str, Any] = {"name": piece.name} if piece.name else {}
+        if self.lines:
+            function["arguments"] = json.loads(piece.arguments)
+            message = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+            return _line({"model": MODEL, "message": message, "done": False})
+        own = {"id": piece.id, "type": "function"} if piece.id else {}
+        function["arguments"] = piece.arguments
+        return self._chunk({"tool_calls": [{"index": piece.index, **own, "function": function}]}, None)
 
     def opening(self) -> bytes:
         """What comes before the first piece."""

@@ -11,12 +11,13 @@ import json
 import re
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
+from ..completion import ToolCallDelta
 from ..transport.endpoint import origin
 from .dialects import REFUSALS, Dialect, DialectName
 
@@ -96,6 +97,7 @@ class FaultServer:
         dialect: openai, lmstudio, vllm, llamacpp or ollama.
         answer: the pieces of its answer; a text is cut into words.
         thinking: sent before, in the dialect's own field.
+        calls: pieces of tool calls, sent after the answer; Ollama's come whole.
         fault: what goes wrong with each answer; None for none.
         slice_bytes: write the body in slices of so many bytes.
         key: a key that must be sent.
@@ -116,6 +118,7 @@ class FaultServer:
         answer: str | list[str] = "The quick brown fox jumps over the lazy dog.",
         *,
         thinking: str = "",
+        calls: Sequence[ToolCallDelta] = (),
         fault: Fault | None = None,
         slice_bytes: int | None = None,
         key: str | None = None,
@@ -128,6 +131,7 @@ class FaultServer:
         if isinstance(answer, str):
             self.pieces[-1] = self.pieces[-1][:-1]
         self.thinking = thinking
+        self.calls = calls
         self.derailed = ["something ", "else"]
         self.fault = fault
         self.script: list[Fault | None] = []
@@ -302,10 +306,10 @@ class FaultServer:
         asked = [each.get("content") for each in seen.body.get("messages", ())] or [seen.body.get("prompt")]
         prompt = self.reads or max(5, sum(len(str(text).split()) for text in asked))
         whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
-        pieces = all_pieces if not fault or name in whole else all_pieces[: fault.after]
-        pieces = [] if name == "silent" else pieces
-        for text in pieces:
-            yield say.piece(text)
+        parts = [*map(say.piece, all_pieces), *map(say.call, self.calls)]
+        parts = parts if not fault or name in whole else parts[: fault.after]
+        yield from parts if name != "silent" else []
+        finish = "tool_calls" if self.calls and not say.lines else "stop"
         breaks: dict[str, list[bytes]] = {
             "half_line": [say.piece("half")[:-9]],
             "error_frame": [say.error()],
@@ -317,7 +321,7 @@ class FaultServer:
             "error_after_finish": [say.end(), say.error(), say.done()],
             "silent": [say.end(), say.done()],
             "lingers": [say.end()],
-            "": [say.end(prompt=prompt), say.usage(prompt), say.done()],
+            "": [say.end(finish, prompt), say.usage(prompt), say.done()],
         }
         yield from breaks.get(name, [])
 

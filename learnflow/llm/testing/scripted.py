@@ -7,6 +7,7 @@ Applications' tests give it to what they test, or to ``get_provider()`` through 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from ..adapter import structured_output
 from ..base import AbstractProvider, Call, Method, Options, Prompt
 from ..capabilities import Capabilities
 from ..capabilities import unknown as nothing_known
-from ..completion import Answering, Completion, ServedModel, TextStream
+from ..completion import Answering, Completion, Piece, ReasoningDelta, ServedModel, TextStream, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class ScriptedProvider(AbstractProvider):
         """What it was made to say."""
         return self._capabilities
 
-    async def _pieces(self, asked: ScriptedRequest, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _pieces(self, asked: ScriptedRequest, answering: Answering) -> AsyncGenerator[Piece, None]:
         self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
         unknown = set(asked.more) - set(Options.__annotations__)
         if unknown:
@@ -109,8 +110,13 @@ class ScriptedProvider(AbstractProvider):
             raise answer("as the script has it")
         said = answer.text if isinstance(answer, Cut | Completion) else answer
         text = "".join(said)
+        watched = answer if answering.watch and isinstance(answer, Completion) else None
+        if watched and watched.reasoning:
+            yield ReasoningDelta(watched.reasoning)
         for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
             yield piece
+        for at, call in enumerate(watched.tool_calls if watched else ()):
+            yield ToolCallDelta(at, call.id, call.name, json.dumps(call.arguments))
         if isinstance(answer, Cut):
             cut = errors.AnswerCut("the script cuts it here", provider=self._name)
             cut.partial = text

@@ -6,11 +6,11 @@ import json
 from typing import Final
 
 from .. import errors
-from ..completion import Usage
+from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import MAX_CALLS, MAX_NAME, StreamParser
+from .stream_parser import MAX_NAME, StreamParser
 from .untrusted import count, word
 
 # Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
@@ -47,21 +47,19 @@ class NDJSONParser(StreamParser):
         text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
+        calls: tuple[ToolCallDelta, ...] = ()
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
-            index, name, own = len(self._calls), function.get("name"), call.get("id")
-            self._calls[index] = {"id": word(own, MAX_NAME), "name": word(name, MAX_NAME), "arguments": arguments}
-            self._goes_on(len(arguments))
-            if index >= MAX_CALLS:
-                self._malformed("an answer of so many tool calls")
+            own, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
+            calls += self._called(len(self._calls), own, name, arguments) or ()
         if said.get("done"):
             self.ended = True
             prompt, answer = count(said.get("prompt_eval_count")), count(said.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
-        return Delta(text, thinking) if text or thinking or message.get("tool_calls") else None
+        return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _last(self, rest: bytes) -> Delta | None:
         piece = self._read(rest)

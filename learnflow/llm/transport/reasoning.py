@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final, Literal, NamedTuple
 
+from ..completion import ToolCallDelta
+
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
 _QUOTES: Final = {
@@ -24,10 +26,11 @@ _LOOK_AHEAD: Final = 2  # characters behind a closing tag that tell what it is
 
 
 class Delta(NamedTuple):
-    """What arrived: a piece of the answer, a piece of the thinking, or both."""
+    """What arrived: a piece of the answer, of the thinking, of tool calls, or several of them."""
 
     text: str = ""
     thinking: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
 
 
 class ReasoningSplitter:

@@ -5,16 +5,17 @@ Events as the HTML standard has them (section 9.2.6): lines end with LF, CR or b
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any, Final
 
 from .. import errors
-from ..completion import Usage
+from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_CALLS, MAX_NAME, ODD, StreamParser
+from .stream_parser import BOM, MAX_NAME, ODD, StreamParser
 from .untrusted import MAX_EVENT_BYTES, count, dollars, parse_json, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
@@ -96,39 +97,30 @@ class SSEParser(StreamParser):
         said_text, said_thinking = _parts(delta.get("content"))
         text = self._text(said_text, "text")
         thinking = self._text(said_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
-        called = bool(delta.get("tool_calls")) and self._collect(delta["tool_calls"])
+        calls = self._collect(delta["tool_calls"]) if delta.get("tool_calls") else None
         if delta.get("refusal"):
             self.refused = True
-        self._closed(choice.get("finish_reason"), spoken=bool(text or thinking or called))
-        return Delta(text, thinking) if text or thinking or called else None
+        spoken = bool(text or thinking or calls is not None)
+        self._closed(choice.get("finish_reason"), spoken=spoken)
+        return Delta(text, thinking, calls or ()) if spoken else None
 
-    def _collect(self, calls: Any) -> bool:
-        """Take pieces of tool calls; returns whether they said anything."""
+    def _collect(self, calls: Any) -> tuple[ToolCallDelta, ...] | None:
+        """Take pieces of tool calls; returns what to show of them, None where they said nothing."""
         if not isinstance(calls, list):
             self._malformed("a tool call")
-            return False
-        said = False
-        for call in calls:
-            function = call.get("function") or {}
-            own = word(call.get("id"), MAX_NAME)
-            new = bool(own) and all(own != known["id"] for known in self._calls.values())
-            index = call.get("index")
-            if type(index) is not int:  # some servers leave it out: a new id is a new call
-                index = len(self._calls) if new or not self._calls else max(self._calls)
-            known = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
-            known["id"] = known["id"] or own
-            name = word(function.get("name"), MAX_NAME)
-            said = said or bool(name and not known["name"])
-            known["name"] = known["name"] or name
-            arguments = function.get("arguments") or ""
-            arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
-            known["arguments"] += arguments
-            if arguments:
-                self._goes_on(len(arguments))
-                said = True
-            if len(self._calls) > MAX_CALLS:
-                self._malformed("an answer of so many tool calls")
-        return said
+            return None
+        pieces = [self._piece(call, call.get("function") or {}) for call in calls]
+        said = [piece for piece in pieces if piece is not None]
+        return tuple(itertools.chain(*said)) if said else None
+
+    def _piece(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...] | None:
+        own, index = word(call.get("id"), MAX_NAME), call.get("index")
+        if type(index) is not int:  # some servers leave it out: a new id is a new call
+            new = bool(own) and all(own != known.id for known in self._calls.values())
+            index = len(self._calls) if new or not self._calls else max(self._calls)
+        arguments = function.get("arguments") or ""
+        arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        return self._called(index, own, word(function.get("name"), MAX_NAME), arguments)
 
     def _count(self, usage: Any) -> None:
         """The tokens; an odd object leaves them unknown, and the answer as it is."""

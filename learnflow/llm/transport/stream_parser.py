@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from .. import errors
-from ..completion import Finish, ToolCall, Usage
+from ..completion import Finish, ToolCall, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
@@ -38,6 +38,37 @@ def most_characters(max_tokens: int | None) -> int:
     return max(_MAX_CHARACTERS, _MAX_TOKEN * (max_tokens or 0))
 
 
+class _Call:
+    """A tool call as it comes; what was shown of it never changes: nothing is, before its name.
+
+    Args:
+        at: its place among the calls of the answer, from 0.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.id = ""
+        self.name = ""
+        self._pieces: list[str] = []
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What came."""
+        return {"id": self.id or f"call_{self.at}", "name": self.name, "arguments": "".join(self._pieces)}
+
+    def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
+        """Take a piece; returns what to show, None where it says nothing."""
+        self._pieces.append(arguments)
+        self.id = self.id or own
+        if self.name:
+            return (ToolCallDelta(self.at, self.id, self.name, arguments),) if arguments else None
+        if not name:
+            return () if arguments else None
+        self.name = name
+        self.id = self.told["id"]
+        return (ToolCallDelta(self.at, **self.told),)
+
+
 class StreamParser:
     """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
 
@@ -63,7 +94,7 @@ class StreamParser:
         self._rest: list[bytes] = []  # read, but not yet a line
         self._waiting = 0  # its length
         self._seen = False  # anything of the dialect
-        self._calls: dict[int, dict[str, str]] = {}
+        self._calls: dict[int, _Call] = {}  # by their index at the server
         self._halves: dict[str, str] = {}  # of characters, by field
         self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
         self._finish_missing = finish_missing
@@ -107,7 +138,8 @@ class StreamParser:
         rest = self._take()
         piece = self._whole(rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
-            piece = Delta(*(a + b for a, b in zip(piece or Delta(), self._lone(), strict=True)))
+            said, lone = piece or Delta(), self._lone()
+            piece = Delta(said.text + lone.text, said.thinking + lone.thinking, said.calls)
         if not self.fault and (self.finish is None or (self._early and not self.ended)):
             self.fail(self._missing())
         return [piece] if piece else []
@@ -120,14 +152,28 @@ class StreamParser:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls, arguments parsed. Raises MalformedAnswer where the model wrote no JSON object."""
         calls = []
-        for index, call in sorted(self._calls.items()):
+        for call in self.calls:
             arguments = json_object(call["arguments"] or "{}")
             if arguments is None:
                 raise errors.MalformedAnswer(
                     f"the arguments of the tool call {word(call['name'])!r} are not a JSON object"
                 )
-            calls.append(ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments))
+            calls.append(ToolCall(id=call["id"], name=call["name"], arguments=arguments))
         return tuple(calls)
+
+    @property
+    def calls(self) -> tuple[dict[str, str], ...]:
+        """The tool calls as far as they came: id, name, and the arguments as the model wrote them."""
+        return tuple(call.told for call in self._calls.values())
+
+    def _called(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
+        """Take a piece of the tool call that has this index at the server; returns what to show, None for no piece."""
+        call = self._calls.setdefault(index, _Call(len(self._calls)))
+        if arguments:
+            self._goes_on(len(arguments))
+        if len(self._calls) > MAX_CALLS:
+            self._malformed("an answer of so many tool calls")
+        return call.add(own, name, arguments)
 
     def fail(self, fault: LLMError) -> None:
         """The answer is not whole, for this reason; the first one stands."""
@@ -205,7 +251,8 @@ class StreamParser:
         return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _lone(self) -> Delta:
-        return Delta(*("\ufffd" if field in self._halves else "" for field in Delta._fields))
+        text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
+        return Delta(text, thinking)
 
     def _closed(self, reason: Any, *, spoken: bool = False) -> None:
         """The wire's own word for the end; some servers say "" until it comes. ``spoken``: text came with it."""

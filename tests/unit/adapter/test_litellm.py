@@ -278,7 +278,7 @@ def watch(event, args):
     if event == "socket.connect" or event == "socket.getaddrinfo":
         seen.append((event, args[-1] if event == "socket.connect" else args[0]))
 sys.addaudithook(watch)
-from learnflow.llm import base
+from learnflow.llm import completion
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import settle
@@ -286,7 +286,7 @@ for spec in SPECS.values():
     there = settle(spec, "http://127.0.0.1:9", "k", None, None, None)
     _litellm._prepare(spec, there)
     _litellm.judge(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
-    _litellm.price(spec, "llama3", base.Usage(1, 1, 2))
+    _litellm.price(spec, "llama3", completion.Usage(1, 1, 2))
 print(seen, sorted(name for name in os.environ if name.startswith("LITELLM")))
 """
     set_by_us = [

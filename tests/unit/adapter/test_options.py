@@ -53,7 +53,6 @@ from learnflow.llm.testing.fault_server import Seen
         ({"session": "a\r\nb: c"}, errors.InvalidRequest, "session= must be"),
         ({"session": 5}, errors.InvalidRequest, "session= must be"),
         ({"tool_choice": "auto"}, errors.InvalidRequest, "tool_choice= without tools="),
-        ({"tools": [TOOL]}, errors.InvalidRequest, r"tools need complete\(\)"),
         ({"prompt": ""}, errors.InvalidRequest, "empty"),
         ({"prompt": []}, errors.InvalidRequest, "neither a text nor a list"),
         ({"prompt": 7}, errors.InvalidRequest, "neither a text nor a list"),
@@ -68,6 +67,13 @@ async def test_bad_input_is_refused_before_anything_is_sent(more: dict[str, Any]
             await provider.generate(prompt, **more)
         with pytest.raises(kind, match=said):
             provider.stream(prompt, **more)
+        assert server.connections == 0
+
+
+async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
+    async with FaultServer() as server:
+        with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):
+            await provider_for(server).generate("hi", tools=[TOOL])
         assert server.connections == 0
 
 

@@ -1,0 +1,288 @@
+"""``stream().events()``: everything that happens while an answer comes, and nothing of it is ever taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from support import DIALECTS, JSON, TEXT, TOOL, Own, Quiz, dead, pair, provider_for, router
+
+from learnflow.llm import (
+    Event,
+    Failover,
+    Finished,
+    LLMProvider,
+    ReasoningDelta,
+    Resumed,
+    RouterProvider,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Waiting,
+    completion,
+    errors,
+)
+from learnflow.llm.completion import Completion, ServedModel
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
+
+ARGUMENTS = '{"city": "Москва", "days": 3}'
+CALLS = [
+    ToolCallDelta(0, "a", "weather", ARGUMENTS[:9]),
+    ToolCallDelta(0, "", "", ARGUMENTS[9:]),
+    ToolCallDelta(1, "b", "weather", "{}"),
+]
+WHOLE_CALLS = [ToolCallDelta(0, "", "weather", ARGUMENTS)]  # as Ollama sends them
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "_LOOK_S", 0.02)
+
+
+async def told(provider: LLMProvider, **more: Any) -> list[Event]:
+    return [event async for event in provider.stream("hi", **more).events()]
+
+
+def joined(events: list[Event]) -> tuple[str, str, list[ToolCall]]:
+    """What the deltas say, put together as a reader would."""
+    calls: dict[int, list[ToolCallDelta]] = {}
+    for event in events:
+        if isinstance(event, ToolCallDelta):
+            calls.setdefault(event.index, []).append(event)
+    for each in calls.values():
+        assert len({(piece.id, piece.name) for piece in each}) == 1
+    return (
+        "".join(event.text for event in events if isinstance(event, TextDelta)),
+        "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
+        [
+            ToolCall(each[0].id, each[0].name, json.loads("".join(piece.arguments for piece in each)))
+            for each in calls.values()
+        ],
+    )
+
+
+def finished(events: list[Event]) -> Completion:
+    assert isinstance(events[-1], Finished)
+    assert sum(isinstance(event, Finished) for event in events) == 1
+    return events[-1].completion
+
+
+def kinds(events: list[Event]) -> list[str]:
+    """The names of the events, each run of equal ones once."""
+    names = [type(event).__name__ for event in events]
+    return [name for at, name in enumerate(names) if not at or names[at - 1] != name]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_the_deltas_joined_are_the_completion(dialect: str) -> None:
+    calls = WHOLE_CALLS if dialect == "ollama" else CALLS
+    async with FaultServer(dialect, TEXT, thinking="Let me see.", calls=calls) as server:  # type: ignore[arg-type]
+        for provider in (provider_for(server), router(provider_for(server), dead())):
+            events = await told(provider, tools=[TOOL])
+            done = finished(events)
+            text, thinking, tools = joined(events)
+            assert (text, thinking, tuple(tools)) == (TEXT, "Let me see.", done.tool_calls)
+            assert (done.text, done.reasoning, done.finish) == (TEXT, "Let me see.", "tool_calls")
+            assert kinds(events) == ["ReasoningDelta", "TextDelta", "ToolCallDelta", "Finished"]
+
+
+async def test_thinking_in_tags_is_a_reasoning_delta() -> None:
+    async with FaultServer("openai", ["<thi", "nk>a bit", " more</think>", "\n\nYes", "."]) as server:
+        events = await told(provider_for(server))
+    assert joined(events) == ("Yes.", "a bit more", [])
+    assert finished(events).reasoning == "a bit more"
+
+
+async def test_the_stream_itself_is_text_alone_also_with_tools() -> None:
+    async with FaultServer("openai", TEXT, thinking="Hm.", calls=CALLS) as server:
+        async with provider_for(server).stream("hi", tools=[TOOL]) as stream:
+            assert "".join([piece async for piece in stream]) == TEXT
+        assert [call.arguments for call in stream.completion.tool_calls] == [json.loads(ARGUMENTS), {}]
+
+
+async def test_a_repr_shows_nothing_of_the_answer() -> None:
+    async with FaultServer("openai", "Secret.", thinking="Secret.", calls=CALLS) as server:
+        said = repr(await told(provider_for(server), tools=[TOOL]))
+    assert "Secret" not in said
+    assert "Москва" not in said
+
+
+async def test_an_answer_that_moves_and_goes_on_says_so() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, _, chain):
+        events = await told(chain)
+    assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "Finished"]
+    assert Failover("vllm", "llamacpp", "AnswerCut") in events
+    resumed = next(event for event in events if isinstance(event, Resumed))
+    begun = "".join(event.text for event in events[: events.index(resumed)] if isinstance(event, TextDelta))
+    assert (resumed.provider, resumed.characters) == ("llamacpp", len(begun))
+    assert joined(events)[0] == finished(events).text == TEXT
+
+
+async def test_a_router_in_a_router_tells_the_same() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, _, chain):
+        events = await told(router(chain, dead()))
+    assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "Finished"]
+
+
+async def test_thinking_that_was_shown_stays_though_another_one_answers() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
+        one.thinking, two.thinking = "First thoughts. ", "Second thoughts."
+        events = await told(chain)
+    assert kinds(events) == ["ReasoningDelta", "Failover", "ReasoningDelta", "TextDelta", "Finished"]
+    assert joined(events)[:2] == (TEXT, "First thoughts. Second thoughts.")
+    assert finished(events).reasoning == "First thoughts. Second thoughts."
+
+
+@pytest.mark.parametrize("after", [1, 2])
+async def test_a_tool_call_that_was_shown_is_not_asked_for_again(after: int) -> None:
+    async with FaultServer("vllm", [], calls=CALLS) as one, FaultServer("vllm", [], calls=CALLS) as two:
+        one.fault = Fault("cut", after=after)
+        seen = list[Event]()
+        with pytest.raises(errors.AnswerCut) as caught:
+            async for event in router(provider_for(one), provider_for(two)).stream("hi", tools=[TOOL]).events():
+                seen.append(event)
+    assert two.seen == []
+    assert kinds(seen) == ["ToolCallDelta"]
+    assert caught.value.partial_calls == (
+        {"id": "a", "name": "weather", "arguments": "".join(piece.arguments for piece in CALLS[:after])},
+    )
+    assert "Моск" not in repr(caught.value)
+
+
+async def test_before_a_tool_call_the_router_goes_on_as_ever() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        two.calls = CALLS
+        events = await told(chain, tools=[TOOL])
+    assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "ToolCallDelta", "Finished"]
+    done = finished(events)
+    assert joined(events)[0] == done.text == TEXT
+    assert joined(events)[2] == list(done.tool_calls)
+    assert len(done.tool_calls) == 2
+
+
+async def test_a_tool_call_that_nobody_saw_is_asked_for_again() -> None:
+    async with FaultServer("vllm", [], calls=CALLS) as one, FaultServer("vllm", [], calls=CALLS) as two:
+        one.fault = Fault("cut", after=2)
+        chain = router(provider_for(one), provider_for(two))
+        async with chain.stream("hi", tools=[TOOL]) as stream:
+            assert [piece async for piece in stream] == []
+    assert len(stream.completion.tool_calls) == 2
+
+
+async def test_a_schema_that_was_shown_is_not_begun_again() -> None:
+    async with FaultServer("vllm", JSON) as one, FaultServer("vllm", JSON) as two:
+        one.fault = Fault("cut", after=2)
+        with pytest.raises(errors.AnswerCut):
+            await told(router(provider_for(one), provider_for(two)), response_format=Quiz)
+    assert two.seen == []
+
+
+async def test_who_waits_for_a_place_is_told() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("stall", after=1)) as server:
+        for provider in (provider_for(server, max_concurrency=1), _equals(server)):
+            first = provider.stream("hi").events()
+            assert isinstance(await anext(first), TextDelta)
+            second = provider.stream("hi").events()
+            waits = await anext(second)
+            assert isinstance(waits, Waiting)
+            assert (waits.reason, waits.progress) == ("queue", None)
+            assert "vllm" in waits.provider
+            assert await anext(second) == waits  # as long as it lasts
+            await second.aclose()
+            await first.aclose()
+            await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+
+
+def _equals(server: FaultServer) -> RouterProvider:
+    one, other = (provider_for(server, max_concurrency=1) for _ in range(2))
+    return RouterProvider([one, other])
+
+
+async def test_a_model_that_loads_is_waited_for_aloud() -> None:
+    async with FaultServer("ollama", TEXT, fault=Fault("hang")) as server:
+        server.tells["/api/ps"] = {"models": []}
+        events = provider_for(server).stream("hi").events()
+        assert await anext(events) == Waiting("load", "ollama", "fault-model")
+        await events.aclose()
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+
+
+async def test_a_pause_before_the_next_attempt_is_told() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        server.script = [Fault("refuse", refusal="busy", status=503)]
+        events = await told(router(provider_for(server), retries=1))
+    assert kinds(events) == ["Waiting", "TextDelta", "Finished"]
+    assert events[0] == Waiting("retry", "vllm")
+
+
+async def test_a_request_that_fails_while_it_is_waited_for_raises() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="key")) as server:
+        with pytest.raises(errors.AuthenticationFailed) as caught:
+            await told(provider_for(server))
+    assert caught.value.__context__ is None
+
+
+async def _left(events: AsyncIterator[Event]) -> None:
+    async for _ in events:
+        break
+
+
+@pytest.mark.parametrize("fault", [Fault("stall", after=2), Fault("hang")])
+async def test_leaving_the_events_closes_the_connection(fault: Fault) -> None:
+    async with FaultServer("ollama", TEXT, fault=fault) as server:
+        server.tells["/api/ps"] = {"models": []}  # so that something is told while nothing arrives
+        provider = provider_for(server)
+        await _left(provider.stream("hi").events())
+        gc.collect()
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+
+
+async def test_cancelling_who_reads_the_events_closes_the_connection() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("hang")) as server:
+        task = asyncio.ensure_future(told(provider_for(server)))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+
+
+async def test_closing_the_stream_ends_its_events() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("hang")) as server:
+        stream = provider_for(server).stream("hi")
+        task = asyncio.ensure_future(_all(stream.events()))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        await stream.aclose()
+        assert await task == []
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+
+
+async def _all(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+async def test_an_applications_own_provider_has_events_too() -> None:
+    own = Own([TEXT])
+    events = await told(router(own, dead()))
+    assert joined(events)[0] == finished(events).text == TEXT
+
+
+async def test_a_script_tells_its_tool_calls_and_its_thinking() -> None:
+    call = ToolCall("a", "weather", {"city": "Москва"})
+    whole = Completion(
+        text="So.",
+        reasoning="Hm.",
+        tool_calls=(call,),
+        finish="tool_calls",
+        provider="scripted",
+        model=ServedModel("scripted"),
+    )
+    events = await told(ScriptedProvider([whole]), tools=[TOOL])
+    assert joined(events) == ("So.", "Hm.", [call])
+    assert finished(events) is whole
