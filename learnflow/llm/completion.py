@@ -322,17 +322,18 @@ class TextStream(AsyncIterator[str]):
         """
         watch = Watch()
         async with self.nested(watch):
-            flowing, piece = False, cast(Piece | None, None)
+            flowing = False
             while True:
-                if flowing:
-                    piece = await anext(self, None)
-                else:
-                    coming = asyncio.ensure_future(anext(self, None))
-                    while not (await asyncio.wait([coming], timeout=_LOOK_S))[0]:
-                        if watch.waiting:
-                            yield watch.waiting
-                    piece = coming.result()
-                if piece is None:
+                try:
+                    if flowing:  # no task for each piece: it would cost more than the piece
+                        piece: Piece = await self.__anext__()
+                    else:
+                        coming = asyncio.ensure_future(self.__anext__())
+                        while not (await asyncio.wait([coming], timeout=_LOOK_S))[0]:
+                            if watch.waiting:
+                                yield watch.waiting
+                        piece = coming.result()
+                except StopAsyncIteration:
                     break
                 flowing = isinstance(piece, _FLOWING)
                 yield TextDelta(piece) if isinstance(piece, str) else piece

@@ -80,9 +80,9 @@ def test_what_fails_fails_as_ever(provider: Provider, server: FaultServer) -> No
         provider.generate("hi", nonsense=1)  # type: ignore[call-arg]
 
 
-def test_the_events_come_without_async_too(server: FaultServer) -> None:
+def test_the_events_come_without_async_too(provider: Provider, server: FaultServer) -> None:
     server.thinking = "Hm."
-    events = list(get_provider("vllm").stream("hi").events())
+    events = list(provider.stream("hi").events())
     assert isinstance(events[0], ReasoningDelta)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == TEXT
     assert isinstance(events[-1], Finished)

@@ -11,6 +11,7 @@ broken connections; sent as it broke, 575 of 1,639 (ADR 4).
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -73,12 +74,18 @@ def _ends_of(text: str) -> list[str]:
         end = text[start:]
         if len(end) > (_MOST if len(starts) > 1 else _STEP):
             break
-        if start == starts[0] or (len(end) >= _LEAST and not begun.startswith(end)):
+        if start == starts[0] or (len(end) >= _LEAST and not _begins(begun, end)):
             found.append(end)
     if not found:
         end = text[-_STEP:]
-        found.append(text if begun.startswith(end) else end)
+        found.append(text if _begins(begun, end) else end)
     return found
+
+
+def _begins(text: str, end: str) -> bool:
+    """Whether the text begins with these words, as a ``_Repetition`` compares them."""
+    wanted = "".join(map(_plain, end))
+    return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(wanted))) == wanted
 
 
 class Joiner:

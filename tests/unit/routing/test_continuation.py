@@ -208,6 +208,11 @@ def test_white_space_alone_counts_as_nothing_delivered() -> None:
         assert joined(continuation.CutPoint("", "\n"), list(said)) == (text, False)
 
 
+def test_words_that_begin_the_text_with_other_white_space_are_not_enough_to_go_on() -> None:
+    text = "ha ha ha \n\nha ha ha ha ha ha a"
+    assert joined(continuation.step_back(text[:29]), re.split(r"(?<=\s)", text), words=True) == (text, False)
+
+
 @given(TEXT, st.data())
 def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> None:
     text = text.strip()

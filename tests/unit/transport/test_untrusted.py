@@ -186,7 +186,8 @@ def test_a_content_may_be_a_list_of_parts() -> None:
     ]
     parser = SSEParser()
     deltas = parser.feed(event(finish="stop", content=parts) + DONE)
-    assert ["".join(texts) for texts in zip(*deltas, strict=True)] == ["ab", "hm"]
+    assert "".join(delta.text for delta in deltas) == "ab"
+    assert "".join(delta.thinking for delta in deltas) == "hm"
     assert parser.fault is None
 
 
@@ -527,7 +528,8 @@ def test_any_bytes_are_whole_or_a_failure_with_a_name(
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
     parser = kind()
     deltas = [delta for a, b in pairwise(edges) if a < b for delta in parser.feed(body[a:b])] + parser.end()
-    assert all(isinstance(part, str) for delta in deltas for part in delta)
+    assert all(isinstance(part, str) for delta in deltas for part in (delta.text, delta.thinking))
+    assert all(isinstance(call.arguments, str) and call.name for delta in deltas for call in delta.calls)
     assert parser.fault is not None or parser.finish is not None
     assert parser.fault is None or isinstance(parser.fault, LLMError)
 
