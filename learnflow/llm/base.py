@@ -9,14 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from .capabilities import Capabilities
-from .completion import Completion, TextStream
+from .completion import Completion, Parsed, TextStream
 from .errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
@@ -49,7 +46,7 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
-class Options(TypedDict, total=False):
+class Options(TypedDict, Generic[Parsed], total=False):
     """The keywords that ``generate``, ``stream`` and ``complete`` take beside the first four.
 
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
@@ -60,7 +57,7 @@ class Options(TypedDict, total=False):
     """
 
     system: str
-    response_format: dict[str, Any] | type[BaseModel]
+    response_format: dict[str, Any] | type[Parsed]
     tools: Sequence[Mapping[str, Any]]
     tool_choice: str | Mapping[str, Any]
     stop: str | Sequence[str]
@@ -217,8 +214,8 @@ class LLMProvider(Protocol):
         model: str | None = None,
         temperature: float = DEFAULT_TEMPERATURE,
         max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> Completion:
+        **more: Unpack[Options[Parsed]],
+    ) -> Completion[Parsed]:
         """The answer and everything known about it."""
         ...
 
@@ -295,7 +292,7 @@ class AbstractProvider(LLMProvider):
         model: str | None = None,
         temperature: float = DEFAULT_TEMPERATURE,
         max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> Completion:
+        **more: Unpack[Options[Parsed]],
+    ) -> Completion[Parsed]:
         """The answer and everything known about it; takes ``tools``. As ``generate`` otherwise."""
         return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()

@@ -12,11 +12,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, cast
+
+from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
 from .errors import InvalidRequest, LLMError, bare
 
 _T = TypeVar("_T")
+Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 
@@ -63,13 +66,14 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A whole answer, and everything known about it.
+class Completion(Generic[Parsed]):
+    """A whole answer, and everything known about it; ``Completion[Quiz]`` where ``response_format=Quiz`` was asked for.
 
     Attributes:
         text: the answer, thinking removed, not a character changed.
         reasoning: what the model thought, None where it showed none.
-        parsed: the instance, where ``response_format`` was a pydantic class.
+        parsed: the instance where ``response_format`` was a pydantic class, the JSON where it was a dict; else None.
+            None also where tools were called instead, or where a dict was asked for and ``finish`` is "length".
         finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
         model: the served name, with ``.asked`` and ``.served``.
         cost: in US dollars, None where it is not known, 0.0 for a server of one's own.
@@ -82,7 +86,7 @@ class Completion:
     provider: str
     model: ServedModel
     reasoning: str | None = None
-    parsed: Any = None
+    parsed: Parsed = cast(Any, None)  # noqa: RUF009  # no call of anything
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     cost: float | None = None

@@ -11,7 +11,7 @@ from typing import Self, Unpack
 from . import factory
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
-from .completion import Completion, Event
+from .completion import Completion, Event, Parsed
 from .completion import TextStream as AsyncTextStream
 from .integrations.background import BACKGROUND
 
@@ -105,8 +105,8 @@ class Provider:
         model: str | None = None,
         temperature: float = DEFAULT_TEMPERATURE,
         max_tokens: int = DEFAULT_MAX_TOKENS,
-        **more: Unpack[Options],
-    ) -> Completion:
+        **more: Unpack[Options[Parsed]],
+    ) -> Completion[Parsed]:
         """The answer and everything known about it. Raises LLMError."""
         return BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from learnflow.llm import Capabilities, Completion, LLMProvider, RouterProvider, TextStream, get_provider
+from learnflow.llm import (
+    Capabilities,
+    Completion,
+    Event,
+    LLMProvider,
+    RouterProvider,
+    TextStream,
+    ToolCallDelta,
+    get_provider,
+    sync,
+)
 from learnflow.llm.providers import OllamaProvider, build
 
 
@@ -27,7 +37,15 @@ async def snippets() -> None:
     done = await provider.complete(
         "Explain RSA", temperature=0, response_format=Quiz, reasoning="low", timeout=5, session="s"
     )
-    assert_type(done, Completion)
+    assert_type(done, Completion[Quiz])
+    assert_type(done.parsed.questions, list[str])
+    assert_type((await provider.complete("hi")).parsed, Any)
+    assert_type(await router.complete("hi", response_format={"type": "json_object"}), Completion)
+    assert_type(sync.get_provider().complete("hi", response_format=Quiz), Completion[Quiz])
+    async for event in provider.stream("hi", tools=[{}]).events():
+        assert_type(event, Event)
+        if isinstance(event, ToolCallDelta):
+            assert_type(event.arguments, str)
     assert_type(await provider.health_check(), bool)
     assert_type(provider.get_capabilities(), Capabilities)
     assert_type(await provider.list_models(), list[str])

@@ -40,7 +40,7 @@ def checks(wanted: Any) -> bool:
 
 
 def parsed(wanted: Any, text: str, finish: str) -> Any:
-    """The instance of the class, or None where only a dict was asked for.
+    """The instance of the class, or the JSON where a dict asked for it; None where it was cut, or nothing was asked.
 
     Raises:
         SchemaMismatch: the text is not what was asked for; its ``reason`` is set where it was not cut.
@@ -51,7 +51,7 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         said = value(text, finish)
         if wanted.get("type") == "json_schema":
             _validate(said, wanted["json_schema"].get("schema"))
-        return None
+        return said
     from pydantic import ValidationError  # noqa: PLC0415  # only who asks for a schema needs it
 
     try:

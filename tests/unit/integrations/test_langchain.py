@@ -187,13 +187,13 @@ async def test_structured_output(schema: Any) -> None:
 
 @pytest.mark.parametrize("schema", [Questions, First])
 async def test_an_answer_that_does_not_fit(schema: Any) -> None:
-    async with FaultServer("openai", '{"questions": 3}') as server:
+    async with FaultServer("openai", '{"questions": 31337}') as server:
         chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
         with pytest.raises(errors.SchemaMismatch) as caught:
             await chat.with_structured_output(schema).ainvoke("ask")
-        assert "3" not in str(caught.value)
+        assert "31337" not in str(caught.value)
         told = await chat.with_structured_output(schema, include_raw=True).ainvoke("ask")
-        assert (told["raw"].content, told["parsed"]) == ('{"questions": 3}', None)
+        assert (told["raw"].content, told["parsed"]) == ('{"questions": 31337}', None)
         assert isinstance(told["parsing_error"], errors.SchemaMismatch)
 
 
