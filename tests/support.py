@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from learnflow.llm import LLMProvider, RouterProvider, settings
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.adapter.routable import RoutableProvider
 from learnflow.llm.cli.main import main
+from learnflow.llm.completion import ToolCallDelta
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import (
     CustomProvider,
@@ -28,7 +30,7 @@ from learnflow.llm.providers import (
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
-from learnflow.llm.testing.fault_server import closed_port
+from learnflow.llm.testing.fault_server import Seen, closed_port
 
 ROOT = Path(__file__).parents[1]
 KINDS: dict[str, type[BaseProvider]] = {
@@ -137,3 +139,33 @@ class TitledQuiz(BaseModel):
 async def sent(provider: Any, server: FaultServer, **more: Any) -> dict[str, Any]:
     await provider.complete(more.pop("prompt", "hi"), **more)
     return dict(server.seen[-1].body)
+
+
+class Obedient(FaultServer):
+    """Calls the first tool that it may, in small pieces; fills the schema that it is given; else it says a sentence."""
+
+    def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+        said = str(seen.body["messages"][-1]["content"])
+        answered = seen.body["messages"][-1]["role"] == "tool"
+        tools = [] if answered else [each["function"] for each in seen.body.get("tools", ())]
+        choice = seen.body.get("tool_choice")
+        if isinstance(choice, dict):
+            tools = [each for each in tools if each["name"] == choice["function"]["name"]]
+        schema = (seen.body.get("response_format") or {}).get("json_schema", {}).get("schema")
+        self.pieces, self.calls = ["Done, ", "as ", "you ", "asked."], []
+        if tools:
+            arguments = json.dumps(filled(tools[0]["parameters"], said), ensure_ascii=False)
+            self.pieces = []
+            self.calls = [ToolCallDelta(0, "call_0", tools[0]["name"])]
+            self.calls += [ToolCallDelta(0, "", "", piece) for piece in re.findall(r".{1,4}", arguments)]
+        elif schema or "JSON" in said:
+            keys = {"setup": {"type": "string"}, "punchline": {"type": "string"}}
+            self.pieces = re.findall(r".{1,4}", json.dumps(filled(schema or {"properties": keys}, "a joke")))
+        yield from super()._parts(fault, seen)
+
+
+def filled(schema: dict[str, Any], said: str) -> dict[str, Any]:
+    """An object that fits, made of what was said."""
+    number = re.search(r"\d+", said)
+    values = {"integer": int(number.group()) if number else 1, "string": said[:40], "array": []}
+    return {name: values.get(each.get("type"), said[:40]) for name, each in schema.get("properties", {}).items()}

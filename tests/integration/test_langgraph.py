@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
-from langgraph.graph import END, START, StateGraph
+from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Send
 from pydantic import BaseModel
+from support import Obedient, provider_for, router
 
 from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.integrations.langchain import ChatLearnFlow
@@ -113,3 +117,52 @@ async def test_when_nobody_answers_the_error_is_ours(events_seen: list[object]) 
         chat = ChatLearnFlow(provider=RouterProvider(primary, [other], retries=0))
         with pytest.raises(errors.ServerFailed):
             await graph(chat, chat).ainvoke({"topic": "RSA"})
+
+
+@tool
+def weather(city: str) -> str:
+    """What the weather is like in a city."""
+    return f"sunny in {city[:5]}"
+
+
+def agent(chat: ChatLearnFlow) -> Any:
+    """A node that asks with tools, and one that runs them, until there is nothing to run."""
+
+    async def ask(state: MessagesState) -> Any:
+        return {"messages": [await chat.bind_tools([weather]).ainvoke(state["messages"])]}
+
+    plan = StateGraph(MessagesState)
+    plan.add_node("ask", ask)
+    plan.add_node("tools", ToolNode([weather]))
+    plan.add_edge(START, "ask")
+    plan.add_conditional_edges("ask", tools_condition)
+    plan.add_edge("tools", "ask")
+    return plan.compile()
+
+
+async def test_a_graph_with_tools_shows_the_arguments_as_they_grow() -> None:
+    async with Obedient("vllm") as server:
+        graph = agent(ChatLearnFlow(provider=router(provider_for(server))))
+        given = {"messages": [HumanMessage("Ясно ли в Москве?")]}
+        grown, text = [""], ""
+        async for event in graph.astream_events(given, version="v2"):
+            if event["event"] == "on_chat_model_stream":
+                chunk = event["data"]["chunk"]
+                grown += [grown[-1] + each["args"] for each in chunk.tool_call_chunks if each["args"]]
+                text += str(chunk.content)
+        assert len(grown) > 4
+        assert json.loads(grown[-1]) == {"city": "Ясно ли в Москве?"}
+        assert text == "Done, as you asked."
+
+
+async def test_messages_mode_shows_tokens_of_every_node() -> None:
+    async with Obedient("vllm") as server:
+        graph = agent(ChatLearnFlow(provider=router(provider_for(server))))
+        seen: dict[str, int] = {}
+        async for message, told in graph.astream({"messages": [HumanMessage("Moscow?")]}, stream_mode="messages"):
+            if isinstance(message, AIMessageChunk) and (message.content or message.tool_call_chunks):
+                kind = "call" if message.tool_call_chunks else "text"
+                seen[kind] = seen.get(kind, 0) + 1
+                assert told["langgraph_node"] == "ask"
+        assert seen["text"] == 4
+        assert seen["call"] > 4

@@ -17,10 +17,11 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
-from learnflow.llm.completion import ServedModel
+from learnflow.llm.completion import ServedModel, ToolCallDelta
 from learnflow.llm.integrations.background import BACKGROUND
 from learnflow.llm.integrations.langchain import ChatLearnFlow
-from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Cut, Fault, FaultServer, ScriptedProvider
 
 
@@ -157,6 +158,70 @@ async def test_tools() -> None:
     assert provider.history[0].more["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
     with pytest.raises(errors.InvalidRequest, match="They are add"):
         ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="subtract")
+
+
+CALL = [
+    ToolCallDelta(0, "call_1", "add", ""),
+    *(ToolCallDelta(0, "", "", piece) for piece in ('{"a"', ": 1, ", '"b":', " 2}")),
+]
+
+
+async def test_a_stream_has_tool_calls_and_thinking_in_pieces() -> None:
+    async with FaultServer("vllm", "So: ", thinking="Let me add.", calls=CALL) as server:
+        chat = ChatLearnFlow(provider=VLLMProvider(base_url=server.base_url, model="fault-model"))
+        chunks = [chunk async for chunk in chat.bind_tools([add]).astream("1 + 2?")]
+        whole = await chat.bind_tools([add]).ainvoke("1 + 2?")
+    grown = [piece["args"] for chunk in chunks for piece in chunk.tool_call_chunks]
+    assert grown == ["", '{"a"', ": 1, ", '"b":', " 2}"]
+    told = sum(chunks[1:], chunks[0])
+    assert told.tool_calls == whole.tool_calls
+    assert told.usage_metadata == whole.usage_metadata is not None
+    assert told.additional_kwargs == whole.additional_kwargs == {"reasoning_content": "Let me add."}
+    assert told.response_metadata["finish_reason"] == "tool_calls"
+    blocks = [block["type"] for block in told.content_blocks]
+    assert blocks == [block["type"] for block in whole.content_blocks] == ["reasoning", "text", "tool_call"]
+    assert [block["type"] for block in chunks[0].content_blocks] == ["reasoning"]
+
+
+async def test_a_schema_comes_whole_so_that_it_can_be_asked_for_again_or_streams_where_told() -> None:
+    async with FaultServer("vllm", THREE) as one, FaultServer("vllm", THREE) as two:
+        for streams in (False, True):
+            one.fault = Fault("cut", after=2)
+            chain = RouterProvider(
+                *(VLLMProvider(base_url=server.base_url, model="fault-model") for server in (one, two)),
+                breakers=BreakerRegistry(),
+            )
+            chat = ChatLearnFlow(provider=chain, stream_structured=streams)
+            model = chat.bind(response_format=Questions)
+            if streams:
+                with pytest.raises(errors.AnswerCut):
+                    [chunk async for chunk in model.astream("ask")]
+                one.fault = None
+            chunks = [chunk for chunk in [chunk async for chunk in model.astream("ask")] if chunk.content]
+            assert "".join(str(chunk.content) for chunk in chunks) == THREE
+            assert (len(chunks) > 1) is streams
+
+
+async def test_function_calling_comes_whole_likewise() -> None:
+    async with FaultServer("vllm", [], calls=CALL) as server:
+        chat = ChatLearnFlow(provider=VLLMProvider(base_url=server.base_url, model="fault-model"))
+        model = chat.with_structured_output(add.args_schema, method="function_calling")
+        assert [said.a + said.b async for said in model.astream("1 + 2?")] == [3]
+        assert "structured" not in str(server.seen[0].body)
+
+
+async def test_the_profile_says_what_is_known() -> None:
+    async with FaultServer("llamacpp", "Yes.") as server:
+        provider = LlamaCppProvider(base_url=server.base_url, model="fault-model")
+        chat = ChatLearnFlow(provider=provider)
+        assert "max_input_tokens" not in (chat.profile or {})
+        await provider.refresh()
+        served = provider.get_capabilities()["context_served"]
+        assert served
+        assert ChatLearnFlow(provider=provider).profile["max_input_tokens"] == served
+        await chat.ainvoke("hi")
+        assert chat.profile["max_input_tokens"] == served
+        assert chat.profile["structured_output"] is True
 
 
 class Brief(TypedDict):

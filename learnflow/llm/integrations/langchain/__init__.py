@@ -7,13 +7,14 @@ LearnFlow's factory makes them, and whoever uses LangChain or LangGraph; needs t
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config
@@ -42,6 +43,7 @@ _ASKED: Final = (
     "presence_penalty",
     "reasoning",
 )
+_OURS: Final = ("stream", "structured")  # keywords that LangChain or we bind, and no provider knows
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
@@ -49,8 +51,9 @@ class ChatLearnFlow(BaseChatModel):
     """A chat model that is answered by a provider, or by a router over several; every error in it is an ``LLMError``.
 
     An answer's ``response_metadata`` says ``finish_reason``, ``model_name``, ``provider``, ``attempts``, ``resumed``,
-    ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). With tools or a schema it comes in one piece,
-    so that it can be asked for again if it breaks.
+    ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream has tool calls and thinking in pieces,
+    too. ``profile`` (of langchain-core 1.1) says what is known of the provider: after its ``refresh()``, or an answer,
+    that is more than before.
 
     Attributes:
         provider: who answers; a name, or nothing for what the environment names.
@@ -59,6 +62,8 @@ class ChatLearnFlow(BaseChatModel):
             ``generate``; what is None is left to the provider. ``max_tokens`` may be ``AtMost``.
         model_kwargs: more keywords of ``generate``.
         streaming: ask for a stream, whoever asks; for callbacks that want tokens.
+        stream_structured: stream answers of ``with_structured_output``, too. Without it they come whole, because one
+            that breaks, or does not fit, can be asked for again only while nothing of it was shown.
     """
 
     model_config = ConfigDict(
@@ -78,6 +83,7 @@ class ChatLearnFlow(BaseChatModel):
     reasoning: Reasoning | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     streaming: bool = False
+    stream_structured: bool = False
 
     @field_validator("provider", mode="before")
     @classmethod
@@ -107,10 +113,19 @@ class ChatLearnFlow(BaseChatModel):
         """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
         return window.at_most([text], 0, 0)
 
+    def _resolve_model_profile(self) -> Any:
+        """What LangChain's middleware asks for: a ModelProfile. Called once, where langchain-core has profiles."""
+        return put.profile(self.provider.get_capabilities())
+
+    def _learned(self) -> None:
+        """The provider may know more of itself after an answer."""
+        if "profile" in type(self).model_fields:
+            self.profile = self._resolve_model_profile()
+
     def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
         """The keywords for the provider; a call's own win."""
         own = {name: getattr(self, name) for name in _ASKED} | self.model_kwargs
-        given = own | {name: value for name, value in more.items() if value is not None and name != "stream"}
+        given = own | {name: value for name, value in more.items() if value is not None and name not in _OURS}
         given["stop"] = stop or given["stop"] or None
         return {name: value for name, value in given.items() if value is not None}
 
@@ -135,6 +150,7 @@ class ChatLearnFlow(BaseChatModel):
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
         message = AIMessage(content=done.text, tool_calls=calls, **put.told(done))
+        self._learned()
         return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": str(done.model)})
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
@@ -148,14 +164,16 @@ class ChatLearnFlow(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = self._asked(stop, kwargs) | self._whose(run_manager)
-        if asked.get("tools") or asked.get("response_format"):  # broken in the middle, they could not be continued
+        if not self.stream_structured and (kwargs.get("structured") or asked.get("response_format")):
             whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
             yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
             return
-        async with self.provider.stream(put.put(messages), **asked) as answer:
-            async for piece in answer:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        yield ChatGenerationChunk(message=AIMessageChunk(content="", **put.told(answer.completion)))
+        called = set[int]()
+        async with aclosing(self.provider.stream(put.put(messages), **asked).events()) as events:
+            async for event in events:
+                if chunk := put.chunk(event, called):
+                    yield ChatGenerationChunk(message=chunk)
+        self._learned()
 
     def _generate(
         self,
@@ -230,7 +248,12 @@ class ChatLearnFlow(BaseChatModel):
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]
             model = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, ls_structured_output_format=how, **kwargs
+                [schema],
+                tool_choice=name,
+                strict=strict,
+                ls_structured_output_format=how,
+                structured=True,
+                **kwargs,
             )
         else:
             wanted = {"type": "json_object"} if method == "json_mode" else schemas.wanted(schema, strict)

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 
-from ...completion import Completion, Usage
+from ...capabilities import Capabilities
+from ...completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ...errors import InvalidRequest
 
 _PARTS: Final = ("text", "image_url", "input_audio", "file")
@@ -37,6 +39,43 @@ def put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
             hint="Content is text, or a list of text and image parts, in the form of OpenAI or LangChain",
         )
     return put
+
+
+def chunk(event: Event, called: set[int]) -> AIMessageChunk | None:
+    """An event of a stream as LangChain's chunk; None where it has none for it.
+
+    Args:
+        event: of the stream.
+        called: the tool calls so far, by index, to be added to: LangChain joins the names of all pieces of a call.
+    """
+    if isinstance(event, TextDelta):
+        return AIMessageChunk(content=event.text)
+    if isinstance(event, ReasoningDelta):  # LangChain 1 makes content blocks of it
+        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": event.text})
+    if isinstance(event, ToolCallDelta):
+        first = event.index not in called
+        called.add(event.index)
+        own = (event.name, event.id) if first else (None, None)
+        piece = tool_call_chunk(name=own[0], args=event.arguments, id=own[1], index=event.index)
+        return AIMessageChunk(content="", tool_call_chunks=[piece])
+    if isinstance(event, Finished):
+        return AIMessageChunk(content="", **{**told(event.completion), "additional_kwargs": {}})
+    return None
+
+
+def profile(can: Capabilities) -> dict[str, Any]:
+    """A provider's capabilities as LangChain's ModelProfile; what is not known is left out."""
+    known = {
+        "max_input_tokens": can["context_served"] or can["context"],
+        "max_output_tokens": can["max_output"],
+        "image_inputs": can["vision"],
+        "image_url_inputs": can["vision"],
+        "tool_calling": can["tools"],
+        "tool_call_streaming": can["tools"],
+        "structured_output": can["json_schema"],
+        "reasoning_output": can["reasoning"],
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def told(done: Completion) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""LangChain's own standard tests for streaming and tools, against a server that answers by the request's own schema."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from support import Obedient, provider_for, router
+
+from learnflow.llm.integrations.langchain import ChatLearnFlow
+from learnflow.llm.testing import FaultServer
+
+
+@pytest.fixture(scope="module")
+def obedient() -> Iterator[FaultServer]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    made = Obedient("vllm")
+    wait(made.__aenter__())
+    yield made
+    wait(made.__aexit__(None, None, None))
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+class TestStandard(ChatModelIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def served(self, obedient: FaultServer) -> None:
+        type(self).server = obedient
+
+    server: FaultServer
+
+    @property
+    def chat_model_class(self) -> type[ChatLearnFlow]:
+        return ChatLearnFlow
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"provider": router(provider_for(self.server)), "stream_structured": self.streams_structured}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "fault-model"
+
+    streams_structured = False
+
+
+class TestStandardWithSchemasStreamed(TestStandard):
+    streams_structured = True
