@@ -52,8 +52,9 @@ class Options(TypedDict, Generic[Parsed], total=False):
     ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
     ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
     ``session`` names requests that begin alike, for a cloud that keeps them near one cache (others are not sent it);
-    ``resume`` is a router's: what is done with a stream that breaks. ``metadata`` says whose request it is (``node``,
-    ``user``): it goes into events, log and spans, ``node`` into metrics, and never to a provider.
+    ``n`` may be 1 only: there is one answer to a call. ``resume`` is a router's: what is done with a stream that
+    breaks. ``metadata`` says whose request it is (``node``, ``user``): it goes into events, log and spans, ``node``
+    into metrics, and never to a provider.
     """
 
     system: str
@@ -62,6 +63,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
     tool_choice: str | Mapping[str, Any]
     stop: str | Sequence[str]
     seed: int
+    n: Literal[1]
     top_p: float
     top_k: int
     min_p: float

@@ -118,6 +118,11 @@ class Provider:
         """Whether it would answer now."""
         return BACKGROUND.wait(self.provider.health_check())
 
+    def close(self) -> None:
+        """Close the connections that nobody uses; see ``BaseProvider.aclose``."""
+        if aclose := getattr(self.provider, "aclose", None):  # an application's own provider may have none
+            BACKGROUND.wait(aclose())
+
     def get_capabilities(self) -> Capabilities:
         """What is known about it, at once."""
         return self.provider.get_capabilities()

@@ -17,6 +17,13 @@ from ..errors import InvalidRequest, Unsupported
 from ..spec import ProviderSpec
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
+_ONE: Final = "Call it several times, with asyncio.gather for instance"
+_NO_LOGPROBS: Final = "An answer may be continued by another model: probabilities of its tokens would mean nothing"
+_ELSEWHERE: Final = {  # what people look for here
+    "logprobs": _NO_LOGPROBS,
+    "top_logprobs": _NO_LOGPROBS,
+    "num_ctx": "Set {spec.env_context}, in tokens; where the server takes it with a request, it grows by itself",
+}
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0, math.inf),
     "max_tokens": (1, math.inf),
@@ -45,7 +52,12 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
         InvalidRequest: an unknown keyword, or a value that cannot be.
         Unsupported: a keyword that this provider cannot honour.
     """
+    more = dict(more)
+    if more.pop("n", None) not in (None, 1):
+        raise Unsupported("n= may be 1 only: there is one answer to a call", provider=spec.name, hint=_ONE)
     for name in more:
+        if name in _ELSEWHERE:
+            raise Unsupported(f"there is no {name}=", provider=spec.name, hint=_ELSEWHERE[name].format(spec=spec))
         if name not in _KEYWORDS:
             near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
             hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"

@@ -19,6 +19,7 @@ from ..health.probe import Prober
 from ..replay import active
 from ..spec import Model, ProviderSpec
 from ..timeouts import settle_times
+from ..transport import pool
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import endpoint, settle
 from . import _litellm
@@ -177,6 +178,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
         await _litellm.prepare(self.spec, self.endpoint)
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop to its server that nobody uses; it may be asked again afterwards.
+
+        Not needed at the end of a program: the end of the event loop closes them.
+        """
+        await pool.leave(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""

@@ -107,6 +107,9 @@ class RoutableProvider(LLMProvider):
     async def warm_up(self, model: str | None = None) -> None:
         """Load this model, where it loads models. Raises LLMError."""
 
+    async def aclose(self) -> None:  # a default that does nothing
+        """Let go of what is kept between two requests: idle connections. It may be asked again afterwards."""
+
     def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
         """One attempt at an answer, or at what follows a part of it, within bounds.
 

@@ -234,6 +234,12 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         own = [each.provider for each in await self._chain() if not each.broken and each.local]
         _raise_all(await asyncio.gather(*(provider.warm_up(model) for provider in own), return_exceptions=True))
 
+    async def aclose(self) -> None:
+        """Close the connections of this event loop to its servers that nobody uses; see ``BaseProvider.aclose``."""
+        for each in self._candidates:
+            if not each.broken:
+                await each.provider.aclose()
+
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[Options]) -> list[Choice]:
         """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
 

@@ -55,6 +55,13 @@ class Connections(httpx.AsyncHTTPTransport):
             if made and getattr(made, "_network_stream", None) is stream and "Request Count: 0" in made.info():
                 await made.aclose()
 
+    async def leave(self, origin: tuple[str, str, int]) -> None:
+        """Close those to this server that nobody uses now."""
+        for connection in list(self._pool.connections):
+            known = getattr(connection, "_origin", None)
+            if known and (known.host.decode(), known.port) == origin[1:] and connection.is_idle():
+                await connection.aclose()
+
 
 class Pool:
     """The connections of one event loop.
@@ -74,6 +81,11 @@ class Pool:
         if key not in self._connections:
             self._connections[key] = Connections(scheme, proxy, local_only=local_only, networks=networks, idle=_IDLE)
         return self._connections[key]
+
+    async def leave(self, origin: tuple[str, str, int]) -> None:
+        """Close those to this server that nobody uses now."""
+        for connections in self._connections.values():
+            await connections.leave(origin)
 
     async def aclose(self) -> None:
         """Close them all."""
@@ -98,6 +110,12 @@ async def of_this_loop() -> Pool:
         pool.closer = _closer(loop, pool)
         await anext(pool.closer)
     return pool
+
+
+async def leave(origin: tuple[str, str, int]) -> None:
+    """Close the running loop's connections to this server that nobody uses now."""
+    if pool := _pools.get(asyncio.get_running_loop()):
+        await pool.leave(origin)
 
 
 async def _closer(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:

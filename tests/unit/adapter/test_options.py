@@ -70,6 +70,22 @@ async def test_bad_input_is_refused_before_anything_is_sent(more: dict[str, Any]
         assert server.connections == 0
 
 
+async def test_what_people_look_for_is_refused_with_the_way_to_go() -> None:
+    async with FaultServer() as server:
+        provider = provider_for(server)
+        assert await provider.generate("hi", n=1)
+        assert "n" not in server.seen[0].body
+        for more, said in (
+            ({"n": 2}, "one answer to a call"),
+            ({"logprobs": True}, "logprobs"),
+            ({"top_logprobs": 5}, "another model"),
+            ({"num_ctx": 8192}, "CUSTOM_CONTEXT"),
+        ):
+            with pytest.raises(errors.Unsupported, match=said):
+                provider.stream("hi", **more)
+        assert len(server.seen) == 1
+
+
 async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):

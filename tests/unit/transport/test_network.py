@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import DIALECTS, provider_for
 
-from learnflow.llm import errors
+from learnflow.llm import RouterProvider, errors
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 from learnflow.llm.transport import network
@@ -348,3 +348,24 @@ def test_a_thread_with_its_own_loop_does_not_disturb_this_one() -> None:
     got.append(asyncio.run(ask()))
     thread.join()
     assert len(set(got)) == 1
+
+
+async def test_closing_a_provider_closes_what_it_keeps_and_it_may_be_asked_again() -> None:
+    async with FaultServer("vllm") as server, FaultServer("vllm") as other:
+        one, two = provider_for(server), provider_for(other)
+        chain = RouterProvider(one, [two])
+        busy = one.stream("hi")
+        await anext(busy)
+        for _ in range(2):
+            await one.generate("hi")
+            await two.generate("hi")
+        assert (server.connections, other.connections) == (2, 1)
+        await one.aclose()
+        assert await busy.whole()  # what is in use goes on
+        await one.generate("hi")
+        await two.generate("hi")
+        assert (server.connections, other.connections) == (2, 1)  # that of the stream, which is idle now
+        await chain.aclose()
+        await one.generate("hi")
+        await two.generate("hi")
+        assert (server.connections, other.connections) == (3, 2)
