@@ -19,7 +19,7 @@ from support import LIVE
 from test_learnflow import llamacpp
 from test_live import ANSWERS
 
-from learnflow.llm import Completion, RouterProvider, events
+from learnflow.llm import Completion, Failover, Finished, Resumed, RouterProvider, TextDelta, Waiting, events
 from learnflow.llm.routing.breaker import BreakerRegistry
 
 NEEDED = ("LEARNFLOW_SERVE", "LIVE_ANSWERS")
@@ -147,3 +147,15 @@ async def test_one_of_them_is_killed_in_the_middle(
         assert [await server.wait() for server in victims] == [-signal.SIGKILL]
     assert texts == [answer for _, answer in known]
     assert any(isinstance(event, events.Resumed) for event in events_seen)
+
+
+async def test_the_events_of_an_answer_whose_server_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    victims: list[asyncio.subprocess.Process] = []
+    prompt, answer = next(each[:2] for each in ANSWERS if "RSA" in each[0])
+    async with equals(2, monkeypatch, victims, after=20) as router:
+        stream = router.stream(prompt, temperature=0, max_tokens=400)
+        told = [event async for event in stream.events()]
+    assert victims
+    seen = [event for event in told if not isinstance(event, TextDelta | Waiting)]
+    assert [type(event) for event in seen] == [Failover, Resumed, Finished]
+    assert "".join(event.text for event in told if isinstance(event, TextDelta)) == answer == stream.completion.text
