@@ -189,6 +189,12 @@ _FLOWING: Final = (str, ReasoningDelta, ToolCallDelta)
 _LOOK_S: Final = 1.0  # seconds between two looks at what is waited for
 
 
+def _noticed(done: asyncio.Future[str]) -> None:
+    """How it ended is known: whoever has left must not be told by asyncio that nobody asked."""
+    if not done.cancelled():
+        done.exception()
+
+
 class Watch:
     """What somebody who watches the events of an answer is told while nothing arrives.
 
@@ -333,6 +339,7 @@ class TextStream(AsyncIterator[str]):
                         piece: Piece = await self.__anext__()
                     else:
                         coming = asyncio.ensure_future(self.__anext__())
+                        coming.add_done_callback(_noticed)
                         while not (await asyncio.wait([coming], timeout=_LOOK_S))[0]:
                             if watch.waiting:
                                 yield watch.waiting
