@@ -68,6 +68,10 @@ class Inventory:
         """What the server said of itself, last time."""
         return self._server
 
+    def instead_of(self, asked: str | None) -> str:
+        """What to do where the server does not have this model; "" where nobody knows what it has."""
+        return self.prober.instead_of(asked, self._server) if asked and self._server and self._spec.local else ""
+
     def forget(self) -> None:
         """The next request looks again: something is not as it was."""
         self._used = None
@@ -194,6 +198,8 @@ class Inventory:
         if model is None or self._server is None:
             seen = await self._look(name, LOOK_S)
             model = seen.model
+            if seen.server is None and seen.error:
+                raise seen.error
         kind = self._server.kind if self._server else None
         forwards = self._spec.forwards or (kind.forwards if kind else None)
         if forwards is None:
