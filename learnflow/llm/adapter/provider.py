@@ -141,6 +141,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """As far as the last look showed."""
         return self.inventory.cold(model or self.model)
 
+    def trouble(self, model: str | None) -> str | None:
+        """As far as the last look showed."""
+        return self.inventory.trouble(model or self.model)
+
     def has(self, model: str) -> bool:
         """By its configuration, what the server lists, or LiteLLM's map of models."""
         server = self.inventory.server

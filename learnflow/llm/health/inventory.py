@@ -52,6 +52,7 @@ class Inventory:
         self._model = model
         self.stated = stated
         self._server: Server | None = None
+        self._failed: LLMError | None = None  # the last look, where nobody answered
         self._used: Model | None = None  # the one that is used where a call names none
         self._models: dict[str, Model] = {}
 
@@ -72,6 +73,16 @@ class Inventory:
         """What to do where the server does not have this model; "" where nobody knows what it has."""
         return self.prober.instead_of(asked, self._server) if asked and self._server and self._spec.local else ""
 
+    def trouble(self, name: str | None) -> str | None:
+        """Why this model would not answer, as far as the last look showed; a load is waited for."""
+        error = self._failed
+        try:
+            if self._server and not error:
+                self.prober.chosen(self._server, name)
+        except LLMError as unclear:
+            error = unclear
+        return None if error is None or isinstance(error, errors.ModelLoading) else without_name(error)
+
     def forget(self) -> None:
         """The next request looks again: something is not as it was."""
         self._used = None
@@ -89,7 +100,7 @@ class Inventory:
             state=state,
             provider=self._spec.name,
             base_url=self._endpoint.base,
-            detail=self._sentence(seen) if error is None or unclear else _without_name(error),
+            detail=self._sentence(seen) if error is None or unclear else without_name(error),
             latency_s=seen.latency_s,
             server=server.kind.title if server.kind else None,
             version=server.version,
@@ -171,6 +182,7 @@ class Inventory:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         seen = await self._seen(asked, within, every=every)
+        self._failed = None if seen.server else seen.error
         if seen.server:
             self._server = seen.server
         if seen.server and every:
@@ -231,6 +243,6 @@ class Inventory:
         return "; ".join(said)
 
 
-def _without_name(error: LLMError) -> str:
+def without_name(error: LLMError) -> str:
     """The sentence of an error, without the name that stands beside it anyway."""
     return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

@@ -39,7 +39,7 @@ class EndpointProvider(BaseProvider):
     inventory, runner = _its("inventory"), _its("runner")
     continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
     cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
-    get_capabilities = _its("get_capabilities")
+    get_capabilities, trouble = _its("get_capabilities"), _its("trouble")
 
     def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
         self._plain = plain

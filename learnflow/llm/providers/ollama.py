@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -149,14 +150,15 @@ async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
     """Download a model, as its lines tell; the bytes are those of the layers so far. Asked again, it resumes."""
     layers: dict[str, tuple[int, int]] = {}
     try:
-        async for line in loading.lines(prober, "/api/pull", {"model": model, "stream": True}):
-            status, digest, total = text(line.get("status")), text(line.get("digest")), count(line.get("total"))
-            if status == "success":
-                return
-            if digest and total and len(layers) < _MOST_LAYERS:
-                layers[digest] = (count(line.get("completed")) or 0, total)
-            done, whole = map(sum, zip(*layers.values(), strict=True)) if layers else (None, None)
-            yield Progress(status or "", done, whole)
+        async with aclosing(loading.lines(prober, "/api/pull", {"model": model, "stream": True})) as lines:
+            async for line in lines:
+                status, digest, total = text(line.get("status")), text(line.get("digest")), count(line.get("total"))
+                if status == "success":
+                    return
+                if digest and total and len(layers) < _MOST_LAYERS:
+                    layers[digest] = (count(line.get("completed")) or 0, total)
+                done, whole = map(sum, zip(*layers.values(), strict=True)) if layers else (None, None)
+                yield Progress(status or "", done, whole)
     except errors.ErrorBody as error:
         if "file does not exist" in error.server_message:  # its words for a name that its library does not have
             raise errors.ModelNotFound("there is no such model to download", hint="Check its name and tag") from None
