@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from learnflow.llm import process
+from learnflow.llm.cli import bench_page
 from learnflow.llm.cli import main as cli
+from learnflow.llm.cli.bench import Result, Timing
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 
@@ -220,6 +222,25 @@ def test_explain_that_has_looked_knows_who_would_serve(
         assert cli.main(["explain", "hi", "--look", "-p", "two"]) == 3
 
 
+def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "olama,openai")
+    assert cli.main(["ask", "hi"]) == 3
+    err = capsys.readouterr().err
+    assert err == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? docs/providers.md has all names.\n"
+
+
+def test_bench_draws_no_rate_from_too_short_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Timing(question=0, first_token_s=0.1, total_s=0.12, tokens=50).tokens_per_s is None
+    assert Timing(question=0, first_token_s=0.1, total_s=0.6, tokens=51).tokens_per_s == pytest.approx(100)
+    told = Result(provider="p", model="m", load_s=None, answers=(Timing(question=0, total_s=1.0),)).told
+    drawn = bench_page.page([told], "1 round of 3 questions")
+    assert drawn.count(">not measured</text>") == 2
+    failed = Result(provider="p", model="m", load_s=None, answers=(Timing(question=0, error="ServerFailed"),)).told
+    assert bench_page.page([failed], "").count(">no answer</text>") == 3
+
+
 def test_bench_shows_how_fast_everybody_is(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -243,6 +264,7 @@ def test_bench_shows_how_fast_everybody_is(
         assert told["total_s"] >= told["first_token_s"] > 0
         assert cli.main(["bench", "--rounds", "1", "-p", "ollama"]) == 1
     text = page.read_text(encoding="utf-8")
+    assert "2 rounds of 3 questions" in text
     assert text.count("<svg") == 3
     assert not re.search(r"https?:|<script|<link|<img", text)  # all of it is inside
     assert "llamacpp fault-model" in text
