@@ -21,11 +21,12 @@ from learnflow.llm.transport.endpoint import endpoint
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine, no .env of the working directory, no proxy."""
+    """No variable of the machine, no .env of the working directory, no proxy; lines of any length."""
     for name in list(os.environ):
         row = name.split("_")[0].lower()
         if row in (*SPECS, "llm", "lm", "hosted", "llama") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "10000")
     monkeypatch.chdir(tmp_path)
 
 

@@ -17,7 +17,7 @@ from . import settings
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import LLMError, NotConfigured
-from .health.inventory import state_of
+from .health.inventory import state_of, without_name
 from .providers.registry import OTHER, SPECS, build, places, spec_of
 from .replay import active
 from .replay.transport import unrecorded
@@ -119,7 +119,7 @@ async def _configured(name: str, within: float) -> Found:
 async def _unreadable(name: str, error: LLMError) -> Found:
     """A row whose settings cannot be."""
     row = rows[name].capabilities.copy() if name in (rows := places()) else unknown()
-    health = Health(state=state_of(error), provider=name, base_url=None, detail=str(error), capabilities=row)
+    health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=row)
     return Found(health, None, configured=True)
 
 

@@ -6,6 +6,7 @@ Providers, the factory and the command line ask it; it remembers nothing.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -29,6 +30,8 @@ from .spec import ProviderSpec
 _CONFIG = SettingsConfigDict(
     env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
 )
+_NODE: Final = "LLM_MODEL_"
+_ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 _SHELL: Final = "the environment"
 _SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 _S = TypeVar("_S", bound=BaseSettings)
@@ -229,7 +232,7 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     for spec in specs:
         settings += spec.variables
-    settings += sorted({(name,) for held in holds.values() for name in held if name.startswith("LLM_MODEL_")})
+    settings += sorted({(name,) for held in holds.values() for name in held if name.startswith(_NODE)})
     found: list[Variable] = []
     for names in settings:
         used: str | None = None
@@ -237,6 +240,28 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
             found.append(Variable(name, place, used))
             used = used or f"{name} in {place}"
     return found
+
+
+def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
+    """Every variable that is set and that nobody reads, but that resembles one of ours: with the one that is meant.
+
+    Args:
+        specs: the rows whose variables may be meant.
+        others: rows whose variables are none of these, and no mistakes.
+    """
+    specs = list(specs)
+    ours = {name.upper() for name in Settings.model_fields} | {name for each in specs for name in _names(each)}
+    known = ours | {name for each in others for name in _names(each)}
+    known |= {name for each in specs for name in each.own_variables}
+    for place, held in _holds().items():
+        for name in sorted(set(held) - known):
+            near = difflib.get_close_matches(name, ours, 1, _ALIKE) if not name.startswith(_NODE) else []
+            if near and difflib.get_close_matches(name.partition("_")[0], [near[0].partition("_")[0]], 1, _ALIKE):
+                yield Variable(name, place), near[0]
+
+
+def _names(spec: ProviderSpec) -> Iterator[str]:
+    return (name for names in spec.variables for name in names)
 
 
 def _holds() -> dict[str, Mapping[str, str | None]]:

@@ -7,7 +7,7 @@ that what is below ``providers`` needs to know none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -66,6 +66,20 @@ class Model:
     def called(self, name: str) -> bool:
         """Whether this name means it."""
         return name == self.name or name in self.aliases
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a download is.
+
+    Attributes:
+        status: what the server does, in its own words.
+        done, total: bytes; None where it does not tell.
+    """
+
+    status: str
+    done: int | None = None
+    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +182,14 @@ class ProviderSpec:
         lists_all: a model that is not in the list is not there.
         forwards: names of models that it only forwards elsewhere.
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
-        keeps: it takes ``keep_alive`` when it loads.
+        keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
+        unload: what frees the memory of a model: paths and bodies; None where nothing does.
+        pull: lets the server download a model, given its prober and the name; None where it cannot. Ends once the model
+            is there, and raises an LLMError where it will not be.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
+        own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
@@ -223,10 +241,13 @@ class ProviderSpec:
     lists_all: bool = True
     forwards: re.Pattern[str] | None = None
     load_path: str | None = None
-    keeps: bool = False
+    keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
+    pull: Callable[..., AsyncGenerator[Progress, None]] | None = None
     window: str | None = None
     service: str | None = None
     start: str | None = None
+    own_variables: tuple[str, ...] = ()
     probe: Probe | None = None
     prefill: bool = False
     continuation: Callable[..., Awaitable[Any]] | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
@@ -17,7 +18,7 @@ from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory
 from ..health.probe import Prober
 from ..replay import active
-from ..spec import Model, ProviderSpec
+from ..spec import Model, Progress, ProviderSpec
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
@@ -142,6 +143,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """As far as the last look showed."""
         return self.inventory.cold(model or self.model)
 
+    def trouble(self, model: str | None) -> str | None:
+        """As far as the last look showed."""
+        return self.inventory.trouble(model or self.model)
+
     def has(self, model: str) -> bool:
         """By its configuration, what the server lists, or LiteLLM's map of models."""
         server = self.inventory.server
@@ -225,14 +230,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         Args:
             model: as in ``generate``.
-            keep_alive: how long it shall stay loaded, in Ollama's words ("30m") or seconds; None for its own default.
+            keep_alive: how long it shall stay loaded, in seconds or like "30m"; None for the server's own default.
             watch: called once a second with the seconds so far.
 
         Raises:
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
             LLMError: whatever else kept it from loading.
         """
-        if keep_alive is not None and not self.spec.keeps:
+        if keep_alive is not None and not self.spec.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         async with loading.ticking(watch):
             await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
@@ -244,6 +249,53 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         except TimeoutError:
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
+
+    async def pull(self, model: str) -> AsyncGenerator[Progress, None]:
+        """Let the server download a model: ``async for progress in provider.pull("qwen3:0.6b")``.
+
+        Leaving the loop stops an Ollama; LM Studio and llama.cpp go on by themselves. Asked again, all resume.
+
+        Args:
+            model: its name at the server's library (Ollama's, LM Studio's catalogue, Hugging Face for llama.cpp).
+
+        Yields:
+            How far it is, each time that the server tells something new.
+
+        Raises:
+            LLMError: why the model is not there; LLM_LOAD_TIMEOUT seconds without progress are a GapTimeout.
+        """
+        if self.spec.pull is None:
+            raise errors.Unsupported(f"{self.spec.title} downloads no models", provider=self.name)
+        try:
+            async with aclosing(loading.pull(self.inventory.prober, model, self._times.load)) as steps:
+                async for progress in steps:
+                    yield progress
+        except LLMError as error:
+            raise bare(self.runner.explained(error, model))  # noqa: B904  # that is what it does
+        self.inventory.forget()
+
+    async def unload(self, model: str | None = None) -> str:
+        """Let the server free the memory of a model.
+
+        Args:
+            model: None for the one that is loaded.
+
+        Returns:
+            The model's name.
+
+        Raises:
+            LLMError: why it could not be done.
+        """
+        return await self._explained(self._unloaded(model or self.model), model or self.model)
+
+    async def _unloaded(self, asked: str | None) -> str:
+        model = await self.inventory.found(asked)
+        if self.spec.unload is None:
+            raise errors.Unsupported(f"{self.spec.title} unloads no models")
+        for path, body in self.spec.unload(model):
+            await loading.told(self.inventory.prober, path, body)
+        self.inventory.forget()
+        return model.name
 
     async def _explained(self, asked: Awaitable[_T], model: str | None = None) -> _T:
         """What it gives; an error says who failed, and which variable to set."""

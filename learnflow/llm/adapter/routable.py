@@ -69,6 +69,10 @@ class RoutableProvider(LLMProvider):
         """Whether it would have to load this model first, as far as it is known."""
         return False
 
+    def trouble(self, model: str | None) -> str | None:  # noqa: ARG002
+        """Why it would not answer for this model, as far as the last look showed."""
+        return None
+
     def has(self, model: str) -> bool:
         """Whether it has this model, as far as it is known."""
         return model in (self.model, self.vision_model)

@@ -413,6 +413,8 @@ class Runner:
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
     ) -> LLMError:
         """Say who failed and which variable to set; leave out what is private; keep what had arrived."""
+        if isinstance(error, errors.ModelNotFound):
+            error.hint = error.hint or self.inventory.instead_of(model)
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.inventory.forget()

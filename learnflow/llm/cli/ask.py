@@ -6,23 +6,19 @@ The command line calls it.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import dataclasses
-import json
 import sys
-from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 from ..base import LLMProvider
 from ..completion import Completion
 from ..factory import get_provider
-
-_PATIENCE_S: Final = 1.0  # before a person is told that something is going on
-_T = TypeVar("_T")
+from .terminal import progress, say, shown, write_json
 
 
-async def ask(options: argparse.Namespace) -> int:
+async def ask(options: SimpleNamespace) -> int:
     """Ask, and print the answer. Returns the exit code."""
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     more: dict[str, Any] = {"model": options.model}
@@ -31,62 +27,38 @@ async def ask(options: argparse.Namespace) -> int:
     if options.system:
         more["system"] = options.system
     provider = get_provider(options.provider)
-    if options.json:
-        print(json.dumps(_plain(await watched(_what(provider), provider.complete(prompt, **more))), ensure_ascii=False))
-    else:
+    if not options.json:
         await _streamed(provider, prompt, more)
+        return 0
+    with progress(_waits(provider)):
+        done = await provider.complete(prompt, **more)
+    write_json(_plain(done))
     return 0
 
 
 async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) -> None:
-    """The pieces as they come; a pipe gets them too, and one line end behind the answer."""
-    waiting = asyncio.create_task(_waiting(_what(provider)))
+    """The pieces as they come; a pipe gets them as they are, and one line end behind the answer."""
+    clean = shown if sys.stdout.isatty() else str
     last = ""
-    try:
-        async with provider.stream(prompt, **more) as answer:
-            async for piece in answer:
-                waiting.cancel()
-                await asyncio.wait([waiting])
-                last = piece
-                sys.stdout.write(piece)
+    with ExitStack() as waiting:
+        waiting.enter_context(progress(_waits(provider)))
+        try:
+            async with provider.stream(prompt, **more) as answer:
+                async for piece in answer:
+                    waiting.close()
+                    last = piece
+                    sys.stdout.write(clean(piece))
+                    sys.stdout.flush()
+            if answer.completion.finish == "length":
+                say("the answer ended at max_tokens")
+        finally:
+            if last and not last.endswith("\n"):
+                sys.stdout.write("\n")
                 sys.stdout.flush()
-        if answer.completion.finish == "length":
-            print("learnflow-llm: the answer ended at max_tokens", file=sys.stderr)
-    finally:
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        if last and not last.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
 
 
-async def watched(what: str, doing: Awaitable[_T]) -> _T:
-    """Await it, and tell a person what it is that takes so long."""
-    waiting = asyncio.create_task(_waiting(what))
-    try:
-        return await doing
-    finally:
-        waiting.cancel()
-        await asyncio.wait([waiting])
-
-
-def _what(provider: LLMProvider) -> str:
+def _waits(provider: LLMProvider) -> str:
     return f"{provider.name}: waiting for the first token"
-
-
-async def _waiting(what: str) -> None:
-    """Tell a person, and nobody else, how long it has been."""
-    if not sys.stderr.isatty():
-        return
-    seconds = 0.0
-    try:
-        while True:
-            await asyncio.sleep(_PATIENCE_S)
-            seconds += _PATIENCE_S
-            print(f"\r{what}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
-    finally:
-        if seconds:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _plain(done: Completion) -> dict[str, Any]:

@@ -6,24 +6,23 @@ The command line calls it; ``page`` draws what it found.
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..errors import LLMError, NotConfigured
 from . import bench_page as page
-from .ask import watched
-from .status import looked, recorded, table, used
+from .status import looked, recorded, used
+from .terminal import progress, say, table, write_json
 
+_MEASURABLE_S: Final = 0.05  # from the first token to the end: in less, pieces arrive together
 _QUESTIONS: Final = (
     "Explain RSA encryption",
     "What is photosynthesis? Timing in five sentences.",
@@ -43,11 +42,11 @@ class Timing:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens a second, from the first one on."""
+        """Tokens a second, from the first one on; None where that took too short to be measured."""
         if self.tokens is None or self.total_s is None or self.first_token_s is None:
             return None
         seconds = self.total_s - self.first_token_s
-        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
+        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds >= _MEASURABLE_S else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,7 @@ class Result:
         }
 
 
-async def bench(options: argparse.Namespace) -> int:
+async def bench(options: SimpleNamespace) -> int:
     """Ask them all, and show it. Returns 0 only where somebody answered.
 
     Raises NotConfigured where nobody is ready.
@@ -94,7 +93,7 @@ async def bench(options: argparse.Namespace) -> int:
     chain, found = await looked(options)
     for each in used(chain, found):
         if not each.health.ready:
-            print(f"learnflow-llm: {each.health.provider} is left out: {each.health.detail}", file=sys.stderr)
+            say(f"{each.health.provider} is left out: {each.health.detail}")
     ready = [each.provider for each in used(chain, found) if each.health.ready and each.provider]
     if not ready:
         raise NotConfigured("no provider is ready", hint="See what is wrong with learnflow-llm status")
@@ -120,24 +119,25 @@ def _writable(file: str) -> None:
     raise errors.InvalidRequest(what, hint="Name another file for --html")
 
 
-def _show(results: Sequence[Result], options: argparse.Namespace) -> None:
+def _show(results: Sequence[Result], options: SimpleNamespace) -> None:
     if options.json:
-        print(json.dumps([each.told for each in results], ensure_ascii=False, indent=2))
+        write_json([each.told for each in results])
     else:
-        print(table([_TITLES, *map(_row, results)]))
+        table(_TITLES, map(_row, results))
     if options.html:
         _draw(results, options)
 
 
-def _draw(results: Sequence[Result], options: argparse.Namespace) -> None:
-    when, asked = time.strftime("%Y-%m-%d %H:%M"), f"{options.rounds} rounds of {len(_QUESTIONS)} questions"
+def _draw(results: Sequence[Result], options: SimpleNamespace) -> None:
+    rounds = "1 round" if options.rounds == 1 else f"{options.rounds} rounds"
+    when, asked = time.strftime("%Y-%m-%d %H:%M"), f"{rounds} of {len(_QUESTIONS)} questions"
     about = f"{platform.platform()}, {when}, {asked}, {options.max_tokens} tokens at the most"
     Path(options.html).write_text(page.page([each.told for each in results], about), encoding="utf-8")
-    print(f"learnflow-llm: {options.html} is written", file=sys.stderr)
+    say(f"{options.html} is written")
 
 
 async def _benched(
-    provider: BaseProvider, model: str | None, options: argparse.Namespace, tell: Callable[[Result], None]
+    provider: BaseProvider, model: str | None, options: SimpleNamespace, tell: Callable[[Result], None]
 ) -> None:
     """Loaded first, then asked one question after the other; told even if it is interrupted."""
     name = f"{provider.name} {model or provider.model or ''}".strip()
@@ -148,17 +148,20 @@ async def _benched(
             await provider.prepare()
             if provider.spec.local:
                 began = time.monotonic()
-                await watched(f"{name}: loading", provider.warm_up(model))
+                with progress(f"{name}: loading"):
+                    await provider.warm_up(model)
                 load_s = time.monotonic() - began
         except LLMError as error:
-            print(f"learnflow-llm: {error}", file=sys.stderr)
+            say(str(error))
             answers.append(Timing(question=0, error=type(error).__name__))
             return
-        show = _progress(name, options.rounds * len(_QUESTIONS))
-        for number in _numbers(options.rounds, show):
-            answer, who = await _answered(provider, model, number, options.max_tokens)
-            answers.append(answer)
-            served = who or served
+        whole = options.rounds * len(_QUESTIONS)
+        with progress(f"{name}: {whole} questions", whole) as show:
+            for at in range(whole):
+                answer, who = await _answered(provider, model, at % len(_QUESTIONS), options.max_tokens)
+                answers.append(answer)
+                served = who or served
+                show(completed=at + 1)
     finally:
         tell(Result(provider=provider.name, model=served, load_s=load_s, answers=tuple(answers)))
 
@@ -175,26 +178,7 @@ async def _answered(provider: BaseProvider, model: str | None, number: int, most
     return answer, str(done.model)
 
 
-def _numbers(rounds: int, show: Callable[[int], None]) -> Iterator[int]:
-    """The questions' numbers, round by round."""
-    for at in range(rounds * len(_QUESTIONS)):
-        show(at)
-        yield at % len(_QUESTIONS)
-    show(rounds * len(_QUESTIONS))
-
-
-def _progress(name: str, whole: int) -> Callable[[int], None]:
-    """A line that moves where a person watches, nothing where a program does."""
-
-    def show(at: int) -> None:
-        if sys.stderr.isatty():
-            end = "\r" if at < whole else "\r\033[K"
-            print(f"{name}: question {at + 1} of {whole}" if at < whole else "", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-_TITLES: Final = ("PROVIDER", "MODEL", "LOAD s", "FIRST TOKEN s", "TOKENS/s", "WHOLE s", "TOKENS", "FAILED")
+_TITLES: Final = ("PROVIDER", "MODEL", "LOAD s", "FIRST s", "TOKENS/s", "WHOLE s", "TOKENS", "FAILED")
 
 
 def _row(result: Result) -> tuple[str, ...]:

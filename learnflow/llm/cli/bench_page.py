@@ -31,7 +31,7 @@ def page(results: Sequence[Mapping[str, Any]], about: str) -> str:
     """The whole page: a chart for each measure, the median of all answers, and a table."""
     names = [f"{each['provider']} {each['model']}" for each in results]
     charts = "".join(
-        f"<h2>{title}</h2><p>median, {meaning}</p>{_bars(names, [each[key] for each in results], places)}"
+        f"<h2>{title}</h2><p>median, {meaning}</p>{_bars(names, results, key, places)}"
         for key, title, meaning, places in _CHARTS
     )
     return (
@@ -42,15 +42,16 @@ def page(results: Sequence[Mapping[str, Any]], about: str) -> str:
     )
 
 
-def _bars(names: Sequence[str], values: Sequence[float | None], places: int) -> str:
+def _bars(names: Sequence[str], results: Sequence[Mapping[str, Any]], key: str, places: int) -> str:
     """Horizontal bars from nothing to the largest value."""
-    largest = max((value for value in values if value), default=1.0)
+    largest = max((each[key] for each in results if each[key]), default=1.0)
     room = _WIDTH - 110
     rows = []
-    for at, (name, value) in enumerate(zip(names, values, strict=True)):
-        y = at * _ROW
+    for at, (name, each) in enumerate(zip(names, results, strict=True)):
+        y, value = at * _ROW, each[key]
         wide = 0 if value is None else value / largest * room
-        said = "no answer" if value is None else f"{value:.{places}f}"
+        nothing = "no answer" if each["total_s"] is None else "not measured"
+        said = nothing if value is None else f"{value:.{places}f}"
         rows.append(
             f'<text x="0" y="{y + 16}">{escape(name)}</text>'
             f'<rect x="0" y="{y + 22}" width="{wide:.1f}" height="16" rx="3"/>'

@@ -6,12 +6,10 @@ The command line calls it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 
 from .. import errors
@@ -20,8 +18,8 @@ from ..base import Attempt, Call
 from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
-from .ask import watched
-from .status import chain_of, table
+from .status import chain_of
+from .terminal import progress, say, table, write, write_json
 
 KEPT: Final = 0
 BROKEN: Final = 1
@@ -49,30 +47,31 @@ class Finding:
     seen: str
 
 
-async def check(options: argparse.Namespace) -> int:
+async def check(options: SimpleNamespace) -> int:
     """Print what is kept. Returns 0 where answers can be relied on: finish reasons and streams."""
     provider = await _provider(options)
     served = provider.can(options.model)["context_served"]
     long = int(served * 1.2) if provider.spec.local and served and served * 1.2 < _LONGEST else None
     more = f", and one of {long} tokens, which is longer than its context" if long else ""
-    print(f"{provider.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}", file=sys.stderr)
+    say(f"{provider.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}")
     findings: list[Finding] = []
     for question, ask in _Questions(provider, options.model, long).all():
-        findings.append(await watched(f"{provider.name}: {question}", _asked(question, ask)))
+        with progress(f"{provider.name}: {question}"):
+            findings.append(await _asked(question, ask))
         if question == "finish reason" and findings[-1].kept is False:
             break  # nothing else can be told
     words = _capabilities(findings)
     if options.json:
-        print(json.dumps({"provider": provider.name, "capabilities": words, "findings": [*map(asdict, findings)]}))
+        write_json({"provider": provider.name, "capabilities": words, "findings": [*map(asdict, findings)]})
     else:
-        marks = {True: "yes", False: "NO", None: "-"}
-        print(table([("KEPT", "WHAT", "SEEN"), *((marks[each.kept], each.question, each.seen) for each in findings)]))
-        print(f"{provider.spec.env_capabilities}={words}" if words else "Nothing to set.")
+        marks = {True: "yes", False: "no", None: "-"}
+        table(("KEPT", "WHAT", "SEEN"), ((marks[each.kept], each.question, each.seen) for each in findings))
+        write(f"{provider.spec.env_capabilities}={words}" if words else "Nothing to set.")
     relied = ("finish reason", "a stream")
     return BROKEN if any(each.kept is False for each in findings if each.question in relied) else KEPT
 
 
-async def _provider(options: argparse.Namespace) -> BaseProvider:
+async def _provider(options: SimpleNamespace) -> BaseProvider:
     chain = chain_of(options)
     provider = build(chain[0]) if chain else (await found())[0]
     await provider.refresh()

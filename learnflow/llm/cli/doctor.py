@@ -6,25 +6,32 @@ The command line calls it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 
 from .. import settings
 from ..discovery import Found
 from ..errors import LLMError
 from ..providers.registry import SPECS, spec_of
+from ..providers.registry import table as vendors
+from ..spec import ProviderSpec
 from ..transport.endpoint import endpoint, is_loopback
-from .status import NONE_READY, READY, chain_of, looked, recorded, used
+from .status import NONE_READY, READY, chain_of, looked, recorded, state, used
+from .terminal import table, write
 
 
-async def doctor(options: argparse.Namespace) -> int:
+async def doctor(options: SimpleNamespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
     recorded()
-    print(f"This is {'a container' if settings.in_container() else 'no container'}.")
+    write(f"This is {'a container' if settings.in_container() else 'no container'}.")
     _show("Variables that are set", _variables(options))  # first: one of them may be what is wrong
+    _show("Variables that nobody reads", _misspelt(options))
     chain, found = await looked(options)
-    _show("What was tried", (f"{_name(each)}: {_state(each)}" for each in found))
+    if found:
+        write("\nWhat was tried:")
+        tried = ((each.health.provider, state(each.health), each.health.base_url or "-", _seen(each)) for each in found)
+        table(("  PROVIDER", "STATE", "WHERE", "WHAT"), ((f"  {name}", *more) for name, *more in tried))
     _show("Traps", _traps(found))
     _show("What would be used", [_used(chain, found)])
     _show("What to write into .env", _advice(chain, found))
@@ -34,22 +41,32 @@ async def doctor(options: argparse.Namespace) -> int:
 def _show(title: str, lines: Iterable[str]) -> None:
     told = list(lines)
     if told:
-        print(f"\n{title}:")
+        write(f"\n{title}:")
         for line in told:
-            print(f"  {line}")
+            write(line, indent="  ")
 
 
-def _variables(options: argparse.Namespace) -> Iterator[str]:
-    specs = [*SPECS.values()]
+def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
+    """The rows whose variables are meant: those by hand, and those that are named."""
     names: list[str] = []
     with suppress(LLMError):  # said with what was tried
         names = chain_of(options)
+    specs = dict(SPECS)
     for name in names:
         with suppress(LLMError):
-            specs += [spec_of(name)] if name not in SPECS else []
-    for variable in settings.variables(specs):
+            specs.setdefault(name, spec_of(name))
+    return list(specs.values())
+
+
+def _variables(options: SimpleNamespace) -> Iterator[str]:
+    for variable in settings.variables(_specs(options)):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
+
+
+def _misspelt(options: SimpleNamespace) -> Iterator[str]:
+    for variable, near in settings.misspelt(_specs(options), vendors().values()):
+        yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 
 def _name(found: Found) -> str:
@@ -69,7 +86,8 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
     for each in found if settings.in_container() else ():
-        there = each.provider.endpoint if each.provider and each.configured and not each.health.ready else None
+        silent = each.configured and each.health.state == "down"
+        there = each.provider.endpoint if each.provider and silent else None
         if there and is_loopback(there.origin[1]):
             yield (
                 f"{there.base} is this container itself: name the service, or host.docker.internal, where the server "
@@ -77,9 +95,9 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
             )
 
 
-def _state(found: Found) -> str:
-    state, detail = found.health.state, found.health.detail
-    return detail if detail.startswith(state) else f"{state}: {detail}"
+def _seen(found: Found) -> str:
+    """What the state does not say."""
+    return "" if found.health.detail == "ready" else found.health.detail.removeprefix("ready; ")
 
 
 def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
@@ -93,9 +111,13 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
     there = used(chain, found)
     if chain and any(each.ready for each in there):
         return
+    keyless = [each.health.provider for each in there if not each.provider and each.health.state == "unauthorised"]
+    for name in keyless:
+        yield f"{spec_of(name).env_key[0]}=…   # the key of {name}"
     local = [each for each in found if each.health.ready and each.provider and each.provider.spec.local]
     for each in [one for one in there if one.ready][:1] or local[:1]:
-        yield from _lines(each)
+        yield from (f"# or {line}" if keyless else line for line in _lines(each))
+    if keyless or local:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"

@@ -1,20 +1,22 @@
-"""The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``bench``,
-``check``, ``doctor``.
+"""The command line: ``learnflow-llm``, with a command for each module beside this one.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
 Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
+Click, which LiteLLM brings: it completes words in bash, zsh and fish by itself, and checks numbers.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import logging
-import math
-import os
 import sys
-from typing import Final
+from functools import partial
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, Final
+
+import click
 
 from .. import errors
 from ..process import switches
@@ -23,154 +25,47 @@ FAILED: Final = 1
 USAGE: Final = 2
 NO_PROVIDER: Final = 3
 INTERRUPTED: Final = 130
+_NAME: Final = "learnflow-llm"
+_NOBODY: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.provider:
-        from ..providers.registry import check  # noqa: PLC0415  # --help needs none of it
-
-        try:
-            check(options.provider)
-        except errors.LLMError as error:
-            parser.error(str(error))
-    _prepare(verbose=options.verbose)
     try:
-        return _unwatched(options)
-    except KeyboardInterrupt:
+        return int(group.main(arguments, _NAME, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader left: `ask … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except errors.LLMError as error:
-        print(f"learnflow-llm: {error}", file=sys.stderr)
-        return _code(error)
 
 
-def _unwatched(options: argparse.Namespace) -> int:
-    """Run the command; the port of the metrics is left to the application."""
-    switches.watched = False
+def _run(where: str, **given: Any) -> int:
+    """Run a command, which is a function of a module; it is imported now, so that --help needs none of it."""
+    options = SimpleNamespace(**given)
+    _prepare(verbose=options.verbose)
+    switches.watched = False  # the port of the metrics is left to the application
     try:
-        return asyncio.run(_run(options))
+        if options.provider:
+            _check(options.provider)
+        module, function = where.split(".")
+        return int(asyncio.run(getattr(import_module(f".{module}", __package__), function)(options)))
+    except errors.LLMError as error:
+        from .terminal import say  # noqa: PLC0415
+
+        say(str(error))
+        return _code(error)
     finally:
         switches.watched = True
 
 
-async def _run(options: argparse.Namespace) -> int:
-    """The command; each imports what it needs, so that --help and usage errors need none of it."""
-    if options.command == "ask":
-        from .ask import ask  # noqa: PLC0415
+def _check(provider: str) -> None:
+    from ..providers.registry import check  # noqa: PLC0415
 
-        return await ask(options)
-    if options.command == "explain":
-        from .explain import explain  # noqa: PLC0415
-
-        return await explain(options)
-    if options.command == "bench":
-        from .bench import bench  # noqa: PLC0415
-
-        return await bench(options)
-    if options.command == "check":
-        from .check import check  # noqa: PLC0415
-
-        return await check(options)
-    if options.command == "doctor":
-        from .doctor import doctor  # noqa: PLC0415
-
-        return await doctor(options)
-    from . import status  # noqa: PLC0415
-
-    if options.command == "warm-up":
-        return await status.warm_up(options)
-    return await (status.models(options) if options.command == "models" else status.status(options))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="learnflow-llm", description="Ask language models, cloud or local, through learnflow.llm."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, what: str, more: str, *, json: str = "", within: bool = False) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=what, description=more)
-        one.add_argument("--provider", "-p", help="instead of LLM_PROVIDER")
-        one.add_argument("--verbose", "-v", action="store_true", help="log to stderr what happened")
-        if json:
-            one.add_argument("--json", action="store_true", help=json)
-        if within:
-            one.add_argument("--within", type=_seconds, default=1.0, metavar="SECONDS", help="for all of it (1)")
-        return one
-
-    ask = command(
-        "ask",
-        "ask one question",
-        "Ask one question; the answer goes to stdout.",
-        json="print everything known about the answer as one JSON object",
-    )
-    ask.add_argument("prompt", help="the question; - reads it from stdin")
-    ask.add_argument("--model", "-m", help="instead of the provider's own")
-    ask.add_argument("--temperature", "-t", type=float, help="0 for the same answer each time")
-    ask.add_argument("--system", "-s", help="the system prompt")
-    command(
-        "status",
-        "how every provider is",
-        "A line for each provider: its state, where it is, what it can, and what to do. "
-        "Exit code 0 only if one that would be used is ready.",
-        json="print a list of objects, one for each",
-        within=True,
-    )
-    command(
-        "models", "which models there are", "The models of each server.", json="print a list of objects", within=True
-    )
-    why = command("explain", "who would answer", "Which provider would serve a request, and why not the others.")
-    why.add_argument("prompt", nargs="?", default="", help="the question; nothing of it is sent")
-    why.add_argument("--model", "-m", help="as in ask")
-    why.add_argument("--tokens", type=int, default=0, help="as if the prompt had so many")
-    for need in ("image", "tools", "schema"):
-        why.add_argument(f"--{need}", action="store_true", help=f"as if the request needed {need}")
-    why.add_argument("--look", action="store_true", help="ask the servers for their pages first")
-    warm = command("warm-up", "load the model", "Load the model now, so that the first answer does not wait for it.")
-    warm.add_argument("--model", "-m", help="instead of the provider's own")
-    asked = command(
-        "check",
-        "what a server keeps",
-        "Ask a server ten short questions, and show what it keeps of what answers rely on: finish reasons, streams, "
-        "errors by name, schemas, tools, continuation. The last line is what to set.",
-        json="print one object with the findings",
-    )
-    asked.add_argument("--model", "-m", help="instead of the provider's own")
-    race = command(
-        "bench",
-        "how fast each provider answers here",
-        "Ask each ready provider the same few questions, one after the other, and show how fast it is on this machine. "
-        "Clouds are asked only where they are named, and cost what they cost.",
-        json="print a list of objects, one for each model, with every answer's numbers",
-        within=True,
-    )
-    race.add_argument("--model", "-m", action="append", help="instead of the provider's own; several times for several")
-    race.add_argument("--rounds", type=_whole, default=3, metavar="N", help="how often each question is asked (3)")
-    race.add_argument("--max-tokens", type=_whole, default=200, metavar="N", help="of an answer (200)")
-    race.add_argument("--html", metavar="FILE", help="write a page with charts, too")
-    command(
-        "doctor", "what is wrong here", "Explain this machine: what is set, what answers, what to write.", within=True
-    )
-    return parser
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError(text)
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    try:
+        check(provider)
+    except errors.LLMError as error:
+        raise click.BadParameter(str(error), param_hint="--provider") from None
 
 
 def _prepare(*, verbose: bool) -> None:
@@ -184,5 +79,136 @@ def _code(error: errors.LLMError) -> int:
     """Usage, nobody to ask, and a failed answer are different things to a script."""
     if isinstance(error, errors.InvalidRequest):
         return USAGE
-    nobody = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
-    return NO_PROVIDER if isinstance(error, nobody) else FAILED
+    return NO_PROVIDER if isinstance(error, _NOBODY) else FAILED
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata  # noqa: PLC0415
+
+    try:
+        version = metadata.version(_NAME)
+    except metadata.PackageNotFoundError:
+        version = "(copied, not installed)"
+    click.echo(f"{_NAME} {version}")
+    context.exit()
+
+
+def _providers(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """What --provider may be, for the shell's completion."""
+    from ..providers.registry import SPECS  # noqa: PLC0415
+
+    return [name for name in SPECS if name.startswith(begun)]
+
+
+def _option(*names: str, **more: Any) -> click.Option:
+    return click.Option(names, **more)
+
+
+_json = partial(_option, "--json", is_flag=True)
+_MODEL: Final = _option("--model", "-m", help="Instead of the provider's own.")
+_WITHIN: Final = _option(
+    "--within",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For all of it.",
+)
+_EVERY: Final = (
+    _option("--provider", "-p", help="Instead of LLM_PROVIDER.", shell_complete=_providers),
+    _option("--verbose", "-v", is_flag=True, help="Log to stderr what happened."),
+)
+_COUNT: Final = click.IntRange(min=1)
+
+
+def _command(name: str, where: str, what: str, *more: click.Parameter) -> click.Command:
+    return click.Command(name, callback=partial(_run, where), params=[*more, *_EVERY], help=what)
+
+
+group: Final = click.Group(
+    _NAME,
+    help="Ask language models, cloud or local, through learnflow.llm.",
+    epilog="Completion in bash (in zsh and fish likewise):\n\n\b\n"
+    f'  eval "$(_LEARNFLOW_LLM_COMPLETE=bash_source {_NAME})"',
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[_option("--version", is_flag=True, expose_value=False, callback=_version, help="Show the version.")],
+    commands=[
+        _command(
+            "ask",
+            "ask.ask",
+            "Ask one question; the answer goes to stdout. A prompt - is read from stdin.",
+            click.Argument(["prompt"]),
+            _MODEL,
+            _option("--temperature", "-t", type=float, help="0 for the same answer each time."),
+            _option("--system", "-s", help="The system prompt."),
+            _json(help="Print everything known about the answer as one JSON object."),
+        ),
+        _command(
+            "status",
+            "status.status",
+            "Show how the providers are. Those that are named or found, and what to do; * marks the one that would be "
+            "used. Exit code 0 only if one is ready that would be.",
+            _option("--all", "-a", "every", is_flag=True, help="Those that are neither, too."),
+            _json(help="Print a list of objects, one for each."),
+            _WITHIN,
+        ),
+        _command(
+            "models",
+            "status.models",
+            "List the models of each server.",
+            _json(help="Print a list of objects."),
+            _WITHIN,
+        ),
+        _command(
+            "explain",
+            "explain.explain",
+            "Tell who would serve a request, and why not the others. Nothing of the prompt is sent.",
+            click.Argument(["prompt"], required=False, default=""),
+            _MODEL,
+            _option("--tokens", type=int, default=0, metavar="N", help="As if the prompt had so many."),
+            *(
+                _option(f"--{need}", is_flag=True, help=f"As if the request needed {need}.")
+                for need in ("image", "tools", "schema")
+            ),
+            _option("--look", is_flag=True, help="Ask the servers for their pages first."),
+        ),
+        _command(
+            "warm-up",
+            "load.warm_up",
+            "Load the model now. The first answer does not wait for it then.",
+            _MODEL,
+            _option("--keep-alive", metavar="TIME", help="How long it stays loaded without a request, like 30m."),
+        ),
+        _command(
+            "pull",
+            "load.pull",
+            "Let the server download a model. Asked again, it resumes.",
+            click.Argument(["model"]),
+            _WITHIN,
+        ),
+        _command("unload", "load.unload", "Free the memory of the model.", click.Argument(["model"], required=False)),
+        _command(
+            "bench",
+            "bench.bench",
+            "Show how fast each ready provider answers here. Each is asked the same few questions, one after the "
+            "other. Clouds are asked only where they are named, and cost what they cost.",
+            _option("--model", "-m", multiple=True, help="Instead of the provider's own; several times for several."),
+            _option("--rounds", type=_COUNT, default=3, show_default=True, metavar="N", help="Of all questions."),
+            _option("--max-tokens", type=_COUNT, default=200, show_default=True, metavar="N", help="Of an answer."),
+            _option("--html", metavar="FILE", help="Write a page with charts, too."),
+            _json(help="Print a list of objects, one for each model, with every answer's numbers."),
+            _WITHIN,
+        ),
+        _command(
+            "check",
+            "check.check",
+            "Show what a server keeps of what answers rely on. Ten short questions are asked: finish reasons, "
+            "streams, errors by name, schemas, tools, continuation. The last line is what to set.",
+            _MODEL,
+            _json(help="Print one object with the findings."),
+        ),
+        _command("doctor", "doctor.doctor", "Explain this machine: what is set, what answers, what to write.", _WITHIN),
+    ],
+)

@@ -1,16 +1,14 @@
-"""``status``, ``models`` and ``warm-up``: what there is, as a table for people and as JSON for programs.
+"""``status`` and ``models``: what there is, as a table for people and as JSON for programs.
 
-Must never load a model except when told to, or import LiteLLM to look.
+Must never load a model, or import LiteLLM to look.
 The command line calls it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Final
 
 from .. import errors, settings
@@ -18,61 +16,89 @@ from ..adapter.provider import BaseProvider
 from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
-from ..factory import get_provider
 from ..providers.registry import check
 from ..replay import active
 from ..spec import Model
-from .ask import watched
+from .terminal import progress, say, table, write, write_json
 
 READY: Final = 0
 NONE_READY: Final = 3
+NOBODY: Final = "no provider is named, and no server answers on this machine; learnflow-llm doctor says what to do"
 _CAN: Final = ("vision", "tools", "json_schema", "reasoning", "prefill")
 
 
-async def status(options: argparse.Namespace) -> int:
-    """How every provider is. Returns 0 only where one that would be used is ready."""
+async def status(options: SimpleNamespace) -> int:
+    """How the providers are. Returns 0 only where one that would be used is ready."""
     recorded()
     chain, found = await looked(options)
-    shown = [each.health for each in brief(found)]
+    first = next((each for each in used(chain, found) if each.ready), None)
+    listed = brief(found) if options.every else [each for each in found if _told(each, chain)]
     if options.json:
-        print(json.dumps([_object(health) for health in shown], ensure_ascii=False, indent=2))
-    else:
-        titles = ("PROVIDER", "STATE", "WHERE", "MODEL", "CONTEXT", "CAN", "LATENCY")
-        print(table([titles, *map(_row, shown)]))
-        for health in shown:
-            if health.detail != "ready":
-                print(f"{health.provider}: {health.detail}")
-    return READY if any(each.ready for each in used(chain, found)) else NONE_READY
+        write_json([_object(each.health) for each in listed])
+    elif listed:
+        table(("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"), (_row(each, each is first) for each in listed))
+        for line in _remarks(chain, listed):
+            write(line)
+    if not listed:
+        say(NOBODY)
+    return READY if first else NONE_READY
 
 
-async def models(options: argparse.Namespace) -> int:
+def _told(each: Found, chain: Sequence[str]) -> bool:
+    """Named by a variable, or a server that answers; the key of a cloud that nobody named is neither."""
+    local = each.provider is None or each.provider.spec.local
+    return each.answers or (each.configured and (local or each.health.provider in chain))
+
+
+def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
+    """What is to be said of those that are not simply ready, and of those that are not used although they are there."""
+    for each in listed:
+        name, named = each.health.provider, _twin(each, chain, listed)
+        if each.health.detail != "ready":
+            yield f"{name}: {each.health.detail}"
+        if named and each.provider:
+            variable = each.provider.spec.env_url[0]
+            there = (
+                f"{variable} says {named.health.base_url}" if named.health.base_url else f"{variable} cannot be read"
+            )
+            yield (
+                f"{name} at {each.health.base_url} is not the one that counts: {there}. "
+                f"To use this one: {variable}={each.provider.endpoint.root}"
+            )
+
+
+def _twin(each: Found, chain: Sequence[str], found: Sequence[Found]) -> Found | None:
+    """The one of the same name that is used instead, where there is one."""
+    if each.configured or each.health.provider not in chain:
+        return None
+    return next((one for one in found if one.configured and one.health.provider == each.health.provider), None)
+
+
+async def models(options: SimpleNamespace) -> int:
     """The models of each provider that answers."""
     _, found = await looked(options)
     there = [each for each in found if each.provider and each.answers]
     listed = await asyncio.gather(*(_models(each, options.within) for each in there))
     rows = [(each, model) for each, own in zip(there, listed, strict=True) for model in own]
     if options.json:
-        print(json.dumps([_model_object(each, model) for each, model in rows], ensure_ascii=False, indent=2))
-    else:
+        write_json([_model_object(each, model) for each, model in rows])
+    elif rows:
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
-        print(table([titles, *(_model_row(each, model) for each, model in rows)]))
+        table(titles, (_model_row(each, model) for each, model in rows))
+    if not there:
+        say(NOBODY)
+    elif not rows:
+        say(f"{', '.join(each.health.provider for each in there)}: no model is there")
     return READY if rows else NONE_READY
 
 
-async def warm_up(options: argparse.Namespace) -> int:
-    """Load the model of the provider that would be used."""
-    provider = get_provider(options.provider)
-    await watched(f"{provider.name}: loading", provider.warm_up(options.model))
-    return READY
-
-
-def chain_of(options: argparse.Namespace) -> list[str]:
+def chain_of(options: SimpleNamespace) -> list[str]:
     """The names of the providers that are named."""
     chain = [options.provider.lower()] if options.provider else settings.load().chain
     return [name.strip() for rank in chain for name in rank.split("+")]
 
 
-async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
+async def looked(options: SimpleNamespace) -> tuple[list[str], list[Found]]:
     """The providers that are named, and how every one is: the named, the configured, and the local ones.
 
     Raises NotConfigured for a name that is none.
@@ -80,7 +106,8 @@ async def looked(options: argparse.Namespace) -> tuple[list[str], list[Found]]:
     chain = chain_of(options)
     for name in chain:
         check(name)  # which says what is wrong with it
-    return chain, await scan(options.within, chain)
+    with progress("looking for servers"):
+        return chain, await scan(options.within, chain)
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
@@ -98,10 +125,7 @@ def recorded() -> None:
     except errors.NotConfigured:
         return  # what cannot be read is said where it is wanted
     if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
-        print(
-            f"LLM_REPLAY is set: what follows comes from the cassettes in {common.llm_replay}, not from servers.",
-            file=sys.stderr,
-        )
+        say(f"LLM_REPLAY is set: what follows comes from the cassettes in {common.llm_replay}, not from servers")
 
 
 async def _models(found: Found, within: float) -> list[Model]:
@@ -141,17 +165,21 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
     }
 
 
-def _row(health: Health) -> tuple[str, ...]:
+def _row(each: Found, first: bool) -> tuple[str, ...]:
+    health = each.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
-        health.provider,
-        health.state + (" (cold)" if health.cold and health.ready else ""),
-        (health.base_url or "-") + (f" ({server})" if server else ""),
+        f"{'*' if first else ' '} {health.provider}",
+        state(health),
         health.model or "-",
         str(health.capabilities["context_served"] or "?") if health.ready else "-",
-        _can(health.capabilities) if health.ready else "-",
-        f"{health.latency_s * 1000:.0f} ms" if health.latency_s is not None else "-",
+        (health.base_url or "-") + (f" ({server})" if server else ""),
     )
+
+
+def state(health: Health) -> str:
+    """In a word, or two."""
+    return health.state + (", cold" if health.cold and health.ready else "")
 
 
 def _model_row(found: Found, model: Model) -> tuple[str, ...]:
@@ -166,10 +194,3 @@ def _can(known: Mapping[str, Any]) -> str:
     """What it can, with a question mark where nobody knows; what it cannot is left out."""
     can = [name + ("?" if known[name] is None else "") for name in _CAN if known[name] is not False]
     return " ".join(can) or "-"
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows in columns, the first one the titles."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

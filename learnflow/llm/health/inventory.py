@@ -52,6 +52,7 @@ class Inventory:
         self._model = model
         self.stated = stated
         self._server: Server | None = None
+        self._failed: LLMError | None = None  # the last look, where nobody answered
         self._used: Model | None = None  # the one that is used where a call names none
         self._models: dict[str, Model] = {}
 
@@ -67,6 +68,20 @@ class Inventory:
     def server(self) -> Server | None:
         """What the server said of itself, last time."""
         return self._server
+
+    def instead_of(self, asked: str | None) -> str:
+        """What to do where the server does not have this model; "" where nobody knows what it has."""
+        return self.prober.instead_of(asked, self._server) if asked and self._server and self._spec.local else ""
+
+    def trouble(self, name: str | None) -> str | None:
+        """Why this model would not answer, as far as the last look showed; a load is waited for."""
+        error = self._failed
+        try:
+            if self._server and not error:
+                self.prober.chosen(self._server, name)
+        except LLMError as unclear:
+            error = unclear
+        return None if error is None or isinstance(error, errors.ModelLoading) else without_name(error)
 
     def forget(self) -> None:
         """The next request looks again: something is not as it was."""
@@ -85,7 +100,7 @@ class Inventory:
             state=state,
             provider=self._spec.name,
             base_url=self._endpoint.base,
-            detail=self._sentence(seen) if error is None or unclear else _without_name(error),
+            detail=self._sentence(seen) if error is None or unclear else without_name(error),
             latency_s=seen.latency_s,
             server=server.kind.title if server.kind else None,
             version=server.version,
@@ -167,6 +182,7 @@ class Inventory:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         seen = await self._seen(asked, within, every=every)
+        self._failed = None if seen.server else seen.error
         if seen.server:
             self._server = seen.server
         if seen.server and every:
@@ -194,6 +210,8 @@ class Inventory:
         if model is None or self._server is None:
             seen = await self._look(name, LOOK_S)
             model = seen.model
+            if seen.server is None and seen.error:
+                raise seen.error
         kind = self._server.kind if self._server else None
         forwards = self._spec.forwards or (kind.forwards if kind else None)
         if forwards is None:
@@ -225,6 +243,6 @@ class Inventory:
         return "; ".join(said)
 
 
-def _without_name(error: LLMError) -> str:
+def without_name(error: LLMError) -> str:
     """The sentence of an error, without the name that stands beside it anyway."""
     return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

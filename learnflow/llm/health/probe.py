@@ -7,6 +7,7 @@ Must never cost money, load a model or carry user text: it only reads pages, and
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,9 +19,11 @@ from ..spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.endpoint import Endpoint, endpoint
-from ..transport.untrusted import json_object
+from ..transport.untrusted import json_object, printable
 from .page import listed
 
+_SHOWN: Final = 12  # names of models in a sentence
+_LONGEST: Final = 200  # characters of a name there
 _MOST: Final = 64  # models that are asked for one by one
 _WRONG_METHOD: Final = 405
 _TO_CONNECT: Final = 0.9  # of the time for a page
@@ -108,8 +111,7 @@ class Prober:
         if asked and asked not in self.spec.placeholders:
             found = server.find(asked)
             if not found and server.models and self.spec.lists_all:
-                near = server.nearest(asked)
-                hint = f"Set {variable} or model= to {' or '.join(near)}" if near else ""
+                hint = self.instead_of(asked, server)
                 raise errors.ModelNotFound("the server does not have the model", model=asked, hint=hint)
             return found or Model(name=asked)
         if not self.spec.local:
@@ -120,7 +122,7 @@ class Prober:
             hint = f"Set {variable} to one of them, or give model="
             raise errors.ModelNotFound("no model is named, and those of the server leave this machine", hint=hint)
         if not candidates:
-            raise errors.ModelNotFound("the server has no model", hint="Pull or load one first")
+            raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._command('MODEL') or ' first'}")
         if len(candidates) > 1:
             names = ", ".join(model.name for model in candidates[:20])
             raise errors.NotConfigured(
@@ -128,6 +130,20 @@ class Prober:
                 hint=f"Set {variable} to one of them, or give model=",
             )
         return candidates[0]
+
+    def instead_of(self, asked: str, server: Server) -> str:
+        """What to do where the server does not have the model: the nearest names, all of them, how to get it."""
+        names, near = [model.name for model in server.chat_models], server.nearest(asked)
+        there = f"{', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}" if names else "no model"
+        use = f"Set {self.spec.env_model[0]} or model= to {' or '.join(near)}" if near else ""
+        command = self._command(asked)
+        return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
+
+    def _command(self, model: str) -> str:
+        """The command that gets a model, where one does."""
+        if not self.spec.pull:
+            return ""
+        return f": learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}"
 
     async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
         """Who answers, and what keeps it from serving."""
@@ -281,11 +297,6 @@ def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
     if said is None:
         return {}, error_mapping.not_a_server(200)
     return (said, error_mapping.error_object(said, began=False)) if said.get("error") else (said, None)
-
-
-def complaint_of(data: bytes) -> LLMError | None:
-    """What a 200 complains of, where it is no answer, but a word for a page that it does not know."""
-    return read_page(data)[1] if data.strip() else None
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:

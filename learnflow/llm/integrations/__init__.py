@@ -38,7 +38,7 @@ def _metrics(host: str, port: int) -> None:
         prometheus.serve(host, port)
         _done.add((host, port))
     except ImportError:
-        _say("llm_no_metrics", "LLM_METRICS_PORT needs pip install 'learnflow-llm[prometheus]'")
+        _say("llm_no_metrics", "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)")
     except (OSError, ValueError) as error:  # several processes of one application want the same port
         _say("llm_no_metrics", f"{host}:{port} cannot be listened on (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}")
 
@@ -49,7 +49,9 @@ def _opentelemetry() -> None:
 
         opentelemetry.attach()
     except ImportError:
-        _say("llm_no_telemetry", "LLM_OPENTELEMETRY needs pip install 'learnflow-llm[opentelemetry]'")
+        _say(
+            "llm_no_telemetry", "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)"
+        )
 
 
 def _say(what: str, hint: str) -> None:

@@ -15,7 +15,7 @@ from ..capabilities import Health
 from ..completion import Answering, TextStream
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
-from ..spec import Model, ProviderSpec, named
+from ..spec import Model, Progress, ProviderSpec, named
 
 _WITHIN_S: Final = 5.0  # to be asked what it is before a request, which waits for it
 
@@ -40,7 +40,7 @@ class EndpointProvider(BaseProvider):
     inventory, runner = _its("inventory"), _its("runner")
     continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
     cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
-    get_capabilities = _its("get_capabilities")
+    get_capabilities, trouble = _its("get_capabilities"), _its("trouble")
 
     def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
         self._plain = plain
@@ -159,6 +159,16 @@ class EndpointProvider(BaseProvider):
     async def warm_up(self, model: str | None = None, **more: Any) -> None:
         """See ``BaseProvider``."""
         await (await self._identified(LOOK_S)).warm_up(model, **more)
+
+    async def pull(self, model: str) -> AsyncGenerator[Progress, None]:
+        """See ``BaseProvider``."""
+        async with aclosing((await self._identified(LOOK_S)).pull(model)) as steps:
+            async for progress in steps:
+                yield progress
+
+    async def unload(self, model: str | None = None) -> str:
+        """See ``BaseProvider``."""
+        return await (await self._identified(LOOK_S)).unload(model)
 
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"

@@ -6,18 +6,27 @@ pages with a 200 and an error object, which a ``Page`` holds as its error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import unknown
+from ..health import loading
 from ..health.page import count, flag, part, text
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..health.probe import Prober
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, Progress, ProviderSpec, Server
 from .vendor import VendorProvider
+
+_MODELS: Final = "/api/v1/models"
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)")
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    newer, older = pages["/api/v1/models"].rows("models"), pages["/api/v0/models"].rows("data")
+    newer, older = pages[_MODELS].rows("models"), pages["/api/v0/models"].rows("data")
     if newer and any("loaded_instances" in row and "key" in row for row in newer):
         return Server(models=tuple(_newer(row) for row in newer if text(row.get("key"))))
     if older and any("state" in row and "type" in row for row in older):
@@ -55,6 +64,29 @@ def _older(row: Mapping[str, Any]) -> Model:
     return Model(name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", known=known)
 
 
+def _load_for(model: str, how_long: str | float) -> tuple[str, dict[str, Any]]:
+    """A request that loads it: only such a model gets a time to live (0.4.25 refuses ``ttl`` at ``/models/load``)."""
+    fits = _DURATION.fullmatch(str(how_long).strip())
+    seconds = round(float(fits[1]) * _SECONDS[fits[2]]) if fits else 0
+    if seconds < 1:
+        what = "keep_alive= must be a number of seconds, or like 30m"
+        raise errors.InvalidRequest(what, hint="Leave it out for a model that stays until it is unloaded")
+    hello = [{"role": "user", "content": "Hello"}]
+    return "/v1/chat/completions", {"model": model, "messages": hello, "max_tokens": 1, "ttl": seconds}
+
+
+async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
+    """Download a model, looking at its job again and again; a catalogue's name, or a link to Hugging Face."""
+    said = await loading.told(prober, f"{_MODELS}/download", {"model": model})
+    job = text(said.get("job_id"))
+    while (status := text(said.get("status"))) not in ("completed", "already_downloaded"):
+        if status not in ("downloading", "paused") or job is None:
+            raise errors.ServerFailed("the download failed", hint="Look into LM Studio, and ask again: it resumes")
+        yield Progress(status, count(said.get("downloaded_bytes")), count(said.get("total_size_bytes")))
+        await asyncio.sleep(loading.AGAIN_S)
+        said = await loading.told(prober, f"{_MODELS}/download/status/{quote(job, safe='')}")
+
+
 SPEC: Final = ProviderSpec(
     name="lmstudio",
     title="LM Studio",
@@ -63,13 +95,16 @@ SPEC: Final = ProviderSpec(
     default_url="http://localhost:1234/v1",
     also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
     also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
-    load_path="/api/v1/models/load",
+    load_path=f"{_MODELS}/load",
+    keep=_load_for,
+    unload=lambda model: [(f"{_MODELS}/unload", {"instance_id": each}) for each in model.aliases or (model.name,)],
+    pull=_pull,
     max_concurrency=4,
     placeholders=("local-model",),
     parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
     tool_choices=("auto", "none", "required"),
     structured=("json_schema", "words"),
-    probe=Probe(pages=("/api/v1/models", "/api/v0/models"), read=_read),
+    probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
     capabilities=unknown(local=True, json_schema=True),
 )
 

@@ -137,12 +137,10 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
         raise
     if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise NotConfigured(
-            f"there is no provider {name!r}",
-            hint=f"{hint}LLM_PROVIDER is one of {', '.join(SPECS)}, one of {len(table())} more "
-            f"(docs/providers.md), or a name of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is",
-        )
+        own_name = f"and names of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is"
+        hint = f"There are {', '.join(SPECS)}, {len(table())} more (docs/providers.md), {own_name}"
+        likely = f"Did you mean {near[0]}? docs/providers.md has all names" if near else ""
+        raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
     if not own.kind:
         return plain
     kind = own.kind.strip().lower()

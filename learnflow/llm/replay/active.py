@@ -17,6 +17,7 @@ Mode = Literal["play", "record"]
 
 
 D = TypeVar("D", bound="Cassettes | None")
+_MAKE: Final = "Set LLM_REPLAY to a folder with cassettes, or make them with LLM_REPLAY_MODE=record"
 _known: Final = kept("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
 _instead: Final = kept("cassettes in place of the environment's", list[Cassettes | None]())
 
@@ -57,7 +58,7 @@ def instead(cassettes: D) -> Iterator[D]:
         _instead.remove(cassettes)
 
 
-def cassettes(folder: Path) -> dict[str, str]:
+def cassettes(folder: Path, hint: str = _MAKE) -> dict[str, str]:
     """The texts of the cassettes of a folder, or of the one that is named. Raises NotConfigured where there is none."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     try:
@@ -71,7 +72,5 @@ def cassettes(folder: Path) -> dict[str, str]:
             name: text for name, text in found.items() if text.startswith("interactions:") or "\ninteractions:" in text
         }
     if not found:
-        raise errors.NotConfigured(
-            what, hint="Set LLM_REPLAY to a folder with cassettes, or make them with LLM_REPLAY_MODE=record"
-        )
+        raise errors.NotConfigured(what, hint=hint)
     return found

@@ -21,6 +21,7 @@ from .transport import Cassettes
 # How the server is to run, not what it is asked: it depends on the order in which requests happened to come.
 _CIRCUMSTANCE: Final = ("num_ctx", "keep_alive")
 _CHAT: Final = "/chat/completions"
+_RECORD: Final = "Record it: LLM_REPLAY_MODE=record, with the server there; or unset LLM_REPLAY"
 _SHOWN: Final = ("model", "temperature", "max_tokens", "num_predict", "seed", "stream")
 
 
@@ -43,6 +44,7 @@ class Player(Cassettes):
 
     Args:
         cassettes: the text of each, by a name that tells where it is.
+        hint: what to do about a request that is in none of them.
 
     Raises:
         NotConfigured: one of them is no cassette.
@@ -51,7 +53,8 @@ class Player(Cassettes):
         providers: those that were recorded.
     """
 
-    def __init__(self, cassettes: Mapping[str, str]) -> None:
+    def __init__(self, cassettes: Mapping[str, str], hint: str = _RECORD) -> None:
+        self._hint = hint
         self._tracks: dict[str, _Track] = {}
         self._missing: list[NotRecorded] = []
         for name, text in cassettes.items():
@@ -111,7 +114,7 @@ class Player(Cassettes):
         return errors.NotRecorded(
             f"{asked.method} {asked.uri} is not in a cassette: {said}",
             provider=asked.provider,
-            hint="Record it: LLM_REPLAY_MODE=record, with the server there; or unset LLM_REPLAY",
+            hint=self._hint,
         )
 
 

@@ -249,7 +249,11 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         needs = self._needs(call, explained=True)
         execution = Execution(self._registry, self._rules, call, needs, self._resume, self._candidates, explained=True)
         lacking = {each.number: execution.why_not(each) for each in execution.order()}
-        fit = [each for each in execution.order() if not lacking[each.number]]
+        trouble = {
+            each.number: None if each.broken else each.provider.trouble(execution.model_for(each))
+            for each in execution.order()
+        }
+        fit = [each for each in execution.order() if not lacking[each.number] and not trouble[each.number]]
         selected = execution.select(fit).chosen
         chosen = fit[selected] if selected is not None else execution.last_resort(fit) if fit else None
         for each in execution.order():
@@ -257,6 +261,8 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             serves: bool | None = False
             if lacking[each.number]:
                 why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
+            elif trouble[each.number]:
+                why = str(trouble[each.number])
             elif each is not chosen and execution.gate(each) not in ("closed", "trial"):
                 why = f"left alone after {type(self._registry.open_breakers(target)[0].error).__name__}"
             elif each is not chosen:

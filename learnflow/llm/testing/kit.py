@@ -20,13 +20,18 @@ from .fault_server import RUNNING
 
 
 @contextmanager
-def replaying(*folders: str | Path) -> Iterator[Player]:
+def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
     """Providers that are made inside answer from the cassettes in these folders (or files). Raises NotConfigured.
 
     The player tells afterwards what was ``missing`` and what is ``unplayed``.
+
+    Args:
+        folders: where the cassettes are.
+        hint: what errors say about making them; None for LLM_REPLAY_MODE=record.
     """
-    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder)).items()}
-    with active.instead(Player(cassettes)) as player:
+    more = (hint,) if hint else ()
+    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *more).items()}
+    with active.instead(Player(cassettes, *more)) as player:
         yield player
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..replay.recorder import Recorder
 
 
+_RECORD = "Record it: pytest --llm-record, with the server there"
 _PASSED = pytest.StashKey[bool]()
 
 
@@ -72,7 +73,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
                 shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(recorder.folder, folder, dirs_exist_ok=True)
         return
-    with kit.replaying(folder) as player:
+    with kit.replaying(folder, hint=_RECORD) as player:
         yield player
     if player.missing or player.unplayed:
         missing, unplayed = "; ".join(player.missing) or "nothing", "; ".join(player.unplayed) or "nothing"

@@ -13,6 +13,7 @@ from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
 from ..spec import CHAT_PATH, ProviderSpec
 
+_ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # http:/localhost
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(net)
@@ -184,6 +185,8 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     """Scheme, host:port and path, with what people leave out filled in."""
     text = str(url).strip().strip("\"'")
     has_scheme = "://" in text
+    if _ONE_SLASH.match(text):
+        raise _unusable(spec, "must begin with http:// or https://, with two slashes")
     if not has_scheme:
         text = f"[{text}]" if _ip_version(text) == 6 else text
         text = f"{_scheme(spec, text)}://{text}"
@@ -239,7 +242,7 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
         error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
-    elif isinstance(error, errors.Misconfigured) and not complete:
+    elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not complete:
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         local = f"Start {spec.title} at {endpoint.base}, or set {url} to where it is"

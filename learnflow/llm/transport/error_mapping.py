@@ -346,7 +346,7 @@ def failure_of(error: Exception) -> LLMError:
         if isinstance(cause, ConnectionRefusedError):
             return errors.ConnectionFailed("connection refused: no server is listening at this address")
         if isinstance(cause, socket.gaierror):
-            return errors.ConnectionFailed("the host name cannot be resolved")
+            return unresolved()
         if isinstance(cause, ssl.SSLError):
             return errors.ConnectionFailed(
                 f"TLS failed ({cause.reason or 'no reason given'})",
@@ -356,6 +356,12 @@ def failure_of(error: Exception) -> LLMError:
         return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
     told = [cause for cause in chain if not isinstance(cause, LookupError)]  # how anyio finds out
     return kind(f"the connection broke ({type((told or chain)[-1]).__name__})")
+
+
+def unresolved() -> LLMError:
+    """A host without an address: there is nothing to start at it."""
+    hint = "Check its spelling, the network and its name server"
+    return errors.ConnectionFailed("the host name cannot be resolved", hint=hint)
 
 
 def _place(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import httpx
 from .. import errors, settings
 from ..errors import LLMError
 from ..process import kept
+from . import error_mapping
 from .endpoint import Endpoint, is_private
 
 # Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
@@ -141,7 +142,7 @@ async def addresses(host: str, within: float | None) -> list[str]:
     except TimeoutError:
         raise errors.ConnectTimeout("the host name was not looked up in time") from None
     if not found:
-        raise errors.ConnectionFailed("the host name cannot be resolved")
+        raise error_mapping.unresolved()
     if len(_found) >= _MOST_NAMES:
         _found.clear()
     _found[host] = found

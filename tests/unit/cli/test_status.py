@@ -17,7 +17,7 @@ from support import FASTAPI, status
 
 from learnflow.llm import discovery, errors, get_provider, settings
 from learnflow.llm.cli.main import main
-from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.providers.registry import SPECS, table
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 
@@ -54,6 +54,8 @@ def test_status_for_programs_and_its_exit_code(
         usual["vllm"] = root
         code, found, _ = status(capsys)
         assert code == 0  # nothing is named, and a local one is ready
+        assert [each["provider"] for each in found] == ["vllm"]  # nobody else
+        code, found, _ = status(capsys, "--all")
         by_row = {each["provider"]: each for each in found}
         assert all(set(each) >= KEYS for each in found)
         assert by_row["vllm"]["state"] == "ready"
@@ -74,11 +76,13 @@ def test_status_for_programs_and_its_exit_code(
 def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with served("ollama", tells={"/api/ps": {"models": []}}) as (root, _):
         usual["ollama"] = root
-        assert main(["status"]) == 0
+        assert main(["status", "--all"]) == 0
         shown = capsys.readouterr().out
-        assert "ready (cold)" in shown
+        assert "* ollama    ready, cold  fault-model" in shown
         assert "Ollama 0.33.0" in shown
         assert "Start vLLM at" in shown
+        assert main(["status"]) == 0
+        assert "vLLM" not in capsys.readouterr().out
         assert main(["models"]) == 0
         shown = capsys.readouterr().out
         assert "fault-model" in shown
@@ -101,7 +105,7 @@ def test_doctor_explains(
         "This is a container",
         "OLLAMA_HOST (in .env)",
         "OPENAI_API_KEY (in .env)",
-        f"ollama at {root}: ready",
+        "  ollama    ready",
         "https_proxy is set",
         "http://localhost:1/v1 is this container itself",
         "LLM_PROVIDER=ollama",
@@ -164,3 +168,98 @@ async def test_what_answers_and_is_no_model_server_is_mentioned(usual: dict[str,
         assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
         with pytest.raises(errors.NotConfigured, match=f"vllm at {app.root}/v1: misconfigured"):
             await get_provider().generate("hi")
+
+
+def test_a_wrong_port_says_which_one_counts(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = f"http://127.0.0.1:{closed_port()}"
+    monkeypatch.setenv("LLM_PROVIDER", "ollama")
+    monkeypatch.setenv("OLLAMA_BASE_URL", wrong)
+    with served("ollama") as (root, _):
+        usual["ollama"] = root
+        assert main(["status"]) == 3
+        shown = capsys.readouterr().out
+        assert "*" not in shown  # none of the two would be used
+        assert f"ollama at {root} is not the one that counts: OLLAMA_BASE_URL says {wrong}" in shown
+        assert f"To use this one: OLLAMA_BASE_URL={root}" in shown
+
+
+def test_who_is_named_first_and_ready_is_marked(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "openai,vllm")
+    monkeypatch.setenv("OPENROUTER_API_KEY", "k")  # nobody named it, and nobody looks for a cloud
+    with served("vllm") as (root, _), served("llamacpp") as (other, _):
+        monkeypatch.setenv("VLLM_BASE_URL", root)
+        usual["llamacpp"] = other
+        assert main(["status"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in shown[1:4]] == ["openai", "*", "llamacpp"]
+        assert "  openai    unauthorised  -" in shown[1]
+        assert "openai: there is no key for this address. Set OPENAI_API_KEY" in shown[4]  # its name only once
+
+
+def test_nobody_there_is_said_on_stderr(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("status", "models", "explain"):
+        assert main([command]) == 3
+        out, err = capsys.readouterr()
+        assert (out, "no server answers on this machine" in err) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("LLM_RETRYS", "LLM_RETRIES"),
+        ("OLLAMA_MODLE", "OLLAMA_MODEL"),
+        ("OLAMA_BASE_URL", "OLLAMA_BASE_URL"),
+        ("LLM_PROVIDR", "LLM_PROVIDER"),
+    ],
+)
+def test_doctor_finds_what_is_misspelt(
+    name: str,
+    near: str,
+    usual: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".env").write_text(f"{name}=x\n", encoding="utf-8")
+    assert main(["doctor"]) == 3
+    assert f"{name} (in .env): did you mean {near}?" in capsys.readouterr().out
+
+
+def test_variables_of_others_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        *("OLLAMA_MODELS", "OLLAMA_KEEP_ALIVE", "OLLAMA_NUM_PARALLEL", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_ORIGINS"),
+        *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
+    ):
+        monkeypatch.setenv(name, "x")
+    assert list(settings.misspelt(SPECS.values(), table().values())) == []
+
+
+def test_doctor_names_the_key_that_is_missing_before_another_provider(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "openai")
+    assert main(["doctor"]) == 3
+    assert capsys.readouterr().out.endswith("What to write into .env:\n  OPENAI_API_KEY=…   # the key of openai\n")
+    with served("ollama") as (root, _):
+        usual["ollama"] = root
+        assert main(["doctor"]) == 3
+        advice = capsys.readouterr().out.partition("What to write into .env:\n")[2].splitlines()
+        assert advice[:2] == ["  OPENAI_API_KEY=…   # the key of openai", "  # or LLM_PROVIDER=ollama"]
+
+
+def test_a_server_that_answered_is_no_trap(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setenv("LLM_PROVIDER", "ollama")
+    monkeypatch.setenv("OLLAMA_MODEL", "another")
+    with served("ollama") as (root, _):
+        monkeypatch.setenv("OLLAMA_BASE_URL", root)
+        assert main(["doctor"]) == 3
+    shown = capsys.readouterr().out
+    assert "model_missing" in shown
+    assert "this container itself" not in shown

@@ -17,6 +17,7 @@ from learnflow.llm.providers import (
     OllamaProvider,
     OpenAIProvider,
     VLLMProvider,
+    build,
 )
 from learnflow.llm.testing import FaultServer
 
@@ -62,6 +63,15 @@ def test_local_is_told_by_the_address(url: str, local: bool) -> None:
         assert provider.get_capabilities()["local"] is local
     assert VLLMProvider(base_url=url).get_capabilities()["cost"] == ((0.0, 0.0) if local else None)
     assert OpenAIProvider(base_url=url, api_key="k").get_capabilities()["local"] is local
+
+
+async def test_a_server_at_a_public_address_is_refused_for_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    monkeypatch.setenv("FAR_KIND", "ollama")
+    for model in (None, "x"):
+        with pytest.raises(errors.NotLocal, match=r"8\.8\.8\.8 is not on this machine") as caught:
+            await build("far", base_url="http://8.8.8.8:11434", model=model).generate("hi")
+        assert "forwards" not in str(caught.value)
 
 
 async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest.MonkeyPatch) -> None:

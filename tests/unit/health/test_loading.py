@@ -10,7 +10,7 @@ import pytest
 from learnflow.llm import errors
 from learnflow.llm.cli.main import main
 from learnflow.llm.providers import LlamaCppProvider, LMStudioProvider, OllamaProvider, VLLMProvider
-from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing import Fault, FaultServer
 
 COLD = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
 UNLOADED = {"type": "llm", "key": "m", "loaded_instances": [], "max_context_length": 40960}
@@ -51,8 +51,25 @@ async def test_lmstudio_has_a_call_of_its_own() -> None:
     async with Loader("lmstudio", tells=tells) as server:
         await LMStudioProvider(base_url=server.base_url).warm_up()
         assert server.loads == [("/api/v1/models/load", {"model": "m"})]
+
+
+async def test_lmstudio_loads_for_a_time_by_a_request_of_one_token() -> None:
+    """Its own call refuses ``ttl``: seen by others with 0.4.25."""
+    async with FaultServer(
+        "lmstudio", tells={"/api/v1/models": {"models": [UNLOADED]}}, fault=Fault("whole")
+    ) as server:
+        await LMStudioProvider(base_url=server.base_url).warm_up(keep_alive="30m")
+        assert {key: server.seen[0].body[key] for key in ("model", "ttl", "max_tokens")} == {
+            "model": "m",
+            "ttl": 1800,
+            "max_tokens": 1,
+        }
+        for odd in ("soon", "-1", "0", "1e9", "٣"):
+            with pytest.raises(errors.InvalidRequest, match="keep_alive"):
+                await LMStudioProvider(base_url=server.base_url).warm_up(keep_alive=odd)
+    async with FaultServer("vllm") as vllm:
         with pytest.raises(errors.Unsupported, match="keep_alive"):
-            await LMStudioProvider(base_url=server.base_url).warm_up(keep_alive="30m")
+            await VLLMProvider(base_url=vllm.base_url).warm_up(keep_alive="30m")
 
 
 async def test_a_server_that_loads_by_itself_is_waited_for() -> None:

@@ -445,3 +445,12 @@ async def test_a_forked_process_has_a_loop_of_its_own() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "0\n", ran.stderr
+
+
+def test_without_its_extra_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['langchain_core'] = None\n"
+        "try:\n    import learnflow.llm.integrations.langchain\nexcept ModuleNotFoundError as error:\n    print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.startswith("ChatLearnFlow needs the package langchain-core"), ran.stderr

@@ -88,6 +88,21 @@ def test_an_address_that_cannot_be_names_the_variable(written: str) -> None:
     assert "pw" not in str(caught.value)
 
 
+@pytest.mark.parametrize("written", ["http:/localhost", "https:localhost", "HTTP:/box:1/v1"])
+def test_a_slash_that_is_missing_is_no_host_called_http(written: str) -> None:
+    with pytest.raises(errors.NotConfigured, match=r"two slashes\. Set OLLAMA_BASE_URL like http://localhost"):
+        OllamaProvider(base_url=written)
+
+
+async def test_a_host_that_does_not_resolve_has_nothing_to_be_started() -> None:
+    with pytest.raises(errors.ConnectionFailed) as caught:
+        await OllamaProvider(base_url="http://localhos.invalid", model="m").warm_up()
+    assert str(caught.value) == (
+        "ollama, model m: the host name cannot be resolved. Check its spelling, the network and its name server; the "
+        "address in use is http://localhos.invalid, the variable OLLAMA_BASE_URL."
+    )
+
+
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://one")
     monkeypatch.setenv("OLLAMA_HOST", "two")

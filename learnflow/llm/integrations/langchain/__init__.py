@@ -10,6 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import aclosing
 from typing import Any, Final, Literal, cast
 
+try:
+    import langchain_core  # noqa: F401
+except ModuleNotFoundError as missing:
+    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core jinja2, or the extra langchain)"
+    raise ModuleNotFoundError(what, name=missing.name) from None
+
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams

@@ -1,0 +1,179 @@
+"""What a person sees on a terminal, and what a program gets instead: columns, colours, escapes, a sign of life."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from test_cli import serving
+
+from learnflow.llm.cli import main as cli
+from learnflow.llm.cli import terminal
+from learnflow.llm.testing import Fault, FaultServer
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202egnp.exe\u2066 ok \u2028é🦊"
+LONG = "hf.co/unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF:UD-Q4_K_XL"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
+    with serving("ollama") as running:
+        monkeypatch.setenv("LLM_PROVIDER", "ollama")
+        monkeypatch.setenv("OLLAMA_BASE_URL", running.root)
+        yield running
+
+
+def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> tuple[str, int]:
+    """What a terminal of so many columns gets, stdout and stderr together, and the exit code."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **more}
+    command = [sys.executable, "-m", "learnflow.llm", *arguments]
+    ran = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    said, over = b"", time.monotonic() + 60
+    while time.monotonic() < over:
+        if not select.select([ours], [], [], 60)[0]:
+            break
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other side has gone
+            break
+        if not data:
+            break
+        said += data
+    os.close(ours)
+    return said.decode(errors="replace"), ran.wait(60)
+
+
+def plain(text: str) -> list[str]:
+    """The lines that stay: without colours, and without what was written over."""
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").split("\n")
+    return [kept for line in lines if (kept := line.rpartition("\r")[2])]
+
+
+def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) -> None:
+    server.tells["/api/tags"] = {"models": [{"name": LONG, "details": {"context_length": 262144}}]}
+    server.tells["/api/ps"] = {"models": [{"name": LONG, "context_length": 4096}]}
+    for arguments in (("status", "--all"), ("models",), ("explain", "hi", "--look", "-m", LONG), ("doctor",)):
+        shown, _ = on_a_terminal(*arguments)
+        table = plain(shown)
+        assert max(map(len, table)) <= 80, table
+        assert LONG[:12] in shown or arguments == ("doctor",)
+    shown, _ = on_a_terminal("status")
+    assert "\x1b[32mready" in shown
+    shown, _ = on_a_terminal("status", NO_COLOR="1")
+    assert "\x1b[3" not in shown
+    assert "ready" in shown
+
+
+def test_a_pipe_gets_rows_without_colours(server: FaultServer) -> None:
+    server.tells["/api/tags"] = {"models": [{"name": LONG * 3}]}
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "learnflow.llm", "models"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (len(ran.stdout.splitlines()), LONG * 3 in ran.stdout, ran.stderr) == (2, True, "")
+    assert "\x1b" not in ran.stdout
+
+
+def test_what_a_model_says_cannot_drive_the_terminal(server: FaultServer) -> None:
+    server.pieces = [EVIL]
+    shown, _ = on_a_terminal("ask", "hi", "-m", "fault-model")
+    answer = next(line for line in shown.splitlines() if "owned" in line)
+    answer = answer[answer.index("\\x1b]0;") :]
+    assert answer == "\\x1b]0;owned\\x07\\x1b[2J\\x0d\\x9b31m\\u202egnp.exe\\u2066 ok \\u2028é🦊".replace(
+        "\\x0d", "\\r"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "learnflow.llm", "ask", "hi", "-m", "fault-model"], capture_output=True, check=False
+    )
+    assert b"\x1b]0;owned\x07" in ran.stdout  # a pipe gets it as it is
+
+
+def test_json_is_ascii(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.pieces = [EVIL]
+    assert cli.main(["ask", "hi", "--json", "-m", "fault-model"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out)
+    assert "owned" in json.loads(out)["text"]
+
+
+def test_every_character_that_drives_a_terminal_is_an_escape() -> None:
+    assert terminal.shown("a\tb\nc é 🦊 \u200d \u00a0") == "a\tb\nc é 🦊 \u200d \u00a0"
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xD800):
+        assert terminal.shown(chr(code)).isprintable()
+
+
+def test_who_waits_sees_that_something_goes_on_and_a_program_does_not(server: FaultServer) -> None:
+    server.fault = Fault("slow", seconds=0.05)
+    shown, code = on_a_terminal("ask", "hi", "-m", "fault-model")
+    assert code == 0
+    assert "ollama: waiting for the first token" in shown
+    assert plain(shown)[-1].endswith("lazy dog.")
+    ran = subprocess.run([sys.executable, "-m", "learnflow.llm", "ask", "hi"], capture_output=True, check=False)
+    assert ran.stderr == b""
+
+
+def test_pull_shows_how_far_it_is_and_says_that_it_is_there(
+    server: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = '{"status": "pulling aa", "digest": "sha256:aa", "total": 2000000, "completed": 1500000}\n'
+    server.tells["/api/pull"] = (layer + '{"status": "success"}\n').encode()
+    assert cli.main(["pull", "qwen3:0.6b"]) == 0
+    assert capsys.readouterr() == ("ollama: qwen3:0.6b is there\n", "")
+    shown, code = on_a_terminal("pull", "qwen3:0.6b")
+    assert code == 0
+    assert "1.5/2.0 MB" in shown
+    assert plain(shown)[-1].endswith("ollama: qwen3:0.6b is there")
+    server.tells["/api/pull"] = b'{"error": "pull model manifest: file does not exist"}\n'
+    assert cli.main(["pull", "nope"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        "learnflow-llm: ollama, model nope: there is no such model to download. Check its name and tag.\n",
+    )
+
+
+def test_pull_finds_the_server_that_downloads_although_it_has_no_model(
+    usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pull", "m"]) == 3
+    assert "no server answers" in capsys.readouterr().err
+    empty = {"/api/tags": {"models": []}, "/api/ps": {"models": []}, "/api/pull": b'{"status": "success"}\n'}
+    with serving("vllm") as other, serving("ollama", tells=empty) as ollama:
+        usual["vllm"] = other.root
+        assert cli.main(["pull", "m"]) == 3
+        assert "no server is there that downloads models" in capsys.readouterr().err
+        usual["ollama"] = ollama.root
+        assert cli.main(["pull", "m"]) == 0
+        assert capsys.readouterr().out == "ollama: m is there\n"
+
+
+def test_warm_up_and_unload_say_what_they_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
+    assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
+    assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
+    server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
+    assert cli.main(["warm-up"]) == 0
+    assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
+    assert cli.main(["unload"]) == 0
+    assert capsys.readouterr().out == "ollama: fault-model is unloaded\n"
+
+
+def test_the_version_and_what_the_shell_completes() -> None:
+    command = [sys.executable, "-m", "learnflow.llm", "--version"]
+    assert re.fullmatch(r"learnflow-llm \d+\.\d+\.\d+\n", subprocess.check_output(command, text=True))
+    environment = {**os.environ, "_LEARNFLOW_LLM_COMPLETE": "bash_complete"}
+    for words, offered in ((["learnflow-llm", "wa"], "warm-up"), (["learnflow-llm", "ask", "-p", "olla"], "ollama")):
+        more = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+        told = subprocess.check_output(command[:-1], text=True, env={**environment, **more})
+        assert told == f"plain,{offered}\n"
