@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
 
+__version__ = "0.1.0"  # the only place: the package's metadata, the command line and the documents take it from here
+
 __all__ = [
     "AtMost",
     "BaseProvider",
