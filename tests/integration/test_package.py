@@ -1,4 +1,4 @@
-"""What an installation gets, built here without a network, and the files of the project that must agree with each other."""
+"""What an installation gets, built here without a network, and the files that must agree with each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True
+    )
     return folder
 
 
@@ -30,7 +32,10 @@ def test_a_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name.startswith(f"learnflow_llm-{learnflow.llm.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"learnflow", f"learnflow_llm-{learnflow.llm.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "learnflow",
+        f"learnflow_llm-{learnflow.llm.__version__}.dist-info",
+    }
     assert {name.split("/")[1] for name in names if name.startswith("learnflow/")} == {"llm"}
     assert {"learnflow/llm/py.typed", "learnflow/llm/providers/vendors.json"} <= set(names)
 
