@@ -1,4 +1,4 @@
-"""The front prober: one way to ask a language model, cloud or local, and every answer known to be whole.
+"""One way to ask a language model, cloud or local, and every answer known to be whole.
 
 Must never compute or import anything heavy: names are fetched when they are asked for.
 Everybody imports from here, and the provider classes from ``learnflow.llm.providers``.

@@ -163,6 +163,11 @@ def test_consoles_show_what_is_printed(
         assert [line for line in lines if line not in printed] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_a_readme_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 120
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_variables_are_read(name: str) -> None:
     variables = known_variables()
