@@ -157,6 +157,8 @@ def test_consoles_show_what_is_printed(
     recorded = [ROOT / f"cassettes/llamacpp/{name}.yaml" for name in ("health", "stream")]
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     for command, lines in shown(name):
+        if command == "make test":
+            continue  # it is what runs now
         with replaying(*recorded):
             assert (demo.main() if command == "make demo" else cli.main(shlex.split(command)[1:])) == 0
         printed = re.sub(r"\d\.\d\d s", "0.02 s", capsys.readouterr().out)
