@@ -139,7 +139,9 @@ def test_commands_run(words: tuple[str, ...], servers: dict[str, FaultServer], m
     for setting in settings:
         monkeypatch.setenv(*setting.split("=", 1))
     if words[len(settings)] == "learnflow-llm":
-        assert cli.main(list(words[len(settings) + 1 :])) == 0
+        command = list(words[len(settings) + 1 :])
+        patience = ["--within", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
+        assert cli.main(command + patience) == 0
 
 
 def shown(name: str) -> Iterator[tuple[str, list[str]]]:
