@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest lint format live record vendors tables coverage bench
+# Old ones do not know the groups of pyproject.toml, so pip itself comes first.
+PIP := -m pip install --quiet --disable-pip-version-check
+PACKAGE := -e '.[langchain,prometheus,opentelemetry]'
+.PHONY: help install demo test test-newest lint format live record vendors tables docs docs-serve coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,7 +15,8 @@ install: .venv/ready ## the package with everything its tests and demo need, int
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP) -c constraints.txt pip
+	$(BIN)/python $(PIP) -c constraints.txt $(PACKAGE) --group dev
 	@touch $@
 
 demo: install ## ask a local model if one answers, else play recorded answers; says which
@@ -26,7 +30,8 @@ test-newest: .venv-newest/ready ## the same tests on the newest LiteLLM that res
 
 .venv-newest/ready: pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e '.[dev]'
+	.venv-newest/bin/python $(PIP) -c constraints-newest.txt pip
+	.venv-newest/bin/python $(PIP) -c constraints-newest.txt $(PACKAGE) --group test
 	@touch $@
 
 lint: install ## ruff and strict types
@@ -47,8 +52,18 @@ record: install ## make the cassettes of a row anew: make record PROVIDER=llamac
 vendors: install ## the table of LiteLLM's vendors anew, from the LiteLLM that is installed
 	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/vendors.py
 
-tables: install ## the tables of README and docs anew, from the code
+tables: install ## what README and docs have from the code: tables and settings
 	@$(BIN)/python docs/generate.py
+
+docs: .venv/docs ## the documentation as a site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: .venv/docs ## the same at http://localhost:8005, built again when a file changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr localhost:8005
+
+.venv/docs: .venv/ready
+	$(BIN)/python $(PIP) -c constraints.txt --group docs
+	@touch $@
 
 coverage: install ## which branches of learnflow/llm the tests do not run
 	$(BIN)/python -m pytest -q -n auto -p no:learnflow_llm --cov $(ARGS)

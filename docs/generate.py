@@ -1,48 +1,127 @@
 """Writes what the documents have from the code, between their marks: ``make tables``. A test compares them."""
 
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import yaml
+
+from learnflow.llm import settings
 from learnflow.llm.providers.registry import CLASSES, SPECS, table
 from learnflow.llm.routing import decision
 
 ROOT = Path(__file__).parents[1]
-WORDS = {
-    "README.md": (
-        "class",
-        "where, if you say nothing",
-        "key",
-        "run against a real one",
-        "say so",
-        "needed",
-        "none",
-        "no",
+MARKS = re.compile(r"((?:<!--|#) from the code: make tables.*?\n)(.*?)((?:<!--|#) end\b)", re.DOTALL)
+PROVIDERS = {
+    "en": ("class", "default address", "key", "run against a real one", "none: set it", "needed", "none", "no"),
+    "ru": (
+        "класс",
+        "адрес по умолчанию",
+        "ключ",
+        "проверено на реальном сервере",
+        "укажите",
+        "нужен",
+        "не нужен",
+        "нет",
     ),
-    "README.ru.md": ("класс", "адрес по умолчанию", "ключ", "проверено на настоящем", "укажите", "нужен", "нет", "нет"),
 }
+VENDORS = {"en": ("default address", "key", "none: set it"), "ru": ("адрес по умолчанию", "ключ", "укажите")}
+VARIABLES = {"en": ("variable", "default", "what it does"), "ru": ("переменная", "по умолчанию", "что делает")}
+SPELLINGS = {
+    "en": ("provider", "address", "model", "key", "version of the API"),
+    "ru": ("провайдер", "адрес", "модель", "ключ", "версия API"),
+}
+RUSSIAN = yaml.safe_load((ROOT / "docs/settings.ru.yaml").read_text(encoding="utf-8"))
 
 
-def provider_table(name: str) -> str:
-    """The rows by hand, in the words of this file."""
-    of, where, key, real, say, needed, none, no = WORDS[name]
-    lines = [f"| `LLM_PROVIDER` | {of} | {where} | {key} | {real} |", "|---|---|---|---|---|"]
-    for row, spec in SPECS.items():
-        address = f"`{spec.default_url}`" if spec.default_url else say
-        wanted = none if spec.local else needed
-        lines.append(f"| `{row}` | `{CLASSES[row].__name__}` | {address} | {wanted} | {spec.seen or no} |")
-    return "\n".join(lines) + "\n"
+def markdown(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table."""
+    lines = [header, ("---",) * len(header), *rows]
+    return (
+        "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    )
 
 
-def vendor_table() -> str:
+def code(*names: str) -> str:
+    """Names as code, one beside the other."""
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
+
+
+def provider_table(language: str) -> str:
+    """The rows by hand."""
+    *header, unset, needed, none, no = PROVIDERS[language]
+    rows = (
+        (
+            code(row),
+            code(CLASSES[row].__name__),
+            code(spec.default_url) if spec.default_url else unset,
+            none if spec.local else needed,
+            spec.seen or no,
+        )
+        for row, spec in SPECS.items()
+    )
+    return markdown(("`LLM_PROVIDER`", *header), rows)
+
+
+def vendor_table(language: str) -> str:
     """LiteLLM's vendors, with the variables of their keys."""
-    lines = ["| `LLM_PROVIDER` | where, if you say nothing | key |", "|---|---|---|"]
-    for row, spec in table().items():
-        keys = ", ".join(f"`{name}`" for name in dict.fromkeys(spec.env_key))
-        lines.append(f"| `{row}` | {f'`{spec.default_url}`' if spec.default_url else 'say so'} | {keys} |")
+    *header, unset = VENDORS[language]
+    rows = (
+        (code(row), code(spec.default_url) if spec.default_url else unset, code(*spec.env_key))
+        for row, spec in table().items()
+    )
+    return markdown(("`LLM_PROVIDER`", *header), rows)
+
+
+def fields(of: type[settings.BaseSettings]) -> Iterator[tuple[str, str, str]]:
+    """Each variable with its default and what its docstring says."""
+    tree = ast.parse(Path(settings.__file__).read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == of.__name__)
+    for field, said in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
+            name = ast.unparse(field.target)
+            yield name.upper(), shown(of.model_fields[name].default), " ".join(str(said.value.value).split())
+
+
+def shown(default: object) -> str:
+    """A default as one would write it into .env."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else "" if default in (None, ()) else str(default)
+
+
+def variable_table(language: str, of: type[settings.BaseSettings], prefix: str = "") -> str:
+    """The variables of one class of settings."""
+    rows = (
+        (code(prefix + name), code(default) if default else "", RUSSIAN[prefix + name] if language == "ru" else said)
+        for name, default, said in fields(of)
+    )
+    return markdown(VARIABLES[language], rows)
+
+
+def spelling_table(language: str) -> str:
+    """What else the variables of each provider may be called; the first that is set counts."""
+    rows = (
+        (code(row), code(*spec.env_url), code(*spec.env_model), code(*spec.env_key), code(*spec.env_version))
+        for row, spec in SPECS.items()
+    )
+    return markdown(SPELLINGS[language], rows)
+
+
+def example() -> str:
+    """The variables as env.example has them."""
+    lines: list[str] = []
+    for name, default, said in fields(settings.Settings):
+        lines += textwrap.wrap(said.replace("`", ""), 118, initial_indent="# ", subsequent_indent="# ")
+        lines.append(f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}")
     return "\n".join(lines) + "\n"
 
 
 def decision_tables() -> str:
-    """The tables as Markdown: rules, where nobody is left, and what opens a breaker."""
+    """The tables of a failure: rules, where nobody is left, and what opens a breaker."""
     does = {
         "otherwise": "the same provider again: the beginning as it broke, or asked in words",
         "next": "the next provider; where there is none, see below",
@@ -66,23 +145,31 @@ def decision_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def configuration(language: str) -> list[str]:
+    """The tables of the page about configuration."""
+    own = variable_table(language, settings.RowSettings, "<NAME>_")
+    return [variable_table(language, settings.Settings), own, spelling_table(language)]
+
+
 def written() -> dict[str, str]:
     """Each document as it must be."""
     blocks = {
-        "README.md": provider_table("README.md"),
-        "README.ru.md": provider_table("README.ru.md"),
-        "docs/providers.md": vendor_table(),
-        "docs/routing.md": decision_tables(),
+        "README.md": [provider_table("en")],
+        "README.ru.md": [provider_table("ru")],
+        "docs/providers.md": [provider_table("en"), vendor_table("en")],
+        "docs/providers.ru.md": [provider_table("ru"), vendor_table("ru")],
+        "docs/configuration.md": configuration("en"),
+        "docs/configuration.ru.md": configuration("ru"),
+        "docs/failover.md": [decision_tables()],
+        "env.example": [example()],
     }
-    return {name: _with((ROOT / name).read_text(encoding="utf-8"), block) for name, block in blocks.items()}
+    return {name: _with((ROOT / name).read_text(encoding="utf-8"), each) for name, each in blocks.items()}
 
 
-def _with(text: str, block: str) -> str:
-    before, begin, rest = text.partition("<!-- from the code: make tables -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not (begin and end):
+def _with(text: str, blocks: list[str]) -> str:
+    if len(MARKS.findall(text)) != len(blocks):
         raise SystemExit("a document has lost its marks")
-    return f"{before}{begin}{block}{end}{after}"
+    return MARKS.sub(lambda found: found[1] + blocks.pop(0) + found[3], text)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,24 @@ def provider_for(server: FaultServer, **options: object) -> BaseProvider:
 
 
 TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair is built from two large prime numbers, and so on."
+
+
+@contextmanager
+def serving(*servers: FaultServer) -> Iterator[None]:
+    """They run in a thread, for code that has a loop of its own or none."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    for server in servers:
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
+    try:
+        yield
+    finally:
+        for server in servers:
+            asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
 
 
 def dead() -> LlamaCppProvider:

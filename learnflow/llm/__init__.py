@@ -1,4 +1,4 @@
-"""The front prober: one way to ask a language model, cloud or local, and every answer known to be whole.
+"""One way to ask a language model, cloud or local, and every answer known to be whole.
 
 Must never compute or import anything heavy: names are fetched when they are asked for.
 Everybody imports from here, and the provider classes from ``learnflow.llm.providers``.
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .adapter.routable import RoutableProvider
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
+
+__version__ = "0.1.0"  # the only place: the package's metadata, the command line and the documents take it from here
 
 __all__ = [
     "AtMost",

@@ -263,12 +263,26 @@ def next_request() -> int:
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
-    """Let ``sink`` see every event from now on. Returns a function that takes it off again."""
+    """Let a function see every event from now on.
+
+    Args:
+        sink: called with the event, in the task or thread where it happens; what it raises fails no request.
+
+    Returns:
+        A function that takes it off again.
+    """
     return _added(_sinks, sink)
 
 
 def add_content_sink(sink: Callable[[Said], None]) -> Callable[[], None]:
-    """Let ``sink`` see prompts and answers, too. Returns a function that takes it off again."""
+    """Let a function see prompts and answers.
+
+    Args:
+        sink: called after each answered attempt with what was asked and said.
+
+    Returns:
+        A function that takes it off again.
+    """
     return _added(_content, sink)
 
 

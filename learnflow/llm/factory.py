@@ -23,6 +23,12 @@ def get_provider(name: str | None = None) -> RouterProvider:
 
     With nothing named: the local servers that are ready, looked for at the first awaited call.
 
+    Args:
+        name: a provider, or several with commas between them, instead of what the environment names.
+
+    Returns:
+        A router of one provider or more; nobody was asked yet.
+
     Raises:
         NotConfigured: a name is unknown, or none of them has its address and key.
     """
@@ -48,6 +54,9 @@ async def discover(within: float = SCAN_S) -> list[Health]:
 
     Args:
         within: seconds; it takes as long as the slowest answer, and never longer than this.
+
+    Returns:
+        What each said of itself.
     """
     there = [each.health for each in await scan(within) if each.answers]
     return sorted(there, key=lambda health: not health.ready)

@@ -26,7 +26,11 @@ def kept(name: str, values: _C, *, learned: bool = False) -> _C:
 
 
 def state() -> dict[str, int]:
-    """How many of each there are now."""
+    """What the process keeps now.
+
+    Returns:
+        How many there are of each kind: breakers, pools, sinks and so on.
+    """
     return {name: len(values) for name, (values, _) in _kept.items()}
 
 

@@ -50,26 +50,56 @@ class Settings(BaseSettings):
     model_config = _CONFIG
 
     llm_provider: str | None = None
+    """Which provider: a name of the tables in docs/providers.md, or one of your own (`GPU1_BASE_URL` says where `gpu1`
+    is)."""
     llm_providers: Annotated[str | None, NoDecode] = None
+    """Several, in order of preference: a comma goes on to the next rank, `+` joins equals (`gpu1+gpu2,openai`). Wins
+    over `LLM_PROVIDER`."""
     llm_fallback_enabled: bool = True
+    """With `false` only the first of them is used."""
     llm_connect_timeout: _Seconds = 3.0
+    """Seconds for the name, for TCP and for TLS, each."""
     llm_first_token_timeout: _Seconds | None = None
+    """Seconds until the first token. Unset: 60, and 180 for servers of your own, which may have to read a long
+    prompt."""
     llm_gap_timeout: _Seconds | None = None
+    """Seconds between two tokens. Unset: 30, and 120 for servers of your own."""
     llm_deadline: _Seconds = 3600.0
+    """Seconds for a whole request, all its providers and retries; `timeout=` of a call wins."""
     llm_load_timeout: _Seconds = 600.0
+    """Seconds that a model may take to load."""
     llm_reask: Annotated[int, Field(ge=0)] = 1
+    """How often an answer that fails its schema is sent back to the model with the reason, before the next provider is
+    asked; 0: never."""
     llm_retries: Annotated[int, Field(ge=0)] = 2
+    """How often a provider is asked again after a failure that may pass, when no other can help."""
     llm_spill: Literal["no", "local", "cloud"] = "no"
+    """While all equals of a rank are full, a request waits for one of them (`no`), or goes on to a rank that is no
+    farther away (`local`), or to any (`cloud`)."""
     llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
+    """Who is asked first: `order` (as named), `latency`, `cost`, `local-first`, or `warm-first` (a loaded model before
+    one that has to be loaded first, even if it is a cloud's)."""
     llm_local_only: bool = False
+    """With `true` no byte leaves this machine and its private network."""
     llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)] = ()
+    """Networks that are yours although their addresses are not private, for example a VPN's: `100.64.0.0/10`; separated
+    by commas."""
     llm_log_content: bool = False
+    """With `true` prompts and answers are logged, at DEBUG."""
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    """Shows metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra `[prometheus]`). Unset:
+    none."""
     llm_metrics_host: str | None = None
+    """Unset: 127.0.0.1, inside a container 0.0.0.0. On a host, 0.0.0.0 lets a Prometheus in Docker in."""
     llm_opentelemetry: bool = False
+    """With `true` spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
     otel_instrumentation_genai_capture_message_content: str | None = None
+    """OpenTelemetry's own switch: with `true` prompts and answers are kept on spans."""
     llm_replay: Path | None = None
+    """Answers from the cassettes in this folder, with no server, no key and no network. Unset: the servers are
+    asked."""
     llm_replay_mode: Literal["play", "record"] = "play"
+    """`play` answers from the cassettes; `record` asks the servers and keeps what they answer in `LLM_REPLAY`."""
 
     @property
     def captures_content(self) -> bool:
@@ -91,14 +121,25 @@ class RowSettings(BaseSettings):
     model_config = _CONFIG
 
     base_url: str | None = None
+    """Its address; may end in `/v1` or a slash, or not."""
     kind: str | None = None
+    """What an endpoint with a name of your own is: a name of the tables. Unset: the server is asked."""
     model: str | None = None
+    """The model, where a call names none. Unset, on a server of your own: the one that is loaded, or the only one."""
     vision_model: str | None = None
+    """The model for requests with pictures, where it is another one."""
     api_key: SecretStr | None = None
+    """The key. It goes only to the address above, or the provider's own."""
     api_version: str | None = None
+    """The version of the API, where it has one in its address."""
     context: Annotated[int, Field(gt=0)] | None = None
+    """Tokens of context that are served, where the server does not tell, or that requests ask for at first."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
+    """Requests at once; the others wait."""
     capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
+    """What it can, where that is not known, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
+    `prefill`, each with `no-` before it for no; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
+    answer tokens; `no-finish`: it never sends a finish."""
 
     @property
     def stated(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_queries_ask_for_labels_that_are_there(expression: str) -> None:
 
 
 def test_the_documents_queries_ask_for_labels_that_are_there() -> None:
-    text = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
     queries = [line for block in re.findall(r"```promql\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert {name for query in queries for name in named(query)} == {"tokens_total", "cost_dollars_total"}
     for query in queries:

@@ -1,27 +1,37 @@
-"""What the documents say can be done: every snippet is checked against what there is."""
+"""What the documents say can be done: Python is run, commands are run or looked up, links are followed."""
 
 from __future__ import annotations
 
 import ast
+import asyncio
+import codeop
 import importlib
+import inspect
 import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
 
 import pytest
 import yaml
-from support import ROOT, read_variables
+from support import DIALECTS, ROOT, read_variables, serving
 
 from learnflow.llm.cli import main as cli
+from learnflow.llm.integrations import prometheus
 from learnflow.llm.providers.registry import OTHER, SPECS
 from learnflow.llm.spec import named
+from learnflow.llm.testing import FaultServer, demo, replaying
 
-DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Programs of others, whose words are theirs.
-OTHERS = {"ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest"}
+OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest"}
+
+# Those of Ollama that the documents name.
+MODELS = ["fault-model", "llama3:latest", "qwen3:0.6b", "qwen3.5:4b", "qwen3.5:9b"]
 
 
 def blocks(name: str, *kinds: str) -> Iterator[str]:
@@ -38,15 +48,58 @@ def known_variables() -> set[str]:
     return read_variables() | ours | script | own
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_python_compiles_and_its_names_exist(name: str) -> None:
-    for block in blocks(name, "python"):
-        compile(block, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("learnflow"):
-                module = __import__(str(node.module), fromlist=["*"])
-                for alias in node.names:
-                    assert hasattr(module, alias.name), alias.name
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str]) -> Iterator[dict[str, FaultServer]]:
+    """Each provider's server, where the environment says."""
+    made = {name: FaultServer(name) for name in DIALECTS}
+    with serving(*made.values()):
+        for name, server in made.items():
+            monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
+        made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
+        made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
+        monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
+        for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("builtins.input", lambda *_: "")  # "until Enter is pressed"
+        yield made
+
+
+def paste(block: str, names: dict[str, Any], runner: asyncio.Runner) -> None:
+    """Run it as ``python -m asyncio`` runs what is pasted into it, statement by statement."""
+    complete = codeop.CommandCompiler()
+    complete.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    lines: list[str] = []
+    for line in [*block.splitlines(), ""]:
+        lines.append(line)
+        code = complete("\n".join(lines), "<pasted>", "single")
+        if code is not None:
+            lines = []
+            result = FunctionType(code, names)()
+            if inspect.iscoroutine(result):
+                runner.run(result)
+    assert not lines, lines
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if any(blocks(name, "python")) and name != "CONTRIBUTING.md"])
+def test_python_can_be_pasted_and_runs(
+    name: str, servers: dict[str, FaultServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {}
+    with asyncio.Runner() as runner:
+        for block in blocks(name, "python"):
+            paste(block.replace("http://localhost:11434", servers["ollama"].base_url), names, runner)
+    prometheus.attach()()  # one page attaches it
+    if any("print" in block for block in blocks(name, "python")):
+        assert capsys.readouterr().out.strip()
+
+
+async def test_the_vendors_file_of_contributing_answers() -> None:
+    (block,) = blocks("CONTRIBUTING.md", "python")
+    names: dict[str, Any] = {"__name__": "learnflow.llm.providers.acme", "__package__": "learnflow.llm.providers"}
+    exec(block, names)  # noqa: S102
+    async with FaultServer("openai") as server:
+        acme = names["AcmeProvider"](base_url=server.base_url, api_key="none", model="fault-model")
+        assert await acme.generate("Explain RSA") == "The quick brown fox jumps over the lazy dog."
 
 
 def commands(name: str) -> Iterator[list[str]]:
@@ -67,7 +120,7 @@ def test_commands_are_there(name: str) -> None:
             words = words[1:]  # noqa: PLW2901
         program = words[0]
         if program == "learnflow-llm":
-            cli.group.commands[words[1]].make_context(words[1], words[2:])
+            cli.group.commands[words[1]].make_context(words[1], words[2:])  # test_commands_run runs them
         elif program == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         elif program == "docker":
@@ -78,6 +131,45 @@ def test_commands_are_there(name: str) -> None:
             assert (ROOT / program).exists(), program
         else:
             assert program in OTHERS, program
+
+
+@pytest.mark.parametrize("words", sorted({tuple(words) for name in NAMES for words in commands(name)}), ids=shlex.join)
+def test_commands_run(words: tuple[str, ...], servers: dict[str, FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [word for word in words if re.fullmatch(r"[A-Z_0-9]+=.*", word)]
+    for setting in settings:
+        monkeypatch.setenv(*setting.split("=", 1))
+    if words[len(settings)] == "learnflow-llm":
+        command = list(words[len(settings) + 1 :])
+        patience = ["--within", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
+        assert cli.main(command + patience) == 0
+
+
+def shown(name: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command of a console that a document shows with what it prints, without what is left out (...)."""
+    for block in blocks(name, "console"):
+        for found in re.finditer(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", block, re.MULTILINE):
+            printed = [part.strip() for line in found[2].splitlines() for part in line.split("...")]
+            yield found[1], [part for part in printed if part]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if any(shown(name))])
+def test_consoles_show_what_is_printed(
+    name: str, usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = [ROOT / f"cassettes/llamacpp/{name}.yaml" for name in ("health", "stream")]
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    for command, lines in shown(name):
+        if command == "make test":
+            continue  # it is what runs now
+        with replaying(*recorded):
+            assert (demo.main() if command == "make demo" else cli.main(shlex.split(command)[1:])) == 0
+        printed = re.sub(r"\d\.\d\d s", "0.02 s", capsys.readouterr().out)
+        assert [line for line in lines if line not in printed] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_a_readme_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,12 +185,22 @@ def test_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert ((ROOT / name).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)", text):
+        page = (ROOT / name).parent / target if target else ROOT / name
+        assert anchor in anchors(page.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings are called in an address, on the site and in a repository alike."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_provider_and_every_variable_of_compose_is_explained() -> None:
     text = (ROOT / "docs/providers.md").read_text(encoding="utf-8")
     for spec in SPECS.values():
         assert f"LLM_PROVIDER={spec.name}\n" in text, spec.name
+    text += (ROOT / "docs/docker.md").read_text(encoding="utf-8")
     for variable in set(re.findall(r"\$\{(\w+):-", COMPOSE)) - {"QUESTION"}:
         assert variable in text + (ROOT / "env.example").read_text(encoding="utf-8"), variable
 
@@ -113,7 +215,7 @@ def structure(name: str) -> list[tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/learnflow.md"])
+@pytest.mark.parametrize("name", [name.replace(".ru", "") for name in NAMES if ".ru." in name])
 def test_both_languages_have_one_structure(name: str) -> None:
     both = name, name.replace(".md", ".ru.md")
     assert structure(both[1]) == structure(both[0])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from support import Obedient, provider_for, router
+from support import Obedient, provider_for, router, serving
 
 from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.testing import FaultServer
@@ -17,20 +15,8 @@ from learnflow.llm.testing import FaultServer
 
 @pytest.fixture(scope="module")
 def obedient() -> Iterator[FaultServer]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def wait(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
-
-    made = Obedient("vllm")
-    wait(made.__aenter__())
-    yield made
-    wait(made.__aexit__(None, None, None))
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    with serving(server := Obedient("vllm")):
+        yield server
 
 
 class TestStandard(ChatModelIntegrationTests):

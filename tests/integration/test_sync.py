@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from support import serving
 
 from learnflow.llm import Finished, ReasoningDelta, TextDelta, errors
 from learnflow.llm.sync import Provider, get_provider
@@ -19,20 +18,9 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
     """A server in a loop and thread of its own, as a script sees one."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def wait(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
-
     made = FaultServer("vllm", TEXT)
-    wait(made.__aenter__())
-    yield made
-    wait(made.__aexit__(None, None, None))
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    with serving(made):
+        yield made
 
 
 @pytest.fixture

@@ -35,10 +35,12 @@ def attach(
 ) -> Callable[[], None]:
     """Make spans and metrics of every event from now on, where that is not done yet.
 
-    Returns a function that takes it off again.
-
     Args:
-        tracers, meters: the application's; the global ones where None.
+        tracers: the application's provider of tracers; the global one where None.
+        meters: the application's provider of meters; the global one where None.
+
+    Returns:
+        A function that takes it off again.
     """
     if (tracers, meters) in _detach:
         return _detach[tracers, meters]

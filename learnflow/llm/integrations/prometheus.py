@@ -28,9 +28,13 @@ _Ended = events.Answered | events.Failed | events.Left
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Count every event from now on in ``registry``, where that is not done yet.
+    """Count every event from now on, where that is not done yet.
 
-    Returns a function that takes it off again, metrics and all.
+    Args:
+        registry: where the metrics are kept; prometheus_client's own by default.
+
+    Returns:
+        A function that takes them off again, metrics and all.
     """
     if registry in _detach:
         return _detach[registry]

@@ -1,6 +1,6 @@
 """What a failure means: for the request (what is done next, and with the text so far) and for the provider that failed.
 
-Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/routing.md`` has the tables, printed from
+Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/failover.md`` has the tables, printed from
 ``RULES``, ``NOBODY_LEFT`` and ``VERDICTS`` by ``docs/generate.py``.
 """
 

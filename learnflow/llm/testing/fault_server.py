@@ -66,6 +66,7 @@ class Fault:
         refusal: for "refuse": key, model, overflow, rate, quota, busy, loading, failed, request, filter.
         headers: added to the answer.
         body: instead of the dialect's own body of a refusal.
+        status: the HTTP status of a refusal, instead of its usual one.
         seconds: between two pieces, for "slow" and "drip".
     """
 
@@ -336,7 +337,11 @@ class FaultServer:
 
 
 def closed_port() -> int:
-    """A port of loopback where nobody listens."""
+    """A port of loopback where nobody listens, for a server that refuses connections.
+
+    Returns:
+        The number of the port.
+    """
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

@@ -21,13 +21,17 @@ from .fault_server import RUNNING
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Providers that are made inside answer from the cassettes in these folders (or files). Raises NotConfigured.
-
-    The player tells afterwards what was ``missing`` and what is ``unplayed``.
+    """Providers that are made inside answer from cassettes: no server, no key, no network.
 
     Args:
-        folders: where the cassettes are.
+        folders: where the cassettes are; a single file is one, too.
         hint: what errors say about making them; None for LLM_REPLAY_MODE=record.
+
+    Yields:
+        The player, which tells afterwards what was ``missing`` and what is ``unplayed``.
+
+    Raises:
+        NotConfigured: a folder is not there, or a cassette cannot be read.
     """
     more = (hint,) if hint else ()
     cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *more).items()}
@@ -37,23 +41,40 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Providers that are made inside ask their servers, and what they answer is kept in this folder."""
+    """Providers that are made inside ask their servers, and what they answer is kept.
+
+    Args:
+        folder: where the cassettes go; it is made where it is missing.
+
+    Yields:
+        The recorder.
+    """
     with active.instead(Recorder(Path(folder))) as recorder:
         yield recorder
 
 
 @contextmanager
 def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
-    """``get_provider()`` gives a router over this provider inside, whatever the environment says."""
+    """``get_provider()`` gives a router over this provider inside, whatever the environment says.
+
+    Args:
+        provider: usually a ``ScriptedProvider``, or a router over one.
+
+    Yields:
+        The same provider.
+    """
     with factory.instead(provider):
         yield provider
 
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """Within it no router waits before it asks again, and asks each provider ``attempts`` times at the most.
+    """No router waits inside before it asks again.
 
     For tests of what an application does when its providers fail; loads and timeouts are not touched.
+
+    Args:
+        attempts: how often each provider is asked for one request, at the most.
     """
     before, switches.retries = switches.retries, attempts - 1
     try:

@@ -23,14 +23,27 @@ from ..completion import Answering, Completion, Piece, ReasoningDelta, ServedMod
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An answer that breaks after this text, or these pieces."""
+    """An answer that breaks.
+
+    Attributes:
+        text: what arrives before: a text, which comes in words, or its pieces.
+    """
 
     text: str | list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedRequest:
-    """What it was asked: by which call, with which arguments."""
+    """What it was asked.
+
+    Attributes:
+        call: generate, stream or complete.
+        prompt: as it was given; in no repr.
+        model: None where the call named none.
+        temperature: as it was given, or the default.
+        max_tokens: as it was given, or the default.
+        more: the other keywords.
+    """
 
     call: Method
     prompt: Prompt = field(repr=False)

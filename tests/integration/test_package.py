@@ -1,0 +1,66 @@
+"""What an installation gets, built here without a network, and the files that must agree with each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from support import ROOT
+
+import learnflow.llm
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True
+    )
+    return folder
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.startswith(f"learnflow_llm-{learnflow.llm.__version__}-")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "learnflow",
+        f"learnflow_llm-{learnflow.llm.__version__}.dist-info",
+    }
+    assert {name.split("/")[1] for name in names if name.startswith("learnflow/")} == {"llm"}
+    assert {"learnflow/llm/py.typed", "learnflow/llm/providers/vendors.json"} <= set(names)
+
+
+def test_an_sdist_holds_what_its_tests_read(built: Path) -> None:
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    folders = ("tests", "cassettes", "compose", "docs", "benchmarks", ".github")
+    here = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    tracked = {str(path.relative_to(ROOT)) for path in here if path.suffix not in (".pyc", ".gguf")}
+    assert tracked - held == set()
+    assert {"pyproject.toml", "Makefile", "docker-compose.yml", "env.example", "README.ru.md"} <= held
+
+
+def test_the_version_is_in_the_changelog_with_a_date() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(learnflow.llm.__version__)} - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
+
+
+def test_the_workflow_tests_every_python_that_the_package_claims() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    tested = workflow["jobs"]["oldest-litellm"]["strategy"]["matrix"]["python"]
+    claimed = [each.rpartition(" ")[2] for each in PROJECT["project"]["classifiers"] if ":: 3." in each]
+    assert tested == claimed
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        assert set(re.findall(r"\bmake ([a-z-]+)", path.read_text(encoding="utf-8"))) <= targets
