@@ -14,6 +14,7 @@ from .. import errors, events, log
 from ..base import Attempt
 from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting
 from ..errors import LLMError, Tried
+from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
 from ..timeouts import Times
@@ -186,6 +187,7 @@ class Runner:
                         await self._place(stack, deadline)
                     if budget.loads:
                         stack.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
+                        await self._reported(stack, answering, model)
                     while not trial.over:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
                         send = partial(self._sent, trial, budget.sending(), reader)
@@ -283,6 +285,12 @@ class Runner:
             what = f"timed out waiting for a free slot (max_concurrency={room})"
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
             raise errors.DeadlineExceeded(what, hint=hint)
+
+    async def _reported(self, stack: AsyncExitStack, answering: Answering, model: str) -> None:
+        """Whoever watches is told how far the load is, where the server tells."""
+        if answering.watch and self.spec.load_progress and not self.client.replays:
+            report = loading.report(self.inventory.prober, model, answering.watch)
+            await stack.enter_async_context(loading.meanwhile(report))
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 
-from .. import errors
+from .. import completion, errors
+from ..errors import LLMError
 from ..spec import Progress
 from ..transport import error_mapping
 from ..transport.untrusted import json_object
@@ -18,6 +20,7 @@ Watch = Callable[[float], None]
 AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by itself
 RESUMES: Final = "Ask again: it goes on where it stopped"  # of a download
 _TICK_S: Final = 1.0
+_OTHER_FIELDS: Final = (b":", b"event:", b"id:", b"retry:")  # of server-sent events
 _LONGEST_LINE: Final = 64 * 1024  # bytes of a line of progress
 
 
@@ -48,8 +51,16 @@ async def told(prober: Prober, path: str, body: Mapping[str, Any] | None = None)
     return said
 
 
-async def lines(prober: Prober, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any], None]:
-    """The JSON objects of an answer, one on each line. Raises LLMError where one complains, or is none."""
+async def lines(
+    prober: Prober, path: str, body: Mapping[str, Any] | None = None
+) -> AsyncGenerator[Mapping[str, Any], None]:
+    """The JSON objects of an answer, a line or an event each. Raises LLMError where one complains or is none.
+
+    Args:
+        prober: the server.
+        path: of the page.
+        body: JSON to be sent; None for a GET.
+    """
     response = await prober.client.ask(prober.request(f"{prober.endpoint.root}{path}", body))
     data = rest = b"\n"
     try:
@@ -59,7 +70,8 @@ async def lines(prober: Prober, path: str, body: Mapping[str, Any]) -> AsyncGene
             if len(rest) > _LONGEST_LINE:
                 raise errors.MalformedAnswer("a line of progress without end")
             for line in filter(bytes.strip, whole):
-                yield _object(line)
+                if not line.startswith(_OTHER_FIELDS):
+                    yield _object(line.removeprefix(b"data:"))
     finally:
         await response.aclose()
 
@@ -105,16 +117,38 @@ async def pull(prober: Prober, model: str, patience: float) -> AsyncGenerator[Pr
 @asynccontextmanager
 async def ticking(watch: Watch | None) -> AsyncGenerator[None, None]:
     """Call ``watch`` once a second with the seconds so far, while the block runs."""
-    if watch is None:
+    async with AsyncExitStack() as stack:
+        if watch is not None:
+            await stack.enter_async_context(meanwhile(_tick(watch)))
         yield
-        return
-    task = asyncio.create_task(_tick(watch))
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Do this while the block runs, and not longer."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def report(prober: Prober, model: str, watch: completion.Watch) -> None:
+    """Tell who watches an answer how far the load of its model is, where the server tells.
+
+    Args:
+        prober: the server.
+        model: its name there.
+        watch: its ``waiting`` gets the progress.
+    """
+    assert prober.spec.load_progress  # noqa: S101  # asked only of those
+    with suppress(LLMError):  # the answer itself will say what is wrong
+        async with aclosing(prober.spec.load_progress(prober, model)) as steps:
+            async for done in steps:
+                if watch.waiting and watch.waiting.reason == "load":
+                    watch.waiting = replace(watch.waiting, progress=done)
 
 
 async def _tick(watch: Watch) -> None:

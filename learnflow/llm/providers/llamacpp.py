@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -85,6 +86,23 @@ def _learn(model: Model, props: Mapping[str, Any]) -> Model:
     return replace(model, known=known)
 
 
+async def _load_progress(prober: Prober, model: str) -> AsyncGenerator[float, None]:
+    """How far a router is with the load of a model; it has several stages where the model sees, or has a draft."""
+    async with aclosing(loading.lines(prober, "/models/sse")) as events:
+        async for said in events:
+            state = part(said, "data")
+            if said.get("model") != model or "status" not in state:
+                continue
+            if state["status"] != "loading":
+                return
+            progress = part(state, "progress")
+            stages, value = progress.get("stages"), progress.get("value")
+            if not isinstance(stages, list) or progress.get("current") not in stages:
+                continue
+            if isinstance(value, int | float) and 0 <= value <= 1:
+                yield (stages.index(progress["current"]) + value) / len(stages)
+
+
 async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
     """Let a router download a model of Hugging Face, looking at its list again and again."""
     row = await _listed(prober, model)
@@ -125,6 +143,7 @@ SPEC: Final = ProviderSpec(
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
     unload=lambda model: [("/models/unload", {"model": model.name})],
     pull=_pull,
+    load_progress=_load_progress,
     prefill=True,
     max_concurrency=4,
     placeholders=("local-model",),
