@@ -1,8 +1,9 @@
 """What the layer costs: CPU of one call and of one stream chunk, beside LiteLLM's own and beside bare httpx.
 
 One run measures all of them in turn against the same server (another process), several rounds, and prints medians and
-ratios to LiteLLM's ``openai/`` and to bare httpx. A chunk is measured twice: many of them in one packet ("together"),
-and each as a packet of its own ("apart"), as a model sends them.
+ratios to LiteLLM's ``openai/`` and to bare httpx. "events()" is the stream of "custom", read by its events. A chunk is
+measured twice: many of them in one packet ("together"), and each as a packet of its own ("apart"), as a model sends
+them.
 
 Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
 """
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 
 import httpx
 
-from learnflow.llm import LLMProvider, RouterProvider
+from learnflow.llm import LLMProvider, RouterProvider, TextDelta
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import (
     AzureProvider,
@@ -141,6 +142,12 @@ def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], .
             return sum([len(piece) async for piece in provider.stream(prompt)])
 
         calls[f"ours, {name}"], streams[f"ours, {name}"] = ours, our_stream
+
+    async def by_events(prompt: str) -> int:
+        events = providers["custom"].stream(prompt).events()
+        return sum([len(event.text) async for event in events if isinstance(event, TextDelta)])
+
+    calls["ours, events()"] = streams["ours, events()"] = by_events
     return calls, streams
 
 
