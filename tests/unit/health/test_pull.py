@@ -157,6 +157,17 @@ async def test_who_downloads_nothing_says_so() -> None:
             await VLLMProvider(base_url=server.base_url).unload()
 
 
+async def test_a_version_without_such_a_page_says_so() -> None:
+    loaded = {"models": [{"type": "llm", "key": "m", "loaded_instances": [], "max_context_length": 4096}]}
+    unexpected = {"error": "Unexpected endpoint or method. (POST /api/v1/models/download)"}
+    tells = {"/api/v1/models": loaded, DOWNLOAD: unexpected, "/api/v1/models/unload": unexpected}
+    async with FaultServer("lmstudio", tells=tells) as server:
+        with pytest.raises(errors.Unsupported, match="this LM Studio downloads no models"):
+            await pulled(LMStudioProvider(base_url=server.base_url))
+        with pytest.raises(errors.Unsupported, match="this LM Studio keeps its models loaded"):
+            await LMStudioProvider(base_url=server.base_url).unload()
+
+
 async def test_an_endpoint_of_ones_own_is_asked_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("ollama", tells={"/api/pull": lines(LAYER, {"status": "success"})}) as server:
         assert await pulled(build("gpu1", base_url=server.root)) == [Progress("pulling aa", 0, 100)]
