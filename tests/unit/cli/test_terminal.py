@@ -144,6 +144,21 @@ def test_pull_shows_how_far_it_is_and_says_that_it_is_there(
     )
 
 
+@pytest.mark.parametrize(("dialect", "gets"), [("ollama", True), ("llamacpp", True), ("vllm", False)])
+def test_ask_for_a_model_that_was_not_pulled(
+    dialect: str, gets: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(dialect, fault=Fault("refuse", refusal="model")) as there:
+        monkeypatch.setenv("LLM_PROVIDER", dialect)
+        monkeypatch.setenv(f"{dialect.upper()}_BASE_URL", there.root)
+        for more in ([], ["--json"]):
+            assert cli.main(["ask", "hi", "-m", "fault-modle", *more]) == 1
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert f"Set {dialect.upper()}_MODEL or model= to fault-model. It has fault-model." in err
+            assert (f"learnflow-llm pull fault-modle -p {dialect}" in err) is gets
+
+
 def test_pull_finds_the_server_that_downloads_although_it_has_no_model(
     usual: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
