@@ -57,6 +57,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str]) -> Iterator[
             monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
         made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
         made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
+        made["ollama"].tells["/api/pull"] = b'{"status":"pulling manifest"}\n{"status":"success"}\n'
         monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
         for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
             monkeypatch.setenv(name, value)

@@ -292,8 +292,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model = await self.inventory.found(asked)
         if self.spec.unload is None:
             raise errors.Unsupported(f"{self.spec.title} unloads no models")
-        for path, body in self.spec.unload(model):
-            await loading.told(self.inventory.prober, path, body)
+        try:
+            for path, body in self.spec.unload(model) if model.loaded is not False else ():
+                await loading.told(self.inventory.prober, path, body)
+        except errors.Misconfigured:  # it has no such page
+            raise errors.Unsupported(f"this {self.spec.title} keeps its models loaded", hint="Stop it") from None
         self.inventory.forget()
         return model.name
 

@@ -12,9 +12,13 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+from .. import errors
+from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
 from ..completion import Completion
+from ..errors import LLMError
 from ..factory import get_provider
+from ..routing.router import RouterProvider
 from .terminal import progress, say, shown, write_json
 
 
@@ -27,13 +31,26 @@ async def ask(options: SimpleNamespace) -> int:
     if options.system:
         more["system"] = options.system
     provider = get_provider(options.provider)
-    if not options.json:
-        await _streamed(provider, prompt, more)
-        return 0
-    with progress(_waits(provider)):
-        done = await provider.complete(prompt, **more)
-    write_json(_plain(done))
+    try:
+        if options.json:
+            with progress(_waits(provider)):
+                done = await provider.complete(prompt, **more)
+            write_json(_plain(done))
+        else:
+            await _streamed(provider, prompt, more)
+    except errors.ModelNotFound as error:
+        error.hint = await _instead(provider, error) or error.hint
+        raise
     return 0
+
+
+async def _instead(router: RouterProvider, error: LLMError) -> str:
+    """Which models are there, the nearest name, and the command that gets this one; "" where nobody knows."""
+    for provider in router.providers:
+        if isinstance(provider, BaseProvider) and provider.name == error.provider:
+            await provider.refresh()
+            return provider.inventory.instead_of(error.model)
+    return ""
 
 
 async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from .status import looked, recorded, used
 from .terminal import progress, say, table, write_json
 
 _MEASURABLE_S: Final = 0.05  # from the first token to the end: in less, pieces arrive together
+_MEASURABLE_TOKENS: Final = 10  # of fewer a pause is most of the time
 _QUESTIONS: Final = (
     "Explain RSA encryption",
     "What is photosynthesis? Timing in five sentences.",
@@ -42,11 +43,12 @@ class Timing:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens a second, from the first one on; None where that took too short to be measured."""
+        """Tokens a second, from the first one on; None where there is too little to be measured."""
         if self.tokens is None or self.total_s is None or self.first_token_s is None:
             return None
         seconds = self.total_s - self.first_token_s
-        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds >= _MEASURABLE_S else None
+        enough = self.tokens >= _MEASURABLE_TOKENS and seconds >= _MEASURABLE_S
+        return (self.tokens - 1) / seconds if enough else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

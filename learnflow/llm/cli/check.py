@@ -64,7 +64,7 @@ async def check(options: SimpleNamespace) -> int:
     if options.json:
         write_json({"provider": provider.name, "capabilities": words, "findings": [*map(asdict, findings)]})
     else:
-        marks = {True: "yes", False: "no", None: "-"}
+        marks = {True: "yes", False: "NO", None: "-"}
         table(("KEPT", "WHAT", "SEEN"), ((marks[each.kept], each.question, each.seen) for each in findings))
         write(f"{provider.spec.env_capabilities}={words}" if words else "Nothing to set.")
     relied = ("finish reason", "a stream")

@@ -85,8 +85,9 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
+    here = {each.health.provider for each in found if each.answers}  # whoever answers is reached as it is
     for each in found if settings.in_container() else ():
-        silent = each.configured and each.health.state == "down"
+        silent = each.configured and each.health.state == "down" and each.health.provider not in here
         there = each.provider.endpoint if each.provider and silent else None
         if there and is_loopback(there.origin[1]):
             yield (
@@ -96,14 +97,15 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _seen(found: Found) -> str:
-    """What the state does not say."""
-    return "" if found.health.detail == "ready" else found.health.detail.removeprefix("ready; ")
+    """What the state does not say; that nobody is at a usual address needs no more words."""
+    nothing = found.health.state == "down" and not found.configured
+    return "" if nothing or found.health.detail == "ready" else found.health.detail.removeprefix("ready; ")
 
 
 def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
     names = [_name(each) for each in used(chain, found) if each.ready]
-    none = f"none of {', '.join(chain)} is ready" if chain else "none is named, and no local server is ready"
-    return ", then ".join(names) or f"nothing: {none}"
+    none = f"not ready: {', '.join(chain)}" if chain else "none is named, and no local server is ready"
+    return ", then ".join(names) or f"nothing ({none})"
 
 
 def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:

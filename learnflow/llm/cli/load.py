@@ -44,11 +44,11 @@ async def _downloader(options: SimpleNamespace) -> BaseProvider:
 async def warm_up(options: SimpleNamespace) -> int:
     """Load the model of each local provider that would be used. Returns 0 where one is loaded."""
     chain = chain_of(options)
-    providers = [build(name) for name in chain] if chain else await found()
+    providers = chain or await found()
     loaded = 0
     for provider in providers:
         try:
-            write(await _loaded(provider, options))
+            write(await _loaded(build(provider) if isinstance(provider, str) else provider, options))
             loaded += 1
         except errors.NotRecorded:
             raise

@@ -33,9 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     try:
         return int(group.main(arguments, _NAME, standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except click.UsageError as error:
+        if error.ctx:
+            click.echo(error.ctx.get_usage(), err=True)
+        _say(error.format_message())
+        return USAGE
     except click.Abort:
         return INTERRUPTED
 
@@ -51,12 +53,16 @@ def _run(where: str, **given: Any) -> int:
         module, function = where.split(".")
         return int(asyncio.run(getattr(import_module(f".{module}", __package__), function)(options)))
     except errors.LLMError as error:
-        from .terminal import say  # noqa: PLC0415
-
-        say(str(error))
+        _say(str(error))
         return _code(error)
     finally:
         switches.watched = True
+
+
+def _say(what: str) -> None:
+    from .terminal import say  # noqa: PLC0415
+
+    say(what)
 
 
 def _check(provider: str) -> None:

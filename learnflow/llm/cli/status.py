@@ -33,6 +33,8 @@ async def status(options: SimpleNamespace) -> int:
     chain, found = await looked(options)
     first = next((each for each in used(chain, found) if each.ready), None)
     listed = brief(found) if options.every else [each for each in found if _told(each, chain)]
+    order = {name: at for at, name in enumerate(chain)}
+    listed.sort(key=lambda each: order.get(each.health.provider, len(chain)))
     if options.json:
         write_json([_object(each.health) for each in listed])
     elif listed:

@@ -25,7 +25,7 @@ _COLOURS: Final = {
     "unauthorised": "red",
     "misconfigured": "red",
     "down": "red",
-    "no": "red",
+    "NO": "red",
 }
 _UNBROKEN: Final = 10_000  # columns: a pipe's line is a row
 # Control characters, escape sequences with them, ends of lines that are none, bidi overrides, halves of characters.
@@ -88,9 +88,9 @@ def progress(what: str, total: float | None = None, *, size: bool = False) -> It
     from rich import progress as bars  # noqa: PLC0415  # a tenth of a second, where a person watches
     from rich.console import Console  # noqa: PLC0415
 
-    counted: list[Any] = [bars.DownloadColumn(), bars.TransferSpeedColumn()] if size else []
-    bar = [bars.BarColumn(bar_width=20)] if total or size else []
-    columns = (bars.SpinnerColumn(), _description(), *bar, *counted, bars.TimeElapsedColumn())
+    bar: list[Any] = [bars.BarColumn(bar_width=16)] if total or size else []
+    bar += [bars.DownloadColumn()] if size else []
+    columns = (bars.SpinnerColumn(), _description(), *bar, bars.TimeElapsedColumn())
     screen = Console(stderr=True)
     with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=False) as line:
         yield partial(line.update, line.add_task(shown(what), total=total))

@@ -104,6 +104,8 @@ async def pull(prober: Prober, model: str, patience: float) -> AsyncGenerator[Pr
             try:
                 async with asyncio.timeout_at(moved + patience):
                     progress = await anext(steps, None)
+            except errors.Misconfigured:  # it has no such page
+                raise errors.Unsupported(f"this {prober.spec.title} downloads no models") from None
             except TimeoutError:
                 what = f"the download has made no progress for {patience:g} s"
                 raise errors.GapTimeout(what, hint=f"{RESUMES}. LLM_LOAD_TIMEOUT says how long to wait") from None

@@ -159,8 +159,8 @@ def test_the_demo_plays_a_recording_when_nobody_answers() -> None:
     """Whatever listens on the usual ports of this machine: the demo's process knows no usual address."""
     code = (
         "import runpy, dataclasses; from learnflow.llm import discovery;"
-        "rows = {name: dataclasses.replace(row, default_url=None) for name, row in discovery.SPECS.items()};"
-        "discovery.SPECS = rows;"
+        "rows = {name: dataclasses.replace(row, default_url=None) for name, row in discovery.places().items()};"
+        "discovery.places = lambda: rows;"
         "runpy.run_module('learnflow.llm.testing.demo', run_name='__main__')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -233,6 +233,7 @@ def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not
 
 def test_bench_draws_no_rate_from_too_short_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert Timing(question=0, first_token_s=0.1, total_s=0.12, tokens=50).tokens_per_s is None
+    assert Timing(question=0, first_token_s=0.1, total_s=0.2, tokens=2).tokens_per_s is None
     assert Timing(question=0, first_token_s=0.1, total_s=0.6, tokens=51).tokens_per_s == pytest.approx(100)
     told = Result(provider="p", model="m", load_s=None, answers=(Timing(question=0, total_s=1.0),)).told
     drawn = bench_page.page([told], "1 round of 3 questions")

@@ -80,7 +80,8 @@ def test_a_pipe_gets_rows_without_colours(server: FaultServer) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "learnflow.llm", "models"], capture_output=True, text=True, check=False, env=environment
     )
-    assert (len(ran.stdout.splitlines()), LONG * 3 in ran.stdout, ran.stderr) == (2, True, "")
+    rows = [line for line in ran.stdout.splitlines() if line.startswith("ollama")]
+    assert (len(rows), LONG * 3 in rows[0], ran.stderr) == (1, True, "")
     assert "\x1b" not in ran.stdout
 
 
@@ -143,6 +144,21 @@ def test_pull_shows_how_far_it_is_and_says_that_it_is_there(
     )
 
 
+@pytest.mark.parametrize(("dialect", "gets"), [("ollama", True), ("llamacpp", True), ("vllm", False)])
+def test_ask_for_a_model_that_was_not_pulled(
+    dialect: str, gets: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(dialect, fault=Fault("refuse", refusal="model")) as there:
+        monkeypatch.setenv("LLM_PROVIDER", dialect)
+        monkeypatch.setenv(f"{dialect.upper()}_BASE_URL", there.root)
+        for more in ([], ["--json"]):
+            assert cli.main(["ask", "hi", "-m", "fault-modle", *more]) == 1
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert f"Set {dialect.upper()}_MODEL or model= to fault-model. It has fault-model." in err
+            assert (f"learnflow-llm pull fault-modle -p {dialect}" in err) is gets
+
+
 def test_pull_finds_the_server_that_downloads_although_it_has_no_model(
     usual: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +172,19 @@ def test_pull_finds_the_server_that_downloads_although_it_has_no_model(
         usual["ollama"] = ollama.root
         assert cli.main(["pull", "m"]) == 0
         assert capsys.readouterr().out == "ollama: m is there\n"
+
+
+def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
+    server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
+    assert cli.main(["warm-up"]) == 0
+    out, err = capsys.readouterr()
+    assert "ollama: fault-model is loaded" in out
+    assert "OPENAI_API_KEY" in err
+    monkeypatch.setenv("LLM_PROVIDERS", "openai")
+    assert cli.main(["warm-up"]) == 3
 
 
 def test_warm_up_and_unload_say_what_they_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,17 @@ async def test_who_downloads_nothing_says_so() -> None:
             await VLLMProvider(base_url=server.base_url).unload()
 
 
+async def test_a_version_without_such_a_page_says_so() -> None:
+    loaded = {"models": [{"type": "llm", "key": "m", "loaded_instances": [{"id": "m"}], "max_context_length": 4096}]}
+    unexpected = {"error": "Unexpected endpoint or method. (POST /api/v1/models/download)"}
+    tells = {"/api/v1/models": loaded, DOWNLOAD: unexpected, "/api/v1/models/unload": unexpected}
+    async with FaultServer("lmstudio", tells=tells) as server:
+        with pytest.raises(errors.Unsupported, match="this LM Studio downloads no models"):
+            await pulled(LMStudioProvider(base_url=server.base_url))
+        with pytest.raises(errors.Unsupported, match="this LM Studio keeps its models loaded"):
+            await LMStudioProvider(base_url=server.base_url).unload()
+
+
 async def test_an_endpoint_of_ones_own_is_asked_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("ollama", tells={"/api/pull": lines(LAYER, {"status": "success"})}) as server:
         assert await pulled(build("gpu1", base_url=server.root)) == [Progress("pulling aa", 0, 100)]
@@ -168,9 +179,14 @@ async def test_unloading() -> None:
     async with Pages("lmstudio", tells={"/api/v1/models": loaded, "/api/v1/models/unload": {}}) as server:
         assert await LMStudioProvider(base_url=server.base_url).unload() == "m"
         assert [body for _, body in server.bodies] == [{"instance_id": "m"}, {"instance_id": "m:2"}]
-    async with Pages("ollama", tells={"/api/generate": {"done": True, "done_reason": "unload"}}) as server:
+    running = {"models": [{"name": "fault-model", "context_length": 4096}]}
+    told = {"/api/generate": {"done": True, "done_reason": "unload"}, "/api/ps": running}
+    async with Pages("ollama", tells=told) as server:
         assert await OllamaProvider(base_url=server.root).unload() == "fault-model"
         assert ("/api/generate", {"model": "fault-model", "keep_alive": 0}) in server.bodies
+        server.tells["/api/ps"], server.bodies = {"models": []}, []
+        assert await OllamaProvider(base_url=server.root).unload() == "fault-model"
+        assert "/api/generate" not in dict(server.bodies)  # it is not loaded: nothing to do
 
 
 async def test_a_missing_model_comes_with_what_is_there_and_the_command_that_gets_it() -> None:

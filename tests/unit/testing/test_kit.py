@@ -139,7 +139,8 @@ async def test_swallowed(llm_replay):
     )
     ran.assert_outcomes(passed=3, errors=2)
     ran.stdout.fnmatch_lines(["*not played: *v1-chat-completions*"])
-    ran.stdout.fnmatch_lines(["*not in a cassette: *nearest*"])
+    ran.stdout.fnmatch_lines(["*not in a cassette: *nearest*Record it: pytest --llm-record*"])
+    assert "LLM_REPLAY" not in ran.stdout.str()
 
 
 async def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
