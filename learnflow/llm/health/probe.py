@@ -143,7 +143,7 @@ class Prober:
         """The command that gets a model, where one does."""
         if not self.spec.pull:
             return ""
-        return f": learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}"
+        return f": `learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}`"
 
     async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
         """Who answers, and what keeps it from serving."""
