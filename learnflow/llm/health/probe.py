@@ -135,7 +135,7 @@ class Prober:
         """What to do where the server does not have the model: the nearest names, all of them, how to get it."""
         names, near = [model.name for model in server.chat_models], server.nearest(asked)
         there = f"{', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}" if names else "no model"
-        use = f"Set {self.spec.env_model[0]} or model= to {' or '.join(near)}" if near else ""
+        use = f"Set {self.spec.env_model[0]} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._command(asked)
         return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
 
@@ -143,7 +143,7 @@ class Prober:
         """The command that gets a model, where one does."""
         if not self.spec.pull:
             return ""
-        return f": learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}"
+        return f": `learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}`"
 
     async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
         """Who answers, and what keeps it from serving."""

@@ -245,7 +245,8 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not complete:
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-        local = f"Start {spec.title} at {endpoint.base}, or set {url} to where it is"
+        known = spec.default_url and spec.title != spec.name  # else its title is no name of a program
+        local = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error

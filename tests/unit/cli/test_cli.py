@@ -148,7 +148,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom learnflow.llm.cli.main import main\n"
         "try:\n    main(['ask', '--help'])\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('litellm', 'httpx', 'pydantic', 'structlog') if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('litellm', 'httpx', 'pydantic', 'structlog', 'rich') if m in sys.modules], file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ran.stderr == "[]\n"

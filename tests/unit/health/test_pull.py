@@ -197,5 +197,5 @@ async def test_a_missing_model_comes_with_what_is_there_and_the_command_that_get
                 await OllamaProvider(base_url=server.root, model=name).warm_up()
         assert caught.value.hint == (
             "Set OLLAMA_MODEL or model= to qwen3:0.6b. It has llama3:latest, qwen3:0.6b. "
-            f"Get the model: learnflow-llm pull {command} -p ollama"
+            f"Get the model: `learnflow-llm pull {command} -p ollama`"
         )

@@ -19,6 +19,7 @@ from learnflow.llm.providers import (
 )
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport.endpoint import endpoint
 
 
@@ -92,6 +93,12 @@ def test_an_address_that_cannot_be_names_the_variable(written: str) -> None:
 def test_a_slash_that_is_missing_is_no_host_called_http(written: str) -> None:
     with pytest.raises(errors.NotConfigured, match=r"two slashes\. Set OLLAMA_BASE_URL like http://localhost"):
         OllamaProvider(base_url=written)
+
+
+async def test_what_is_to_be_started_has_a_name_that_people_know() -> None:
+    for name, said in (("gpu1", "Start the server at"), ("custom", "Start the server at"), ("vllm", "Start vLLM at")):
+        with pytest.raises(errors.ConnectionFailed, match=said):
+            await build(name, base_url=f"http://127.0.0.1:{closed_port()}", model="m").warm_up()
 
 
 async def test_a_host_that_does_not_resolve_has_nothing_to_be_started() -> None:
