@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from types import TracebackType
@@ -58,14 +58,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the model wants called: ``arguments`` parsed from the JSON that it wrote."""
+    """A tool that the model wants called: ``arguments`` parsed from the JSON that it wrote; its repr shows none."""
 
     id: str
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # with slots, Completion[Quiz](…) is a TypeError in Python 3.11
 class Completion(Generic[Parsed]):
     """A whole answer, and everything known about it; ``Completion[Quiz]`` where ``response_format=Quiz`` was asked for.
 
@@ -138,7 +138,8 @@ class Waiting:
 
     Attributes:
         reason: "queue" (for a free place), "load" (of the model), or "retry" (a pause before the next attempt).
-        provider, model: who is waited for; None where that is open.
+        provider: who is waited for; several where any of them will do ("gpu1+gpu2").
+        model: the one that is asked for; None where that is open.
         progress: of the load, from 0 to 1; None where the server does not tell.
     """
 
@@ -164,10 +165,10 @@ class Failover:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The answer broke, and is to go on where it stopped.
+    """The answer broke, and goes on where it stopped.
 
     Attributes:
-        provider: who is asked to go on.
+        provider: who goes on with it.
         characters: of the text that was delivered.
     """
 
@@ -185,14 +186,8 @@ class Finished:
 Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed | Finished
 # As they are handed up inside: a text as it is, and the other events only where somebody watches them.
 Piece: TypeAlias = str | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed
-_FLOWING: Final = (str, ReasoningDelta, ToolCallDelta)
+_ONCE: Final = "Ask again for another stream"
 _LOOK_S: Final = 1.0  # seconds between two looks at what is waited for
-
-
-def _noticed(done: asyncio.Future[str]) -> None:
-    """How it ended is known: whoever has left must not be told by asyncio that nobody asked."""
-    if not done.cancelled():
-        done.exception()
 
 
 class Watch:
@@ -206,6 +201,45 @@ class Watch:
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None
+
+
+class Aloud(Generic[_T]):
+    """Does something that may take long, and tells who watches what is waited for meanwhile.
+
+    ``async with Aloud(work, watch) as told:``, then ``while waiting := await told.waiting(): yield waiting``, then
+    ``told.result``. Leaving the block ends the work. Where nobody watches, no task is made.
+
+    Args:
+        work: what is done.
+        watch: of who watches; None where nobody does.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, _T], watch: Watch | None) -> None:
+        self._work = work
+        self._watch = watch
+        self._task: asyncio.Task[_T] | None = None
+        self.result: _T
+
+    async def waiting(self) -> Waiting | None:
+        """What is waited for, once a second; None when it is done. Raises what the work raises."""
+        if self._watch is None:
+            self.result = await self._work
+            return None
+        self._task = self._task or asyncio.ensure_future(self._work)
+        while not (await asyncio.wait([self._task], timeout=_LOOK_S))[0]:
+            if self._watch.waiting:
+                return self._watch.waiting
+        self.result = self._task.result()
+        return None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._work.close() if self._task is None else self._task.cancel()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            self._task.cancelled() or self._task.exception()  # known: nobody must be told that it was never asked for
 
 
 class Answering:
@@ -280,6 +314,8 @@ class TextStream(AsyncIterator[str]):
         self._reader: asyncio.Task[object] | None = None
         self._left: asyncio.Event | None = None  # somebody closes; set when that is done
         self._failed = False
+        self._begun = False
+        self._watched = False  # it is read by its events
 
     @property
     def completion(self) -> Completion:
@@ -291,12 +327,18 @@ class TextStream(AsyncIterator[str]):
             )
         return self._answering.completion
 
-    async def __anext__(self) -> str:
+    def __anext__(self) -> Coroutine[Any, Any, str]:
+        if self._watched:
+            raise InvalidRequest("the stream is being read by its events", hint=_ONCE)
+        return self._next()
+
+    async def _next(self) -> str:
+        self._begun = True
         if self._left is not None:
             raise StopAsyncIteration
         if self._reader is not None or self._failed:
             what = "the stream has failed" if self._failed else "the stream is being read by another task"
-            raise InvalidRequest(what, hint="Ask again for another stream")
+            raise InvalidRequest(what, hint=_ONCE)
         reader = self._reader = asyncio.current_task()
         cancelled = reader.cancelling() if reader else 0
         try:
@@ -328,25 +370,18 @@ class TextStream(AsyncIterator[str]):
         not beside it; leaving it closes the connection, as leaving the stream does.
 
         Raises:
+            InvalidRequest: the stream was read already, or is.
             LLMError: as the stream does; where a piece of a tool call was given, it is not asked for again.
         """
-        watch = Watch()
-        async with self.nested(watch):
-            flowing = False
+        if self._begun or self._watched:
+            raise InvalidRequest("the stream was begun already: events() has to be its only reader", hint=_ONCE)
+        self._watched = True
+        async with self.nested(Watch()):
             while True:
                 try:
-                    if flowing:  # no task for each piece: it would cost more than the piece
-                        piece: Piece = await self.__anext__()
-                    else:
-                        coming = asyncio.ensure_future(self.__anext__())
-                        coming.add_done_callback(_noticed)
-                        while not (await asyncio.wait([coming], timeout=_LOOK_S))[0]:
-                            if watch.waiting:
-                                yield watch.waiting
-                        piece = coming.result()
+                    piece: Piece = await self._next()
                 except StopAsyncIteration:
                     break
-                flowing = isinstance(piece, _FLOWING)
                 yield TextDelta(piece) if isinstance(piece, str) else piece
         if self._answering.completion:
             yield Finished(self._answering.completion)

@@ -6,7 +6,7 @@ Must never decide anything: each call runs in an event loop in a thread of its o
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from . import factory
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
@@ -26,6 +26,7 @@ class TextStream:
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
         self._pieces: Iterator[str] | None = None
+        self._reading: Iterator[Any] | None = None  # whichever it is read by
 
     @property
     def completion(self) -> Completion:
@@ -37,17 +38,19 @@ class TextStream:
 
     def __next__(self) -> str:
         if self._pieces is None:
-            self._pieces = BACKGROUND.pieces(_pieces(self._stream))
+            self._reading = self._pieces = BACKGROUND.pieces(_pieces(self._stream))
         return next(self._pieces)
 
     def events(self) -> Iterator[Event]:
         """Everything that happens, as ``learnflow.llm.TextStream.events``; instead of the text, not beside it."""
-        return BACKGROUND.pieces(self._stream.events())
+        events = BACKGROUND.pieces(self._stream.events())
+        self._reading = events
+        return events
 
     def close(self) -> None:
         """End it; the server stops."""
-        if isinstance(self._pieces, Generator):
-            self._pieces.close()
+        if isinstance(self._reading, Generator):
+            self._reading.close()
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ from learnflow.llm import (
     completion,
     errors,
 )
-from learnflow.llm.completion import Completion, ServedModel
-from learnflow.llm.providers import LlamaCppProvider
+from learnflow.llm.completion import Answering, Completion, ServedModel, TextStream
+from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 ARGUMENTS = '{"city": "Москва", "days": 3}'
@@ -307,3 +308,91 @@ async def test_a_script_tells_its_tool_calls_and_its_thinking() -> None:
     events = await told(ScriptedProvider([whole]), tools=[TOOL])
     assert joined(events) == ("So.", "Hm.", [call])
     assert finished(events) is whole
+
+
+SOME: ContextVar[str] = ContextVar("some")
+
+
+async def test_an_applications_own_generator_runs_in_the_readers_task() -> None:
+    class Context(ScriptedProvider):
+        def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
+            inner = super().stream(prompt, *given, **more)
+
+            async def pieces() -> Any:
+                async with asyncio.timeout(60):
+                    async with asyncio.TaskGroup():
+                        token = SOME.set("mine")
+                        async for piece in inner:
+                            yield piece
+                        SOME.reset(token)
+                answering.completion = inner.completion
+
+            answering = Answering()
+            return TextStream(pieces(), answering)
+
+    for provider in (Context([TEXT]), router(Context([TEXT]), dead())):
+        events = await told(provider)
+        assert joined(events)[0] == finished(events).text == TEXT
+
+
+async def test_a_continuation_that_only_calls_a_tool_is_the_rest_of_the_answer() -> None:
+    async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
+        two.pieces, two.calls = [], CALLS
+        two.derailed = []
+        events = await told(chain, tools=[TOOL])
+    done = finished(events)
+    assert kinds(events) == ["TextDelta", "Failover", "Resumed", "ToolCallDelta", "Finished"]
+    assert joined(events)[0] == done.text == "RSA is a public-key cryptosystem. "
+    assert joined(events)[2] == list(done.tool_calls)
+
+
+async def test_a_tool_call_behind_something_else_than_the_continuation_is_not_shown() -> None:
+    async with pair("vllm", "openai", Fault("cut", after=5)) as (_, two, chain):
+        two.derailed, two.pieces, two.calls = ["Else"], ["Something else."], CALLS
+        events = await told(chain, tools=[TOOL])
+    assert "ToolCallDelta" not in kinds(events)
+    assert (joined(events)[0], finished(events).provider) == (TEXT, "vllm")  # which is asked again, and goes on itself
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("fault", [Fault("stall", after=2), Fault("cut", after=2)])
+async def test_what_was_shown_of_a_call_is_in_the_error_of_any_router(fault: Fault, nested: bool) -> None:
+    async with FaultServer("vllm", [], thinking="Hm.", calls=CALLS, fault=fault) as server:
+        chain = router(provider_for(server, gap_timeout=0.3))
+        with pytest.raises(errors.LLMError) as caught:
+            await told(router(chain, dead()) if nested else chain, tools=[TOOL], timeout=2)
+    assert caught.value.partial_calls == ({"id": "a", "name": "weather", "arguments": ARGUMENTS},)
+    assert caught.value.thinking == "Hm."
+
+
+async def test_waiting_is_told_also_behind_what_was_shown() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        server.thinking = "Hm."
+        server.script = [Fault("cut", after=0), Fault("refuse", refusal="busy", status=503)]
+        events = await told(router(provider_for(server), retries=3))
+    assert kinds(events)[:2] == ["ReasoningDelta", "Waiting"]
+    assert joined(events)[0] == TEXT
+
+
+async def test_while_tokens_flow_nothing_is_waited_for() -> None:
+    async with FaultServer("ollama", "word " * 20, fault=Fault("slow", seconds=0.05)) as server:
+        server.tells["/api/ps"] = {"models": []}
+        events = await told(OllamaProvider(base_url=server.base_url, model="deepseek-r1"), reasoning=True)
+    assert "Waiting" not in kinds(events)[1:]
+
+
+async def test_a_stream_has_one_reader() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        stream = provider_for(server).stream("hi")
+        events = stream.events()
+        await anext(events)
+        with pytest.raises(errors.InvalidRequest, match="events"):
+            await anext(stream)
+        with pytest.raises(errors.InvalidRequest, match="begun already"):
+            await anext(stream.events())
+        assert "".join([event.text async for event in events if isinstance(event, TextDelta)])
+        text = provider_for(server).stream("hi")
+        await anext(text)
+        with pytest.raises(errors.InvalidRequest, match="begun already"):
+            await anext(text.events())
+        assert (await text.whole()).text == TEXT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -74,3 +75,14 @@ def test_the_events_come_without_async_too(provider: Provider, server: FaultServ
     assert isinstance(events[0], ReasoningDelta)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == TEXT
     assert isinstance(events[-1], Finished)
+
+
+def test_closing_the_stream_ends_its_events(provider: Provider, server: FaultServer) -> None:
+    server.fault = Fault("stall", after=2)
+    with provider.stream("hi") as stream:
+        assert isinstance(next(stream.events()), TextDelta)
+    for _ in range(500):
+        if server.seen[0].gone.is_set():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the server goes on")

@@ -55,7 +55,7 @@ class Answer:
 
     def add(self, piece: Delta) -> Delta:
         """Take a piece; returns what may be given out. Raises ThinkingLeaked where too much was."""
-        held = self._splitter.separated() if piece.thinking else ""
+        held = self._splitter.separated() if piece.thinking or piece.calls else ""
         split = self._splitter.feed(piece.text) if piece.text else Delta()
         return self._take(Delta(held + split.text, piece.thinking + split.thinking, piece.calls))
 

@@ -52,8 +52,9 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
         InvalidRequest: an unknown keyword, or a value that cannot be.
         Unsupported: a keyword that this provider cannot honour.
     """
-    more = dict(more)
-    if more.pop("n", None) not in (None, 1):
+    more = {name: value for name, value in more.items() if value is not None or name not in _ELSEWHERE}
+    number = more.pop("n", None)
+    if number is not None and not (type(number) is int and number == 1):
         raise Unsupported("n= may be 1 only: there is one answer to a call", provider=spec.name, hint=_ONE)
     for name in more:
         if name in _ELSEWHERE:

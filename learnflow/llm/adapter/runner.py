@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting
+from ..completion import Aloud, Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watch
 from ..errors import LLMError, Tried
 from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
@@ -184,17 +184,17 @@ class Runner:
                 trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
                 async with AsyncExitStack() as stack:
                     with answering.waits(Waiting("queue", self.spec.name, model)):
-                        await self._place(stack, deadline)
-                    if budget.loads:
-                        stack.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
-                        await self._reported(stack, answering, model)
+                        async with Aloud(self._place(stack, deadline), answering.watch) as told:
+                            while waiting := await told.waiting():
+                                yield waiting
                     while not trial.over:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
                         send = partial(self._sent, trial, budget.sending(), reader)
                         try:
-                            async with aclosing(Nested(reader.deltas(send, deadline))) as deltas:
+                            deltas = self._deltas(reader.deltas(send, deadline), answering, model, loads=budget.loads)
+                            async with aclosing(deltas):
                                 async for delta in deltas:
-                                    for piece in _shown(answer.add(delta), answering):
+                                    for piece in _shown(answer, delta, answering):
                                         yield piece
                             trial.over = True
                         except _MAY_BE_OURS as error:
@@ -205,7 +205,7 @@ class Runner:
                 failed = failure_of(error)
             rest, late = await self._ended(answer, answering, model or "", whole=failed is None)
             failed = failed or late
-            for piece in _shown(rest, answering):
+            for piece in _pieces(rest, answering):
                 yield piece
         finally:
             lowered = answer.budget.answer if answer.budget else None
@@ -286,11 +286,35 @@ class Runner:
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
             raise errors.DeadlineExceeded(what, hint=hint)
 
-    async def _reported(self, stack: AsyncExitStack, answering: Answering, model: str) -> None:
-        """Whoever watches is told how far the load is, where the server tells."""
-        if answering.watch and self.spec.load_progress and not self.client.replays:
-            report = loading.report(self.inventory.prober, model, answering.watch)
-            await stack.enter_async_context(loading.meanwhile(report))
+    def _deltas(
+        self, deltas: AsyncGenerator[Delta, None], answering: Answering, model: str, *, loads: bool
+    ) -> Nested[Delta | Waiting]:
+        """The deltas; where a model ``loads`` and somebody watches, with what is waited for before the first one."""
+        nested: Nested[Any] = Nested(deltas)
+        watch = answering.watch
+        return Nested(self._loads(nested, watch, answering, model)) if loads and watch else nested
+
+    async def _loads(
+        self, deltas: Nested[Delta], watch: Watch, answering: Answering, model: str
+    ) -> AsyncGenerator[Delta | Waiting, None]:
+        """The same deltas, and until the first one, that the model loads, and how far, where the server tells."""
+
+        async def first() -> Delta | None:
+            return await anext(deltas, None)
+
+        async with aclosing(deltas):
+            async with AsyncExitStack() as load:
+                load.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
+                if self.spec.load_progress and not self.client.replays:
+                    report = loading.report(self.inventory.prober, model, watch)
+                    await load.enter_async_context(loading.meanwhile(report))
+                told = await load.enter_async_context(Aloud(first(), watch))
+                while waiting := await told.waiting():
+                    yield waiting
+            if told.result:
+                yield told.result
+                async for delta in deltas:
+                    yield delta
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
@@ -439,8 +463,13 @@ class Runner:
         return error
 
 
-def _shown(delta: Delta, answering: Answering) -> Sequence[Piece]:
-    """What the reader of the stream sees of this: its text, and where somebody watches, everything."""
+def _shown(answer: Answer, delta: Delta | Waiting, answering: Answering) -> Sequence[Piece]:
+    """Take what has arrived; returns what the reader of the stream sees of it."""
+    return (delta,) if isinstance(delta, Waiting) else _pieces(answer.add(delta), answering)
+
+
+def _pieces(delta: Delta, answering: Answering) -> Sequence[Piece]:
+    """What may be given out as its reader sees it: a text, and where somebody watches, everything."""
     text = (delta.text,) if delta.text else ()
     if not answering.watch:
         return text

@@ -114,6 +114,11 @@ class Joiner:
         return self._settled(text, over=False)
 
     @property
+    def settled(self) -> bool:
+        """What comes now follows what was delivered."""
+        return self._held is None
+
+    @property
     def silent(self) -> bool:
         """It has ended, and said nothing at all, not even what had to come again."""
         return self.mismatched and not self._held

@@ -10,13 +10,13 @@ import asyncio
 import copy
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal
 
 from .. import errors, events
 from ..base import Attempt, Call, Resume
-from ..completion import Answering, Completion, Failover, Piece, Resumed, TextStream, Waiting
+from ..completion import Aloud, Answering, Completion, Failover, Piece, Resumed, TextStream, ToolCallDelta, Waiting
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -56,6 +56,8 @@ class _Asked:
         prefilled: the request carries the beginning of the answer; stepped: up to its last whole word.
         hurried: others want a share of the time to its first token.
         started: by the loop's clock; began: by the breakers'.
+        held: pieces of tool calls that came before it was known that it is a continuation.
+        resumed: it was told that the answer goes on.
     """
 
     candidate: Candidate
@@ -68,6 +70,16 @@ class _Asked:
     started: float
     began: float
     completion: Completion | None = None
+    held: list[ToolCallDelta] = field(default_factory=list)
+    resumed: bool = False
+
+    def __post_init__(self) -> None:
+        self.resumed = self.joiner is None
+
+    @property
+    def joined(self) -> bool:
+        """Whether what comes is certainly what follows."""
+        return self.joiner is None or self.joiner.settled
 
     def taken(self, piece: str) -> str:
         """What of a piece the caller has not seen. Raises NotContinued where it is not what had to come again."""
@@ -77,7 +89,10 @@ class _Asked:
     def ended(self) -> str:
         """What was held back. Raises EmptyAnswer where nothing came at all, and NotContinued as above."""
         text = self.joiner.end() if self.joiner else ""
-        if self.joiner and self.joiner.silent:  # the last word had to come again: nobody knows that this was the end
+        silent = self.joiner and self.joiner.silent
+        if silent and self.completion and self.completion.tool_calls:  # instead of a text that goes on
+            return ""
+        if silent:  # the last word had to come again: nobody knows that this was the end
             raise errors.EmptyAnswer(
                 "asked to continue a broken answer, it returned nothing", provider=self.candidate.name
             )
@@ -144,6 +159,7 @@ class Execution:
         self._refuse_prefill: set[int] = set()
         self._head = selection.head_of(call)
         self._place: Place | None = None  # of the attempt that is under way
+        self._asking: Candidate | None = None  # who is asked in it
 
     async def pieces(
         self, chain: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]], lost: Callable[[LLMError], None]
@@ -158,7 +174,8 @@ class Execution:
         self._started = loop.time()
         self._deadline = self._started + float(self._call.options.get("timeout") or self._rules.deadline)
         self._progress = Progress(self._started, self._request)
-        before: Candidate | None = None
+        asked: _Asked | None = None
+        broke: LLMError | None = None
         failed: LLMError | None = None
         try:
             try:
@@ -166,57 +183,85 @@ class Execution:
             finally:
                 self._progress.begins(chain_name(self._candidates), self._call)
             while self._answering.completion is None:
-                candidate, broke = await self._next(), None
+                async with Aloud(self._turn(asked, broke), self._answering.watch) as told:
+                    while waiting := await told.waiting():
+                        yield waiting
+                broke = None
                 try:
-                    moved = self._moves(before, candidate)
-                    before, asked = candidate, self._ask(candidate)
-                    for event in (*moved, *self._resumes(asked)):
-                        yield event
+                    for moved in self._moves(asked, told.result):
+                        yield moved
+                    asked = self._ask(told.result)
                     async with asked.start().nested(self._answering.watch) as answer:
                         async for piece in answer:
-                            if new := self._new(asked, piece):
+                            for new in self._new(asked, piece):
                                 yield new
                         asked.completion = answer.completion
-                    if text := asked.ended():
-                        self._progress.heard(text, loop.time())
-                        yield text
+                    for new in self._end(asked):
+                        yield new
                     self._complete(asked)
                 except LLMError as error:
                     broke = error
                 finally:
-                    self._leave()
-                    if broke is None and self._answering.completion is None:
-                        self._registry.settle(candidate.target(self.model_for(candidate)))  # left: a trial says nothing
-                if broke:
-                    await self._failed(asked, broke)
+                    self._over(broken=broke is not None)
         except LLMError as error:
             failed = error
             lost(error)
             raise
         finally:
+            self._over(broken=False)  # where it was left at the very moment when one was chosen
             self._progress.ends(self._answering.completion or failed)
 
-    def _moves(self, before: Candidate | None, candidate: Candidate) -> Sequence[Piece]:
+    async def _turn(self, asked: _Asked | None, broke: LLMError | None) -> Candidate:
+        """Who is asked next, after what the attempt before means was done. Raises LLMError where nobody can be."""
+        if asked and broke:
+            await self._failed(asked, broke)
+        self._asking = await self._next()
+        return self._asking
+
+    def _moves(self, before: _Asked | None, candidate: Candidate) -> Sequence[Piece]:
         """Tell that another one is asked than before; returns what is shown of it."""
-        if not before or before is candidate or not self._last:
+        if not before or before.candidate is candidate or not self._last:
             return ()
         name = type(self._last).__name__
-        events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
-        return (Failover(before.name, candidate.name, name),) if self._answering.watch else ()
+        events.emit(events.Moved(provider=before.candidate.name, to=candidate.name, error=name))
+        return (Failover(before.candidate.name, candidate.name, name),) if self._answering.watch else ()
+
+    def _new(self, asked: _Asked, piece: Piece) -> Sequence[Piece]:
+        """What of a piece is given out now. Raises NotContinued where it is not what had to come again."""
+        if isinstance(piece, str):
+            text = asked.taken(piece)
+            return (*self._resumes(asked), *self._heard(text)) if text else ()
+        if isinstance(piece, ToolCallDelta) and (asked.held or not asked.joined):
+            asked.held.append(piece)  # nobody knows yet whether it is a continuation
+            return ()
+        self._progress.showed(piece)
+        return (piece,)
+
+    def _end(self, asked: _Asked) -> Sequence[Piece]:
+        """What was held back. Raises as ``_new``, and EmptyAnswer where nothing came at all."""
+        text = asked.ended()
+        for piece in asked.held:
+            self._progress.showed(piece)
+        return (*self._resumes(asked), *self._heard(text), *asked.held)
+
+    def _heard(self, text: str) -> Sequence[str]:
+        if text:
+            self._progress.heard(text, asyncio.get_running_loop().time())
+        return (text,) if text else ()
 
     def _resumes(self, asked: _Asked) -> Sequence[Piece]:
-        """What is shown where an answer is to go on."""
-        goes_on = self._answering.watch and asked.joiner and self._progress.text.strip()
-        return (Resumed(asked.candidate.name, len(self._progress.text)),) if goes_on else ()
+        """What is shown once, where an answer goes on."""
+        if asked.resumed or not (self._answering.watch and self._progress.text.strip()):
+            return ()
+        asked.resumed = True
+        return (Resumed(asked.candidate.name, len(self._progress.text)),)
 
-    def _new(self, asked: _Asked, piece: Piece) -> Piece:
-        """What of a piece the caller has not seen. Raises NotContinued where it is not what had to come again."""
-        if not isinstance(piece, str):
-            self._progress.showed(piece)
-            return piece
-        if text := asked.taken(piece):
-            self._progress.heard(text, asyncio.get_running_loop().time())
-        return text
+    def _over(self, *, broken: bool) -> None:
+        """The attempt is over; where its caller has left it, a trial says nothing."""
+        self._leave()
+        asking, self._asking = self._asking, None
+        if asking and not broken and self._answering.completion is None:
+            self._registry.settle(asking.target(self.model_for(asking)))
 
     def _in_words(self, candidate: Candidate) -> bool:
         """Whether it can be asked to continue an answer in words only."""
@@ -330,7 +375,7 @@ class Execution:
                 held=held,
                 fresh=fresh,
                 rigid=self._call.rigid,
-                called=self._progress.called,
+                called=bool(self._progress.calls),
                 resume=self._resume,
                 prefilled=prefilled,
                 stepped=stepped,
@@ -342,7 +387,8 @@ class Execution:
             ),
         )
         if decided.action == "give up":
-            raise self._progress.final(next(iter(self._not_continued().values()), error) if held else error)
+            continued = not held or self._progress.calls
+            raise self._progress.final(error if continued else next(iter(self._not_continued().values()), error))
         if decided.text == "forget":
             self._progress.forget()
             self._whose = frozenset()

@@ -27,7 +27,7 @@ class Progress:
     Attributes:
         request: its number in this process.
         text, thinking, tokens: delivered, or heard where nobody is watching.
-        called: a piece of a tool call was shown.
+        calls: the tool calls that were shown, by index, each as far as it was: see ``LLMError.partial_calls``.
         tried: the attempts that failed.
         resumed: how often a broken answer was continued.
     """
@@ -37,7 +37,7 @@ class Progress:
         self.request = request or events.next_request()
         self.text = ""
         self.thinking = ""
-        self.called = False
+        self.calls: dict[int, dict[str, str]] = {}
         self._thought: list[str] = []  # what was shown of it, by whichever attempt
         self.tokens = 0
         self.tried: list[Tried] = []
@@ -87,7 +87,9 @@ class Progress:
 
     def showed(self, piece: Piece) -> None:
         """Something beside the text was shown."""
-        self.called = self.called or isinstance(piece, ToolCallDelta)
+        if isinstance(piece, ToolCallDelta):
+            known = self.calls.setdefault(piece.index, {"id": piece.id, "name": piece.name, "arguments": ""})
+            known["arguments"] += piece.arguments
         if isinstance(piece, ReasoningDelta):
             self._thought.append(piece.text)
 
@@ -134,6 +136,8 @@ class Progress:
         error.attempts = tuple(self.tried)
         if self.text:
             error.partial, error.thinking = self.text, self.thinking or error.thinking
+        error.thinking = "".join(self._thought) or error.thinking
+        error.partial_calls = tuple(self.calls.values()) or error.partial_calls
         return error
 
     def _switched(self, now: float) -> None:

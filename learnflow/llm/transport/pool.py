@@ -58,7 +58,8 @@ class Connections(httpx.AsyncHTTPTransport):
     async def leave(self, origin: tuple[str, str, int]) -> None:
         """Close those to this server that nobody uses now."""
         for connection in list(self._pool.connections):
-            known = getattr(connection, "_origin", None)
+            # of a connection through a proxy, the server behind it
+            known = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
             if known and (known.host.decode(), known.port) == origin[1:] and connection.is_idle():
                 await connection.aclose()
 

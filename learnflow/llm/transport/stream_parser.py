@@ -154,6 +154,8 @@ class StreamParser:
         calls = []
         for call in self.calls:
             arguments = json_object(call["arguments"] or "{}")
+            if not call["name"]:
+                raise errors.MalformedAnswer("a tool call has no name")
             if arguments is None:
                 raise errors.MalformedAnswer(
                     f"the arguments of the tool call {word(call['name'])!r} are not a JSON object"
@@ -169,8 +171,7 @@ class StreamParser:
     def _called(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
         """Take a piece of the tool call that has this index at the server; returns what to show, None for no piece."""
         call = self._calls.setdefault(index, _Call(len(self._calls)))
-        if arguments:
-            self._goes_on(len(arguments))
+        arguments = self._text(arguments, f"call {call.at}")
         if len(self._calls) > MAX_CALLS:
             self._malformed("an answer of so many tool calls")
         return call.add(own, name, arguments)

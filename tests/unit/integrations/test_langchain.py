@@ -222,6 +222,22 @@ async def test_the_profile_says_what_is_known() -> None:
         await chat.ainvoke("hi")
         assert chat.profile["max_input_tokens"] == served
         assert chat.profile["structured_output"] is True
+        own = ChatLearnFlow(provider=provider, profile={"max_input_tokens": 1000})
+        await own.ainvoke("hi")
+        assert own.profile == {"max_input_tokens": 1000}
+
+
+async def test_blocks_of_a_stream_are_those_of_the_whole_message() -> None:
+    async with FaultServer("vllm", "So: ", thinking="Let me add.", calls=CALL) as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        chat = ChatLearnFlow(provider=provider, output_version="v1").bind_tools([add])
+        chunks = [chunk async for chunk in chat.astream("1 + 2?")]
+        whole = await chat.ainvoke("1 + 2?")
+    told = sum(chunks[1:], chunks[0])
+    names = [{name: value for name, value in block.items() if name != "index"} for block in told.content]
+    assert [block["type"] for block in names] == ["reasoning", "text", "tool_call"]
+    assert told.tool_calls == whole.tool_calls
+    assert names[1]["text"] == "So: "
 
 
 class Brief(TypedDict):

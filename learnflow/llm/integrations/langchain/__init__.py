@@ -26,7 +26,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
@@ -90,6 +90,7 @@ class ChatLearnFlow(BaseChatModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     streaming: bool = False
     stream_structured: bool = False
+    _learns: bool = PrivateAttr(default=False)  # the profile is ours
 
     @field_validator("provider", mode="before")
     @classmethod
@@ -120,13 +121,14 @@ class ChatLearnFlow(BaseChatModel):
         return window.at_most([text], 0, 0)
 
     def _resolve_model_profile(self) -> Any:
-        """What LangChain's middleware asks for: a ModelProfile. Called once, where langchain-core has profiles."""
+        """What LangChain's middleware asks for: a ModelProfile. Called once, where the caller has given none."""
+        self._learns = True
         return put.profile(self.provider.get_capabilities())
 
     def _learned(self) -> None:
         """The provider may know more of itself after an answer."""
-        if "profile" in type(self).model_fields:
-            self.profile = self._resolve_model_profile()
+        if self._learns:
+            self.profile = cast(Any, put.profile(self.provider.get_capabilities()))
 
     def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
         """The keywords for the provider; a call's own win."""
@@ -174,10 +176,10 @@ class ChatLearnFlow(BaseChatModel):
             whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
             yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
             return
-        called = set[int]()
+        called, asked_for_blocks = set[int](), getattr(self, "output_version", None) == "v1"
         async with aclosing(self.provider.stream(put.put(messages), **asked).events()) as events:
             async for event in events:
-                if chunk := put.chunk(event, called):
+                if chunk := put.chunk(event, called, apart=asked_for_blocks):
                     yield ChatGenerationChunk(message=chunk)
         self._learned()
 

@@ -17,6 +17,7 @@ from ...capabilities import Capabilities
 from ...completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ...errors import InvalidRequest
 
+_APART: Final = 1000
 _PARTS: Final = ("text", "image_url", "input_audio", "file")
 
 
@@ -41,12 +42,14 @@ def put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     return put
 
 
-def chunk(event: Event, called: set[int]) -> AIMessageChunk | None:
+def chunk(event: Event, called: set[int], *, apart: bool) -> AIMessageChunk | None:
     """An event of a stream as LangChain's chunk; None where it has none for it.
 
     Args:
         event: of the stream.
         called: the tool calls so far, by index, to be added to: LangChain joins the names of all pieces of a call.
+        apart: with ``output_version="v1"`` LangChain counts the blocks of text and thinking from 0, and joins what has
+            one index: calls are counted from ``_APART``.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
@@ -56,7 +59,8 @@ def chunk(event: Event, called: set[int]) -> AIMessageChunk | None:
         first = event.index not in called
         called.add(event.index)
         own = (event.name, event.id) if first else (None, None)
-        piece = tool_call_chunk(name=own[0], args=event.arguments, id=own[1], index=event.index)
+        index = event.index + (_APART if apart else 0)
+        piece = tool_call_chunk(name=own[0], args=event.arguments, id=own[1], index=index)
         return AIMessageChunk(content="", tool_call_chunks=[piece])
     if isinstance(event, Finished):
         return AIMessageChunk(content="", **{**told(event.completion), "additional_kwargs": {}})
