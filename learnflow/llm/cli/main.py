@@ -1,5 +1,5 @@
 """The command line: ``learnflow-llm ask``, ``status``, ``models``, ``explain``, ``warm-up``, ``bench``,
-``check``, ``doctor``.
+``check``, ``doctor``, ``copy-into``.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
 Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
@@ -80,6 +80,10 @@ async def _run(options: argparse.Namespace) -> int:
         from .doctor import doctor  # noqa: PLC0415
 
         return await doctor(options)
+    if options.command == "copy-into":
+        from .copy_into import copy_into  # noqa: PLC0415
+
+        return copy_into(options)
     from . import status  # noqa: PLC0415
 
     if options.command == "warm-up":
@@ -156,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "doctor", "what is wrong here", "Explain this machine: what is set, what answers, what to write.", within=True
     )
+    into = command(
+        "copy-into",
+        "copy this package into LearnFlow's tree",
+        "Copy this package into the checkout of LearnFlow, and say what else has to change there. Done again, it shows "
+        "what differs; what was edited there is not overwritten.",
+    )
+    into.add_argument("path", help="the folder of LearnFlow's checkout")
+    into.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is left to do")
+    into.add_argument("--diff", action="store_true", help="change nothing; show what copying would change")
+    into.add_argument("--force", action="store_true", help="overwrite what was edited there")
     return parser
 
 
