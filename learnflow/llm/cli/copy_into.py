@@ -94,7 +94,8 @@ class _Copy:
 
 def _look(folder: Path) -> _Copy:
     package = _files(HERE)
-    package.setdefault(REQUIREMENTS, "".join(f"{each}\n" for each in _requirements()).encode())
+    if REQUIREMENTS not in package:  # a copy has them, and may be where nothing of ours is installed
+        package[REQUIREMENTS] = "".join(f"{each}\n" for each in _requirements()).encode()
     recorded = _recorded(folder)
     ours = recorded if folder == HERE else _sums(package)
     return _Copy(folder, package, ours, _sums(_files(folder)), recorded)
@@ -136,10 +137,17 @@ def _write(copy: _Copy, *, force: bool) -> None:
             kind = "removed"
         if copy.recorded:  # it was there before: show what differs
             print(f"{kind}: learnflow/llm/{name}")
-    title = f"{NAME} {metadata.version(NAME)}"
+    title = _title()
     text = "\n".join([f"# {title}", *(f"{each}  {name}" for name, each in copy.ours.items()), ""])
     (copy.folder / VERSION).write_text(text, encoding="utf-8")
     print(f"{title} is in {copy.folder}: {len(copy.changed)} of {len(copy.ours)} files changed")
+
+
+def _title() -> str:
+    own = HERE / VERSION
+    return (
+        own.read_text(encoding="utf-8").partition("\n")[0][2:] if own.exists() else f"{NAME} {metadata.version(NAME)}"
+    )
 
 
 def _requirements() -> list[str]:

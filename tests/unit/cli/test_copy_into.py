@@ -57,7 +57,7 @@ def test_the_copy_checks_itself_where_nothing_is_installed(root: Path) -> None:
     """As LearnFlow's CI does it: by path, without the package around it."""
     cli.main(["copy-into", str(root)])
     finish(root)
-    command = [sys.executable, "learnflow/llm", "copy-into", "--check", "."]
+    command = [sys.executable, "-S", "learnflow/llm", "copy-into", "--check", "."]  # -S: no site-packages
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
     (root / "learnflow" / "llm" / "sync.py").write_text("edited = True\n", encoding="utf-8")
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
