@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support import ROOT
+from support import ROOT, read_variables
 
+from learnflow.llm import get_provider, settings
 from learnflow.llm.providers.registry import SPECS
 
 LEARNFLOWS_PORTS = {8000, 8001, 8002, 3000, 3001, 5432}
-LEARNFLOWS_SERVICES = {"learnflow", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres", "redis"}
+LEARNFLOWS_SERVICES = {
+    *("graph", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres"),
+    *("redis", "minio", "clickhouse", "langfuse-web", "langfuse-worker"),
+}
+TEMPLATES = ["compose/learnflow.env.example", "compose/learnflow.env.local.example"]
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
 
 
@@ -140,7 +146,8 @@ def test_who_watches_is_on_this_machine_and_asks_nobody_outside() -> None:
     (job,) = load("compose/monitoring/prometheus.yml")["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["host.docker.internal:9464"]}]
     assert prometheus["extra_hosts"] == ["host.docker.internal:host-gateway"]
-    assert {named["port"] for named in job["dns_sd_configs"]} == {9464}
+    (named,) = job["dns_sd_configs"]
+    assert (named["names"], named["port"]) == (["graph", "llm-metrics"], 9464)
 
 
 def test_the_models_checksum_is_one() -> None:
@@ -159,3 +166,30 @@ def test_a_gpu_is_only_asked_for_in_files_of_its_own() -> None:
         assert "devices" in str(load(name))
         for said in load(name)["services"].values():
             assert set(said) <= {"image", "build", "deploy", "devices", "group_add"}
+
+
+def test_the_override_gives_learnflows_service_our_variables_and_the_model() -> None:
+    """And what it adds is in files of ours, so that LearnFlow's compose file stays as it is."""
+    said = load("compose/learnflow.yaml")
+    (included,) = said["include"]
+    assert included["path"].endswith("/docker-compose.yml")
+    graph = said["services"].pop("graph")
+    assert said["services"] == {}
+    assert graph["env_file"] == [included["env_file"]]
+    assert graph["networks"] == ["default", "llm"]
+    (waits,) = graph["depends_on"]
+    assert waits in JOBS
+    assert graph["depends_on"][waits] == {"condition": "service_completed_successfully", "required": False}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_templates_are_read_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    said = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    assert said.keys() - {"OPENAI_API_KEY"} <= read_variables()
+    (tmp_path / ".env.local").write_text(text, encoding="utf-8")
+    assert settings.load().llm_local_only
+    (provider,) = get_provider().providers
+    assert repr(provider).startswith(f"OllamaProvider(base_url={said['OLLAMA_BASE_URL']!r}")
+    host = {"http://localhost"} if "local" in name else {"http://ollama", "http://host.docker.internal"}
+    assert {url.rpartition(":")[0] for key, url in said.items() if key.endswith("_URL")} == host
