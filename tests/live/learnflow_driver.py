@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -39,9 +40,14 @@ async def main(question: str) -> None:
     tracing = CallbackHandler()
     config: Any = {"configurable": {"thread_id": "1"}, "callbacks": [tracing]}
     given: Any = GeneralState(input_content=question)
+    modes = ["updates", *filter(None, [os.environ.get("STREAM_MODE")])]
     while True:
-        async for update in graph.astream(given, config, stream_mode="updates"):
-            show(node=next(iter(update)))
+        async for mode, told in graph.astream(given, config, stream_mode=modes):
+            if mode == "updates":
+                show(node=next(iter(told)))
+            else:
+                chunk, about = told
+                show(of=about["langgraph_node"], token=chunk.content)
         state = await graph.aget_state(config)
         if not state.interrupts:
             break
