@@ -28,6 +28,7 @@ NEEDED = ("LEARNFLOW_CHECKOUT", "LEARNFLOW_PYTHON", "LEARNFLOW_SERVE", "LIVE_ANS
 QUESTION = "Write three control questions about hash functions as JSON"
 PROMPTS = {
     "generating_content": "Explain RSA encryption",
+    "recognition_handwritten": "Say what stands in the notes",  # the scripted model with eyes answers it
     "synthesis_material": "Explain cryptography",
     "generating_questions": "Write three control questions about RSA as JSON",
     "answer_question": "What is a hash function?",
@@ -43,6 +44,7 @@ class Service(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if "node_name" in said:
+            self.server.prompted.append(said["node_name"])  # type: ignore[attr-defined]
             told: Any = {"prompt": TURN + PROMPTS[said["node_name"]]}
         else:
             self.server.traced.extend(said["batch"])  # type: ignore[attr-defined]
@@ -61,7 +63,7 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    server.traced = []  # type: ignore[attr-defined]
+    server.traced, server.prompted = [], []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
