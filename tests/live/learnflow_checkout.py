@@ -42,7 +42,14 @@ class Service(BaseHTTPRequestHandler):
     """LearnFlow's prompt service, and the Langfuse that it reports to."""
 
     def do_POST(self) -> None:
-        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if "/otel/" in self.path:
+            self.server.spans.append((self.path, self.headers["Authorization"], body))  # type: ignore[attr-defined]
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        said = json.loads(body)
         if "node_name" in said:
             self.server.prompted.append(said["node_name"])  # type: ignore[attr-defined]
             told: Any = {"prompt": TURN + PROMPTS[said["node_name"]]}
@@ -63,7 +70,7 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    server.traced, server.prompted = [], []  # type: ignore[attr-defined]
+    server.traced, server.prompted, server.spans = [], [], []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server

@@ -9,6 +9,7 @@ for ``{port}``; the servers are started and killed here. ``LEARNFLOW_COMPOSE`` i
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shlex
 import shutil
@@ -123,6 +124,25 @@ async def test_messages_mode_streams_the_texts_token_by_token(checkout: Path, se
         pieces = [each["token"] for each in said if each.get("of") == node]
         assert len(pieces) > 20
         assert "".join(pieces) == known(PROMPTS[node])
+
+
+async def test_spans_reach_langfuse_by_otlp(checkout: Path, service: Any) -> None:
+    """The recipe of docs/learnflow.md; the interpreter needs opentelemetry-exporter-otlp-proto-http."""
+    key = base64.b64encode(b"public:secret").decode()
+    recipe = {
+        "LLM_OPENTELEMETRY": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{service.server_address[1]}/api/public/otel",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Basic%20{key}",
+    }
+    async with llamacpp() as (url, _):
+        state, _ = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=url, **recipe)
+    is_whole(state)
+    paths, keys, bodies = zip(*service.spans, strict=True)
+    assert set(paths) == {"/api/public/otel/v1/traces"}
+    assert set(keys) == {f"Basic {key}"}
+    sent = b"".join(bodies)
+    assert sent.count(b"gen_ai.request.model") >= CALLS
+    assert known(PROMPTS["answer_question"]).encode() not in sent, "no answers, unless they are asked for"
 
 
 @pytest.mark.skipif(not LIVE.get("LEARNFLOW_UV"), reason="needs LEARNFLOW_UV")
