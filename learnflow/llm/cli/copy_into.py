@@ -27,7 +27,6 @@ IMPORT: Final = (
     "from ..llm.integrations.learnflow import "
     "ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory  # noqa: F401"
 )
-_KINDS: Final = (".py", ".json", ".typed", ".txt")
 
 
 def copy_into(options: argparse.Namespace) -> int:
@@ -39,8 +38,11 @@ def copy_into(options: argparse.Namespace) -> int:
     if options.diff:
         print(copy.diff(), end="")
         return 0
-    if not options.check:
-        _write(copy, force=options.force)
+    try:
+        if not options.check:
+            _write(copy, force=options.force)
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename} cannot be written ({error.strerror})") from None
     left = [*(copy.findings() if options.check else ()), *_steps(root)]
     print(f"To be done in {root}:" if left else f"{copy.folder} is whole, and nothing is left to do.")
     print("".join(f"- {step}\n" for step in left), end="")
@@ -86,7 +88,7 @@ class _Copy:
     def _diff(self, name: str) -> Iterator[str]:
         file = self.folder / name
         old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        new = self.package.get(name, b"").decode()
+        new = self.package.get(name, b"").decode(errors="replace")
         path = f"learnflow/llm/{name}"
         lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
         yield from difflib.unified_diff(*lines, f"a/{path}", f"b/{path}")
@@ -102,8 +104,8 @@ def _look(folder: Path) -> _Copy:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _KINDS and path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "__pycache__"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.name != VERSION}
 
 
 def _sums(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -111,10 +113,11 @@ def _sums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """The sums of ``VERSION``; none where there is no such file."""
+    """The sums of ``VERSION``, of files below the folder; none where there is no such file."""
     file = folder / VERSION
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return {name: each for each, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)}
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    lines = re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)
+    return {name: each for each, name in lines if not name.startswith("/") and ".." not in Path(name).parts}
 
 
 def _write(copy: _Copy, *, force: bool) -> None:

@@ -94,6 +94,21 @@ def test_a_newer_version_removes_what_it_no_longer_has(root: Path, capsys: pytes
     assert (folder / "theirs.py").exists(), "what is not of the copy is left alone"
 
 
+def test_a_version_file_reaches_nothing_outside_the_folder(root: Path) -> None:
+    cli.main(["copy-into", str(root)])
+    with (root / "learnflow" / "llm" / "VERSION").open("a", encoding="utf-8") as version:
+        version.write(f"{'0' * 64}  ../__init__.py\n{'0' * 64}  {root / 'uv.lock'}\n")
+    cli.main(["copy-into", "--force", str(root)])
+    assert (root / "learnflow" / "__init__.py").exists()
+    assert (root / "uv.lock").exists()
+
+
+def test_what_cannot_be_written_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "learnflow" / "llm").write_text("a file in the folder's place", encoding="utf-8")
+    assert cli.main(["copy-into", str(root)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["--check"], ["--diff"]])
 def test_a_folder_that_is_not_learnflows_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
