@@ -133,6 +133,7 @@ async def watched(target: str, node: str, after: int, then: Callable[[], None]) 
         then: what happens in the middle.
     """
     pieces, done = 0, False
+    connections: set[asyncio.Task[None]] = set()
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = False
@@ -142,7 +143,6 @@ async def watched(target: str, node: str, after: int, then: Callable[[], None]) 
             while data := await reader.read(65536):
                 asked = asked or PROMPTS[node].encode() in data
                 out.write(data)
-            out.close()
 
         async def to_client() -> None:
             nonlocal pieces, done
@@ -152,16 +152,37 @@ async def watched(target: str, node: str, after: int, then: Callable[[], None]) 
                 if pieces >= after and not done:
                     done = True
                     then()
-            writer.close()
 
-        with contextlib.suppress(OSError):
+        async with contextlib.AsyncExitStack() as opened:
+            opened.push_async_callback(closed, writer)
             back, out = await asyncio.open_connection(*target.removeprefix("http://").split(":"))
-            await asyncio.gather(to_server(), to_client(), return_exceptions=True)
-        writer.close()
+            opened.push_async_callback(closed, out)
+            ways = {asyncio.create_task(to_server()), asyncio.create_task(to_client())}
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
 
-    relay = await asyncio.start_server(one, "127.0.0.1", 0)
-    async with relay:
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(one(reader, writer)))
+
+    relay = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
         yield f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+    finally:
+        relay.close()
+        for each in connections:
+            each.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def closed(writer: asyncio.StreamWriter) -> None:
+    """The connection closed, whoever closed it first."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def known(prompt: str) -> str:
