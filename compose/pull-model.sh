@@ -63,6 +63,11 @@ whole() {
     if [ -n "$2" ]; then [ "$(sha256 "$1")" = "$2" ]; else [ "$(head -c 4 "$1")" = GGUF ]; fi
 }
 
+# mismatch WHAT GOT WANTED: it is another file; to fetch it again would bring the same
+mismatch() {
+    fail "$1 has the SHA-256 $2, and must have $3. Compare both with what its publisher says: either the sum is of another file or version, or somebody on the way has changed the file. To run this again will not help."
+}
+
 pull_gguf() {
     url=$model
     case $model in hf:*/*/*)
@@ -121,8 +126,10 @@ pull_gguf() {
         sleep 1
     done
     if ! whole "$file.part" "$sum"; then
+        is=$(sha256 "$file.part")
         rm -f "$file.part"
-        fail "what arrived is not the file that was asked for (its SHA-256 is another one); it was thrown away. Run this again."
+        [ -z "$sum" ] || mismatch "What arrived from $url was thrown away: it" "$is" "$sum"
+        fail "what arrived from $url is no GGUF, and was thrown away: most likely a web page that says why."
     fi
     mv "$file.part" "$file"
     say "$file is there${sum:+ and whole}."
@@ -158,7 +165,9 @@ pull_ollama() {
         left=$(free "${OLLAMA_MODELS:-$HOME/.ollama}")
         need=$(megabytes "$(wc -c <"$seed")")
         [ -z "$left" ] || [ "$left" -gt "$need" ] || fail "not enough room for $model: $need MB are needed, $left MB are free"
-        whole "$seed" "${MODEL_SHA256:-}" || fail "$seed is no GGUF, or not what MODEL_SHA256 says"
+        whole "$seed" "" || fail "$seed is no GGUF: it does not begin with the letters GGUF. Put another file there, or remove it to pull $model"
+        [ -n "${MODEL_SHA256:-}" ] || say "No SHA-256 is known of $seed: it is taken as it is. MODEL_SHA256 (in compose OLLAMA_MODEL_SHA256) can say what it must be."
+        whole "$seed" "${MODEL_SHA256:-}" || mismatch "$seed" "$(sha256 "$seed")" "$MODEL_SHA256"
         printf 'FROM %s\n' "$seed" >"$work/Modelfile"
         ollama create "$model" -f "$work/Modelfile" || fail "Ollama could not take $seed"
     else

@@ -51,7 +51,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,13 @@ class Tried:
     def __str__(self) -> str:
         status = f" {self.status}" if self.status else ""
         return f"{self.provider} {self.error}{status} after {self.seconds:.2f} s"
+
+
+class PublicText(NamedTuple):
+    """What an end user is told about a class of errors, in the two languages of LearnFlow."""
+
+    ru: str
+    en: str
 
 
 class LLMError(Exception):
@@ -98,6 +105,10 @@ class LLMError(Exception):
     retryable: ClassVar[bool] = False
     failover: ClassVar[bool] = True
     advice: ClassVar[str] = ""
+    public: ClassVar[PublicText] = PublicText(
+        ru="Не удалось получить ответ модели. Попробуйте ещё раз позже.",
+        en="The model gave no answer. Please try again later.",
+    )
 
     def __init__(
         self,
@@ -139,6 +150,16 @@ class LLMError(Exception):
         ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
+    def public_message(self, language: str = "ru") -> str:
+        """A sentence for the end user, who can change nothing here: ``str()`` is for the operator.
+
+        It is chosen by the class alone, so it names no provider, model, address or variable, and repeats nothing.
+
+        Args:
+            language: "ru" or "en"; English where it is neither.
+        """
+        return self.public.ru if language == "ru" else self.public.en
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
@@ -157,6 +178,11 @@ def bare(error: LLMError) -> LLMError:
 
 class ConfigError(LLMError):
     """Will not mend itself: another provider may serve meanwhile, but somebody must change a setting."""
+
+    public = PublicText(
+        ru="Модель сейчас не может ответить: настройки сервиса должен проверить администратор.",
+        en="The model cannot answer at the moment: the administrator has to check the settings of the service.",
+    )
 
 
 class NotConfigured(ConfigError):
@@ -187,6 +213,10 @@ class RequestError(LLMError):
     """Wrong in itself: it would fail everywhere, so nobody else is asked."""
 
     failover = False
+    public = PublicText(
+        ru="Этот запрос выполнить нельзя. Измените его и попробуйте снова.",
+        en="This request cannot be carried out. Please change it and try again.",
+    )
 
 
 class InvalidRequest(RequestError):
@@ -197,10 +227,19 @@ class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
 
     advice = "Rephrase the prompt; asking again will not help"
+    public = PublicText(
+        ru="Модель отказалась отвечать на этот запрос. Сформулируйте его иначе.",
+        en="The model refused to answer this request. Please rephrase it.",
+    )
 
 
 class CapabilityError(LLMError):
     """This provider cannot; one that can may."""
+
+    public = PublicText(
+        ru="Модель не умеет выполнять такие запросы. Сообщите об этом администратору.",
+        en="The model cannot handle a request of this kind. Please tell the administrator.",
+    )
 
 
 class ContextOverflow(CapabilityError):
@@ -212,6 +251,10 @@ class ContextOverflow(CapabilityError):
     needed: int | None = None
     window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
+    public = PublicText(
+        ru="Материал слишком длинный для модели. Сократите его или разделите на части.",
+        en="The material is too long for the model. Please shorten it or split it.",
+    )
 
 
 class Unsupported(CapabilityError):
@@ -222,6 +265,10 @@ class Unavailable(LLMError):
     """Not now; it may pass by itself."""
 
     retryable = True
+    public = PublicText(
+        ru="Модель сейчас недоступна. Попробуйте ещё раз через несколько минут.",
+        en="The model is not available at the moment. Please try again in a few minutes.",
+    )
 
 
 class ConnectionFailed(Unavailable):
@@ -232,18 +279,27 @@ class ModelLoading(Unavailable):
     """The server is there and loads the model: wait, do not hurry it."""
 
     advice = "Wait until the model is loaded"
+    public = PublicText(
+        ru="Модель ещё загружается. Попробуйте ещё раз через минуту.",
+        en="The model is still loading. Please try again in a minute.",
+    )
 
 
 class Overloaded(Unavailable):
     """The server is busy."""
 
     advice = "Ask again later, or ask less at once"
+    public = PublicText(
+        ru="Сейчас слишком много запросов. Попробуйте ещё раз через минуту.",
+        en="There are too many requests at the moment. Please try again in a minute.",
+    )
 
 
 class RateLimited(Unavailable):
     """Too many requests; ``retry_after`` says how many seconds to wait, where the server said so."""
 
     advice = "Ask again later, or ask less at once"
+    public = Overloaded.public
 
 
 class QuotaExceeded(Unavailable):
@@ -251,6 +307,7 @@ class QuotaExceeded(Unavailable):
 
     retryable = False
     advice = "Raise the quota or pay at the provider, or set LLM_PROVIDER to another one"
+    public = ConfigError.public
 
 
 class ServerFailed(Unavailable):
@@ -261,6 +318,11 @@ class ServerFailed(Unavailable):
 
 class TimedOut(Unavailable):
     """A budget of time was used up."""
+
+    public = PublicText(
+        ru="Модель не успела ответить. Попробуйте ещё раз позже.",
+        en="The model did not answer in time. Please try again later.",
+    )
 
 
 class ConnectTimeout(TimedOut):
@@ -305,6 +367,10 @@ class BrokenAnswer(LLMError):
 
     retryable = True
     advice = "What arrived is in .partial; ask again, and look into the server's log if it happens again"
+    public = PublicText(
+        ru="Ответ модели получен не полностью. Попробуйте ещё раз.",
+        en="The answer of the model did not arrive whole. Please try again.",
+    )
 
 
 class AnswerCut(BrokenAnswer):

@@ -1,5 +1,7 @@
 """The only reader of the environment: the process's variables, ``.env.local`` and ``.env`` of the working directory.
 
+In a container also the secrets that Compose and Docker put into files: one that is named like a variable is its value.
+
 Must never talk to a server or import LiteLLM; a value that cannot be is a NotConfigured that names the variable.
 Providers, the factory and the command line ask it; it remembers nothing.
 """
@@ -12,6 +14,7 @@ import os
 import re
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -33,6 +36,7 @@ _CONFIG = SettingsConfigDict(
 _NODE: Final = "LLM_MODEL_"
 _ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 _SHELL: Final = "the environment"
+_SECRETS: Final = "/run/secrets"
 _SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
@@ -168,7 +172,7 @@ def node_model(node: str) -> str | None:
 def environment() -> dict[str, str]:
     """Every variable that is not empty, for LearnFlow's YAML files, which ask for any; the process's own wins."""
     found: dict[str, str] = {}
-    for place in (_raw(".env.local"), _raw(".env"), os.environ):
+    for place in (_secrets(), _raw(".env.local"), _raw(".env"), os.environ):
         found |= {name: value for name, value in place.items() if value}
     return found
 
@@ -200,7 +204,7 @@ def _row_class(spec: ProviderSpec) -> type[RowSettings]:
 
 def _read(kind: type[_S]) -> _S:
     try:
-        return kind()
+        return kind(_secrets_dir=_SECRETS if Path(_SECRETS).is_dir() else None)
     except ValidationError as error:
         faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"a variable cannot be read: {'; '.join(faults)}"
@@ -252,7 +256,7 @@ def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
     if not key or not url or url[1] == _SHELL:
         return key, ""
     name, place = next(_set(spec.env_key, holds), ("", ""))
-    files = {**holds, _SHELL: {}}
+    files = {**holds, _SHELL: {}, _SECRETS: {}}
     for other, file in _set(spec.env_key, files):
         value = files[file][other] or ""
         if "$" not in (_upper(_raw(file, interpolate=False)).get(other) or ""):
@@ -266,8 +270,8 @@ def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Every variable of ours and of these rows that is set, those without effect included; no values, some are keys.
 
-    The environment beats the files; within it, and within both files together, the order of the spellings decides; for
-    one spelling ``.env`` beats ``.env.local``.
+    The environment beats the files, and they the secrets; within it, and within both files together, the order of the
+    spellings decides; for one spelling ``.env`` beats ``.env.local``.
     """
     holds = _holds()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
@@ -306,12 +310,22 @@ def _names(spec: ProviderSpec) -> Iterator[str]:
 
 
 def _holds() -> dict[str, Mapping[str, str | None]]:
-    return {_SHELL: _upper(os.environ), ".env": _file(".env"), ".env.local": _file(".env.local")}
+    files = {".env": _file(".env"), ".env.local": _file(".env.local")}
+    return {_SHELL: _upper(os.environ), **files, _SECRETS: _upper(_secrets())}
+
+
+def _secrets() -> dict[str, str | None]:
+    """The files of ``/run/secrets`` that can be read."""
+    found: dict[str, str | None] = {}
+    for file in Path(_SECRETS).glob("*"):
+        with suppress(OSError, UnicodeError):
+            found[file.name] = file.read_text(encoding="utf-8").strip()
+    return found
 
 
 def _set(names: Sequence[str], holds: Mapping[str, Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
     """Where the spellings of one variable are set; the first one counts."""
-    for places in ((_SHELL,), (".env", ".env.local")):
+    for places in ((_SHELL,), (".env", ".env.local"), (_SECRETS,)):
         for name, place in product(names, places):
             if holds[place].get(name):
                 yield name, place

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support import ROOT
+from support import ROOT, read_variables
 
+from learnflow.llm import get_provider, settings
 from learnflow.llm.providers.registry import SPECS
 
 LEARNFLOWS_PORTS = {8000, 8001, 8002, 3000, 3001, 5432}
-LEARNFLOWS_SERVICES = {"learnflow", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres", "redis"}
+LEARNFLOWS_SERVICES = {
+    *("graph", "bot", "artifacts-service", "prompt-config-service", "web-ui", "postgres"),
+    *("redis", "minio", "clickhouse", "langfuse-web", "langfuse-worker"),
+}
+TEMPLATES = ["compose/learnflow.env.example", "compose/learnflow.env.local.example"]
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
 
 
+class Loader(yaml.SafeLoader):
+    """YAML with Compose's own tags, which say how files are merged."""
+
+
+for tag in ("!override", "!reset"):
+    Loader.add_constructor(
+        tag,
+        lambda loader, node: (
+            loader.construct_mapping(node, deep=True)
+            if isinstance(node, yaml.MappingNode)
+            else loader.construct_sequence(node)
+        ),
+    )
+
+
 def load(name: str) -> dict[str, Any]:
-    said: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    said: dict[str, Any] = yaml.load((ROOT / name).read_text(encoding="utf-8"), Loader)  # noqa: S506  # safe: its base is
     return said
 
 
@@ -86,13 +107,65 @@ def test_what_needs_the_model_waits_until_it_is_there() -> None:
     assert SERVICES["ollama-pull"]["image"] == SERVICES["ollama"]["image"] == SERVICES["ollama-warm-up"]["image"]
 
 
+IMAGE = re.compile(r"_IMAGE(?::-|=)((?:[\w.-]+/)*[\w.-]+):([\w.-]+)(@sha256:[0-9a-f]{64})?")
+
+
 @pytest.mark.parametrize("file", [*FILES, "compose/llamacpp/Dockerfile", "compose/demo/Dockerfile"])
 def test_images_are_pinned(file: str) -> None:
+    """By digest, but for llama.cpp, of whose images none could be looked up."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    images = re.findall(r"_IMAGE(?::-|=)([\w./-]+(?::[\w.-]+)?(?:@sha256:\w+)?)", text)
-    assert images
-    for image in images:
-        assert re.search(r"@sha256:[0-9a-f]{64}$|-b\d{4,}$", image), image
+    images = IMAGE.findall(text)
+    assert len(images) == len(re.findall(r"_IMAGE(?::-|=)", text)) > 0
+    for name, tag, digest in images:
+        assert digest or (name == "ghcr.io/ggml-org/llama.cpp" and re.search(r"-b\d{4,}$", tag)), name
+
+
+@pytest.mark.parametrize("name", ["ollama", "llama.cpp", "vllm"])
+def test_every_file_has_the_same_version_of_a_server(name: str) -> None:
+    texts = [(ROOT / file).read_text(encoding="utf-8") for file in [*FILES, "compose/llamacpp/Dockerfile"]]
+    tags = [tag for text in texts for image, tag, _ in IMAGE.findall(text) if name in image]
+    assert len(tags) >= len(FILES) - 1
+    assert len({re.search(r"v?\d+\.\d+\.\d+|b\d{4,}", tag).group() for tag in tags}) == 1, tags  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
+    said = SERVICES[name]
+    assert said["cap_drop"] == ["ALL"]
+    assert said["security_opt"] == ["no-new-privileges:true"]
+    assert said["pids_limit"] > 0
+    assert "mem_limit" in said
+    assert "cpus" in said
+    assert "privileged" not in said
+    if name == "vllm":  # its image has no user but root, and compiles into folders of its own
+        return
+    assert said["read_only"] is True
+    assert said["tmpfs"] == ["/tmp"]  # noqa: S108  # of the container
+    assert not said["user"].startswith(("0", "root"))
+
+
+def test_the_gateways_keys_may_be_files() -> None:
+    gateway = SERVICES["gateway"]
+    for name in gateway["secrets"]:
+        assert f"/run/secrets/{name}" in gateway["command"][0]
+        assert MAIN["secrets"][name] == {"file": f"${{{name}_FILE:-/dev/null}}"}
+
+
+def test_docker_model_runner_is_a_profile_of_its_own() -> None:
+    """Compose's ``models:`` hand their address and name to our provider ``custom``."""
+    said = load("compose/model-runner.yml")
+    (demo,) = said["services"].values()
+    assert demo["models"] == {"local": {"endpoint_var": "CUSTOM_BASE_URL", "model_var": "CUSTOM_MODEL"}}
+    assert set(said["models"]) == {"local"}
+    assert isinstance(said["models"]["local"]["context_size"], int)
+
+
+def test_amd_asks_for_the_group_of_the_device_and_has_every_server() -> None:
+    said = load("compose/amd.yml")["services"]
+    assert {"ollama", "llamacpp", "vllm"} <= set(said)
+    for name in ("ollama", "llamacpp", "vllm"):
+        assert said[name]["devices"] == ["/dev/kfd", "/dev/dri"]
+        assert any("RENDER_GID:?" in group for group in said[name]["group_add"])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -110,7 +183,7 @@ def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
     ollama, gateway = SERVICES["ollama"], SERVICES["gateway"]
     assert ollama["environment"]["OLLAMA_NO_CLOUD"] == "1"
     assert ollama["environment"]["OLLAMA_HOST"] == "0.0.0.0:11434"
-    assert ollama["volumes"] == ["ollama:/root/.ollama"]
+    assert ollama["volumes"] == [f"ollama:{ollama['environment']['HOME']}"]
     assert ollama["healthcheck"]["test"] == ["CMD", "ollama", "list"]
     assert SERVICES["demo"]["environment"]["LLM_LOCAL_ONLY"] == "true"
     assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
@@ -140,15 +213,15 @@ def test_who_watches_is_on_this_machine_and_asks_nobody_outside() -> None:
     (job,) = load("compose/monitoring/prometheus.yml")["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["host.docker.internal:9464"]}]
     assert prometheus["extra_hosts"] == ["host.docker.internal:host-gateway"]
-    assert {named["port"] for named in job["dns_sd_configs"]} == {9464}
+    (named,) = job["dns_sd_configs"]
+    assert (named["names"], named["port"]) == (["graph", "llm-metrics"], 9464)
 
 
 def test_the_models_checksum_is_one() -> None:
     build = SERVICES["llamacpp"]["build"]["args"]
     assert re.search(r"[0-9a-f]{64}}$", build["MODEL_SHA256"])
-    assert '/models/model.gguf" | sha256sum -c -; \\' in (ROOT / "compose/llamacpp/Dockerfile").read_text(
-        encoding="utf-8"
-    )
+    text = (ROOT / "compose/llamacpp/Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r'!= "\$MODEL_SHA256" \]; then(.|\n)*exit 1', text)
     assert "volumes" not in SERVICES["llamacpp"]  # none that could hide the model
 
 
@@ -159,3 +232,30 @@ def test_a_gpu_is_only_asked_for_in_files_of_its_own() -> None:
         assert "devices" in str(load(name))
         for said in load(name)["services"].values():
             assert set(said) <= {"image", "build", "deploy", "devices", "group_add"}
+
+
+def test_the_override_gives_learnflows_service_our_variables_and_the_model() -> None:
+    """And what it adds is in files of ours, so that LearnFlow's compose file stays as it is."""
+    said = load("compose/learnflow.yaml")
+    (included,) = said["include"]
+    assert included["path"].endswith("/docker-compose.yml")
+    graph = said["services"].pop("graph")
+    assert said["services"] == {}
+    assert graph["env_file"] == [included["env_file"]]
+    assert graph["networks"] == ["default", "llm"]
+    (waits,) = graph["depends_on"]
+    assert waits in JOBS
+    assert graph["depends_on"][waits] == {"condition": "service_completed_successfully", "required": False}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_templates_are_read_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    said = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    assert said.keys() - {"OPENAI_API_KEY"} <= read_variables()
+    (tmp_path / ".env.local").write_text(text, encoding="utf-8")
+    assert settings.load().llm_local_only
+    (provider,) = get_provider().providers
+    assert repr(provider).startswith(f"OllamaProvider(base_url={said['OLLAMA_BASE_URL']!r}")
+    host = {"http://localhost"} if "local" in name else {"http://ollama", "http://host.docker.internal"}
+    assert {url.rpartition(":")[0] for key, url in said.items() if key.endswith("_URL")} == host

@@ -136,3 +136,26 @@ def test_what_is_the_callers_own_is_no_failure_of_a_provider() -> None:
     leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not at_fault(kind("x"))}
     shares = {each for each in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in each}
     assert [set(share.split("|")) for share in shares] == [leaves | {"stop", "length", "tool_calls", "left"}]
+
+
+ALERTS = [
+    pytest.param(rule, id=rule["alert"])
+    for group in yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize("rule", ALERTS)
+def test_alerts_ask_for_what_is_counted_and_say_what_to_do(rule: dict[str, Any]) -> None:
+    (name,) = named(rule["expr"])
+    for labels in re.findall(r"by \(([^)]*)\)", rule["expr"]):
+        assert set(labels.split(", ")) <= METRICS[name]
+    assert set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"]))) <= METRICS[name]
+    assert set(re.findall(r"(\w+)=~", rule["expr"])) <= METRICS[name]
+    for outcome in re.findall(r"[A-Z]\w+", "|".join(re.findall(r'outcome=~"([^"]*)"', rule["expr"]))):
+        assert issubclass(getattr(errors, outcome), errors.LLMError)
+    assert {"summary", "action"} == set(rule["annotations"])
+
+
+def test_prometheus_reads_the_alerts() -> None:
+    assert yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))["rule_files"] == ["alerts.yml"]

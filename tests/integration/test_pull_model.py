@@ -139,7 +139,8 @@ def test_another_file_than_the_one_asked_for_is_thrown_away(
         hub.says = "1" * 64
     ran = run(f"{hub.url}/model.gguf", tmp_path, **variables)
     assert ran.returncode == 1
-    assert "SHA-256 is another one" in ran.stderr
+    assert f"has the SHA-256 {SUM}, and must have {variables.get('MODEL_SHA256', '1' * 64)}" in ran.stderr
+    assert "run this again will not help" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -269,6 +270,23 @@ def test_a_model_in_the_folder_needs_no_network(ollama: Path, tmp_path: Path) ->
     assert ran.returncode == 0, ran.stderr
     assert "pull " not in (ollama / "state" / "log").read_text(encoding="utf-8")
     assert (ollama / "state" / "qwen3:0.6b").read_bytes() == GGUF
+
+
+@pytest.mark.parametrize(
+    ("content", "variables", "said"),
+    [
+        (GGUF, {}, "No SHA-256 is known of"),
+        (GGUF, {"MODEL_SHA256": "0" * 64}, f"has the SHA-256 {SUM}, and must have {'0' * 64}"),
+        (b"<html>", {}, "it does not begin with the letters GGUF"),
+    ],
+)
+def test_what_is_known_of_a_gguf_of_ones_own_is_said(
+    ollama: Path, tmp_path: Path, content: bytes, variables: dict[str, str], said: str
+) -> None:
+    (tmp_path / "qwen3-0.6b.gguf").write_bytes(content)
+    ran = with_ollama(ollama, "qwen3:0.6b", MODELS_DIR=str(tmp_path), **variables)
+    assert said in ran.stderr
+    assert ran.returncode == (0 if content == GGUF and not variables else 1)
 
 
 def test_a_folder_may_be_named_from_here(ollama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

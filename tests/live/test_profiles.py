@@ -3,7 +3,8 @@
 ``COMPOSE_CHECK=1 make live`` runs it where an engine answers. The images are those of the file, or stand-ins that
 ``OLLAMA_IMAGE``, ``LLAMACPP_IMAGE`` and ``PYTHON_IMAGE`` name. ``COMPOSE_MODEL`` is the tag to pull (qwen3:0.6b),
 ``COMPOSE_MISSING`` one that is not there, ``COMPOSE_SLOW`` one whose download takes some seconds, ``COMPOSE_GGUF`` a
-model file for llama.cpp's image. ``COMPOSE_HOST_NETWORK=1``: for an engine without a bridge.
+model file for llama.cpp's image. ``COMPOSE_HOST_NETWORK=1``: for an engine without a bridge. ``COMPOSE_COMMAND`` is
+Compose ("docker compose").
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -28,7 +30,7 @@ from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
 MODEL = LIVE.get("COMPOSE_MODEL", "qwen3:0.6b")
 ENGINE = bool(LIVE.get("COMPOSE_CHECK")) and shutil.which("docker") is not None
 HOST = bool(LIVE.get("COMPOSE_HOST_NETWORK"))
-COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+COMPOSE = shlex.split(LIVE.get("COMPOSE_COMMAND", "docker compose"))
 PORTS = {"OLLAMA_PORT": "21434", "LLAMACPP_PORT": "28080"}
 
 pytestmark = [
@@ -96,13 +98,27 @@ class Project:
 
     def state(self, service: str) -> dict[str, Any]:
         """How a container is; empty where there is none."""
+        state: dict[str, Any] = self.inspected(service).get("State", {})
+        return state
+
+    def inspected(self, service: str) -> dict[str, Any]:
+        """What the engine says of a container; empty where there is none."""
         name = self.compose("--profile", "local-llm", "--profile", "llamacpp", "ps", "-a", "-q", service, check=False)
         container = next((line for line in name.split() if len(line) == 64), None)
         if container is None:
             return {}
         shown = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True, env=LIVE)
-        state: dict[str, Any] = json.loads(shown.stdout)[0]["State"]
-        return state
+        said: dict[str, Any] = json.loads(shown.stdout)[0]
+        return said
+
+    def is_hardened(self, service: str) -> None:
+        """It runs as the file says: no root, nothing to write to, no capability."""
+        said = self.inspected(service)
+        host = said["HostConfig"]
+        assert said["Config"]["User"].split(":")[0] not in ("", "0", "root")
+        assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
+        assert host["PidsLimit"] > 0
+        assert host["Memory"] > 0
 
     def wait(self, service: str, what: str, within: float = 600) -> dict[str, Any]:
         """Until it is "healthy" or "exited"."""
@@ -149,11 +165,12 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.mark.parametrize("profile", ["local-llm", "llamacpp", "vllm", "gateway", "demo", "monitoring"])
-@pytest.mark.parametrize("override", [None, "compose/gpu.yml", "compose/amd.yml"])
+@pytest.mark.parametrize("override", [None, "compose/gpu.yml", "compose/amd.yml", "compose/model-runner.yml"])
 def test_every_profile_and_override_is_valid(profile: str, override: str | None) -> None:
     files = ["-f", "docker-compose.yml", *(["-f", override] if override else [])]
     words = [*COMPOSE, *files, "--profile", profile, "config"]
-    ran = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=LIVE)
+    variables = {**LIVE, "RENDER_GID": "110"}
+    ran = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=variables)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -163,6 +180,9 @@ async def test_local_llm_comes_up_in_order_and_answers(project: Project) -> None
     pulled, warm = project.wait("ollama-pull", "exited"), project.wait("ollama-warm-up", "exited")
     assert (pulled["ExitCode"], warm["ExitCode"]) == (0, 0)
     assert pulled["FinishedAt"] <= warm["StartedAt"]
+    for service in ("ollama", "ollama-pull", "ollama-warm-up"):
+        project.is_hardened(service)
+    assert "docker compose logs -f ollama-pull" in project.compose("--profile", "local-llm", "logs", "ollama-pull")
     provider = OllamaProvider(base_url=f"http://127.0.0.1:{PORTS['OLLAMA_PORT']}", model=MODEL)
     health = await provider.refresh()
     assert (health.state, health.cold) == ("ready", False)
@@ -196,11 +216,12 @@ async def test_llamacpp_has_its_model_inside(project: Project) -> None:
     gguf = Path(LIVE["COMPOSE_GGUF"])
     shutil.copy(gguf, project.folder / "compose" / "llamacpp" / "model.gguf")
     project.environment["LLAMACPP_MODEL_SHA256"] = "0" * 64
-    with pytest.raises(AssertionError, match="FAILED"):
+    with pytest.raises(AssertionError, match="The GGUF has another SHA-256"):
         project.compose("--profile", "llamacpp", "build")
     project.environment["LLAMACPP_MODEL_SHA256"] = hashlib.sha256(gguf.read_bytes()).hexdigest()
     project.compose("--profile", "llamacpp", "up", "-d", "--build")
     assert project.wait("llamacpp", "healthy")
+    project.is_hardened("llamacpp")
     provider = LlamaCppProvider(base_url=f"http://127.0.0.1:{PORTS['LLAMACPP_PORT']}")
     assert await provider.generate("Say pong", temperature=0, max_tokens=50)
     project.compose("--profile", "llamacpp", "down")

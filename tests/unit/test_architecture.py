@@ -209,3 +209,14 @@ def test_the_folder_works_copied_into_learnflows_tree(tmp_path: Path) -> None:
     assert ran.stdout == f"LearnFlow has its own {package}/llm/__init__.py ollama\n", ran.stderr
     command = [sys.executable, "-m", "learnflow.llm", "ask", "--help"]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=tmp_path).returncode == 0
+
+
+def test_started_by_its_path_the_command_does_not_import_the_package_around_it(tmp_path: Path) -> None:
+    package = tmp_path / "learnflow"
+    shutil.copytree(HOUSE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "__init__.py").write_text("raise ImportError('the graph is loaded')\n", encoding="utf-8")
+    command = [sys.executable, "learnflow/llm", "ask", "--provider", "no-such", "hello"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "no-such" in ran.stderr
+    assert "graph" not in ran.stderr

@@ -71,3 +71,20 @@ def test_a_key_is_read_under_every_spelling_and_never_shown(name: str, monkeypat
         assert row.api_key.get_secret_value() == "sk-secret-0000"
         assert "secret" not in repr(row)
         monkeypatch.delenv(variable)
+
+
+def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "OPENROUTER_API_KEY").write_text("key-of-a-secret\n", encoding="utf-8")
+    monkeypatch.setattr(settings, "_SECRETS", str(tmp_path / "secrets"))
+    monkeypatch.setenv("OPENROUTER_API_KEY", "")  # as LearnFlow's compose file hands on what is not set
+    spec = SPECS["openrouter"]
+    assert settings.row_key(spec, settings.load_row(spec)) == ("key-of-a-secret", "")
+    assert settings.environment()["OPENROUTER_API_KEY"] == "key-of-a-secret"
+    (where,) = [each.where for each in settings.variables([spec]) if each.name == "OPENROUTER_API_KEY"]
+    assert where == str(tmp_path / "secrets")
+    Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
+    _, refusal = settings.row_key(spec, settings.load_row(spec))
+    assert "a key goes only to an address of the same place" in refusal

@@ -6,12 +6,13 @@ LearnFlow imports this instead of its own; needs the extra ``[langchain]``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from .. import settings
-from ..base import AtMost
-from ..errors import NotConfigured, Unsupported
+from ..base import AtMost, LLMProvider
+from ..errors import LLMError, NotConfigured, Unsupported
 from ..factory import get_provider, named
 from ..providers.registry import build
 from ..routing.router import RouterProvider
@@ -46,6 +47,13 @@ class ModelFactory:
         if self._plan is None:
             self._plan = Files()
         return self._plan
+
+    @property
+    def providers(self) -> list[LLMProvider]:
+        """Who answers the nodes: the chain, or whom the models made so far name."""
+        return [
+            each for router in ([self._chain] if self._chain else self._built.values()) for each in router.providers
+        ]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """The model for a node's configuration; its name is looked up where it is not given.
@@ -141,6 +149,21 @@ def get_model_factory() -> ModelFactory:
 def create_model_for_node(node_name: str) -> ChatLearnFlow:
     """The model of this node; see ``ModelFactory``."""
     return get_model_factory().create_model_for_node(node_name)
+
+
+def public_message(error: BaseException, language: str = "ru") -> str:
+    """What a student may read of an error, LearnFlow's own and other libraries' included: no address, no variable."""
+    return (error if isinstance(error, LLMError) else LLMError("")).public_message(language)
+
+
+async def health() -> dict[str, bool]:
+    """Whether each provider that the nodes use would answer now, by name: for LearnFlow's ``/health``.
+
+    Costs nothing and loads no model. Raises NotConfigured before ``initialize_model_factory()``.
+    """
+    providers = {each.name: each for each in get_model_factory().providers}
+    ready = await asyncio.gather(*(each.health_check() for each in providers.values()))
+    return dict(zip(providers, ready, strict=True))
 
 
 _factory: ModelFactory | None = None

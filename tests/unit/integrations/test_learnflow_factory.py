@@ -218,3 +218,20 @@ def test_variables_of_the_files_are_spelled_as_they_are(configs: Path, monkeypat
 def test_without_a_plan_it_reads_the_files() -> None:
     factory = ModelFactory(nodes.Files().get_providers_config())
     assert factory.create_model_for_node("generating_questions").model == "gpt-4.1"
+
+
+async def test_learnflows_health_can_show_who_would_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(errors.NotConfigured):
+        await model_factory.health()
+    async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "a", "owned_by": "vllm"}]}}) as server:
+        monkeypatch.setenv("LLM_PROVIDERS", "vllm,llamacpp")
+        monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
+        monkeypatch.setenv("LLAMACPP_BASE_URL", "http://127.0.0.1:9")
+        initialize_model_factory()
+        assert await model_factory.health() == {"vllm": True, "llamacpp": False}
+        assert server.seen == [], "no model was asked"
+
+
+def test_a_student_reads_a_sentence_whoever_raised_the_error() -> None:
+    assert model_factory.public_message(errors.ModelLoading("x")) == errors.ModelLoading("x").public_message("ru")
+    assert "10.0.0.7" not in model_factory.public_message(OSError("10.0.0.7 refused"), "en")

@@ -1,0 +1,124 @@
+"""``copy-into``: the package inside a tree like LearnFlow's, and what it says is left to do there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from learnflow.llm.cli import main as cli
+
+IMPORT = "from ..llm.integrations.learnflow import ModelFactory, create_model_for_node, get_model_factory"
+PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """What the command looks at in LearnFlow's checkout, in a folder of the test's."""
+    (tmp_path / "learnflow" / "models").mkdir(parents=True)
+    (tmp_path / "learnflow" / "__init__.py").write_text("raise ImportError('the graph')\n", encoding="utf-8")
+    (tmp_path / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")
+    (tmp_path / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format("'httpx>=0.28.1'"), encoding="utf-8")
+    (tmp_path / "uv.lock").write_text('[[package]]\nname = "httpx"\n', encoding="utf-8")
+    return tmp_path
+
+
+def finish(root: Path) -> None:
+    """Do by hand what the command says: the dependencies as ``uv add`` writes them, and the import."""
+    wanted = (root / "learnflow" / "llm" / "requirements.txt").read_text(encoding="utf-8").split()
+    turned = [
+        each.replace("pyyaml", "PyYAML").replace("langchain-core<2,>=0.3.72", "langchain-core>=0.3.72,<2")
+        for each in wanted
+    ]
+    (root / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format(str(turned)[1:-1]), encoding="utf-8")
+    names = [each.split("<")[0].split(">")[0].split("!")[0] for each in wanted]
+    (root / "uv.lock").write_text("".join(f'[[package]]\nname = "{name}"\n' for name in names), encoding="utf-8")
+    (root / "learnflow" / "models" / "model_factory.py").write_text(f"{IMPORT}\n", encoding="utf-8")
+
+
+def test_it_copies_and_says_what_else_has_to_change(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["copy-into", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "uv add --package learnflow-core -r learnflow/llm/requirements.txt" in said
+    assert IMPORT in said
+    assert cli.main(["copy-into", "--check", str(root)]) == 1
+    finish(root)
+    capsys.readouterr()
+    assert cli.main(["copy-into", "--check", str(root)]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    sums = ["sha256sum", "--check", "--strict", "--quiet", "VERSION"]
+    assert subprocess.run(sums, cwd=root / "learnflow" / "llm", check=False).returncode == 0
+
+
+def test_the_copy_checks_itself_where_nothing_is_installed(root: Path) -> None:
+    """As LearnFlow's CI does it: by path, without the package around it."""
+    cli.main(["copy-into", str(root)])
+    finish(root)
+    command = [sys.executable, "-S", "learnflow/llm", "copy-into", "--check", "."]  # -S: no site-packages
+    assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    (root / "learnflow" / "llm" / "sync.py").write_text("edited = True\n", encoding="utf-8")
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "sync.py was edited there" in ran.stdout) == (1, True)
+
+
+def test_what_was_edited_there_is_shown_and_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["copy-into", str(root)])
+    file = root / "learnflow" / "llm" / "errors.py"
+    ours = file.read_text(encoding="utf-8")
+    file.write_text(f"{ours}EDITED = True\n", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["copy-into", str(root)]) == 2
+    assert "errors.py" in capsys.readouterr().err
+    assert cli.main(["copy-into", "--diff", str(root)]) == 0
+    assert "\n-EDITED = True\n" in capsys.readouterr().out
+    assert cli.main(["copy-into", "--force", str(root)]) == 0
+    assert "changed: learnflow/llm/errors.py" in capsys.readouterr().out
+    assert file.read_text(encoding="utf-8") == ours
+
+
+def test_a_newer_version_removes_what_it_no_longer_has(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["copy-into", str(root)])
+    folder = root / "learnflow" / "llm"
+    shutil.copy(folder / "base.py", folder / "gone.py")
+    line = next(each for each in (folder / "VERSION").read_text("utf-8").splitlines() if each.endswith("  base.py"))
+    with (folder / "VERSION").open("a", encoding="utf-8") as version:
+        version.write(f"{line.replace('base.py', 'gone.py')}\n")
+    (folder / "theirs.py").write_text("", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["copy-into", str(root)]) == 0
+    assert "removed: learnflow/llm/gone.py" in capsys.readouterr().out
+    assert not (folder / "gone.py").exists()
+    assert (folder / "theirs.py").exists(), "what is not of the copy is left alone"
+
+
+def test_a_version_file_reaches_nothing_outside_the_folder(root: Path) -> None:
+    cli.main(["copy-into", str(root)])
+    with (root / "learnflow" / "llm" / "VERSION").open("a", encoding="utf-8") as version:
+        version.write(f"{'0' * 64}  ../__init__.py\n{'0' * 64}  {root / 'uv.lock'}\n")
+    cli.main(["copy-into", "--force", str(root)])
+    assert (root / "learnflow" / "__init__.py").exists()
+    assert (root / "uv.lock").exists()
+
+
+def test_what_cannot_be_written_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "learnflow" / "llm").write_text("a file in the folder's place", encoding="utf-8")
+    assert cli.main(["copy-into", str(root)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--check"], ["--diff"]])
+def test_a_folder_that_is_not_learnflows_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["copy-into", *words, str(tmp_path)]) == 2
+    assert "has no learnflow/__init__.py" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_before_the_copy_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["copy-into", "--check", str(root)]) == 1
+    assert capsys.readouterr().out.count("copy-into makes it") == 1
+    assert not (root / "learnflow" / "llm").exists()
