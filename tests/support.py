@@ -189,3 +189,15 @@ def filled(schema: dict[str, Any], said: str) -> dict[str, Any]:
     number = re.search(r"\d+", said)
     values = {"integer": int(number.group()) if number else 1, "string": said[:40], "array": []}
     return {name: values.get(each.get("type"), said[:40]) for name, each in schema.get("properties", {}).items()}
+
+
+PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
+
+
+def learnflow_checkout(folder: Path) -> None:
+    """What ``copy-into`` looks at in LearnFlow's checkout."""
+    (folder / "learnflow" / "models").mkdir(parents=True)
+    (folder / "learnflow" / "__init__.py").write_text("raise ImportError('the graph')\n", encoding="utf-8")
+    (folder / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")
+    (folder / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format("'httpx>=0.28.1'"), encoding="utf-8")
+    (folder / "uv.lock").write_text('[[package]]\nname = "httpx"\n', encoding="utf-8")

@@ -8,21 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import PYPROJECT, learnflow_checkout
 
 from learnflow.llm.cli import main as cli
 
 IMPORT = "from ..llm.integrations.learnflow import ModelFactory, create_model_for_node, get_model_factory"
-PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """What the command looks at in LearnFlow's checkout, in a folder of the test's."""
-    (tmp_path / "learnflow" / "models").mkdir(parents=True)
-    (tmp_path / "learnflow" / "__init__.py").write_text("raise ImportError('the graph')\n", encoding="utf-8")
-    (tmp_path / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")
-    (tmp_path / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format("'httpx>=0.28.1'"), encoding="utf-8")
-    (tmp_path / "uv.lock").write_text('[[package]]\nname = "httpx"\n', encoding="utf-8")
+    learnflow_checkout(tmp_path)
     return tmp_path
 
 
@@ -53,11 +49,11 @@ def test_it_copies_and_says_what_else_has_to_change(root: Path, capsys: pytest.C
     assert subprocess.run(sums, cwd=root / "learnflow" / "llm", check=False).returncode == 0
 
 
-def test_the_copy_checks_itself_where_nothing_is_installed(root: Path) -> None:
-    """As LearnFlow's CI does it: by path, without the package around it."""
+def test_the_copy_checks_itself_without_the_package_around_it(root: Path) -> None:
+    """As LearnFlow's CI does it: by path."""
     cli.main(["copy-into", str(root)])
     finish(root)
-    command = [sys.executable, "-S", "learnflow/llm", "copy-into", "--check", "."]  # -S: no site-packages
+    command = [sys.executable, "learnflow/llm", "copy-into", "--check", "."]
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
     (root / "learnflow" / "llm" / "sync.py").write_text("edited = True\n", encoding="utf-8")
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
