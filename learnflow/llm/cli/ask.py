@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from types import SimpleNamespace
 from typing import Any
 
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
-from ..completion import Completion
+from ..completion import Completion, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..factory import get_provider
 from ..routing.router import RouterProvider
@@ -58,16 +58,20 @@ async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) ->
     clean = shown if sys.stdout.isatty() else str
     last = ""
     with ExitStack() as waiting:
-        waiting.enter_context(progress(_waits(provider)))
+        show = waiting.enter_context(progress(_waits(provider)))
         try:
-            async with provider.stream(prompt, **more) as answer:
-                async for piece in answer:
-                    waiting.close()
-                    last = piece
-                    sys.stdout.write(clean(piece))
-                    sys.stdout.flush()
-            if answer.completion.finish == "length":
-                say("the answer ended at max_tokens")
+            async with aclosing(provider.stream(prompt, **more).events()) as events:
+                async for event in events:
+                    match event:
+                        case Waiting():
+                            show(description=_waiting(event))
+                        case TextDelta(last):
+                            waiting.close()
+                            sys.stdout.write(clean(last))
+                            sys.stdout.flush()
+                        case Finished(done) if done.finish == "length":
+                            waiting.close()
+                            say("the answer ended at max_tokens")
         finally:
             if last and not last.endswith("\n"):
                 sys.stdout.write("\n")
@@ -76,6 +80,14 @@ async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) ->
 
 def _waits(provider: LLMProvider) -> str:
     return f"{provider.name}: waiting for the first token"
+
+
+def _waiting(event: Waiting) -> str:
+    """What is waited for, for a person."""
+    model = event.model or "the model"
+    what = {"queue": "waiting for a free place", "load": f"loading {model}", "retry": "waiting to try again"}
+    far = "" if event.progress is None else f", {event.progress:.0%}"
+    return shown(f"{event.provider}: {what[event.reason]}{far}")
 
 
 def _plain(done: Completion) -> dict[str, Any]:

@@ -124,6 +124,15 @@ def test_who_waits_sees_that_something_goes_on_and_a_program_does_not(server: Fa
     assert ran.stderr == b""
 
 
+def test_who_waits_for_a_load_sees_that_it_is_one(server: FaultServer) -> None:
+    server.tells["/api/ps"] = {"models": []}
+    server.fault = Fault("hang")
+    budgets = dict.fromkeys(("LLM_FIRST_TOKEN_TIMEOUT", "LLM_LOAD_TIMEOUT"), "3")
+    shown, code = on_a_terminal("ask", "hi", "-m", "fault-model", LLM_RETRIES="0", **budgets)
+    assert code == 1
+    assert "ollama: loading fault-model" in shown
+
+
 def test_pull_shows_how_far_it_is_and_says_that_it_is_there(
     server: FaultServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
