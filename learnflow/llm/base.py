@@ -196,7 +196,22 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer. No tools here: use ``complete`` or ``stream``."""
+        """The text of the answer.
+
+        Args:
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
+                that is loaded, or the only one. A router gives it to those who have it; the others use their own.
+            temperature: left out where the model refuses our default.
+            max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
+            more: see ``Options``; no tools here: use ``complete`` or ``stream``.
+
+        Returns:
+            The text, whole: an answer that is not raises.
+
+        Raises:
+            LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
+        """
         ...
 
     def stream(
@@ -207,7 +222,17 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The same, piece by piece; tool calls are in its ``events()`` and its ``completion``."""
+        """The same, piece by piece; nothing is sent before the first piece is asked for.
+
+        Args:
+            prompt, model, temperature, max_tokens, more: as in ``generate``; ``tools`` are taken.
+
+        Returns:
+            The stream: its text when it is iterated, everything by ``events()``, and in the end its ``completion``.
+
+        Raises:
+            InvalidRequest, Unsupported: the call cannot be sent as it is. All other errors come while it is read.
+        """
         ...
 
     async def complete(
@@ -218,22 +243,47 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        """The answer and everything known about it."""
+        """The answer and everything known about it.
+
+        Args:
+            prompt, model, temperature, max_tokens, more: as in ``generate``; ``tools`` are taken.
+
+        Returns:
+            The completion; with ``response_format=Quiz`` a ``Completion[Quiz]``, whose ``parsed`` is the instance.
+
+        Raises:
+            LLMError: as ``generate``.
+        """
         ...
 
     async def list_models(self) -> list[str]:
-        """The names that ``model=`` may take; loads nothing."""
+        """The names that ``model=`` may take; loads nothing.
+
+        Returns:
+            The names; of a router those of all its providers that answer.
+
+        Raises:
+            LLMError: none could be asked.
+        """
         ...
 
     async def health_check(self) -> bool:
         """Whether it would answer now; costs nothing, loads nothing, carries no user text.
 
-        Never raises, but for NotRecorded where LLM_REPLAY has no such page.
+        Returns:
+            True where it is ready; False for whatever keeps it from answering.
+
+        Raises:
+            NotRecorded: LLM_REPLAY has no such page; nothing else is ever raised.
         """
         ...
 
     def get_capabilities(self) -> Capabilities:
-        """What is known about it, at once."""
+        """What is known about it, at once.
+
+        Returns:
+            A dict, in which None means unknown; see ``Capabilities``.
+        """
         ...
 
 
@@ -256,22 +306,7 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer.
-
-        Args:
-            prompt: a text, or OpenAI-style messages with text and image parts.
-            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
-                that is loaded, or the only one. A router gives it to those who have it; the others use their own.
-            temperature: left out where the model refuses our default.
-            max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
-            more: see ``Options``.
-
-        Returns:
-            The text, whole: an answer that is not raises.
-
-        Raises:
-            LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
-        """
+        """The text of the answer; see ``LLMProvider.generate``."""
         return (await self.start(Call(prompt, model, temperature, max_tokens, more, "generate")).whole()).text
 
     def stream(
@@ -282,10 +317,7 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The answer piece by piece; nothing is sent before the first piece is asked for. As ``generate`` otherwise.
-
-        Takes ``tools``: calls are in the stream's ``events()``, and in its ``completion``.
-        """
+        """The answer piece by piece; see ``LLMProvider.stream``."""
         return self.start(Call(prompt, model, temperature, max_tokens, more, "stream"))
 
     async def complete(
@@ -296,5 +328,5 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        """The answer and everything known about it; takes ``tools``. As ``generate`` otherwise."""
+        """The answer and everything known about it; see ``LLMProvider.complete``."""
         return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()
