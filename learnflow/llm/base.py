@@ -225,7 +225,11 @@ class LLMProvider(Protocol):
         """The same, piece by piece; nothing is sent before the first piece is asked for.
 
         Args:
-            prompt, model, temperature, max_tokens, more: as in ``generate``; ``tools`` are taken.
+            prompt: as in ``generate``, as for what follows.
+            model: as there.
+            temperature: as there.
+            max_tokens: as there.
+            more: see ``Options``; ``tools`` are taken.
 
         Returns:
             The stream: its text when it is iterated, everything by ``events()``, and in the end its ``completion``.
@@ -246,7 +250,11 @@ class LLMProvider(Protocol):
         """The answer and everything known about it.
 
         Args:
-            prompt, model, temperature, max_tokens, more: as in ``generate``; ``tools`` are taken.
+            prompt: as in ``generate``, as for what follows.
+            model: as there.
+            temperature: as there.
+            max_tokens: as there.
+            more: see ``Options``; ``tools`` are taken.
 
         Returns:
             The completion; with ``response_format=Quiz`` a ``Completion[Quiz]``, whose ``parsed`` is the instance.
