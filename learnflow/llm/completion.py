@@ -195,12 +195,14 @@ class Watch:
 
     Attributes:
         waiting: what is waited for now.
+        silent_since: since when nothing was told, by the loop's clock; None while pieces arrive.
     """
 
-    __slots__ = ("waiting",)
+    __slots__ = ("silent_since", "waiting")
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None
+        self.silent_since: float | None = None
 
 
 class Aloud(Generic[_T]):
@@ -225,12 +227,17 @@ class Aloud(Generic[_T]):
         if self._watch is None:
             self.result = await self._work
             return None
+        loop, watch = asyncio.get_running_loop(), self._watch
         self._task = self._task or asyncio.ensure_future(self._work)
-        while not (await asyncio.wait([self._task], timeout=_LOOK_S))[0]:
-            if self._watch.waiting:
-                return self._watch.waiting
-        self.result = self._task.result()
-        return None
+        watch.silent_since = watch.silent_since or loop.time()  # many short waits in a row are a long one
+        while True:
+            within = max(_LOOK_S / 10, watch.silent_since + _LOOK_S - loop.time())
+            if (await asyncio.wait([self._task], timeout=within))[0]:
+                self.result = self._task.result()
+                return None
+            if watch.waiting and loop.time() >= watch.silent_since + _LOOK_S:
+                watch.silent_since = loop.time()
+                return watch.waiting
 
     async def __aenter__(self) -> Self:
         return self
@@ -376,12 +383,15 @@ class TextStream(AsyncIterator[str]):
         if self._begun or self._watched:
             raise InvalidRequest("the stream was begun already: events() has to be its only reader", hint=_ONCE)
         self._watched = True
-        async with self.nested(Watch()):
+        watch = Watch()
+        async with self.nested(watch):
             while True:
                 try:
                     piece: Piece = await self._next()
                 except StopAsyncIteration:
                     break
+                if not isinstance(piece, Waiting):
+                    watch.silent_since = None
                 yield TextDelta(piece) if isinstance(piece, str) else piece
         if self._answering.completion:
             yield Finished(self._answering.completion)

@@ -378,6 +378,14 @@ async def test_waiting_is_told_also_behind_what_was_shown() -> None:
     assert joined(events)[0] == TEXT
 
 
+async def test_many_short_waits_in_a_row_are_told_as_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "_LOOK_S", 0.7)  # longer than each of the pauses: half a second
+    async with FaultServer("openai", TEXT) as server:
+        server.script = [Fault("refuse", status=503, body=b'{"error":{"message":"Loading model"}}')] * 3
+        events = await told(router(provider_for(server), retries=9))
+    assert kinds(events) == ["Waiting", "TextDelta", "Finished"]
+
+
 async def test_while_tokens_flow_nothing_is_waited_for() -> None:
     async with FaultServer("ollama", "word " * 20, fault=Fault("slow", seconds=0.05)) as server:
         server.tells["/api/ps"] = {"models": []}
