@@ -125,7 +125,8 @@ async def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for lesson in (101, 102):
         mine = [one.usage for one, each in zip(done, asked, strict=True) if each[0] == lesson]
         rest += sorted(mine, key=lambda usage: usage.cached_tokens or 0)[1:]  # the first one has to read it
-    assert sum(one.cached_tokens or 0 for one in rest) / sum(one.prompt_tokens or 0 for one in rest) >= 0.9
+    # 0.99; 0.88 where the first two are on one text, which both servers then read. In turn it would be 0.44.
+    assert sum(one.cached_tokens or 0 for one in rest) / sum(one.prompt_tokens or 0 for one in rest) >= 0.85
 
 
 @pytest.mark.parametrize("how", ["stream", "generate"])
