@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from . import capabilities as known
 from .errors import NotConfigured
@@ -37,6 +37,7 @@ _NODE: Final = "LLM_MODEL_"
 _ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 _SHELL: Final = "the environment"
 _SECRETS: Final = "/run/secrets"
+_SECRET_BYTES: Final = 64 * 1024  # of one of them; more is no value of a variable
 _SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
@@ -208,6 +209,8 @@ def _read(kind: type[_S]) -> _S:
     except ValidationError as error:
         faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"a variable cannot be read: {'; '.join(faults)}"
+    except SettingsError as error:  # of a secret's file
+        what = f"a file of {_SECRETS} cannot be read ({error}): it must be UTF-8 text"
     except (OSError, UnicodeError) as error:
         what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"
     raise NotConfigured(what, hint="Correct it in the environment or .env")
@@ -319,7 +322,8 @@ def _secrets() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for file in Path(_SECRETS).glob("*"):
         with suppress(OSError, UnicodeError):
-            found[file.name] = file.read_text(encoding="utf-8").strip()
+            if file.is_file() and file.stat().st_size <= _SECRET_BYTES:
+                found[file.name] = file.read_text(encoding="utf-8").strip()
     return found
 
 

@@ -24,6 +24,8 @@ HERE: Final = Path(__file__).resolve().parent.parent
 NAME: Final = "learnflow-llm"
 VERSION: Final = "VERSION"
 REQUIREMENTS: Final = "requirements.txt"
+# Below 1, as the Langfuse that LearnFlow has wants it: uv resolves the lock anew, and would take the newest.
+_LANGCHAIN: Final = "langchain-core<1,>=0.3.72"
 IMPORT: Final = (
     "from ..llm.integrations.learnflow import "
     "ModelFactory, create_model_for_node, get_model_factory, initialize_model_factory  # noqa: F401"
@@ -40,14 +42,16 @@ def _copied(options: SimpleNamespace) -> int:
     if not (root / "learnflow" / "__init__.py").is_file():
         raise InvalidRequest(f"{root} has no learnflow/__init__.py", hint="Name the folder of LearnFlow's checkout")
     copy = _look(root / "learnflow" / "llm")
+    list(_steps(root))  # whether it is laid out as LearnFlow is, before anything is written
     if options.diff:
         print(copy.diff(), end="")
-        return 0
+        return 1 if options.check and copy.changed else 0
     try:
         if not options.check:
             _write(copy, force=options.force)
     except OSError as error:
-        raise InvalidRequest(f"{error.filename} cannot be written ({error.strerror})") from None
+        what = f"{error.filename or copy.folder} cannot be written ({error.strerror})"
+        raise InvalidRequest(what, hint="Mend that, and copy again: files that are there whole are kept") from None
     left = [*(copy.findings() if options.check else ()), *_steps(root)]
     print(f"To be done in {root}:" if left else f"{copy.folder} is whole, and nothing is left to do.")
     print("".join(f"- {step}\n" for step in left), end="")
@@ -129,6 +133,9 @@ def _write(copy: _Copy, *, force: bool) -> None:
     """Make the folder what it should be; ``VERSION`` last, so that a copy that was interrupted fails the check."""
     if copy.folder == HERE:
         raise InvalidRequest("this is the copy itself", hint="Run copy-into of a newer version, or --check here")
+    linked = [each for each in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if each.is_symlink()]
+    if linked:
+        raise InvalidRequest(f"{linked[0]} is a link: what is copied would be written elsewhere", hint="Remove it")
     if copy.edited and not force:
         raise InvalidRequest(
             f"these were edited in {copy.folder} since they were copied: {', '.join(copy.edited)}",
@@ -139,7 +146,7 @@ def _write(copy: _Copy, *, force: bool) -> None:
         kind = "changed" if name in copy.there else "new"
         if name in copy.package:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(copy.package[name])
+            _replace(file, copy.package[name])
         else:
             file.unlink(missing_ok=True)
             kind = "removed"
@@ -147,8 +154,18 @@ def _write(copy: _Copy, *, force: bool) -> None:
             print(f"{kind}: learnflow/llm/{name}")
     title = _title()
     text = "\n".join([f"# {title}", *(f"{each}  {name}" for name, each in copy.ours.items()), ""])
-    (copy.folder / VERSION).write_text(text, encoding="utf-8")
+    _replace(copy.folder / VERSION, text.encode())
     print(f"{title} is in {copy.folder}: {len(copy.changed)} of {len(copy.ours)} files changed")
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write it whole or not at all, in the place of what is there, which may be a link."""
+    beside = file.with_name(f".{file.name}.new")
+    try:
+        beside.write_bytes(content)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _title() -> str:
@@ -161,7 +178,8 @@ def _title() -> str:
 def _requirements() -> list[str]:
     """What the package needs inside LearnFlow, its extra for LangChain included."""
     wanted = [each.partition(";") for each in metadata.requires(NAME) or ()]
-    return sorted(what.strip() for what, _, when in wanted if not when or "'langchain'" in when.replace('"', "'"))
+    ours = (what.strip() for what, _, when in wanted if not when or "'langchain'" in when.replace('"', "'"))
+    return sorted(_LANGCHAIN if each.startswith("langchain-core") else each for each in ours)
 
 
 def _steps(root: Path) -> Iterator[str]:
@@ -186,7 +204,8 @@ def _steps(root: Path) -> Iterator[str]:
 
 def _own_requirements(root: Path) -> list[str]:
     file = root / "learnflow" / "llm" / REQUIREMENTS
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [line for line in lines if line.strip()]
 
 
 def _parsed(requirement: str) -> tuple[str, frozenset[str]]:

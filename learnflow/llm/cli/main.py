@@ -127,6 +127,7 @@ _EVERY: Final = (
     _option("--verbose", "-v", is_flag=True, help="Log to stderr what happened."),
 )
 _COUNT: Final = click.IntRange(min=1)
+_TOKENS: Final = click.IntRange(0, 10_000_000)  # a text of so many is made
 
 
 def _command(name: str, where: str, what: str, *more: click.Parameter) -> click.Command:
@@ -173,7 +174,13 @@ group: Final = click.Group(
             "Tell who would serve a request, and why not the others. Nothing of the prompt is sent.",
             click.Argument(["prompt"], required=False, default=""),
             _MODEL,
-            _option("--tokens", type=int, default=0, metavar="N", help="As if the prompt had so many."),
+            _option(
+                "--tokens",
+                type=click.IntRange(0, 10_000_000),
+                default=0,
+                metavar="N",
+                help="As if the prompt had so many.",
+            ),
             *(
                 _option(f"--{need}", is_flag=True, help=f"As if the request needed {need}.")
                 for need in ("image", "tools", "schema")

@@ -352,11 +352,13 @@ def _left_over(response: httpx.Response) -> bool:
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    """JSON as bytes; half of a surrogate pair, which UTF-8 cannot hold, is written as an escape."""
+    """JSON as bytes. Raises InvalidRequest: half of a character, escaped, is answered with 500 by llama.cpp."""
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+        what = "the request holds half of a character (a lone surrogate), which UTF-8 has no bytes for"
+        hint = "Clean the text first: text.encode('utf-8', 'replace').decode()"
+        raise errors.InvalidRequest(what, hint=hint) from None
     except (ValueError, TypeError, RecursionError):
         raise errors.InvalidRequest(
             "the request cannot be written as JSON", hint="Numbers must be finite, and everything else JSON's own"

@@ -86,6 +86,16 @@ async def test_what_people_look_for_is_refused_with_the_way_to_go() -> None:
         assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize("more", [{"prompt": "a\ud83d"}, {"prompt": "hi", "system": "\udfff"}])
+async def test_half_a_character_is_refused_and_opens_no_breaker(more: dict[str, Any]) -> None:
+    async with FaultServer("llamacpp") as server:
+        chain = router(provider_for(server))
+        with pytest.raises(errors.InvalidRequest, match="half of a character"):
+            await chain.generate(**more)
+        assert server.seen == []
+        assert await chain.generate("hi")
+
+
 async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):

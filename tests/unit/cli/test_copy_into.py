@@ -26,7 +26,7 @@ def finish(root: Path) -> None:
     """Do by hand what the command says: the dependencies as ``uv add`` writes them, and the import."""
     wanted = (root / "learnflow" / "llm" / "requirements.txt").read_text(encoding="utf-8").split()
     turned = [
-        each.replace("pyyaml", "PyYAML").replace("langchain-core<2,>=0.3.72", "langchain-core>=0.3.72,<2")
+        each.replace("pyyaml", "PyYAML").replace("langchain-core<1,>=0.3.72", "langchain-core>=0.3.72,<1")
         for each in wanted
     ]
     (root / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format(str(turned)[1:-1]), encoding="utf-8")
@@ -118,3 +118,36 @@ def test_a_check_before_the_copy_is_one_line(root: Path, capsys: pytest.CaptureF
     assert cli.main(["copy-into", "--check", str(root)]) == 1
     assert capsys.readouterr().out.count("copy-into makes it") == 1
     assert not (root / "learnflow" / "llm").exists()
+
+
+def test_nothing_is_written_where_it_is_no_learnflow(tmp_path: Path) -> None:
+    (tmp_path / "learnflow").mkdir()
+    (tmp_path / "learnflow" / "__init__.py").touch()
+    assert cli.main(["copy-into", str(tmp_path)]) == cli.USAGE
+    assert [path.name for path in (tmp_path / "learnflow").iterdir()] == ["__init__.py"]
+
+
+def test_a_link_is_not_written_through(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "learnflow" / "llm").symlink_to(elsewhere)
+    assert cli.main(["copy-into", str(root)]) == cli.USAGE
+    assert list(elsewhere.iterdir()) == []
+    (root / "learnflow" / "llm").unlink()
+    assert cli.main(["copy-into", str(root)]) == 0
+    (elsewhere / "mine.py").write_text("mine", encoding="utf-8")
+    (root / "learnflow" / "llm" / "errors.py").unlink()
+    (root / "learnflow" / "llm" / "errors.py").symlink_to(elsewhere / "mine.py")
+    assert cli.main(["copy-into", "--force", str(root)]) == 0
+    assert (elsewhere / "mine.py").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_lock_of_learnflow_stays_below_langchain_1(root: Path) -> None:
+    assert cli.main(["copy-into", str(root)]) == 0
+    wanted = (root / "learnflow" / "llm" / "requirements.txt").read_text(encoding="utf-8").split()
+    assert "langchain-core<1,>=0.3.72" in wanted
+
+
+def test_diff_and_check_together_say_that_something_differs(root: Path) -> None:
+    assert cli.main(["copy-into", str(root)]) == 0
+    (root / "learnflow" / "llm" / "sync.py").write_text("edited = True\n", encoding="utf-8")
+    assert cli.main(["copy-into", "--check", "--diff", str(root)]) == 1

@@ -385,7 +385,7 @@ async def test_the_ids_of_tools_stay_what_they_were(tmp_path: Path) -> None:
     assert (played.tool_calls[0].id, played.tool_calls[0].arguments) == ("chatcmpl-tool-1f", {"timeout_ms": 500})
 
 
-@pytest.mark.parametrize("asked", ["hi \ud83d", "\u2028\x85", "yes", "1:30", "2026-11-22", "🔐\r\n", "\x07"])
+@pytest.mark.parametrize("asked", ["\u2028\x85", "yes", "1:30", "2026-11-22", "🔐\r\n", "\x07"])
 async def test_odd_texts_are_played_as_they_were(tmp_path: Path, asked: str) -> None:
     async with FaultServer("llamacpp", [asked.encode("utf-8", "ignore").decode() + "."]) as server:
         with recording(tmp_path):
