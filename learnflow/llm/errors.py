@@ -76,6 +76,12 @@ class PublicText(NamedTuple):
     en: str
 
 
+_USELESS = PublicText(
+    ru="Модель дала непригодный ответ. Попробуйте ещё раз или измените запрос.",
+    en="The model gave an answer that cannot be used. Please try again, or change the request.",
+)
+
+
 class LLMError(Exception):
     """Something went wrong between the caller and the model.
 
@@ -403,6 +409,7 @@ class AnswerNotDone(BrokenAnswer):
 class TokenRepeated(BrokenAnswer):
     """More than thirty equal tokens, at which the server ended the answer without its last line."""
 
+    public = _USELESS
     advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 
 
@@ -421,6 +428,7 @@ class ErrorBody(BrokenAnswer):
 class AnswerTooLong(BrokenAnswer):
     """Many times as long as ``max_tokens`` can be, and no end of it; it is not continued."""
 
+    public = _USELESS
     retryable = False
     advice = "The server does not stop at max_tokens: look into its log, or use another model"
 
@@ -436,10 +444,13 @@ class EmptyStream(BrokenAnswer):
 class EmptyAnswer(BrokenAnswer):
     """Finished properly, and said nothing."""
 
+    public = _USELESS
+
 
 class ThinkingLeaked(BrokenAnswer):
     """A ``</think>`` without opening: the pieces that were delivered as answer were thinking."""
 
+    public = _USELESS
     advice = (
         "Drop what was shown and ask again: for this model the text is now held back until its thinking is over; "
         "reasoning=True does so from the start, generate() and complete() always do"
@@ -453,6 +464,8 @@ class SchemaMismatch(BrokenAnswer):
         reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message
             or repr shows it.
     """
+
+    public = _USELESS
 
     reason: str = ""
     advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"
