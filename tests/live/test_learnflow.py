@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,10 @@ def test_what_copy_into_says_is_all_there_is_to_do(checkout: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     frozen = [LIVE["LEARNFLOW_UV"], "lock", "--check", "--python", LIVE["LEARNFLOW_PYTHON"]]
     assert subprocess.run(frozen, cwd=checkout, capture_output=True, check=False, timeout=300).returncode == 0
+    locked = {
+        each["name"]: each.get("version") for each in tomllib.loads((checkout / "uv.lock").read_text())["package"]
+    }
+    assert locked["langchain"].startswith("0."), "Langfuse 2.60 does not know LangChain 1"
 
 
 @pytest.mark.skipif(not LIVE.get("LEARNFLOW_COMPOSE"), reason="needs LEARNFLOW_COMPOSE")
