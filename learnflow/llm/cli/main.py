@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
 import sys
 from functools import partial
 from importlib import import_module
@@ -112,6 +113,18 @@ def _option(*names: str, **more: Any) -> click.Option:
     return click.Option(names, **more)
 
 
+def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("it must be a number of seconds")
+    return value
+
+
+def _name(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise click.BadParameter("it must be the name of a model")
+    return value
+
+
 _json = partial(_option, "--json", is_flag=True)
 _MODEL: Final = _option("--model", "-m", help="Instead of the provider's own.")
 _WITHIN: Final = _option(
@@ -120,6 +133,7 @@ _WITHIN: Final = _option(
     default=1.0,
     show_default=True,
     metavar="SECONDS",
+    callback=_finite,
     help="For all of it.",
 )
 _EVERY: Final = (
@@ -198,7 +212,7 @@ group: Final = click.Group(
             "pull",
             "load.pull",
             "Let the server download a model. Asked again, it resumes.",
-            click.Argument(["model"]),
+            click.Argument(["model"], callback=_name),
             _WITHIN,
         ),
         _command("unload", "load.unload", "Free the memory of the model.", click.Argument(["model"], required=False)),

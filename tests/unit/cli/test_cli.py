@@ -300,3 +300,12 @@ def test_the_command_line_leaves_the_port_to_the_application(
     assert cli.main(["ask", "hi"]) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)
+
+
+WRONG = [["status", "--within", "nan"], ["pull", ""], ["pull", "\udcff"], ["explain", "--tokens", "-5"]]
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_values_that_cannot_be_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == cli.USAGE
+    assert "Invalid value" in capsys.readouterr().err
