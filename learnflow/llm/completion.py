@@ -205,10 +205,10 @@ class Watch:
         self.silent_since: float | None = None
 
 
-class Aloud(Generic[_T]):
+class Watched(Generic[_T]):
     """Does something that may take long, and tells who watches what is waited for meanwhile.
 
-    ``async with Aloud(work, watch) as told:``, then ``while waiting := await told.waiting(): yield waiting``, then
+    ``async with Watched(work, watch) as told:``, then ``while waiting := await told.waiting(): yield waiting``, then
     ``told.result``. Leaving the block ends the work. Where nobody watches, no task is made.
 
     Args:
@@ -243,10 +243,11 @@ class Aloud(Generic[_T]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._work.close() if self._task is None else self._task.cancel()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-            self._task.cancelled() or self._task.exception()  # known: nobody must be told that it was never asked for
+        if self._task is None:
+            self._work.close()  # nothing where it is done
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)  # how it ended is known, or no matter any more
 
 
 class Answering:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Aloud, Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watch
+from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watch, Watched
 from ..errors import LLMError, Tried
 from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
@@ -184,7 +184,7 @@ class Runner:
                 trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
                 async with AsyncExitStack() as stack:
                     with answering.waits(Waiting("queue", self.spec.name, model)):
-                        async with Aloud(self._place(stack, deadline), answering.watch) as told:
+                        async with Watched(self._place(stack, deadline), answering.watch) as told:
                             while waiting := await told.waiting():
                                 yield waiting
                     while not trial.over:
@@ -308,7 +308,7 @@ class Runner:
                 if self.spec.load_progress and not self.client.replays:
                     report = loading.report(self.inventory.prober, model, watch)
                     await load.enter_async_context(loading.meanwhile(report))
-                told = await load.enter_async_context(Aloud(first(), watch))
+                told = await load.enter_async_context(Watched(first(), watch))
                 while waiting := await told.waiting():
                     yield waiting
             if told.result:

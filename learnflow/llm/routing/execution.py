@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from .. import errors, events
 from ..base import Attempt, Call, Resume
-from ..completion import Aloud, Answering, Completion, Failover, Piece, Resumed, TextStream, ToolCallDelta, Waiting
+from ..completion import Answering, Completion, Failover, Piece, Resumed, TextStream, ToolCallDelta, Waiting, Watched
 from ..errors import LLMError, Tried
 from . import continuation, decision, selection
 from .breaker import BreakerRegistry, Gate, Target
@@ -183,7 +183,7 @@ class Execution:
             finally:
                 self._progress.begins(chain_name(self._candidates), self._call)
             while self._answering.completion is None:
-                async with Aloud(self._turn(asked, broke), self._answering.watch) as told:
+                async with Watched(self._turn(asked, broke), self._answering.watch) as told:
                     while waiting := await told.waiting():
                         yield waiting
                 broke = None
@@ -387,8 +387,8 @@ class Execution:
             ),
         )
         if decided.action == "give up":
-            continued = not held or self._progress.calls
-            raise self._progress.final(error if continued else next(iter(self._not_continued().values()), error))
+            refused = next(iter(self._not_continued().values()), error)  # why a text was not continued
+            raise self._progress.final(refused if held and not self._progress.calls else error)
         if decided.text == "forget":
             self._progress.forget()
             self._whose = frozenset()
