@@ -4,7 +4,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 # Old ones do not know the groups of pyproject.toml, so pip itself comes first.
 PIP := -m pip install --quiet --disable-pip-version-check
-PACKAGE := -e '.[langchain,prometheus,opentelemetry]'
+PACKAGE := -e '.[langchain,prometheus,opentelemetry,embedded]'
 .PHONY: help install demo test test-newest lint format live record vendors tables docs docs-serve coverage bench
 
 help: ## this list
