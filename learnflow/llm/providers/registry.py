@@ -24,6 +24,7 @@ from ..transport.untrusted import printable
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
+from .embedded import EmbeddedProvider
 from .endpoint import EndpointProvider
 from .fireworks import FireworksProvider
 from .gemini import GeminiProvider
@@ -48,6 +49,7 @@ CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
             LMStudioProvider,
             VLLMProvider,
             LlamaCppProvider,
+            EmbeddedProvider,
             OpenRouterProvider,
             FireworksProvider,
             GeminiProvider,
