@@ -191,6 +191,15 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedUsed:
+    """Nothing is configured and no server answers, so that an embedded model is used: a small one."""
+
+    provider: str
+    model: str | None
+    hint: str = "it is small: name a server or cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
     """From now on answers come from the cassettes in ``folder``, or are kept there (``mode`` "record")."""
 
@@ -229,6 +238,7 @@ Event = (
     | Resumed
     | Opened
     | Closed
+    | EmbeddedUsed
     | Replaying
     | RecordingFailed
     | _Sinks
@@ -250,11 +260,12 @@ _NAMES: Final[dict[type[Event], str]] = {
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
+    EmbeddedUsed: "llm.embedded_used",
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
 _UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
-_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
+_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, EmbeddedUsed, Replaying)
 
 
 def next_request() -> int:

@@ -419,15 +419,6 @@ class EmbeddedProvider(BaseProvider):
             await pool.leave(origin(address))
 
 
-def usable() -> bool:
-    """Whether an embedded server could be started with what is installed and stored."""
-    try:
-        EmbeddedProvider()
-    except LLMError:
-        return False
-    return True
-
-
 def available_cores() -> int:
     """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
