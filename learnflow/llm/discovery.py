@@ -28,6 +28,7 @@ from .transport import network
 from .transport.client import NETWORK
 
 SCAN_S: Final = 1.0  # seconds for all of it
+_SMALL: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _HOST: Final = "host.docker.internal"
 _announced: Final = kept("embedded models announced", set[str | None](), learned=True)
 
@@ -228,7 +229,7 @@ async def found(*, embedded: bool = True) -> list[BaseProvider]:
     for each in providers:
         if each.spec is registry.SPARE and (each.model not in _announced):
             _announced.add(each.model)
-            events.emit(events.EmbeddedUsed(provider=each.name, model=each.model))
+            events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=_SMALL))
     if any(each.runner.client.transport for each in providers):  # what is used is recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers

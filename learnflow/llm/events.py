@@ -191,12 +191,12 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedUsed:
-    """Nothing is configured and no server answers, so that an embedded model is used: a small one."""
+class NothingConfigured:
+    """Nothing is configured and no server answers, so that a small model in a process of our own is used."""
 
     provider: str
     model: str | None
-    hint: str = "it is small: name a server or cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
+    hint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +238,7 @@ Event = (
     | Resumed
     | Opened
     | Closed
-    | EmbeddedUsed
+    | NothingConfigured
     | Replaying
     | RecordingFailed
     | _Sinks
@@ -260,12 +260,12 @@ _NAMES: Final[dict[type[Event], str]] = {
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
-    EmbeddedUsed: "llm.embedded_used",
+    NothingConfigured: "llm.nothing_configured",
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
 _UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
-_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, EmbeddedUsed, Replaying)
+_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:

@@ -142,9 +142,9 @@ class RowSettings(BaseSettings):
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
     """Requests at once; the others wait."""
     slots: Annotated[int, Field(gt=0)] | None = None
-    """Of an embedded server: requests that it answers at once. Unset: 2."""
+    """Of a server that the package starts: requests that it answers at once. Unset: 2."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """Of an embedded server: threads for the computation. Unset: the cores that the process may use."""
+    """Of a server that the package starts: threads for the computation. Unset: the cores that the process may use."""
     capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
     """What it can, where that is not known, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
     `prefill`, each with `no-` before it for no; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
@@ -198,8 +198,8 @@ def _row_class(spec: ProviderSpec) -> type[RowSettings]:
         "api_version": spec.env_version or (f"{spec.prefix}_API_VERSION",),
         "context": (spec.env_context,),
         "max_concurrency": (spec.env_concurrency,),
-        "slots": (f"{spec.prefix}_SLOTS",),
-        "threads": (f"{spec.prefix}_THREADS",),
+        "slots": (spec.env_slots,),
+        "threads": (spec.env_threads,),
         "capabilities": (spec.env_capabilities,),
     }
     hints = get_type_hints(RowSettings, include_extras=True)

@@ -109,6 +109,11 @@ class EmbeddedServer:
         recent = self._failed_at is not None and monotonic() - self._failed_at < _RESTART_PAUSE_S
         return self._ready.exception() if recent and self._ready and self._ready.done() else None
 
+    @property
+    def pid(self) -> int | None:
+        """The process of the server, None if it does not run."""
+        return self._process.pid if self._process and self._alive() else None
+
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -321,7 +326,7 @@ SPEC: Final = replace(
     also_key=(),
     service=None,
     max_concurrency=_DEFAULT_SLOTS,
-    own_settings=("SLOTS", "THREADS"),
+    starts_server=True,
     down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
     start=f"`{_EXTRA}` and `{_DOWNLOAD} {DEFAULT_MODEL}`",
 )
@@ -395,6 +400,11 @@ class EmbeddedProvider(BaseProvider):
     def _network(self) -> EmbeddedTransport | None:
         """Send to the child process; under LLM_REPLAY there is none."""
         return self._transport
+
+    @property
+    def pid(self) -> int | None:
+        """The process of its server, None if it does not run."""
+        return self._transport.server.pid if self._transport else None
 
     @property
     def cassettes_of(self) -> str:
