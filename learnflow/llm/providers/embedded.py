@@ -29,7 +29,7 @@ from weakref import WeakSet
 
 import httpx
 
-from .. import errors, log, settings
+from .. import errors, log, model_store, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
@@ -41,7 +41,7 @@ from ..transport.endpoint import origin
 from ..transport.untrusted import printable
 from . import llamacpp
 
-DEFAULT_MODEL: Final = "smollm2"
+DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
 _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before it was ready
@@ -453,17 +453,13 @@ def _model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
                 f"there is no file {printable(str(path), _MAX_LOG_CHARS)}", provider=provider, hint=hint
             )
         return path, path.stem
-    path = _stored(model)
+    path = model_store.path_of(model)
     if not path.is_file():
         near = f"`{_DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
         what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
         hint = f"{near}, `{_DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
         raise NotConfigured(what, provider=provider, hint=hint)
     return path, model
-
-
-def _stored(name: str) -> Path:
-    return Path.home() / ".cache" / "learnflow-llm" / "models" / f"{name}.gguf"
 
 
 def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:
