@@ -45,8 +45,8 @@ class LlamaServer:
         pid: of its process.
     """
 
-    def __init__(self, *, slots: int = 2, context: int = 2048, threads: int = 1) -> None:
-        self.key = secrets.token_urlsafe(16)
+    def __init__(self, *, slots: int = 2, context: int = 2048, threads: int = 1, key: str = "") -> None:
+        self.key = key or secrets.token_urlsafe(16)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(PROGRAM)],
