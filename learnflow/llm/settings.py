@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     llm_replay_mode: Literal["play", "record"] = "play"
     """`play` answers from the cassettes; `record` asks the servers and keeps what they answer in `LLM_REPLAY`."""
     llm_models_dir: Annotated[Path | None, AfterValidator(_absolute)] = None
-    """The folder of the model store, where `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models`
-    in the user's cache folder."""
+    """The folder of the model store, where `learnflow-llm pull` stores models. `~` expands. Unset:
+    `learnflow-llm/models` in the user's cache folder."""
 
     @property
     def captures_content(self) -> bool:

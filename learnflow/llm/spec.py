@@ -184,6 +184,7 @@ class ProviderSpec:
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         unload: what frees the memory of a model: paths and bodies; None where nothing does.
+        pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
         pull: lets the server download a model, given its prober and the name; None where it cannot. Ends once the model
             is there, and raises an LLMError where it will not be.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
@@ -244,6 +245,7 @@ class ProviderSpec:
     load_path: str | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
+    pull_command: str | None = None
     pull: Callable[..., AsyncGenerator[Progress, None]] | None = None
     load_progress: Callable[..., AsyncGenerator[float, None]] | None = None
     window: str | None = None

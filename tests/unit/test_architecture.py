@@ -47,7 +47,7 @@ IMPORTERS = {
     "prometheus_client": {"integrations"},
     "litellm": {"adapter/_litellm.py"},
     "openai": set(),
-    "httpx": {"transport", "replay"},
+    "httpx": {"transport", "replay", "cli/pull.py"},
     "httpcore": {"transport"},
 }
 ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")

@@ -142,6 +142,7 @@ SPEC: Final = ProviderSpec(
     service="llamacpp",
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
     unload=lambda model: [("/models/unload", {"model": model.name})],
+    pull_command="llama-server -hf {model}",
     pull=_pull,
     load_progress=_load_progress,
     prefill=True,

@@ -98,6 +98,7 @@ SPEC: Final = ProviderSpec(
     load_path=f"{_MODELS}/load",
     keep=_load_for,
     unload=lambda model: [(f"{_MODELS}/unload", {"instance_id": each}) for each in model.aliases or (model.name,)],
+    pull_command="lms get {model}",
     pull=_pull,
     max_concurrency=4,
     placeholders=("local-model",),

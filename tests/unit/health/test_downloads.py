@@ -187,15 +187,3 @@ async def test_unloading() -> None:
         server.tells["/api/ps"], server.bodies = {"models": []}, []
         assert await OllamaProvider(base_url=server.root).unload() == "fault-model"
         assert "/api/generate" not in dict(server.bodies)  # it is not loaded: nothing to do
-
-
-async def test_a_missing_model_comes_with_what_is_there_and_the_command_that_gets_it() -> None:
-    tags = {"models": [{"name": "llama3:latest"}, {"name": "qwen3:0.6b"}]}
-    for name, command in (("qwen3:0.5b", "qwen3:0.5b"), ("qwen3 0.6; rm", "'qwen3 0.6; rm'")):
-        async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
-            with pytest.raises(errors.ModelNotFound) as caught:
-                await OllamaProvider(base_url=server.root, model=name).warm_up()
-        assert caught.value.hint == (
-            "Set OLLAMA_MODEL or model= to qwen3:0.6b. It has llama3:latest, qwen3:0.6b. "
-            f"Get the model: `learnflow-llm pull {command} -p ollama`"
-        )
