@@ -68,20 +68,6 @@ class Model:
         return name == self.name or name in self.aliases
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a download is.
-
-    Attributes:
-        status: what the server does, in its own words.
-        done, total: bytes; None where it does not tell.
-    """
-
-    status: str
-    done: int | None = None
-    total: int | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """What a server said of itself.
@@ -185,8 +171,6 @@ class ProviderSpec:
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         unload: what frees the memory of a model: paths and bodies; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
-        pull: lets the server download a model, given its prober and the name; None where it cannot. Ends once the model
-            is there, and raises an LLMError where it will not be.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
@@ -246,7 +230,6 @@ class ProviderSpec:
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
     pull_command: str | None = None
-    pull: Callable[..., AsyncGenerator[Progress, None]] | None = None
     load_progress: Callable[..., AsyncGenerator[float, None]] | None = None
     window: str | None = None
     service: str | None = None

@@ -63,7 +63,6 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
             monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
         made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
         made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
-        made["ollama"].tells["/api/pull"] = b'{"status":"pulling manifest"}\n{"status":"success"}\n'
         monkeypatch.setitem(pull.PACKAGED, "smollm2", replace(model_store.SMOLLM2, sha256=STORED))
         monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "store"))
         (tmp_path / "store").mkdir()

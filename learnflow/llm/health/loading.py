@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from .. import completion, errors
 from ..errors import LLMError
-from ..spec import Progress
 from ..transport import error_mapping
 from ..transport.untrusted import json_object
 from .probe import Prober, read_page
@@ -18,7 +17,6 @@ from .probe import Prober, read_page
 Watch = Callable[[float], None]
 
 AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by itself
-RESUMES: Final = "Ask again: it goes on where it stopped"  # of a download
 _TICK_S: Final = 1.0
 _OTHER_FIELDS: Final = (b":", b"event:", b"id:", b"retry:")  # of server-sent events
 _LONGEST_LINE: Final = 64 * 1024  # bytes of a line of progress
@@ -83,37 +81,6 @@ def _object(line: bytes) -> Mapping[str, Any]:
     if said.get("error"):
         raise error_mapping.error_object(said, began=False)
     return said
-
-
-async def pull(prober: Prober, model: str, patience: float) -> AsyncGenerator[Progress, None]:
-    """Let the server download a model; what it tells, where that is new.
-
-    Args:
-        prober: the server.
-        model: its name there.
-        patience: seconds without anything new after which it is given up.
-
-    Raises:
-        LLMError: why the model is not there.
-    """
-    assert prober.spec.pull  # noqa: S101  # asked only of those
-    loop, last = asyncio.get_running_loop(), None
-    moved = loop.time()
-    async with aclosing(prober.spec.pull(prober, model)) as steps:
-        while True:
-            try:
-                async with asyncio.timeout_at(moved + patience):
-                    progress = await anext(steps, None)
-            except errors.Misconfigured:  # it has no such page
-                raise errors.Unsupported(f"this {prober.spec.title} downloads no models") from None
-            except TimeoutError:
-                what = f"the download has made no progress for {patience:g} s"
-                raise errors.GapTimeout(what, hint=f"{RESUMES}. LLM_LOAD_TIMEOUT says how long to wait") from None
-            if progress is None:
-                return
-            if progress != last:
-                yield progress
-                last, moved = progress, loop.time()
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,7 +16,7 @@ from ..capabilities import State, unknown
 from ..health import loading
 from ..health.page import count, flag, part, text
 from ..health.probe import Prober
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, Progress, ProviderSpec, Server, template_switch
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from .vendor import VendorProvider
 
 _IN_MEMORY = ("loaded", "sleeping")
@@ -103,32 +102,6 @@ async def _load_progress(prober: Prober, model: str) -> AsyncGenerator[float, No
                 yield (stages.index(progress["current"]) + value) / len(stages)
 
 
-async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
-    """Let a router download a model of Hugging Face, looking at its list again and again."""
-    row = await _listed(prober, model)
-    if row is None:
-        try:
-            await loading.told(prober, "/models", {"model": model})
-        except errors.Misconfigured:  # a 404
-            what = "this llama.cpp serves the one model that it was started with"
-            raise errors.Unsupported(what, hint="Started without a model it is a router, and downloads") from None
-        row = await _listed(prober, model)
-    while part(row or {}, "status").get("value") == "downloading":
-        files = [each for each in part(row or {}, "status", "progress").values() if isinstance(each, dict)]
-        done, whole = (sum(count(each.get(key)) or 0 for each in files) for key in ("done", "total"))
-        yield Progress("downloading", done, whole or None)
-        await asyncio.sleep(loading.AGAIN_S)
-        row = await _listed(prober, model)
-    if row is None:  # it is taken off the list
-        raise errors.ServerFailed("the download failed", hint="Look into the server's log, and ask again: it resumes")
-
-
-async def _listed(prober: Prober, model: str) -> Mapping[str, Any] | None:
-    """What a router's list says of a model; where no tag was given, of any."""
-    rows = Page(said=await loading.told(prober, "/models")).rows("data") or []
-    return next((row for row in rows if f"{row.get('id')}:".startswith(f"{model}:")), None)
-
-
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
@@ -143,7 +116,6 @@ SPEC: Final = ProviderSpec(
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
     unload=lambda model: [("/models/unload", {"model": model.name})],
     pull_command="llama-server -hf {model}",
-    pull=_pull,
     load_progress=_load_progress,
     prefill=True,
     max_concurrency=4,
