@@ -7,7 +7,7 @@ that what is below ``providers`` needs to know none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -169,7 +169,6 @@ class ProviderSpec:
         forwards: names of models that it only forwards elsewhere.
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
-        unload: what frees the memory of a model: paths and bodies; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
@@ -228,7 +227,6 @@ class ProviderSpec:
     forwards: re.Pattern[str] | None = None
     load_path: str | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
-    unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
     pull_command: str | None = None
     load_progress: Callable[..., AsyncGenerator[float, None]] | None = None
     window: str | None = None

@@ -249,32 +249,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
-    async def unload(self, model: str | None = None) -> str:
-        """Let the server free the memory of a model.
-
-        Args:
-            model: None for the one that is loaded.
-
-        Returns:
-            The model's name.
-
-        Raises:
-            LLMError: why it could not be done.
-        """
-        return await self._explained(self._unloaded(model or self.model), model or self.model)
-
-    async def _unloaded(self, asked: str | None) -> str:
-        model = await self.inventory.found(asked)
-        if self.spec.unload is None:
-            raise errors.Unsupported(f"{self.spec.title} unloads no models")
-        try:
-            for path, body in self.spec.unload(model) if model.loaded is not False else ():
-                await loading.told(self.inventory.prober, path, body)
-        except errors.Misconfigured:  # it has no such page
-            raise errors.Unsupported(f"this {self.spec.title} keeps its models loaded", hint="Stop it") from None
-        self.inventory.forget()
-        return model.name
-
     async def _explained(self, asked: Awaitable[_T], model: str | None = None) -> _T:
         """What it gives; an error says who failed, and which variable to set."""
         try:

@@ -1,6 +1,6 @@
-"""``warm-up`` and ``unload``: a model into the server's memory, and out of it again.
+"""``warm-up``: load a model into the server's memory.
 
-Must never be silent at the end: each says what it did.
+Must never be silent at the end: it says what it did.
 The command line calls it.
 """
 
@@ -47,13 +47,3 @@ async def _loaded(provider: BaseProvider, options: SimpleNamespace) -> str:
     if before.model == model and before.cold is False and not more:
         return f"{provider.name}: {model} was loaded already"
     return f"{provider.name}: {model} is loaded ({time.monotonic() - began:.1f} s)"
-
-
-async def unload(options: SimpleNamespace) -> int:
-    """Free the memory of the model of the first provider that would be used."""
-    chain = chain_of(options)
-    provider = build(chain[0]) if chain else (await found())[0]
-    with progress(f"{provider.name}: unloading"):
-        name = await provider.unload(options.model)
-    write(f"{provider.name}: {name} is unloaded")
-    return READY

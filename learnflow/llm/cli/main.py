@@ -217,7 +217,6 @@ group: Final = click.Group(
             _option("--name", metavar="NAME", help="Its name in the store, instead of the file's."),
             every=_EVERY[1:],
         ),
-        _command("unload", "load.unload", "Free the memory of the model.", click.Argument(["model"], required=False)),
         _command(
             "bench",
             "bench.bench",

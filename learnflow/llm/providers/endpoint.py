@@ -160,10 +160,6 @@ class EndpointProvider(BaseProvider):
         """See ``BaseProvider``."""
         await (await self._identified(LOOK_S)).warm_up(model, **more)
 
-    async def unload(self, model: str | None = None) -> str:
-        """See ``BaseProvider``."""
-        return await (await self._identified(LOOK_S)).unload(model)
-
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"
 

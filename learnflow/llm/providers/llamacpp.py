@@ -114,7 +114,6 @@ SPEC: Final = ProviderSpec(
     also_key=("LLAMA_API_KEY",),
     service="llamacpp",
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
-    unload=lambda model: [("/models/unload", {"model": model.name})],
     pull_command="llama-server -hf {model}",
     load_progress=_load_progress,
     prefill=True,

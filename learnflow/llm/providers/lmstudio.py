@@ -81,7 +81,6 @@ SPEC: Final = ProviderSpec(
     also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
     load_path=f"{_MODELS}/load",
     keep=_load_for,
-    unload=lambda model: [(f"{_MODELS}/unload", {"instance_id": each}) for each in model.aliases or (model.name,)],
     pull_command="lms get {model}",
     max_concurrency=4,
     placeholders=("local-model",),

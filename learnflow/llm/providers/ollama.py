@@ -164,7 +164,6 @@ SPEC: Final = ProviderSpec(
     forwards=re.compile(r"[:-]cloud$"),
     load_path="/api/generate",
     keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
-    unload=lambda model: [("/api/generate", {"model": model.name, "keep_alive": 0})],
     pull_command="ollama pull {model}",
     window="num_ctx",
     service="ollama",

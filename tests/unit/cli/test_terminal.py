@@ -164,15 +164,13 @@ def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
     assert cli.main(["warm-up"]) == 3
 
 
-def test_warm_up_and_unload_say_what_they_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warm_up_says_what_it_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
     assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
     server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
     assert cli.main(["warm-up"]) == 0
     assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
-    assert cli.main(["unload"]) == 0
-    assert capsys.readouterr().out == "ollama: fault-model is unloaded\n"
 
 
 def test_the_version_and_what_the_shell_completes() -> None:
