@@ -7,7 +7,7 @@ that what is below ``providers`` needs to know none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -173,7 +173,6 @@ class ProviderSpec:
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
-        load_progress: tells how far the load of a model is, from 0 to 1, until it is loaded; None where nothing does.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         prefill: it goes on with an assistant's message that is the last one.
@@ -228,7 +227,6 @@ class ProviderSpec:
     load_path: str | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
-    load_progress: Callable[..., AsyncGenerator[float, None]] | None = None
     window: str | None = None
     service: str | None = None
     start: str | None = None

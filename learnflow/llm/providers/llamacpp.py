@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
-from ..health import loading
 from ..health.page import count, flag, part, text
-from ..health.probe import Prober
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from .vendor import VendorProvider
 
@@ -85,23 +82,6 @@ def _learn(model: Model, props: Mapping[str, Any]) -> Model:
     return replace(model, known=known)
 
 
-async def _load_progress(prober: Prober, model: str) -> AsyncGenerator[float, None]:
-    """How far a router is with the load of a model; it has several stages where the model sees, or has a draft."""
-    async with aclosing(loading.lines(prober, "/models/sse")) as events:
-        async for said in events:
-            state = part(said, "data")
-            if said.get("model") != model or "status" not in state:
-                continue
-            if state["status"] != "loading":
-                return
-            progress = part(state, "progress")
-            stages, value = progress.get("stages"), progress.get("value")
-            if not isinstance(stages, list) or progress.get("current") not in stages:
-                continue
-            if isinstance(value, int | float) and 0 <= value <= 1:
-                yield (stages.index(progress["current"]) + value) / len(stages)
-
-
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
@@ -115,7 +95,6 @@ SPEC: Final = ProviderSpec(
     service="llamacpp",
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
     pull_command="llama-server -hf {model}",
-    load_progress=_load_progress,
     prefill=True,
     max_concurrency=4,
     placeholders=("local-model",),
