@@ -1,7 +1,8 @@
 """The command line: ``learnflow-llm``, with a command for each module beside this one.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
-Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
+Exit codes: 0 answered, ready or stored, 1 the answer or the download failed, 2 wrong usage, 3 no provider to ask,
+130 interrupted.
 Click, which LiteLLM brings: it completes words in bash, zsh and fish by itself, and checks numbers.
 """
 

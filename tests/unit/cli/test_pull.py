@@ -36,7 +36,7 @@ class FileServer(ThreadingHTTPServer):
 
     Attributes:
         etag: sent with the file; "" for none.
-        ranges: it honours Range.
+        ranges, if_range: it honours Range, and If-Range.
         cut: bytes of the body after which the connection closes.
         hold: the connection waits here for ``resume`` instead.
         length: it sends Content-Length.
@@ -49,7 +49,7 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.body, self.etag, self.modified = MODEL, '"one"', ""
-        self.ranges = self.length = True
+        self.ranges = self.length = self.if_range = True
         self.cut: int | None = None
         self.hold: int | None = None
         self.resume = threading.Event()
@@ -105,7 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(server.body[start:end])
 
     def _start(self, wanted: str | None) -> int:
-        fits = self.headers.get("If-Range") in (None, self.server.etag, self.server.modified)
+        fits = not self.server.if_range or self.headers.get("If-Range") in (
+            None,
+            self.server.etag,
+            self.server.modified,
+        )
         return int(wanted[len("bytes=") : -1]) if wanted and self.server.ranges and fits else 0
 
 
@@ -213,10 +217,13 @@ def test_download_that_broke_resumes(
     assert models(store) == ["tiny.gguf"]
 
 
-def test_download_of_a_file_that_changed_meanwhile_begins_anew(server: FileServer, store: Path) -> None:
-    server.cut = HALF
+@pytest.mark.parametrize(("honours", "etag"), [(True, '"two"'), (False, '"two"'), (False, "")])
+def test_download_of_a_file_that_changed_meanwhile_begins_anew(
+    honours: bool, etag: str, server: FileServer, store: Path
+) -> None:
+    server.cut, server.if_range = HALF, honours
     assert cli.main(["pull", server.url]) == 1
-    server.cut, server.body, server.etag = None, OTHER, '"two"'
+    server.cut, server.body, server.etag = None, OTHER, etag
     assert cli.main(["pull", server.url]) == 0
     assert (store / "tiny.gguf").read_bytes() == OTHER
 
@@ -382,7 +389,7 @@ def test_redirect_is_followed_unless_it_leads_to_plain_http(
 ) -> None:
     server.redirect = "http://models.example/tiny.gguf"
     assert cli.main(["pull", server.url]) == 1
-    assert "the server redirects to http://models.example, where the file can be changed on its way" in said()
+    assert "the server redirects to http://models.example: the file can be changed on its way" in said()
     with FileServer() as target:
         thread = threading.Thread(target=target.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -390,6 +397,18 @@ def test_redirect_is_followed_unless_it_leads_to_plain_http(
         assert cli.main(["pull", server.url]) == 0
         target.shutdown()
         thread.join()
+    assert (store / "tiny.gguf").read_bytes() == MODEL
+
+
+def test_proxy_of_the_environment_is_used(
+    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    command = ["pull", "http://models.example/tiny.gguf", "--sha256", SHA256]
+    monkeypatch.setenv("HTTP_PROXY", "bogus://127.0.0.1:1")
+    assert cli.main(command) == 1
+    assert "the proxy that the environment names cannot be used" in said()
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_address[1]}")
+    assert cli.main(command) == 0
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
 
