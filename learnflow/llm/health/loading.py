@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -30,9 +30,16 @@ async def load(prober: Prober, model: str, window: int | None, keep_alive: str |
         path, body = spec.keep(model, keep_alive)
     if window and spec.window:
         body["options"] = {spec.window: window}
+    await told(prober, path, body)
+
+
+async def told(prober: Prober, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """What a page says, or what a body gets as answer; empty where it says nothing. Raises LLMError."""
     page = await prober.client.page(prober.request(f"{prober.endpoint.root}{path}", body))
-    if error := page.error or (read_page(page.data)[1] if page.data.strip() else None):
+    said, wrong = read_page(page.data) if page.data.strip() else ({}, None)
+    if error := page.error or wrong:
         raise error
+    return said
 
 
 @asynccontextmanager
