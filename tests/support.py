@@ -256,7 +256,7 @@ async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: T
     Yields:
         The address of the relay.
     """
-    cuts, writers = 0, set[asyncio.StreamWriter]()
+    cuts, writers, tasks = 0, set[asyncio.StreamWriter](), set[asyncio.Task[Any] | None]()
 
     async def upstream(reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -264,32 +264,36 @@ async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: T
 
     async def downstream(back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal cuts
-        characters = 0
-        while line := await back.readline():
-            writer.write(line)
-            characters = 0 if b"[DONE]" in line else characters + _characters(line)
-            if not cuts and characters >= after and reached():
-                cuts += 1
-                return
+        characters, rest = 0, b""
+        while data := await back.read(65536):
+            lines = (rest + data).split(b"\n")
+            for number, line in enumerate(lines[:-1], 1):
+                characters = 0 if b"[DONE]" in line else characters + _characters(line)
+                if not line and not cuts and characters >= after and reached():  # an empty line ends an event
+                    cuts += 1
+                    writer.write(data[: len(data) - len(b"\n".join(lines[number:]))])
+                    return
+            rest = lines[-1]
+            writer.write(data)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         writers.add(writer)
         with suppress(OSError):
             host, port = target.removeprefix("http://").split(":")
             back, out = await asyncio.open_connection(host, int(port))
+            writers.add(out)
             sending = asyncio.create_task(upstream(reader, out))
-            try:
-                await downstream(back, writer)
-            finally:
-                sending.cancel()
-                out.close()
+            await downstream(back, writer)
+            sending.cancel()
+            out.close()
         writer.close()
-        writers.discard(writer)
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        for writer in writers:  # of connections that are kept alive
-            writer.transport.abort()
+    for each in writers:  # of connections that are kept alive
+        each.transport.abort()
+    await asyncio.gather(*filter(None, tasks))
 
 
 def _characters(line: bytes) -> int:

@@ -59,9 +59,9 @@ class Answer:
         split = self._splitter.feed(piece.text) if piece.text else Delta()
         return self._take(Delta(held + split.text, piece.thinking + split.thinking, piece.calls))
 
-    def end(self) -> Delta:
-        """The wire has ended, whole or not; returns what was still held back."""
-        return self._take(self._splitter.end())
+    def end(self, *, broken: bool) -> Delta:
+        """Return what was still held back when the wire ended; ``broken``: before the answer was complete."""
+        return self._take(self._splitter.end(broken=broken))
 
     def completion(self, provider: str, model: str) -> Completion:
         """The whole answer, yet to be ``checked``; a cost that the server did not say is the caller's to add.

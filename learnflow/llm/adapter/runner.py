@@ -393,7 +393,7 @@ class Runner:
         """What was held back; where the answer is whole, the completion is left, or why it is none after all."""
         rest = Delta()
         try:
-            rest = answer.end()
+            rest = answer.end(broken=not whole)
             if whole:
                 answering.unfit = await self._completed(answer, model)
                 answering.completion, answering.unfit = answer.checked(answering.unfit), None

@@ -21,6 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -155,6 +156,8 @@ class EmbeddedServer:
 
     def _started(self, within: float) -> str:
         """Start the process and return its address once it is ready."""
+        if self._process and self._process.stdin:  # of one that died
+            self._process.stdin.close()
         with _spawning:
             process = self._process = subprocess.Popen(  # noqa: S603  # a program of ours
                 [
@@ -187,6 +190,14 @@ class EmbeddedServer:
         self._end(process)
         reader.join(_STOP_S)
         raise _start_failure(process.returncode, str(said.get("error", "")), log_lines)
+
+    def ended(self) -> bool:
+        """Return whether the process ends within a moment: it refuses connections before it can be waited for."""
+        process = self._process
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+        return not self._alive()
 
     def leave(self, transport: EmbeddedTransport) -> str | None:
         """Stop the server if no other transport uses it. Return the address that it had, None if it still runs."""
@@ -293,6 +304,14 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         """Send a request, or answer a page of a server that does not run. Raises an LLMError."""
         if request.method == "GET" and self.stopped:
             return self._page(request.url.path)
+        try:
+            return await self._sent(request)
+        except httpx.ConnectError:  # nothing was sent
+            if not await asyncio.to_thread(self.server.ended):
+                raise
+            return await self._sent(request)
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.started())
         if request.url.path == llamacpp.SPEC.load_path:
             return httpx.Response(200, json={"success": True})
@@ -372,7 +391,11 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {self.spec.env_url[0]}, {self.spec.env_key[0]} and {self.spec.env_vision_model}. "
                 "For a server that runs already use LLM_PROVIDER=llamacpp",
             )
-        numbers = {"context": context or own.context, "slots": slots or own.slots, "threads": threads or own.threads}
+        numbers = {
+            "context": own.context if context is None else context,
+            "slots": own.slots if slots is None else slots,
+            "threads": own.threads if threads is None else threads,
+        }
         for name, value in numbers.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise NotConfigured(f"{name}= must be a whole number from 1", provider=self.spec.name)
@@ -418,8 +441,11 @@ class EmbeddedProvider(BaseProvider):
 
     async def prepare(self) -> None:
         """Import LiteLLM and start the server; return when the server is ready. Raises an LLMError."""
-        starts = [self._explained(self._transport.started(), self.model)] if self._transport else []
-        await asyncio.gather(super().prepare(), *starts)
+        await asyncio.gather(super().prepare(), self._started())
+
+    async def _started(self) -> None:
+        if self._transport:
+            await self._explained(self._transport.started(), self.model)
 
     async def aclose(self) -> None:
         """Close its connections, and stop the server if no other provider uses it; a later request starts it again."""
