@@ -141,7 +141,7 @@ class EmbeddedServer:
 
     def _start(self, ready: Future[str], within: float) -> None:
         try:
-            address = self._started(within)
+            address = self._started(ready, within)
         except LLMError as error:
             self._failed_at = monotonic()
             ready.set_exception(error)
@@ -154,22 +154,21 @@ class EmbeddedServer:
             self._failed_at = None
             ready.set_result(address)
 
-    def _started(self, within: float) -> str:
+    def _started(self, ready: Future[str], within: float) -> str:
         """Start the process and return its address once it is ready."""
-        if self._process and self._process.stdin:  # of one that died
-            self._process.stdin.close()
+        # -P: the folder of the program has modules named like libraries
+        command = [sys.executable, "-P", str(_PROGRAM)]
+        pipe = subprocess.PIPE
         with _spawning:
-            process = self._process = subprocess.Popen(  # noqa: S603  # a program of ours
-                [
-                    sys.executable,
-                    "-P",
-                    str(_PROGRAM),
-                ],  # -P: the folder of the program has modules called like libraries
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-            )
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
+        with self._lock:
+            before, stopped = self._process, self._ready is not ready
+            self._process = None if stopped else process
+        if before and before.stdin:  # it died
+            before.stdin.close()
+        if stopped:
+            self._end(process)
+            raise errors.ConnectionFailed("the embedded server was stopped while it started")
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
         log_lines = deque[str](maxlen=1)
         reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
