@@ -191,6 +191,15 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NothingConfigured:
+    """Nothing is configured and no server answers, so that a small model in a process of our own is used."""
+
+    provider: str
+    model: str | None
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
     """From now on answers come from the cassettes in ``folder``, or are kept there (``mode`` "record")."""
 
@@ -229,6 +238,7 @@ Event = (
     | Resumed
     | Opened
     | Closed
+    | NothingConfigured
     | Replaying
     | RecordingFailed
     | _Sinks
@@ -250,11 +260,12 @@ _NAMES: Final[dict[type[Event], str]] = {
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
+    NothingConfigured: "llm.nothing_configured",
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
 _UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
-_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
+_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:

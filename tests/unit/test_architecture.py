@@ -26,7 +26,7 @@ FLOORS = [
     ["process", "errors", "capabilities", "completion", "base"],
     ["spec"],
     ["log", "events"],
-    ["settings", "timeouts"],
+    ["settings", "timeouts", "model_store"],
     ["transport"],
     ["replay"],
     ["health"],

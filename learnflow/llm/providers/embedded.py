@@ -29,7 +29,7 @@ from weakref import WeakSet
 
 import httpx
 
-from .. import errors, log, settings
+from .. import errors, log, model_store, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
@@ -41,7 +41,7 @@ from ..transport.endpoint import origin
 from ..transport.untrusted import printable
 from . import llamacpp
 
-DEFAULT_MODEL: Final = "smollm2"
+DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
 _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before it was ready
@@ -108,6 +108,11 @@ class EmbeddedServer:
         """Why the last start failed, until the server may be started again."""
         recent = self._failed_at is not None and monotonic() - self._failed_at < _RESTART_PAUSE_S
         return self._ready.exception() if recent and self._ready and self._ready.done() else None
+
+    @property
+    def pid(self) -> int | None:
+        """The process of the server, None if it does not run."""
+        return self._process.pid if self._process and self._alive() else None
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -321,7 +326,7 @@ SPEC: Final = replace(
     also_key=(),
     service=None,
     max_concurrency=_DEFAULT_SLOTS,
-    own_settings=("SLOTS", "THREADS"),
+    starts_server=True,
     down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
     start=f"`{_EXTRA}` and `{_DOWNLOAD} {DEFAULT_MODEL}`",
 )
@@ -397,6 +402,11 @@ class EmbeddedProvider(BaseProvider):
         return self._transport
 
     @property
+    def pid(self) -> int | None:
+        """The process of its server, None if it does not run."""
+        return self._transport.server.pid if self._transport else None
+
+    @property
     def cassettes_of(self) -> str:
         """The name under which its answers are recorded: it is llama.cpp."""
         return llamacpp.SPEC.name
@@ -417,15 +427,6 @@ class EmbeddedProvider(BaseProvider):
         address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
         if address:
             await pool.leave(origin(address))
-
-
-def usable() -> bool:
-    """Whether an embedded server could be started with what is installed and stored."""
-    try:
-        EmbeddedProvider()
-    except LLMError:
-        return False
-    return True
 
 
 def available_cores() -> int:
@@ -452,17 +453,13 @@ def _model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
                 f"there is no file {printable(str(path), _MAX_LOG_CHARS)}", provider=provider, hint=hint
             )
         return path, path.stem
-    path = _stored(model)
+    path = model_store.path_of(model)
     if not path.is_file():
         near = f"`{_DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
         what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
         hint = f"{near}, `{_DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
         raise NotConfigured(what, provider=provider, hint=hint)
     return path, model
-
-
-def _stored(name: str) -> Path:
-    return Path.home() / ".cache" / "learnflow-llm" / "models" / f"{name}.gguf"
 
 
 def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:

@@ -157,7 +157,7 @@ class Client:
 
     @property
     def stopped(self) -> bool:
-        """Whether the next request has to start the server first: an embedded one, which does not run."""
+        """Whether the next request has to start the server first."""
         return bool(getattr(self.transport, "stopped", False))
 
     async def ask(self, request: HttpRequest, judge: Judge | None = None) -> HttpResponse:
