@@ -29,7 +29,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT /
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Programs of others, whose words are theirs.
-OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest"}
+OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest", "uv"}
 
 # Those of Ollama that the documents name.
 MODELS = ["fault-model", "llama3:latest", "qwen3:0.6b", "qwen3.5:4b", "qwen3.5:9b"]
@@ -240,7 +240,7 @@ def test_both_languages_have_one_structure(name: str) -> None:
 @pytest.mark.parametrize("name", ["docs/learnflow.md", "docs/learnflow.ru.md"])
 def test_the_lines_that_learnflow_is_given_import_what_there_is(name: str) -> None:
     lines = re.findall(r"^from \.\.llm\.(\S+) import (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) == 2
+    assert len(lines) == 3
     for place, names in lines:
         module = importlib.import_module(f"learnflow.llm.{place}")
         assert [each for each in names.split(", ") if not hasattr(module, each)] == []
