@@ -140,13 +140,11 @@ class Waiting:
         reason: "queue" (for a free place), "load" (of the model), or "retry" (a pause before the next attempt).
         provider: who is waited for; several where any of them will do ("gpu1+gpu2").
         model: the one that is asked for; None where that is open.
-        progress: of the load, from 0 to 1; None where the server does not tell.
     """
 
     reason: Literal["queue", "load", "retry"]
     provider: str
     model: str | None = None
-    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

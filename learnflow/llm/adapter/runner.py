@@ -12,9 +12,8 @@ from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watch, Watched
+from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watched
 from ..errors import LLMError, Tried
-from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
 from ..timeouts import Times
@@ -295,12 +294,12 @@ class Runner:
         """The deltas; where a model ``loads`` and somebody watches, with what is waited for before the first one."""
         nested: Nested[Any] = Nested(deltas)
         watch = answering.watch
-        return Nested(self._loads(nested, watch, answering, model)) if loads and watch else nested
+        return Nested(self._loads(nested, answering, model)) if loads and watch else nested
 
     async def _loads(
-        self, deltas: Nested[Delta], watch: Watch, answering: Answering, model: str
+        self, deltas: Nested[Delta], answering: Answering, model: str
     ) -> AsyncGenerator[Delta | Waiting, None]:
-        """The same deltas, and until the first one, that the model loads, and how far, where the server tells."""
+        """Yield the deltas, and until the first one arrives, that the model loads."""
 
         async def first() -> Delta | None:
             return await anext(deltas, None)
@@ -308,10 +307,7 @@ class Runner:
         async with aclosing(deltas):
             async with AsyncExitStack() as load:
                 load.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
-                if self.spec.load_progress and not self.client.replays:
-                    report = loading.report(self.inventory.prober, model, watch)
-                    await load.enter_async_context(loading.meanwhile(report))
-                told = await load.enter_async_context(Watched(first(), watch))
+                told = await load.enter_async_context(Watched(first(), answering.watch))
                 while waiting := await told.waiting():
                     yield waiting
             if told.result:
