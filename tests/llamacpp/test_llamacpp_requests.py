@@ -44,11 +44,6 @@ async def test_dict_schema_is_kept_by_the_grammar(llama_server: LlamaServer) -> 
     assert (done.parsed, done.attempts) == ({"title": "RSA", "difficulty": 3}, 1)
 
 
-async def test_schema_cut_at_max_tokens_is_a_mismatch(llama_server: LlamaServer) -> None:
-    with pytest.raises(errors.SchemaMismatch, match="max_tokens"):
-        await llama_server.provider().complete(SUMMARY, temperature=0, max_tokens=5, response_format=Card)
-
-
 async def test_key_is_required_and_masked(llama_server: LlamaServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", logger="learnflow.llm")
     wrong, right = llama_server.provider(api_key="a-wrong-key-1234567890"), llama_server.provider()
