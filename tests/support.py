@@ -61,15 +61,15 @@ TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair 
 
 
 @contextmanager
-def serving(*servers: FaultServer) -> Iterator[None]:
-    """They run in a thread, for code that has a loop of its own or none."""
+def serving(*servers: FaultServer) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run servers in a thread, for code that has a loop of its own or none; yield the loop of that thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     for server in servers:
         asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
     try:
-        yield
+        yield loop
     finally:
         for server in servers:
             asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
