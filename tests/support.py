@@ -7,7 +7,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -142,10 +141,9 @@ def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
 FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
 
 
-def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]], float]:
-    started = time.perf_counter()
+def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     code = main(["status", "--json", *arguments])
-    return code, json.loads(capsys.readouterr().out), time.perf_counter() - started
+    return code, json.loads(capsys.readouterr().out)
 
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

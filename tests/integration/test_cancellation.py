@@ -21,7 +21,7 @@ from learnflow.llm.transport import pool
 
 
 async def gone(server: FaultServer) -> None:
-    await asyncio.wait_for(server.seen[0].gone.wait(), 1)
+    await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

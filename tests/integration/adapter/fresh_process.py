@@ -44,7 +44,12 @@ def imported_with_the_package() -> list[str]:
 
 
 def imported_with_a_provider() -> bool:
+    from learnflow.llm.providers import AzureProvider, FireworksProvider, OpenAIProvider
+
     learnflow.llm.get_provider("ollama").get_capabilities()
+    OpenAIProvider(api_key="k", model="gpt-4o").get_capabilities()  # read from LiteLLM's price map
+    AzureProvider("https://x.openai.azure.com", "gpt-4o", "k").get_capabilities()
+    FireworksProvider(api_key="k", model="accounts/fireworks/models/llama-v3p3-70b-instruct").get_capabilities()
     return "litellm" in sys.modules
 
 
