@@ -122,11 +122,15 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjusted:
-    """Something was left out or asked for otherwise, because the model refused it: ``why`` says what."""
+    """Something was left out or asked for otherwise, because the model refused it: ``why`` says what.
+
+    ``tight``: less than a quarter of the caller's ``max_tokens`` is left for the answer; a warning.
+    """
 
     provider: str
     model: str
     why: str
+    tight: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,15 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NothingConfigured:
+    """Nothing is configured and no server answers, so that a small model in a process of our own is used."""
+
+    provider: str
+    model: str | None
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
     """From now on answers come from the cassettes in ``folder``, or are kept there (``mode`` "record")."""
 
@@ -229,6 +242,7 @@ Event = (
     | Resumed
     | Opened
     | Closed
+    | NothingConfigured
     | Replaying
     | RecordingFailed
     | _Sinks
@@ -250,11 +264,12 @@ _NAMES: Final[dict[type[Event], str]] = {
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
+    NothingConfigured: "llm.nothing_configured",
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
-_UNSAID: Final = ("loud", "request", "asked")  # of interest to sinks only
-_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, Replaying)
+_UNSAID: Final = ("loud", "request", "asked", "tight")  # of interest to sinks only
+_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:
@@ -406,7 +421,9 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: Event) -> None:
     loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
-    level: log.Level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
+    level: log.Level = (
+        "error" if loud else "warning" if isinstance(event, _WARNINGS) or getattr(event, "tight", False) else "info"
+    )
     if log.wanted(level):
         fields = asdict(event)
         fields |= fields.pop("usage", {})

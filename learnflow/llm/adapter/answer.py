@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .. import errors
-from ..completion import Completion, ServedModel
+from ..completion import Completion, ServedModel, Usage
 from ..errors import LLMError
 from ..transport.reader import AnswerReader
 from ..transport.reasoning import Delta, ReasoningSplitter
@@ -94,10 +94,22 @@ class Answer:
         )
 
     def checked(self, whole: Completion) -> Completion:
-        """The answer with what its schema makes of it. Raises SchemaMismatch."""
+        """The answer with what its schema makes of it. Raises SchemaMismatch, AnswerTruncated."""
         if whole.tool_calls:
             return whole
-        return replace(whole, parsed=structured_output.parsed(self._asked.wanted, whole.text, whole.finish))
+        try:
+            with structured_output.cut(whole.finish):
+                return replace(whole, parsed=structured_output.parsed(self._asked.wanted, whole.text))
+        except errors.AnswerTruncated as error:
+            error.what = f"{error.what}; it ended at {self._limit(whole.usage)}"
+            raise
+
+    def _limit(self, usage: Usage) -> str:
+        """Name the limit at which an answer ended."""
+        limit = (self.budget and self.budget.answer) or self._asked.sampling.get("max_tokens")
+        if limit is None or (usage.completion_tokens or limit) < limit:
+            return f"{usage.completion_tokens or '?'} tokens, where the context was full"
+        return f"max_tokens={limit}"
 
     def _take(self, piece: Delta) -> Delta:
         self._thinking.append(piece.thinking)

@@ -61,7 +61,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         env_key, apart = settings.row_key(row, own)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
-            base_url = replay.address(row.name, near=row.local)
+            base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
         self.spec = self._spec_at(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(
@@ -78,7 +78,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
-        transport = replay.transport(NETWORK, row.name) if replay else None
+        transport = self._network()
+        if replay:
+            transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self._log_content, self._reask = common.llm_log_content, common.llm_reask
         self._assemble(client, own.stated)
@@ -326,6 +328,15 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def _spec_at(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have several
         """The row for an address, where a vendor's addresses come in more than one dialect."""
         return self.spec
+
+    def _network(self) -> Any:
+        """Return the httpx transport of its requests; None for the network."""
+        return None
+
+    @property
+    def cassettes_of(self) -> str:
+        """The name under which its answers are recorded."""
+        return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
         """The kinds of server that may be what answers at its address; by default, only its own."""

@@ -31,6 +31,7 @@ from .context_budget import ContextBudget
 from .redaction import discreet
 from .request import Request, Size, Variant
 
+_TURN_ADDED: Final = "with a turn of the user behind the last assistant message, which the server may continue"
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
@@ -246,7 +247,9 @@ class Runner:
                 self._stays()
                 model = await self.inventory.which(asked.model)  # first: what is wrong with it costs no seconds
                 budget = ContextBudget(self.spec, self.endpoint.base, self.inventory, asked, model, attempt.raw)
-                self._adjusted(model, await budget.before(min(QUICK_S, self.times.first_token)))
+                self._adjusted(model, await budget.before(min(QUICK_S, self.times.first_token)), tight=budget.tight)
+                if asked.turn_added:
+                    self._adjusted(model, _TURN_ADDED)
                 await _litellm.prepare(self.spec, self.endpoint)
                 return model, budget
         except TimeoutError:
@@ -384,9 +387,9 @@ class Runner:
             return written
         return _litellm.write(self.spec, self.endpoint, model, messages, parameters)
 
-    def _adjusted(self, model: str, why: str | None) -> None:
+    def _adjusted(self, model: str, why: str | None, *, tight: bool = False) -> None:
         if why:
-            events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why))
+            events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why, tight=tight))
 
     async def _ended(
         self, answer: Answer, answering: Answering, model: str, *, whole: bool

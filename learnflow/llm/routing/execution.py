@@ -37,6 +37,7 @@ class Rules:
     """
 
     retries: int
+    patience: float
     routing: selection.Routing
     deadline: float
     load: float
@@ -156,6 +157,7 @@ class Execution:
         self._whose: frozenset[str] = frozenset()  # the names of the model whose answer is to be continued
         self._stepping = True  # to the last whole word; once that went wrong, an answer is continued where it broke
         self._begun_again = False
+        self._refused_since: float | None = None
         self._refuse_prefill: set[int] = set()
         self._head = selection.head_of(call)
         self._place: Place | None = None  # of the attempt that is under way
@@ -424,11 +426,26 @@ class Execution:
     def _pause(self) -> float | None:
         """Seconds until those are asked again whose failure may pass; None where there is nobody, or no time."""
         again = self._passing().values()
-        if not again or self._rounds >= decision.rounds(self._rules.retries):
+        if not again:
             return None
         chance = random.random()  # noqa: S311  # jitter
-        pause = min(decision.back_off(self._rounds, chance, error.retry_after) for error in again)
+        if self._rounds < decision.rounds(self._rules.retries):
+            pause = min(decision.back_off(self._rounds, chance, error.retry_after) for error in again)
+        elif self._restarts():
+            pause = decision.RESTART_PAUSE_S * (0.5 + chance)
+        else:
+            return None
         return pause if self._remains(pause) else None
+
+    def _restarts(self) -> bool:
+        """Whether every provider of the chain may be a server that restarts, and LLM_PATIENCE is not over."""
+        now, asked = asyncio.get_running_loop().time(), [each for each in self._candidates if not self.why_not(each)]
+        failures = [self._failures.get(each.number) for each in asked if each.local]
+        if len(failures) < len(asked) or not all(decision.may_restart(error) for error in failures):
+            self._refused_since = None
+            return False
+        self._refused_since = self._refused_since or now
+        return now - self._refused_since < self._rules.patience
 
     async def _next(self) -> Candidate:
         """Who is asked next; a place there is taken. Raises LLMError where nobody can be."""
