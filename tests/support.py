@@ -8,7 +8,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -85,15 +84,15 @@ TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair 
 
 
 @contextmanager
-def serving(*servers: FaultServer) -> Iterator[None]:
-    """They run in a thread, for code that has a loop of its own or none."""
+def serving(*servers: FaultServer) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run servers in a thread, for code that has a loop of its own or none; yield the loop of that thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     for server in servers:
         asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
     try:
-        yield
+        yield loop
     finally:
         for server in servers:
             asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
@@ -166,10 +165,9 @@ def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
 FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
 
 
-def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]], float]:
-    started = time.perf_counter()
+def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     code = main(["status", "--json", *arguments])
-    return code, json.loads(capsys.readouterr().out), time.perf_counter() - started
+    return code, json.loads(capsys.readouterr().out)
 
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
