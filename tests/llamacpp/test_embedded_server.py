@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import threading
@@ -378,3 +379,22 @@ async def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPa
 async def test_process_state_counts_the_servers() -> None:
     await EmbeddedProvider().generate("Say pong", **FIXED)
     assert process.state()["embedded servers"] == 1
+
+
+def test_first_error_of_the_log_explains_a_failed_start() -> None:
+    """The lines behind it only repeat that the model was not loaded."""
+    lines = [
+        b"0.00.000.560 I srv          init: initializing ...\n",
+        b"0.23.382.824 E ggml_aligned_malloc: insufficient memory (attempted to allocate 585937.50 MB)\n",
+        b"0.33.400.823 E srv          init: exiting due to model loading error\n",
+    ]
+    cause: list[str] = []
+    embedded._read_log(io.BytesIO(b"".join(lines)), cause)
+    error = embedded._start_failure(1, "", cause)
+    assert "(ggml_aligned_malloc: insufficient memory (attempted to allocate 585937.50 MB))" in str(error)
+    assert "EMBEDDED_CONTEXT" in str(error)
+
+
+def test_context_of_all_slots_that_llamacpp_cannot_count_is_refused() -> None:
+    with pytest.raises(errors.NotConfigured, match="At most 2147483647"):
+        EmbeddedProvider(model=str(MODEL), context=2**30, slots=2)

@@ -14,11 +14,11 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -49,6 +49,8 @@ _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before
 _STOP_S: Final = 2.0  # for a server that is told to stop
 _MAX_LOG_LINES: Final = 2000  # of one server at DEBUG; the rest is read and dropped
 _MAX_LOG_CHARS: Final = 300
+_ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
+_MAX_TOKENS: Final = 2**31 - 1  # of all slots together: a C int
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes of a process that the kernel killed
 _EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
@@ -170,7 +172,7 @@ class EmbeddedServer:
             self._end(process)
             raise errors.ConnectionFailed("the embedded server was stopped while it started")
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
-        log_lines = deque[str](maxlen=1)
+        log_lines = list[str]()
         reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
         reader.start()
         late = threading.Timer(within, process.kill)
@@ -255,20 +257,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_spawning.acquire, after_in_parent=_spawning.release, after_in_child=_after_fork)
 
 
-def _read_log(pipe: IO[bytes], last: deque[str]) -> None:
-    """Read llama.cpp's log until its end: the lines go to DEBUG, the last one is kept for an error."""
+def _read_log(pipe: IO[bytes], cause: list[str]) -> None:
+    """Read llama.cpp's log until its end: the lines go to DEBUG. Keep the line that explains a failed start.
+
+    It is the first error, because the following ones only repeat that the model was not loaded; else the last line.
+    """
     for number, raw in enumerate(iter(lambda: pipe.readline(_MAX_LOG_CHARS), b"")):
         text = printable(raw.decode("utf-8", "replace").strip(), _MAX_LOG_CHARS)
-        if text:
-            last.append(text)
+        if text and not (cause and _ERROR_LINE.match(cause[0])):
+            cause[:] = [text]
         if number < _MAX_LOG_LINES:
             log.line("debug", "llm.embedded_log", text=text)
     pipe.close()
 
 
-def _start_failure(code: int | None, message: str, log_lines: deque[str]) -> LLMError:
+def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLMError:
     """Return the error for a server that ended before it was ready."""
-    line = log_lines[-1] if log_lines else printable(message, _MAX_LOG_CHARS)
+    line = _ERROR_LINE.sub("", log_lines[0]) if log_lines else printable(message, _MAX_LOG_CHARS)
     if code in _KILLED:
         return errors.ConnectionFailed(
             "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT is over",
@@ -277,7 +282,8 @@ def _start_failure(code: int | None, message: str, log_lines: deque[str]) -> LLM
         )
     return errors.ConnectionFailed(
         f"the embedded server ended before it was ready ({line or 'without a log'})",
-        hint="Check EMBEDDED_MODEL and the free memory; the log is at DEBUG (event llm.embedded_log)",
+        hint="Check EMBEDDED_MODEL and the free memory: EMBEDDED_CONTEXT and EMBEDDED_SLOTS decide how much it needs. "
+        "The log is at DEBUG (event llm.embedded_log)",
     )
 
 
@@ -413,6 +419,9 @@ class EmbeddedProvider(BaseProvider):
                 slots=numbers["slots"] or _DEFAULT_SLOTS,
                 threads=numbers["threads"] or available_cores(),
             )
+            if config.context * config.slots > _MAX_TOKENS:
+                what = f"context= times slots= is {config.context * config.slots} tokens"
+                raise NotConfigured(what, provider=self.spec.name, hint=f"At most {_MAX_TOKENS} are possible")
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)

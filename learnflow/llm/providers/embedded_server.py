@@ -38,6 +38,7 @@ def _parameters(x: Any, config: dict[str, Any]) -> Any:
     p.api_keys = [config["key"]]
     p.use_jinja = True
     p.endpoint_slots = True
+    p.fit_params = False  # a context that does not fit is an error, instead of a smaller one in silence
     if hasattr(p, "ui"):  # xllamacpp 2026.5 has none
         p.ui = False
     return p
