@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 MESSAGE = "a test in tests/unit opened a socket. Move it to tests/integration."
-EXEMPT = "test_pull.py"  # another change moves it
 
 
 @pytest.fixture(autouse=True)
-def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail a test that connects, binds or listens on IP. asyncio's own pair of sockets is not IP."""
-    if request.path.name == EXEMPT:
-        return
     for name in ("connect", "connect_ex", "bind", "listen"):
         real = getattr(socket.socket, name)
 
