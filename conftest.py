@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from learnflow.llm import discovery, settings
@@ -19,6 +21,11 @@ from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import endpoint
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # its deadline is a bound of wall-clock time
+hypothesis.settings.load_profile("any machine")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: children would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
