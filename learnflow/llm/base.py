@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed, TextStream
-from .errors import InvalidRequest
+from .completion import Completion, Emit, Parsed, TextStream, Work
+from .errors import InvalidRequest, LLMError, Tried, bare
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
@@ -145,6 +145,7 @@ class Attempt:
         prefix: what was delivered already and is to be continued; None to begin.
         thinking: what was thought before it.
         metadata: whose request it is.
+        tried: the attempts of it that failed.
     """
 
     number: int = 1
@@ -153,6 +154,7 @@ class Attempt:
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tried: list[Tried] = field(default_factory=list)
 
     @property
     def raw(self) -> str:
@@ -160,7 +162,6 @@ class Attempt:
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
-FIRST: Final = Attempt()
 _LABELS: Final = 16
 _LABEL: Final = 200  # characters
 
@@ -299,12 +300,19 @@ class AbstractProvider(LLMProvider):
     """``generate``, ``stream`` and ``complete``, written once over ``start``."""
 
     @abstractmethod
-    def start(self, call: Call) -> TextStream:
-        """The answer to a call, piece by piece; nothing is sent before the first one is asked for.
+    def start(self, call: Call) -> Work:
+        """The request for a call; nothing is sent before it is run.
 
         Raises:
             InvalidRequest, Unsupported: the call cannot be sent as it is.
         """
+
+    async def _whole(self, call: Call) -> Completion:
+        """The answer, for who wants no pieces: no task, no buffer."""
+        try:
+            return await self.start(call)(Emit())
+        except LLMError as error:
+            raise bare(error)  # noqa: B904  # that is what it does
 
     async def generate(
         self,
@@ -315,7 +323,7 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options],
     ) -> str:
         """The text of the answer; see ``LLMProvider.generate``."""
-        return (await self.start(Call(prompt, model, temperature, max_tokens, more, "generate")).whole()).text
+        return (await self._whole(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
 
     def stream(
         self,
@@ -326,7 +334,7 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options],
     ) -> TextStream:
         """The answer piece by piece; see ``LLMProvider.stream``."""
-        return self.start(Call(prompt, model, temperature, max_tokens, more, "stream"))
+        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
 
     async def complete(
         self,
@@ -337,4 +345,4 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
         """The answer and everything known about it; see ``LLMProvider.complete``."""
-        return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()
+        return await self._whole(Call(prompt, model, temperature, max_tokens, more, "complete"))

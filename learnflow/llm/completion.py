@@ -7,10 +7,11 @@ Everybody may import it.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, cast
 
@@ -18,7 +19,6 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 
 from .errors import InvalidRequest, LLMError, bare
 
-_T = TypeVar("_T")
 Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -184,129 +184,121 @@ class Finished:
 
 
 Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed | Finished
-# As they are handed up inside: a text as it is, and the other events only where somebody watches them.
-Piece: TypeAlias = str | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed
 _ONCE: Final = "Ask again for another stream"
-_LOOK_S: Final = 1.0  # seconds between two looks at what is waited for
+_LOOK_S: Final = 1.0  # seconds of silence after which it is told what is waited for
+_BUFFERED: Final = 64  # events that may wait for their reader; then the server waits, too
+_leaving: Final = set[asyncio.Task[None]]()  # whose streams were dropped
 
 
-class Watch:
-    """What somebody who watches the events of an answer is told while nothing arrives.
+class Emit:
+    """Where a request says what happens, while it happens. This one is of ``generate`` and ``complete``: nobody looks.
 
     Attributes:
-        waiting: what is waited for now.
-        silent_since: since when nothing was told, by the loop's clock; None while pieces arrive.
+        everything: thinking, tool calls and waiting are seen, not the text alone.
     """
 
-    __slots__ = ("silent_since", "waiting")
+    everything: bool = False
 
-    def __init__(self) -> None:
-        self.waiting: Waiting | None = None
-        self.silent_since: float | None = None
+    def __call__(self, event: Event) -> None:
+        """Something happened."""
+
+    async def room(self) -> None:
+        """Until the reader has taken enough: a slow one slows the server."""
+
+    @contextmanager
+    def waits(self, waiting: Waiting) -> Generator[None, None, None]:  # noqa: ARG002  # nobody looks
+        """What the block waits for."""
+        yield
+
+    def loaded(self, progress: float) -> None:
+        """How far the load is that is waited for."""
 
 
-class Watched(Generic[_T]):
-    """Does something that may take long, and tells who watches what is waited for meanwhile.
+Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
+"""A request that was checked and not yet begun; returns the completion, and raises only LLMErrors."""
 
-    ``async with Watched(work, watch) as told:``, then ``while waiting := await told.waiting(): yield waiting``, then
-    ``told.result``. Leaving the block ends the work. Where nobody watches, no task is made.
 
-    Args:
-        work: what is done.
-        watch: of who watches; None where nobody does.
-    """
+class _Channel(Emit):
+    """The one buffer between the task of a request and its reader."""
 
-    def __init__(self, work: Coroutine[Any, Any, _T], watch: Watch | None) -> None:
-        self._work = work
-        self._watch = watch
-        self._task: asyncio.Task[_T] | None = None
-        self.result: _T
+    def __init__(self, *, everything: bool) -> None:
+        self.everything = everything
+        self.events: deque[Event] = deque()
+        self.outcome: Completion | BaseException | None = None
+        self.reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waiting: Waiting | None = None
+        self._told = math.inf  # since when nothing was told
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def waiting(self) -> Waiting | None:
-        """What is waited for, once a second; None when it is done. Raises what the work raises."""
-        if self._watch is None:
-            self.result = await self._work
-            return None
-        loop, watch = asyncio.get_running_loop(), self._watch
-        self._task = self._task or asyncio.ensure_future(self._work)
-        watch.silent_since = watch.silent_since or loop.time()  # many short waits in a row are a long one
-        while True:
-            within = max(_LOOK_S / 10, watch.silent_since + _LOOK_S - loop.time())
-            if (await asyncio.wait([self._task], timeout=within))[0]:
-                self.result = self._task.result()
-                return None
-            if watch.waiting and loop.time() >= watch.silent_since + _LOOK_S:
-                watch.silent_since = loop.time()
-                return watch.waiting
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is None:
-            self._work.close()  # nothing where it is done
+    def __call__(self, event: Event) -> None:
+        if self.everything:
+            self._told = self._loop.time()
+        elif not isinstance(event, TextDelta):
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)  # how it ended is known, or no matter any more
+        self.events.append(event)
+        _wake(self.reader)
 
+    async def room(self) -> None:
+        while len(self.events) >= _BUFFERED:
+            self._writer = self._loop.create_future()
+            await self._writer
 
-class Answering:
-    """Where a stream leaves its completion when it has ended; shared, so that neither end keeps the other alive.
+    async def arrival(self) -> None:
+        """Until there is an event, or it is over."""
+        while not self.events and self.outcome is None:
+            self.reader = self._loop.create_future()
+            try:
+                await self.reader
+            finally:
+                self.reader = None
 
-    Attributes:
-        completion: the whole answer.
-        unfit: a whole answer that failed its schema, where there was one: it has cost something, too.
-        watch: of who watches the events; None where only the text is read.
-    """
+    def take(self) -> Event:
+        """The next event."""
+        event = self.events.popleft()
+        if self._writer and len(self.events) < _BUFFERED:
+            _wake(self._writer)
+        return event
 
-    __slots__ = ("completion", "unfit", "watch")
-
-    def __init__(self) -> None:
-        self.completion: Completion | None = None
-        self.unfit: Completion | None = None
-        self.watch: Watch | None = None
+    async def run(self, work: Work) -> None:
+        """The task of the request."""
+        try:
+            self.outcome = await work(self)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader's
+            self.outcome = error
+        finally:
+            _wake(self.reader)
 
     @contextmanager
     def waits(self, waiting: Waiting) -> Generator[None, None, None]:
-        """What the block waits for, for whoever watches."""
-        before = self.watch.waiting if self.watch else None
-        if self.watch:
-            self.watch.waiting = waiting
+        outer, self._waiting = self._waiting, waiting
+        self._told = min(self._told, self._loop.time())
+        if self.everything and self._timer is None:
+            self._look()
         try:
             yield
         finally:
-            if self.watch:
-                self.watch.waiting = before
+            self._waiting = outer
+
+    def loaded(self, progress: float) -> None:
+        if self._waiting and self._waiting.reason == "load":
+            self._waiting = replace(self._waiting, progress=progress)
+
+    def _look(self) -> None:
+        """Look again whether it is to be told what is waited for: many short waits in a row are a long one."""
+        within = max(_LOOK_S / 10, self._told + _LOOK_S - self._loop.time())
+        self._timer = self._loop.call_later(within, self._tick) if self._waiting else None
+
+    def _tick(self) -> None:
+        if self._waiting and self._loop.time() >= self._told + _LOOK_S and not self.events:
+            self(self._waiting)
+        self._look()
 
 
-class Nested(AsyncIterator[_T]):
-    """A generator that another generator iterates and closes, and of which the event loop is not told.
-
-    A loop that is shut down closes the asynchronous generators that it knows (PEP 525), all at once: one that is nested
-    would be closed twice, by the loop and by the one around it ("asynchronous generator is already running").
-    """
-
-    __slots__ = ("_begun", "_pieces")
-
-    def __init__(self, pieces: AsyncGenerator[_T, None]) -> None:
-        self._pieces = pieces
-        self._begun = False
-
-    def __anext__(self) -> Awaitable[_T]:
-        if self._begun:
-            return self._pieces.__anext__()
-        self._begun = True
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, None)  # they are called here, when a generator is asked for the first time
-        try:
-            return self._pieces.__anext__()
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-
-    async def aclose(self) -> None:
-        """Close it."""
-        if self._begun:
-            await self._pieces.aclose()
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future and not future.done():
+        future.set_result(None)
 
 
 class TextStream(AsyncIterator[str]):
@@ -314,62 +306,64 @@ class TextStream(AsyncIterator[str]):
 
     Iterate it once. Leaving an ``async with``, ``aclose()``, cancelling the task, and leaving a ``for`` over an unnamed
     stream close the connection at once, which makes the server stop. ``completion`` is there when the stream has ended.
+
+    Args:
+        work: the request; it runs in a task of its own from the first piece that is asked for.
     """
 
-    def __init__(self, pieces: AsyncGenerator[Piece, None], answering: Answering) -> None:
-        self._pieces: AsyncGenerator[Piece, None] | Nested[Piece] = pieces
-        self._answering = answering
-        self._reader: asyncio.Task[object] | None = None
-        self._left: asyncio.Event | None = None  # somebody closes; set when that is done
-        self._failed = False
-        self._begun = False
-        self._watched = False  # it is read by its events
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._channel: _Channel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._watched = self._failed = self._closed = False
 
     @property
     def completion(self) -> Completion:
         """The whole answer. Raises InvalidRequest while the stream has not ended."""
-        if self._answering.completion is None:
+        done = self._channel and not self._channel.events and self._channel.outcome
+        if not isinstance(done, Completion):
             raise InvalidRequest(
                 "the stream has no completion: it has not ended, or it failed",
                 hint="Read .completion after the last piece",
             )
-        return self._answering.completion
+        return done
 
-    def __anext__(self) -> Coroutine[Any, Any, str]:
+    async def __anext__(self) -> str:
         if self._watched:
             raise InvalidRequest("the stream is being read by its events", hint=_ONCE)
-        return self._next()
+        channel = self._channel
+        if channel and channel.events and channel.reader is None and not self._closed:  # most pieces
+            event = channel.take()
+        else:
+            event = await self._next(everything=False)
+        return cast(TextDelta, event).text  # nothing else where nobody watches
 
-    async def _next(self) -> str:
-        self._begun = True
-        if self._left is not None:
-            raise StopAsyncIteration
-        if self._reader is not None or self._failed:
+    async def _next(self, *, everything: bool) -> Event:
+        channel = self._channel
+        if channel is None:
+            if self._closed:
+                raise StopAsyncIteration
+            channel = self._channel = _Channel(everything=everything)
+            self._task = asyncio.create_task(channel.run(self._work))
+        if self._failed or channel.reader:
             what = "the stream has failed" if self._failed else "the stream is being read by another task"
             raise InvalidRequest(what, hint=_ONCE)
-        reader = self._reader = asyncio.current_task()
-        cancelled = reader.cancelling() if reader else 0
-        try:
-            return cast(str, await self._pieces.__anext__())  # nothing else where nobody watches
-        except asyncio.CancelledError:
-            self._failed = True
-            if self._left is None or reader is None or reader.uncancel() > cancelled:
-                raise  # not only by aclose()
-        except LLMError as error:
-            self._failed = True
-            raise bare(error)  # noqa: B904  # that is what it does
-        finally:
-            self._reader = None
-            if self._left is not None:
-                self._left.set()
-        raise StopAsyncIteration
-
-    def nested(self, watch: Watch | None = None) -> Self:
-        """The same stream, for a generator that reads it; see ``Nested``. With a watch it gives every ``Piece``."""
-        self._answering.watch = watch
-        if not isinstance(self._pieces, Nested):
-            self._pieces = Nested(self._pieces)
-        return self
+        if not channel.events and not self._closed:
+            try:
+                await channel.arrival()
+            except asyncio.CancelledError:
+                self._failed = True
+                await self._left()
+                raise
+        if self._closed:
+            raise StopAsyncIteration
+        if channel.events:
+            return channel.take()
+        if isinstance(channel.outcome, Completion):
+            raise StopAsyncIteration
+        self._failed = True
+        assert channel.outcome  # noqa: S101  # it is over
+        raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Everything that happens: text, thinking, tool calls, waiting, failover; at the end ``Finished``.
@@ -381,21 +375,19 @@ class TextStream(AsyncIterator[str]):
             InvalidRequest: the stream was read already, or is.
             LLMError: as the stream does; where a piece of a tool call was given, it is not asked for again.
         """
-        if self._begun or self._watched:
+        if self._channel or self._watched:
             raise InvalidRequest("the stream was begun already: events() has to be its only reader", hint=_ONCE)
         self._watched = True
-        watch = Watch()
-        async with self.nested(watch):
+        async with self:
             while True:
                 try:
-                    piece: Piece = await self._next()
+                    event = await self._next(everything=True)
                 except StopAsyncIteration:
                     break
-                if not isinstance(piece, Waiting):
-                    watch.silent_since = None
-                yield TextDelta(piece) if isinstance(piece, str) else piece
-        if self._answering.completion:
-            yield Finished(self._answering.completion)
+                yield event
+            done = self._channel and self._channel.outcome
+            if isinstance(done, Completion):
+                yield Finished(done)
 
     async def whole(self) -> Completion:
         """Read it to its end, for who wants no pieces; returns the completion."""
@@ -406,16 +398,22 @@ class TextStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """Close the connection; the server stops. A task that waits for a piece sees the end of the stream."""
-        if self._left is None:
-            self._left = asyncio.Event()
-            if self._reader is None:
-                try:
-                    await self._pieces.aclose()
-                finally:
-                    self._left.set()
-            else:
-                self._reader.cancel()
-        await self._left.wait()
+        self._closed = True
+        await self._left()
+
+    async def _left(self) -> None:
+        """End the task, and wait for its end."""
+        task, self._work = self._task, _nothing
+        if task and not task.done():
+            if not task.cancelling():
+                task.cancel()
+            await asyncio.wait([task])
+
+    def __del__(self) -> None:
+        task = self._task
+        if task and not task.done():
+            with suppress(RuntimeError):  # its loop was closed
+                task.get_loop().call_soon_threadsafe(_leave, task)
 
     async def __aenter__(self) -> Self:
         return self
@@ -424,3 +422,14 @@ class TextStream(AsyncIterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def _nothing(emit: Emit) -> Completion:  # noqa: ARG001
+    raise InvalidRequest("the stream was closed", hint=_ONCE)
+
+
+def _leave(task: asyncio.Task[None]) -> None:
+    """Nobody has the stream any more: its task is ended, and kept until then."""
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)
+    task.cancel()

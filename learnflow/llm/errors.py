@@ -463,9 +463,11 @@ class SchemaMismatch(BrokenAnswer):
     Attributes:
         reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message
             or repr shows it.
+        answer: the completion that it was.
     """
 
     public = _USELESS
 
     reason: str = ""
+    answer: Any = None
     advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"

@@ -7,13 +7,15 @@ The adapter and the router emit; applications add sinks.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from . import log
-from .completion import Completion, ToolCall, Usage
+from .base import Attempt
+from .completion import Completion, Emit, ToolCall, Usage, Work
 from .errors import ConfigError, LLMError
 from .process import kept
 
@@ -321,71 +323,63 @@ def said(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], whol
         _guarded(sink, event)
 
 
-def over(request: int, outcome: Completion | LLMError | None, attempts: int = 1) -> Ended:
-    """How a request ended, all its attempts together; ``attempts`` of one that its caller left."""
+class Attempting:
+    """One attempt at an answer, told from its beginning to its end.
+
+    Attributes:
+        model, max_tokens: as it is asked in the end.
+        outcome: a completion, an error; None while it is under way, and where its caller has left it.
+    """
+
+    def __init__(
+        self, provider: str, model: str | None, address: str, sampling: Mapping[str, Any], attempt: Attempt
+    ) -> None:
+        self.provider, self.model, self.max_tokens = provider, model, sampling.get("max_tokens")
+        self.outcome: Completion | LLMError | None = None
+        self._same = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
+        self._started = time.monotonic()
+        emit_lazily(Asked, provider=provider, model=model, address=address, sampling=sampling, **self._same)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        whose: dict[str, Any] = {"provider": self.provider, "total_s": time.monotonic() - self._started, **self._same}
+        match self.outcome:
+            case None:
+                emit(Left(model=self.model, **whose))
+            case LLMError() as error:
+                loud = isinstance(error, ConfigError)
+                emit(Failed(model=self.model, error=type(error).__name__, status=error.status, loud=loud, **whose))
+            case Completion() as whole:
+                told = {name: getattr(whole, name) for name in ("finish", "usage", "first_token_s", "cost")}
+                emit(Answered(model=str(whole.model), asked=whole.model.asked, **told, **whose))
+                if whole.finish == "length":
+                    emit(Truncated(provider=self.provider, model=str(whole.model), max_tokens=self.max_tokens))
+
+
+async def request(chain: Callable[[], str], model: str | None, attempt: Attempt, work: Work, tell: Emit) -> Completion:
+    """A request that no other one sends, told from its beginning to its end."""
+    outcome: Completion | LLMError | None = None
+    emit_lazily(Began, request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata)
+    try:
+        outcome = await work(tell)
+    except LLMError as error:
+        outcome = error
+        raise
+    finally:
+        emit_lazily(Ended, request=attempt.request, **_ended(outcome, len(attempt.tried) + 1))
+    return outcome
+
+
+def _ended(outcome: Completion | LLMError | None, tried: int) -> dict[str, Any]:
     if outcome is None:
-        return Ended(request=request, outcome="left", attempts=attempts)
+        return {"outcome": "left", "attempts": tried}
     if isinstance(outcome, LLMError):
-        name, tried = type(outcome).__name__, max(1, len(outcome.attempts))
-        return Ended(request=request, outcome=name, failed=True, provider=outcome.provider, attempts=tried)
-    return Ended(
-        request=request,
-        outcome=outcome.finish,
-        provider=outcome.provider,
-        attempts=outcome.attempts,
-        resumed=outcome.resumed,
-    )
-
-
-def ended(
-    provider: str,
-    model: str | None,
-    outcome: Completion | LLMError | None,
-    *,
-    total_s: float,
-    max_tokens: int | None,
-    attempt: int = 1,
-    request: int = 0,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Emit how an attempt ended: whole, failed, or left by its caller (None)."""
-    whose = dict(metadata or {})
-    if outcome is None:
-        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt, request=request, metadata=whose))
-    elif isinstance(outcome, LLMError):
-        name, loud = type(outcome).__name__, isinstance(outcome, ConfigError)
-        emit(
-            Failed(
-                provider=provider,
-                model=model,
-                error=name,
-                status=outcome.status,
-                loud=loud,
-                total_s=total_s,
-                attempt=attempt,
-                request=request,
-                metadata=whose,
-            )
-        )
-    else:
-        served = str(outcome.model)
-        emit(
-            Answered(
-                provider=provider,
-                model=served,
-                finish=outcome.finish,
-                usage=outcome.usage,
-                first_token_s=outcome.first_token_s,
-                total_s=outcome.total_s,
-                attempt=attempt,
-                request=request,
-                cost=outcome.cost,
-                asked=outcome.model.asked,
-                metadata=whose,
-            )
-        )
-        if outcome.finish == "length":
-            emit(Truncated(provider=provider, model=served, max_tokens=max_tokens))
+        attempts = max(1, len(outcome.attempts))
+        return {"outcome": type(outcome).__name__, "failed": True, "provider": outcome.provider, "attempts": attempts}
+    same = {"provider": outcome.provider, "attempts": outcome.attempts, "resumed": outcome.resumed}
+    return {"outcome": outcome.finish, **same}
 
 
 def emit(event: Event) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import DIALECTS, provider_for
 
-from learnflow.llm import errors
+from learnflow.llm import RouterProvider, errors
 from learnflow.llm.completion import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.transport import pool
@@ -260,3 +260,21 @@ async def test_leaving_at_the_end_of_the_loop_leaves_nothing_behind_and_nothing_
             await asyncio.wait_for(seen.gone.wait(), 10)
     assert len(server.seen) >= 9
     assert [line for line in said.decode().splitlines() if "learnflow.llm" not in line] == []
+
+
+@pytest.mark.parametrize("who", ["alone", "router"])
+async def test_a_stream_in_a_cycle_is_closed_when_it_is_collected(who: str) -> None:
+    """The collector may reach what is inside before what is around it; pytest fails for what it cannot raise."""
+
+    class Holder:
+        pass
+
+    async with FaultServer(fault=Fault("stall")) as server:
+        holder: Any = Holder()
+        one = provider_for(server)
+        holder.me, holder.stream = holder, (one if who == "alone" else RouterProvider(one)).stream("hi")
+        assert await anext(holder.stream)
+        del holder
+        gc.collect()
+        await gone(server)
+        gc.collect()

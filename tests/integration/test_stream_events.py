@@ -28,7 +28,7 @@ from learnflow.llm import (
     completion,
     errors,
 )
-from learnflow.llm.completion import Answering, Completion, ServedModel, TextStream
+from learnflow.llm.completion import Completion, ServedModel, TextStream
 from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
@@ -318,17 +318,16 @@ async def test_an_applications_own_generator_runs_in_the_readers_task() -> None:
         def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
             inner = super().stream(prompt, *given, **more)
 
-            async def pieces() -> Any:
+            async def work(emit: Any) -> Any:
                 async with asyncio.timeout(60):
                     async with asyncio.TaskGroup():
                         token = SOME.set("mine")
                         async for piece in inner:
-                            yield piece
+                            emit(TextDelta(piece))
                         SOME.reset(token)
-                answering.completion = inner.completion
+                return inner.completion
 
-            answering = Answering()
-            return TextStream(pieces(), answering)
+            return TextStream(work)
 
     for provider in (Context([TEXT]), router(Context([TEXT]), dead())):
         events = await told(provider)

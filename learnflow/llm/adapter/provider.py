@@ -7,12 +7,13 @@ import copy
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
 from .. import errors, events, settings
-from ..base import FIRST, AbstractProvider, Attempt, Call, TimeOptions
+from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import TextStream
+from ..completion import Work
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory
@@ -168,17 +169,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         alone = local_only or self._times.local_only
         return self.spec.local or self.endpoint.near or super().permitted(local_only=alone)
 
-    def start(self, call: Call) -> TextStream:
+    def start(self, call: Call) -> Work:
         """See ``AbstractProvider``."""
-        return self.attempt(call)
+        attempt = Attempt(request=events.next_request(), metadata=call.metadata)
+        model = call.model or self.model
+        return partial(events.request, lambda: self.name, model, attempt, self.attempt(call, attempt))
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
         """An answer, or what follows one that was begun; see ``RoutableProvider``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         asked = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
         if self.vision_model and not call.model and asked.images:
             asked = replace(asked, model=self.vision_model)
-        return self.runner.stream(asked, replace(attempt, metadata=call.metadata), whole=call.whole)
+        return self.runner.start(asked, replace(attempt, metadata=call.metadata), whole=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""

@@ -7,15 +7,15 @@ An application's own provider needs none of it: ``routable`` wraps it. One that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, cast
 
 from .. import errors, events, settings
-from ..base import FIRST, Attempt, Call, LLMProvider, Options
+from ..base import Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, unknown
-from ..completion import Answering, Completion, Piece, TextStream
+from ..completion import Completion, Emit, Event, Finished, TextDelta, Work
 from ..errors import LLMError
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
@@ -33,6 +33,11 @@ class RoutableProvider(LLMProvider):
     model: str | None = None
     vision_model: str | None = None
     reports: bool = True
+
+    @cached_property
+    def _common(self) -> settings.Settings:
+        """Read once: a millisecond."""
+        return settings.load()
 
     @property
     def address(self) -> str:
@@ -62,7 +67,7 @@ class RoutableProvider(LLMProvider):
     @property
     def waits(self) -> tuple[float, float]:
         """Seconds that it has for the first token, and between two."""
-        common, (first, gap) = settings.load(), NEAR if self.get_capabilities()["local"] else FAR
+        common, (first, gap) = self._common, NEAR if self.get_capabilities()["local"] else FAR
         return common.llm_first_token_timeout or first, common.llm_gap_timeout or gap
 
     def cold(self, model: str | None) -> bool:  # noqa: ARG002  # a question with a default
@@ -114,98 +119,84 @@ class RoutableProvider(LLMProvider):
     async def aclose(self) -> None:  # a default that does nothing
         """Let go of what is kept between two requests: idle connections. It may be asked again afterwards."""
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
         """One attempt at an answer, or at what follows a part of it, within bounds.
 
         Args:
             call: what was asked.
             attempt: which one it is, how long it may take, what is to be continued.
         """
-        if not self.permitted(local_only=settings.load().llm_local_only):
+        if not self.permitted(local_only=self._common.llm_local_only):
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
             )
         if attempt.prefix is not None:
             prompt = [{"role": "user", "content": call.prompt}] if isinstance(call.prompt, str) else list(call.prompt)
             call = replace(call, prompt=[*prompt, {"role": "assistant", "content": attempt.prefix}])
-        answering = Answering()
-        return TextStream(self._bounded(call, attempt, answering), answering)
+        return partial(self._bounded, call, attempt, self.work(call, attempt))
 
-    async def answer(self, call: Call, attempt: Attempt) -> Completion:  # noqa: ARG002  # a router's number of it
-        """The whole answer, as ``attempt`` has it from ``complete``."""
-        return await self.complete(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
+    def work(self, call: Call, attempt: Attempt) -> Work:  # noqa: ARG002  # a router's number of it
+        """The request as an application's provider has it."""
+        return partial(self._its, call)
 
-    def pieces(self, call: Call, attempt: Attempt) -> TextStream:  # noqa: ARG002
-        """Its pieces, as ``attempt`` has them from ``stream``."""
-        return self.stream(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
+    async def _its(self, call: Call, emit: Emit) -> Completion:
+        asked = call.prompt, call.model, call.temperature, call.max_tokens
+        if call.whole:
+            done = await self.complete(*asked, **_options(call))
+            emit(TextDelta(done.text))
+            return done
+        left, stream = most_characters(call.max_tokens), self.stream(*asked, **_options(call))
+        async with aclosing(stream.events() if emit.everything else stream) as pieces:
+            async for piece in pieces:
+                left -= len(piece) if isinstance(piece, str) else 1
+                if left < 0:
+                    raise errors.AnswerTooLong("the answer is many times as long as max_tokens can be")
+                if not isinstance(piece, Finished):
+                    emit(TextDelta(piece) if isinstance(piece, str) else piece)
+                await emit.room()
+        return stream.completion
 
-    async def _bounded(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[Piece, None]:
-        """The pieces: an application's provider may know neither our times, nor our errors, nor our events."""
+    async def _bounded(self, call: Call, attempt: Attempt, work: Work, emit: Emit) -> Completion:
+        """The answer: an application's provider may know neither our times, nor our errors, nor our events."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        (first, gap), over = self.waits, started + call.options.get("timeout", settings.load().llm_deadline)
-        left, failed = most_characters(call.max_tokens), cast(LLMError | None, None)
-        late: type[LLMError] = errors.FirstTokenTimeout
+        started, (first, gap) = loop.time(), self.waits
+        over = started + call.options.get("timeout", self._common.llm_deadline)
         first = min(filter(None, [attempt.patience, None if call.whole else first]), default=over)
-        limit = min(over, started + first)
-        model = call.model or self.model
-        self._begins(call, model, attempt)
-        try:
+        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        attempting = events.Attempting(self.name, call.model or self.model, self.address, sampling, attempt)
+        with attempting if self.reports else nullcontext(attempting) as told:
             try:
-                if call.whole:
-                    async with asyncio.timeout_at(limit):
-                        answering.completion = await self.answer(call, attempt)
-                    yield answering.completion.text
-                else:
-                    async with aclosing(self.pieces(call, attempt).nested(answering.watch)) as stream:
-                        while True:
-                            async with asyncio.timeout_at(limit):
-                                piece: Piece | None = await anext(stream, None)
-                            if piece is None:
-                                break
-                            left -= len(piece) if isinstance(piece, str) else 1
-                            if left < 0:
-                                raise errors.AnswerTooLong(  # noqa: TRY301
-                                    "the answer is many times as long as max_tokens can be"
-                                )
-                            yield piece
-                            late, limit = errors.GapTimeout, min(over, loop.time() + gap)
-                        answering.completion = stream.completion
+                async with asyncio.timeout_at(min(over, started + first)) as budget:
+                    bounded = _Bounded(emit, budget, over, over if call.whole else gap)
+                    told.outcome = whole = await work(bounded)
+                    return whole
             except TimeoutError:
-                kind = errors.DeadlineExceeded if limit >= over else late
-                failed = kind("no answer in time", provider=self.name)
+                kind = errors.DeadlineExceeded if loop.time() >= over else bounded.late
+                failed: LLMError = kind("no answer in time", provider=self.name)
             except LLMError as error:
                 failed = error
             except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
                 failed = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
-        finally:
-            if self.reports:
-                events.ended(
-                    self.name,
-                    model,
-                    failed or answering.completion,
-                    total_s=loop.time() - started,
-                    max_tokens=call.max_tokens,
-                    attempt=attempt.number,
-                    request=attempt.request,
-                    metadata=call.metadata,
-                )
-        if failed:
-            raise failed.with_traceback(None)
+            told.outcome = failed
+        raise failed.with_traceback(None)
 
-    def _begins(self, call: Call, model: str | None, attempt: Attempt) -> None:
-        if self.reports and events.heard():
-            events.emit(
-                events.Asked(
-                    request=attempt.request,
-                    attempt=attempt.number,
-                    provider=self.name,
-                    model=model,
-                    address=self.address,
-                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
-                    metadata=call.metadata,
-                )
-            )
+
+class _Bounded(Emit):
+    """Moves the limit of an answer with each of its pieces; the caller's own time is not the provider's silence."""
+
+    def __init__(self, emit: Emit, budget: asyncio.Timeout, over: float, gap: float) -> None:
+        self.everything, self.waits, self.loaded = emit.everything, emit.waits, emit.loaded  # type: ignore[method-assign]
+        self.late: type[LLMError] = errors.FirstTokenTimeout
+        self._emit, self._budget, self._over, self._gap = emit, budget, over, gap
+
+    def __call__(self, event: Event) -> None:
+        self.late = errors.GapTimeout
+        self._emit(event)
+
+    async def room(self) -> None:
+        self._budget.reschedule(None)
+        await self._emit.room()
+        self._budget.reschedule(min(self._over, asyncio.get_running_loop().time() + self._gap))
 
 
 def _options(call: Call) -> Options:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Answering, Completion, Nested, Piece, ReasoningDelta, TextStream, Waiting, Watch, Watched
+from ..completion import Completion, Emit, ReasoningDelta, TextDelta, Waiting, Work
 from ..errors import LLMError, Tried
 from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
@@ -32,27 +32,6 @@ from .redaction import discreet
 from .request import Request, Size, Variant
 
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
-
-
-@dataclass(slots=True)
-class _Trial:
-    """One request to one model, put in one way after another until it is taken.
-
-    Attributes:
-        variant: how it is put now.
-        over: it was answered.
-    """
-
-    asked: Request
-    attempt: Attempt
-    answer: Answer
-    model: str
-    variant: Variant
-    over: bool = False
-    before: Variant = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.before = self.variant
 
 
 class Runner:
@@ -95,42 +74,24 @@ class Runner:
         rows = self.spec, self.inventory.server and self.inventory.server.kind
         return next((row for row in rows if row and row.continues and row.parser is self.spec.parser), None)
 
-    def stream(self, asked: Request, attempt: Attempt, *, whole: bool) -> TextStream:
-        """The caller's pieces; nothing is sent before the first one is asked for.
+    def start(self, asked: Request, attempt: Attempt, *, whole: bool) -> Work:
+        """The request; nothing is sent before it is run.
 
         Args:
             asked: the request.
             attempt: which one it is, and what is to be continued.
             whole: nobody is watching the pieces.
         """
-        answering = Answering()
-        if whole and self._reask and attempt.prefix is None and structured_output.checks(asked.wanted):
-            return TextStream(self._fitting(asked, attempt, answering), answering)
         hold = whole or asked.reasoning not in (None, False)  # what may be thinking, until that is certain
-        return TextStream(self._text(asked, attempt, answering, hold=hold), answering)
+        again = whole and self._reask and attempt.prefix is None and structured_output.checks(asked.wanted)
+        return partial(self._turns, asked, attempt) if again else partial(self._attempt, asked, attempt, hold=hold)
 
-    async def _fitting(self, asked: Request, attempt: Attempt, answering: Answering) -> AsyncGenerator[Piece, None]:
-        """As ``_text``, for an answer that must fit a schema: in one piece, asked for in as many turns as it takes."""
-        attempt, alone = self._begun(asked, attempt)
-        tried = list[Tried]()
-        outcome: Completion | LLMError | None = None
-        try:
-            outcome = answering.completion = await self._turns(asked, attempt, tried)
-            if outcome.text:
-                yield outcome.text
-        except LLMError as error:
-            outcome = error
-            raise
-        finally:
-            if alone and events.heard():
-                events.emit(events.over(attempt.request, outcome, len(tried) + 1))
-
-    async def _turns(self, asked: Request, attempt: Attempt, tried: list[Tried]) -> Completion:
+    async def _turns(self, asked: Request, attempt: Attempt, emit: Emit) -> Completion:
         """An answer that fits its schema; one that does not is sent back to the model, with the reason.
 
         Args:
             asked, attempt: the first turn.
-            tried: gets the turns that failed.
+            emit: gets the answer in one piece.
 
         Raises:
             LLMError: how the last turn failed; but where what was sent back is refused, which was our idea and not the
@@ -139,105 +100,78 @@ class Runner:
         loop = asyncio.get_running_loop()
         started = loop.time()
         deadline = started + (asked.timeout or self.times.deadline)
-        unfit = list[Completion]()
+        unfit, tried = list[Completion](), attempt.tried
         failed: LLMError | None = None
         while True:
-            began, turn = loop.time(), Answering()
-            pieces = self._text(replace(asked, timeout=deadline - began), attempt, turn, hold=True)
+            began = loop.time()
             try:
-                whole = await TextStream(pieces, turn).nested().whole()
+                turn = replace(asked, timeout=deadline - began)
+                whole = await self._attempt(turn, attempt, Emit(), hold=True)
+                emit(TextDelta(whole.text))
+                return _together(whole, unfit, began - started)
             except LLMError as error:
                 seconds = loop.time() - began
                 tried.append(Tried(self.spec.name, error.model, type(error).__name__, error.status, seconds))
                 ours = isinstance(error, (errors.CapabilityError, errors.RequestError))
-                failed = failed if failed and ours else error
-            else:
-                return _together(whole, unfit, began - started)
+                last, failed = error, failed if failed and ours else error
             left = deadline - loop.time()
+            wrong = last.answer if isinstance(last, errors.SchemaMismatch) else None
             reason = failed.reason if isinstance(failed, errors.SchemaMismatch) else ""
-            if turn.unfit is None or not reason or len(tried) > self._reask or left <= 0:
+            if wrong is None or not reason or len(tried) > self._reask or left <= 0:
                 failed.attempts = tuple(tried) if len(tried) > 1 else ()
                 raise failed.with_traceback(None)
-            unfit.append(turn.unfit)
-            asked = asked.corrected(turn.unfit.text, reason)
+            unfit.append(wrong)
+            asked = asked.corrected(wrong.text, reason)
             patience = attempt.patience and min(attempt.patience, left / 2)  # others want a share of what is left
             attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 
-    async def _text(
-        self, asked: Request, attempt: Attempt, answering: Answering, *, hold: bool
-    ) -> AsyncGenerator[Piece, None]:
-        """The pieces; leaves the completion, tells what happened, and raises only LLMErrors."""
+    async def _attempt(self, asked: Request, attempt: Attempt, emit: Emit, *, hold: bool) -> Completion:
+        """The answer; tells what happened, and raises only LLMErrors."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         deadline = started + (asked.timeout or self.times.deadline)
         model, answer = asked.model, Answer(asked, hold=hold)
         failed: LLMError | None = None
-        attempt, alone = self._begun(asked, attempt)
-        self._asks(asked, attempt)
-        try:
+        whole: Completion | None = None
+        with events.Attempting(self.spec.name, model, self.endpoint.base, asked.sampling, attempt) as told:
             try:
                 model, budget = await self._prepared(asked, attempt, deadline)
                 asked = await self._readable(asked, deadline)
                 goes_on = attempt.prefix is not None  # what follows is no thinking
                 closes = self._closes_only(model) and not goes_on
                 answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
-                trial = _Trial(asked, attempt, answer, model, self._variants.get(model) or self._first_variant())
-                async with AsyncExitStack() as stack:
-                    with answering.waits(Waiting("queue", self.spec.name, model)):
-                        async with Watched(self._place(stack, deadline), answering.watch) as told:
-                            while waiting := await told.waiting():
-                                yield waiting
-                    while not trial.over:
+                before = variant = self._variants.get(model) or self._first_variant()
+                async with AsyncExitStack() as place:
+                    with emit.waits(Waiting("queue", self.spec.name, model)):
+                        await self._place(place, deadline)
+                    while True:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
-                        send = partial(self._sent, trial, budget.sending(), reader)
                         try:
-                            deltas = self._deltas(reader.deltas(send, deadline), answering, model, loads=budget.loads)
-                            async with aclosing(deltas):
-                                async for delta in deltas:
-                                    for piece in _shown(answer, delta, answering):
-                                        yield piece
-                            trial.over = True
+                            async with self._loading(model, emit, loads=budget.loads) as loading_:
+                                send = partial(self._sent, asked, attempt, model, variant, budget.sending(), reader)
+                                await reader.read(send, deadline, partial(_take, answer, emit, loading_), emit.room)
+                            break
                         except _MAY_BE_OURS as error:
-                            self._otherwise(trial, reader, error)
-                    self._variants[model] = asked.lasting(trial.variant, trial.before)
+                            if reader.began:
+                                raise
+                            variant = self._otherwise(asked, budget, model, variant, error)
+                    self._variants[model] = asked.lasting(variant, before)
                     budget.held()
             except Exception as error:  # noqa: BLE001  # nothing raw leaves: what nobody thought of has a name, too
                 failed = failure_of(error)
-            rest, late = await self._ended(answer, answering, model or "", whole=failed is None)
-            failed = failed or late
-            for piece in _pieces(rest, answering):
-                yield piece
-        finally:
-            lowered = answer.budget.answer if answer.budget else None
-            self._tell(failed or answering.completion, model, asked, attempt, lowered, loop.time() - started)
-            if alone and events.heard():
-                events.emit(events.over(attempt.request, failed or answering.completion))
-        if failed:
-            raise self.explained(failed, model, asked, answer).with_traceback(None)
-
-    def _begun(self, asked: Request, attempt: Attempt) -> tuple[Attempt, bool]:
-        """The attempt with a number of its request, and whether it is the whole request: no router sends it."""
-        alone = not attempt.request
-        if alone:
-            attempt = replace(attempt, request=events.next_request())
-            if events.heard():
-                number, whose = attempt.request, attempt.metadata
-                events.emit(events.Began(request=number, provider=self.spec.name, model=asked.model, metadata=whose))
-        return attempt, alone
-
-    def _asks(self, asked: Request, attempt: Attempt) -> None:
-        if events.heard():
-            events.emit(
-                events.Asked(
-                    request=attempt.request,
-                    attempt=attempt.number,
-                    provider=self.spec.name,
-                    model=asked.model,
-                    address=self.endpoint.base,
-                    sampling=asked.sampling,
-                    metadata=attempt.metadata,
-                )
-            )
+            try:
+                _show(answer.end(), emit)
+                whole = None if failed else await self._completed(answer, model or "")
+            except Exception as error:  # noqa: BLE001  # as above: a schema's validator may raise anything
+                failed = failed or failure_of(error)
+            told.model, told.outcome = model, failed or whole
+            told.max_tokens = (answer.budget and answer.budget.answer) or told.max_tokens
+            if whole:
+                self._say(whole, asked, attempt)
+        if whole:
+            return whole
+        assert failed  # noqa: S101  # one of the two
+        raise self.explained(failed, model, asked, answer).with_traceback(None)
 
     async def _prepared(self, asked: Request, attempt: Attempt, deadline: float) -> tuple[str, ContextBudget]:
         """LiteLLM is loaded, the model's name is known, and the request may fit it."""
@@ -286,35 +220,17 @@ class Runner:
             hint = f"Raise timeout= or LLM_DEADLINE, or {self.spec.env_concurrency} if the server can take more"
             raise errors.DeadlineExceeded(what, hint=hint)
 
-    def _deltas(
-        self, deltas: AsyncGenerator[Delta, None], answering: Answering, model: str, *, loads: bool
-    ) -> Nested[Delta | Waiting]:
-        """The deltas; where a model ``loads`` and somebody watches, with what is waited for before the first one."""
-        nested: Nested[Any] = Nested(deltas)
-        watch = answering.watch
-        return Nested(self._loads(nested, watch, answering, model)) if loads and watch else nested
-
-    async def _loads(
-        self, deltas: Nested[Delta], watch: Watch, answering: Answering, model: str
-    ) -> AsyncGenerator[Delta | Waiting, None]:
-        """The same deltas, and until the first one, that the model loads, and how far, where the server tells."""
-
-        async def first() -> Delta | None:
-            return await anext(deltas, None)
-
-        async with aclosing(deltas):
-            async with AsyncExitStack() as load:
-                load.enter_context(answering.waits(Waiting("load", self.spec.name, model)))
-                if self.spec.load_progress and not self.client.replays:
-                    report = loading.report(self.inventory.prober, model, watch)
-                    await load.enter_async_context(loading.meanwhile(report))
-                told = await load.enter_async_context(Watched(first(), watch))
-                while waiting := await told.waiting():
-                    yield waiting
-            if told.result:
-                yield told.result
-                async for delta in deltas:
-                    yield delta
+    @asynccontextmanager
+    async def _loading(self, model: str, emit: Emit, *, loads: bool) -> AsyncGenerator[list[ExitStack], None]:
+        """Tells that the model loads, and how far, where the server tells: until what is yielded is closed."""
+        async with AsyncExitStack() as report:
+            with ExitStack() as load:
+                if loads and emit.everything:
+                    load.enter_context(emit.waits(Waiting("load", self.spec.name, model)))
+                    if self.spec.load_progress and not self.client.replays:
+                        watching = loading.report(self.inventory.prober, model, emit.loaded)
+                        load.callback((await report.enter_async_context(loading.meanwhile(watching))).cancel)
+                yield [load]
 
     def _closes_only(self, model: str) -> bool:
         return model in self._holds or bool(OPENS_THINKING_ITSELF.search(model))
@@ -331,18 +247,18 @@ class Runner:
             what = "a picture was not read from its address in time"
             raise errors.InvalidRequest(what, hint="Give it as a data URL") from None
 
-    def _otherwise(self, trial: _Trial, reader: AnswerReader, error: LLMError) -> None:
-        """Put it in another way after this refusal, where something of ours was refused. Raises it where not."""
-        budget = trial.answer.budget
-        if reader.began or budget is None:
-            raise error
+    def _otherwise(
+        self, asked: Request, budget: ContextBudget, model: str, variant: Variant, error: LLMError
+    ) -> Variant:
+        """How it is put after this refusal, where something of ours was refused. Raises it where not."""
         why = budget.after(error)
         if why is None:
-            other = trial.asked.otherwise(trial.variant, error)
+            other = asked.otherwise(variant, error)
             if other is None:
                 raise error
-            trial.variant, why = other
-        self._adjusted(trial.model, why)
+            variant, why = other
+        self._adjusted(model, why)
+        return variant
 
     def _parser(self, asked: Request) -> StreamParser:
         never = self.inventory.stated.get("finish") is False
@@ -360,13 +276,14 @@ class Runner:
             first = min(first, attempt.patience)
         return self.times if first == self.times.first_token else replace(self.times, first_token=first)
 
-    async def _sent(self, trial: _Trial, size: Size, reader: AnswerReader) -> HttpResponse:
+    async def _sent(
+        self, asked: Request, attempt: Attempt, model: str, variant: Variant, size: Size, reader: AnswerReader
+    ) -> HttpResponse:
         """Write the request and send it."""
-        request = await self._written(trial.asked, trial.attempt, trial.model, trial.variant, size)
-        judge = partial(_litellm.judge, self.spec, trial.model)
+        request = await self._written(asked, attempt, model, variant, size)
+        request = replace(request, headers=asked.headers, on_timeout=reader.on_timeout)
         try:
-            request = replace(request, headers=trial.asked.headers, on_timeout=reader.on_timeout)
-            return await self.client.ask(request, judge)
+            return await self.client.ask(request, partial(_litellm.judge, self.spec, model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             self._unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -388,22 +305,8 @@ class Runner:
         if why:
             events.emit(events.Adjusted(provider=self.spec.name, model=model, why=why))
 
-    async def _ended(
-        self, answer: Answer, answering: Answering, model: str, *, whole: bool
-    ) -> tuple[Delta, LLMError | None]:
-        """What was held back; where the answer is whole, the completion is left, or why it is none after all."""
-        rest = Delta()
-        try:
-            rest = answer.end()
-            if whole:
-                answering.unfit = await self._completed(answer, model)
-                answering.completion, answering.unfit = answer.checked(answering.unfit), None
-        except Exception as error:  # noqa: BLE001  # as above: a schema's validator may raise anything
-            return rest, failure_of(error)
-        return rest, None
-
     async def _completed(self, answer: Answer, model: str) -> Completion:
-        """The completion, yet to be checked by its schema. Raises an LLMError where the answer is none after all."""
+        """The completion. Raises an LLMError where the answer is none after all; one that fails its schema has it."""
         whole = answer.completion(self.spec.name, model)
         loss = await answer.budget.loss(whole.usage) if answer.budget else None
         if loss:
@@ -413,33 +316,18 @@ class Runner:
             cost = 0.0 if self.inventory.capabilities(model)["cost"] == (0.0, 0.0) else None
         elif cost is None:
             cost = _litellm.price(self.spec, model, whole.usage)
-        return replace(whole, cost=cost)
+        whole = replace(whole, cost=cost)
+        try:
+            return answer.checked(whole)
+        except errors.SchemaMismatch as error:
+            error.answer = whole  # it has cost something, too
+            raise
 
-    def _tell(
-        self,
-        outcome: Completion | LLMError | None,
-        model: str | None,
-        asked: Request,
-        attempt: Attempt,
-        lowered: int | None,
-        total_s: float,
-    ) -> None:
-        """One event for each attempt, and its content only where the operator wants it in the log."""
-        most = lowered or asked.sampling.get("max_tokens")
-        if isinstance(outcome, Completion):
-            events.said(attempt.request, attempt.number, asked.messages, outcome)
-        events.ended(
-            self.spec.name,
-            model,
-            outcome,
-            total_s=total_s,
-            max_tokens=most,
-            attempt=attempt.number,
-            request=attempt.request,
-            metadata=attempt.metadata,
-        )
-        if self._log_content and isinstance(outcome, Completion):
-            log.line("debug", "llm.content", messages=asked.messages, text=outcome.text, reasoning=outcome.reasoning)
+    def _say(self, whole: Completion, asked: Request, attempt: Attempt) -> None:
+        """The content, where somebody wants it."""
+        events.said(attempt.request, attempt.number, asked.messages, whole)
+        if self._log_content:
+            log.line("debug", "llm.content", messages=asked.messages, text=whole.text, reasoning=whole.reasoning)
 
     def explained(
         self, error: LLMError, model: str | None, asked: Request | None = None, answer: Answer | None = None
@@ -463,18 +351,21 @@ class Runner:
         return error
 
 
-def _shown(answer: Answer, delta: Delta | Waiting, answering: Answering) -> Sequence[Piece]:
-    """Take what has arrived; returns what the reader of the stream sees of it."""
-    return (delta,) if isinstance(delta, Waiting) else _pieces(answer.add(delta), answering)
+def _take(answer: Answer, emit: Emit, loading_: list[ExitStack], delta: Delta) -> None:
+    """What has arrived: the first of it ends the load."""
+    if loading_:
+        loading_.pop().close()
+    _show(answer.add(delta), emit)
 
 
-def _pieces(delta: Delta, answering: Answering) -> Sequence[Piece]:
-    """What may be given out as its reader sees it: a text, and where somebody watches, everything."""
-    text = (delta.text,) if delta.text else ()
-    if not answering.watch:
-        return text
-    thinking = (ReasoningDelta(delta.thinking),) if delta.thinking else ()
-    return (*thinking, *text, *delta.calls)
+def _show(delta: Delta, emit: Emit) -> None:
+    """Give out what may be."""
+    if delta.thinking:
+        emit(ReasoningDelta(delta.thinking))
+    if delta.text:
+        emit(TextDelta(delta.text))
+    for call in delta.calls:
+        emit(call)
 
 
 def _together(whole: Completion, unfit: Sequence[Completion], later: float) -> Completion:

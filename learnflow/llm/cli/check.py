@@ -15,6 +15,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
+from ..completion import Emit
 from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
@@ -173,7 +174,7 @@ class _Questions:
         if not self._provider.continues:
             return None, "a broken answer is continued in words"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
-        done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4")).whole()
+        done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"went on with {len(done.text)} characters"
 
     async def leaving(self) -> tuple[bool | None, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Any, Final
 
-from .. import completion, errors
+from .. import errors
 from ..errors import LLMError
 from ..spec import Progress
 from ..transport import error_mapping
@@ -126,31 +125,24 @@ async def ticking(watch: Watch | None) -> AsyncGenerator[None, None]:
 
 
 @asynccontextmanager
-async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncGenerator[asyncio.Task[None], None]:
     """Do this while the block runs, and not longer."""
     task = asyncio.create_task(work)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
 
-async def report(prober: Prober, model: str, watch: completion.Watch) -> None:
-    """Tell who watches an answer how far the load of its model is, where the server tells.
-
-    Args:
-        prober: the server.
-        model: its name there.
-        watch: its ``waiting`` gets the progress.
-    """
+async def report(prober: Prober, model: str, tell: Callable[[float], None]) -> None:
+    """Tell how far the load of a model is, where the server tells."""
     assert prober.spec.load_progress  # noqa: S101  # asked only of those
     with suppress(LLMError):  # the answer itself will say what is wrong
         async with aclosing(prober.spec.load_progress(prober, model)) as steps:
             async for done in steps:
-                if watch.waiting and watch.waiting.reason == "load":
-                    watch.waiting = replace(watch.waiting, progress=done)
+                tell(done)
 
 
 async def _tick(watch: Watch) -> None:

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from .. import errors, events
 from ..adapter.provider import BaseProvider
-from ..base import FIRST, Attempt, Call
+from ..base import Attempt, Call
 from ..capabilities import Health
-from ..completion import Answering, TextStream
+from ..completion import Completion, Emit, Work
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
 from ..spec import Model, Progress, ProviderSpec, named
@@ -62,52 +63,25 @@ class EndpointProvider(BaseProvider):
     def _is_known(self) -> bool:
         return self._known and not self.provider.runner.elsewhere
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
         """See ``BaseProvider``."""
-        if self._is_known:
-            return self.provider.attempt(call, attempt)
-        answering = Answering()
-        return TextStream(self._pieces(call, attempt, answering), answering)
+        return self.provider.attempt(call, attempt) if self._is_known else partial(self._asked, call, attempt)
 
-    async def _pieces(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _asked(self, call: Call, attempt: Attempt, emit: Emit) -> Completion:
         loop = asyncio.get_running_loop()
         started, limit = loop.time(), call.options.get("timeout")
         bounds = [bound for bound in (_WITHIN_S, limit, attempt.patience) if isinstance(bound, int | float)]
+        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         try:
             provider = await self._identified(min(bounds))
         except LLMError as error:
             late = limit is not None and loop.time() - started >= limit
-            failed = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
-            self._failed(call, attempt, failed, loop.time() - started)
-            raise failed from None
+            with events.Attempting(self.name, call.model or self.model, self.endpoint.base, sampling, attempt) as told:
+                told.outcome = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
+            raise told.outcome from None
         if limit is not None:
             call = replace(call, options={**call.options, "timeout": max(0.001, limit - (loop.time() - started))})
-        async with aclosing(provider.attempt(call, attempt).nested()) as stream:
-            async for piece in stream:
-                yield piece
-            answering.completion = stream.completion
-
-    def _failed(self, call: Call, attempt: Attempt, error: LLMError, total_s: float) -> None:
-        """Tell of an attempt that was over before its provider was known."""
-        request, model = attempt.request or events.next_request(), call.model or self.model
-        if events.heard():
-            if not attempt.request:
-                events.emit(events.Began(request=request, provider=self.name, model=model, metadata=call.metadata))
-            events.emit(
-                events.Asked(
-                    request=request,
-                    attempt=attempt.number,
-                    provider=self.name,
-                    model=model,
-                    address=self.endpoint.base,
-                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
-                    metadata=call.metadata,
-                )
-            )
-        numbers: dict[str, Any] = {"attempt": attempt.number, "request": request, "metadata": call.metadata}
-        events.ended(self.name, model, error, total_s=total_s, max_tokens=call.max_tokens, **numbers)
-        if not attempt.request and events.heard():
-            events.emit(events.over(request, error))
+        return await provider.attempt(call, attempt)(emit)
 
     async def _identified(self, within: float) -> BaseProvider:
         """The provider for what is there; many first calls ask once. Raises an LLMError where nobody is."""

@@ -12,8 +12,7 @@ from dataclasses import replace
 from functools import reduce
 
 from .. import events
-from ..base import Call
-from ..completion import Completion, Piece, ReasoningDelta, ToolCallDelta, Usage
+from ..completion import Completion, Event, ReasoningDelta, ToolCallDelta, Usage
 from ..errors import LLMError, Tried
 
 
@@ -22,25 +21,22 @@ class Progress:
 
     Args:
         started: when it began, in seconds of the event loop's clock, as every ``now`` here.
-        request: its number, where another router has given it one, which tells of it; 0 where none has.
+        tried: gets the attempts that failed.
 
     Attributes:
-        request: its number in this process.
         text, thinking, tokens: delivered, or heard where nobody is watching.
         calls: the tool calls that were shown, by index, each as far as it was: see ``LLMError.partial_calls``.
         tried: the attempts that failed.
         resumed: how often a broken answer was continued.
     """
 
-    def __init__(self, started: float, request: int = 0) -> None:
-        self._ours = not request
-        self.request = request or events.next_request()
+    def __init__(self, started: float, tried: list[Tried] | None = None) -> None:
         self.text = ""
         self.thinking = ""
         self.calls: dict[int, dict[str, str]] = {}
         self._thought: list[str] = []  # what was shown of it, by whichever attempt
         self.tokens = 0
-        self.tried: list[Tried] = []
+        self.tried = [] if tried is None else tried
         self.resumed = 0
         self._started = started
         self._first_token_s: float | None = None
@@ -49,17 +45,6 @@ class Progress:
         self._asked, self._number = "", -1  # who is being asked
         self._fell: tuple[str, int, float] | None = None  # who failed first, and when; None once somebody has answered
         self._goes_on = False  # it is the rest that is asked for
-
-    def begins(self, chain: str, call: Call) -> None:
-        """The request begins; ``chain`` names the providers."""
-        if self._ours and events.heard():
-            whose = call.metadata
-            events.emit(events.Began(request=self.request, provider=chain, model=call.model, metadata=whose))
-
-    def ends(self, outcome: Completion | LLMError | None) -> None:
-        """It is over: whole, failed, or left by its caller (None)."""
-        if self._ours and events.heard():
-            events.emit(events.over(self.request, outcome, len(self.tried) + 1))
 
     def asks(self, provider: str, number: int) -> None:
         """An attempt begins, at the provider of this number in the chain."""
@@ -85,7 +70,7 @@ class Progress:
         if self._fell:
             self._switched(now)
 
-    def showed(self, piece: Piece) -> None:
+    def showed(self, piece: Event) -> None:
         """Something beside the text was shown."""
         if isinstance(piece, ToolCallDelta):
             known = self.calls.setdefault(piece.index, {"id": piece.id, "name": piece.name, "arguments": ""})

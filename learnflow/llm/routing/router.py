@@ -10,20 +10,21 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.routable import RoutableProvider
-from ..base import FIRST, AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
+from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
-from ..completion import Answering, Completion, TextStream
+from ..completion import Work
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..providers.registry import build, check
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Candidate, chain_name
-from .execution import Execution, Rules
+from .execution import Execution, Rules, last_resort
 from .places import PLACES
 from .selection import Needs, Routing, needs_of, unknown
 
@@ -93,11 +94,11 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         ranks = [_equals(each) for each in ([] if primary is None else [primary]) + others]
         members = [(member, rank) for rank, equals in enumerate(ranks) for member in equals]
-        self._candidates = [_candidate(member, at, rank) for at, (member, rank) in enumerate(members)]
+        self._registry = breakers
+        self._candidates = [_candidate(member, at, rank, breakers) for at, (member, rank) in enumerate(members)]
         self._find = find
         self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
         self._resume: Resume = resume
-        self._registry = breakers
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
             routing=routing or common.llm_routing,
@@ -125,11 +126,12 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         """Those that can be asked, in order."""
         return [candidate.given for candidate in self._candidates if candidate.given]
 
-    def start(self, call: Call) -> TextStream:
+    def start(self, call: Call) -> Work:
         """The answer, whoever gives it; one text, even if it breaks on the way. See ``AbstractProvider``."""
-        return self.pieces(call)
+        attempt = Attempt(request=events.next_request(), metadata=call.metadata)
+        return partial(events.request, lambda: self.name, call.model, attempt, self.work(call, attempt))
 
-    def pieces(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+    def work(self, call: Call, attempt: Attempt) -> Work:
         """The same; as one provider of another router, whose request it is. See ``RoutableProvider``."""
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
@@ -137,15 +139,9 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         limit = options.get("timeout")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
-        call, answering = replace(call, options=options), Answering()
-        execution = Execution(
-            self._registry, self._rules, call, self._needs(call), resume, answering=answering, request=attempt.request
-        )
-        return TextStream(execution.pieces(self._looked, self._lost), answering)
-
-    async def answer(self, call: Call, attempt: Attempt) -> Completion:
-        """The whole answer, likewise."""
-        return await self.pieces(call, attempt).whole()
+        call = replace(call, options=options)
+        execution = Execution(self._rules, call, self._needs(call), resume, attempt=attempt)
+        return partial(execution.run, self._looked, self._lost)
 
     async def list_models(self) -> list[str]:
         """The models of all providers that answer. Raises the last LLMError where none does."""
@@ -247,34 +243,30 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         """
         call, choices = Call(prompt, model, options=more), list[Choice]()
         needs = self._needs(call, explained=True)
-        execution = Execution(self._registry, self._rules, call, needs, self._resume, self._candidates, explained=True)
-        lacking = {each.number: execution.why_not(each) for each in execution.order()}
-        trouble = {
-            each.number: None if each.broken else each.provider.trouble(execution.model_for(each))
-            for each in execution.order()
-        }
-        fit = [each for each in execution.order() if not lacking[each.number] and not trouble[each.number]]
-        selected = execution.select(fit).chosen
-        chosen = fit[selected] if selected is not None else execution.last_resort(fit) if fit else None
-        for each in execution.order():
-            target = each.target(execution.model_for(each))
+        execution = Execution(self._rules, call, needs, self._resume, explained=True)
+        execution.over(self._candidates)
+        order = execution.order()
+        trouble = {each.number: None if each.broken else each.provider.trouble(each.model) for each in order}
+        fit = [each for each in order if not execution.lacks(each) and not trouble[each.number]]
+        chosen = execution.select(fit)[0] or (last_resort(fit) if fit else None)
+        for each in order:
             serves: bool | None = False
-            if lacking[each.number]:
-                why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
+            if lacking := execution.lacks(each):
+                why = lacking[0] if each.broken else f"lacks {', '.join(lacking)}"
             elif trouble[each.number]:
                 why = str(trouble[each.number])
-            elif each is not chosen and execution.gate(each) not in ("closed", "trial"):
-                why = f"left alone after {type(self._registry.open_breakers(target)[0].error).__name__}"
+            elif each is not chosen and not each.ready:
+                why = f"left alone after {type(each.opened[0].error).__name__}"
             elif each is not chosen:
                 why = "would be asked if those before it fail"
-            elif doubt := unknown(needs, each.provider.can(target.model)):
+            elif doubt := unknown(needs, each.provider.can(each.target.model)):
                 serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
             else:
                 serves, why = True, "would serve"
-            if serves is not False and each.provider.cold(target.model):
+            if serves is not False and each.cold:
                 why += ", once it has loaded the model"
-            cached, flying = self._registry.record(target).cached, PLACES.flying(target.address)
-            choices.append(Choice(each.name, target.model, serves, why, each.rank, flying, cached))
+            flying = PLACES.flying(each.address)
+            choices.append(Choice(each.name, each.target.model, serves, why, each.rank, flying, each.record.cached))
         return choices
 
     def status(self) -> list[dict[str, Any]]:
@@ -282,8 +274,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         return [self._state(candidate) for candidate in self._candidates]
 
     def _state(self, candidate: Candidate) -> dict[str, Any]:
-        now, target = self._registry.clock(), candidate.target(None)
-        opened, record = self._registry.open_breakers(target), self._registry.record(target)
+        now, target, opened, record = candidate.clock(), candidate.target, candidate.opened, candidate.record
         return {
             "provider": candidate.name,
             "rank": candidate.rank,
@@ -319,7 +310,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
             wanted, equals = list[Candidate](), Counter(each.rank for each in candidates)
             for each in candidates:
-                if each.broken or self._registry.gate(each.target(None)) != "closed":
+                if each.broken or each.gate != "closed":
                     continue
                 if curious or each.provider.loads or equals[each.rank] > 1:  # how much it takes at once is to be known
                     wanted.append(each)
@@ -342,7 +333,7 @@ class RouterProvider(AbstractProvider, RoutableProvider):
                 finding.add_done_callback(lambda _: self._finding.pop(loop, None))
             providers = await asyncio.shield(finding)
             if not self._candidates:
-                self._candidates = [_candidate(provider, at, rank=at) for at, provider in enumerate(providers)]
+                self._candidates = [_candidate(each, at, at, self._registry) for at, each in enumerate(providers)]
         return self._candidates
 
 
@@ -353,18 +344,20 @@ def _equals(given: Equals) -> list[Member]:
     return [each for one in given for each in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 
-def _candidate(member: Member, at: int, rank: int) -> Candidate:
+def _candidate(member: Member, at: int, rank: int, registry: BreakerRegistry) -> Candidate:
     """A provider of the chain; one that cannot be asked is kept, and said to be so, unless its name is unknown."""
     if not isinstance(member, str):
-        return Candidate(member, at, rank)
+        return Candidate(member, at, rank, registry=registry)
     name = member.strip().lower()
     check(name)  # which says what is wrong with it
     try:
-        return Candidate(build(name), at, rank)
+        return Candidate(build(name), at, rank, registry=registry)
     except LLMError as error:
         error.provider = error.provider or name
-        events.ended(name, None, error, total_s=0.0, max_tokens=None)
-        return Candidate(None, at, rank, broken=error)
+        events.emit(
+            events.Failed(provider=name, model=None, error=type(error).__name__, status=None, loud=True, total_s=0.0)
+        )
+        return Candidate(None, at, rank, error, registry)
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:

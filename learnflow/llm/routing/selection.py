@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from ..adapter.options import rows
 from ..base import Call
@@ -17,81 +18,66 @@ _SHORTEST: Final = 256  # characters
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What ranking looks at: position in the user's order, seconds to the first token, dollars, whether it is local."""
+class Option(Protocol):
+    """One provider that could be asked now: see ``Candidate``."""
 
-    position: int
-    latency_s: float | None = None
-    cost: tuple[float, float] | None = None
-    local: bool = False
+    @property
+    def gate(self) -> Gate:
+        """What its breaker says."""
 
+    @property
+    def cold(self) -> bool:
+        """Whether it would have to load the model first."""
 
-def ranked(standings: Sequence[Standing], routing: Routing) -> list[int]:
-    """Their positions, in the order in which they are asked; what is unknown comes last, ties stay in order."""
+    @property
+    def distance(self) -> int:
+        """0 on this machine or a private network, 1 beyond."""
 
-    def key(one: Standing) -> tuple[float, int]:
-        unknown = float("inf")
-        value = {
-            "order": 0.0,
-            "warm-first": 0.0,
-            "latency": unknown if one.latency_s is None else one.latency_s,
-            "cost": unknown if one.cost is None else sum(one.cost),
-            "local-first": 0.0 if one.local else 1.0,
-        }[routing]
-        return value, one.position
+    @property
+    def latency_s(self) -> float | None:
+        """Seconds to the first token, of late."""
 
-    return [one.position for one in sorted(standings, key=key)]
+    @property
+    def cost(self) -> tuple[float, float] | None:
+        """Dollars for a million tokens of the prompt and of the answer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One provider that could be asked now, in the order of the chain.
-
-    Attributes:
-        gate: what its breaker says.
-        cold: it would have to load the model first.
-        distance: 0 on this machine or a private network, 1 beyond.
-        same: it has the very model whose answer is to be continued.
-    """
-
-    gate: Gate = "closed"
-    cold: bool = False
-    distance: int = 0
-    same: bool = False
+_O = TypeVar("_O", bound=Option)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Who is asked now (None: nobody can be), and what is done meanwhile with those before it; by their index."""
+def ranked(chain: Sequence[_O], routing: Routing) -> list[_O]:
+    """In the order in which they are asked; what is unknown comes last, ties stay in the user's order."""
 
-    chosen: int | None
-    load: list[int] = field(default_factory=list)
-    probe: list[int] = field(default_factory=list)
+    def key(one: Option) -> float:
+        if routing == "latency":
+            return math.inf if one.latency_s is None else one.latency_s
+        if routing == "cost":
+            return math.inf if one.cost is None else sum(one.cost)
+        return one.distance if routing == "local-first" else 0
+
+    return sorted(chain, key=key)
 
 
-def select(options: Sequence[Option], routing: Routing) -> Selection:
-    """The first whose breaker lets it be asked.
+def select(options: Sequence[_O], routing: Routing, same: Callable[[_O], bool]) -> tuple[_O | None, list[_O], list[_O]]:
+    """The first whose breaker lets it be asked; meanwhile, of those before it, who loads its model and who is probed.
 
     A cold one is waited for, however warm a farther one is: the order is the user's. Only one that is warm and no
-    farther away answers meanwhile. ``warm-first`` is the operator's word for anything else.
+    farther away answers meanwhile. ``warm-first`` is the operator's word for anything else. ``same``: it has the very
+    model whose answer is to be continued.
     """
-    ready = [at for at, one in enumerate(options) if one.gate in ("closed", "trial")]
+    ready = [one for one in options if one.gate in ("closed", "trial")]
     if not ready:
-        return Selection(None)
-    first = ready[0]
-    reach = max(one.distance for one in options) if routing == "warm-first" else options[first].distance
-    warm = (at for at in ready if not options[at].cold and options[at].distance <= reach)
-    chosen = next(warm, first) if options[first].cold else first
-    if not options[chosen].same:  # it can go on with the answer where another model would write another one
-        alike = (at for at in ready if options[at].same and not options[at].cold)
-        chosen = next((at for at in alike if options[at].distance <= options[chosen].distance), chosen)
-    before = list(enumerate(options[:chosen]))
-    return Selection(
-        chosen,
-        load=[at for at, one in before if one.gate == "closed" and one.cold],
-        probe=[at for at, one in before if one.gate == "probe"],
-    )
+        return None, [], []
+    chosen = first = ready[0]
+    reach = max(one.distance for one in options) if routing == "warm-first" else first.distance
+    if first.cold:
+        chosen = next((one for one in ready if not one.cold and one.distance <= reach), first)
+    if not same(chosen):  # it can go on with the answer where another model would write another one
+        alike = (one for one in ready if same(one) and not one.cold and one.distance <= chosen.distance)
+        chosen = next(alike, chosen)
+    before = options[: options.index(chosen)]
+    load = [one for one in before if one.gate == "closed" and one.cold]
+    return chosen, load, [one for one in before if one.gate == "probe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
