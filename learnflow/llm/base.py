@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from .capabilities import Capabilities
-from .completion import Completion, Emit, Parsed, TextStream, Work
+from .completion import Completion, Parsed
 from .errors import InvalidRequest, LLMError, Tried, bare
+from .stream import Emit, TextStream, Work
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]

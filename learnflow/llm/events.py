@@ -15,9 +15,10 @@ from typing import Any, Final, Self, TypeVar
 
 from . import log
 from .base import Attempt
-from .completion import Completion, Emit, ToolCall, Usage, Work
+from .completion import Completion, ToolCall, Usage
 from .errors import ConfigError, LLMError
 from .process import kept
+from .stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

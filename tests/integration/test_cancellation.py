@@ -15,7 +15,7 @@ import pytest
 from support import DIALECTS, provider_for
 
 from learnflow.llm import RouterProvider, errors
-from learnflow.llm.completion import TextStream
+from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.transport import pool
 

@@ -28,8 +28,9 @@ from learnflow.llm import (
     completion,
     errors,
 )
-from learnflow.llm.completion import Completion, ServedModel, TextStream
+from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
+from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 ARGUMENTS = '{"city": "Москва", "days": 3}'

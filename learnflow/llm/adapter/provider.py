@@ -13,13 +13,13 @@ from typing import Any, Self, TypeVar, Unpack
 from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import Work
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory
 from ..health.probe import Prober
 from ..replay import active
 from ..spec import Model, Progress, ProviderSpec
+from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client

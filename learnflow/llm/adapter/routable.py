@@ -15,8 +15,9 @@ from typing import Any, cast
 from .. import errors, events, settings
 from ..base import Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, unknown
-from ..completion import Completion, Emit, Event, Finished, TextDelta, Work
+from ..completion import Completion, Event, Finished, TextDelta
 from ..errors import LLMError
+from ..stream import Emit, Relay, Work
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 
@@ -146,14 +147,14 @@ class RoutableProvider(LLMProvider):
             emit(TextDelta(done.text))
             return done
         left, stream = most_characters(call.max_tokens), self.stream(*asked, **_options(call))
-        async with aclosing(stream.events() if emit.everything else stream) as pieces:
+        async with aclosing(stream.events() if emit.all_events else stream) as pieces:
             async for piece in pieces:
                 left -= len(piece) if isinstance(piece, str) else 1
                 if left < 0:
                     raise errors.AnswerTooLong("the answer is many times as long as max_tokens can be")
                 if not isinstance(piece, Finished):
                     emit(TextDelta(piece) if isinstance(piece, str) else piece)
-                await emit.room()
+                await emit.drain()
         return stream.completion
 
     async def _bounded(self, call: Call, attempt: Attempt, work: Work, emit: Emit) -> Completion:
@@ -181,21 +182,21 @@ class RoutableProvider(LLMProvider):
         raise failed.with_traceback(None)
 
 
-class _Bounded(Emit):
+class _Bounded(Relay):
     """Moves the limit of an answer with each of its pieces; the caller's own time is not the provider's silence."""
 
     def __init__(self, emit: Emit, budget: asyncio.Timeout, over: float, gap: float) -> None:
-        self.everything, self.waits, self.loaded = emit.everything, emit.waits, emit.loaded  # type: ignore[method-assign]
+        super().__init__(emit)
         self.late: type[LLMError] = errors.FirstTokenTimeout
-        self._emit, self._budget, self._over, self._gap = emit, budget, over, gap
+        self._budget, self._over, self._gap = budget, over, gap
 
     def __call__(self, event: Event) -> None:
         self.late = errors.GapTimeout
         self._emit(event)
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         self._budget.reschedule(None)
-        await self._emit.room()
+        await super().drain()
         self._budget.reschedule(min(self._over, asyncio.get_running_loop().time() + self._gap))
 
 

@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary
 
 from .. import errors, events, log
 from ..base import Attempt
-from ..completion import Completion, Emit, ReasoningDelta, TextDelta, Waiting, Work
+from ..completion import Completion, ReasoningDelta, TextDelta, Waiting
 from ..errors import LLMError, Tried
 from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
+from ..stream import Emit, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import addressed
@@ -142,14 +143,14 @@ class Runner:
                 answer = Answer(asked, budget, hold=hold and not goes_on, closes=closes, goes_on=goes_on)
                 before = variant = self._variants.get(model) or self._first_variant()
                 async with AsyncExitStack() as place:
-                    with emit.waits(Waiting("queue", self.spec.name, model)):
+                    with emit.waiting(Waiting("queue", self.spec.name, model)):
                         await self._place(place, deadline)
                     while True:
                         reader = answer.reader = AnswerReader(self._parser(asked), self._patient(attempt, budget))
                         try:
                             async with self._loading(model, emit, loads=budget.loads) as loading_:
                                 send = partial(self._sent, asked, attempt, model, variant, budget.sending(), reader)
-                                await reader.read(send, deadline, partial(_take, answer, emit, loading_), emit.room)
+                                await reader.read(send, deadline, partial(_take, answer, emit, loading_), emit.drain)
                             break
                         except _MAY_BE_OURS as error:
                             if reader.began:
@@ -225,10 +226,10 @@ class Runner:
         """Tells that the model loads, and how far, where the server tells: until what is yielded is closed."""
         async with AsyncExitStack() as report:
             with ExitStack() as load:
-                if loads and emit.everything:
-                    load.enter_context(emit.waits(Waiting("load", self.spec.name, model)))
+                if loads and emit.all_events:
+                    load.enter_context(emit.waiting(Waiting("load", self.spec.name, model)))
                     if self.spec.load_progress and not self.client.replays:
-                        watching = loading.report(self.inventory.prober, model, emit.loaded)
+                        watching = loading.report(self.inventory.prober, model, emit.load_progress)
                         load.callback((await report.enter_async_context(loading.meanwhile(watching))).cancel)
                 yield [load]
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
-from ..completion import Emit
 from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
+from ..stream import Emit
 from .status import chain_of
 from .terminal import progress, say, table, write, write_json
 

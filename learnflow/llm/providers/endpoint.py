@@ -13,10 +13,11 @@ from .. import errors, events
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
 from ..capabilities import Health
-from ..completion import Completion, Emit, Work
+from ..completion import Completion
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
 from ..spec import Model, Progress, ProviderSpec, named
+from ..stream import Emit, Work
 
 _WITHIN_S: Final = 5.0  # to be asked what it is before a request, which waits for it
 

@@ -17,9 +17,10 @@ from typing import Any, Final
 from .. import events
 from ..adapter.routable import RoutableProvider, routable
 from ..base import Attempt, Call, LLMProvider, Prompt
-from ..completion import Completion, Work
+from ..completion import Completion
 from ..errors import LLMError, ServerFailed
 from ..replay.transport import unrecorded
+from ..stream import Work
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
 from .continuation import end_of
 from .decision import verdict

@@ -16,8 +16,9 @@ from typing import Final, Literal
 
 from .. import errors, events
 from ..base import Attempt, Call, Resume
-from ..completion import Completion, Emit, Event, Failover, Resumed, TextDelta, ToolCallDelta, Waiting
+from ..completion import Completion, Event, Failover, Resumed, TextDelta, ToolCallDelta, Waiting
 from ..errors import LLMError, Tried
+from ..stream import Emit, Relay
 from . import continuation, decision, selection
 from .candidate import Candidate, chain_name
 from .places import PLACES, Place, Turn
@@ -42,7 +43,7 @@ class Rules:
     spill: Literal["no", "local", "cloud"] = "no"
 
 
-class _Join(Emit):
+class _Join(Relay):
     """What an attempt says, joined to what was delivered before it.
 
     Args:
@@ -61,10 +62,9 @@ class _Join(Emit):
         emit: Emit,
         mismatched: Callable[[], None],
     ) -> None:
-        self.everything, self.waits = emit.everything, emit.waits  # type: ignore[method-assign]
-        self.room, self.loaded = emit.room, emit.loaded  # type: ignore[method-assign]
+        super().__init__(emit)
         self._name, self._joiner = name, joiner
-        self._progress, self._emit, self._mismatched = progress, emit, mismatched
+        self._progress, self._mismatched = progress, mismatched
         self._goes_on = bool(joiner and progress.text.strip())  # and this is yet to be told
         self._held: list[ToolCallDelta] = []  # that came before it was known that it is a continuation
 
@@ -76,7 +76,7 @@ class _Join(Emit):
             self._text(joiner.feed(event.text) if joiner else event.text)
             if joiner and joiner.mismatched:
                 self._mismatched()
-        elif not self.everything:
+        elif not self.all_events:
             pass
         elif isinstance(event, ToolCallDelta) and joiner and not joiner.settled:
             self._held.append(event)
@@ -332,13 +332,13 @@ class Execution:
             else:
                 candidate.prefills = False
         elif decided.action == "load":
-            with self._emit.waits(Waiting("load", chain_name(loading))):
+            with self._emit.waiting(Waiting("load", chain_name(loading))):
                 again = await self._loaded(loading)
         elif decided.action == "begin again":
             self._begun_again, again = True, strayed
         elif decided.action == "again" and pause is not None:
             self._rounds += 1
-            with self._emit.waits(Waiting("retry", chain_name(passing))):
+            with self._emit.waiting(Waiting("retry", chain_name(passing))):
                 await asyncio.sleep(pause)
             again = passing
         for each in again:
@@ -423,7 +423,7 @@ class Execution:
             raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
         # for a moment: then one that comes back is looked at, too
         rooms = {each.address: each.room for each in equals}
-        with self._emit.waits(Waiting("queue", chain_name(equals))):
+        with self._emit.waiting(Waiting("queue", chain_name(equals))):
             self._place = await PLACES.wait(rooms, self._head, turn, min(_LOOK_AGAIN_S, left))
         freed = next((each for each in equals if self._place and each.address == self._place.address), None)
         if freed and freed.ready:

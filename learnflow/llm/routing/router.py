@@ -18,10 +18,10 @@ from ..adapter.routable import RoutableProvider
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
-from ..completion import Work
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..providers.registry import build, check
+from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .candidate import PROBE_S, Candidate, chain_name
 from .execution import Execution, Rules, last_resort

@@ -19,7 +19,8 @@ from ..adapter import structured_output
 from ..base import AbstractProvider, Call, Method, Options, Prompt
 from ..capabilities import Capabilities
 from ..capabilities import unknown as nothing_known
-from ..completion import Completion, Emit, ReasoningDelta, ServedModel, TextDelta, ToolCallDelta, Work
+from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, ToolCallDelta
+from ..stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class ScriptedProvider(AbstractProvider):
             emit(ReasoningDelta(answer.reasoning))
         for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
             emit(TextDelta(piece))
-            await emit.room()
+            await emit.drain()
         for at, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
             emit(ToolCallDelta(at, call.id, call.name, json.dumps(call.arguments)))
         if isinstance(answer, Cut):
