@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 
 from learnflow.llm import LLMProvider, RouterProvider, settings
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.adapter.routable import RoutableProvider
+from learnflow.llm.adapter.routable import Facts, RoutableProvider
 from learnflow.llm.cli.main import main
 from learnflow.llm.completion import ToolCallDelta
 from learnflow.llm.errors import LLMError
@@ -123,10 +124,9 @@ JSON = '{"questions": ["one", "two", "three and four"]}'
 class Own(ScriptedProvider, RoutableProvider):
     """A provider of an application's own that goes on with a message that it began."""
 
-    @property
-    def continues(self) -> bool:
-        """It does."""
-        return True
+    def facts(self, model: str | None) -> Facts:
+        """It continues a beginning."""
+        return replace(super().facts(model), prefills=True)
 
     def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
         """What follows the beginning."""

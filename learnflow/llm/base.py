@@ -7,6 +7,7 @@ Everybody may import it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
@@ -135,18 +136,34 @@ class Call:
         return bool(self.options.get("tools") and self.whole) or not free
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A slot in the concurrency limit of a server address, which one request holds.
+
+    Attributes:
+        address: of the server.
+        loop: the event loop of the request.
+        waited_s: seconds that the request waited for it.
+    """
+
+    address: str
+    loop: AbstractEventLoop
+    waited_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One of possibly several attempts at an answer; its repr shows no text.
+    """One attempt of a request; its repr shows no text.
 
     Attributes:
         number: of the attempt, from 1.
-        request: the number of the request in this process; 0 for one that no router sends.
-        patience: seconds to the first token, where they are fewer than the provider's own.
-        prefix: what was delivered already and is to be continued; None to begin.
-        thinking: what was thought before it.
-        metadata: whose request it is.
-        tried: the attempts of it that failed.
+        request: the number of the request in this process.
+        patience: seconds to the first token, if they are fewer than the provider's own limit.
+        prefix: the text that the attempt continues; None to begin.
+        thinking: the thinking before that text.
+        slot: the slot that the router has taken for it; None if the attempt waits for its own.
+        metadata: of the call.
+        tried: the failed attempts of the request.
     """
 
     number: int = 1
@@ -154,12 +171,13 @@ class Attempt:
     patience: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)
+    slot: Slot | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tried: list[Tried] = field(default_factory=list)
 
     @property
     def raw(self) -> str:
-        """The begun answer as the model wrote it."""
+        """The beginning of the answer as the model wrote it."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 

@@ -11,6 +11,8 @@ from typing import Any, Generic, Literal, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
+from .errors import LLMError
+
 Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -147,12 +149,15 @@ class Failover:
 
     Attributes:
         provider, to: the names of the two.
-        error: the name of the error's class.
+        error: why.
     """
 
     provider: str
     to: str
-    error: str
+    error: LLMError
+
+    def __repr__(self) -> str:
+        return f"Failover(provider={self.provider!r}, to={self.to!r}, error={type(self.error).__name__})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +167,12 @@ class Resumed:
     Attributes:
         provider: the name of the provider that continues it.
         characters: length of the text before the continuation.
+        in_words: the model was asked in words to continue, because the provider takes no prefix.
     """
 
     provider: str
     characters: int
+    in_words: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, cast
 
-from .completion import Completion, Event, Finished, TextDelta, Waiting
+from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
 from .errors import InvalidRequest, LLMError, bare
 
 _ONCE: Final = "Call stream() again for another stream"
@@ -73,6 +73,45 @@ class Relay(Emit):
     def load_progress(self, progress: float) -> None:
         """See ``Emit``."""
         self._emit.load_progress(progress)
+
+
+class Transcript(Relay):
+    """Records what a request has emitted, and passes it on.
+
+    Attributes:
+        calls: the pieces of tool calls, joined by the index of the call; see ``LLMError.partial_calls``.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(emit)
+        self.calls: dict[int, dict[str, str]] = {}
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        """Record the event, and pass it on."""
+        if isinstance(event, TextDelta):
+            self._text.append(event.text)
+        elif isinstance(event, ReasoningDelta):
+            self._thinking.append(event.text)
+        elif isinstance(event, ToolCallDelta):
+            call = self.calls.setdefault(event.index, {"id": event.id, "name": event.name, "arguments": ""})
+            call["arguments"] += event.arguments
+        self._emit(event)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        """The thinking so far."""
+        return "".join(self._thinking)
+
+    def forget_text(self) -> None:
+        """Drop the recorded text: it is worthless, and was not shown or was no answer."""
+        self._text.clear()
 
 
 class _Channel(Emit):

@@ -37,7 +37,7 @@ async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
         for how in ("stream", "complete"):
             assert await heard(chain, how) == TEXT
         assert (len(one.seen), len(two.seen)) == (1, 3)
-        moved = [event for event in events_seen if isinstance(event, events.Moved)]
+        moved = [event for event in events_seen if isinstance(event, events.Failover)]
         assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
         loud = [event for event in events_seen if isinstance(event, events.Failed)]
         assert loud[0].loud is (refusal in ("key", "model"))  # which will not mend itself

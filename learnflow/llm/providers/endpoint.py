@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from .. import errors, events
 from ..adapter.provider import BaseProvider
+from ..adapter.routable import Facts
 from ..base import Attempt, Call
 from ..capabilities import Health
 from ..completion import Completion
@@ -39,9 +40,7 @@ class EndpointProvider(BaseProvider):
 
     name, spec, endpoint = _its("name"), _its("spec"), _its("endpoint")
     model, vision_model = _its("model"), _its("vision_model")
-    inventory, runner = _its("inventory"), _its("runner")
-    continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
-    cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
+    inventory, runner, address = _its("inventory"), _its("runner"), _its("address")
     get_capabilities, trouble = _its("get_capabilities"), _its("trouble")
 
     def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
@@ -50,19 +49,14 @@ class EndpointProvider(BaseProvider):
         self._known = False
         self._asking: asyncio.Task[ProviderSpec | None] | None = None
 
-    @property
-    def address(self) -> str:
-        """See ``RoutableProvider``; it stays what it is when the server has said what it is."""
-        return self._plain.address
-
-    @property
-    def loads(self) -> bool:
-        """See ``RoutableProvider``; a router looks at it first while nobody knows."""
-        return not self._is_known or self.provider.loads
+    def facts(self, model: str | None) -> Facts:
+        """See ``RoutableProvider``; while its kind is unknown, it may have to load a model, so that it is probed."""
+        facts = self.provider.facts(model)
+        return facts if self._is_known else replace(facts, loads=True)
 
     @property
     def _is_known(self) -> bool:
-        return self._known and not self.provider.runner.elsewhere
+        return self._known and not self.provider.runner.unexpected
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """See ``BaseProvider``."""
@@ -72,14 +66,14 @@ class EndpointProvider(BaseProvider):
         loop = asyncio.get_running_loop()
         started, limit = loop.time(), call.options.get("timeout")
         bounds = [bound for bound in (_WITHIN_S, limit, attempt.patience) if isinstance(bound, int | float)]
-        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         try:
             provider = await self._identified(min(bounds))
         except LLMError as error:
             late = limit is not None and loop.time() - started >= limit
-            with events.Attempting(self.name, call.model or self.model, self.endpoint.base, sampling, attempt) as told:
-                told.outcome = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
-            raise told.outcome from None
+            failure = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
+            sampling, sent = {"temperature": call.temperature, "max_tokens": call.max_tokens}, call.model or self.model
+            about = events.About(self.name, self.endpoint.base, sampling, attempt, lambda: (sent, call.max_tokens))
+            return await events.attempted(about, partial(_raise, failure), emit)
         if limit is not None:
             call = replace(call, options={**call.options, "timeout": max(0.001, limit - (loop.time() - started))})
         return await provider.attempt(call, attempt)(emit)
@@ -101,7 +95,7 @@ class EndpointProvider(BaseProvider):
                 raise bare(self._plain.runner.explained(error, None))  # noqa: B904  # that is what it does
             if not self._is_known:
                 self.provider = self._plain.of_kind(named(kind, self.name)) if kind else self._plain
-                self._known, self.provider.runner.elsewhere = True, False
+                self._known, self.provider.runner.unexpected = True, False
         return self.provider
 
     async def list_models(self) -> list[str]:
@@ -147,6 +141,10 @@ class EndpointProvider(BaseProvider):
 
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"
+
+
+async def _raise(error: LLMError, emit: Emit) -> Completion:  # noqa: ARG001
+    raise error
 
 
 def _late(spec: ProviderSpec) -> LLMError:

@@ -1,6 +1,6 @@
-"""The execution of one request through a chain: who is asked next, what is continued, when it is over.
+"""The execution of one request through a chain: attempts, continuations, waits, until one succeeds or none is left.
 
-Must never decide by itself what a failure means (``decision``) or how a text is joined (``continuation``).
+Must never decide what a failure means (``decision``) or which option is next (``selection``).
 The router makes one for each request.
 """
 
@@ -10,376 +10,268 @@ import asyncio
 import copy
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from .. import errors, events
-from ..base import Attempt, Call, Resume
-from ..completion import Completion, Event, Failover, Resumed, TextDelta, ToolCallDelta, Waiting
+from ..adapter.capacity import CAPACITY, Ticket
+from ..adapter.joining import CutPoint, Joiner, at_the_break, end_of, joined, step_back
+from ..base import Attempt, Call, Resume, Slot
+from ..completion import Completion, Failover, Waiting
 from ..errors import LLMError, Tried
-from ..stream import Emit, Relay
-from . import continuation, decision, selection
-from .candidate import Candidate, chain_name
-from .places import PLACES, Place, Turn
+from ..stream import Emit
+from . import decision
+from .option import Option, chain_name
 from .progress import Progress
+from .selection import Chain, last_resort
 
-_AGAIN_S: Final = 0.5  # between two looks at a server that loads
-_LOOK_AGAIN_S: Final = 0.5  # between two looks at who could be asked, while all are full
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How a chain is run: retries of the same provider, order, seconds for a request and a load, nothing but local.
-
-    And where a request goes while a rank is full: to nobody else, to one as near, or to any.
-    """
-
-    retries: int
-    routing: selection.Routing
-    deadline: float
-    load: float
-    local_only: bool
-    spill: Literal["no", "local", "cloud"] = "no"
-
-
-class _Join(Relay):
-    """What an attempt says, joined to what was delivered before it.
-
-    Args:
-        name: of who is asked.
-        joiner: None where it begins the answer.
-        progress: gets what is given out.
-        emit: the caller's.
-        mismatched: called where what comes is not what had to come again.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        joiner: continuation.Joiner | None,
-        progress: Progress,
-        emit: Emit,
-        mismatched: Callable[[], None],
-    ) -> None:
-        super().__init__(emit)
-        self._name, self._joiner = name, joiner
-        self._progress, self._mismatched = progress, mismatched
-        self._goes_on = bool(joiner and progress.text.strip())  # and this is yet to be told
-        self._held: list[ToolCallDelta] = []  # that came before it was known that it is a continuation
-
-    def __call__(self, event: Event) -> None:
-        joiner = self._joiner
-        if joiner and joiner.mismatched:
-            return
-        if isinstance(event, TextDelta):
-            self._text(joiner.feed(event.text) if joiner else event.text)
-            if joiner and joiner.mismatched:
-                self._mismatched()
-        elif not self.all_events:
-            pass
-        elif isinstance(event, ToolCallDelta) and joiner and not joiner.settled:
-            self._held.append(event)
-        else:
-            self._show(event)
-
-    def end(self, whole: Completion | None) -> None:
-        """Give out what was held back. Raises NotContinued, and EmptyAnswer where nothing came at all."""
-        joiner = self._joiner
-        text = joiner.end() if joiner else ""
-        if joiner and not (joiner.silent and whole and whole.tool_calls):  # which come instead of a text that goes on
-            if joiner.silent:  # the last word had to come again: nobody knows that this was the end
-                raise errors.EmptyAnswer("asked to continue a broken answer, it returned nothing", provider=self._name)
-            if joiner.mismatched:
-                what = "its continuation does not begin with the end of the broken answer"
-                raise errors.NotContinued(what, provider=self._name)
-        self._text(text, also=bool(self._held))
-        for call in self._held:
-            self._show(call)
-
-    def _text(self, text: str, *, also: bool = False) -> None:
-        if self._goes_on and (text or also):
-            self._goes_on = False
-            self._emit(Resumed(self._name, len(self._progress.text)))
-        if text:
-            self._progress.heard(text, asyncio.get_running_loop().time())
-            self._emit(TextDelta(text))
-
-    def _show(self, event: Event) -> None:
-        self._progress.showed(event)
-        self._emit(event)
+_LOAD_POLL_S: Final = 0.5  # between two looks at a server that loads
+_QUEUE_POLL_S: Final = 0.5  # between two choices while all equals are full: a circuit breaker may close
 
 
 class Execution:
     """One request.
 
     Args:
-        rules: how the chain is run.
-        call: what was asked.
-        needs: what that needs of a provider.
-        resume: what to do when a stream breaks after pieces were delivered.
-        attempt: of which request it is.
-        explained: nobody will be asked.
+        call: the call.
+        resume: what to do if a stream breaks after pieces were emitted.
+        request: the attempt that the request is, with its number and metadata.
+        find: returns the chain.
+        lost: called with the error for the caller.
     """
 
     def __init__(
         self,
-        rules: Rules,
         call: Call,
-        needs: selection.Needs,
         resume: Resume,
-        *,
-        attempt: Attempt | None = None,
-        explained: bool = False,
+        request: Attempt,
+        find: Callable[[], Awaitable[Chain]],
+        lost: Callable[[LLMError], None],
     ) -> None:
-        self._rules, self._call, self._needs, self._resume = rules, call, needs, resume
-        self._request, self._explained = attempt or Attempt(), explained
-        self._head = selection.head_of(call)
+        self._call, self._resume, self._request = call, resume, request
+        self._find, self._lost = find, lost
         self._rounds = 0
         self._last: LLMError | None = None
-        self._whose: frozenset[str] = frozenset()  # the names of the model whose answer is to be continued
-        self._stepping = True  # to the last whole word; once that went wrong, an answer is continued where it broke
+        self._steps_back = True  # to the last whole word; once that failed, the text is cut where it broke
         self._begun_again = False
-        self._place: Place | None = None  # of the attempt that is under way
+        self._slot: Slot | None = None  # of the current attempt
 
-    def over(self, candidates: Sequence[Candidate]) -> None:
-        """The chain, in the user's order: each is asked for the model that was named where it has it, else its own."""
-        asked = self._call.model
-        have = [bool(asked and not each.broken and each.provider.has(asked)) for each in candidates]
-        self.chain = list[Candidate]()
-        for each, has in zip(candidates, have, strict=True):
-            own = each.provider.vision_model if self._needs.images and not each.broken else None
-            named = has or len(candidates) == 1 or (each.rank == candidates[0].rank and not any(have))
-            self.chain.append(each.asked_for(asked if asked and named else own))
-
-    async def run(
-        self,
-        find: Callable[[Call, selection.Needs], Awaitable[Sequence[Candidate]]],
-        lost: Callable[[LLMError], None],
-        emit: Emit,
-    ) -> Completion:
-        """The answer. Raises LLMError.
-
-        Args:
-            find: finds the candidates.
-            lost: is told of the error for the caller.
-            emit: of the caller.
-        """
+    async def run(self, emit: Emit) -> Completion:
+        """Return the completion. Raises nothing but LLMError."""
         self._emit, self._started = emit, self._now
-        self._deadline = self._started + float(self._call.options.get("timeout") or self._rules.deadline)
-        self._progress = Progress(self._started, self._request.tried)
+        self._progress = Progress(emit, self._started, self._request.tried)
         try:
-            self.over(await find(self._call, self._needs))
-            before: Candidate | None = None
+            self._chain = await self._find()
+            rules = self._chain.rules
+            self._deadline = self._started + float(self._call.options.get("timeout") or rules.deadline)
+            self._load_deadline = min(self._deadline, self._started + rules.load) - _LOAD_POLL_S
+            before: Option | None = None
             while True:
-                candidate = await self._next()
-                if before and before is not candidate and self._last:
-                    name = type(self._last).__name__
-                    events.emit(events.Moved(provider=before.name, to=candidate.name, error=name))
-                    emit(Failover(before.name, candidate.name, name))
-                if whole := await self._attempt(candidate):
-                    return whole
-                before = candidate
+                option = await self._next()
+                if before and before is not option and self._last:
+                    failover = Failover(before.name, option.name, self._last)
+                    events.emit(failover)
+                    emit(failover)
+                if completion := await self._attempt(option):
+                    return completion
+                before = option
         except LLMError as error:
-            lost(error)
+            self._lost(error)
             raise
         finally:
-            self._leave()
+            self._release()
 
-    async def _attempt(self, candidate: Candidate) -> Completion | None:
-        """Ask it, or let it continue; None where it failed and somebody is asked next. Raises LLMError where nobody is.
+    async def _attempt(self, option: Option) -> Completion | None:
+        """Run an attempt at an option; None if it failed and another attempt follows. Raises the error for the caller.
 
-        As much less is asked for as was delivered.
+        A continuation is limited to the tokens that are left.
         """
-        began, clock = self._now, candidate.clock()
-        cut, call, progress = self._cut(candidate), self._call, self._progress
-        words = bool(cut and cut.prefix) and not candidate.prefills
-        joiner = continuation.Joiner(cut, words=words) if cut else None
+        began, clock = self._now, option.clock()
+        cut, progress = self._cut(option), self._progress
+        words = bool(cut and cut.prefix) and not option.prefills
         prefix = cut.prefix if cut and cut.prefix else None
-        patience = decision.patience(self._deadline - began) if self._shares(candidate) else None
+        patience = decision.patience(self._deadline - began) if self._chain.shares(option) else None
         attempt = Attempt(
             number=len(progress.tried) + 1,
             request=self._request.request,
             patience=patience,
             prefix=prefix,
-            thinking=progress.thinking if prefix else "",
+            thinking=progress.partial_thinking if prefix else "",
+            slot=self._slot,
         )
-        progress.asks(candidate.name, candidate.number)
-        if cut and cut.delivered.strip():
-            progress.resumes(in_words=words)
-        if prefix is not None:
-            again = len(progress.text) - len(prefix)  # characters, which are tokens at the most
-            again += len(continuation.end_of(prefix)) if words else 0
-            most = max(1, call.max_tokens - progress.tokens + again)
-            call = replace(call, max_tokens=type(call.max_tokens)(most))  # a ceiling stays one
-        options = {**call.options, "timeout": max(0.001, self._deadline - began)}
-        call = replace(call, model=candidate.model, options=options)
+        progress.begin(option.name, option.number, continues=bool(cut and cut.text.strip()))
+        call = self._call_of(option, prefix, began, words=words)
         try:
-            whole: Completion | None = None
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None) as scope:  # left once what comes is known to be no continuation
-                    join = _Join(candidate.name, joiner, progress, self._emit, lambda: scope.reschedule(0))
-                    whole = await candidate.ask(call, attempt, words=words)(join)
-            join.end(whole)
-            assert whole  # noqa: S101  # else it has raised
+            work = option.start(call, attempt, words=words)
+            if cut:
+                work = partial(joined, work, Joiner(cut, words=words), option.name)
+            completion = await work(progress)
         except LLMError as error:
-            self._leave()
-            stepped = bool(cut and cut.rest) and candidate.prefills
+            self._release()
+            stepped = bool(cut and cut.rest) and option.prefills
             prefilled = prefix is not None and not words
-            await self._failed(candidate, error, began, patience, prefilled=prefilled, stepped=stepped)
+            await self._failed(option, error, began, patience, prefilled=prefilled, stepped=stepped)
             return None
         except BaseException:
-            candidate.left()
+            option.abandon()
             raise
         finally:
-            self._leave()
-        candidate.answered(whole, clock)
-        return progress.complete(whole, began, self._now)
+            self._release()
+        option.succeeded(completion, clock)
+        return progress.complete(completion, began, self._now)
 
-    def _cut(self, candidate: Candidate) -> continuation.CutPoint | None:
-        """Where it is continued; None to begin."""
+    def _call_of(self, option: Option, prefix: str | None, now: float, *, words: bool) -> Call:
+        """Return the call for an attempt: with the option's model, the time that is left, and the tokens that are."""
+        call, progress = self._call, self._progress
+        options = {**call.options, "timeout": max(0.001, self._deadline - now)}
+        if prefix is None:
+            return replace(call, model=option.model, options=options)
+        repeated = len(progress.text) - len(prefix)  # characters: at least as many as tokens
+        repeated += len(end_of(prefix)) if words else 0
+        left = max(1, call.max_tokens - progress.tokens + repeated)
+        return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
+
+    def _cut(self, option: Option) -> CutPoint | None:
+        """Return where the text is cut for its continuation; None to begin."""
         text = self._progress.text
         if not text:
             return None
         if not text.strip():
-            return continuation.CutPoint("", text)  # it is asked from the beginning
-        cut = continuation.step_back(text)
-        whole = not self._stepping or not (candidate.prefills or cut.prefix)
-        return continuation.as_it_broke(text) if whole else cut
+            return CutPoint("", text)  # the request begins from the start
+        cut = step_back(text)
+        at_break = not self._steps_back or not (option.prefills or cut.prefix)
+        return at_the_break(text) if at_break else cut
 
     async def _failed(
-        self,
-        candidate: Candidate,
-        error: LLMError,
-        began: float,
-        patience: float | None,
-        *,
-        prefilled: bool,
-        stepped: bool,
+        self, option: Option, error: LLMError, began: float, patience: float | None, *, prefilled: bool, stepped: bool
     ) -> None:
-        """Tell what this failure means for the provider, and do what it means for the request. Raises it at the end."""
-        progress, model, now = self._progress, candidate.target.model, self._now
-        if isinstance(error, errors.FirstTokenTimeout) and await candidate.loads_now():
+        """Record a failure for the option, and do what it means for the request. Raises it if no attempt follows."""
+        progress, chain, now = self._progress, self._chain, self._now
+        if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
-        own = Tried(candidate.name, error.model or model, type(error).__name__, error.status, now - began)
-        if isinstance(error, errors.NotContinued):
-            progress.mismatched()
-        progress.failed(error.attempts or (own,), now)  # a router tells its own
+        own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
+        mismatched = isinstance(error, errors.NotContinued)
+        progress.failed(error.attempts or (own,), now, mismatched=mismatched)
         hurried = patience is not None and isinstance(error, errors.FirstTokenTimeout)
-        if hurried and now - began < candidate.provider.waits[0]:
-            candidate.left()  # others wanted their share: no fault of this one
+        if hurried and now - began < option.facts.first_token_s:
+            option.abandon()  # it lost its time to other options
         else:
-            candidate.failed(error)
-        candidate.failure = error
-        others = self._left(candidate) if candidate.recorded else []
-        equal = any(other.rank == candidate.rank for other in others)  # which of them was asked then, nobody knows
-        if isinstance(error, errors.NotRecorded) and others and (candidate.opened or equal):
-            error.forgiven = True  # it was left alone when the cassette was made
+            option.failed(error)
+        option.failure = error
+        others = chain.others(option) if option.replays else []
+        equal = any(other.rank == option.rank for other in others)  # which of them was recorded is unknown
+        if isinstance(error, errors.NotRecorded) and others and (option.opened or equal):
+            error.forgiven = True  # its circuit breaker was open when the cassette was recorded
             del progress.tried[-1]
             self._last = self._last or error
             return
         fresh = bool(error.partial or error.tokens)
         if fresh or progress.text:
-            progress.lost(error, free=candidate.cost == (0.0, 0.0))
+            progress.broke(error, free=option.cost == (0.0, 0.0))
         if fresh and progress.text.strip():
-            self._whose = candidate.provider.names(model)
+            chain.same_model = option.facts.names
         self._last = error
-        await self._follow(candidate, error, fresh=fresh, prefilled=prefilled, stepped=stepped)
+        await self._follow(option, error, fresh=fresh, prefilled=prefilled, stepped=stepped)
 
     async def _follow(
         self,
-        candidate: Candidate | None,
+        option: Option | None,
         error: LLMError,
         *,
         fresh: bool = False,
         prefilled: bool = False,
         stepped: bool = False,
     ) -> None:
-        """Do what is decided after this failure. Raises it where nothing is left to do."""
-        text, seen = self._progress.text, not self._call.whole
+        """Do what is decided after a failure. Raises the error for the caller if no attempt follows."""
+        progress, chain = self._progress, self._chain
+        text, seen = progress.text, not self._call.whole
         held, pause = bool(text.strip()), self._pause()
-        strayed, passing, loading = self._failures(errors.NotContinued), self._passing(), self._loading()
-        decided = decision.decide(
-            error,
-            decision.Situation(
-                shown=held and seen,
-                blank=bool(text) and not held and seen,
-                held=held,
-                fresh=fresh,
-                rigid=self._call.rigid,
-                called=bool(self._progress.calls),
-                resume=self._resume,
-                prefilled=prefilled,
-                stepped=stepped,
-                others=bool(self._within_reach(self._left(candidate))),
-                loading=bool(loading),
-                not_continued=bool(strayed) and not self._begun_again,
-                passes=pause is not None,
-                time_left=self._now < self._deadline,
-            ),
+        strayed, loading = chain.failures(errors.NotContinued), self._loading()
+        situation = decision.Situation(
+            shown=held and seen,
+            blank=bool(text) and not held and seen,
+            held=held,
+            fresh=fresh,
+            rigid=self._call.rigid,
+            called=bool(progress.calls),
+            resume=self._resume,
+            prefilled=prefilled,
+            stepped=stepped,
+            others=bool(chain.within(chain.others(option), self._reach(loading))),
+            loading=bool(loading),
+            not_continued=bool(strayed) and not self._begun_again,
+            passes=pause is not None,
+            time_left=self._now < self._deadline,
         )
-        again: Sequence[Candidate] = ()
+        decided = decision.decide(error, situation)
         if decided.action == "give up":
-            refused = strayed[0].failure if strayed else None  # why a text was not continued
-            raise self._progress.final(refused if refused and held and not self._progress.calls else error)
+            refused = strayed[0].failure if strayed else None  # why the text was not continued
+            raise progress.final(refused if refused and held and not progress.calls else error)
         if decided.text == "forget":
-            self._progress.forget()
-            self._whose = frozenset()
-        if decided.action == "otherwise" and candidate:
-            again = [candidate]
+            progress.forget_text()
+            chain.same_model = frozenset()
+        for each in await self._again(decided.action, option, error, strayed, loading, pause or 0.0):
+            each.failure = None
+
+    async def _again(
+        self,
+        action: decision.Action,
+        option: Option | None,
+        error: LLMError,
+        strayed: Sequence[Option],
+        loading: Sequence[Option],
+        pause: float,
+    ) -> Sequence[Option]:
+        """Return the failed options that get another attempt, after the wait that the action requires."""
+        if action == "otherwise" and option:
             if isinstance(error, errors.NotContinued):
-                self._stepping = False
+                self._steps_back = False
             else:
-                candidate.prefills = False
-        elif decided.action == "load":
+                option.refuses_prefix = True
+            return [option]
+        if action == "load":
             with self._emit.waiting(Waiting("load", chain_name(loading))):
-                again = await self._loaded(loading)
-        elif decided.action == "begin again":
-            self._begun_again, again = True, strayed
-        elif decided.action == "again" and pause is not None:
+                return await self._loaded(loading)
+        if action == "begin again":
+            self._begun_again = True
+            return strayed
+        if action == "again":
+            passing = self._chain.passing()
             self._rounds += 1
             with self._emit.waiting(Waiting("retry", chain_name(passing))):
                 await asyncio.sleep(pause)
-            again = passing
-        for each in again:
-            each.failure = None
+            return passing
+        return ()
 
-    def _failures(self, kind: type[LLMError]) -> list[Candidate]:
-        """Those who failed so."""
-        return [each for each in self.chain if isinstance(each.failure, kind)]
+    def _loading(self) -> list[Option]:
+        """Return the options that load, if there is time left for a load."""
+        return self._chain.failures(errors.ModelLoading) if self._now <= self._load_deadline else []
 
-    def _passing(self) -> list[Candidate]:
-        """Those whose failure may pass by itself, without a look at their pages."""
-        return [each for each in self._failures(LLMError) if each.failure.retryable and not _loads(each)]  # type: ignore[union-attr]
-
-    def _loading(self) -> list[Candidate]:
-        """Those who said that they load, where the time for it is not over."""
-        return [] if self._load_is_over() else self._failures(errors.ModelLoading)
-
-    def _load_is_over(self) -> bool:
-        return self._now + _AGAIN_S > min(self._deadline, self._started + self._rules.load)
+    def _reach(self, loading: Sequence[Option]) -> int | None:
+        """Return how far away an option may be while others load; None for any."""
+        return min((each.distance for each in loading), default=None)
 
     def _pause(self) -> float | None:
-        """Seconds until those are asked again whose failure may pass; None where there is nobody, or no time."""
-        asked = [each.failure.retry_after for each in self._passing() if each.failure]
-        if not asked or self._rounds >= decision.rounds(self._rules.retries):
+        """Return the seconds before a retry of failures that may pass; None if there are none, or no time."""
+        delays = [each.failure.retry_after for each in self._chain.passing() if each.failure]
+        if not delays or self._rounds >= decision.rounds(self._chain.rules.retries):
             return None
         chance = random.random()  # noqa: S311  # jitter
-        pause = min(decision.back_off(self._rounds, chance, each) for each in asked)
+        pause = min(decision.back_off(self._rounds, chance, each) for each in delays)
         return pause if self._now + pause < self._deadline else None
 
-    async def _next(self) -> Candidate:
-        """Who is asked next; a place there is taken. Raises LLMError where nobody can be."""
-        turn, since = PLACES.turn(), self._now
+    async def _next(self) -> Option:
+        """Return the next option, with its slot if one is free. Raises the error for the caller if there is none."""
+        ticket, since = CAPACITY.ticket(), self._now
         while True:
-            fit = self._within_reach([each for each in self.order() if not each.failure and not self.lacks(each)])
-            chosen, load, probe = self.select(fit)
+            fit, chosen, load, probe = self._chain.next(self._reach(self._loading()))
             for each in probe:
                 each.probe()
             for each in load:
                 each.load()
             if chosen:
-                chosen = await self._with_place(chosen, fit, turn, since)
+                chosen = self._with_free_slot(chosen, fit) or await self._queued(chosen, fit, ticket, since)
                 if chosen is None:
                     continue
                 if chosen.gate == "trial":
@@ -387,146 +279,81 @@ class Execution:
                 return chosen
             if not fit:
                 if self._last is None:
-                    raise self._nobody()
+                    raise self._progress.final(self._chain.unfit())
                 await self._follow(None, self._last)
                 continue
             first = last_resort(fit)
-            opened = await self._last_resort(first)
+            opened = await self._still_open(first)
             if opened is None:
-                self._place = PLACES.take(first.address, self._head)
+                self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
                 return first
             self._last = first.failure = opened
             await self._follow(first, opened)
 
-    async def _with_place(
-        self, chosen: Candidate, fit: Sequence[Candidate], turn: Turn, since: float
-    ) -> Candidate | None:
-        """The one who is asked, its place taken: another where this one is full. None: choose again.
-
-        Raises:
-            DeadlineExceeded: no place was free before the deadline.
-        """
-        ready = [each for each in fit if each.ready]
-        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._rules.spill]
-        for each in (chosen, *(other for other in ready if other.distance <= reach)):
-            self._place = PLACES.take_free(each.address, each.room, self._head)
-            if self._place:
-                return each
-        if sum(each.rank == chosen.rank for each in self.chain) == 1:  # it has a queue of its own
-            self._place = PLACES.take(chosen.address, self._head)
-            return chosen
-        equals = [each for each in ready if each.rank == chosen.rank]
-        left = self._deadline - self._now
-        if left <= 0:
-            what = f"timed out waiting for a free place at one of {chain_name(equals)}"
-            hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
-            raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
-        # for a moment: then one that comes back is looked at, too
-        rooms = {each.address: each.room for each in equals}
-        with self._emit.waiting(Waiting("queue", chain_name(equals))):
-            self._place = await PLACES.wait(rooms, self._head, turn, min(_LOOK_AGAIN_S, left))
-        freed = next((each for each in equals if self._place and each.address == self._place.address), None)
-        if freed and freed.ready:
-            events.emit_lazily(events.Queued, provider=freed.name, seconds=self._now - since)
-            return freed
-        self._leave()  # it failed meanwhile
+    def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
+        """Take a slot of the chosen option, or of one that the request may spill to; None if all are full."""
+        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.rules.spill]
+        spill = [each for each in fit if each.ready and each.distance <= reach] if reach >= 0 else []
+        for option in (chosen, *spill):
+            self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
+            if self._slot:
+                return option
         return None
 
-    def _leave(self) -> None:
-        if self._place:
-            PLACES.leave(self._place)
-            self._place = None
+    async def _queued(self, chosen: Option, fit: Sequence[Option], ticket: Ticket, since: float) -> Option | None:
+        """Wait for a slot among equals. Returns the option that has one; None to choose again.
 
-    def select(self, fit: Sequence[Candidate]) -> tuple[Candidate | None, list[Candidate], list[Candidate]]:
-        """Who of these is asked now; who loads its model, and who is probed meanwhile."""
-        return selection.select(fit, self._rules.routing, self._is_same)
+        A sole option of its rank is returned without a slot: its attempt waits in its own queue.
 
-    def _is_same(self, candidate: Candidate) -> bool:
-        return bool(self._whose & candidate.provider.names(candidate.model))
+        Raises:
+            DeadlineExceeded: no slot was free before the deadline.
+        """
+        if sum(each.rank == chosen.rank for each in self._chain.options) == 1:
+            return chosen
+        equals = [each for each in fit if each.ready and each.rank == chosen.rank]
+        left_s = self._deadline - self._now
+        if left_s <= 0:
+            what = f"timed out waiting for a free slot at one of {chain_name(equals)}"
+            hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
+            raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
+        limits = {each.address: each.limit for each in equals}
+        with self._emit.waiting(Waiting("queue", chain_name(equals))):
+            slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
+        freed = next((each for each in equals if slot and each.address == slot.address), None)
+        if slot and freed and freed.ready:
+            self._slot = replace(slot, waited_s=self._now - since)
+            return freed
+        CAPACITY.release(slot)  # the option failed meanwhile
+        return None
 
-    def _within_reach(self, fit: list[Candidate]) -> list[Candidate]:
-        """While one loads, only those who are no farther away answer meanwhile."""
-        loading = self._loading()
-        if not loading or self._rules.routing == "warm-first":
-            return fit
-        return [each for each in fit if each.distance <= min(other.distance for other in loading)]
+    def _release(self) -> None:
+        CAPACITY.release(self._slot)
+        self._slot = None
 
-    async def _last_resort(self, candidate: Candidate) -> LLMError | None:
-        """Every breaker is open: why not even the one that opens first is asked, after a probe where that can tell."""
-        opened = candidate.opened
+    async def _still_open(self, option: Option) -> LLMError | None:
+        """Probe the option whose circuit breaker closes first, if all are open. Returns why it must not be used."""
+        opened = option.opened
         if not opened or not decision.verdict(opened[0].error or LLMError("")).visible:
             return None
-        if await asyncio.shield(candidate.probe()):  # others wait for it too
+        if await asyncio.shield(option.probe()):  # other requests wait for the same probe
             return None
         error = copy.copy(opened[0].error or errors.ConnectionFailed("not ready"))
         error.partial, error.thinking, error.partial_calls, error.attempts = "", "", (), ()
-        own = Tried(candidate.name, candidate.target.model, type(error).__name__, error.status, 0.0)
-        self._progress.tried.append(own)
+        tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
+        self._progress.tried.append(tried)
         return error
 
-    async def _loaded(self, loading: Sequence[Candidate]) -> list[Candidate]:
-        """Those of them that have loaded the model, once one has; a load is never hurried, and has its own budget."""
-        while not self._load_is_over():
-            await asyncio.sleep(_AGAIN_S)
+    async def _loaded(self, loading: Sequence[Option]) -> list[Option]:
+        """Wait until an option has loaded its model; return those that have."""
+        while self._now <= self._load_deadline:
+            await asyncio.sleep(_LOAD_POLL_S)
             ready = [each for each in loading if not await each.loads_now()]
             if ready:
                 return ready
-        for each in loading:  # it has failed like any other
-            each.failed(errors.TimedOut(f"the model was not loaded within {self._rules.load:g} s"))
+        for each in loading:
+            each.failed(errors.TimedOut(f"the model was not loaded within {self._chain.rules.load:g} s"))
         return []
 
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _shares(self, candidate: Candidate) -> bool:
-        """Whether a part of the time is kept for others; none for a farther one, where this one has to load."""
-        cold = candidate.cold and self._rules.routing != "warm-first"
-        return any(not cold or other.distance <= candidate.distance for other in self._left(candidate))
-
-    def _left(self, candidate: Candidate | None) -> list[Candidate]:
-        """Those who could still be asked after this one."""
-        return [each for each in self.chain if each is not candidate and not each.failure and not self.lacks(each)]
-
-    def order(self) -> list[Candidate]:
-        """The chain in the order in which it is asked; those that cannot be come last.
-
-        Rank by rank; of equals first the one that probably holds the beginning of this request.
-        """
-        if self._rules.routing == "order" and len({each.rank for each in self.chain}) == len(self.chain):
-            return list(self.chain)
-        whole = [each for each in self.chain if not each.broken]
-        found: list[Candidate] = []
-        for rank in dict.fromkeys(each.rank for each in whole):
-            equals = [each for each in whole if each.rank == rank]
-            rooms = {each.address: each.room for each in equals if each.ready}
-            order = PLACES.ordered(rooms, self._head)
-            found += sorted(equals, key=lambda each: order.index(each.address) if each.address in order else -1)
-        return selection.ranked(found, self._rules.routing) + [each for each in self.chain if each.broken]
-
-    def lacks(self, candidate: Candidate) -> list[str]:
-        """What it lacks for this request, in words."""
-        if candidate.broken:
-            return [str(candidate.broken)]
-        if len(self.chain) == 1 and not self._explained:
-            return []
-        return candidate.lacks(self._needs, local_only=self._rules.local_only)
-
-    def _nobody(self) -> LLMError:
-        """Nobody fits: which need failed where."""
-        broken = [each.broken for each in self.chain if each.broken]
-        if len(broken) == len(self.chain):
-            return self._progress.final(broken[-1])
-        said = "; ".join(f"{each.name}: no {', no '.join(self.lacks(each))}" for each in self.chain)
-        short = all(not each.broken and each.overflows(self._needs) for each in self.chain)
-        kind = errors.ContextOverflow if short else errors.Unsupported
-        return kind(f"no provider can serve this request ({said})", hint="Add one that can to LLM_PROVIDERS")
-
-
-def last_resort(fit: Sequence[Candidate]) -> Candidate:
-    """The one whose breaker lets it be asked first."""
-    return min(fit, key=lambda each: max((breaker.until for breaker in each.opened), default=0.0))
-
-
-def _loads(candidate: Candidate) -> bool:
-    return isinstance(candidate.failure, errors.ModelLoading)

@@ -1,88 +1,51 @@
-"""Who is asked: in which order, who cannot serve at all, and who is asked now. Pure."""
+"""The choice among the options of a chain: their order, what they lack for a request, and which one is next.
+
+Must never send or wait.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, cast
 
+from .. import errors
+from ..adapter.capacity import CAPACITY, Digests, digest
 from ..adapter.options import rows
 from ..base import Call
+from ..errors import LLMError
 from ..health import window
-from .breaker import Gate
-from .places import Head, digest
+from .option import Option
 
-_SHORTEST: Final = 256  # characters
+_MIN_DIGEST_CHARS: Final = 256
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
 
-class Option(Protocol):
-    """One provider that could be asked now: see ``Candidate``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a chain is run.
 
-    @property
-    def gate(self) -> Gate:
-        """What its breaker says."""
-
-    @property
-    def cold(self) -> bool:
-        """Whether it would have to load the model first."""
-
-    @property
-    def distance(self) -> int:
-        """0 on this machine or a private network, 1 beyond."""
-
-    @property
-    def latency_s(self) -> float | None:
-        """Seconds to the first token, of late."""
-
-    @property
-    def cost(self) -> tuple[float, float] | None:
-        """Dollars for a million tokens of the prompt and of the answer."""
-
-
-_O = TypeVar("_O", bound=Option)
-
-
-def ranked(chain: Sequence[_O], routing: Routing) -> list[_O]:
-    """In the order in which they are asked; what is unknown comes last, ties stay in the user's order."""
-
-    def key(one: Option) -> float:
-        if routing == "latency":
-            return math.inf if one.latency_s is None else one.latency_s
-        if routing == "cost":
-            return math.inf if one.cost is None else sum(one.cost)
-        return one.distance if routing == "local-first" else 0
-
-    return sorted(chain, key=key)
-
-
-def select(options: Sequence[_O], routing: Routing, same: Callable[[_O], bool]) -> tuple[_O | None, list[_O], list[_O]]:
-    """The first whose breaker lets it be asked; meanwhile, of those before it, who loads its model and who is probed.
-
-    A cold one is waited for, however warm a farther one is: the order is the user's. Only one that is warm and no
-    farther away answers meanwhile. ``warm-first`` is the operator's word for anything else. ``same``: it has the very
-    model whose answer is to be continued.
+    Attributes:
+        retries: of the same provider, after a failure that may pass.
+        routing: the order of the options.
+        deadline, load: seconds for a request, and for a load.
+        local_only: use local providers only.
+        spill: where a request goes if a rank is full: nowhere else, to an option as near, or to any.
     """
-    ready = [one for one in options if one.gate in ("closed", "trial")]
-    if not ready:
-        return None, [], []
-    chosen = first = ready[0]
-    reach = max(one.distance for one in options) if routing == "warm-first" else first.distance
-    if first.cold:
-        chosen = next((one for one in ready if not one.cold and one.distance <= reach), first)
-    if not same(chosen):  # it can go on with the answer where another model would write another one
-        alike = (one for one in ready if same(one) and not one.cold and one.distance <= chosen.distance)
-        chosen = next(alike, chosen)
-    before = options[: options.index(chosen)]
-    load = [one for one in before if one.gate == "closed" and one.cold]
-    return chosen, load, [one for one in before if one.gate == "probe"]
+
+    retries: int
+    routing: Routing
+    deadline: float
+    load: float
+    local_only: bool
+    spill: Literal["no", "local", "cloud"] = "no"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a request needs of a provider; ``tokens``: of its prompt, at the least."""
+    """What a request requires of a provider; ``tokens``: of its prompt, at least."""
 
     images: bool = False
     tools: bool = False
@@ -91,20 +54,188 @@ class Needs:
 
     @property
     def named(self) -> list[str]:
-        """The capabilities that it needs."""
+        """The names of the required capabilities."""
         wanted = (("vision", self.images), ("tools", self.tools), ("json_schema", self.schema))
         return [name for name, needed in wanted if needed]
 
 
+class Chain:
+    """The options of one request.
+
+    Args:
+        options: in the user's order.
+        call: the call.
+        needs: what it requires.
+        rules: of the router.
+        explained: no request is sent, so that even a sole option is checked.
+
+    Attributes:
+        digests: of the prompt.
+        same_model: the names of the model that wrote the broken text.
+    """
+
+    def __init__(
+        self, options: Sequence[Option], call: Call, needs: Needs, rules: Rules, *, explained: bool = False
+    ) -> None:
+        self.options, self.rules, self.needs = options, rules, needs
+        self.digests = digests_of(call)
+        self.same_model: frozenset[str] = frozenset()
+        self._explained = explained
+        listed = [bool(call.model) and _lists(each, call.model) for each in options]
+        for option, has_model in zip(options, listed, strict=True):
+            first = option.rank == options[0].rank and not any(listed)  # it may have the model, and none is known to
+            if call.model and (has_model or first or len(options) == 1):
+                option.use(call.model)
+            else:
+                option.use(option.provider.vision_model if needs.images and not option.broken else None)
+
+    def next(self, reach: int | None) -> tuple[list[Option], Option | None, list[Option], list[Option]]:
+        """Return the options that fit now, the one to use, those to load, and those to probe meanwhile.
+
+        Args:
+            reach: the distance beyond which no option is used now; None for any.
+        """
+        for option in self.options:
+            option.update()
+        fit = [each for each in self.order() if not each.failure and not self.lacks(each)]
+        fit = self.within(fit, reach)
+        return fit, *select(fit, self.rules.routing, self._is_same)
+
+    def order(self) -> list[Option]:
+        """Return the options in the order of use; those that are broken come last.
+
+        Ranks stay in the user's order. Within a rank, an option that probably has this prompt in its cache comes first.
+        """
+        if self.rules.routing == "order" and len({each.rank for each in self.options}) == len(self.options):
+            return list(self.options)
+        whole = [each for each in self.options if not each.broken]
+        ordered: list[Option] = []
+        for rank in dict.fromkeys(each.rank for each in whole):
+            equals = [each for each in whole if each.rank == rank]
+            limits = {each.address: each.limit for each in equals if each.ready}
+            order = CAPACITY.ordered(limits, self.digests)
+            ordered += sorted(equals, key=lambda each: order.index(each.address) if each.address in order else -1)
+        return ranked(ordered, self.rules.routing) + [each for each in self.options if each.broken]
+
+    def lacks(self, option: Option) -> list[str]:
+        """Return what an option certainly lacks for this request, in words. A sole option is not checked."""
+        if option.broken:
+            return [str(option.broken)]
+        if len(self.options) == 1 and not self._explained:
+            return []
+        if not option.facts.permitted(local_only=self.rules.local_only):
+            return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
+        return lacks(self.needs, option.facts.capabilities)
+
+    def others(self, option: Option | None) -> list[Option]:
+        """Return the options that could be used after this one."""
+        return [each for each in self.options if each is not option and not each.failure and not self.lacks(each)]
+
+    def failures(self, kind: type[LLMError]) -> list[Option]:
+        """Return the options that failed with this kind of error."""
+        return [each for each in self.options if isinstance(each.failure, kind)]
+
+    def passing(self) -> list[Option]:
+        """Return the options with a failure that may pass by itself; a load is watched instead."""
+        loads = errors.ModelLoading
+        failed = self.failures(LLMError)
+        return [
+            each for each in failed if each.failure and each.failure.retryable and not isinstance(each.failure, loads)
+        ]
+
+    def within(self, options: list[Option], reach: int | None) -> list[Option]:
+        """Return the options that are no farther away; all if the user prefers a warm one."""
+        if reach is None or self.rules.routing == "warm-first":
+            return options
+        return [each for each in options if each.distance <= reach]
+
+    def shares(self, option: Option) -> bool:
+        """Return whether a part of the time is reserved for other options: not for a farther one during a load."""
+        cold = option.cold and self.rules.routing != "warm-first"
+        return any(not cold or other.distance <= option.distance for other in self.others(option))
+
+    def unfit(self) -> LLMError:
+        """Return the error for a request that no option can serve: what each of them lacks."""
+        broken = [each.broken for each in self.options if each.broken]
+        if len(broken) == len(self.options):
+            return broken[-1]
+        lacking = "; ".join(f"{each.name}: no {', no '.join(self.lacks(each))}" for each in self.options)
+        short = all(not each.broken and _overflows(self.needs, each) for each in self.options)
+        kind = errors.ContextOverflow if short else errors.Unsupported
+        return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
+
+    def _is_same(self, option: Option) -> bool:
+        return bool(self.same_model) and bool(self.same_model & option.facts.names)
+
+
+def _lists(option: Option, model: str | None) -> bool:
+    """Return whether an option has a model."""
+    if option.broken:
+        return False
+    option.use(model)
+    return option.facts.has_model
+
+
+def _overflows(needs: Needs, option: Option) -> bool:
+    served = option.facts.capabilities["context_served"]
+    return served is not None and needs.tokens > served
+
+
+def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
+    """Sort options by a routing rule. Unknown values come last, ties stay in the user's order."""
+
+    def key(option: Option) -> float:
+        if routing == "latency":
+            return math.inf if option.latency_s is None else option.latency_s
+        if routing == "cost":
+            return math.inf if option.cost is None else sum(option.cost)
+        return option.distance if routing == "local-first" else 0
+
+    return sorted(options, key=key)
+
+
+def select(
+    options: Sequence[Option], routing: Routing, same: Callable[[Option], bool]
+) -> tuple[Option | None, list[Option], list[Option]]:
+    """Choose the first option whose circuit breaker allows it; of those before it, which to load and which to probe.
+
+    The order is the user's: a cold option is waited for, however warm a farther one is. Only one that is warm and no
+    farther away is used meanwhile; ``warm-first`` lifts that.
+
+    Args:
+        options: in order.
+        routing: the rule.
+        same: returns whether an option has the model that wrote the broken text.
+    """
+    ready = [each for each in options if each.gate in ("closed", "trial")]
+    if not ready:
+        return None, [], []
+    chosen = first = ready[0]
+    reach = max(each.distance for each in options) if routing == "warm-first" else first.distance
+    if first.cold:
+        chosen = next((each for each in ready if not each.cold and each.distance <= reach), first)
+    if not same(chosen):  # the same model continues its text; another one would write a different one
+        alike = (each for each in ready if same(each) and not each.cold and each.distance <= chosen.distance)
+        chosen = next(alike, chosen)
+    before = options[: options.index(chosen)]
+    load = [each for each in before if each.gate == "closed" and each.cold]
+    return chosen, load, [each for each in before if each.gate == "probe"]
+
+
+def last_resort(options: Sequence[Option]) -> Option:
+    """Return the option whose circuit breaker closes first."""
+    return min(options, key=lambda each: max((breaker.until for breaker in each.opened), default=0.0))
+
+
 def needs_of(call: Call) -> Needs:
-    """What a call needs of a provider."""
+    """Return what a call requires of a provider."""
     texts: list[str] = [call.prompt] if isinstance(call.prompt, str) else []
     images = False
     for message in call.prompt if rows(call.prompt) else ():
         content = cast(Mapping[str, Any], message).get("content")
         for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if not isinstance(part, Mapping):
-                continue  # whoever is asked says what is wrong with it
+                continue  # the provider raises for it
             kind = part.get("type")
             images = images or (isinstance(kind, str) and "image" in kind)
             texts.append(_text(part))
@@ -114,24 +245,24 @@ def needs_of(call: Call) -> Needs:
 
 
 def _text(part: Any) -> str:
-    """The text of a part; whoever is asked says what is wrong with one that is none."""
+    """Return the text of a part. The provider raises for a part that is invalid."""
     text = part.get("text") if isinstance(part, Mapping) else None
     return text if isinstance(text, str) else ""
 
 
-def head_of(call: Call) -> Head:
-    """Digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
+def digests_of(call: Call) -> Digests:
+    """Return digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
 
-    So that two questions about one text have the same beginning, wherever the text stands, and two texts behind one
-    long system prompt have not.
+    Two questions about one text have the same digests, wherever the text stands. Two texts after one long system prompt
+    have not.
     """
-    said = []
+    texts = []
     for message in call.prompt if rows(call.prompt) else [{"role": "user", "content": call.prompt}]:
         content = cast(Mapping[str, Any], message).get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
-        said += [_text(part) for part in parts]
-    text = "\n".join(said)
-    length = _SHORTEST
+        texts += [_text(part) for part in parts]
+    text = "\n".join(texts)
+    length = _MIN_DIGEST_CHARS
     ends = [length]
     while length * 4 <= len(text):
         length *= 2
@@ -139,20 +270,15 @@ def head_of(call: Call) -> Head:
     return tuple(digest(text[:end]) for end in ends)
 
 
-def lacks(needs: Needs, can: Mapping[str, Any], served: int | None) -> list[str]:
-    """What this provider certainly lacks for it, in words; what is not known is no lack.
-
-    Args:
-        needs: of the request.
-        can: its capabilities.
-        served: the largest context that it can serve, in tokens.
-    """
-    found = [name for name in needs.named if can[name] is False]
+def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+    """Return what a provider certainly lacks for a request, in words. An unknown capability is not lacking."""
+    lacking = [name for name in needs.named if capabilities[name] is False]
+    served = capabilities["context_served"]
     if served is not None and needs.tokens > served:
-        found.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
-    return found
+        lacking.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
+    return lacking
 
 
-def unknown(needs: Needs, can: Mapping[str, Any]) -> list[str]:
-    """What nobody knows whether this provider can do it, of what is needed."""
-    return [name for name in needs.named if can[name] is None]
+def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+    """Return the required capabilities that are unknown."""
+    return [name for name in needs.named if capabilities[name] is None]

@@ -104,9 +104,9 @@ async def _ask(provider: LLMProvider, question: str) -> str:
 def _told() -> Iterator[None]:
     """Say where the answer changes hands."""
 
-    def tell(event: events.Event) -> None:
-        if isinstance(event, events.Moved):
-            print(f" [{event.provider} died: {event.error}; {event.to} goes on] ", end="", flush=True)
+    def tell(event: events.LogEvent) -> None:
+        if isinstance(event, events.Failover):
+            print(f" [{event.provider} died: {type(event.error).__name__}; {event.to} goes on] ", end="", flush=True)
 
     remove = events.add_sink(tell)
     try:

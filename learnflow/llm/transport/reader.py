@@ -1,4 +1,4 @@
-"""Reads one answer to its end, within its budgets of time: send, read, parse, close."""
+"""Reads one response to its end, within its time limits: send, read, parse, close."""
 
 from __future__ import annotations
 
@@ -16,66 +16,57 @@ from .stream_parser import StreamParser
 
 Send = Callable[[], Awaitable[HttpResponse]]
 Take = Callable[[Delta], None]
-Room = Callable[[], Awaitable[None]]
+Drain = Callable[[], Awaitable[None]]
 
-# Seconds that the wire may take after the finish, for the count of tokens, an error, its own end; and after that end,
-# for the end of the connection, which is closed otherwise, not reused.
+# Seconds after the finish for the usage, an error and the end mark; and after that mark for the end of the connection,
+# which is closed otherwise, not reused.
 _AFTER_FINISH_S: Final = 2.0
 _AFTER_END_S: Final = 0.25
-_UNINTERRUPTED: Final = 64  # reads: those of what has arrived already let nobody else go on
+_UNINTERRUPTED: Final = 64  # reads of data that has arrived: they do not yield to other tasks
 
 
 class AnswerReader:
-    """One request and its answer.
+    """Sends one request and reads its response.
 
     Args:
         parser: of the server's dialect.
-        times: the budgets.
+        times: the time limits.
 
     Attributes:
-        first_token_s, total_s: seconds from sending the request to the first token (None before it), and to the last.
-        deltas_read: how many there were; most servers send a token each.
-        on_timeout: called with the error when a budget is used up (``HttpRequest.on_timeout``).
+        on_timeout: called with the error if a time limit is over (``HttpRequest.on_timeout``).
     """
 
     def __init__(self, parser: StreamParser, times: Times) -> None:
         self.parser = parser
-        self.first_token_s: float | None = None
-        self.total_s = 0.0
-        self.deltas_read = 0
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
-        self._over: float | None = None  # when a finished answer is not waited for any longer
+        self._began = False  # a token has arrived
+        self._over: float | None = None  # when a finished response is closed, even if the connection is open
 
-    @property
-    def began(self) -> bool:
-        """Whether a token has arrived."""
-        return self.first_token_s is not None
-
-    async def read(self, send: Send, deadline: float, take: Take, room: Room) -> None:
-        """Read it to its end; closes the connection whichever way it is left.
+    async def read(self, send: Send, deadline: float, take: Take, drain: Drain) -> None:
+        """Read the response to its end. Closes the connection in any case.
 
         Args:
-            send: sends the request; returns an answer whose status is 2xx.
-            deadline: the loop's time at which the request must have ended.
-            take: is given each delta as it arrives.
-            room: is waited for after each read.
+            send: sends the request; returns a response whose status is 2xx.
+            deadline: the event loop's time at which the request must have ended.
+            take: called with each delta as it arrives.
+            drain: awaited after each read, until the caller has caught up.
 
         Raises:
             LLMError: after every delta that did arrive.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
-        sent = heard = loop.time()
-        limit = min(sent + self._times.first_token, deadline)
+        heard = loop.time()
+        limit = min(heard + self._times.first_token, deadline)
         response: HttpResponse | None = None
         try:
             async with asyncio.timeout_at(limit) as budget:
                 response = await send()
                 for reads in itertools.count(1):
                     data = await self._data(response)
-                    if self._taken(data, take, sent):
-                        budget.reschedule(None)  # the caller's own time is not the server's silence
-                        await room()
+                    if self._taken(data, take):
+                        budget.reschedule(None)  # the reader's own time is not the server's silence
+                        await drain()
                         heard = loop.time()
                     if not data or parser.fault:
                         break
@@ -86,27 +77,24 @@ class AnswerReader:
         except TimeoutError:
             if not parser.settled:
                 raise self._late(limit, deadline) from None
-            self._taken(b"", take, sent)
+            self._taken(b"", take)
         finally:
-            self.total_s = loop.time() - sent
             if response is not None:
                 await response.aclose()
         if parser.fault:
             raise parser.fault
 
-    def _taken(self, data: bytes, take: Take, sent: float) -> bool:
-        """Hand on what these bytes, or the end, complete; returns whether that was anything."""
+    def _taken(self, data: bytes, take: Take) -> bool:
+        """Pass on the deltas that these bytes, or the end, complete; return whether there was one."""
         deltas = self.parser.feed(data) if data else self.parser.end()
-        if deltas and self.first_token_s is None:
-            self.first_token_s = asyncio.get_running_loop().time() - sent
-        self.deltas_read += len(deltas)
+        self._began = self._began or bool(deltas)
         for delta in deltas:
             take(delta)
         return bool(deltas)
 
     def _limit(self, heard: float) -> float:
-        """Until when the next bytes are waited for."""
-        limit = heard + (self._times.gap if self.began else self._times.first_token)
+        """Return the time until which the next bytes may arrive."""
+        limit = heard + (self._times.gap if self._began else self._times.first_token)
         if self.parser.settled:
             now = asyncio.get_running_loop().time()
             over = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
@@ -114,11 +102,11 @@ class AnswerReader:
         return limit
 
     async def _data(self, response: HttpResponse) -> bytes:
-        """The next bytes, b"" at the end, or where the connection broke, which the parser is told."""
+        """Return the next bytes; b"" at the end, or if the connection broke, which the parser records."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a recording's, of one who had waited for it
+            raise  # recorded: its caller had waited for it
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
@@ -126,10 +114,10 @@ class AnswerReader:
         return b""
 
     def _late(self, limit: float, deadline: float) -> LLMError:
-        """Which budget was used up."""
+        """Return the error of the time limit that is over."""
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
-        elif not self.began:
+        elif not self._began:
             failure = errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")

@@ -53,13 +53,14 @@ def test_who_comes_first() -> None:
 
 
 def test_what_is_not_known_is_no_lack() -> None:
-    can = {"vision": None, "tools": False, "json_schema": True}
-    assert selection.lacks(Needs(images=True, schema=True, tokens=10**9), can, None) == []
-    assert selection.lacks(Needs(tools=True, tokens=9), can, 8) == [
+    can: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
+    assert selection.lacks(Needs(images=True, schema=True, tokens=10**9), can) == []
+    can["context_served"] = 8
+    assert selection.lacks(Needs(tools=True, tokens=9), can) == [
         "tools",
         "context (9 tokens or more needed, 8 served)",
     ]
-    assert selection.lacks(Needs(tokens=8), can, 8) == []
+    assert selection.lacks(Needs(tokens=8), can) == []
 
 
 @pytest.mark.parametrize(
