@@ -19,8 +19,8 @@ install: .venv/ready ## the package with everything its tests and demo need, int
 	$(BIN)/python $(PIP) -c constraints.txt $(PACKAGE) --group dev
 	@touch $@
 
-demo: install ## ask a local model if one answers, else play recorded answers; says which
-	@$(BIN)/python -m learnflow.llm.testing.demo
+demo: install ## ask a local server if one answers, else the embedded model, else play recorded answers; says which
+	@$(BIN)/python examples/demo.py
 
 test: install ## the tests: no network but loopback, no server, no GPU
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -16,13 +16,24 @@ from learnflow.llm.routing import decision
 ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"((?:<!--|#) from the code: make tables.*?\n)(.*?)((?:<!--|#) end\b)", re.DOTALL)
 PROVIDERS = {
-    "en": ("class", "default address", "key", "run against a real one", "none: set it", "needed", "none", "no"),
+    "en": (
+        "class",
+        "default address",
+        "key",
+        "run against a real one",
+        "none: set it",
+        "starts its own",
+        "needed",
+        "none",
+        "no",
+    ),
     "ru": (
         "класс",
         "адрес по умолчанию",
         "ключ",
         "проверено на реальном сервере",
         "укажите",
+        "запускает сам",
         "нужен",
         "не нужен",
         "нет",
@@ -52,12 +63,12 @@ def code(*names: str) -> str:
 
 def provider_table(language: str) -> str:
     """The rows by hand."""
-    *header, unset, needed, none, no = PROVIDERS[language]
+    *header, unset, starts, needed, none, no = PROVIDERS[language]
     rows = (
         (
             code(row),
             code(CLASSES[row].__name__),
-            code(spec.default_url) if spec.default_url else unset,
+            code(spec.default_url) if spec.default_url else starts if spec.starts_server else unset,
             none if spec.local else needed,
             spec.seen or no,
         )

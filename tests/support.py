@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -36,6 +38,7 @@ from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 from learnflow.llm.testing.fault_server import Seen, closed_port
 
 ROOT = Path(__file__).parents[1]
+TINY_MODEL = ROOT / "tests" / "models" / "learnflow-tiny.gguf"
 KINDS: dict[str, type[BaseProvider]] = {
     "openai": CustomProvider,
     "lmstudio": LMStudioProvider,
@@ -45,6 +48,27 @@ KINDS: dict[str, type[BaseProvider]] = {
 }
 DIALECTS = list(KINDS)
 LIVE = os.environ.copy()
+
+
+def demo() -> ModuleType:
+    """Import examples/demo.py."""
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store the tiny model under the name that the embedded provider uses if nothing is set."""
+    folder = Path("models").absolute()  # in the test's own working directory
+    folder.mkdir(exist_ok=True)
+    (folder / "smollm2.gguf").write_bytes(TINY_MODEL.read_bytes())
+    monkeypatch.setenv("LLM_MODELS_DIR", str(folder))
+    for name in ("FIRST", "SECOND"):  # the demo sets them
+        for variable in (f"{name}_KIND", f"{name}_MODEL"):
+            monkeypatch.setenv(variable, "")
 
 
 def read_variables() -> set[str]:

@@ -7,17 +7,19 @@ The factory discovers through it, the command line shows it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import settings
+from . import events, settings
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import LLMError, NotConfigured
 from .health.inventory import state_of, without_name
+from .process import kept
+from .providers import registry
 from .providers.registry import OTHER, SPECS, build, places, spec_of
 from .replay import active
 from .replay.transport import unrecorded
@@ -26,7 +28,9 @@ from .transport import network
 from .transport.client import NETWORK
 
 SCAN_S: Final = 1.0  # seconds for all of it
+_SMALL: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _HOST: Final = "host.docker.internal"
+_announced: Final = kept("embedded models announced", set[str | None](), learned=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,16 @@ class Found:
         return self.health.ready and self.health.model is not None
 
 
-async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: bool = True) -> list[Found]:
+async def scan(
+    within: float = SCAN_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
+) -> list[Found]:
     """Look everywhere at once; takes as long as the slowest answer, ``within`` seconds at most.
 
     Args:
         within: seconds.
         named: rows to look at even if nothing of theirs is configured.
         clouds: look at the configured clouds too.
+        embedded: add the embedded model, if nothing is named, no local server is configured and none answers.
     """
     named = set(named)
     common = settings.load()
@@ -81,7 +88,16 @@ async def scan(within: float = SCAN_S, named: Iterable[str] = (), *, clouds: boo
         looked_at |= set(usual)  # several kinds have the same port
         looks += [_usual(spec, url, within) for url in usual]
     await NETWORK.prepare()  # the first connection's imports are nobody's latency
-    return [each for each in _once(await asyncio.gather(*looks)) if _telling(each)]
+    there = [each for each in _once(await asyncio.gather(*looks)) if _telling(each)]
+    return there if named or not embedded else there + await _embedded(there, within)
+
+
+async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
+    """Return the embedded model, if no local server is configured or answers and one could be started."""
+    if any(each.answers or (each.configured and _local(each.health.provider)) for each in there):
+        return []
+    provider = await asyncio.to_thread(registry.embedded)  # it reads the beginning of a file
+    return [Found(await provider.refresh(within), provider, configured=False)] if provider else []
 
 
 def _telling(each: Found) -> bool:
@@ -196,20 +212,43 @@ def usable(there: Iterable[Found]) -> list[Found]:
     return sorted(clear, key=lambda each: bool(each.health.cold))
 
 
-async def found() -> list[BaseProvider]:
+async def found(*, embedded: bool = True) -> list[BaseProvider]:
     """The providers where nothing is named.
+
+    Args:
+        embedded: use the embedded model if no server answers.
 
     Raises:
         NotConfigured: there is none; says what was tried, and what would help.
     """
     with unrecorded():  # who happens to be there; what is used is kept
-        there = await scan(clouds=False)
+        there = await scan(clouds=False, embedded=embedded)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:
         raise nothing(there)
+    for each in providers:
+        if each.spec is registry.SPARE and (each.model not in _announced):
+            _announced.add(each.model)
+            events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=_SMALL))
     if any(each.runner.client.transport for each in providers):  # what is used is recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers
+
+
+def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
+    """Return a function that finds the providers of one router, again if those that it found are gone.
+
+    The embedded model is no fallback for a server that was there: nobody named it.
+    """
+    served = False
+
+    async def find() -> list[BaseProvider]:
+        nonlocal served
+        providers = await found(embedded=not served)
+        served = served or any(each.spec is not registry.SPARE for each in providers)
+        return providers
+
+    return find
 
 
 def nothing(tried_at: list[Found]) -> NotConfigured:

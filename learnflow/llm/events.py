@@ -172,6 +172,15 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NothingConfigured:
+    """Nothing is configured and no server answers, so that a small model in a process of our own is used."""
+
+    provider: str
+    model: str | None
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
     """From now on responses come from the cassettes in ``folder``, or are recorded there (``mode`` "record")."""
 
@@ -208,6 +217,7 @@ LogEvent = (
     | Resumed
     | Opened
     | Closed
+    | NothingConfigured
     | Replaying
     | RecordingFailed
     | _Silent
@@ -229,10 +239,11 @@ _NAMES: Final[dict[type[LogEvent], str]] = {
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
+    NothingConfigured: "llm.nothing_configured",
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
-_WARNINGS: Final = (Truncated, Failover, Resumed, Opened, Replaying)
+_WARNINGS: Final = (Truncated, Failover, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:

@@ -13,7 +13,7 @@ from typing import Final
 from . import settings
 from .base import LLMProvider
 from .capabilities import Health
-from .discovery import SCAN_S, found, scan
+from .discovery import SCAN_S, finder, scan
 from .process import kept, switches
 from .routing.router import RouterProvider
 
@@ -40,7 +40,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
     if _instead:
         return RouterProvider(_instead[-1])
     chain = str(name).split(",") if name else common.chain
-    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=found)
+    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=finder())
 
 
 def named() -> bool:

@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import os
 import re
+import sys
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from . import capabilities as known
@@ -47,6 +48,16 @@ def _networks(said: object) -> object:
     """The networks of a list with commas. Raises ValueError where one is none."""
     names = [name.strip() for name in str(said).split(",")] if isinstance(said, str) else said
     return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
+
+
+def _absolute(folder: Path | None) -> Path | None:
+    """Return the absolute path, with ``~`` expanded. Raise ValueError if no path can be made of it."""
+    if folder and "\0" in str(folder):
+        raise ValueError("a path cannot contain a NUL character")
+    try:
+        return folder and folder.expanduser().absolute()
+    except RuntimeError as error:  # no such user, or a user without a home
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseSettings):
@@ -105,6 +116,9 @@ class Settings(BaseSettings):
     asked."""
     llm_replay_mode: Literal["play", "record"] = "play"
     """`play` answers from the cassettes; `record` asks the servers and keeps what they answer in `LLM_REPLAY`."""
+    llm_models_dir: Annotated[Path | None, AfterValidator(_absolute)] = None
+    """The folder of the model store, where `learnflow-llm pull` stores models. `~` expands. Unset:
+    `learnflow-llm/models` in the user's cache folder."""
 
     @property
     def captures_content(self) -> bool:
@@ -141,6 +155,10 @@ class RowSettings(BaseSettings):
     """Tokens of context that are served, where the server does not tell, or that requests ask for at first."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
     """Requests at once; the others wait."""
+    slots: Annotated[int, Field(gt=0)] | None = None
+    """Of a server that the package starts: requests that it answers at once. Unset: 2."""
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """Of a server that the package starts: threads for the computation. Unset: the cores that the process may use."""
     capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
     """What it can, where that is not known, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
     `prefill`, each with `no-` before it for no; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
@@ -194,6 +212,8 @@ def _row_class(spec: ProviderSpec) -> type[RowSettings]:
         "api_version": spec.env_version or (f"{spec.prefix}_API_VERSION",),
         "context": (spec.env_context,),
         "max_concurrency": (spec.env_concurrency,),
+        "slots": (spec.env_slots,),
+        "threads": (spec.env_threads,),
         "capabilities": (spec.env_capabilities,),
     }
     hints = get_type_hints(RowSettings, include_extras=True)
@@ -228,6 +248,19 @@ def proxy_for(scheme: str, host: str) -> str | None:
 def proxies() -> dict[str, str]:
     """The proxies that the environment names, by scheme; ``no`` lists the hosts without one."""
     return urllib.request.getproxies()
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder. Raise NotConfigured if the user has no home."""
+    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    named = Path(os.environ.get(variable, ""))
+    if named.is_absolute():  # the XDG specification says to ignore a relative one
+        return named
+    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        return Path.home() / usual
+    except RuntimeError:
+        raise NotConfigured("the user has no home folder", hint="Set LLM_MODELS_DIR") from None
 
 
 def in_container() -> bool:

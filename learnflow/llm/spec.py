@@ -189,6 +189,8 @@ class ProviderSpec:
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
+        down: what to do if it does not answer; None for the usual hint, which names its address.
+        starts_server: this package starts its server: it has slots and threads, and no address or key to be set.
         load_progress: tells how far the load of a model is, from 0 to 1, until it is loaded; None where nothing does.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
@@ -249,6 +251,8 @@ class ProviderSpec:
     window: str | None = None
     service: str | None = None
     start: str | None = None
+    down: str | None = None
+    starts_server: bool = False
     own_variables: tuple[str, ...] = ()
     probe: Probe | None = None
     prefill: bool = False
@@ -334,10 +338,23 @@ class ProviderSpec:
         return f"{self.prefix}_CAPABILITIES"
 
     @property
+    def env_slots(self) -> str:
+        """The variable for how many requests a server that this package starts answers at once."""
+        return f"{self.prefix}_SLOTS"
+
+    @property
+    def env_threads(self) -> str:
+        """The variable for how many threads such a server computes with."""
+        return f"{self.prefix}_THREADS"
+
+    @property
     def variables(self) -> tuple[tuple[str, ...], ...]:
         """Everything that is read of it: for each setting its spellings."""
         kind = (self.env_kind,) if self.kind else ()
-        more = (self.env_vision_model, self.env_context, self.env_capabilities, self.env_concurrency, *kind)
+        more = (self.env_context, self.env_capabilities, self.env_concurrency, *kind)
+        if self.starts_server:
+            return (self.env_model, *((name,) for name in (*more, self.env_slots, self.env_threads)))
+        more = (self.env_vision_model, *more)
         return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
-from support import DIALECTS, ROOT, learnflow_checkout, read_variables, serving
+from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
 from learnflow.llm.cli import main as cli
 from learnflow.llm.integrations import prometheus
 from learnflow.llm.providers.registry import OTHER, SPECS
 from learnflow.llm.spec import named
-from learnflow.llm.testing import FaultServer, demo, replaying
+from learnflow.llm.testing import FaultServer, replaying
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
@@ -164,12 +164,16 @@ def test_consoles_show_what_is_printed(
     name: str, usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = [ROOT / f"cassettes/llamacpp/{name}.yaml" for name in ("health", "stream")]
-    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     for command, lines in shown(name):
         if command == "make test":
             continue  # it is what runs now
-        with replaying(*recorded):
-            assert (demo.main() if command == "make demo" else cli.main(shlex.split(command)[1:])) == 0
+        if command == "make demo":
+            store_tiny_model(monkeypatch)
+            assert demo().main() == 0
+        else:
+            monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+            with replaying(*recorded):
+                assert cli.main(shlex.split(command)[1:]) == 0
         printed = re.sub(r"\d\.\d\d s", "0.02 s", capsys.readouterr().out)
         assert [line for line in lines if line not in printed] == []
 

@@ -26,7 +26,7 @@ FLOORS = [
     ["process", "errors", "capabilities", "completion", "stream", "base"],
     ["spec"],
     ["log", "events"],
-    ["settings", "timeouts"],
+    ["settings", "timeouts", "model_store"],
     ["transport"],
     ["replay"],
     ["health"],
@@ -47,7 +47,8 @@ IMPORTERS = {
     "prometheus_client": {"integrations"},
     "litellm": {"adapter/_litellm.py"},
     "openai": set(),
-    "httpx": {"transport", "replay"},
+    "httpx": {"transport", "replay", "providers/embedded.py"},
+    "xllamacpp": {"providers/embedded_server.py"},
     "httpcore": {"transport"},
 }
 ENVIRONMENT = re.compile(r"os\.environ|getenv|getproxies")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import TINY_MODEL
 
 from learnflow.llm import errors, get_provider, settings
 from learnflow.llm.base import LLMProvider
@@ -50,8 +51,11 @@ def test_a_value_that_cannot_be_names_its_variable(name: str, value: str, monkey
 @pytest.mark.parametrize("name", list(SPECS))
 def test_every_row_can_be_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", name)
-    monkeypatch.setenv(f"{name.upper()}_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv(f"{name.upper()}_API_KEY", "k")
+    if SPECS[name].starts_server:
+        monkeypatch.setenv(f"{name.upper()}_MODEL", str(TINY_MODEL))
+    else:
+        monkeypatch.setenv(f"{name.upper()}_BASE_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv(f"{name.upper()}_API_KEY", "k")
     provider = get_provider()
     assert provider.name == name
     assert isinstance(provider, LLMProvider)

@@ -64,7 +64,7 @@ class ContextBudget:
             self.loads, why = self._inventory.cold(self._model), None
         else:
             model = await self._inventory.of(self._model, within)
-            self.loads = model.loaded is False
+            self.loads = self._inventory.cold(self._model)
             if self._asked.images and self._inventory.capabilities(self._model)["vision"] is False:
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",

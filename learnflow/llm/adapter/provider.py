@@ -62,7 +62,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         env_key, apart = settings.row_key(row, own)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
-            base_url = replay.address(row.name, near=row.local)
+            base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
         self.spec = self._spec_at(base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(
@@ -76,24 +76,24 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             apart=apart,
             networks=common.llm_local_networks,
         )
-        # an endpoint with a name of its own shares no circuit breaker and no queue
-        self.address = f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
-        transport = replay.transport(NETWORK, row.name) if replay else None
+        transport = self._network()
+        if replay:
+            transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self._log_content, self._reask = common.llm_log_content, common.llm_reask
-        self._assemble(client, own.stated)
+        self._assemble(client, own.stated, self.address)
 
-    def _assemble(self, client: Client, stated: Mapping[str, Any]) -> None:
+    def _assemble(self, client: Client, stated: Mapping[str, Any], address: str) -> None:
         self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
         self.runner = Runner(
             self.spec,
             client,
             self._times,
             self.inventory,
-            address=self.address,
+            address=address,
             log_content=self._log_content,
             reask=self._reask,
         )
@@ -106,7 +106,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         twin.endpoint = replace(
             there, key=self.endpoint.key, key_hint=self.endpoint.key_hint, networks=self.endpoint.networks
         )
-        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated)  # noqa: SLF001
+        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated, self.address)  # noqa: SLF001
         return twin
 
     def __repr__(self) -> str:
@@ -117,6 +117,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def name(self) -> str:
         """The row's name, as in ``LLM_PROVIDER``."""
         return self.spec.name
+
+    @property
+    def address(self) -> str:
+        """The key of its circuit breakers and its queue. An endpoint with a name of its own shares none."""
+        return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
     def facts(self, model: str | None) -> Facts:
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
@@ -314,6 +319,15 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def _spec_at(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have several
         """The row for an address, where a vendor's addresses come in more than one dialect."""
         return self.spec
+
+    def _network(self) -> Any:
+        """Return the httpx transport of its requests; None for the network."""
+        return None
+
+    @property
+    def cassettes_of(self) -> str:
+        """The name under which its answers are recorded."""
+        return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
         """The kinds of server that may be what answers at its address; by default, only its own."""

@@ -109,7 +109,7 @@ async def looked(options: SimpleNamespace) -> tuple[list[str], list[Found]]:
     for name in chain:
         check(name)  # which says what is wrong with it
     with progress("looking for servers"):
-        return chain, await scan(options.within, chain)
+        return chain, await scan(options.within, chain, embedded=True)
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:

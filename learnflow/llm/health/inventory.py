@@ -141,7 +141,7 @@ class Inventory:
     def cold(self, name: str | None) -> bool:
         """Whether the server would have to load this model, as far as the last look showed."""
         model = self._models.get(name) if name else self._used
-        return model is not None and model.loaded is False
+        return self.prober.client.stopped or (model is not None and model.loaded is False)
 
     def answered(self, name: str) -> None:
         """This model has answered: it is loaded."""

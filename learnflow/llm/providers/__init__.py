@@ -6,6 +6,7 @@ Users and the factory import from here.
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
+from .embedded import EmbeddedProvider
 from .fireworks import FireworksProvider
 from .gemini import GeminiProvider
 from .llamacpp import LlamaCppProvider
@@ -21,6 +22,7 @@ __all__ = [
     "AnthropicProvider",
     "AzureProvider",
     "CustomProvider",
+    "EmbeddedProvider",
     "FireworksProvider",
     "GeminiProvider",
     "LMStudioProvider",

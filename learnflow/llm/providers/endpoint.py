@@ -40,7 +40,7 @@ class EndpointProvider(BaseProvider):
 
     name, spec, endpoint = _its("name"), _its("spec"), _its("endpoint")
     model, vision_model = _its("model"), _its("vision_model")
-    inventory, runner, address = _its("inventory"), _its("runner"), _its("address")
+    inventory, runner = _its("inventory"), _its("runner")
     get_capabilities, trouble = _its("get_capabilities"), _its("trouble")
 
     def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
@@ -49,10 +49,15 @@ class EndpointProvider(BaseProvider):
         self._known = False
         self._asking: asyncio.Task[ProviderSpec | None] | None = None
 
+    @property
+    def address(self) -> str:
+        """See ``BaseProvider``; it stays the same when its kind is known."""
+        return self._plain.address
+
     def facts(self, model: str | None) -> Facts:
         """See ``RoutableProvider``; while its kind is unknown, it may have to load a model, so that it is probed."""
         facts = self.provider.facts(model)
-        return facts if self._is_known else replace(facts, loads=True)
+        return replace(facts, address=self.address, loads=facts.loads or not self._is_known)
 
     @property
     def _is_known(self) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from .. import settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import unknown
-from ..errors import NotConfigured
+from ..errors import LLMError, NotConfigured
 from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
@@ -24,6 +24,7 @@ from ..transport.untrusted import printable
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
+from .embedded import EmbeddedProvider
 from .endpoint import EndpointProvider
 from .fireworks import FireworksProvider
 from .gemini import GeminiProvider
@@ -48,6 +49,7 @@ CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
             LMStudioProvider,
             VLLMProvider,
             LlamaCppProvider,
+            EmbeddedProvider,
             OpenRouterProvider,
             FireworksProvider,
             GeminiProvider,
@@ -61,6 +63,9 @@ SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({name: each.spec for
 
 # What speaks the API and is none of the others.
 OTHER: Final = CustomProvider.spec
+
+# What is used if nothing is named and no server answers.
+SPARE: Final = EmbeddedProvider.spec
 
 _TELLING: Final = ("llamacpp", "ollama", "lmstudio", "vllm")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
@@ -155,6 +160,14 @@ def _recorded(name: str) -> bool:
     common = settings.load()
     played = active.current(common.llm_replay, common.llm_replay_mode)
     return bool(played and played.providers and name in played.providers)
+
+
+def embedded() -> BaseProvider | None:
+    """Return the provider to use if no server answers; None if it could not be started."""
+    try:
+        return EmbeddedProvider()
+    except LLMError:
+        return None
 
 
 def check(name: str) -> None:

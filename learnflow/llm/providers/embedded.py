@@ -1,0 +1,545 @@
+"""llama.cpp's server in a child process of this one (xllamacpp): a real model without a server to install.
+
+From its start on it is the ``llamacpp`` provider at an address on loopback that needs a random key. Before its start
+its transport answers as llama.cpp's router does for a model that is not loaded: the rest of the package knows that.
+
+Source of the calls: xllamacpp 2026.10.11549 and 2026.5.9093, run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib.util
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import IO, BinaryIO, Final, Unpack
+from weakref import WeakSet
+
+import httpx
+
+from .. import errors, log, model_store, settings
+from ..adapter.provider import BaseProvider
+from ..base import TimeOptions
+from ..errors import LLMError, NotConfigured
+from ..process import kept
+from ..replay import active
+from ..transport import pool
+from ..transport.client import NETWORK
+from ..transport.endpoint import origin
+from ..transport.untrusted import printable
+from . import llamacpp
+
+DEFAULT_MODEL: Final = model_store.SMOLLM2.name
+_DEFAULT_SLOTS: Final = 2
+_DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
+_RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before it was ready
+_STOP_S: Final = 2.0  # for a server that is told to stop
+_MAX_LOG_LINES: Final = 2000  # of one server at DEBUG; the rest is read and dropped
+_MAX_LOG_CHARS: Final = 300
+_PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
+_KILLED: Final = (-9, 137)  # exit codes of a process that the kernel killed
+_EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
+_DOWNLOAD: Final = "learnflow-llm pull"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What distinguishes one server of this process from another.
+
+    Attributes:
+        provider: the name of the provider in ``LLM_PROVIDER``.
+        model: the GGUF.
+        alias: the name of the model in requests.
+        context: tokens of each slot.
+        slots: requests that are answered at once.
+        threads: for the computation.
+    """
+
+    provider: str
+    model: Path
+    alias: str
+    context: int
+    slots: int
+    threads: int
+
+
+class EmbeddedServer:
+    """One llama.cpp server in a child process, shared by all providers of its configuration in this process.
+
+    Attributes:
+        key: the API key that the server needs; it reaches the child through a pipe.
+        users: the transports that have sent to it and are not closed.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.key = secrets.token_urlsafe(32)
+        self.users: WeakSet[EmbeddedTransport] = WeakSet()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready: Future[str] | None = None
+        self._failed_at: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the server answers at its address, as far as its process tells."""
+        ready = self._ready
+        return self._alive() and ready is not None and ready.done() and ready.exception() is None
+
+    @property
+    def starting(self) -> bool:
+        """Whether the server loads its model."""
+        return self._ready is not None and not self._ready.done()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the last start failed, until the server may be started again."""
+        recent = self._failed_at is not None and monotonic() - self._failed_at < _RESTART_PAUSE_S
+        return self._ready.exception() if recent and self._ready and self._ready.done() else None
+
+    @property
+    def pid(self) -> int | None:
+        """The process of the server, None if it does not run."""
+        return self._process.pid if self._process and self._alive() else None
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    async def address(self, within: float) -> str:
+        """Return the address of the running server; start the server if it does not run.
+
+        Args:
+            within: seconds for the start.
+
+        Raises:
+            ConnectionFailed: the server ended before it was ready.
+        """
+        with self._lock:
+            if not (self.running or self.starting or self.failure):
+                self._ready = Future()
+                self._ready.set_running_or_notify_cancel()  # no caller that leaves cancels the start
+                threading.Thread(target=self._start, args=(self._ready, within), daemon=True).start()
+            ready = self._ready
+        assert ready is not None  # noqa: S101  # set above
+        try:
+            return await asyncio.shield(asyncio.wrap_future(ready))
+        except LLMError as error:  # one instance must not be raised twice
+            raise type(error)(error.what, hint=error.hint) from None
+
+    def _start(self, ready: Future[str], within: float) -> None:
+        try:
+            address = self._started(within)
+        except LLMError as error:
+            self._failed_at = monotonic()
+            ready.set_exception(error)
+        except Exception as error:  # noqa: BLE001  # nothing raw leaves
+            self._failed_at = monotonic()
+            ready.set_exception(
+                errors.ConnectionFailed(f"the embedded server could not be started ({type(error).__name__})")
+            )
+        else:
+            self._failed_at = None
+            ready.set_result(address)
+
+    def _started(self, within: float) -> str:
+        """Start the process and return its address once it is ready."""
+        with _spawning:
+            process = self._process = subprocess.Popen(  # noqa: S603  # a program of ours
+                [
+                    sys.executable,
+                    "-P",
+                    str(_PROGRAM),
+                ],  # -P: the folder of the program has modules called like libraries
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+            )
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
+        log_lines = deque[str](maxlen=1)
+        reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
+        reader.start()
+        late = threading.Timer(within, process.kill)
+        late.start()
+        try:
+            config = {**asdict(self.config), "model": str(self.config.model), "key": self.key}
+            process.stdin.write(json.dumps(config).encode() + b"\n")
+            said = json.loads(process.stdout.readline() or b"{}")
+        except (OSError, ValueError):
+            said = {}
+        finally:
+            late.cancel()
+            process.stdout.close()
+        if address := said.get("address"):
+            return str(address)
+        self._end(process)
+        reader.join(_STOP_S)
+        raise _start_failure(process.returncode, str(said.get("error", "")), log_lines)
+
+    def leave(self, transport: EmbeddedTransport) -> str | None:
+        """Stop the server if no other transport uses it. Return the address that it had, None if it still runs."""
+        self.users.discard(transport)
+        if self.users:
+            return None
+        address = self._ready.result() if self.running and self._ready else None
+        self.stop()
+        return address
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end."""
+        with self._lock:
+            process, self._process, self._ready = self._process, None, None
+        if process is not None:
+            self._end(process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        if process.stdin:
+            process.stdin.close()  # which ends it
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def forget(self) -> None:
+        """Drop the parent's server in a forked child, without stopping it and without keeping it alive."""
+        process, self._process, self._ready, self._failed_at = self._process, None, None, None
+        self._lock, self.users = threading.Lock(), WeakSet(self.users)
+        if process is not None:
+            for pipe in (process.stdin, process.stderr):
+                if pipe:
+                    pipe.close()
+            process.returncode = 0  # it is no child of this process: nothing is to be waited for
+
+
+_servers: Final = kept("embedded servers", dict[ServerConfig, EmbeddedServer]())
+_spawning: Final = threading.Lock()  # held over a fork, so that no child inherits a pipe that nobody can close
+
+
+def _after_fork() -> None:
+    _spawning.release()
+    for server in _servers.values():
+        server.forget()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for server in _servers.values():
+        server.stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_spawning.acquire, after_in_parent=_spawning.release, after_in_child=_after_fork)
+
+
+def _read_log(pipe: IO[bytes], last: deque[str]) -> None:
+    """Read llama.cpp's log until its end: the lines go to DEBUG, the last one is kept for an error."""
+    for number, raw in enumerate(iter(lambda: pipe.readline(_MAX_LOG_CHARS), b"")):
+        text = printable(raw.decode("utf-8", "replace").strip(), _MAX_LOG_CHARS)
+        if text:
+            last.append(text)
+        if number < _MAX_LOG_LINES:
+            log.line("debug", "llm.embedded_log", text=text)
+    pipe.close()
+
+
+def _start_failure(code: int | None, message: str, log_lines: deque[str]) -> LLMError:
+    """Return the error for a server that ended before it was ready."""
+    line = log_lines[-1] if log_lines else printable(message, _MAX_LOG_CHARS)
+    if code in _KILLED:
+        return errors.ConnectionFailed(
+            "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT is over",
+            hint="Set EMBEDDED_CONTEXT or EMBEDDED_SLOTS lower, EMBEDDED_MODEL to a smaller model, or raise "
+            "LLM_LOAD_TIMEOUT",
+        )
+    return errors.ConnectionFailed(
+        f"the embedded server ended before it was ready ({line or 'without a log'})",
+        hint="Check EMBEDDED_MODEL and the free memory; the log is at DEBUG (event llm.embedded_log)",
+    )
+
+
+class EmbeddedTransport(httpx.AsyncBaseTransport):
+    """Send requests to an embedded server, which the first request starts."""
+
+    def __init__(self, server: EmbeddedServer, trained: int | None, load_timeout: float) -> None:
+        self.server = server
+        self._trained = trained
+        self._load_timeout = load_timeout
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the next request has to wait for a start."""
+        return not self.server.running
+
+    async def started(self) -> str:
+        """Return the address of the server, which is started if it does not run. Raises a ConnectionFailed."""
+        self.server.users.add(self)
+        return await self.server.address(self._load_timeout)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, or answer a page of a server that does not run. Raises an LLMError."""
+        if request.method == "GET" and self.stopped:
+            return self._page(request.url.path)
+        address = httpx.URL(await self.started())
+        if request.url.path == llamacpp.SPEC.load_path:
+            return httpx.Response(200, json={"success": True})
+        request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
+        request.headers["host"] = f"{address.host}:{address.port}"
+        request.extensions = {**request.extensions, "direct": True}
+        return await NETWORK.handle_async_request(request)
+
+    def _page(self, path: str) -> httpx.Response:
+        """Return what llama.cpp's router returns for a model that is not loaded."""
+        failure = self.server.failure
+        if isinstance(failure, LLMError):
+            raise type(failure)(failure.what, hint=failure.hint)
+        headers = {"server": "llama.cpp"}
+        if path != "/v1/models":
+            return httpx.Response(404, headers=headers, json={})
+        config = self.server.config
+        meta = {"n_ctx_train": self._trained, "n_ctx": config.context}
+        status = {"value": "loading" if self.server.starting else "unloaded"}
+        row = {"id": config.alias, "owned_by": "llamacpp", "meta": meta, "status": status}
+        return httpx.Response(200, headers=headers, json={"data": [row]})
+
+
+SPEC: Final = replace(
+    llamacpp.SPEC,
+    name="embedded",
+    title="embedded llama.cpp",
+    seen="xllamacpp 2026.10",
+    default_url=None,
+    also_url=(),
+    also_key=(),
+    service=None,
+    max_concurrency=_DEFAULT_SLOTS,
+    starts_server=True,
+    down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
+    start=f"`{_EXTRA}` and `{_DOWNLOAD} {DEFAULT_MODEL}`",
+)
+
+
+class EmbeddedProvider(BaseProvider):
+    """llama.cpp's server in a child process, started by the first request or by ``prepare()``.
+
+    Args:
+        model: the path of a GGUF, or the name of a model in the store (``learnflow-llm pull``); ``EMBEDDED_MODEL``,
+            else "smollm2".
+        context: tokens of each request, prompt and answer; ``EMBEDDED_CONTEXT``, else what the model was trained for,
+            at most 8,192.
+        slots: requests at once; ``EMBEDDED_SLOTS``, else 2.
+        threads: ``EMBEDDED_THREADS``, else the cores that this process may use.
+        base_url, api_key, vision_model: not supported; they are here because every provider has them.
+        times: see ``BaseProvider``.
+
+    Raises:
+        NotConfigured: xllamacpp is not installed, or there is no such model.
+    """
+
+    spec = SPEC
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        api_key: str | None = None,
+        vision_model: str | None = None,
+        *,
+        context: int | None = None,
+        slots: int | None = None,
+        threads: int | None = None,
+        **times: Unpack[TimeOptions],
+    ) -> None:
+        common, own = settings.load(), settings.load_row(self.spec)
+        given = base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model
+        if given:
+            raise NotConfigured(
+                "an embedded server has no address, no key and no second model of its own",
+                provider=self.spec.name,
+                hint=f"Unset {self.spec.env_url[0]}, {self.spec.env_key[0]} and {self.spec.env_vision_model}. "
+                "For a server that runs already use LLM_PROVIDER=llamacpp",
+            )
+        numbers = {"context": context or own.context, "slots": slots or own.slots, "threads": threads or own.threads}
+        for name, value in numbers.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise NotConfigured(f"{name}= must be a whole number from 1", provider=self.spec.name)
+        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        self._transport: EmbeddedTransport | None = None
+        wanted, key = model or own.model, None
+        if not active.plays(replay):
+            path, wanted = _model_file(self.spec.name, self.spec.env_model[0], wanted or DEFAULT_MODEL)
+            trained = _checked_gguf(path, self.spec.name, self.spec.env_model[0])
+            _require_xllamacpp(self.spec.name)
+            config = ServerConfig(
+                provider=self.spec.name,
+                model=path,
+                alias=wanted,
+                context=numbers["context"] or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT),
+                slots=numbers["slots"] or _DEFAULT_SLOTS,
+                threads=numbers["threads"] or available_cores(),
+            )
+            server = _servers.setdefault(config, EmbeddedServer(config))
+            self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
+            times.setdefault("max_concurrency", own.max_concurrency or config.slots)
+        host = f"http://{self.spec.name.replace('_', '-')}.localhost/v1"
+        super().__init__(host, wanted, key, **times)
+
+    def _network(self) -> EmbeddedTransport | None:
+        """Send to the child process; under LLM_REPLAY there is none."""
+        return self._transport
+
+    @property
+    def pid(self) -> int | None:
+        """The process of its server, None if it does not run."""
+        return self._transport.server.pid if self._transport else None
+
+    @property
+    def cassettes_of(self) -> str:
+        """The name under which its answers are recorded: it is llama.cpp."""
+        return llamacpp.SPEC.name
+
+    @property
+    def address(self) -> str:
+        """Where its breaker is kept: providers of one server fail together."""
+        return f"{self.endpoint.base} ({id(self._transport.server)})" if self._transport else super().address
+
+    async def prepare(self) -> None:
+        """Import LiteLLM and start the server; return when the server is ready. Raises an LLMError."""
+        starts = [self._explained(self._transport.started(), self.model)] if self._transport else []
+        await asyncio.gather(super().prepare(), *starts)
+
+    async def aclose(self) -> None:
+        """Close its connections, and stop the server if no other provider uses it; a later request starts it again."""
+        transport = self._transport
+        address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
+        if address:
+            await pool.leave(origin(address))
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
+            most, of = (int(number) for number in " ".join(texts).split())
+        except (OSError, ValueError):  # "max": no quota
+            continue
+        if most > 0 and of > 0:
+            cores = min(cores, max(1, most // of))
+    return cores
+
+
+def _model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
+    """Return the file of a model and its name in requests. Raises NotConfigured if there is none."""
+    if model.endswith(".gguf") or "/" in model or os.sep in model:
+        path = Path(model).expanduser().absolute()
+        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {_DOWNLOAD} {DEFAULT_MODEL}"
+        if not path.is_file():
+            raise NotConfigured(
+                f"there is no file {printable(str(path), _MAX_LOG_CHARS)}", provider=provider, hint=hint
+            )
+        return path, path.stem
+    path = model_store.path_of(model)
+    if not path.is_file():
+        near = f"`{_DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
+        what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
+        hint = f"{near}, `{_DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
+        raise NotConfigured(what, provider=provider, hint=hint)
+    return path, model
+
+
+def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:
+    """Return the context length that a GGUF was trained for, None if its header does not report it.
+
+    Raises:
+        NotConfigured: the file is not a GGUF, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return _trained_context(file)
+        what = f"{printable(str(path), _MAX_LOG_CHARS)} is not a GGUF file"
+    except OSError as error:
+        what = f"{printable(str(path), _MAX_LOG_CHARS)} cannot be read ({type(error).__name__})"
+    raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
+
+
+# Bytes of the values of a GGUF by their type; 8 is a string, 9 an array. Source: ggml's docs/gguf.md, version 3.
+_SIZES: Final[Mapping[int, int]] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+_MAX_TEXT_BYTES: Final = 1 << 20  # a chat template may be long
+_MAX_ENTRIES: Final = 1000  # of the header, and of a list of texts; a vocabulary is longer, and comes last
+
+
+def _trained_context(file: BinaryIO) -> int | None:
+    """Read a GGUF's header up to ``<architecture>.context_length``."""
+    try:
+        _number(file, 4)  # the version
+        _number(file, 8)  # the number of tensors
+        for _ in range(min(_number(file, 8), _MAX_ENTRIES)):
+            key, kind = _text(file), _number(file, 4)
+            if key.endswith(b".context_length") and kind in _SIZES:
+                return _number(file, _SIZES[kind]) or None
+            if not _skip(file, kind):
+                break
+    except (OSError, ValueError, OverflowError):
+        pass  # a torn header: llama.cpp will report it
+    return None
+
+
+def _number(file: BinaryIO, size: int) -> int:
+    return int.from_bytes(file.read(size), "little")
+
+
+def _text(file: BinaryIO) -> bytes:
+    return file.read(min(_number(file, 8), _MAX_TEXT_BYTES))
+
+
+def _skip(file: BinaryIO, kind: int) -> bool:
+    """Skip a value. Return False if it is not known how long it is."""
+    if kind in _SIZES:
+        file.seek(_SIZES[kind], os.SEEK_CUR)
+        return True
+    if kind == _STRING:
+        _text(file)
+        return True
+    element, length = (_number(file, 4), _number(file, 8)) if kind == _ARRAY else (-1, 0)
+    if element in _SIZES:
+        file.seek(_SIZES[element] * length, os.SEEK_CUR)
+    elif element == _STRING and length <= _MAX_ENTRIES:
+        for _ in range(length):
+            _text(file)
+    else:
+        return False
+    return True
+
+
+def _require_xllamacpp(provider: str) -> None:
+    """Raise NotConfigured if xllamacpp is not installed."""
+    if importlib.util.find_spec("xllamacpp"):
+        return
+    system, machine = platform.system(), platform.machine().lower()
+    wheels = {"Linux": ("x86_64", "aarch64"), "Windows": ("amd64",), "Darwin": ("arm64", "x86_64")}
+    if machine not in wheels.get(system, ()) or (system == "Linux" and platform.libc_ver()[0] != "glibc"):
+        raise NotConfigured(
+            f"xllamacpp, which runs the embedded model, has no wheel for this platform ({system} {machine})",
+            provider=provider,
+            hint="Start llama.cpp's own server, and set LLM_PROVIDER=llamacpp",
+        )
+    raise NotConfigured(
+        "xllamacpp, which runs the embedded model, is not installed", provider=provider, hint=f"Install it: {_EXTRA}"
+    )

@@ -1,0 +1,68 @@
+"""Serve one GGUF with llama.cpp's server until the parent process ends. The program of the child process.
+
+It is started by file path, because the package may be a copy inside an application's tree; so it imports nothing of it.
+
+    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. Its end stops the server.
+    stdout  one JSON line: ``address`` if the server is ready, ``error`` if it could not be started.
+    stderr  llama.cpp's log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+
+def _stop_with_parent() -> None:
+    """End this process when the parent closes the pipe, however the parent ends."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)  # llama.cpp's threads may be in the middle of an answer
+
+
+def _parameters(x: Any, config: dict[str, Any]) -> Any:
+    """Return llama.cpp's parameters for this configuration."""
+    p = x.CommonParams()
+    p.model.path = config["model"]
+    p.model_alias = {config["alias"]}
+    p.n_parallel = config["slots"]
+    p.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
+    p.cpuparams.n_threads = config["threads"]
+    p.hostnames = ["127.0.0.1"]
+    p.port = 0  # the kernel chooses
+    p.api_keys = [config["key"]]
+    p.use_jinja = True
+    p.endpoint_slots = True
+    if hasattr(p, "ui"):  # xllamacpp 2026.5 has none
+        p.ui = False
+    return p
+
+
+def main() -> None:
+    """Serve, and report the address or the error on stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may want to finish its answers
+    config = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints to stdout
+    try:
+        import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
+
+        server = xllamacpp.Server(_parameters(xllamacpp, config))
+        message = {"address": server.listening_address}
+    except Exception as error:  # noqa: BLE001  # the parent reports whatever it is
+        message = {"error": f"{type(error).__name__}: {error}"}
+    json.dump(message, report)
+    report.write("\n")
+    report.close()
+    if "address" in message:
+        threading.Event().wait()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

