@@ -57,8 +57,8 @@ class Runner:
         client: Client,
         times: Times,
         inventory: Inventory,
-        *,
         address: str,
+        *,
         log_content: bool,
         reask: int,
     ) -> None:

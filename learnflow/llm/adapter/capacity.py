@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, cast
 from weakref import WeakKeyDictionary
 
-from ..base import Slot
+from ..base import Call, Slot
 from ..process import kept
+from .options import messages_of, parts_of, text_of
 
 # How far above the average load an address may be before it gives way: the c of "Consistent Hashing with Bounded Loads"
 # (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its authors' examples.
@@ -29,6 +30,7 @@ _LOAD_BOUND: Final = 1.25
 _MAX_PASSED: Final = 16  # times that a waiting request lets others go first
 _MAX_PROMPTS: Final = 64  # prompts remembered for each address
 _MAX_ADDRESSES: Final = 256
+_MIN_DIGEST_CHARS: Final = 256
 _MAX_COMPARED: Final = 64  # waiting requests that are compared at once
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
@@ -97,7 +99,7 @@ class Capacity:
             over = in_flight + 1 > math.ceil(_LOAD_BOUND * total * share)
             cached = _depth(digests, self._recent(address, limit))
             seen = _depth(digests, self._recent(address, _MAX_PROMPTS))
-            return limit is not None and in_flight >= limit, over, -cached, -seen, digest(f"{digests[-1]} {address}")
+            return limit is not None and in_flight >= limit, over, -cached, -seen, _digest(f"{digests[-1]} {address}")
 
         with self._lock:
             total = sum(self.in_flight(address) for address in limits) + 1
@@ -217,7 +219,22 @@ def _depth(digests: Digests, known: set[str]) -> int:
     return sum(each in known for each in digests)
 
 
-def digest(text: str) -> str:
+def digests_of(call: Call) -> Digests:
+    """Return digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
+
+    Two questions about one text have the same digests, wherever the text stands. Two texts after one long system prompt
+    have not.
+    """
+    text = "\n".join(text_of(part) for message in messages_of(call.prompt) for part in parts_of(message))
+    length = _MIN_DIGEST_CHARS
+    ends = [length]
+    while length * 4 <= len(text):
+        length *= 2
+        ends.append(length)
+    return tuple(_digest(text[:end]) for end in ends)
+
+
+def _digest(text: str) -> str:
     """Return the digest of a beginning of a prompt."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

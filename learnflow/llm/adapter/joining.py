@@ -70,6 +70,20 @@ def at_the_break(text: str) -> CutPoint:
     return CutPoint(text, "")
 
 
+def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
+    """Return where a text is cut for its continuation; None if there is none, so that the attempt begins.
+
+    Args:
+        text: as emitted.
+        steps_back: cut at the last whole word, if that is possible.
+        prefills: the provider takes a prefix.
+    """
+    if not text.strip():
+        return CutPoint("", text) if text else None  # white space is not continued
+    cut = step_back(text)
+    return cut if steps_back and (prefills or cut.prefix) else at_the_break(text)
+
+
 def in_words(prompt: Prompt, prefix: str) -> list[Any]:
     """Return the messages that ask in words for a continuation, for a model that takes no prefix."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -89,13 +89,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def _assemble(self, client: Client, stated: Mapping[str, Any], address: str) -> None:
         self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
         self.runner = Runner(
-            self.spec,
-            client,
-            self._times,
-            self.inventory,
-            address=address,
-            log_content=self._log_content,
-            reask=self._reask,
+            self.spec, client, self._times, self.inventory, address, log_content=self._log_content, reask=self._reask
         )
 
     def of_kind(self, spec: ProviderSpec) -> Self:

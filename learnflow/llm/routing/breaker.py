@@ -169,10 +169,6 @@ class BreakerRegistry:
         """The open breakers; the first is the one that is over last."""
         return sorted((each for each in self._both(target) if each.open), key=lambda each: -each.until)
 
-    def due(self, target: Target) -> float:
-        """When it may be asked again, by the clock."""
-        return max((each.until for each in self.open_breakers(target)), default=0.0)
-
     def fail(self, target: Target, error: LLMError) -> bool:
         """It failed. Returns whether this opened a breaker."""
         now = self.clock()

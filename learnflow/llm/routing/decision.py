@@ -83,12 +83,7 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
 
 
 # What arrived is worth nothing, or is not what was asked for: nobody continues it.
-_WORTHLESS: Final = (
-    errors.ContextOverflow,
-    errors.ThinkingLeaked,
-    errors.SchemaMismatch,
-    errors.AnswerTooLong,
-)
+_WORTHLESS: Final = (errors.ContextOverflow, errors.ThinkingLeaked, errors.SchemaMismatch, errors.AnswerTooLong)
 
 _LATER: Final = (errors.ModelLoading, errors.NotContinued)
 

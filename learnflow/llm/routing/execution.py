@@ -16,16 +16,21 @@ from typing import Final
 
 from .. import errors, events
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import CutPoint, Joiner, at_the_break, end_of, joined, step_back
+from ..adapter.joining import Joiner, cut_point, end_of, joined
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Failover, Waiting
 from ..errors import LLMError, Tried
 from ..stream import Emit
 from . import decision
+from .decision import Situation
 from .option import Option, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
 
+Find = Callable[[], Awaitable[Chain]]
+Lost = Callable[[LLMError], None]
+
+_NO_ATTEMPT: Final = Situation()
 _LOAD_POLL_S: Final = 0.5  # between two looks at a server that loads
 _QUEUE_POLL_S: Final = 0.5  # between two choices while all equals are full: a circuit breaker may close
 
@@ -41,14 +46,7 @@ class Execution:
         lost: called with the error for the caller.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        resume: Resume,
-        request: Attempt,
-        find: Callable[[], Awaitable[Chain]],
-        lost: Callable[[LLMError], None],
-    ) -> None:
+    def __init__(self, call: Call, resume: Resume, request: Attempt, find: Find, lost: Lost) -> None:
         self._call, self._resume, self._request = call, resume, request
         self._find, self._lost = find, lost
         self._rounds = 0
@@ -88,7 +86,8 @@ class Execution:
         A continuation is limited to the tokens that are left.
         """
         began, clock = self._now, option.clock()
-        cut, progress = self._cut(option), self._progress
+        progress = self._progress
+        cut = cut_point(progress.text, steps_back=self._steps_back, prefills=option.prefills)
         words = bool(cut and cut.prefix) and not option.prefills
         prefix = cut.prefix if cut and cut.prefix else None
         patience = decision.patience(self._deadline - began) if self._chain.shares(option) else None
@@ -110,8 +109,8 @@ class Execution:
         except LLMError as error:
             self._release()
             stepped = bool(cut and cut.rest) and option.prefills
-            prefilled = prefix is not None and not words
-            await self._failed(option, error, began, patience, prefilled=prefilled, stepped=stepped)
+            about = Situation(prefilled=prefix is not None and not words, stepped=stepped)
+            await self._failed(option, error, began, patience, about)
             return None
         except BaseException:
             option.abandon()
@@ -132,19 +131,8 @@ class Execution:
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
-    def _cut(self, option: Option) -> CutPoint | None:
-        """Return where the text is cut for its continuation; None to begin."""
-        text = self._progress.text
-        if not text:
-            return None
-        if not text.strip():
-            return CutPoint("", text)  # the request begins from the start
-        cut = step_back(text)
-        at_break = not self._steps_back or not (option.prefills or cut.prefix)
-        return at_the_break(text) if at_break else cut
-
     async def _failed(
-        self, option: Option, error: LLMError, began: float, patience: float | None, *, prefilled: bool, stepped: bool
+        self, option: Option, error: LLMError, began: float, patience: float | None, about: Situation
     ) -> None:
         """Record a failure for the option, and do what it means for the request. Raises it if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
@@ -172,32 +160,22 @@ class Execution:
         if fresh and progress.text.strip():
             chain.same_model = option.facts.names
         self._last = error
-        await self._follow(option, error, fresh=fresh, prefilled=prefilled, stepped=stepped)
+        await self._follow(option, error, replace(about, fresh=fresh))
 
-    async def _follow(
-        self,
-        option: Option | None,
-        error: LLMError,
-        *,
-        fresh: bool = False,
-        prefilled: bool = False,
-        stepped: bool = False,
-    ) -> None:
+    async def _follow(self, option: Option | None, error: LLMError, about: Situation = _NO_ATTEMPT) -> None:
         """Do what is decided after a failure. Raises the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, seen = progress.text, not self._call.whole
         held, pause = bool(text.strip()), self._pause()
         strayed, loading = chain.failures(errors.NotContinued), self._loading()
-        situation = decision.Situation(
+        situation = replace(
+            about,
             shown=held and seen,
             blank=bool(text) and not held and seen,
             held=held,
-            fresh=fresh,
             rigid=self._call.rigid,
             called=bool(progress.calls),
             resume=self._resume,
-            prefilled=prefilled,
-            stepped=stepped,
             others=bool(chain.within(chain.others(option), self._reach(loading))),
             loading=bool(loading),
             not_continued=bool(strayed) and not self._begun_again,
@@ -211,17 +189,11 @@ class Execution:
         if decided.text == "forget":
             progress.forget_text()
             chain.same_model = frozenset()
-        for each in await self._again(decided.action, option, error, strayed, loading, pause or 0.0):
+        for each in await self._again(decided.action, option, error, pause or 0.0):
             each.failure = None
 
     async def _again(
-        self,
-        action: decision.Action,
-        option: Option | None,
-        error: LLMError,
-        strayed: Sequence[Option],
-        loading: Sequence[Option],
-        pause: float,
+        self, action: decision.Action, option: Option | None, error: LLMError, pause: float
     ) -> Sequence[Option]:
         """Return the failed options that get another attempt, after the wait that the action requires."""
         if action == "otherwise" and option:
@@ -231,11 +203,12 @@ class Execution:
                 option.refuses_prefix = True
             return [option]
         if action == "load":
+            loading = self._loading()
             with self._emit.waiting(Waiting("load", chain_name(loading))):
                 return await self._loaded(loading)
         if action == "begin again":
             self._begun_again = True
-            return strayed
+            return self._chain.failures(errors.NotContinued)
         if action == "again":
             passing = self._chain.passing()
             self._rounds += 1

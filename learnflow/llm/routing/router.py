@@ -15,6 +15,7 @@ from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
+from ..adapter.context_budget import Needs, needs_of, unknown
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
@@ -25,12 +26,11 @@ from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
-from .selection import Chain, Needs, Routing, Rules, last_resort, needs_of, select, unknown
+from .selection import Chain, Routing, Rules, last_resort, select
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
 Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
-Rank = tuple[int, ...]  # of a member; a flattened router adds a number for its own ranks
 
 _RESUMES: Final = ("continue", "raise")
 _LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengths to be known
@@ -60,7 +60,8 @@ class Choice:
 class RouterProvider(AbstractProvider):
     """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
 
-    A router among the providers is flattened: its providers take its place, and its own options count no more.
+    A router among the providers is flattened: its providers take its place, and its own options count no more. One that
+    finds its providers is used like an application's own.
 
     Args:
         primary: the first provider, by its name or as an object. Several are equals: "gpu1+gpu2", or a list. Among
@@ -95,7 +96,8 @@ class RouterProvider(AbstractProvider):
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         ranks = [_equals(each) for each in ([] if primary is None else [primary]) + others]
         self._registry = breakers
-        self._members = [each for at, equals in enumerate(ranks) for one in equals for each in self._flat(one, at)]
+        flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
+        self._members = _placed(flat)
         self._find = find
         self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
         self._resume: Resume = resume
@@ -109,15 +111,19 @@ class RouterProvider(AbstractProvider):
         )
         if find is None and not self._members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
-        options = self._options
-        if options and all(option.broken for option in options) and not self._finders:
-            raise next(option.broken for option in options if option.broken)
+        if self._members and all(option.broken for option in self._members):
+            raise next(option.broken for option in self._members if option.broken)
 
-    def _flat(self, member: Member, at: int) -> list[tuple[Option | RouterProvider, Rank]]:
-        """Return a member with its rank; instead of a router its members, unless they are yet to be found."""
+    def _flat(self, member: Member) -> list[Option]:
+        """Return the option of a member; the options of a router, unless they are yet to be found."""
         if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
-            return [(each, (at, *rank)) for each, rank in member._members]  # noqa: SLF001
-        return [(member if isinstance(member, RouterProvider) else _option(member, self._registry), (at,))]
+            return member._members  # noqa: SLF001
+        return [_option(member, self._registry)]
+
+    @property
+    def _options(self) -> list[Option]:
+        """Copies of its options, with the facts of now."""
+        return [each.at(each.number, each.rank) for each in self._members]
 
     def __repr__(self) -> str:
         members = (each.name if each.broken else repr(each.given) for each in self._options)
@@ -148,20 +154,20 @@ class RouterProvider(AbstractProvider):
 
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raises the last LLMError if none does."""
-        providers = [option.provider for option in await self._found() if not option.broken]
-        listed = await asyncio.gather(*(each.list_models() for each in providers), return_exceptions=True)
+        usable = await self._usable()
+        listed = await asyncio.gather(*(each.provider.list_models() for each in usable), return_exceptions=True)
         _raise_all(listed)
         return list(dict.fromkeys(name for each in listed if isinstance(each, list) for name in each))
 
     async def health_check(self) -> bool:
         """Return whether one of the providers would answer now. Raises nothing but NotRecorded."""
         try:
-            providers = [option.provider for option in await self._found() if not option.broken]
+            usable = await self._usable()
         except errors.NotRecorded:
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(each.health_check() for each in providers)))
+        return any(await asyncio.gather(*(each.provider.health_check() for each in usable)))
 
     def get_capabilities(self) -> Capabilities:
         """Return the best of each capability; ``local`` only if all providers are."""
@@ -185,26 +191,22 @@ class RouterProvider(AbstractProvider):
             The health of the first provider that is ready, else of the first that loads, else of the first.
         """
         try:
-            chain = [each.provider for each in await self._found() if not each.broken]
+            usable = await self._usable()
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
-        found = await asyncio.gather(*(each.refresh(within) for each in chain))
-        return min(
-            found,
-            key=lambda health: ("ready", "loading").index(health.state) if health.state in ("ready", "loading") else 2,
-        )
+        found = await asyncio.gather(*(each.provider.refresh(within) for each in usable))
+        return next((each for state in ("ready", "loading") for each in found if each.state == state), found[0])
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for option in await self._found():
-            if not option.broken:
-                await option.provider.prepare()
+        for option in await self._usable():
+            await option.provider.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
         """Load the models of local servers; see ``BaseProvider.warm_up``. Raises LLMError if none could be loaded."""
-        local = [each.provider for each in await self._found() if not each.broken and each.distance == 0]
-        _raise_all(await asyncio.gather(*(provider.warm_up(model) for provider in local), return_exceptions=True))
+        loads = [each.provider.warm_up(model) for each in await self._usable() if each.distance == 0]
+        _raise_all(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
         """Close idle connections of this event loop to its servers; see ``BaseProvider.aclose``."""
@@ -232,12 +234,8 @@ class RouterProvider(AbstractProvider):
 
     def _needs(self, call: Call, *, explained: bool = False) -> Needs:
         """Return what a call requires; nothing if there is only one provider, which gets every request."""
-        sole = None
-        if len(self._members) == 1 and self._find is None and not explained:
-            sole = self._members[0][0]
-        if isinstance(sole, Option) and (sole.broken or not sole.provider.vision_model):
-            return Needs()
-        return needs_of(call)
+        sole = self._members[0] if len(self._members) == 1 and self._find is None and not explained else None
+        return Needs() if sole and (sole.broken or not sole.provider.vision_model) else needs_of(call)
 
     async def _chain_for(self, call: Call, needs: Needs) -> Chain:
         """Return the options for a call. Those that matter for it are probed first, if they never were."""
@@ -257,53 +255,32 @@ class RouterProvider(AbstractProvider):
         return Chain(options, call, needs, self._rules)
 
     def _lost(self, error: LLMError) -> None:
-        if isinstance(error, errors.Unavailable):
-            for finder in self._finders:
-                finder._members = []  # noqa: SLF001  # what was found is gone: look again
+        if self._find and isinstance(error, errors.Unavailable):
+            self._members = []  # what was found is gone: look again
 
-    @property
-    def _finders(self) -> list[RouterProvider]:
-        """The routers in it, and itself, that find their providers."""
-        nested = [each for each, _ in self._members if isinstance(each, RouterProvider)]
-        return ([self] if self._find else []) + nested
-
-    @property
-    def _options(self) -> list[Option]:
-        """Copies of its options, in order, as far as they are found."""
-        placed = list[tuple[Option, Rank]]()
-        for member, rank in self._members:
-            if isinstance(member, RouterProvider):
-                placed += [(option, (*rank, option.rank)) for option in member._options]  # noqa: SLF001  # its own kind
-            else:
-                placed.append((member, rank))
-        return _numbered(placed)
+    async def _usable(self) -> list[Option]:
+        """Return the options that could be created. Raises LLMError if none is found."""
+        return [each for each in await self._found() if not each.broken]
 
     async def _found(self) -> list[Option]:
-        """Return its options. Those that no name is given for are found now, once for many first calls."""
-        for finder in self._finders:
-            await finder._look()  # noqa: SLF001  # its own kind
+        """Return its options. If no provider is named they are found now, once for many first calls."""
+        if not self._members and self._find:
+            loop = asyncio.get_running_loop()
+            finding = self._finding.get(loop)
+            if finding is None:
+                finding = self._finding[loop] = asyncio.ensure_future(self._find())
+                finding.add_done_callback(lambda _: self._finding.pop(loop, None))
+            providers = await asyncio.shield(finding)
+            if not self._members:
+                self._members = _placed([(_option(each, self._registry), at) for at, each in enumerate(providers)])
         return self._options
 
-    async def _look(self) -> None:
-        if self._members or not self._find:
-            return
-        loop = asyncio.get_running_loop()
-        finding = self._finding.get(loop)
-        if finding is None:
-            finding = self._finding[loop] = asyncio.ensure_future(self._find())
-            finding.add_done_callback(lambda _: self._finding.pop(loop, None))
-        providers = await asyncio.shield(finding)
-        if not self._members:
-            self._members = [each for at, one in enumerate(providers) for each in self._flat(one, at)]
 
-
-def _numbered(placed: Sequence[tuple[Option, Rank]]) -> list[Option]:
-    """Return copies of options with their number and rank: shorter ranks are padded, then all are counted."""
-    depth = max((len(rank) for _, rank in placed), default=0)
-    padded = [(option, (*rank, *(0,) * (depth - len(rank)))) for option, rank in placed]
-    ranks = {rank: at for at, rank in enumerate(sorted({rank for _, rank in padded}))}
-    ordered = sorted(padded, key=lambda one: one[1])
-    return [option.at(number, ranks[rank]) for number, (option, rank) in enumerate(ordered)]
+def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
+    """Return copies of options in order, with number and rank; those of a flattened router keep their order."""
+    ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
+    ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
+    return [option.at(number, ranks.index((at, option.rank))) for number, (option, at) in enumerate(ordered)]
 
 
 def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: bool) -> Choice:

@@ -6,19 +6,16 @@ Must never send or wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Literal
 
 from .. import errors
-from ..adapter.capacity import CAPACITY, Digests, digest
-from ..adapter.options import rows
+from ..adapter.capacity import CAPACITY, digests_of
+from ..adapter.context_budget import Needs, lacks
 from ..base import Call
 from ..errors import LLMError
-from ..health import window
 from .option import Option
-
-_MIN_DIGEST_CHARS: Final = 256
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
@@ -41,22 +38,6 @@ class Rules:
     load: float
     local_only: bool
     spill: Literal["no", "local", "cloud"] = "no"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What a request requires of a provider; ``tokens``: of its prompt, at least."""
-
-    images: bool = False
-    tools: bool = False
-    schema: bool = False
-    tokens: int = 0
-
-    @property
-    def named(self) -> list[str]:
-        """The names of the required capabilities."""
-        wanted = (("vision", self.images), ("tools", self.tools), ("json_schema", self.schema))
-        return [name for name, needed in wanted if needed]
 
 
 class Chain:
@@ -224,61 +205,4 @@ def select(
 
 def last_resort(options: Sequence[Option]) -> Option:
     """Return the option whose circuit breaker closes first."""
-    return min(options, key=lambda each: max((breaker.until for breaker in each.opened), default=0.0))
-
-
-def needs_of(call: Call) -> Needs:
-    """Return what a call requires of a provider."""
-    texts: list[str] = [call.prompt] if isinstance(call.prompt, str) else []
-    images = False
-    for message in call.prompt if rows(call.prompt) else ():
-        content = cast(Mapping[str, Any], message).get("content")
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
-            if not isinstance(part, Mapping):
-                continue  # the provider raises for it
-            kind = part.get("type")
-            images = images or (isinstance(kind, str) and "image" in kind)
-            texts.append(_text(part))
-    wanted = call.options.get("response_format")
-    schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
-    return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
-
-
-def _text(part: Any) -> str:
-    """Return the text of a part. The provider raises for a part that is invalid."""
-    text = part.get("text") if isinstance(part, Mapping) else None
-    return text if isinstance(text, str) else ""
-
-
-def digests_of(call: Call) -> Digests:
-    """Return digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
-
-    Two questions about one text have the same digests, wherever the text stands. Two texts after one long system prompt
-    have not.
-    """
-    texts = []
-    for message in call.prompt if rows(call.prompt) else [{"role": "user", "content": call.prompt}]:
-        content = cast(Mapping[str, Any], message).get("content")
-        parts = content if isinstance(content, list) else [{"text": content}]
-        texts += [_text(part) for part in parts]
-    text = "\n".join(texts)
-    length = _MIN_DIGEST_CHARS
-    ends = [length]
-    while length * 4 <= len(text):
-        length *= 2
-        ends.append(length)
-    return tuple(digest(text[:end]) for end in ends)
-
-
-def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return what a provider certainly lacks for a request, in words. An unknown capability is not lacking."""
-    lacking = [name for name in needs.named if capabilities[name] is False]
-    served = capabilities["context_served"]
-    if served is not None and needs.tokens > served:
-        lacking.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
-    return lacking
-
-
-def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return the required capabilities that are unknown."""
-    return [name for name in needs.named if capabilities[name] is None]
+    return min(options, key=lambda each: each.opened[0].until if each.opened else 0.0)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from learnflow.llm.adapter.context_budget import Needs, lacks
 from learnflow.llm.routing import selection
 from learnflow.llm.routing.breaker import Gate
-from learnflow.llm.routing.selection import Needs
 
 
 @dataclass
@@ -54,13 +54,13 @@ def test_who_comes_first() -> None:
 
 def test_what_is_not_known_is_no_lack() -> None:
     can: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
-    assert selection.lacks(Needs(images=True, schema=True, tokens=10**9), can) == []
+    assert lacks(Needs(images=True, schema=True, tokens=10**9), can) == []
     can["context_served"] = 8
-    assert selection.lacks(Needs(tools=True, tokens=9), can) == [
+    assert lacks(Needs(tools=True, tokens=9), can) == [
         "tools",
         "context (9 tokens or more needed, 8 served)",
     ]
-    assert selection.lacks(Needs(tokens=8), can) == []
+    assert lacks(Needs(tokens=8), can) == []
 
 
 @pytest.mark.parametrize(
