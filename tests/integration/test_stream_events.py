@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import DIALECTS, JSON, TEXT, TOOL, Own, Quiz, dead, pair, provider_for, router
 
+import learnflow.llm.stream as stream_module
 from learnflow.llm import (
     Event,
     Failover,
@@ -25,7 +26,6 @@ from learnflow.llm import (
     ToolCall,
     ToolCallDelta,
     Waiting,
-    completion,
     errors,
 )
 from learnflow.llm.completion import Completion, ServedModel
@@ -44,7 +44,7 @@ WHOLE_CALLS = [ToolCallDelta(0, "", "weather", ARGUMENTS)]  # as Ollama sends th
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "_LOOK_S", 0.02)
+    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.02)
 
 
 async def told(provider: LLMProvider, **more: Any) -> list[Event]:
@@ -380,7 +380,7 @@ async def test_waiting_is_told_also_behind_what_was_shown() -> None:
 
 
 async def test_many_short_waits_in_a_row_are_told_as_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "_LOOK_S", 0.7)  # longer than each of the pauses: half a second
+    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.7)  # longer than each of the pauses: half a second
     async with FaultServer("openai", TEXT) as server:
         server.script = [Fault("refuse", status=503, body=b'{"error":{"message":"Loading model"}}')] * 3
         events = await told(router(provider_for(server), retries=9))
