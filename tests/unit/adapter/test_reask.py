@@ -64,7 +64,7 @@ async def test_both_attempts_are_counted_and_told(events_seen: list[Any]) -> Non
     asked = [event for event in events_seen if isinstance(event, events.Asked)]
     assert [event.attempt for event in asked] == [1, 2]
     assert (type(told["Failed"].error), told["Failed"].attempt, second.attempt) == (errors.SchemaMismatch, 1, 2)
-    assert (told["Ended"].attempts, told["Ended"].outcome) == (2, "stop")
+    assert (told["Ended"].attempts, told["Ended"].outcome.finish) == (2, "stop")
     numbered = (events.Began, events.Asked, events.Failed, events.Answered, events.Ended)
     assert [type(event) for event in events_seen if isinstance(event, numbered)] == [
         events.Began, events.Asked, events.Failed, events.Asked, events.Answered, events.Ended,
