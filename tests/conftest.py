@@ -28,6 +28,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if row in (*SPECS, "llm", "lm", "hosted", "llama") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "10000")
+    monkeypatch.setenv("LLM_PATIENCE", "0")  # a dead server is dead; who tests a restart says so
     monkeypatch.chdir(tmp_path)
 
 

@@ -9,12 +9,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pydantic import BaseModel
@@ -225,3 +225,76 @@ def learnflow_checkout(folder: Path) -> None:
     (folder / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")
     (folder / "learnflow" / "pyproject.toml").write_text(PYPROJECT.format("'httpx>=0.28.1'"), encoding="utf-8")
     (folder / "uv.lock").write_text('[[package]]\nname = "httpx"\n', encoding="utf-8")
+
+
+class KnownAnswer(NamedTuple):
+    """A prompt whose answer a model knows by heart; ``reasoning`` is None if the answer has none."""
+
+    prompt: str
+    answer: str
+    reasoning: str | None
+
+
+def known_answers(file: Path) -> list[KnownAnswer]:
+    """Read a JSON list of ``{"prompt": …, "answer": …}``; ``<think>…</think>`` is separated from the answer."""
+    answers = []
+    for each in json.loads(file.read_text(encoding="utf-8")):
+        thought = re.match(r"<think>(.*?)</think>(.*)", each["answer"], re.DOTALL)
+        answers.append(KnownAnswer(each["prompt"], *((thought[2], thought[1]) if thought else (each["answer"], None))))
+    return answers
+
+
+@asynccontextmanager
+async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: True) -> AsyncIterator[str]:
+    """Relay connections to a real server; cut the first answer of ``after`` characters.
+
+    Args:
+        target: the server's address.
+        after: characters of content, counted in each answer.
+        reached: called at that point; the relay cuts only if it returns True. It may kill the server.
+
+    Yields:
+        The address of the relay.
+    """
+    cuts, writers = 0, set[asyncio.StreamWriter]()
+
+    async def upstream(reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            out.write(data)
+
+    async def downstream(back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal cuts
+        characters = 0
+        while line := await back.readline():
+            writer.write(line)
+            characters = 0 if b"[DONE]" in line else characters + _characters(line)
+            if not cuts and characters >= after and reached():
+                cuts += 1
+                return
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        with suppress(OSError):
+            host, port = target.removeprefix("http://").split(":")
+            back, out = await asyncio.open_connection(host, int(port))
+            sending = asyncio.create_task(upstream(reader, out))
+            try:
+                await downstream(back, writer)
+            finally:
+                sending.cancel()
+                out.close()
+        writer.close()
+        writers.discard(writer)
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for writer in writers:  # of connections that are kept alive
+            writer.transport.abort()
+
+
+def _characters(line: bytes) -> int:
+    """Return the number of characters of content in a line of server-sent events."""
+    if not line.startswith(b"data: {"):
+        return 0
+    choices = json.loads(line.removeprefix(b"data: ")).get("choices") or [{}]
+    return len(choices[0].get("delta", {}).get("content") or "")

@@ -40,6 +40,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
          ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
          ├─ ErrorInAnswer         an error object after the answer began
          ├─ ErrorBody             an error object instead of an answer
+         ├─ AnswerTruncated       a schema that ended at ``max_tokens``, or where the context was full
          ├─ AnswerTooLong         many times as long as was asked for, and no end of it
          ├─ MalformedAnswer       a line or a body that is not of the dialect
          ├─ EmptyStream           a 200 with nothing in it
@@ -278,7 +279,13 @@ class Unavailable(LLMError):
 
 
 class ConnectionFailed(Unavailable):
-    """Refused, reset, name not found, or TLS failed: no answer began."""
+    """Refused, reset, name not found, or TLS failed: no answer began.
+
+    Attributes:
+        refused: no connection was made: no server listens, or its name has no address now. It may be restarting.
+    """
+
+    refused: bool = False
 
 
 class ModelLoading(Unavailable):
@@ -435,6 +442,17 @@ class AnswerTooLong(BrokenAnswer):
 
 class MalformedAnswer(BrokenAnswer):
     """A line or a body that is not of the server's dialect."""
+
+
+class AnswerTruncated(BrokenAnswer):
+    """An answer that cannot be used in part (a schema) ended at ``max_tokens``, or where the context was full.
+
+    The same request would end there again, so it is not sent again.
+    """
+
+    retryable = False
+    public = _USELESS
+    advice = "Raise max_tokens=, ask for less, or serve the model with a larger context"
 
 
 class EmptyStream(BrokenAnswer):

@@ -121,11 +121,15 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjusted:
-    """A request was changed because the model refused a part of it; ``why`` names the part."""
+    """A request was changed because the model refused a part of it; ``why`` names the part.
+
+    ``tight``: less than a quarter of the caller's ``max_tokens`` is left for the answer; a warning.
+    """
 
     provider: str
     model: str
     why: str
+    tight: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +247,7 @@ _NAMES: Final[dict[type[LogEvent], str]] = {
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
+_UNLOGGED: Final = ("request", "tight")  # for sinks only
 _WARNINGS: Final = (Truncated, Failover, Resumed, Opened, NothingConfigured, Replaying)
 
 
@@ -378,10 +383,14 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: LogEvent) -> None:
     loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
-    level: log.Level = "error" if loud else "warning" if isinstance(event, _WARNINGS) else "info"
+    level: log.Level = (
+        "error" if loud else "warning" if isinstance(event, _WARNINGS) or getattr(event, "tight", False) else "info"
+    )
     if log.wanted(level):
         shown = {
-            name: value for name, value in log_fields(event).items() if value not in (None, {}) and name != "request"
+            name: value
+            for name, value in log_fields(event).items()
+            if value not in (None, {}) and name not in _UNLOGGED
         }
         log.line(level, _NAMES[type(event)], **shown)
 

@@ -186,6 +186,7 @@ class ProviderSpec:
         unload: what frees the memory of a model: paths and bodies; None where nothing does.
         pull: lets the server download a model, given its prober and the name; None where it cannot. Ends once the model
             is there, and raises an LLMError where it will not be.
+        count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
@@ -194,6 +195,8 @@ class ProviderSpec:
         load_progress: tells how far the load of a model is, from 0 to 1, until it is loaded; None where nothing does.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
+        finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
+            To other servers such a message is the beginning of the answer.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
             its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
@@ -244,6 +247,7 @@ class ProviderSpec:
     lists_all: bool = True
     forwards: re.Pattern[str] | None = None
     load_path: str | None = None
+    count_tokens: Callable[..., Awaitable[int]] | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
     pull: Callable[..., AsyncGenerator[Progress, None]] | None = None
@@ -255,6 +259,7 @@ class ProviderSpec:
     starts_server: bool = False
     own_variables: tuple[str, ...] = ()
     probe: Probe | None = None
+    finishes_turns: bool = False
     prefill: bool = False
     continuation: Callable[..., Awaitable[Any]] | None = None
     drops_prompts: Callable[[str | None], bool] | None = None

@@ -31,6 +31,7 @@ from .context_budget import ContextBudget
 from .redaction import discreet
 from .request import Request, Variant, with_inline_images
 
+_TURN_ADDED: Final = "with a turn of the user behind the last assistant message, which the server may continue"
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
@@ -179,7 +180,9 @@ class _Attempt:
                 model = self._model = await self._inventory.which(request.model)  # first: its errors need no LiteLLM
                 base, begun = runner.endpoint.base, self._attempt.raw
                 budget = self._budget = ContextBudget(spec, base, self._inventory, request, model, begun)
-                self._adjusted(await budget.before(min(QUICK_S, self._times.first_token)))
+                self._adjusted(await budget.before(min(QUICK_S, self._times.first_token)), tight=budget.tight)
+                if request.turn_added:
+                    self._adjusted(_TURN_ADDED)
                 await _litellm.prepare(spec, runner.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline was over before the request could be sent") from None
@@ -282,9 +285,9 @@ class _Attempt:
         self._adjusted(why)
         return variant
 
-    def _adjusted(self, why: str | None) -> None:
+    def _adjusted(self, why: str | None, *, tight: bool = False) -> None:
         if why:
-            events.emit(events.Adjusted(provider=self._spec.name, model=self._model, why=why))
+            events.emit(events.Adjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
 
     def _parser(self) -> StreamParser:
         never = self._inventory.stated.get("finish") is False
@@ -340,8 +343,12 @@ class _Attempt:
             cost = _litellm.price(spec, self._model, completion.usage)
         completion = replace(completion, cost=cost)
         try:
-            parsed = structured_output.parsed(request.wanted, completion.text, completion.finish)
-            completion = completion if completion.tool_calls else replace(completion, parsed=parsed)
+            if not completion.tool_calls:
+                with structured_output.cut(completion.finish):
+                    completion = replace(completion, parsed=structured_output.parsed(request.wanted, completion.text))
+        except errors.AnswerTruncated as error:
+            error.what = f"{error.what}; it ended at {self._limit(completion)}"
+            raise
         except errors.SchemaMismatch as error:
             error.answer = completion  # it has a cost, too
             raise
@@ -350,6 +357,13 @@ class _Attempt:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
+
+    def _limit(self, completion: Completion) -> str:
+        """Return the name of the limit at which an answer ended."""
+        limit, tokens = self.sent()[1], completion.usage.completion_tokens
+        if limit is None or (tokens or limit) < limit:
+            return f"{tokens or '?'} tokens, where the context was full"
+        return f"max_tokens={limit}"
 
 
 class Answer(Transcript):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from .request import Request, Size
 # join words make a third fewer tokens than words; templates leave old thinking out; small prompts are mostly template.
 _LARGE: Final = 1000  # tokens
 _FAR_BELOW: Final = 0.5
+_TIGHT: Final = 0.25  # of the ceiling
+_MARGIN: Final = 8  # tokens that a template may add to what was counted
 _NO_LOAD: Final = 500  # that a model could not be loaded; a gateway says 502 or 504
 
 
@@ -87,6 +90,7 @@ class ContextBudget:
         self._sent: int | None = None
         self._answer: int | None = None
         self.loads = False
+        self.tight = False  # less than a quarter of the ceiling is left
 
     @property
     def answer(self) -> int | None:
@@ -127,8 +131,27 @@ class ContextBudget:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         can = self._inventory.capabilities(self._model)
         wide = None if self._asked.own_window else self._window.size if self._window else can["context_served"]
-        left = (wide or 0) - window.at_least(self._texts)
+        left = (wide or 0) - (await self._counted(wide) if wide else 0)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
+
+    async def _counted(self, wide: int) -> int:
+        """Return the tokens of the prompt: counted by the server if they may not fit, else estimated.
+
+        Raises:
+            ContextOverflow: the server counted more than it serves.
+        """
+        count, prober = self._spec.count_tokens, self._inventory.prober
+        fits = self._about + (self._asked.ceiling or 0) <= wide
+        if fits or count is None or self._asked.images or prober.client.stopped or prober.client.replays:
+            return window.likely(self._base, self._model, self._texts)
+        counted = 0
+        with suppress(LLMError, TimeoutError):  # it is only a better number
+            async with asyncio.timeout(QUICK_S):
+                counted = await count(prober, self._model, self._asked.messages, self._asked.tools)
+                window.learn(self._base, self._model, self._texts, counted)
+        if counted >= wide:
+            raise _overflow(f"the prompt has {counted} tokens, the server takes {wide}", counted, wide)
+        return counted + _MARGIN if counted else window.likely(self._base, self._model, self._texts)
 
     def _lowered(self, most: int | None) -> str | None:
         """Ask for an answer of so many tokens at the most; returns the change in words, None where it is none."""
@@ -136,6 +159,7 @@ class ContextBudget:
         if most is None or before is None or most >= before:
             return None
         self._answer = most
+        self.tight = most < (self._asked.ceiling or 0) * _TIGHT
         return f"max_tokens={most} instead of {before}: there is room for no more"
 
     async def _widened(self, model: Model) -> str | None:
@@ -188,6 +212,8 @@ class ContextBudget:
         Only of servers that are known to do so (``ProviderSpec.drops_prompts``). Who answers is looked up where that
         is not known yet.
         """
+        if usage.prompt_tokens and not self._asked.images:
+            window.learn(self._base, self._model, self._texts, usage.prompt_tokens)
         read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None

@@ -30,7 +30,10 @@ from .options import rows
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
-_GO_ON: Final = {"continue_final_message": True, "add_generation_prompt": False}
+_CONTINUES: Final = "continue_final_message"
+_GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
+# For servers that would take a last assistant message as the beginning of the answer.
+_NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
 _TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
 MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
 # The first bytes of an image; a content type may be wrong.
@@ -61,6 +64,7 @@ class Request:
     """One checked request; its repr shows no prompt.
 
     ``corrections`` of its messages, the last ones, are not the caller's: an answer that is sent back, and why.
+    ``turn_added``: a short turn of the user follows the caller's last assistant message.
     """
 
     spec: ProviderSpec
@@ -75,6 +79,7 @@ class Request:
     extra_body: dict[str, Any] = field(repr=False)
     session: str | None = field(default=None, repr=False)
     corrections: int = 0
+    turn_added: bool = False
 
     @property
     def texts(self) -> list[str]:
@@ -223,6 +228,10 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
     wanted, stop = given.pop("response_format", None), given.get("stop")
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
+    extra_body = dict(given.pop("extra_body", {}))
+    open_turn = messages[-1]["role"] == "assistant" and not (spec.finishes_turns or extra_body.get(_CONTINUES))
+    if open_turn:
+        messages.append(dict(_NEXT_TURN))
     if isinstance(stop, str):
         given["stop"] = [stop]  # Ollama takes a list only
     return Request(
@@ -234,7 +243,8 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
         wanted=dict(wanted) if isinstance(wanted, Mapping) else wanted,
         reasoning=given.pop("reasoning", None),
         timeout=given.pop("timeout", None),
-        extra_body=dict(given.pop("extra_body", {})),
+        extra_body=extra_body,
+        turn_added=open_turn,
         session=given.pop("session", None),
         sampling=given,
     )

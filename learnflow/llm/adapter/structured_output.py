@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..base import Attempt
 from ..completion import Completion, TextDelta
-from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
+from ..errors import AnswerTruncated, CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
 from ..spec import Rung
 from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
@@ -47,16 +48,27 @@ def checks(wanted: Any) -> bool:
     return wanted is not None and not (isinstance(wanted, dict) and wanted.get("type") == "text")
 
 
-def parsed(wanted: Any, text: str, finish: str) -> Any:
-    """The instance of the class, or the JSON where a dict asked for it; None where it was cut, or nothing was asked.
+@contextmanager
+def cut(finish: str) -> Iterator[None]:
+    """Raise AnswerTruncated instead of SchemaMismatch if the answer ended at a limit of tokens."""
+    try:
+        yield
+    except SchemaMismatch as error:
+        if finish != "length":
+            raise
+        raise AnswerTruncated(error.what) from None
+
+
+def parsed(wanted: Any, text: str) -> Any:
+    """Parse an answer: the instance of the class, or the JSON if a dict asked for it; None if nothing was asked for.
 
     Raises:
-        SchemaMismatch: the text is not what was asked for; its ``reason`` is set where it was not cut.
+        SchemaMismatch: the text is not what was asked for.
     """
-    if not checks(wanted) or (isinstance(wanted, dict) and finish == "length"):
+    if not checks(wanted):
         return None
     if isinstance(wanted, dict):
-        said = value(text, finish)
+        said = value(text)
         if wanted.get("type") == "json_schema":
             _validate(said, wanted["json_schema"].get("schema"))
         return said
@@ -68,13 +80,13 @@ def parsed(wanted: Any, text: str, finish: str) -> Any:
         # names of fields only: deeper places may be keys that the model wrote
         places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
-        what = f"the answer does not fit {wanted.__name__}{_cut(finish)}: {', '.join(named)}".rstrip(": ")
+        what = f"the answer does not fit {wanted.__name__}: {', '.join(named)}".rstrip(": ")
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
-        raise _mismatch(what, "; ".join(reasons), finish) from None
+        raise _mismatch(what, "; ".join(reasons)) from None
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
         what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
-        raise _mismatch(what, what, finish) from None
+        raise _mismatch(what, what) from None
 
 
 async def reasked(
@@ -180,18 +192,18 @@ def _validate(said: Any, schema: Any) -> None:
         raise _mismatch(what, f"{fault.json_path}: {fault.message}")
 
 
-def value(text: str, finish: str) -> Any:
+def value(text: str) -> Any:
     """What the JSON says. Raises SchemaMismatch where it is none."""
     try:
         return parse_json(_bare(text))
     except ValueError as error:
-        raise _mismatch(f"the answer is not JSON{_cut(finish)}", f"it is not JSON ({error})", finish) from None
+        raise _mismatch("the answer is not JSON", f"it is not JSON ({error})") from None
 
 
-def _mismatch(what: str, reason: str, finish: str = "stop") -> SchemaMismatch:
-    """The error, with what the model is told of it; nothing of an answer that was cut: it was not wrong, but short."""
+def _mismatch(what: str, reason: str) -> SchemaMismatch:
+    """Return the error, with the reason that is sent back to the model."""
     error = SchemaMismatch(what)
-    error.reason = printable(reason, _REASON) if finish == "stop" else ""
+    error.reason = printable(reason, _REASON)
     return error
 
 
@@ -201,7 +213,3 @@ def _bare(text: str) -> str:
     if not (bare.startswith("```") and bare.endswith("```") and "\n" in bare):
         return text
     return bare.removesuffix("```").partition("\n")[2]
-
-
-def _cut(finish: str) -> str:
-    return " (it was cut at max_tokens)" if finish == "length" else ""

@@ -7,7 +7,7 @@ Ollama loads a model again when the number changes, so that a decision stands fo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _CJK_MOST: Final = 6  # characters of these scripts in one token, at the most
 _IMAGE: Final = 1024  # tokens that a picture may take
 _MESSAGE: Final = 8  # tokens of a template around a message
+_LEARNS_FROM: Final = 100  # tokens: a shorter prompt is mostly template
 
 
 @dataclass(slots=True)
@@ -88,6 +89,19 @@ def at_least(texts: Iterable[str]) -> int:
     return sum(len(text.split()) + (0 if text.isascii() else len(_CJK.findall(text)) // _CJK_MOST) for text in texts)
 
 
+def learn(base: str, model: str, texts: Sequence[str], tokens: int) -> None:
+    """Remember how many tokens a server counted for a prompt."""
+    least = at_least(texts)
+    if least >= _LEARNS_FROM:
+        _ratios[base, model] = max(tokens / least, _ratios.get((base, model), 1.0))
+
+
+def likely(base: str, model: str, texts: Sequence[str]) -> int:
+    """Estimate the tokens of a prompt by what the server counted for earlier ones; the least if there were none."""
+    return int(at_least(texts) * _ratios.get((base, model), 1.0))
+
+
+_ratios: Final = kept("tokens for each word", dict[tuple[str, str], float](), learned=True)
 _windows: Final = kept("widths of contexts", dict[tuple[str, str], Window](), learned=True)
 
 

@@ -27,6 +27,7 @@ SPEC: Final = ProviderSpec(
     models_path="/openai/models",
     lists_all=False,  # it lists what could be deployed, not what is
     reasoning=effort(),
+    finishes_turns=True,
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
 

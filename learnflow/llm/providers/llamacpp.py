@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
@@ -123,6 +123,20 @@ async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
         raise errors.ServerFailed("the download failed", hint="Look into the server's log, and ask again: it resumes")
 
 
+async def _count_tokens(prober: Prober, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
+    """Count the tokens of a prompt. Raises an LLMError if the server cannot.
+
+    Source: llama.cpp, tools/server/README.md: ``/apply-template`` and ``/tokenize``; run with xllamacpp 2026.10.
+    """
+    more = {"tools": list(tools)} if tools else {}
+    page = await loading.told(prober, "/apply-template", {"model": model, "messages": list(messages), **more})
+    body = {"model": model, "content": page.get("prompt"), "add_special": True, "parse_special": True}
+    tokens = (await loading.told(prober, "/tokenize", body)).get("tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise errors.Unsupported("the server counts no tokens")
+    return len(tokens)
+
+
 async def _listed(prober: Prober, model: str) -> Mapping[str, Any] | None:
     """What a router's list says of a model; where no tag was given, of any."""
     rows = Page(said=await loading.told(prober, "/models")).rows("data") or []
@@ -140,6 +154,7 @@ SPEC: Final = ProviderSpec(
     also_url=("LLAMA_CPP_BASE_URL",),
     also_key=("LLAMA_API_KEY",),
     service="llamacpp",
+    count_tokens=_count_tokens,
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
     unload=lambda model: [("/models/unload", {"model": model.name})],
     pull=_pull,

@@ -21,6 +21,7 @@ SPEC: Final = ProviderSpec(
     reasoning_models=_THINKS,
     # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
     session=Session("prompt_cache_key", 64),
+    finishes_turns=True,
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
 

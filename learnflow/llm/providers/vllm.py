@@ -53,6 +53,7 @@ SPEC: Final = ProviderSpec(
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=template_switch(),
     probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),
+    finishes_turns=True,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )
 

@@ -21,6 +21,7 @@ Text = Literal["keep", "forget"]
 LONGEST_S: Final = 300.0  # whatever a server asks for (429 with Retry-After: 86400 was seen)
 _BACK_OFF_S: Final = 0.5
 _BACK_OFF_MOST_S: Final = 8.0
+RESTART_PAUSE_S: Final = 1.0  # between two tries of a server that restarts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class Situation:
         others: somebody else can be asked now.
         loading: somebody loads a model, and the time for that is not over.
         not_continued: somebody could not go on with the answer, and it was not yet begun again for that.
-        passes: somebody failed in a way that may pass, and there are retries and time left for it.
+        passes: a provider failed in a way that may pass, and there are retries (or LLM_PATIENCE, for a server that
+            restarts) and time left for it.
         time_left: the caller's deadline is not over.
     """
 
@@ -83,7 +85,13 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
 
 
 # What arrived is worth nothing, or is not what was asked for: nobody continues it.
-_WORTHLESS: Final = (errors.ContextOverflow, errors.ThinkingLeaked, errors.SchemaMismatch, errors.AnswerTooLong)
+_WORTHLESS: Final = (
+    errors.ContextOverflow,
+    errors.ThinkingLeaked,
+    errors.SchemaMismatch,
+    errors.AnswerTruncated,
+    errors.AnswerTooLong,
+)
 
 _LATER: Final = (errors.ModelLoading, errors.NotContinued)
 
@@ -156,7 +164,12 @@ NOBODY_LEFT: Final = (
         "begin again",
         "forget",
     ),
-    Rule("a failure may pass, and there are retries and time", lambda _, now: now.passes, "again", "keep"),
+    Rule(
+        "a failure may pass, and there are retries and time; a server of one's own that restarts has LLM_PATIENCE",
+        lambda _, now: now.passes,
+        "again",
+        "keep",
+    ),
     Rule("anything else", lambda *_: True, "give up", "keep"),
 )
 
@@ -206,6 +219,7 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.ThinkingLeaked, _INNOCENT),
     (errors.TokenRepeated, _INNOCENT),
     (errors.AnswerTooLong, _INNOCENT),
+    (errors.AnswerTruncated, _INNOCENT),  # the limit is the caller's
     (errors.NotContinued, _INNOCENT),
     (errors.BrokenAnswer, Verdict(opens=5)),
 )
@@ -234,6 +248,11 @@ def verdict(error: LLMError) -> Verdict:
 def rounds(retries: int) -> int:
     """How often those are asked again whose failure may pass: as configured, in tests at most what the test says."""
     return retries if switches.retries is None else min(retries, switches.retries)
+
+
+def may_restart(error: LLMError | None) -> bool:
+    """Whether this failure may be that of a server that restarts; a test that counts attempts does not wait for it."""
+    return switches.retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
 def back_off(times: int, chance: float, asked: float | None = None) -> float:

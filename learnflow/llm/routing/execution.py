@@ -53,6 +53,7 @@ class Execution:
         self._last: LLMError | None = None
         self._steps_back = True  # to the last whole word; once that failed, the text is cut where it broke
         self._begun_again = False
+        self._refused_since: float | None = None
         self._slot: Slot | None = None  # of the current attempt
 
     async def run(self, emit: Emit) -> Completion:
@@ -228,11 +229,24 @@ class Execution:
     def _pause(self) -> float | None:
         """Return the seconds before a retry of failures that may pass; None if there are none, or no time."""
         delays = [each.failure.retry_after for each in self._chain.passing() if each.failure]
-        if not delays or self._rounds >= decision.rounds(self._chain.rules.retries):
+        if not delays:
             return None
         chance = random.random()  # noqa: S311  # jitter
-        pause = min(decision.back_off(self._rounds, chance, each) for each in delays)
+        if self._rounds < decision.rounds(self._chain.rules.retries):
+            pause = min(decision.back_off(self._rounds, chance, each) for each in delays)
+        elif self._restarts():
+            pause = decision.RESTART_PAUSE_S * (0.5 + chance)
+        else:
+            return None
         return pause if self._now + pause < self._deadline else None
+
+    def _restarts(self) -> bool:
+        """Return whether every provider may be a server that restarts, within LLM_PATIENCE."""
+        if not self._chain.may_restart():
+            self._refused_since = None
+            return False
+        self._refused_since = self._refused_since or self._now
+        return self._now - self._refused_since < self._chain.rules.patience
 
     async def _next(self) -> Option:
         """Return the next option, with its slot if one is free. Raises the error for the caller if there is none."""

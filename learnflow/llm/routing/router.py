@@ -103,6 +103,7 @@ class RouterProvider(AbstractProvider):
         self._resume: Resume = resume
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
+            patience=common.llm_patience,
             routing=routing or common.llm_routing,
             deadline=deadline or common.llm_deadline,
             load=common.llm_load_timeout,

@@ -15,6 +15,7 @@ from ..adapter.capacity import CAPACITY, digests_of
 from ..adapter.context_budget import Needs, lacks
 from ..base import Call
 from ..errors import LLMError
+from . import decision
 from .option import Option
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
@@ -26,6 +27,7 @@ class Rules:
 
     Attributes:
         retries: of the same provider, after a failure that may pass.
+        patience: seconds to wait for servers that restart.
         routing: the order of the options.
         deadline, load: seconds for a request, and for a load.
         local_only: use local providers only.
@@ -33,6 +35,7 @@ class Rules:
     """
 
     retries: int
+    patience: float
     routing: Routing
     deadline: float
     load: float
@@ -123,6 +126,11 @@ class Chain:
         return [
             each for each in failed if each.failure and each.failure.retryable and not isinstance(each.failure, loads)
         ]
+
+    def may_restart(self) -> bool:
+        """Return whether every option may be a local server that restarts."""
+        used = [each for each in self.options if not self.lacks(each)]
+        return all(each.distance == 0 and decision.may_restart(each.failure) for each in used)
 
     def within(self, options: list[Option], reach: int | None) -> list[Option]:
         """Return the options that are no farther away; all if the user prefers a warm one."""

@@ -144,6 +144,6 @@ class ScriptedProvider(AbstractProvider):
             finish="stop",
             provider=self._name,
             model=ServedModel(asked.model or self._name),
-            parsed=structured_output.parsed(wanted, text, "stop"),
+            parsed=structured_output.parsed(wanted, text),
             cost=0.0,
         )

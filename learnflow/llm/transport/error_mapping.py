@@ -344,7 +344,7 @@ def failure_of(error: Exception) -> LLMError:
         return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
-            return errors.ConnectionFailed("connection refused: no server is listening at this address")
+            return _not_listening("connection refused: no server is listening at this address")
         if isinstance(cause, socket.gaierror):
             return unresolved()
         if isinstance(cause, ssl.SSLError):
@@ -361,7 +361,13 @@ def failure_of(error: Exception) -> LLMError:
 def unresolved() -> LLMError:
     """A host without an address: there is nothing to start at it."""
     hint = "Check its spelling, the network and its name server"
-    return errors.ConnectionFailed("the host name cannot be resolved", hint=hint)
+    return _not_listening("the host name cannot be resolved", hint)
+
+
+def _not_listening(what: str, hint: str = "") -> LLMError:
+    error = errors.ConnectionFailed(what, hint=hint)
+    error.refused = True
+    return error
 
 
 def _place(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
 from ...adapter import structured_output
-from ...errors import InvalidRequest, SchemaMismatch, bare
+from ...errors import AnswerTruncated, InvalidRequest, SchemaMismatch, bare
 
 
 def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
@@ -41,19 +41,20 @@ def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
 
 
 def parsed(schema: Any, message: AIMessage) -> Any:
-    """What the message says, as an instance or a dict. Raises SchemaMismatch."""
+    """Parse a message as an instance or a dict. Raises SchemaMismatch, AnswerTruncated."""
+    finish = message.response_metadata.get("finish_reason", "stop")
     try:
-        return _parsed(schema, message)
-    except SchemaMismatch as error:
+        with structured_output.cut(finish):
+            return _parsed(schema, message)
+    except (SchemaMismatch, AnswerTruncated) as error:
         raise bare(error)  # noqa: B904  # that is what it does
 
 
 def _parsed(schema: Any, message: AIMessage) -> Any:
-    finish = message.response_metadata.get("finish_reason", "stop")
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return structured_output.parsed(schema, text, finish)
-    value = structured_output.value(text, finish)
+        return structured_output.parsed(schema, text)
+    value = structured_output.value(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version

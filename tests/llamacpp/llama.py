@@ -1,0 +1,165 @@
+"""A llama.cpp server in a process of its own, and what tests observe of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+from support import ROOT, known_answers
+
+from learnflow.llm import LLMProvider
+from learnflow.llm.providers import LlamaCppProvider
+
+MODEL: Final = ROOT / "tests" / "models" / "learnflow-tiny.gguf"
+PROGRAM: Final = ROOT / "learnflow" / "llm" / "providers" / "embedded_server.py"
+ANSWERS: Final = known_answers(MODEL.with_name("answers.json"))
+TEXTS: Final = {known.prompt: known.answer for known in ANSWERS}
+RSA: Final = "Explain RSA encryption"
+HANG_S: Final = 30.0  # what takes longer hangs: a bound of polls, not of speed
+# An answer of 1,900 tokens, which takes the tiny model long enough to be left in the middle.
+ENDLESS: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+
+
+class LlamaServer:
+    """A llama.cpp server with the tiny model, started as the embedded provider starts it.
+
+    Args:
+        slots: requests that are answered at once.
+        context: tokens of each slot.
+        threads: for the computation.
+
+    Attributes:
+        url: where it listens; the kernel chose the port.
+        key: the API key that it needs.
+        pid: of its process.
+    """
+
+    def __init__(self, *, slots: int = 2, context: int = 2048, threads: int = 1, key: str = "") -> None:
+        self.key = key or secrets.token_urlsafe(16)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the server
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        self.pid = self.process.pid
+        config = {"model": str(MODEL), "alias": "tiny", "context": context, "slots": slots, "threads": threads}
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({**config, "key": self.key}).encode() + b"\n")
+        self.process.stdin.flush()
+        with self.process.stdout as report:
+            self.url = str(json.loads(report.readline())["address"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(HANG_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        """The server's log so far."""
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode("utf-8", "replace")
+
+    def kill(self) -> None:
+        """Kill the process at once, and wait for its end."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def killed(self) -> bool:
+        """Kill the process. Return True: a relay cuts then."""
+        self.kill()
+        return True
+
+    def provider(self, url: str | None = None, **options: Any) -> LlamaCppProvider:
+        """Return a provider of this server, or of a relay in front of it."""
+        return LlamaCppProvider(base_url=url or self.url, api_key=options.pop("api_key", self.key), **options)
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """Return the server's page about its slots."""
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {self.key}"}) as client:
+            return list((await client.get(f"{self.url}/slots")).json())
+
+    async def idle(self) -> list[dict[str, Any]]:
+        """Return the slots once none of them is processing a request."""
+        async with asyncio.timeout(HANG_S):
+            while True:
+                slots = await self.slots()
+                if not any(slot["is_processing"] for slot in slots):
+                    return slots
+                await asyncio.sleep(0.01)
+
+
+async def answer(provider: LLMProvider, how: str, prompt: str, **options: Any) -> str:
+    """Return the text of an answer, requested by ``generate``, ``complete``, ``stream`` or ``events``."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": 400, **options}
+    if how == "generate":
+        return await provider.generate(prompt, **sampling)
+    if how == "complete":
+        return (await provider.complete(prompt, **sampling)).text
+    if how == "stream":
+        return "".join([piece async for piece in provider.stream(prompt, **sampling)])
+    pieces = [event async for event in provider.stream(prompt, **sampling).events()]
+    return "".join(event.text for event in pieces if type(event).__name__ == "TextDelta")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds; fail after a time in which only something that hangs does not get there."""
+    async with asyncio.timeout(HANG_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds, as ``until``."""
+    deadline = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process runs; one that ended and that no parent waited for does not."""
+    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def server_processes(parent: int | None = None) -> list[int]:
+    """Return the pids of the embedded servers among the children of a process; this process by default."""
+    parent = os.getpid() if parent is None else parent
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [pid for pid in pids if _stat(pid)[1:2] == [str(parent)] and runs(pid) and str(PROGRAM) in command_line(pid)]
+
+
+def command_line(pid: int) -> str:
+    """Return the command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Return state, parent and more of a process; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return []
