@@ -383,9 +383,8 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: LogEvent) -> None:
     loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
-    level: log.Level = (
-        "error" if loud else "warning" if isinstance(event, _WARNINGS) or getattr(event, "tight", False) else "info"
-    )
+    warns = isinstance(event, _WARNINGS) or (isinstance(event, Adjusted) and event.tight)
+    level: log.Level = "error" if loud else "warning" if warns else "info"
     if log.wanted(level):
         shown = {
             name: value

@@ -53,7 +53,6 @@ class Execution:
         self._last: LLMError | None = None
         self._steps_back = True  # to the last whole word; once that failed, the text is cut where it broke
         self._begun_again = False
-        self._refused_since: float | None = None
         self._slot: Slot | None = None  # of the current attempt
 
     async def run(self, emit: Emit) -> Completion:
@@ -133,17 +132,17 @@ class Execution:
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
     async def _failed(
-        self, option: Option, error: LLMError, began: float, patience: float | None, about: Situation
+        self, option: Option, error: LLMError, at: float, patience: float | None, about: Situation
     ) -> None:
-        """Record a failure for the option, and do what it means for the request. Raises it if no attempt follows."""
+        """Record the failure of an attempt that began ``at``, and do what it means. Raises it if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
         if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
-        own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
+        own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - at)
         mismatched = isinstance(error, errors.NotContinued)
         progress.failed(error.attempts or (own,), now, mismatched=mismatched)
         hurried = patience is not None and isinstance(error, errors.FirstTokenTimeout)
-        if hurried and now - began < option.facts.first_token_s:
+        if hurried and now - at < option.facts.first_token_s:
             option.abandon()  # it lost its time to other options
         else:
             option.failed(error)
@@ -234,19 +233,11 @@ class Execution:
         chance = random.random()  # noqa: S311  # jitter
         if self._rounds < decision.rounds(self._chain.rules.retries):
             pause = min(decision.back_off(self._rounds, chance, each) for each in delays)
-        elif self._restarts():
+        elif self._chain.restarts(self._now):
             pause = decision.RESTART_PAUSE_S * (0.5 + chance)
         else:
             return None
         return pause if self._now + pause < self._deadline else None
-
-    def _restarts(self) -> bool:
-        """Return whether every provider may be a server that restarts, within LLM_PATIENCE."""
-        if not self._chain.may_restart():
-            self._refused_since = None
-            return False
-        self._refused_since = self._refused_since or self._now
-        return self._now - self._refused_since < self._chain.rules.patience
 
     async def _next(self) -> Option:
         """Return the next option, with its slot if one is free. Raises the error for the caller if there is none."""

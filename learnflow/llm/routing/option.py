@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 from .. import events
 from ..adapter.joining import in_words
@@ -20,6 +20,7 @@ from ..adapter.routable import Facts, RoutableProvider, routable
 from ..base import Attempt, Call, LLMProvider
 from ..completion import Completion
 from ..errors import LLMError, ServerFailed
+from ..process import SharedTasks
 from ..replay.transport import unrecorded
 from ..stream import Work
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
@@ -29,11 +30,9 @@ PROBE_S: Final = 1.0
 _UNPROBED_S: Final = 15.0  # pause after a provider did not answer the probe before a request
 
 
-@dataclass(slots=True)
-class _Shared:
-    """What all requests share about one provider: its tasks under way, and whether it was probed."""
+class _Shared(SharedTasks):
+    """What all requests share about one provider: its tasks, and whether it was probed."""
 
-    tasks: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     probed: bool = False
     probe_after: float = 0.0
 
@@ -193,7 +192,7 @@ class Option:
         """Probe the provider for what it is and what it supports, until that has succeeded once."""
         now, shared = asyncio.get_running_loop().time(), self._shared
         if self._provider is not None and not shared.probed and now >= shared.probe_after:
-            looking = self._once("look", lambda: self.provider.refresh(within))
+            looking = self._shared.start("look", lambda: self.provider.refresh(within))
             shared.probed = (await asyncio.shield(looking)).state != "down"
             shared.probe_after = now + _UNPROBED_S
             self.update()
@@ -205,7 +204,7 @@ class Option:
             with suppress(LLMError):
                 await self.provider.warm_up(self.model)
 
-        self._once("load", load)
+        self._shared.start("load", load)
 
     def probe(self) -> asyncio.Task[bool]:
         """Probe whether the provider is ready: free, loads nothing, carries no text."""
@@ -223,9 +222,9 @@ class Option:
                 events.emit(events.Closed(provider=self.name, model=self.target.model))
             return ready
 
-        if self._is_idle("probe"):
+        if self._shared.is_idle("probe"):
             self.begin()
-        return self._once("probe", probing)
+        return self._shared.start("probe", probing)
 
     async def loads_now(self) -> bool:
         """Return whether the server reports that it is loading, or has yet to load the model."""
@@ -250,16 +249,6 @@ class Option:
             raise
         except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
             raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
-
-    def _is_idle(self, name: str) -> bool:
-        task = self._shared.tasks.get(name)
-        return task is None or task.done() or task.get_loop() is not asyncio.get_running_loop()
-
-    def _once(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
-        """Return the task of this name, which is shared by all requests; start it if there is none."""
-        if self._is_idle(name):
-            self._shared.tasks[name] = asyncio.create_task(work())
-        return self._shared.tasks[name]
 
 
 def chain_name(options: Iterable[Option]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Unpack, cast
@@ -21,6 +21,7 @@ from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
+from ..process import SharedTasks
 from ..providers.registry import build, check
 from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
@@ -30,7 +31,7 @@ from .selection import Chain, Routing, Rules, last_resort, select
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
-Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
+Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
 _RESUMES: Final = ("continue", "raise")
 _LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengths to be known
@@ -99,7 +100,7 @@ class RouterProvider(AbstractProvider):
         flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
         self._members = _placed(flat)
         self._find = find
-        self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
+        self._tasks = SharedTasks()
         self._resume: Resume = resume
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
@@ -266,12 +267,7 @@ class RouterProvider(AbstractProvider):
     async def _found(self) -> list[Option]:
         """Return its options. If no provider is named they are found now, once for many first calls."""
         if not self._members and self._find:
-            loop = asyncio.get_running_loop()
-            finding = self._finding.get(loop)
-            if finding is None:
-                finding = self._finding[loop] = asyncio.ensure_future(self._find())
-                finding.add_done_callback(lambda _: self._finding.pop(loop, None))
-            providers = await asyncio.shield(finding)
+            providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
                 self._members = _placed([(_option(each, self._registry), at) for at, each in enumerate(providers)])
         return self._options

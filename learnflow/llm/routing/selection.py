@@ -65,6 +65,7 @@ class Chain:
         self.digests = digests_of(call)
         self.same_model: frozenset[str] = frozenset()
         self._explained = explained
+        self._refused_at = math.inf  # since when every option refuses connections
         listed = [bool(call.model) and _lists(each, call.model) for each in options]
         for option, has_model in zip(options, listed, strict=True):
             first = option.rank == options[0].rank and not any(listed)  # it may have the model, and none is known to
@@ -121,16 +122,15 @@ class Chain:
 
     def passing(self) -> list[Option]:
         """Return the options with a failure that may pass by itself; a load is watched instead."""
-        loads = errors.ModelLoading
-        failed = self.failures(LLMError)
-        return [
-            each for each in failed if each.failure and each.failure.retryable and not isinstance(each.failure, loads)
-        ]
+        loading = self.failures(errors.ModelLoading)
+        return [each for each in self.options if each.failure and each.failure.retryable and each not in loading]
 
-    def may_restart(self) -> bool:
-        """Return whether every option may be a local server that restarts."""
+    def restarts(self, now: float) -> bool:
+        """Return whether every option may be a local server that restarts, within LLM_PATIENCE."""
         used = [each for each in self.options if not self.lacks(each)]
-        return all(each.distance == 0 and decision.may_restart(each.failure) for each in used)
+        may = all(each.distance == 0 and decision.may_restart(each.failure) for each in used)
+        self._refused_at = min(self._refused_at, now) if may else math.inf
+        return may and now - self._refused_at < self.rules.patience
 
     def within(self, options: list[Option], reach: int | None) -> list[Option]:
         """Return the options that are no farther away; all if the user prefers a warm one."""
