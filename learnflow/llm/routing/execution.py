@@ -90,11 +90,11 @@ class Execution:
         cut = cut_point(progress.text, steps_back=self._steps_back, prefills=option.prefills)
         words = bool(cut and cut.prefix) and not option.prefills
         prefix = cut.prefix if cut and cut.prefix else None
-        patience = decision.patience(self._deadline - began) if self._chain.shares(option) else None
+        shares = self._chain.shares(option)
         attempt = Attempt(
             number=len(progress.tried) + 1,
             request=self._request.request,
-            patience=patience,
+            patience=decision.patience(self._deadline - began) if shares else None,
             prefix=prefix,
             thinking=progress.partial_thinking if prefix else "",
             slot=self._slot,
@@ -110,7 +110,7 @@ class Execution:
             self._release()
             stepped = bool(cut and cut.rest) and option.prefills
             about = Situation(prefilled=prefix is not None and not words, stepped=stepped)
-            await self._failed(option, error, began, patience, about)
+            await self._failed(option, error, began, about, shares=shares)
             return None
         except BaseException:
             option.abandon()
@@ -131,9 +131,7 @@ class Execution:
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
-    async def _failed(
-        self, option: Option, error: LLMError, at: float, patience: float | None, about: Situation
-    ) -> None:
+    async def _failed(self, option: Option, error: LLMError, at: float, about: Situation, *, shares: bool) -> None:
         """Record the failure of an attempt that began ``at``, and do what it means. Raises it if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
         if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
@@ -141,7 +139,7 @@ class Execution:
         own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - at)
         mismatched = isinstance(error, errors.NotContinued)
         progress.failed(error.attempts or (own,), now, mismatched=mismatched)
-        hurried = patience is not None and isinstance(error, errors.FirstTokenTimeout)
+        hurried = shares and isinstance(error, errors.FirstTokenTimeout)
         if hurried and now - at < option.facts.first_token_s:
             option.abandon()  # it lost its time to other options
         else:
