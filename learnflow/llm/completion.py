@@ -19,13 +19,13 @@ Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
 class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
-    """The name of the model that answered; ``asked`` is the name that was sent, ``served`` what the server said."""
+    """The name of the model that answered; ``asked`` is the requested name, ``served`` the one in the response."""
 
     asked: str
     served: str | None
 
     def __new__(cls, asked: str, served: str | None = None) -> Self:
-        """The text is the served name where there is one."""
+        """Return the served name if there is one, else the requested one."""
         self = super().__new__(cls, served or asked)
         self.asked, self.served = asked, served
         return self
@@ -36,7 +36,7 @@ class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the server counted them; what it did not say is None."""
+    """Tokens, as the server counted them; None if it did not report them."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -45,14 +45,14 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Those of both; what one of them does not say is unknown."""
+        """Add both; a count that one of them lacks is unknown."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the model wants called: ``arguments`` parsed from the JSON that it wrote; its repr shows none."""
+    """A call of a tool by the model; ``arguments`` are parsed from its JSON. Its repr shows none."""
 
     id: str
     name: str
@@ -61,18 +61,18 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True)  # with slots, Completion[Quiz](…) is a TypeError in Python 3.11
 class Completion(Generic[Parsed]):
-    """A whole answer, and everything known about it; ``Completion[Quiz]`` where ``response_format=Quiz`` was asked for.
+    """A complete answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
 
     Attributes:
         text: the answer, thinking removed, not a character changed.
-        reasoning: what the model thought, None where it showed none.
-        parsed: the instance where ``response_format`` was a pydantic class, the JSON where it was a dict; else None.
-            None also where tools were called instead, or where a dict was asked for and ``finish`` is "length".
+        reasoning: the model's thinking; None if it showed none.
+        parsed: the instance if ``response_format`` was a pydantic class, the JSON if it was a dict; else None.
+            None also if tools were called instead.
         finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
         model: the served name, with ``.asked`` and ``.served``.
-        cost: in US dollars, None where it is not known, 0.0 for a server of one's own.
+        cost: in US dollars; None if unknown, 0.0 for a local server.
         first_token_s, total_s: seconds from sending the request to the first token and to the end.
-        attempts: how often a provider was asked; resumed: how often a broken answer was continued.
+        attempts: of the request, failed ones included; resumed: how often a broken text was continued.
     """
 
     text: str

@@ -20,7 +20,7 @@ from .errors import InvalidRequest, LLMError, bare
 
 _ONCE: Final = "Call stream() again for another stream"
 _NOTICE_S: Final = 1.0  # seconds of silence after which a Waiting event is emitted
-MAX_READ_AHEAD: Final = 64  # events in the buffer; beyond it the request waits for its reader, and so does the server
+MAX_READ_AHEAD: Final = 64  # events in the buffer; then the request reads no more, so that the server waits, too
 _abandoned: Final = set[asyncio.Task[None]]()  # asyncio keeps only weak references to tasks
 
 
@@ -204,7 +204,7 @@ class TextStream(AsyncIterator[str]):
     stream close the connection at once, which makes the server stop. ``completion`` is set when the stream has ended.
 
     The request runs in a task of its own, which starts when the first piece is requested and copies the context
-    variables of that moment. It reads at most 64 events ahead of the caller.
+    variables of that moment. It reads on until 64 events are buffered for a slow caller.
 
     Args:
         work: the request.

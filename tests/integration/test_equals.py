@@ -16,7 +16,8 @@ from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.adapter.capacity import CAPACITY, Capacity
 from learnflow.llm.base import Slot
 from learnflow.llm.cli import main
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.providers import VLLMProvider
+from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -316,3 +317,27 @@ async def test_the_commands_know_equals(
     if command != "ask hi":
         assert "gpu1" in said.out
         assert "gpu2" in said.out
+
+
+async def test_two_provider_objects_of_one_address_share_its_limit() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("stall", after=1)) as server:
+        one, other = (VLLMProvider(base_url=server.base_url, model="fault-model", max_concurrency=1) for _ in range(2))
+        async with one.stream("hi") as busy:
+            await anext(busy)
+            with pytest.raises(errors.DeadlineExceeded, match=r"free slot \(max_concurrency=1\)"):
+                await other.generate("hi", timeout=0.2)
+            with pytest.raises(errors.DeadlineExceeded, match=r"free slot \(max_concurrency=1\)"):
+                await RouterProvider(other).generate("hi", timeout=0.2)
+            waiting = asyncio.create_task(other.generate("hi"))
+            await asyncio.sleep(0)
+            assert RouterProvider(one).status()[0]["in_flight"] == 1
+        server.fault = None
+        assert await waiting == TEXT
+        assert len(server.seen) == 2
+
+
+async def test_an_unreachable_server_is_not_waited_for_one_by_one() -> None:
+    """Who waits behind a request that found nobody there fails with it."""
+    provider = VLLMProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m", max_concurrency=1)
+    outcomes = await asyncio.gather(*(provider.generate("hi") for _ in range(3)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {errors.ConnectionFailed}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import DIALECTS, JSON, TEXT, TOOL, Own, Quiz, dead, pair, provider_for, router
 
+import learnflow.llm.events as events_module
 import learnflow.llm.stream as stream_module
 from learnflow.llm import (
     Event,
@@ -29,7 +30,7 @@ from learnflow.llm import (
     errors,
 )
 from learnflow.llm.completion import Completion, ServedModel
-from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
 from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
@@ -409,3 +410,43 @@ async def test_a_stream_has_one_reader() -> None:
         with pytest.raises(errors.InvalidRequest, match="has started"):
             await anext(text.events())
         assert (await text.whole()).text == TEXT
+
+
+async def test_a_slow_reader_slows_the_server_and_loses_nothing() -> None:
+    stalled, count = asyncio.Event(), 100_000
+    line = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+    end = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            for _ in range(count // 100):
+                writer.write(line * 100)
+                sent = asyncio.ensure_future(writer.drain())
+                if not (await asyncio.wait([sent], timeout=0.5))[0]:
+                    stalled.set()
+                    await sent
+            writer.write(end)
+        else:
+            writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        stream = CustomProvider(base_url=f"http://127.0.0.1:{port}", model="m").stream("hi", max_tokens=10**6)
+        first = await anext(stream)
+        await asyncio.wait_for(stalled.wait(), 30)
+        assert first + "".join([piece async for piece in stream]) == "x" * count
+
+
+async def test_a_stream_sees_the_context_of_its_first_piece() -> None:
+    variable, seen = ContextVar("variable", default="before"), set[str]()
+    remove = events_module.add_sink(lambda _: seen.add(variable.get()))
+    async with FaultServer("openai") as server:
+        stream = provider_for(server).stream("hi")
+        variable.set("at the first piece")
+        async for _ in stream:
+            variable.set("later")
+    remove()
+    assert seen == {"at the first piece"}
