@@ -304,7 +304,6 @@ def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: boo
 def _status(option: Option) -> dict[str, Any]:
     """Return what ``status`` reports about an option."""
     now, target, opened, record = option.clock(), option.target, option.opened, option.record
-    why = str(option.broken) if option.broken else type(opened[0].error).__name__ if opened else None
     return {
         "provider": option.name,
         "rank": option.rank,
@@ -314,7 +313,7 @@ def _status(option: Option) -> dict[str, Any]:
         "address": None if option.broken else target.address,
         "model": target.model,
         "breaker": "misconfigured" if option.broken else "open" if opened else "closed",
-        "because": why,
+        "because": str(option.broken) if option.broken else type(opened[0].error).__name__ if opened else None,
         "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
         "first_token_s": record.first_token_s,
         "answered": record.answered,
