@@ -351,7 +351,8 @@ async def requested(
 ) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
     outcome: Completion | LLMError | None = None
-    emit_lazily(Began, request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata)
+    if _sinks:
+        emit(Began(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
     try:
         outcome = completion = await work(emit_)
     except LLMError as error:
