@@ -187,8 +187,8 @@ class Execution:
         if decided.text == "forget":
             progress.forget_text()
             chain.same_model = frozenset()
-        for each in await self._again(decided.action, option, error, pause or 0.0):
-            each.failure = None
+        for other in await self._again(decided.action, option, error, pause or 0.0):
+            other.failure = None
 
     async def _again(
         self, action: decision.Action, option: Option | None, error: LLMError, pause: float
@@ -221,16 +221,16 @@ class Execution:
 
     def _reach(self, loading: Sequence[Option]) -> int | None:
         """Return how far away an option may be while others load; None for any."""
-        return min((each.distance for each in loading), default=None)
+        return min((option.distance for option in loading), default=None)
 
     def _pause(self) -> float | None:
         """Return the seconds before a retry of failures that may pass; None if there are none, or no time."""
-        delays = [each.failure.retry_after for each in self._chain.passing() if each.failure]
+        delays = [option.failure.retry_after for option in self._chain.passing() if option.failure]
         if not delays:
             return None
         chance = random.random()  # noqa: S311  # jitter
         if self._rounds < decision.rounds(self._chain.rules.retries):
-            pause = min(decision.back_off(self._rounds, chance, each) for each in delays)
+            pause = min(decision.back_off(self._rounds, chance, delay) for delay in delays)
         elif self._chain.restarts(self._now):
             pause = decision.RESTART_PAUSE_S * (0.5 + chance)
         else:
@@ -242,10 +242,10 @@ class Execution:
         ticket, since = CAPACITY.ticket(), self._now
         while True:
             fit, chosen, load, probe = self._chain.next(self._reach(self._loading()))
-            for each in probe:
-                each.probe()
-            for each in load:
-                each.load()
+            for option in probe:
+                option.probe()
+            for option in load:
+                option.load()
             if chosen:
                 chosen = self._with_free_slot(chosen, fit) or await self._queued(chosen, fit, ticket, since)
                 if chosen is None:
@@ -269,7 +269,7 @@ class Execution:
     def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
         """Take a slot of the chosen option, or of one that the request may spill to; None if all are full."""
         reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.rules.spill]
-        spill = [each for each in fit if each.ready and each.distance <= reach] if reach >= 0 else []
+        spill = [other for other in fit if other.ready and other.distance <= reach] if reach >= 0 else []
         for option in (chosen, *spill):
             self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
             if self._slot:
@@ -284,18 +284,18 @@ class Execution:
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
         """
-        if sum(each.rank == chosen.rank for each in self._chain.options) == 1:
+        if sum(option.rank == chosen.rank for option in self._chain.options) == 1:
             return chosen
-        equals = [each for each in fit if each.ready and each.rank == chosen.rank]
+        equals = [option for option in fit if option.ready and option.rank == chosen.rank]
         left_s = self._deadline - self._now
         if left_s <= 0:
             what = f"timed out waiting for a free slot at one of {chain_name(equals)}"
             hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
             raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
-        limits = {each.address: each.limit for each in equals}
+        limits = {option.address: option.limit for option in equals}
         with self._emit.waiting(Waiting("queue", chain_name(equals))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        freed = next((each for each in equals if slot and each.address == slot.address), None)
+        freed = next((option for option in equals if slot and option.address == slot.address), None)
         if slot and freed and freed.ready:
             self._slot = replace(slot, waited_s=self._now - since)
             return freed
@@ -323,11 +323,11 @@ class Execution:
         """Wait until an option has loaded its model; return those that have."""
         while self._now <= self._load_deadline:
             await asyncio.sleep(_LOAD_POLL_S)
-            ready = [each for each in loading if not await each.loads_now()]
+            ready = [option for option in loading if not await option.loads_now()]
             if ready:
                 return ready
-        for each in loading:
-            each.failed(errors.TimedOut(f"the model was not loaded within {self._chain.rules.load:g} s"))
+        for option in loading:
+            option.failed(errors.TimedOut(f"the model was not loaded within {self._chain.rules.load:g} s"))
         return []
 
     @property

@@ -95,7 +95,7 @@ class RouterProvider(AbstractProvider):
         common = settings.load()
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        ranks = [_equals(each) for each in ([] if primary is None else [primary]) + others]
+        ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
         flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
         self._members = _placed(flat)
@@ -125,10 +125,10 @@ class RouterProvider(AbstractProvider):
     @property
     def _options(self) -> list[Option]:
         """Copies of its options, with the facts of now."""
-        return [each.at(each.number, each.rank) for each in self._members]
+        return [option.at(option.number, option.rank) for option in self._members]
 
     def __repr__(self) -> str:
-        members = (each.name if each.broken else repr(each.given) for each in self._options)
+        members = (option.name if option.broken else repr(option.given) for option in self._options)
         return f"RouterProvider({', '.join(members)})"
 
     @property
@@ -157,9 +157,9 @@ class RouterProvider(AbstractProvider):
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raises the last LLMError if none does."""
         usable = await self._usable()
-        listed = await asyncio.gather(*(each.provider.list_models() for each in usable), return_exceptions=True)
+        listed = await asyncio.gather(*(option.provider.list_models() for option in usable), return_exceptions=True)
         _raise_all(listed)
-        return list(dict.fromkeys(name for each in listed if isinstance(each, list) for name in each))
+        return list(dict.fromkeys(name for models in listed if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
         """Return whether one of the providers would answer now. Raises nothing but NotRecorded."""
@@ -169,7 +169,7 @@ class RouterProvider(AbstractProvider):
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(each.provider.health_check() for each in usable)))
+        return any(await asyncio.gather(*(option.provider.health_check() for option in usable)))
 
     def get_capabilities(self) -> Capabilities:
         """Return the best of each capability; ``local`` only if all providers are."""
@@ -178,9 +178,9 @@ class RouterProvider(AbstractProvider):
             return unknown_capabilities(cost=None)
         best: dict[str, Any] = {}
         for name in known[0]:
-            values = [value for each in known if (value := cast(Mapping[str, Any], each)[name]) is not None]
+            values = [value for one in known if (value := cast(Mapping[str, Any], one)[name]) is not None]
             best[name] = None if not values or (len(values) < len(known) and not any(values)) else max(values)
-        best["local"], best["cost"] = all(each["local"] for each in known), known[0]["cost"]
+        best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
         return cast(Capabilities, best)
 
     async def refresh(self, within: float = LOOK_S) -> Health:
@@ -197,8 +197,8 @@ class RouterProvider(AbstractProvider):
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
-        found = await asyncio.gather(*(each.provider.refresh(within) for each in usable))
-        return next((each for state in ("ready", "loading") for each in found if each.state == state), found[0])
+        healths = await asyncio.gather(*(option.provider.refresh(within) for option in usable))
+        return next((one for state in ("ready", "loading") for one in healths if one.state == state), healths[0])
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
@@ -207,7 +207,7 @@ class RouterProvider(AbstractProvider):
 
     async def warm_up(self, model: str | None = None) -> None:
         """Load the models of local servers; see ``BaseProvider.warm_up``. Raises LLMError if none could be loaded."""
-        loads = [each.provider.warm_up(model) for each in await self._usable() if each.distance == 0]
+        loads = [option.provider.warm_up(model) for option in await self._usable() if option.distance == 0]
         _raise_all(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
@@ -225,10 +225,10 @@ class RouterProvider(AbstractProvider):
         needs = self._needs(call, explained=True)
         chain = Chain(self._options, call, needs, self._rules, explained=True)
         order = chain.order()
-        trouble = {each.number: None if each.broken else each.provider.trouble(each.model) for each in order}
-        fit = [each for each in order if not chain.lacks(each) and not trouble[each.number]]
+        trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
+        fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
         chosen = select(fit, self._rules.routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
-        return [_choice(each, chain, trouble[each.number], is_chosen=each is chosen) for each in order]
+        return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
         """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
@@ -245,15 +245,15 @@ class RouterProvider(AbstractProvider):
         if len(options) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
             within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
-            wanted, equals = list[Option](), Counter(each.rank for each in options)
-            for each in options:
-                if each.broken or each.gate != "closed":
+            wanted, equals = list[Option](), Counter(option.rank for option in options)
+            for option in options:
+                if option.broken or option.gate != "closed":
                     continue
-                if curious or each.facts.loads or equals[each.rank] > 1:  # equals share the load by their limits
-                    wanted.append(each)
+                if curious or option.facts.loads or equals[option.rank] > 1:  # equals share the load by their limits
+                    wanted.append(option)
                 else:
                     break  # it gets the request, whatever those after it support
-            await asyncio.gather(*(each.look(within) for each in wanted))
+            await asyncio.gather(*(option.look(within) for option in wanted))
         return Chain(options, call, needs, self._rules)
 
     def _lost(self, error: LLMError) -> None:
@@ -262,14 +262,14 @@ class RouterProvider(AbstractProvider):
 
     async def _usable(self) -> list[Option]:
         """Return the options that could be created. Raises LLMError if none is found."""
-        return [each for each in await self._found() if not each.broken]
+        return [option for option in await self._found() if not option.broken]
 
     async def _found(self) -> list[Option]:
         """Return its options. If no provider is named they are found now, once for many first calls."""
         if not self._members and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
-                self._members = _placed([(_option(each, self._registry), at) for at, each in enumerate(providers)])
+                self._members = _placed([(_option(one, self._registry), at) for at, one in enumerate(providers)])
         return self._options
 
 
@@ -326,7 +326,7 @@ def _equals(given: Equals) -> list[Member]:
     """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
     if isinstance(given, str):
         return [name for name in given.split("+") if name.strip()] or [given]
-    return [each for one in given for each in _equals(one)] if isinstance(given, list | tuple) else [given]
+    return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 
 def _option(member: Member, registry: BreakerRegistry) -> Option:
@@ -349,7 +349,7 @@ def _option(member: Member, registry: BreakerRegistry) -> Option:
 
 def _raise_all(outcomes: Sequence[object]) -> None:
     """Raise the last failure if all failed, and one that is not the provider's in any case."""
-    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     failed.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotRecorded)):
         raise failed[-1]

@@ -66,7 +66,7 @@ class Chain:
         self.same_model: frozenset[str] = frozenset()
         self._explained = explained
         self._refused_at = math.inf  # since when every option refuses connections
-        listed = [bool(call.model) and _lists(each, call.model) for each in options]
+        listed = [bool(call.model) and _lists(other, call.model) for other in options]
         for option, has_model in zip(options, listed, strict=True):
             first = option.rank == options[0].rank and not any(listed)  # it may have the model, and none is known to
             if call.model and (has_model or first or len(options) == 1):
@@ -82,7 +82,7 @@ class Chain:
         """
         for option in self.options:
             option.update()
-        fit = [each for each in self.order() if not each.failure and not self.lacks(each)]
+        fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
         fit = self.within(fit, reach)
         return fit, *select(fit, self.rules.routing, self._is_same)
 
@@ -91,16 +91,16 @@ class Chain:
 
         Ranks stay in the user's order. Within a rank, an option that probably has this prompt in its cache comes first.
         """
-        if self.rules.routing == "order" and len({each.rank for each in self.options}) == len(self.options):
+        if self.rules.routing == "order" and len({option.rank for option in self.options}) == len(self.options):
             return list(self.options)
-        whole = [each for each in self.options if not each.broken]
+        usable = [option for option in self.options if not option.broken]
         ordered: list[Option] = []
-        for rank in dict.fromkeys(each.rank for each in whole):
-            equals = [each for each in whole if each.rank == rank]
-            limits = {each.address: each.limit for each in equals if each.ready}
+        for rank in dict.fromkeys(option.rank for option in usable):
+            equals = [option for option in usable if option.rank == rank]
+            limits = {option.address: option.limit for option in equals if option.ready}
             order = CAPACITY.ordered(limits, self.digests)
-            ordered += sorted(equals, key=lambda each: order.index(each.address) if each.address in order else -1)
-        return ranked(ordered, self.rules.routing) + [each for each in self.options if each.broken]
+            ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
+        return ranked(ordered, self.rules.routing) + [option for option in self.options if option.broken]
 
     def lacks(self, option: Option) -> list[str]:
         """Return what an option certainly lacks for this request, in words. A sole option is not checked."""
@@ -114,21 +114,22 @@ class Chain:
 
     def others(self, option: Option | None) -> list[Option]:
         """Return the options that could be used after this one."""
-        return [each for each in self.options if each is not option and not each.failure and not self.lacks(each)]
+        return [other for other in self.options if other is not option and not other.failure and not self.lacks(other)]
 
     def failures(self, kind: type[LLMError]) -> list[Option]:
         """Return the options that failed with this kind of error."""
-        return [each for each in self.options if isinstance(each.failure, kind)]
+        return [option for option in self.options if isinstance(option.failure, kind)]
 
     def passing(self) -> list[Option]:
         """Return the options with a failure that may pass by itself; a load is watched instead."""
         loading = self.failures(errors.ModelLoading)
-        return [each for each in self.options if each.failure and each.failure.retryable and each not in loading]
+        failed = [option for option in self.options if option.failure and option.failure.retryable]
+        return [option for option in failed if option not in loading]
 
     def restarts(self, now: float) -> bool:
         """Return whether every option may be a local server that restarts, within LLM_PATIENCE."""
-        used = [each for each in self.options if not self.lacks(each)]
-        may = all(each.distance == 0 and decision.may_restart(each.failure) for each in used)
+        used = [option for option in self.options if not self.lacks(option)]
+        may = all(option.distance == 0 and decision.may_restart(option.failure) for option in used)
         self._refused_at = min(self._refused_at, now) if may else math.inf
         return may and now - self._refused_at < self.rules.patience
 
@@ -136,7 +137,7 @@ class Chain:
         """Return the options that are no farther away; all if the user prefers a warm one."""
         if reach is None or self.rules.routing == "warm-first":
             return options
-        return [each for each in options if each.distance <= reach]
+        return [option for option in options if option.distance <= reach]
 
     def shares(self, option: Option) -> bool:
         """Return whether a part of the time is reserved for other options: not for a farther one during a load."""
@@ -145,11 +146,11 @@ class Chain:
 
     def unfit(self) -> LLMError:
         """Return the error for a request that no option can serve: what each of them lacks."""
-        broken = [each.broken for each in self.options if each.broken]
+        broken = [option.broken for option in self.options if option.broken]
         if len(broken) == len(self.options):
             return broken[-1]
-        lacking = "; ".join(f"{each.name}: no {', no '.join(self.lacks(each))}" for each in self.options)
-        short = all(not each.broken and _overflows(self.needs, each) for each in self.options)
+        lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
+        short = all(not option.broken and _overflows(self.needs, option) for option in self.options)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
 
@@ -196,21 +197,21 @@ def select(
         routing: the rule.
         same: returns whether an option has the model that wrote the broken text.
     """
-    ready = [each for each in options if each.gate in ("closed", "trial")]
+    ready = [option for option in options if option.gate in ("closed", "trial")]
     if not ready:
         return None, [], []
     chosen = first = ready[0]
-    reach = max(each.distance for each in options) if routing == "warm-first" else first.distance
+    reach = max(option.distance for option in options) if routing == "warm-first" else first.distance
     if first.cold:
-        chosen = next((each for each in ready if not each.cold and each.distance <= reach), first)
+        chosen = next((option for option in ready if not option.cold and option.distance <= reach), first)
     if not same(chosen):  # the same model continues its text; another one would write a different one
-        alike = (each for each in ready if same(each) and not each.cold and each.distance <= chosen.distance)
+        alike = (option for option in ready if same(option) and not option.cold and option.distance <= chosen.distance)
         chosen = next(alike, chosen)
     before = options[: options.index(chosen)]
-    load = [each for each in before if each.gate == "closed" and each.cold]
-    return chosen, load, [each for each in before if each.gate == "probe"]
+    load = [option for option in before if option.gate == "closed" and option.cold]
+    return chosen, load, [option for option in before if option.gate == "probe"]
 
 
 def last_resort(options: Sequence[Option]) -> Option:
     """Return the option whose circuit breaker closes first."""
-    return min(options, key=lambda each: each.opened[0].until if each.opened else 0.0)
+    return min(options, key=lambda option: option.opened[0].until if option.opened else 0.0)
