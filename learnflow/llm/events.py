@@ -397,7 +397,7 @@ def _log(event: LogEvent) -> None:
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
     """Return the fields of an event as a log can hold them: of a completion its numbers, of an error its class."""
-    values = {each.name: getattr(event, each.name) for each in fields(event)}
+    values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:
         values["model"] = str(completion.model)

@@ -119,7 +119,7 @@ class Capacity:
             counts[slot.address] -= 1
             if counts[slot.address] <= 0:
                 del counts[slot.address]
-            self._waiters = [each for each in self._waiters if not each.loop.is_closed()]
+            self._waiters = [waiter for waiter in self._waiters if not waiter.loop.is_closed()]
             while waiter := self._next(slot.address):
                 self._waiters.remove(waiter)
                 waiter.slot = self._take(slot.address, waiter.digests, waiter.loop)
@@ -139,7 +139,7 @@ class Capacity:
             for address, limit in limits.items():
                 if slot := self.take(address, limit, digests):
                     return slot
-            bisect.insort(self._waiters, waiter, key=lambda each: each.ticket.number)
+            bisect.insort(self._waiters, waiter, key=lambda waiter: waiter.ticket.number)
         accepted = False
         try:
             async with asyncio.timeout(timeout_s):
@@ -182,15 +182,17 @@ class Capacity:
     def _recent(self, address: str, count: int | None) -> set[str]:
         """Return the digests of the newest prompts of an address. A server caches the last prompt of each slot."""
         newest = itertools.islice(reversed(self.prompts.get(address, OrderedDict())), count or 1)
-        return {each for digests in newest for each in digests}
+        return {digest for digests in newest for digest in digests}
 
     def _fits(self, waiter: _Waiter, address: str) -> bool:
         return address in waiter.limits and not self.is_full(address, waiter.limits[address])
 
     def _next(self, address: str) -> _Waiter | None:
         """Choose the waiting request that gets this slot, among those that have waited longest."""
-        able = list(itertools.islice((each for each in self._waiters if self._fits(each, address)), _MAX_COMPARED))
-        limits = {other: limit for each in able for other, limit in each.limits.items()}
+        able = list(
+            itertools.islice((waiter for waiter in self._waiters if self._fits(waiter, address)), _MAX_COMPARED)
+        )
+        limits = {other: limit for waiter in able for other, limit in waiter.limits.items()}
         cached = {other: self._recent(other, limit) for other, limit in limits.items()}
         seen = self._recent(address, _MAX_PROMPTS) if able else set()
 
@@ -204,8 +206,8 @@ class Capacity:
             return True, away, here, -_depth(waiter.digests, seen), waiter.ticket.number
 
         chosen = min(able, key=key, default=None)
-        for each in able:
-            each.ticket.passed += 1
+        for waiter in able:
+            waiter.ticket.passed += 1
         return chosen
 
 
@@ -216,7 +218,7 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
 
 def _depth(digests: Digests, known: set[str]) -> int:
     """Return how many of the digests are known: how much of the prompt's beginning."""
-    return sum(each in known for each in digests)
+    return sum(digest in known for digest in digests)
 
 
 def digests_of(call: Call) -> Digests:

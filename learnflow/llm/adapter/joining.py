@@ -102,18 +102,18 @@ def end_of(text: str) -> str:
 
 def _ends_of(text: str) -> list[str]:
     """Return ``end_of`` and longer ends that verify as much, for a model that begins with a whole sentence."""
-    starts, begun = [found.start() for found in re.finditer(r"\S+", text)], text.lstrip()
-    found = []
+    starts, begun = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
+    ends = list[str]()
     for start in reversed(starts[: -_MIN_WORDS + 1] or starts[:1]):
         end = text[start:]
         if len(end) > (_MAX_WORDS_CHARS if len(starts) > 1 else _MAX_STEP_CHARS):
             break
         if start == starts[0] or (len(end) >= _MIN_WORDS_CHARS and not _begins(begun, end)):
-            found.append(end)
-    if not found:
+            ends.append(end)
+    if not ends:
         end = text[-_MAX_STEP_CHARS:]
-        found.append(text if _begins(begun, end) else end)
-    return found
+        ends.append(text if _begins(begun, end) else end)
+    return ends
 
 
 def _begins(text: str, end: str) -> bool:
@@ -203,9 +203,9 @@ class Joiner:
         """
         for repetition in self._repeats:
             repetition.feed(text)
-        rests = (each.rest(over=over) for each in self._repeats if each.came and not each.other)
+        rests = (repeat.rest(over=over) for repeat in self._repeats if repeat.came and not repeat.other)
         after = next((rest for rest in rests if rest is not None), None)
-        if after is None and (over or all(each.other for each in self._repeats)):
+        if after is None and (over or all(repeat.other for repeat in self._repeats)):
             self.mismatched = True
         return after
 
@@ -238,11 +238,11 @@ class _Repetition:
             return
         for at, character in enumerate(piece):
             plain = _plain(character)
-            for inner, each in enumerate(plain):
+            for inner, letter in enumerate(plain):
                 if self.came:  # the text ends inside this character: the accent follows
                     self._after = plain[inner:] + piece[at + 1 :]
                     return
-                if each != self._wanted[self._at]:
+                if letter != self._wanted[self._at]:
                     self.other = True
                     return
                 self._at += 1
@@ -277,8 +277,8 @@ def _is_pattern(text: str) -> bool:
 @lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
     """Return a character as it is compared: decomposed, without white space, one kind of quotation marks."""
-    found = unicodedata.normalize("NFKD", _QUOTES.get(character, character))
-    return "".join(_QUOTES.get(each, each) for each in found if not each.isspace())
+    letters = unicodedata.normalize("NFKD", _QUOTES.get(character, character))
+    return "".join(_QUOTES.get(letter, letter) for letter in letters if not letter.isspace())
 
 
 class _Joining(Relay):

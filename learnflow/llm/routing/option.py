@@ -253,5 +253,5 @@ class Option:
 
 def chain_name(options: Iterable[Option]) -> str:
     """Return the name of a chain: equals joined by ``+``, ranks by ``,``, as in LLM_PROVIDERS."""
-    ranks = groupby(options, key=lambda each: each.rank)
-    return ",".join("+".join(each.name for each in rank) for _, rank in ranks) or "local"
+    ranks = groupby(options, key=lambda option: option.rank)
+    return ",".join("+".join(option.name for option in rank) for _, rank in ranks) or "local"
