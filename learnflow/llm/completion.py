@@ -6,7 +6,7 @@ Everybody may import it.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Generic, Literal, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
@@ -88,6 +88,10 @@ class Completion(Generic[Parsed]):
     total_s: float = 0.0
     attempts: int = 1
     resumed: int = 0
+
+    def without_text(self) -> Completion:
+        """Return a copy without text of the answer, for events."""
+        return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=())
 
     def __repr__(self) -> str:  # an answer is the user's: it does not belong into a log that prints objects
         return (

@@ -1,7 +1,7 @@
 """Log events: frozen dataclasses that go to sinks. The first sink writes one log line for each attempt.
 
-An event carries the completion or the error of an attempt. Neither its repr nor its log line shows text of a prompt or
-an answer. A failing sink never fails a request. The adapter and the router emit; applications add sinks.
+An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only ``Said`` has
+it. A failing sink never fails a request. The adapter and the router emit; applications add sinks.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Opened:
 
     provider: str
     model: str | None
-    error: LLMError
+    error: LLMError | None
     seconds: float
 
 
@@ -336,11 +336,11 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
         same["total_s"] = time.monotonic() - started
         model, max_tokens = about.sent()
         if isinstance(outcome, Completion):
-            emit(Answered(completion=outcome, **same))
+            emit(Answered(completion=outcome.without_text(), **same))
             if outcome.finish == "length":
                 emit(Truncated(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
         elif outcome:
-            emit(Failed(model=model, error=outcome, **same))
+            emit(Failed(model=model, error=outcome.without_text(), **same))
         else:
             emit(Left(model=model, **same))
     return completion
@@ -362,6 +362,7 @@ async def requested(
         attempts = len(attempt.tried) + 1
         if outcome:
             attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
+            outcome = outcome.without_text()
         emit_lazily(Ended, request=attempt.request, outcome=outcome, attempts=attempts)
     return completion
 

@@ -84,7 +84,7 @@ class Breaker:
         newly, trial = self.error is None, self._probed
         if not newly and not trial and now < self.until:
             return False  # it was in flight when the breaker opened
-        self.error, self._visible, self._probed = error, meant.visible, False
+        self.error, self._visible, self._probed = error.without_text(), meant.visible, False
         if newly:
             self.opened = now
             wanted = error.retry_after

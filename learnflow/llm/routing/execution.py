@@ -7,14 +7,13 @@ The router makes one for each request.
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from .. import errors, events
+from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
 from ..adapter.joining import Joiner, cut_point, end_of, joined
 from ..base import Attempt, Call, Resume, Slot
@@ -68,9 +67,7 @@ class Execution:
             while True:
                 option = await self._next()
                 if before and before is not option and self._last:
-                    failover = Failover(before.name, option.name, self._last)
-                    events.emit(failover)
-                    emit(failover)
+                    self._progress(Failover(before.name, option.name, self._last.without_text()))
                 if completion := await self._attempt(option):
                     return completion
                 before = option
@@ -313,8 +310,8 @@ class Execution:
             return None
         if await asyncio.shield(option.probe()):  # other requests wait for the same probe
             return None
-        error = copy.copy(opened[0].error or errors.ConnectionFailed("not ready"))
-        error.partial, error.thinking, error.partial_calls, error.attempts = "", "", (), ()
+        error = (opened[0].error or errors.ConnectionFailed("not ready")).without_text()
+        error.attempts = ()
         tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
         self._progress.tried.append(tried)
         return error

@@ -177,7 +177,11 @@ class Option:
         """Record a failure."""
         if self._registry.fail(self.target, error):
             model = None if verdict(error).whole_address else self.target.model
-            events.emit(events.Opened(provider=self.name, model=model, error=error, seconds=self.opened[0].period))
+            events.emit(
+                events.Opened(
+                    provider=self.name, model=model, error=error.without_text(), seconds=self.opened[0].period
+                )
+            )
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""

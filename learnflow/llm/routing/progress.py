@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import reduce
 
 from .. import events
-from ..completion import Completion, Event, Resumed, TextDelta, Usage
+from ..completion import Completion, Event, Failover, Resumed, TextDelta, Usage
 from ..errors import LLMError, Tried
 from ..stream import Emit, Transcript
 
@@ -52,8 +52,8 @@ class Progress(Transcript):
             self.tokens += 1
             if self._first_text_s is None or self._failed_first:
                 self._arrived(asyncio.get_running_loop().time())
-        elif isinstance(event, Resumed):
-            self.resumed += 1
+        elif isinstance(event, (Failover, Resumed)):
+            self.resumed += isinstance(event, Resumed)
             events.emit(event)
         elif not self.all_events:
             return
