@@ -138,13 +138,11 @@ class Waiting:
         reason: "queue" (for a free slot), "load" (of the model), or "retry" (a pause before the next attempt).
         provider: the provider that the request waits for; several if any of them will do ("gpu1+gpu2").
         model: the requested model; None if it is not decided yet.
-        progress: of the load, from 0 to 1; None if the server does not report it.
     """
 
     reason: Literal["queue", "load", "retry"]
     provider: str
     model: str | None = None
-    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

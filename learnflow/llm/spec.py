@@ -7,7 +7,7 @@ that what is below ``providers`` needs to know none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -66,20 +66,6 @@ class Model:
     def called(self, name: str) -> bool:
         """Whether this name means it."""
         return name == self.name or name in self.aliases
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a download is.
-
-    Attributes:
-        status: what the server does, in its own words.
-        done, total: bytes; None where it does not tell.
-    """
-
-    status: str
-    done: int | None = None
-    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,16 +169,13 @@ class ProviderSpec:
         forwards: names of models that it only forwards elsewhere.
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
-        unload: what frees the memory of a model: paths and bodies; None where nothing does.
-        pull: lets the server download a model, given its prober and the name; None where it cannot. Ends once the model
-            is there, and raises an LLMError where it will not be.
+        pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
         count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
         down: what to do if it does not answer; None for the usual hint, which names its address.
         starts_server: this package starts its server: it has slots and threads, and no address or key to be set.
-        load_progress: tells how far the load of a model is, from 0 to 1, until it is loaded; None where nothing does.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
@@ -249,9 +232,7 @@ class ProviderSpec:
     load_path: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
-    unload: Callable[[Model], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
-    pull: Callable[..., AsyncGenerator[Progress, None]] | None = None
-    load_progress: Callable[..., AsyncGenerator[float, None]] | None = None
+    pull_command: str | None = None
     window: str | None = None
     service: str | None = None
     start: str | None = None

@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, cast
 
@@ -43,9 +42,6 @@ class Emit:
         """Mark what the block waits for. The event is emitted if the wait is long."""
         return nullcontext()
 
-    def load_progress(self, progress: float) -> None:
-        """Report how far the load is that the block waits for, from 0 to 1."""
-
 
 Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
 """A checked request that has not started. It returns the completion, and raises nothing but LLMError."""
@@ -69,10 +65,6 @@ class Relay(Emit):
     def waiting(self, reason: Waiting) -> AbstractContextManager[None]:
         """See ``Emit``."""
         return self._emit.waiting(reason)
-
-    def load_progress(self, progress: float) -> None:
-        """See ``Emit``."""
-        self._emit.load_progress(progress)
 
 
 class Transcript(Relay):
@@ -176,10 +168,6 @@ class _Channel(Emit):
             yield
         finally:
             self._reason = outer
-
-    def load_progress(self, progress: float) -> None:
-        if self._reason and self._reason.reason == "load":
-            self._reason = replace(self._reason, progress=progress)
 
     def _schedule(self) -> None:
         """Schedule the next notice. It spans blocks, because many short waits in a row are a long one."""

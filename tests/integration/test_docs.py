@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import codeop
+import hashlib
 import importlib
 import inspect
 import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -19,7 +21,9 @@ import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
+from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
+from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
 from learnflow.llm.providers.registry import OTHER, SPECS
 from learnflow.llm.spec import named
@@ -31,6 +35,7 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Programs of others, whose words are theirs.
 OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest"}
 
+STORED = hashlib.sha256(b"GGUF").hexdigest()  # of the model in the store
 # Those of Ollama that the documents name.
 MODELS = ["fault-model", "llama3:latest", "qwen3:0.6b", "qwen3.5:4b", "qwen3.5:9b"]
 
@@ -50,15 +55,18 @@ def known_variables() -> set[str]:
 
 
 @pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str]) -> Iterator[dict[str, FaultServer]]:
-    """Each provider's server, where the environment says."""
+def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Path) -> Iterator[dict[str, FaultServer]]:
+    """Each provider's server, where the environment says; and a model store, so that nothing is downloaded."""
     made = {name: FaultServer(name) for name in DIALECTS}
     with serving(*made.values()):
         for name, server in made.items():
             monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
         made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
         made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
-        made["ollama"].tells["/api/pull"] = b'{"status":"pulling manifest"}\n{"status":"success"}\n'
+        monkeypatch.setitem(pull.PACKAGED, "smollm2", replace(model_store.SMOLLM2, sha256=STORED))
+        monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "store"))
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store/smollm2.gguf").write_bytes(b"GGUF")
         monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
         for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
             monkeypatch.setenv(name, value)

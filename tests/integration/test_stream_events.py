@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -30,7 +30,7 @@ from learnflow.llm import (
     errors,
 )
 from learnflow.llm.completion import Completion, ServedModel
-from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
+from learnflow.llm.providers import CustomProvider, OllamaProvider
 from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
@@ -195,7 +195,7 @@ async def test_who_waits_for_a_place_is_told() -> None:
             second = provider.stream("hi").events()
             waits = await anext(second)
             assert isinstance(waits, Waiting)
-            assert (waits.reason, waits.progress) == ("queue", None)
+            assert waits.reason == "queue"
             assert "vllm" in waits.provider
             assert await anext(second) == waits  # as long as it lasts
             await second.aclose()
@@ -215,24 +215,6 @@ async def test_a_model_that_loads_is_waited_for_aloud() -> None:
         assert await anext(events) == Waiting("load", "ollama", "fault-model")
         await events.aclose()
         await asyncio.wait_for(server.seen[0].gone.wait(), 5)
-
-
-def _event(model: str, **data: Any) -> bytes:
-    return b"data: " + json.dumps({"model": model, "event": "status_change", "data": data}).encode() + b"\n\n"
-
-
-@pytest.mark.parametrize(
-    "odd", [b"", b"data: {\n\n", _event("big", status="loading", progress={"stages": 5, "value": "x"})]
-)
-async def test_a_router_of_llamacpp_tells_how_far_the_load_is(odd: bytes) -> None:
-    async with FaultServer("llamacpp", TEXT, fault=Fault("hang")) as server:
-        server.tells["/v1/models"] = {"data": [{"id": "big", "status": {"value": "unloaded"}}]}
-        told = _event("other", status="loading", progress={"stages": ["a"], "current": "a", "value": 0.9})
-        stages = {"stages": ["text_model", "mmproj_model"], "current": "mmproj_model", "value": 0.5}
-        server.tells["/models/sse"] = b": hello\n\n" + told + _event("big", status="loading", progress=stages) + odd
-        async with aclosing(LlamaCppProvider(base_url=server.base_url).stream("hi").events()) as events:
-            waits = [await anext(events) for _ in range(3)]
-        assert waits[-1] == Waiting("load", "llamacpp", "big", 0.75)
 
 
 async def test_a_pause_before_the_next_attempt_is_told() -> None:

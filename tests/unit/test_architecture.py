@@ -47,7 +47,7 @@ IMPORTERS = {
     "prometheus_client": {"integrations"},
     "litellm": {"adapter/_litellm.py"},
     "openai": set(),
-    "httpx": {"transport", "replay", "providers/embedded.py"},
+    "httpx": {"transport", "replay", "providers/embedded.py", "cli/pull.py"},
     "xllamacpp": {"providers/embedded_server.py"},
     "httpcore": {"transport"},
 }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -13,7 +12,6 @@ from .. import errors, events, log
 from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Waiting
 from ..errors import LLMError
-from ..health import loading
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
 from ..stream import Emit, Transcript, Work
@@ -250,7 +248,9 @@ class _Attempt:
             reader = AnswerReader(self._parser(), self._patient(budget))
             answer.parser, answer.sent_at = reader.parser, asyncio.get_running_loop().time()
             try:
-                async with self._loading(emit, loads=budget.loads) as load:
+                with ExitStack() as load:
+                    if budget.loads and emit.all_events:
+                        load.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
                     send = partial(self._send, variant, budget, reader)
                     await reader.read(send, deadline, partial(_take, answer, load), emit.drain)
                 break
@@ -260,19 +260,6 @@ class _Attempt:
                 variant = self._otherwise(budget, variant, error)
         runner.variants[model] = self._request.lasting(variant, before)
         budget.held()
-
-    @asynccontextmanager
-    async def _loading(self, emit: Emit, *, loads: bool) -> AsyncGenerator[ExitStack, None]:
-        """Report that the model loads, and how far if the server reports it, until what is yielded is closed."""
-        runner = self._runner
-        async with AsyncExitStack() as report:
-            with ExitStack() as load:
-                if loads and emit.all_events:
-                    load.enter_context(emit.waiting(Waiting("load", self._spec.name, self._model)))
-                    if self._spec.load_progress and not runner.client.replays:
-                        watching = loading.report(self._inventory.prober, self._model, emit.load_progress)
-                        load.callback((await report.enter_async_context(loading.meanwhile(watching))).cancel)
-                yield load
 
     def _otherwise(self, budget: ContextBudget, variant: Variant, error: LLMError) -> Variant:
         """Return the next variant after a refusal. Raises the refusal if nothing of ours was refused."""

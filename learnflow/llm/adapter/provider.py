@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar, Unpack
@@ -18,7 +17,7 @@ from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory
 from ..health.probe import Prober
 from ..replay import active
-from ..spec import Model, Progress, ProviderSpec
+from ..spec import Model, ProviderSpec
 from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
@@ -236,56 +235,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         except TimeoutError:
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
-
-    async def pull(self, model: str) -> AsyncGenerator[Progress, None]:
-        """Let the server download a model: ``async for progress in provider.pull("qwen3:0.6b")``.
-
-        Leaving the loop stops an Ollama; LM Studio and llama.cpp go on by themselves. Asked again, all resume.
-
-        Args:
-            model: its name at the server's library (Ollama's, LM Studio's catalogue, Hugging Face for llama.cpp).
-
-        Yields:
-            How far it is, each time that the server tells something new.
-
-        Raises:
-            LLMError: why the model is not there; LLM_LOAD_TIMEOUT seconds without progress are a GapTimeout.
-        """
-        if self.spec.pull is None:
-            raise errors.Unsupported(f"{self.spec.title} downloads no models", provider=self.name)
-        try:
-            async with aclosing(loading.pull(self.inventory.prober, model, self._times.load)) as steps:
-                async for progress in steps:
-                    yield progress
-        except LLMError as error:
-            raise bare(self.runner.explained(error, model))  # noqa: B904  # that is what it does
-        self.inventory.forget()
-
-    async def unload(self, model: str | None = None) -> str:
-        """Let the server free the memory of a model.
-
-        Args:
-            model: None for the one that is loaded.
-
-        Returns:
-            The model's name.
-
-        Raises:
-            LLMError: why it could not be done.
-        """
-        return await self._explained(self._unloaded(model or self.model), model or self.model)
-
-    async def _unloaded(self, asked: str | None) -> str:
-        model = await self.inventory.found(asked)
-        if self.spec.unload is None:
-            raise errors.Unsupported(f"{self.spec.title} unloads no models")
-        try:
-            for path, body in self.spec.unload(model) if model.loaded is not False else ():
-                await loading.told(self.inventory.prober, path, body)
-        except errors.Misconfigured:  # it has no such page
-            raise errors.Unsupported(f"this {self.spec.title} keeps its models loaded", hint="Stop it") from None
-        self.inventory.forget()
-        return model.name
 
     async def _explained(self, asked: Awaitable[_T], model: str | None = None) -> _T:
         """What it gives; an error says who failed, and which variable to set."""

@@ -86,8 +86,7 @@ def _waiting(event: Waiting) -> str:
     """What is waited for, for a person."""
     model = event.model or "the model"
     what = {"queue": "waiting for a free place", "load": f"loading {model}", "retry": "waiting to try again"}
-    far = "" if event.progress is None else f", {event.progress:.0%}"
-    return shown(f"{event.provider}: {what[event.reason]}{far}")
+    return shown(f"{event.provider}: {what[event.reason]}")
 
 
 def _plain(done: Completion) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""``pull``, ``warm-up`` and ``unload``: a model onto the server, into its memory, and out of it again.
+"""``warm-up``: load a model into the server's memory.
 
-Must never be silent at the end: each says what it did.
+Must never be silent at the end: it says what it did.
 The command line calls it.
 """
 
@@ -12,33 +12,10 @@ from types import SimpleNamespace
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..discovery import found
-from ..errors import LLMError, NotConfigured
+from ..errors import LLMError
 from ..providers import build
-from .status import NOBODY, NONE_READY, READY, chain_of, looked
+from .status import NONE_READY, READY, chain_of
 from .terminal import progress, say, write
-
-
-async def pull(options: SimpleNamespace) -> int:
-    """Let the first provider that can download the model."""
-    provider = await _downloader(options)
-    with progress(f"{provider.name}: {options.model}", size=True) as show:
-        async for step in provider.pull(options.model):
-            show(description=f"{provider.name}: {step.status}", completed=step.done or 0, total=step.total)
-    write(f"{provider.name}: {options.model} is there")
-    return READY
-
-
-async def _downloader(options: SimpleNamespace) -> BaseProvider:
-    """Who downloads: the first that is named, or there, and can. An Ollama without a model is no use, but can."""
-    chain = chain_of(options)
-    if chain:
-        named = [build(name) for name in chain]
-        return next((each for each in named if each.spec.pull), named[0])
-    there = [each.provider for each in (await looked(options))[1] if each.answers and each.provider]
-    able = [each for each in there if each.spec.pull]
-    if not able:
-        raise NotConfigured("no server is there that downloads models" if there else NOBODY)
-    return able[0]
 
 
 async def warm_up(options: SimpleNamespace) -> int:
@@ -70,13 +47,3 @@ async def _loaded(provider: BaseProvider, options: SimpleNamespace) -> str:
     if before.model == model and before.cold is False and not more:
         return f"{provider.name}: {model} was loaded already"
     return f"{provider.name}: {model} is loaded ({time.monotonic() - began:.1f} s)"
-
-
-async def unload(options: SimpleNamespace) -> int:
-    """Free the memory of the model of the first provider that would be used."""
-    chain = chain_of(options)
-    provider = build(chain[0]) if chain else (await found())[0]
-    with progress(f"{provider.name}: unloading"):
-        name = await provider.unload(options.model)
-    write(f"{provider.name}: {name} is unloaded")
-    return READY

@@ -1,7 +1,8 @@
 """The command line: ``learnflow-llm``, with a command for each module beside this one.
 
 Must never import anything heavy before it is needed, nor print anything to stdout that was not asked for.
-Exit codes: 0 answered or ready, 1 the answer failed, 2 wrong usage, 3 no provider to ask, 130 interrupted.
+Exit codes: 0 answered, ready or stored, 1 the answer or the download failed, 2 wrong usage, 3 no provider to ask,
+130 interrupted.
 Click, which LiteLLM brings: it completes words in bash, zsh and fish by itself, and checks numbers.
 """
 
@@ -12,6 +13,7 @@ import io
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -43,16 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(where: str, **given: Any) -> int:
+def _run(where: str, provider: str | None = None, **given: Any) -> int:
     """Run a command, which is a function of a module; it is imported now, so that --help needs none of it."""
-    options = SimpleNamespace(**given)
+    options = SimpleNamespace(provider=provider, **given)
     _prepare(verbose=options.verbose)
     switches.watched = False  # the port of the metrics is left to the application
     try:
-        if options.provider:
-            _check(options.provider)
+        if provider:
+            _check(provider)
         module, function = where.split(".")
-        return int(asyncio.run(getattr(import_module(f".{module}", __package__), function)(options)))
+        done = getattr(import_module(f".{module}", __package__), function)(options)
+        return int(asyncio.run(done) if asyncio.iscoroutine(done) else done)
     except errors.LLMError as error:
         _say(str(error))
         return _code(error)
@@ -119,12 +122,6 @@ def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
     return value
 
 
-def _name(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not value.strip() or not value.isprintable():
-        raise click.BadParameter("it must be the name of a model")
-    return value
-
-
 _json = partial(_option, "--json", is_flag=True)
 _MODEL: Final = _option("--model", "-m", help="Instead of the provider's own.")
 _WITHIN: Final = _option(
@@ -144,8 +141,10 @@ _COUNT: Final = click.IntRange(min=1)
 _TOKENS: Final = click.IntRange(0, 10_000_000)  # a text of so many is made
 
 
-def _command(name: str, where: str, what: str, *more: click.Parameter) -> click.Command:
-    return click.Command(name, callback=partial(_run, where), params=[*more, *_EVERY], help=what)
+def _command(
+    name: str, where: str, what: str, *more: click.Parameter, every: Sequence[click.Parameter] = _EVERY
+) -> click.Command:
+    return click.Command(name, callback=partial(_run, where), params=[*more, *every], help=what)
 
 
 group: Final = click.Group(
@@ -179,6 +178,7 @@ group: Final = click.Group(
             "models",
             "status.models",
             "List the models of each server.",
+            _option("--store", is_flag=True, help="Those in the store of this machine instead (learnflow-llm pull)."),
             _json(help="Print a list of objects."),
             _WITHIN,
         ),
@@ -210,12 +210,14 @@ group: Final = click.Group(
         ),
         _command(
             "pull",
-            "load.pull",
-            "Let the server download a model. Asked again, it resumes.",
-            click.Argument(["model"], callback=_name),
-            _WITHIN,
+            "pull.pull",
+            "Download a model into the store of this machine: smollm2, or a GGUF file by its URL. Resumes if it was "
+            "interrupted. Exit code 0 only if the model is stored.",
+            click.Argument(["source"], metavar="smollm2|URL"),
+            _option("--sha256", metavar="HEX", help="Required of the file at the URL; needed for http://."),
+            _option("--name", metavar="NAME", help="Its name in the store, instead of the file's."),
+            every=_EVERY[1:],
         ),
-        _command("unload", "load.unload", "Free the memory of the model.", click.Argument(["model"], required=False)),
         _command(
             "bench",
             "bench.bench",

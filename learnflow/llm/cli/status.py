@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final
 
-from .. import errors, settings
+from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
@@ -19,7 +19,7 @@ from ..errors import LLMError
 from ..providers.registry import check
 from ..replay import active
 from ..spec import Model
-from .terminal import progress, say, table, write, write_json
+from .terminal import progress, say, size, table, write, write_json
 
 READY: Final = 0
 NONE_READY: Final = 3
@@ -77,7 +77,9 @@ def _twin(each: Found, chain: Sequence[str], found: Sequence[Found]) -> Found | 
 
 
 async def models(options: SimpleNamespace) -> int:
-    """The models of each provider that answers."""
+    """The models of each provider that answers, or with ``--store`` those in the store."""
+    if options.store:
+        return _stored(as_json=options.json)
     _, found = await looked(options)
     there = [each for each in found if each.provider and each.answers]
     listed = await asyncio.gather(*(_models(each, options.within) for each in there))
@@ -92,6 +94,17 @@ async def models(options: SimpleNamespace) -> int:
     elif not rows:
         say(f"{', '.join(each.health.provider for each in there)}: no model is there")
     return READY if rows else NONE_READY
+
+
+def _stored(*, as_json: bool) -> int:
+    listed = model_store.models()
+    if as_json:
+        write_json([{"name": each.name, "path": str(each.path), "size_bytes": each.size_bytes} for each in listed])
+    elif listed:
+        table(("NAME", "SIZE", "PATH"), ((each.name, size(each.size_bytes), str(each.path)) for each in listed))
+    else:
+        say(f"no model is stored in {model_store.folder()}; learnflow-llm pull smollm2 stores a small one")
+    return READY
 
 
 def chain_of(options: SimpleNamespace) -> list[str]:

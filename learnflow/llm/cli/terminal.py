@@ -96,6 +96,11 @@ def progress(what: str, total: float | None = None, *, size: bool = False) -> It
         yield partial(line.update, line.add_task(shown(what), total=total))
 
 
+def size(size_bytes: int) -> str:
+    """Return a size for a person."""
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
 def _description() -> Any:
     from rich.progress import TextColumn  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415

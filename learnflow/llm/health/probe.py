@@ -140,10 +140,10 @@ class Prober:
         return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
 
     def _command(self, model: str) -> str:
-        """The command that gets a model, where one does."""
-        if not self.spec.pull:
+        """Return the server's own command that downloads a model; empty if it has none."""
+        if not self.spec.pull_command:
             return ""
-        return f": `learnflow-llm pull {shlex.quote(printable(model, _LONGEST))} -p {self.spec.name}`"
+        return f": `{self.spec.pull_command.format(model=shlex.quote(printable(model, _LONGEST)))}`"
 
     async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
         """Who answers, and what keeps it from serving."""

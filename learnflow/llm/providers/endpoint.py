@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -17,7 +15,7 @@ from ..capabilities import Health
 from ..completion import Completion
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
-from ..spec import Model, Progress, ProviderSpec, named
+from ..spec import Model, ProviderSpec, named
 from ..stream import Emit, Work
 
 _WITHIN_S: Final = 5.0  # to be asked what it is before a request, which waits for it
@@ -133,16 +131,6 @@ class EndpointProvider(BaseProvider):
     async def warm_up(self, model: str | None = None, **more: Any) -> None:
         """See ``BaseProvider``."""
         await (await self._identified(LOOK_S)).warm_up(model, **more)
-
-    async def pull(self, model: str) -> AsyncGenerator[Progress, None]:
-        """See ``BaseProvider``."""
-        async with aclosing((await self._identified(LOOK_S)).pull(model)) as steps:
-            async for progress in steps:
-                yield progress
-
-    async def unload(self, model: str | None = None) -> str:
-        """See ``BaseProvider``."""
-        return await (await self._identified(LOOK_S)).unload(model)
 
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"

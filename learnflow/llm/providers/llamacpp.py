@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,7 +15,7 @@ from ..capabilities import State, unknown
 from ..health import loading
 from ..health.page import count, flag, part, text
 from ..health.probe import Prober
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, Progress, ProviderSpec, Server, template_switch
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from .vendor import VendorProvider
 
 _IN_MEMORY = ("loaded", "sleeping")
@@ -86,43 +84,6 @@ def _learn(model: Model, props: Mapping[str, Any]) -> Model:
     return replace(model, known=known)
 
 
-async def _load_progress(prober: Prober, model: str) -> AsyncGenerator[float, None]:
-    """How far a router is with the load of a model; it has several stages where the model sees, or has a draft."""
-    async with aclosing(loading.lines(prober, "/models/sse")) as events:
-        async for said in events:
-            state = part(said, "data")
-            if said.get("model") != model or "status" not in state:
-                continue
-            if state["status"] != "loading":
-                return
-            progress = part(state, "progress")
-            stages, value = progress.get("stages"), progress.get("value")
-            if not isinstance(stages, list) or progress.get("current") not in stages:
-                continue
-            if isinstance(value, int | float) and 0 <= value <= 1:
-                yield (stages.index(progress["current"]) + value) / len(stages)
-
-
-async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
-    """Let a router download a model of Hugging Face, looking at its list again and again."""
-    row = await _listed(prober, model)
-    if row is None:
-        try:
-            await loading.told(prober, "/models", {"model": model})
-        except errors.Misconfigured:  # a 404
-            what = "this llama.cpp serves the one model that it was started with"
-            raise errors.Unsupported(what, hint="Started without a model it is a router, and downloads") from None
-        row = await _listed(prober, model)
-    while part(row or {}, "status").get("value") == "downloading":
-        files = [each for each in part(row or {}, "status", "progress").values() if isinstance(each, dict)]
-        done, whole = (sum(count(each.get(key)) or 0 for each in files) for key in ("done", "total"))
-        yield Progress("downloading", done, whole or None)
-        await asyncio.sleep(loading.AGAIN_S)
-        row = await _listed(prober, model)
-    if row is None:  # it is taken off the list
-        raise errors.ServerFailed("the download failed", hint="Look into the server's log, and ask again: it resumes")
-
-
 async def _count_tokens(prober: Prober, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
     """Count the tokens of a prompt. Raises an LLMError if the server cannot.
 
@@ -135,12 +96,6 @@ async def _count_tokens(prober: Prober, model: str, messages: Sequence[Any], too
     if not isinstance(tokens, list) or not tokens:
         raise errors.Unsupported("the server counts no tokens")
     return len(tokens)
-
-
-async def _listed(prober: Prober, model: str) -> Mapping[str, Any] | None:
-    """What a router's list says of a model; where no tag was given, of any."""
-    rows = Page(said=await loading.told(prober, "/models")).rows("data") or []
-    return next((row for row in rows if f"{row.get('id')}:".startswith(f"{model}:")), None)
 
 
 SPEC: Final = ProviderSpec(
@@ -156,9 +111,7 @@ SPEC: Final = ProviderSpec(
     service="llamacpp",
     count_tokens=_count_tokens,
     load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
-    unload=lambda model: [("/models/unload", {"model": model.name})],
-    pull=_pull,
-    load_progress=_load_progress,
+    pull_command="llama-server -hf {model}",
     prefill=True,
     max_concurrency=4,
     placeholders=("local-model",),

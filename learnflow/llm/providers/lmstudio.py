@@ -6,18 +6,14 @@ pages with a 200 and an error object, which a ``Page`` holds as its error.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import unknown
-from ..health import loading
 from ..health.page import count, flag, part, text
-from ..health.probe import Prober
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, Progress, ProviderSpec, Server
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from .vendor import VendorProvider
 
 _MODELS: Final = "/api/v1/models"
@@ -75,18 +71,6 @@ def _load_for(model: str, how_long: str | float) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", {"model": model, "messages": hello, "max_tokens": 1, "ttl": seconds}
 
 
-async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
-    """Download a model, looking at its job again and again; a catalogue's name, or a link to Hugging Face."""
-    said = await loading.told(prober, f"{_MODELS}/download", {"model": model})
-    job = text(said.get("job_id"))
-    while (status := text(said.get("status"))) not in ("completed", "already_downloaded"):
-        if status not in ("downloading", "paused") or job is None:
-            raise errors.ServerFailed("the download failed", hint="Look into LM Studio, and ask again: it resumes")
-        yield Progress(status, count(said.get("downloaded_bytes")), count(said.get("total_size_bytes")))
-        await asyncio.sleep(loading.AGAIN_S)
-        said = await loading.told(prober, f"{_MODELS}/download/status/{quote(job, safe='')}")
-
-
 SPEC: Final = ProviderSpec(
     name="lmstudio",
     title="LM Studio",
@@ -97,8 +81,7 @@ SPEC: Final = ProviderSpec(
     also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
     load_path=f"{_MODELS}/load",
     keep=_load_for,
-    unload=lambda model: [(f"{_MODELS}/unload", {"instance_id": each}) for each in model.aliases or (model.name,)],
-    pull=_pull,
+    pull_command="lms get {model}",
     max_concurrency=4,
     placeholders=("local-model",),
     parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},

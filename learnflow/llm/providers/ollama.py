@@ -6,18 +6,16 @@ Its tags tell capabilities only since 0.30; ``/api/show`` reads the model's file
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from .. import errors
 from ..base import Attempt
 from ..capabilities import unknown
-from ..health import loading
 from ..health.page import count, part, text
 from ..health.probe import Prober, read_page
-from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, Progress, ProviderSpec, Server
+from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from ..transport.client import HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
 from .vendor import VendorProvider
@@ -25,7 +23,6 @@ from .vendor import VendorProvider
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
-_MOST_LAYERS: Final = 1000  # of one model
 _MARK: Final = "[learnflow: the answer begins here]"
 
 
@@ -146,26 +143,6 @@ def _words(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in parts)
 
 
-async def _pull(prober: Prober, model: str) -> AsyncGenerator[Progress, None]:
-    """Download a model, as its lines tell; the bytes are those of the layers so far. Asked again, it resumes."""
-    layers: dict[str, tuple[int, int]] = {}
-    try:
-        async with aclosing(loading.lines(prober, "/api/pull", {"model": model, "stream": True})) as lines:
-            async for line in lines:
-                status, digest, total = text(line.get("status")), text(line.get("digest")), count(line.get("total"))
-                if status == "success":
-                    return
-                if digest and total and len(layers) < _MOST_LAYERS:
-                    layers[digest] = (count(line.get("completed")) or 0, total)
-                done, whole = map(sum, zip(*layers.values(), strict=True)) if layers else (None, None)
-                yield Progress(status or "", done, whole)
-    except errors.ErrorBody as error:
-        if "file does not exist" in error.server_message:  # its words for a name that its library does not have
-            raise errors.ModelNotFound("there is no such model to download", hint="Check its name and tag") from None
-        raise
-    raise errors.ConnectionFailed("the download stopped before its end", hint=loading.RESUMES)
-
-
 SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
@@ -187,8 +164,7 @@ SPEC: Final = ProviderSpec(
     forwards=re.compile(r"[:-]cloud$"),
     load_path="/api/generate",
     keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
-    unload=lambda model: [("/api/generate", {"model": model.name, "keep_alive": 0})],
-    pull=_pull,
+    pull_command="ollama pull {model}",
     window="num_ctx",
     service="ollama",
     continuation=_continuation,

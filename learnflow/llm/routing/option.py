@@ -176,12 +176,8 @@ class Option:
     def failed(self, error: LLMError) -> None:
         """Record a failure."""
         if self._registry.fail(self.target, error):
-            model = None if verdict(error).whole_address else self.target.model
-            events.emit(
-                events.Opened(
-                    provider=self.name, model=model, error=error.without_text(), seconds=self.opened[0].period
-                )
-            )
+            model, breaker = None if verdict(error).whole_address else self.target.model, self.opened[0]
+            events.emit(events.Opened(provider=self.name, model=model, error=breaker.error, seconds=breaker.period))
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""

@@ -109,10 +109,11 @@ async def test_how_often_is_a_setting(times: int, monkeypatch: pytest.MonkeyPatc
 async def test_a_cut_answer_is_not_sent_back() -> None:
     async with FaultServer("vllm", [JSON]) as server:
         server.script = [said(server, '{"questions": ["o', "length")]
-        with pytest.raises(errors.SchemaMismatch, match="cut at max_tokens"):
+        with pytest.raises(errors.AnswerTruncated, match="ended at max_tokens=1000"):
             await provider_for(server).generate("hi", response_format=Quiz)
         server.script = [said(server, '{"questions": ["o', "length")]
-        assert (await provider_for(server).complete("hi", response_format=DICT)).finish == "length"
+        with pytest.raises(errors.AnswerTruncated, match="ended at max_tokens=7"):
+            await provider_for(server).complete("hi", response_format=DICT, max_tokens=7)
         server.script = [Fault("cut", after=1)]
         with pytest.raises(errors.AnswerCut):
             await provider_for(server).generate("hi", response_format=Quiz)

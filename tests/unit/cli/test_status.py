@@ -118,6 +118,7 @@ def test_doctor_explains(
 
 
 def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLM_PATIENCE")
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")

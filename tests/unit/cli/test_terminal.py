@@ -133,29 +133,11 @@ def test_who_waits_for_a_load_sees_that_it_is_one(server: FaultServer) -> None:
     assert "ollama: loading fault-model" in shown
 
 
-def test_pull_shows_how_far_it_is_and_says_that_it_is_there(
-    server: FaultServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    layer = '{"status": "pulling aa", "digest": "sha256:aa", "total": 2000000, "completed": 1500000}\n'
-    server.tells["/api/pull"] = (layer + '{"status": "success"}\n').encode()
-    assert cli.main(["pull", "qwen3:0.6b"]) == 0
-    assert capsys.readouterr() == ("ollama: qwen3:0.6b is there\n", "")
-    shown, code = on_a_terminal("pull", "qwen3:0.6b")
-    assert code == 0
-    assert "1.5/2.0 MB" in shown
-    assert plain(shown)[-1].endswith("ollama: qwen3:0.6b is there")
-    server.tells["/api/pull"] = b'{"error": "pull model manifest: file does not exist"}\n'
-    assert cli.main(["pull", "nope"]) == 1
-    out, err = capsys.readouterr()
-    assert (out, err) == (
-        "",
-        "learnflow-llm: ollama, model nope: there is no such model to download. Check its name and tag.\n",
-    )
-
-
-@pytest.mark.parametrize(("dialect", "gets"), [("ollama", True), ("llamacpp", True), ("vllm", False)])
-def test_ask_for_a_model_that_was_not_pulled(
-    dialect: str, gets: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("dialect", "command"), [("ollama", "ollama pull"), ("llamacpp", "llama-server -hf"), ("vllm", None)]
+)
+def test_ask_for_a_missing_model_names_the_servers_own_command(
+    dialect: str, command: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(dialect, fault=Fault("refuse", refusal="model")) as there:
         monkeypatch.setenv("LLM_PROVIDER", dialect)
@@ -165,22 +147,8 @@ def test_ask_for_a_model_that_was_not_pulled(
             out, err = capsys.readouterr()
             assert out == ""
             assert f"Set {dialect.upper()}_MODEL or model= to fault-model. It has fault-model." in err
-            assert (f"learnflow-llm pull fault-modle -p {dialect}" in err) is gets
-
-
-def test_pull_finds_the_server_that_downloads_although_it_has_no_model(
-    usual: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["pull", "m"]) == 3
-    assert "no server answers" in capsys.readouterr().err
-    empty = {"/api/tags": {"models": []}, "/api/ps": {"models": []}, "/api/pull": b'{"status": "success"}\n'}
-    with serving("vllm") as other, serving("ollama", tells=empty) as ollama:
-        usual["vllm"] = other.root
-        assert cli.main(["pull", "m"]) == 3
-        assert "no server is there that downloads models" in capsys.readouterr().err
-        usual["ollama"] = ollama.root
-        assert cli.main(["pull", "m"]) == 0
-        assert capsys.readouterr().out == "ollama: m is there\n"
+            assert ("Get the model" in err) is bool(command)
+            assert command is None or f"Get the model: `{command} fault-modle`." in err
 
 
 def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
@@ -196,15 +164,13 @@ def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
     assert cli.main(["warm-up"]) == 3
 
 
-def test_warm_up_and_unload_say_what_they_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warm_up_says_what_it_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
     assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
     server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
     assert cli.main(["warm-up"]) == 0
     assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
-    assert cli.main(["unload"]) == 0
-    assert capsys.readouterr().out == "ollama: fault-model is unloaded\n"
 
 
 def test_the_version_and_what_the_shell_completes() -> None:

@@ -114,6 +114,18 @@ async def test_what_keeps_it_from_loading_is_said() -> None:
             await VLLMProvider(base_url=vllm.base_url, model="faultmodel").warm_up()
 
 
+async def test_missing_model_is_named_with_those_there_and_the_servers_own_command() -> None:
+    tags = {"models": [{"name": "llama3:latest"}, {"name": "qwen3:0.6b"}]}
+    for name, command in (("qwen3:0.5b", "qwen3:0.5b"), ("qwen3 0.6; rm", "'qwen3 0.6; rm'")):
+        async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
+            with pytest.raises(errors.ModelNotFound) as caught:
+                await OllamaProvider(base_url=server.root, model=name).warm_up()
+        assert caught.value.hint == (
+            "Set OLLAMA_MODEL or model= to qwen3:0.6b. It has llama3:latest, qwen3:0.6b. "
+            f"Get the model: `ollama pull {command}`"
+        )
+
+
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:1")
     assert main(["warm-up", "-p", "ollama"]) == 3

