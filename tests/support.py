@@ -8,7 +8,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -86,15 +85,15 @@ TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair 
 
 
 @contextmanager
-def serving(*servers: FaultServer) -> Iterator[None]:
-    """They run in a thread, for code that has a loop of its own or none."""
+def serving(*servers: FaultServer) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run servers in a thread, for code that has a loop of its own or none; yield the loop of that thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     for server in servers:
         asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
     try:
-        yield
+        yield loop
     finally:
         for server in servers:
             asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
@@ -166,10 +165,9 @@ def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
 FASTAPI = {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}}
 
 
-def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]], float]:
-    started = time.perf_counter()
+def status(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     code = main(["status", "--json", *arguments])
-    return code, json.loads(capsys.readouterr().out), time.perf_counter() - started
+    return code, json.loads(capsys.readouterr().out)
 
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -256,7 +254,7 @@ async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: T
     Yields:
         The address of the relay.
     """
-    cuts, writers = 0, set[asyncio.StreamWriter]()
+    cuts, writers, tasks = 0, set[asyncio.StreamWriter](), set[asyncio.Task[Any] | None]()
 
     async def upstream(reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -264,32 +262,36 @@ async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: T
 
     async def downstream(back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal cuts
-        characters = 0
-        while line := await back.readline():
-            writer.write(line)
-            characters = 0 if b"[DONE]" in line else characters + _characters(line)
-            if not cuts and characters >= after and reached():
-                cuts += 1
-                return
+        characters, rest = 0, b""
+        while data := await back.read(65536):
+            lines = (rest + data).split(b"\n")
+            for number, line in enumerate(lines[:-1], 1):
+                characters = 0 if b"[DONE]" in line else characters + _characters(line)
+                if not line and not cuts and characters >= after and reached():  # an empty line ends an event
+                    cuts += 1
+                    writer.write(data[: len(data) - len(b"\n".join(lines[number:]))])
+                    return
+            rest = lines[-1]
+            writer.write(data)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         writers.add(writer)
         with suppress(OSError):
             host, port = target.removeprefix("http://").split(":")
             back, out = await asyncio.open_connection(host, int(port))
+            writers.add(out)
             sending = asyncio.create_task(upstream(reader, out))
-            try:
-                await downstream(back, writer)
-            finally:
-                sending.cancel()
-                out.close()
+            await downstream(back, writer)
+            sending.cancel()
+            out.close()
         writer.close()
-        writers.discard(writer)
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        for writer in writers:  # of connections that are kept alive
-            writer.transport.abort()
+    for each in writers:  # of connections that are kept alive
+        each.transport.abort()
+    await asyncio.gather(*filter(None, tasks))
 
 
 def _characters(line: bytes) -> int:

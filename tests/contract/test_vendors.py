@@ -1,4 +1,4 @@
-"""LiteLLM's vendors: the table is what the installed LiteLLM says, and each keeps six behaviours on the wire."""
+"""LiteLLM's vendors: the table is what the installed LiteLLM says, and six of different shapes answer on the wire."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ import pytest
 import vendors
 
 from learnflow.llm import RouterProvider, errors, get_provider
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import build
 from learnflow.llm.providers.registry import SPECS, spec_of, table
 from learnflow.llm.testing import Fault, FaultServer
 
-VENDORS = list(table())
+# One of each shape; every other vendor differs from them in its names and its address only.
+VENDORS = (
+    "groq",  # the usual one
+    "ai21_chat",  # a key of another prefix than its name
+    "nano-gpt",  # a hyphen in the name
+    "vercel_ai_gateway",  # three spellings of the key
+    "docker_model_runner",  # local, with a path before /v1
+    "localai",  # local, seen by a page
+)
 TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -30,9 +39,25 @@ def test_the_table_is_what_litellm_says(installed: dict[str, dict[str, Any]]) ->
     assert set(written) & set(SPECS) == set()
 
 
+@pytest.mark.parametrize("name", table())
+def test_vendor_of_table_writes_request_with_its_key_to_its_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check each vendor without HTTP: its variables are read, and LiteLLM writes the request that it needs."""
+    spec = spec_of(name)
+    monkeypatch.setenv(spec.env_url[0], "http://127.0.0.1:9/v1")
+    monkeypatch.setenv(spec.env_key[0], "key-of-the-vendor")
+    monkeypatch.setenv(spec.env_model[0], "a-model")
+    provider = build(name)
+    request = _litellm.write(provider.spec, provider.endpoint, "a-model", [{"role": "user", "content": "hi"}], {})
+    body = request.body or {}
+    assert (provider.name, provider.model) == (name, "a-model")
+    assert (request.url.startswith("http://127.0.0.1:9/"), request.url.endswith("/chat/completions")) == (True, True)
+    assert (body["model"], body["messages"]) == ("a-model", [{"role": "user", "content": "hi"}])
+    assert provider.endpoint.credentials == {"authorization": "Bearer key-of-the-vendor"}
+
+
 @pytest.mark.parametrize("name", VENDORS)
-async def test_a_vendor_keeps_six_behaviours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer, stream, wrong key, missing model, limit, cut: named by the environment alone."""
+async def test_vendor_named_by_environment_shows_six_behaviours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check an answer, a stream, a wrong key, a missing model, a limit and a cut."""
     spec = spec_of(name)
     async with FaultServer("openai", TEXT) as server:
         monkeypatch.setenv("LLM_PROVIDER", name)
@@ -81,8 +106,6 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_the_request_goes_where_the_documents_say(name: str) -> None:
-    from learnflow.llm.adapter import _litellm  # noqa: PLC0415
-
     provider = build(name, api_key="key")
     messages, parameters = [{"role": "user", "content": "hi"}], {"temperature": 0.5, "max_tokens": 7}
     request = _litellm.write(provider.spec, provider.endpoint, "a-model", messages, parameters)

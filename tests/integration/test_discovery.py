@@ -7,7 +7,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -25,25 +24,6 @@ PAGE = b"<!DOCTYPE html><html><body>Jenkins</body></html>"
 
 
 JENKINS = dict.fromkeys(("/v1/models", "/props", "/health", "/version", "/api/tags", "/api/version"), PAGE)
-
-
-@contextlib.contextmanager
-def black_holes(number: int) -> Iterator[list[str]]:
-    """Addresses that never answer a knock: listening sockets whose queue is full."""
-    with contextlib.ExitStack() as stack:
-        urls = []
-        for _ in range(number):
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            for _ in range(4):
-                knock = stack.enter_context(socket.socket())
-                knock.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    knock.connect(listener.getsockname())
-            urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        time.sleep(0.05)  # until the queues are full
-        yield urls
 
 
 async def test_servers_are_what_they_say_not_where_they_are(usual: dict[str, str]) -> None:
@@ -137,50 +117,78 @@ async def test_a_cloud_is_never_used_because_its_key_is_set(
         assert cloud.seen == []
 
 
-def test_ten_unreachable_addresses_take_no_longer_than_one(
+@contextlib.contextmanager
+def silent_servers(count: int) -> Iterator[tuple[list[str], list[int]]]:
+    """Run servers that never answer; yield their URLs, and how many connections were open whenever one was opened."""
+    loop, open_now, together = asyncio.new_event_loop(), 0, list[int]()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now
+        open_now += 1
+        together.append(open_now)
+        with contextlib.suppress(OSError):
+            await reader.read()
+        open_now -= 1
+        writer.close()
+
+    async def start() -> list[asyncio.Server]:
+        return [await asyncio.start_server(silent, "127.0.0.1", 0) for _ in range(count)]
+
+    async def stop() -> None:
+        for server in servers:
+            server.close()
+        await asyncio.gather(*(server.wait_closed() for server in servers))
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    servers = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    yield [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers], together
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_silent_servers_are_probed_at_the_same_time(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {name: spec for name, spec in SPECS.items() if not spec.starts_server}
-    with black_holes(len(rows) + 1) as urls:
-        usual["ollama"] = urls[0]
-        *_, one = status(capsys, "--all", "--within", "0.5")
+    with silent_servers(len(rows) + 1) as (urls, together):
         for name, spec in rows.items():
             monkeypatch.setenv(spec.env_url[0], urls.pop())
             monkeypatch.setenv(spec.env_key[0], "k")
             usual[name] = urls[0]
-        code, found, ten = status(capsys, "--all", "--within", "0.5")
+        code, found = status(capsys, "--all", "--within", "0.5")
     assert len(found) == len(rows)
     assert {each["state"] for each in found} == {"down"}
     assert code == 3
-    assert ten < one + 2  # one after the other they would take 4.5 seconds more
+    assert max(together) >= len(rows)  # one after the other they would be few
 
 
-async def test_a_killed_server_is_down_within_a_second(usual: dict[str, str]) -> None:
+async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
     async with FaultServer("vllm") as server:
         usual["vllm"] = server.root
         assert [one.state for one in await discover()] == ["ready"]
-    started = time.perf_counter()
     assert await discover() == []
-    assert time.perf_counter() - started < 1
 
 
 async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that hangs must not keep the look-ups of others, nor the end of the process."""
     monkeypatch.setattr(settings, "in_container", lambda: True)
-    real, hanging = socket.getaddrinfo, threading.Event()
+    real, hanging, ended = socket.getaddrinfo, threading.Event(), list[str]()
 
     def slow(host: Any, *more: Any, **named: Any) -> Any:
         if host in ("ollama", "vllm", "llamacpp", "host.docker.internal"):
             hanging.wait(30)
+            ended.append(host)
             raise OSError
         return real(host, *more, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     async with FaultServer("vllm") as server:
         usual["vllm"] = server.root
-        started = time.perf_counter()
         assert [one.state for one in await discover()] == ["ready"]
-        assert time.perf_counter() - started < 1.5
+        assert ended == []  # found while the name servers were silent
     hanging.set()
 
 

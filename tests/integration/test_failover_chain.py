@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -31,10 +30,7 @@ async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
 ) -> None:
     async with pair("openai", "vllm", Fault("refuse", refusal=refusal, headers={"retry-after": "30"})) as parts:
         one, two, chain = parts
-        started = time.perf_counter()
-        assert await heard(chain, "generate") == TEXT
-        assert time.perf_counter() - started < 0.5
-        for how in ("stream", "complete"):
+        for how in ("generate", "stream", "complete"):
             assert await heard(chain, how) == TEXT
         assert (len(one.seen), len(two.seen)) == (1, 3)
         moved = [event for event in events_seen if isinstance(event, events.Failover)]
@@ -46,24 +42,21 @@ async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
         assert state["opens_in_s"] > 0
 
 
-async def test_a_refused_connection_costs_nothing() -> None:
+async def test_refused_connection_is_tried_once_and_next_provider_answers() -> None:
     async with FaultServer("vllm", TEXT) as good:
         chain = router(dead(), provider_for(good))
-        started = time.perf_counter()
-        assert await heard(chain, "generate") == TEXT
-        assert await heard(chain, "stream") == TEXT
-        assert time.perf_counter() - started < 0.5
+        first, second = await chain.complete("hi"), await chain.complete("hi")
+        assert (first.text, first.attempts) == (TEXT, 2)
+        assert (second.text, second.attempts) == (TEXT, 1)  # the breaker is open
 
 
-async def test_a_hang_costs_the_first_token_budget_and_no_more() -> None:
+async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list[Any]) -> None:
     async with pair("vllm", "llamacpp", Fault("hang")) as (one, _, chain):
-        started = time.perf_counter()
         assert await heard(chain, "stream") == TEXT
-        assert 0.5 <= time.perf_counter() - started < 1.0
-        started = time.perf_counter()
         assert await heard(chain, "stream") == TEXT
-        assert time.perf_counter() - started < 0.3
         assert len(one.seen) == 1
+        failed = [event for event in events_seen if isinstance(event, events.Failed)]
+        assert [(event.provider, event.error) for event in failed] == [("vllm", "FirstTokenTimeout")]
 
 
 @pytest.mark.parametrize("refusal", ["request", "filter"])
@@ -93,15 +86,12 @@ async def test_nobody_else_can_help_so_it_is_asked_again_a_little_later() -> Non
 async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> None:
     async with FaultServer("vllm", fault=Fault("hang")) as one, FaultServer("llamacpp", TEXT) as two:
         chain = router(provider_for(one), provider_for(two))  # its own budget would be three minutes
-        started = time.perf_counter()
-        assert await chain.generate("hi", timeout=1.0) == TEXT
-        assert 0.4 < time.perf_counter() - started < 0.9
+        assert await chain.generate("hi", timeout=1.0) == TEXT  # in the share that the first left
+        assert (len(one.seen), len(two.seen)) == (1, 1)
         two.fault = Fault("hang")
-        started = time.perf_counter()
-        with pytest.raises(errors.LLMError) as caught:
+        with pytest.raises(errors.TimedOut):
             await router(provider_for(one), provider_for(two)).generate("hi", timeout=0.6)
-        assert time.perf_counter() - started < 0.9
-        assert isinstance(caught.value, errors.TimedOut)
+        assert (len(one.seen), len(two.seen)) == (2, 2)
 
 
 async def test_more_than_a_server_takes_wait_and_are_not_too_late_for_it() -> None:
@@ -239,6 +229,5 @@ async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_a
         hangs = OllamaProvider(base_url=f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", model="m")
         await provider_for(one).generate("hi")
         for chain in (router(provider_for(one), hangs), router(router(provider_for(one)), hangs)):
-            started = time.perf_counter()
-            assert await chain.generate("hi") == TEXT
-            assert time.perf_counter() - started < 0.9
+            done = await chain.complete("hi")
+            assert (done.text, done.provider, done.attempts) == (TEXT, "custom", 1)

@@ -200,7 +200,7 @@ async def test_who_waits_for_a_place_is_told() -> None:
             assert await anext(second) == waits  # as long as it lasts
             await second.aclose()
             await first.aclose()
-            await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+            await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
 
 
 def _equals(server: FaultServer) -> RouterProvider:
@@ -214,7 +214,7 @@ async def test_a_model_that_loads_is_waited_for_aloud() -> None:
         events = provider_for(server).stream("hi").events()
         assert await anext(events) == Waiting("load", "ollama", "fault-model")
         await events.aclose()
-        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 async def test_a_pause_before_the_next_attempt_is_told() -> None:
@@ -245,7 +245,7 @@ async def test_leaving_the_events_closes_the_connection(fault: Fault) -> None:
         provider = provider_for(server)
         await _left(provider.stream("hi").events(), server)
         gc.collect()
-        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 async def test_cancelling_who_reads_the_events_closes_the_connection() -> None:
@@ -256,7 +256,7 @@ async def test_cancelling_who_reads_the_events_closes_the_connection() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 async def test_closing_the_stream_ends_its_events() -> None:
@@ -267,7 +267,7 @@ async def test_closing_the_stream_ends_its_events() -> None:
             await asyncio.sleep(0.01)
         await stream.aclose()
         assert await task == []
-        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 async def _all(events: AsyncIterator[Event]) -> list[Event]:

@@ -1,16 +1,18 @@
-"""LearnFlow's checkout with our folder in it, and what stands around it in the live tests: its prompt service, Langfuse
-and a llama.cpp server that may be killed. Nothing of LearnFlow is kept here.
+"""LearnFlow's checkout with our folder in it, and the services of the live tests: LearnFlow's prompt service, Langfuse,
+llama.cpp servers that may be killed, and a proxy that makes the tiny model decide. Nothing of LearnFlow is kept here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import re
 import shlex
 import shutil
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,11 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import LIVE
+import yaml
+from support import LIVE, ROOT
 
 from learnflow.llm.cli import main as cli
 
-NEEDED = ("LEARNFLOW_CHECKOUT", "LEARNFLOW_PYTHON", "LEARNFLOW_SERVE", "LIVE_ANSWERS")
+NEEDED = ("LEARNFLOW_CHECKOUT", "LEARNFLOW_PYTHON")
+SERVE = LIVE.get(
+    "LEARNFLOW_SERVE", f"{shlex.quote(sys.executable)} {Path(__file__).with_name('serve_llamacpp.py')} {{port}}"
+)
+ANSWERS = Path(LIVE.get("LIVE_ANSWERS", ROOT / "tests" / "models" / "answers.json"))
 # The only one of the forty prompts after which the model's answer to LearnFlow's guard has an end.
 QUESTION = "Write three control questions about hash functions as JSON"
 PROMPTS = {
@@ -32,6 +39,8 @@ PROMPTS = {
     "synthesis_material": "Explain cryptography",
     "generating_questions": "Write three control questions about RSA as JSON",
     "answer_question": "What is a hash function?",
+    "edit_material": "Edit the material",  # the proxy decides for these two
+    "generating_questions_further": "Improve the questions",
 }
 # LearnFlow sends a prompt as the system's, the model knows its forty as the user's: so both stand in one.
 TURN = "You are a study assistant. Answer briefly.<|im_end|>\n<|im_start|>user\n"
@@ -101,11 +110,21 @@ def free_port() -> int:
         return port
 
 
+def limit(checkout: Path, **nodes: int) -> None:
+    """Set ``max_tokens`` of these nodes in ``configs/graph.yaml``."""
+    file = checkout / "configs" / "graph.yaml"
+    graph = yaml.safe_load(file.read_text(encoding="utf-8"))
+    models = graph["models"]
+    for node, tokens in nodes.items():
+        models["nodes"][node] = {**models["nodes"].get(node, models["default"]), "max_tokens": tokens}
+    file.write_text(yaml.safe_dump(graph), encoding="utf-8")
+
+
 @contextlib.asynccontextmanager
-async def llamacpp(*flags: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
-    """A llama.cpp server of our own, which may be killed."""
-    port = free_port()
-    command = [*shlex.split(LIVE["LEARNFLOW_SERVE"].format(port=port)), *flags]
+async def llamacpp(port: int | None = None) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Run a llama.cpp server that may be killed, at this port or a free one."""
+    port = port or free_port()
+    command = shlex.split(SERVE.format(port=port))
     quiet = asyncio.subprocess.DEVNULL
     server = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet)
     url = f"http://127.0.0.1:{port}"
@@ -178,6 +197,62 @@ async def watched(target: str, node: str, after: int, then: Callable[[], None]) 
         await asyncio.gather(*connections, return_exceptions=True)
 
 
+class Proxy(BaseHTTPRequestHandler):
+    """Passes requests to llama.cpp, with the schema narrowed to the one value that the test chose for it."""
+
+    def do_GET(self) -> None:
+        self._pass_on(None)
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(json.dumps(request))  # type: ignore[attr-defined]
+        schema = request.get("response_format", {}).get("json_schema", {})
+        values = self.server.values.get(schema.get("name"), [])  # type: ignore[attr-defined]
+        if values:
+            schema["schema"] = {"const": values.pop(0) if len(values) > 1 else values[0]}
+        self._pass_on(json.dumps(request).encode())
+
+    def _pass_on(self, body: bytes | None) -> None:
+        connection = http.client.HTTPConnection(self.server.target)  # type: ignore[attr-defined]
+        with contextlib.closing(connection):
+            connection.request(self.command, self.path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.headers["Content-Type"])
+            self.end_headers()
+            while data := response.read1():
+                self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def deciding(target: str, **values: list[dict[str, Any]]) -> Iterator[Any]:
+    """Run a proxy of a llama.cpp server whose grammar leaves one answer.
+
+    The tiny model decides nothing sensible. The grammar is llama.cpp's own and the conversation is LearnFlow's.
+
+    Args:
+        target: the address of llama.cpp.
+        values: answers by the name of the schema, in turn; the last one stays.
+
+    Yields:
+        The server, with its address in ``url`` and the bodies so far in ``requests``.
+    """
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    server.target, server.values, server.requests = target.removeprefix("http://"), values, []
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 async def closed(writer: asyncio.StreamWriter) -> None:
     """The connection closed, whoever closed it first."""
     writer.close()
@@ -187,7 +262,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 
 def known(prompt: str) -> str:
     """The model's answer to a prompt that it knows by heart."""
-    answers = json.loads(Path(LIVE["LIVE_ANSWERS"]).read_text("utf-8"))
+    answers = json.loads(ANSWERS.read_text("utf-8"))
     return next(each["answer"] for each in answers if each["prompt"] == prompt)
 
 

@@ -1,6 +1,9 @@
 """Runs LearnFlow's own graph inside its checkout, as its service starts it; prints our events and the end as JSON.
 
-The live test starts it with LearnFlow's interpreter, in the copied checkout. Nothing of LearnFlow is kept here.
+    learnflow_driver.py QUESTION [REPLY ...]
+
+The replies are the student's, after the notes; with one of them the human in the loop is on. The live test starts it
+with LearnFlow's interpreter, in the copied checkout. Nothing of LearnFlow is kept here.
 """
 
 from __future__ import annotations
@@ -42,17 +45,18 @@ def send_spans() -> None:
     trace.set_tracer_provider(provider)
 
 
-async def main(question: str) -> None:
+async def main(question: str, *replies: str) -> None:
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         send_spans()
     events.add_sink(lambda event: show(event=type(event).__name__, **events.log_fields(event)))
     settings = get_settings()
     initialize_model_factory(settings.openai_api_key, initialize_config_manager(settings.graph_config_path))
     graph = create_workflow().compile(checkpointer=MemorySaver())
-    get_hitl_manager().bulk_update("1", enable_all=False)
+    get_hitl_manager().bulk_update("1", enable_all=bool(replies))
     tracing = CallbackHandler()
     config: Any = {"configurable": {"thread_id": "1"}, "callbacks": [tracing]}
     given: Any = GeneralState(input_content=question)
+    student = iter((NOTES, *replies))
     modes = ["updates", *filter(None, [os.environ.get("STREAM_MODE")])]
     while True:
         async for mode, told in graph.astream(given, config, stream_mode=modes):
@@ -64,10 +68,11 @@ async def main(question: str) -> None:
         state = await graph.aget_state(config)
         if not state.interrupts:
             break
-        given = Command(resume=NOTES)
+        show(to_student=state.interrupts[0].value["message"])
+        given = Command(resume=next(student))
     tracing.flush()
     show(state={name: value for name, value in state.values.items() if name != "feedback_messages"})
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

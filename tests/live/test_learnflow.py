@@ -1,21 +1,24 @@
 """LearnFlow's own graph on our layer, inside a copy of its checkout (``make live``).
 
-Needs ``LEARNFLOW_CHECKOUT`` (its folder), ``LEARNFLOW_PYTHON`` (an interpreter with its dependencies and ours),
-``LIVE_ANSWERS``, and ``LEARNFLOW_SERVE``: a command that serves the same model with llama.cpp at the port that stands
-for ``{port}``; the servers are started and killed here. ``LEARNFLOW_COMPOSE`` is a Compose 2.24 or newer, and
-``LEARNFLOW_UV`` a uv that reaches a package registry, for the tests that say so.
+Needs ``LEARNFLOW_CHECKOUT`` (its folder) and ``LEARNFLOW_PYTHON`` (an interpreter with its dependencies and ours).
+The servers are xllamacpp with the tiny model, started and killed here. ``LEARNFLOW_SERVE`` may be another command that
+serves the tiny model with llama.cpp at the port that stands for ``{port}``. ``LEARNFLOW_COMPOSE`` is a Compose 2.24 or
+newer, and ``LEARNFLOW_UV`` a uv that reaches a package registry, for the tests that name them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import tomllib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,11 @@ from learnflow_checkout import (
     PROMPTS,
     QUESTION,
     checkout,
+    deciding,
     environment,
+    free_port,
     known,
+    limit,
     llamacpp,
     service,
     watched,
@@ -41,6 +47,10 @@ pytestmark = [
     pytest.mark.skipif(any(not LIVE.get(name) for name in NEEDED), reason=f"needs {', '.join(NEEDED)}"),
 ]
 
+Seen = Callable[[dict[str, Any]], Awaitable[None]]
+NOTHING_INJECTED = {"has_injection": False, "injection_text": ""}
+AWAY_S = 5.0  # a model of several gigabytes is loaded for longer
+
 
 def chain(first: str, other: str) -> dict[str, str]:
     """Two llama.cpp servers, one after the other."""
@@ -48,25 +58,63 @@ def chain(first: str, other: str) -> dict[str, str]:
     return {**names, "LLAMACPP_BASE_URL": first, "SECOND_BASE_URL": other}
 
 
-async def run(checkout: Path, service: Any, **variables: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The state at the end of the graph, and our events (with ``STREAM_MODE=messages`` the tokens, too)."""
-    ran = await asyncio.create_subprocess_exec(
+async def run(
+    checkout: Path,
+    service: Any,
+    *replies: str,
+    log: list[str] | None = None,
+    seen: Seen | None = None,
+    **variables: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run the graph to its end.
+
+    Args:
+        checkout: LearnFlow's folder.
+        service: its prompt service.
+        replies: the student's messages after the notes. With one of them the human in the loop is on.
+        log: LearnFlow's log is appended to it.
+        seen: called with each line while the graph runs.
+        variables: the environment.
+
+    Returns:
+        The state, and our events, the messages to the student and, with ``STREAM_MODE=messages``, the tokens.
+    """
+    driver = await asyncio.create_subprocess_exec(
         LIVE["LEARNFLOW_PYTHON"],
-        str(Path(__file__).parent / "learnflow_driver.py"),
-        QUESTION,
+        *(str(Path(__file__).parent / "learnflow_driver.py"), QUESTION, *replies),
         cwd=checkout,
         env={**environment(checkout, service), **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        limit=2**20,
     )
-    out, err = await asyncio.wait_for(ran.communicate(), 300)
-    assert ran.returncode == 0, err.decode()[-3000:]
-    said = [json.loads(line) for line in out.decode().splitlines()]
-    return said[-1]["state"], [each for each in said if "event" in each or "token" in each]
+    assert driver.stdout
+    assert driver.stderr
+    errors = asyncio.create_task(driver.stderr.read())
+    lines: list[dict[str, Any]] = []
+    try:
+        async with asyncio.timeout(300):
+            async for line in driver.stdout:
+                lines.append(json.loads(line))
+                if seen:
+                    await seen(lines[-1])
+            await driver.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            driver.kill()
+        text = (await errors).decode()
+    assert driver.returncode == 0, text[-3000:]
+    if log is not None:
+        log.extend(text.splitlines())
+    return lines[-1]["state"], [each for each in lines if {"event", "token", "to_student"} & set(each)]
+
+
+def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [event for event in events if event.get("event") == name]
 
 
 def answers(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(event["provider"], event["finish"]) for event in events if event["event"] == "Answered"]
+    return [(event["provider"], event["finish"]) for event in of(events, "Answered")]
 
 
 def is_whole(state: dict[str, Any]) -> None:
@@ -83,7 +131,7 @@ async def test_its_graph_runs_to_its_end(checkout: Path, service: Any) -> None:
         state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=url)
     is_whole(state)
     assert answers(events) == [("llamacpp", "stop")] * CALLS
-    lowered = [event["why"] for event in events if event["event"] == "Adjusted"]
+    lowered = [event["why"] for event in of(events, "Adjusted")]
     assert len([why for why in lowered if "instead of 25000" in why]) == 2  # content, synthesis
     told = [each["body"] for each in service.traced if each["type"] == "generation-update"]
     assert len(told) == CALLS
@@ -102,7 +150,7 @@ async def test_the_first_server_is_killed_in_the_middle(checkout: Path, service:
     is_whole(state)
     assert [finish for _, finish in answers(events)] == ["stop"] * CALLS
     assert [provider for provider, _ in answers(events)] == ["llamacpp"] * 2 + ["second"] * (CALLS - 2)
-    assert [event["in_words"] for event in events if event["event"] == "Resumed"] == [False]
+    assert [event["in_words"] for event in of(events, "Resumed")] == [False]
 
 
 async def test_recorded_and_replayed_with_no_server(checkout: Path, service: Any, tmp_path: Path) -> None:
@@ -144,6 +192,119 @@ async def test_spans_reach_langfuse_by_otlp(checkout: Path, service: Any) -> Non
     sent = b"".join(bodies)
     assert sent.count(b"gen_ai.request.model") >= CALLS
     assert known(PROMPTS["answer_question"]).encode() not in sent, "no answers, unless they are asked for"
+
+
+def named(requests: list[str], schema: str) -> list[str]:
+    """Return the bodies that ask for this schema."""
+    return [body for body in requests if f'"name": "{schema}"' in body]
+
+
+async def test_a_student_edits_twice_with_a_question_in_between(checkout: Path, service: Any) -> None:
+    """The edit node asks for a second schema right after its own decision, which is an assistant message."""
+    text = known(PROMPTS["synthesis_material"])
+    edits = [("keeping information safe", "protecting data"), ("secret algorithms", "obscurity")]
+    student = [
+        "Say it shorter, please",
+        "Now the last words of the text",
+        "That is all, thank you",
+        "Use these, please",
+    ]
+    async with llamacpp() as (url, _):
+        with deciding(
+            url,
+            InjectionResult=[NOTHING_INJECTED],
+            ActionDecision=[{"action_type": each} for each in ("edit", "message", "edit", "complete")],
+            EditDetails=[
+                {"old_text": old, "new_text": new, "continue_editing": number == 0}
+                for number, (old, new) in enumerate(edits)
+            ],
+            EditMessageDetails=[{"content": "Which words?"}],
+            QuestionsHITL=[{"next_step": "finalize", "questions": ["What is a collision?"]}],
+        ) as proxy:
+            state, events = await run(checkout, service, *student, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    assert (state["synthesized_material"], state["edit_count"]) == (text, 2)
+    shown = [each["to_student"] for each in events if "to_student" in each]
+    assert shown[2:4] == [["Which words?"], ["Правка внесена. Какие еще изменения нужны?"]]
+    schemas = ("ActionDecision", "EditDetails", "EditMessageDetails")
+    assert [len(named(proxy.requests, schema)) for schema in schemas] == [4, 2, 1], "each is requested once"
+    assert of(events, "Failed") == []
+    assert len(state["questions_and_answers"]) == len(json.loads(known(PROMPTS["generating_questions"]))["questions"])
+
+
+async def test_a_student_has_the_questions_changed(checkout: Path, service: Any) -> None:
+    changed = ["What is a key pair?", "Why is factoring hard?"]
+    async with llamacpp() as (url, _):
+        with deciding(
+            url,
+            InjectionResult=[NOTHING_INJECTED],
+            ActionDecision=[{"action_type": "complete"}],
+            QuestionsHITL=[{"next_step": step, "questions": changed} for step in ("clarify", "finalize")],
+        ) as proxy:
+            student = ["The text is good", "Two questions are enough", "Now they are good"]
+            state, events = await run(checkout, service, *student, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
+    asked = json.loads(known(PROMPTS["generating_questions"]))["questions"]
+    shown = ["\n".join(each["to_student"]) for each in events if "to_student" in each]
+    assert all(question in shown[2] for question in asked)
+    assert all(question in shown[3] for question in changed)
+    answer = known(PROMPTS["answer_question"])
+    assert sorted(state["questions_and_answers"]) == sorted(f"## {question}\n\n{answer}" for question in changed)
+    assert of(events, "Failed") == []
+
+
+async def test_a_guard_that_is_cut_is_not_asked_the_same_again(checkout: Path, service: Any) -> None:
+    """LearnFlow lets the text pass then: its log has the limit that was too low."""
+    limit(checkout, security_guard=8)
+    log: list[str] = []
+    async with llamacpp() as (url, _):
+        with deciding(url, InjectionResult=[NOTHING_INJECTED]) as proxy:
+            state, _ = await run(checkout, service, log=log, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
+    is_whole(state)
+    guarded = named(proxy.requests, "InjectionResult")
+    assert guarded
+    assert len(set(guarded)) == len(guarded), "the same request at temperature 0 is cut at the same place"
+    (line,) = [each for each in log if "Security check failed" in each]
+    assert re.search(r"max_tokens\D*8\b|\b8 tokens", line)
+
+
+async def test_a_name_that_is_cut_is_used_as_it_is(checkout: Path, service: Any) -> None:
+    limit(checkout, input_processing=3)
+    async with llamacpp() as (url, _):
+        with deciding(url) as proxy:
+            state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
+    is_whole(state)
+    assert len([body for body in proxy.requests if '"max_tokens": 3' in body]) == 1
+    assert [event["max_tokens"] for event in of(events, "Truncated")] == [3]
+    assert answers(events) == [("llamacpp", "stop"), ("llamacpp", "length"), *[("llamacpp", "stop")] * (CALLS - 2)]
+    assert state["display_name"]
+    assert state["display_name"] not in QUESTION, "it is the model's, not the first words of the question"
+
+
+async def test_the_only_server_restarts_in_the_middle_of_the_synthesis(checkout: Path, service: Any) -> None:
+    port, tokens = free_port(), 0
+    async with contextlib.AsyncExitStack() as servers:
+        url, server = await servers.enter_async_context(llamacpp(port))
+
+        async def restart(line: dict[str, Any]) -> None:
+            nonlocal tokens
+            tokens += line.get("of") == "synthesis_material"
+            if line.get("of") == "synthesis_material" and tokens == 20:
+                server.kill()
+                await server.wait()
+                await asyncio.sleep(AWAY_S)
+                await servers.enter_async_context(llamacpp(port))
+
+        one = {"LLM_PROVIDER": "llamacpp", "LLAMACPP_BASE_URL": url, "STREAM_MODE": "messages"}
+        state, events = await run(checkout, service, seen=restart, **one)
+    is_whole(state)
+    assert "".join(each["token"] for each in events if each.get("of") == "synthesis_material") == known(
+        PROMPTS["synthesis_material"]
+    )
+    assert all(event["characters"] > 0 for event in of(events, "Resumed"))
+    assert len(of(events, "Resumed")) == 1
+    assert answers(events) == [("llamacpp", "stop")] * CALLS
 
 
 @pytest.mark.skipif(not LIVE.get("LEARNFLOW_UV"), reason="needs LEARNFLOW_UV")

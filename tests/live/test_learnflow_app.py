@@ -46,18 +46,20 @@ RESUMED = ["synthesis_material", "generating_questions", *["answer_question"] * 
 
 @pytest.fixture
 def changed(checkout: Path) -> Path:
-    """The checkout with the two changes that docs/learnflow.md suggests beside the import."""
+    """The checkout with the changes that docs/learnflow.md suggests beside the import."""
     for file, before, after in (
         ("nodes/answers.py", "генерации ответа:** {str(e)}", "генерации ответа:** {public_message(e)}"),
         ("api/main.py", '"service": "learnflow-ai"}', '"service": "learnflow-ai", "llm": await health()}'),
+        ("api/main.py", "Processing error: {str(e)}", "Processing error: {public_message(e)}"),
     ):
         path = checkout / "learnflow" / file
         text = path.read_text(encoding="utf-8")
         assert before in text
         imported = "from ..llm.integrations.learnflow import health, public_message\n"
-        path.write_text(
-            text.replace(before, after).replace("import logging\n", f"import logging\n{imported}", 1), "utf-8"
-        )
+        text = text.replace(before, after)
+        if imported not in text:
+            text = text.replace("import logging\n", f"import logging\n{imported}", 1)
+        path.write_text(text, "utf-8")
     return checkout
 
 
@@ -227,7 +229,7 @@ async def test_the_students_text_shows_no_hint_of_ours(changed: Path, service: A
     async with (
         llamacpp() as (url, server),
         watched(url, "answer_question", 1, server.kill) as address,
-        learnflow(changed, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=address) as app,
+        learnflow(changed, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=address, LLM_PATIENCE="1") as app,
     ):
         assert "конспекты" in await app.lesson("1", QUESTION)
         assert "Готово" in await app.lesson("1", NOTES)
@@ -237,3 +239,13 @@ async def test_the_students_text_shows_no_hint_of_ours(changed: Path, service: A
     assert "Попробуйте ещё раз" in text
     assert "LLAMACPP_BASE_URL" not in text
     assert "127.0.0.1" not in text
+
+
+async def test_the_response_of_process_shows_no_hint_of_ours(changed: Path, service: Any) -> None:
+    nowhere = {"LLM_PROVIDER": "llamacpp", "LLAMACPP_BASE_URL": f"http://127.0.0.1:{free_port()}", "LLM_PATIENCE": "1"}
+    async with learnflow(changed, service, **nowhere) as app:
+        response = await app.client.post("/process", json={"thread_id": "1", "message": QUESTION})
+    assert response.status_code == 500
+    assert response.json()["detail"].startswith("Processing error: Модель")
+    assert "LLAMACPP_BASE_URL" not in response.text
+    assert "127.0.0.1" not in response.text

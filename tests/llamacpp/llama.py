@@ -31,6 +31,9 @@ HANG_S: Final = 30.0  # what takes longer hangs: a bound of polls, not of speed
 ENDLESS: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
 
 
+_of_tests: Final = set[int]()  # pids of the servers that the fixtures started
+
+
 class LlamaServer:
     """A llama.cpp server with the tiny model, started as the embedded provider starts it.
 
@@ -55,6 +58,7 @@ class LlamaServer:
             stderr=self._log,
         )
         self.pid = self.process.pid
+        _of_tests.add(self.pid)
         config = {"model": str(MODEL), "alias": "tiny", "context": context, "slots": slots, "threads": threads}
         assert self.process.stdin
         assert self.process.stdout
@@ -142,11 +146,23 @@ def runs(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"], ["X"])
 
 
+def ended(pid: int) -> bool:
+    """Return whether a child of this process has ended with all its threads."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # the provider waited for it
+        return True
+
+
 def server_processes(parent: int | None = None) -> list[int]:
-    """Return the pids of the embedded servers among the children of a process; this process by default."""
+    """Return the pids of the embedded providers' servers: children of a process, by default of this one."""
     parent = os.getpid() if parent is None else parent
-    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-    return [pid for pid in pids if _stat(pid)[1:2] == [str(parent)] and runs(pid) and str(PROGRAM) in command_line(pid)]
+    pids = {int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()} - _of_tests
+    return [
+        pid
+        for pid in sorted(pids)
+        if _stat(pid)[1:2] == [str(parent)] and runs(pid) and str(PROGRAM) in command_line(pid)
+    ]
 
 
 def command_line(pid: int) -> str:

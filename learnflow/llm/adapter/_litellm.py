@@ -1,7 +1,7 @@
 """The only importer of LiteLLM: its provider configurations write the request, its tables judge a refusal and price it.
 
 Everything here is a function of its arguments: no connection, no retry, no callback. What is used of LiteLLM's insides,
-each named in ``docs/internals/litellm.md`` and held by ``tests/unit/adapter/test_litellm.py``:
+each named in ``docs/internals/litellm.md`` and held by ``tests/integration/adapter/test_litellm.py``:
 
 - ``ProviderConfigManager.get_provider_chat_config``: which configuration writes for a provider and a model
 - ``get_optional_params``: our parameters as the provider's own

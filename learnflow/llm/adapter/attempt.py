@@ -157,7 +157,7 @@ class _Attempt:
             failure = failure_of(error)
         try:
             if self._answer:
-                self._answer.end()
+                self._answer.end(broken=failure is not None)
             if failure is None:
                 return await self._completed(answer, budget)
         except Exception as error:  # noqa: BLE001  # as above: a schema's validator may raise anything
@@ -388,10 +388,10 @@ class Answer(Transcript):
         split = self._splitter.feed(delta.text) if delta.text else Delta()
         self._show(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
-    def end(self) -> None:
-        """Emit what was held back: the response has ended, complete or not."""
+    def end(self, *, broken: bool) -> None:
+        """Emit what was held back: the response has ended; ``broken``: before the answer was complete."""
         self._ended_at = asyncio.get_running_loop().time()
-        self._show(self._splitter.end())
+        self._show(self._splitter.end(broken=broken))
 
     def _show(self, delta: Delta) -> None:
         if self._splitter.leaked and self.text:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, aclosing
 from types import SimpleNamespace
 from typing import Any
 
-from .. import errors
+from .. import errors, events
 from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
 from ..completion import Completion, Finished, TextDelta, Waiting
@@ -31,6 +31,7 @@ async def ask(options: SimpleNamespace) -> int:
     if options.system:
         more["system"] = options.system
     provider = get_provider(options.provider)
+    remove = events.add_sink(_nothing_configured)
     try:
         if options.json:
             with progress(_waits(provider)):
@@ -41,7 +42,15 @@ async def ask(options: SimpleNamespace) -> int:
     except errors.ModelNotFound as error:
         error.hint = await _instead(provider, error) or error.hint
         raise
+    finally:
+        remove()
     return 0
+
+
+def _nothing_configured(event: events.LogEvent) -> None:
+    """Tell a person that a small model answers, because no other was named or found."""
+    if isinstance(event, events.NothingConfigured):
+        say(f"no server answers: using {event.provider} with the model {event.model}. {event.hint}")
 
 
 async def _instead(router: RouterProvider, error: LLMError) -> str:
@@ -60,8 +69,8 @@ async def _streamed(provider: LLMProvider, prompt: str, more: dict[str, Any]) ->
     with ExitStack() as waiting:
         show = waiting.enter_context(progress(_waits(provider)))
         try:
-            async with aclosing(provider.stream(prompt, **more).events()) as events:
-                async for event in events:
+            async with aclosing(provider.stream(prompt, **more).events()) as stream:
+                async for event in stream:
                     match event:
                         case Waiting():
                             show(description=_waiting(event))

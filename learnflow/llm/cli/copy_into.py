@@ -1,7 +1,8 @@
 """``copy-into``: this package as a folder of LearnFlow's tree, and what else has to change there.
 
 Must never import LearnFlow or a provider, nor write anything outside the copied folder.
-The copy carries ``requirements.txt``, for ``uv add -r``, and ``VERSION``: its sums, as ``sha256sum -c`` reads them.
+The copy carries three files of its own: ``requirements.txt`` for ``uv add -r``, ``ruff.toml``, which excludes the copy
+from LearnFlow's ``ruff format``, and ``VERSION`` with its sums, as ``sha256sum -c`` reads them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ HERE: Final = Path(__file__).resolve().parent.parent
 NAME: Final = "learnflow-llm"
 VERSION: Final = "VERSION"
 REQUIREMENTS: Final = "requirements.txt"
+# LearnFlow formats with ruff's defaults: without it, `ruff format learnflow/` would edit most files of the copy.
+RUFF: Final = ("ruff.toml", b'cache-dir = "../../.ruff_cache"\nexclude = ["*"]\n')
 # Below 1, as the Langfuse that LearnFlow has wants it: uv resolves the lock anew, and would take the newest.
 _LANGCHAIN: Final = "langchain-core<1,>=0.3.72"
 IMPORT: Final = (
@@ -107,6 +110,7 @@ def _look(folder: Path) -> _Copy:
     package = _files(HERE)
     if REQUIREMENTS not in package:  # a copy has them, and may be where nothing of ours is installed
         package[REQUIREMENTS] = "".join(f"{each}\n" for each in _requirements()).encode()
+        package.update([RUFF])
     recorded = _recorded(folder)
     ours = recorded if folder == HERE else _sums(package)
     return _Copy(folder, package, ours, _sums(_files(folder)), recorded)

@@ -14,13 +14,14 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -48,6 +49,8 @@ _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before
 _STOP_S: Final = 2.0  # for a server that is told to stop
 _MAX_LOG_LINES: Final = 2000  # of one server at DEBUG; the rest is read and dropped
 _MAX_LOG_CHARS: Final = 300
+_ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
+_MAX_TOKENS: Final = 2**31 - 1  # of all slots together: a C int
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes of a process that the kernel killed
 _EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
@@ -140,7 +143,7 @@ class EmbeddedServer:
 
     def _start(self, ready: Future[str], within: float) -> None:
         try:
-            address = self._started(within)
+            address = self._started(ready, within)
         except LLMError as error:
             self._failed_at = monotonic()
             ready.set_exception(error)
@@ -153,22 +156,23 @@ class EmbeddedServer:
             self._failed_at = None
             ready.set_result(address)
 
-    def _started(self, within: float) -> str:
+    def _started(self, ready: Future[str], within: float) -> str:
         """Start the process and return its address once it is ready."""
+        # -P: the folder of the program has modules named like libraries
+        command = [sys.executable, "-P", str(_PROGRAM)]
+        pipe = subprocess.PIPE
         with _spawning:
-            process = self._process = subprocess.Popen(  # noqa: S603  # a program of ours
-                [
-                    sys.executable,
-                    "-P",
-                    str(_PROGRAM),
-                ],  # -P: the folder of the program has modules called like libraries
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-            )
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
+        with self._lock:
+            before, stopped = self._process, self._ready is not ready
+            self._process = None if stopped else process
+        if before and before.stdin:  # it died
+            before.stdin.close()
+        if stopped:
+            self._end(process)
+            raise errors.ConnectionFailed("the embedded server was stopped while it started")
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
-        log_lines = deque[str](maxlen=1)
+        log_lines = list[str]()
         reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
         reader.start()
         late = threading.Timer(within, process.kill)
@@ -187,6 +191,14 @@ class EmbeddedServer:
         self._end(process)
         reader.join(_STOP_S)
         raise _start_failure(process.returncode, str(said.get("error", "")), log_lines)
+
+    def ended(self) -> bool:
+        """Return whether the process ends within a moment: it refuses connections before it can be waited for."""
+        process = self._process
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+        return not self._alive()
 
     def leave(self, transport: EmbeddedTransport) -> str | None:
         """Stop the server if no other transport uses it. Return the address that it had, None if it still runs."""
@@ -245,20 +257,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_spawning.acquire, after_in_parent=_spawning.release, after_in_child=_after_fork)
 
 
-def _read_log(pipe: IO[bytes], last: deque[str]) -> None:
-    """Read llama.cpp's log until its end: the lines go to DEBUG, the last one is kept for an error."""
+def _read_log(pipe: IO[bytes], cause: list[str]) -> None:
+    """Read llama.cpp's log until its end: the lines go to DEBUG. Keep the line that explains a failed start.
+
+    It is the first error, because the following ones only repeat that the model was not loaded; else the last line.
+    """
     for number, raw in enumerate(iter(lambda: pipe.readline(_MAX_LOG_CHARS), b"")):
         text = printable(raw.decode("utf-8", "replace").strip(), _MAX_LOG_CHARS)
-        if text:
-            last.append(text)
+        if text and not (cause and _ERROR_LINE.match(cause[0])):
+            cause[:] = [text]
         if number < _MAX_LOG_LINES:
             log.line("debug", "llm.embedded_log", text=text)
     pipe.close()
 
 
-def _start_failure(code: int | None, message: str, log_lines: deque[str]) -> LLMError:
+def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLMError:
     """Return the error for a server that ended before it was ready."""
-    line = log_lines[-1] if log_lines else printable(message, _MAX_LOG_CHARS)
+    line = _ERROR_LINE.sub("", log_lines[0]) if log_lines else printable(message, _MAX_LOG_CHARS)
     if code in _KILLED:
         return errors.ConnectionFailed(
             "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT is over",
@@ -267,7 +282,8 @@ def _start_failure(code: int | None, message: str, log_lines: deque[str]) -> LLM
         )
     return errors.ConnectionFailed(
         f"the embedded server ended before it was ready ({line or 'without a log'})",
-        hint="Check EMBEDDED_MODEL and the free memory; the log is at DEBUG (event llm.embedded_log)",
+        hint="Check EMBEDDED_MODEL and the free memory: EMBEDDED_CONTEXT and EMBEDDED_SLOTS decide how much it needs. "
+        "The log is at DEBUG (event llm.embedded_log)",
     )
 
 
@@ -293,6 +309,14 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         """Send a request, or answer a page of a server that does not run. Raises an LLMError."""
         if request.method == "GET" and self.stopped:
             return self._page(request.url.path)
+        try:
+            return await self._sent(request)
+        except httpx.ConnectError:  # nothing was sent
+            if not await asyncio.to_thread(self.server.ended):
+                raise
+            return await self._sent(request)
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.started())
         if request.url.path == llamacpp.SPEC.load_path:
             return httpx.Response(200, json={"success": True})
@@ -372,7 +396,11 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {self.spec.env_url[0]}, {self.spec.env_key[0]} and {self.spec.env_vision_model}. "
                 "For a server that runs already use LLM_PROVIDER=llamacpp",
             )
-        numbers = {"context": context or own.context, "slots": slots or own.slots, "threads": threads or own.threads}
+        numbers = {
+            "context": own.context if context is None else context,
+            "slots": own.slots if slots is None else slots,
+            "threads": own.threads if threads is None else threads,
+        }
         for name, value in numbers.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise NotConfigured(f"{name}= must be a whole number from 1", provider=self.spec.name)
@@ -391,6 +419,9 @@ class EmbeddedProvider(BaseProvider):
                 slots=numbers["slots"] or _DEFAULT_SLOTS,
                 threads=numbers["threads"] or available_cores(),
             )
+            if config.context * config.slots > _MAX_TOKENS:
+                what = f"context= times slots= is {config.context * config.slots} tokens"
+                raise NotConfigured(what, provider=self.spec.name, hint=f"At most {_MAX_TOKENS} are possible")
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)
@@ -418,8 +449,11 @@ class EmbeddedProvider(BaseProvider):
 
     async def prepare(self) -> None:
         """Import LiteLLM and start the server; return when the server is ready. Raises an LLMError."""
-        starts = [self._explained(self._transport.started(), self.model)] if self._transport else []
-        await asyncio.gather(super().prepare(), *starts)
+        await asyncio.gather(super().prepare(), self._started())
+
+    async def _started(self) -> None:
+        if self._transport:
+            await self._explained(self._transport.started(), self.model)
 
     async def aclose(self) -> None:
         """Close its connections, and stop the server if no other provider uses it; a later request starts it again."""

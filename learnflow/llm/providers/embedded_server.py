@@ -32,11 +32,13 @@ def _parameters(x: Any, config: dict[str, Any]) -> Any:
     p.n_parallel = config["slots"]
     p.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
     p.cpuparams.n_threads = config["threads"]
+    p.cpuparams.poll = 0  # threads that wait for work sleep: two servers on the same cores starved each other
     p.hostnames = ["127.0.0.1"]
     p.port = 0  # the kernel chooses
     p.api_keys = [config["key"]]
     p.use_jinja = True
     p.endpoint_slots = True
+    p.fit_params = False  # a context that does not fit is an error, instead of a smaller one in silence
     if hasattr(p, "ui"):  # xllamacpp 2026.5 has none
         p.ui = False
     return p

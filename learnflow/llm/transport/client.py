@@ -342,7 +342,7 @@ def _left_over(response: httpx.Response) -> bool:
     """Whether the server sent more than the answer that it announced.
 
     h11 keeps such bytes for the next answer on the connection. Neither httpcore nor httpx shows them, so they are
-    looked for where httpcore 1.0 has them (``tests/unit/transport/test_network.py`` sends some).
+    looked for where httpcore 1.0 has them (``tests/integration/transport/test_network.py`` sends some).
     """
     stream: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):

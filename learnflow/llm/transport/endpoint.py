@@ -248,7 +248,11 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
         error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
-    elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not complete:
+    elif (
+        isinstance(error, errors.Misconfigured | errors.ConnectionFailed)
+        and error.hint
+        and not (complete or spec.starts_server)
+    ):
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         known = spec.default_url and spec.title != spec.name  # else its title is no name of a program

@@ -25,8 +25,8 @@ class Connections(httpx.AsyncHTTPTransport):
     """httpx's connections, opened by our own backend.
 
     httpx has no argument for the backend of its pool, so it is put where httpcore keeps it (0.28.1 and 1.0.9; should
-    either move it, ``tests/unit/transport/test_network.py`` fails). A subclass, so that vcrpy, which replaces a method
-    of httpx's, can play.
+    either move it, ``tests/integration/transport/test_network.py`` fails). A subclass, so that vcrpy, which replaces
+    a method of httpx's, can play.
 
     Args:
         scheme: "http" or "https".

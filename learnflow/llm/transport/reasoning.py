@@ -78,8 +78,15 @@ class ReasoningSplitter:
         self._state = "answer"
         return self._settle() + self._take(len(self._rest))
 
-    def end(self) -> Delta:
-        """What was still waiting: thinking where a tag was left open, answer otherwise."""
+    def end(self, *, broken: bool = False) -> Delta:
+        """Return what was still held back: thinking if a tag was left open, answer otherwise.
+
+        Args:
+            broken: the answer is incomplete. A part of an opening tag is dropped then: as text it could not be
+                continued, because the rest of the tag and the thinking would follow it.
+        """
+        if broken and self._state == "begin" and self._rest.strip():
+            return Delta()
         if self._state == "answer" and not self._settled and self._rest.startswith(_CLOSE):
             closed = self._close(0, over=True)
             return Delta(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)

@@ -151,3 +151,16 @@ def test_diff_and_check_together_say_that_something_differs(root: Path) -> None:
     assert cli.main(["copy-into", str(root)]) == 0
     (root / "learnflow" / "llm" / "sync.py").write_text("edited = True\n", encoding="utf-8")
     assert cli.main(["copy-into", "--check", "--diff", str(root)]) == 1
+
+
+def test_ruff_of_learnflow_leaves_the_copy_as_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its Makefile formats and fixes all of ``learnflow/`` with ruff's defaults."""
+    pytest.importorskip("ruff", reason="the tests with the newest LiteLLM have no ruff")
+    (root / "learnflow" / "theirs.py").write_text("import os\nx = 'one'\n", encoding="utf-8")
+    assert cli.main(["copy-into", str(root)]) == 0
+    for words in (["check", "--fix"], ["format"]):
+        command = [sys.executable, "-m", "ruff", *words, "learnflow/"]
+        assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    assert (root / "learnflow" / "theirs.py").read_text(encoding="utf-8") == 'x = "one"\n'
+    finish(root)
+    assert cli.main(["copy-into", "--check", str(root)]) == 0

@@ -6,11 +6,11 @@ import json
 import os
 import pty
 import re
-import select
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from test_cli import serving
@@ -32,25 +32,26 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
 
 
 def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> tuple[str, int]:
-    """What a terminal of so many columns gets, stdout and stderr together, and the exit code."""
+    """Run a command of the command line on a terminal; return stdout and stderr together, and the exit code."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **more}
-    command = [sys.executable, "-m", "learnflow.llm", *arguments]
-    ran = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    said, over = b"", time.monotonic() + 60
-    while time.monotonic() < over:
-        if not select.select([ours], [], [], 60)[0]:
-            break
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # the other side has gone
-            break
-        if not data:
-            break
-        said += data
+    written: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # the other side was closed
+            while data := os.read(ours, 65536):
+                written.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(theirs, "w", encoding="utf-8", buffering=1) as terminal:
+        for name, value in ({"TERM": "xterm-256color", "COLUMNS": str(columns)} | more).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        code = cli.main(list(arguments))
+    reader.join(60)
     os.close(ours)
-    return said.decode(errors="replace"), ran.wait(60)
+    return b"".join(written).decode(errors="replace"), code
 
 
 def plain(text: str) -> list[str]:
@@ -74,18 +75,21 @@ def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) 
     assert "ready" in shown
 
 
-def test_a_pipe_gets_rows_without_colours(server: FaultServer) -> None:
+def test_pipe_gets_one_row_per_model_without_colours(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     server.tells["/api/tags"] = {"models": [{"name": LONG * 3}]}
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "learnflow.llm", "models"], capture_output=True, text=True, check=False, env=environment
-    )
-    rows = [line for line in ran.stdout.splitlines() if line.startswith("ollama")]
-    assert (len(rows), LONG * 3 in rows[0], ran.stderr) == (1, True, "")
-    assert "\x1b" not in ran.stdout
+    monkeypatch.delenv("COLUMNS")
+    assert cli.main(["models"]) == 0
+    out, err = capfd.readouterr()
+    rows = [line for line in out.splitlines() if line.startswith("ollama")]
+    assert (len(rows), LONG * 3 in rows[0], err) == (1, True, "")
+    assert "\x1b" not in out
 
 
-def test_what_a_model_says_cannot_drive_the_terminal(server: FaultServer) -> None:
+def test_answer_cannot_drive_terminal_and_reaches_pipe_unchanged(
+    server: FaultServer, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     server.pieces = [EVIL]
     shown, _ = on_a_terminal("ask", "hi", "-m", "fault-model")
     answer = next(line for line in shown.splitlines() if "owned" in line)
@@ -93,10 +97,8 @@ def test_what_a_model_says_cannot_drive_the_terminal(server: FaultServer) -> Non
     assert answer == "\\x1b]0;owned\\x07\\x1b[2J\\x0d\\x9b31m\\u202egnp.exe\\u2066 ok \\u2028é🦊".replace(
         "\\x0d", "\\r"
     )
-    ran = subprocess.run(
-        [sys.executable, "-m", "learnflow.llm", "ask", "hi", "-m", "fault-model"], capture_output=True, check=False
-    )
-    assert b"\x1b]0;owned\x07" in ran.stdout  # a pipe gets it as it is
+    assert cli.main(["ask", "hi", "-m", "fault-model"]) == 0
+    assert b"\x1b]0;owned\x07" in capfdbinary.readouterr().out
 
 
 def test_json_is_ascii(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,14 +116,16 @@ def test_every_character_that_drives_a_terminal_is_an_escape() -> None:
         assert terminal.shown(chr(code)).isprintable()
 
 
-def test_who_waits_sees_that_something_goes_on_and_a_program_does_not(server: FaultServer) -> None:
+def test_wait_for_first_token_is_shown_on_terminal_and_not_in_pipe(
+    server: FaultServer, capfd: pytest.CaptureFixture[str]
+) -> None:
     server.fault = Fault("slow", seconds=0.05)
     shown, code = on_a_terminal("ask", "hi", "-m", "fault-model")
     assert code == 0
     assert "ollama: waiting for the first token" in shown
     assert plain(shown)[-1].endswith("lazy dog.")
-    ran = subprocess.run([sys.executable, "-m", "learnflow.llm", "ask", "hi"], capture_output=True, check=False)
-    assert ran.stderr == b""
+    assert cli.main(["ask", "hi"]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_who_waits_for_a_load_sees_that_it_is_one(server: FaultServer) -> None:

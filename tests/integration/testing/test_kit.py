@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-from support import provider_for
+from support import provider_for, serving
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
 from learnflow.llm.completion import Completion, ServedModel
@@ -105,17 +105,21 @@ async def ask(what):
 """
 
 
-async def _cassettes(folder: Path) -> None:
-    async with FaultServer("llamacpp", ["an", "swer"]) as server:
-        with recording(folder):
-            await provider_for(server).generate("hi", temperature=0)
-            await provider_for(server).generate("again", temperature=0)
+def _cassettes(folder: Path) -> None:
+    server = FaultServer("llamacpp", ["an", "swer"])
+    with serving(server), recording(folder):
+        for prompt in ("hi", "again"):
+            asyncio.run(provider_for(server).generate(prompt, temperature=0))
 
 
 def run(pytester: pytest.Pytester, tests: str, *options: str, **settings: str) -> pytest.RunResult:
-    pytester.makeini("\n".join(["[pytest]", "asyncio_mode = auto", *(f"{k} = {v}" for k, v in settings.items())]))
+    """Run the tests of an application in this process, where LiteLLM is imported already."""
+    loop = {"asyncio_mode": "auto", "asyncio_default_fixture_loop_scope": "function"}
+    pytester.makeini("\n".join(["[pytest]", *(f"{name} = {value}" for name, value in (loop | settings).items())]))
     pytester.makepyfile(test_app=APPLICATION.format(tests=tests))
-    return pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # the others take seconds to import
+        return pytester.runpytest_inprocess("-p", "asyncio", "-p", "learnflow_llm", *options)
 
 
 @pytest.fixture
@@ -125,10 +129,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-async def test_the_plugin_replays_and_fails_what_was_missing_or_left(
+def test_the_plugin_replays_and_fails_what_was_missing_or_left(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
-    await _cassettes(pytester.path / "cassettes")
+    _cassettes(pytester.path / "cassettes")
     ran = run(
         pytester,
         """
@@ -156,7 +160,7 @@ async def test_swallowed(llm_replay):
     assert "LLM_REPLAY" not in ran.stdout.str()
 
 
-async def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
+def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
     test = """
 async def test_it(llm_replay):
     assert await ask("hi") == "answer"
@@ -164,9 +168,10 @@ async def test_it(llm_replay):
     stale = pytester.path / "cassettes" / "test_app" / "test_it" / "llamacpp" / "stale.yaml"
     stale.parent.mkdir(parents=True)
     stale.write_text("interactions: []\n", encoding="utf-8")
-    async with FaultServer("llamacpp", ["an", "swer"]) as server:
+    server = FaultServer("llamacpp", ["an", "swer"])
+    with serving(server):
         environment.setenv("LLAMACPP_BASE_URL", server.base_url)
-        ran = await asyncio.to_thread(run, pytester, test, "--llm-record")
+        ran = run(pytester, test, "--llm-record")
     ran.assert_outcomes(passed=1)
     assert not stale.exists()
     environment.delenv("LLAMACPP_BASE_URL")
@@ -197,7 +202,9 @@ def test_light():
     assert "learnflow.llm.testing.plugin" in sys.modules
     assert not {"litellm", "httpx", "pydantic_settings", "yaml"} & set(sys.modules)
 """)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    others = ("langsmith_plugin", "hypothesispytest", "codspeed", "recording", "benchmark", "syrupy", "socket", "xdist")
+    ran = pytester.runpytest_subprocess(*(word for name in others for word in ("-p", f"no:{name}")))
+    ran.assert_outcomes(passed=1)
 
 
 async def test_a_script_refuses_what_a_real_provider_refuses() -> None:
@@ -226,7 +233,7 @@ def test_a_marker_without_a_folder_is_explained(pytester: pytest.Pytester) -> No
     ran.stdout.fnmatch_lines(["*llm_replay wants one folder*"])
 
 
-async def test_a_failing_test_makes_no_cassettes_and_a_shared_folder_loses_none(
+def test_a_failing_test_makes_no_cassettes_and_a_shared_folder_loses_none(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
     test = """
@@ -241,9 +248,10 @@ async def test_wrong(llm_replay):
     mine = pytester.path / "shared" / "mine.yaml"
     mine.parent.mkdir()
     mine.write_text("mine: 1\n", encoding="utf-8")
-    async with FaultServer("llamacpp", ["an", "swer"]) as server:
+    server = FaultServer("llamacpp", ["an", "swer"])
+    with serving(server):
         environment.setenv("LLAMACPP_BASE_URL", server.base_url)
-        ran = await asyncio.to_thread(run, pytester, test, "--llm-record", llm_no_model_calls="true")
+        ran = run(pytester, test, "--llm-record", llm_no_model_calls="true")
     ran.assert_outcomes(passed=2, failed=1)
     assert mine.exists()
     assert len(list((pytester.path / "shared" / "llamacpp").glob("*.yaml"))) == 2

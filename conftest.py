@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from learnflow.llm import discovery, settings
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport.endpoint import endpoint
 
 
@@ -60,15 +61,22 @@ def events_seen() -> Iterator[list[object]]:
 
 
 @pytest.fixture
-def usual(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Where each local server usually is: row -> address; nobody is there until a test says so. No container."""
-    places = {
-        name: f"http://127.0.0.1:{closed_port()}" for name, spec in SPECS.items() if spec.default_url and spec.local
-    }
+def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Give each local server a usual address where no server is until a test sets one. No container.
+
+    Each port stays bound without listening: it refuses connections, and no other process on the machine gets it.
+    """
+    held = ExitStack()
+    places = {}
+    for name in (name for name, spec in SPECS.items() if spec.default_url and spec.local):
+        port = held.enter_context(socket.socket())
+        port.bind(("127.0.0.1", 0))
+        places[name] = f"http://127.0.0.1:{port.getsockname()[1]}"
 
     def elsewhere() -> dict[str, Any]:
         return {name: replace(spec, default_url=places.get(name)) for name, spec in registry.places().items()}
 
     monkeypatch.setattr(discovery, "places", elsewhere)
     monkeypatch.setattr(settings, "in_container", lambda: False)
-    return places
+    with held:
+        yield places

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+import threading
 import time
 import tracemalloc
 import zlib
@@ -417,20 +418,21 @@ async def test_a_dead_name_server_keeps_nobody_else_waiting(monkeypatch: pytest.
     def dead(host: str, *more: Any, **how: Any) -> Any:
         if host == "gpu.dead.example":
             asked.append(host)
-            time.sleep(3)
+            over.wait(30)
+            ended.append(host)
         return real(host, *more, **how)
 
-    asked: list[str] = []
+    asked, ended, over = list[str](), list[str](), threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", dead)
     async with FaultServer() as server:
         first = CustomProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.3)
         port = server.root.rpartition(":")[2]
         second = CustomProvider(base_url=f"http://localhost:{port}/v1", model="m")  # which is looked up as well
-        began = time.monotonic()
         chains = [RouterProvider(first, [second]) for _ in range(16)]
         answers = await asyncio.gather(*(chain.generate("hi") for chain in chains))
+        assert ended == []  # every answer came while the name server was silent
+        over.set()
     assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
-    assert time.monotonic() - began < 2.5
     assert len(asked) == 1  # one look-up for all who wait for it
 
 
@@ -633,16 +635,18 @@ async def test_those_who_wait_for_a_place_do_not_each_wait_for_a_dead_name(monke
 
     def dead(host: str, *more: Any, **how: Any) -> Any:
         if host == "gpu.dead.example":
-            time.sleep(4)
+            over.wait(30)
+            ended.append(host)
         return real(host, *more, **how)
 
+    ended, over = list[str](), threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", dead)
     async with FaultServer() as server:
         first = LlamaCppProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.4)
         chain = RouterProvider(first, [provider_for(server)], breakers=BreakerRegistry())
-        began = time.monotonic()
         await asyncio.gather(*(chain.generate("hi") for _ in range(16)))
-    assert time.monotonic() - began < 3
+        assert ended == []  # every answer came while the name server was silent
+        over.set()
 
 
 async def test_bytes_that_httpcore_has_not_taken_yet_are_not_the_next_answer() -> None:
@@ -701,20 +705,20 @@ async def test_a_refusal_that_repeats_nothing_but_backslashes_takes_no_time() ->
 async def test_a_body_in_tiny_pieces_lets_others_go_on() -> None:
     body = b"".join(b"1\r\nx\r\n" for _ in range(60_000)) + b"0\r\n\r\n"
     answer = b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n" + body
-    longest, last = 0.0, time.monotonic()
+    turns = 0
 
     async def tick() -> None:
-        nonlocal longest, last
+        nonlocal turns
         while True:
             await asyncio.sleep(0.001)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            turns += 1
 
     async with raw_server(answer) as root:
         ticking = asyncio.create_task(tick())
         with pytest.raises(errors.ServerFailed):
             await CustomProvider(base_url=root, model="m").generate("hi")
         ticking.cancel()
-    assert longest < 0.4
+    assert turns > 10  # one or two if the body held the loop
 
 
 @pytest.mark.parametrize("encoding", ["gzip, gzip", "identity, br"])

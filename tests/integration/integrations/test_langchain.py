@@ -321,7 +321,7 @@ async def test_leaving_a_stream_frees_the_server() -> None:
         chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
         async for _ in chat.astream("hi"):
             break
-        await asyncio.wait_for(server.seen[0].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 async def test_code_that_is_not_asynchronous() -> None:
@@ -345,7 +345,7 @@ async def test_code_that_is_not_asynchronous() -> None:
 
         server.fault = Fault("stall", after=1)
         await asyncio.to_thread(left)
-        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
 
 
 async def test_what_cannot_be_put_is_said_without_its_content() -> None:

@@ -125,7 +125,7 @@ async def test_a_wrong_key_and_a_caller_who_leaves(registry: CollectorRegistry) 
         right = CustomProvider(base_url=server.base_url, model="fault-model", api_key="key-of-custom")
         async for _ in right.stream("hi"):
             break
-        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
     found = shown(registry)
     assert found["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
     assert found["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
@@ -312,7 +312,7 @@ async def test_a_request_that_fails_and_one_that_is_left(telemetry: tuple[Any, A
         server.fault = Fault("stall", after=2)
         async for _ in CustomProvider(base_url=server.base_url, model="fault-model").stream("hi"):
             break
-        await asyncio.wait_for(server.seen[-1].gone.wait(), 5)
+        await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
     attempt, request = exporter.get_finished_spans()
     assert (attempt.status.status_code, request.status.status_code) == (StatusCode.UNSET, StatusCode.UNSET)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import socket
@@ -59,17 +60,27 @@ def test_ask_prints_the_answer_and_nothing_else(server: FaultServer, capfd: pyte
     assert body["messages"][0] == {"role": "system", "content": "Be brief"}
 
 
-def test_the_log_goes_to_stderr_where_it_is_wanted(server: FaultServer) -> None:
-    command = [sys.executable, "-m", "learnflow.llm", "ask", "hi", "--verbose"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.stdout == "The quick brown fox jumps over the lazy dog.\n"
-    assert "event='llm.request_completed'" in ran.stderr
+def test_verbose_writes_log_to_stderr(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before = root.level
+    monkeypatch.setattr(root, "handlers", [])  # pytest's own; a program starts without any
+    try:
+        assert cli.main(["ask", "hi", "--verbose"]) == 0
+    finally:
+        root.setLevel(before)
+    out, err = capsys.readouterr()
+    assert out == "The quick brown fox jumps over the lazy dog.\n"
+    assert "event='llm.request_completed'" in err
 
 
-def test_an_encoding_that_lacks_a_letter_breaks_no_answer(server: FaultServer) -> None:
+def test_prompt_from_pipe_is_answered_although_encoding_lacks_letters(server: FaultServer) -> None:
+    """Run a process of its own: the encoding of its stdout is what is tested."""
     server.pieces = ["Привет", " мир"]
     ran = subprocess.run(
-        [sys.executable, "-m", "learnflow.llm", "ask", "hi"],
+        [sys.executable, "-m", "learnflow.llm", "ask", "-"],
+        input="from a pipe",
         capture_output=True,
         text=True,
         timeout=60,
@@ -78,6 +89,7 @@ def test_an_encoding_that_lacks_a_letter_breaks_no_answer(server: FaultServer) -
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("\\u041f")
+    assert server.seen[0].body["messages"][-1]["content"] == "from a pipe"
 
 
 def test_json_says_everything_known(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,20 +99,6 @@ def test_json_says_everything_known(server: FaultServer, capsys: pytest.CaptureF
     assert (said["finish"], said["reasoning"], said["provider"]) == ("stop", "hm", "llamacpp")
     assert said["model"] == {"asked": "fault-model", "served": "fault-model"}
     assert said["usage"]["completion_tokens"] == 7
-
-
-def test_the_prompt_may_come_from_a_pipe(server: FaultServer) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "learnflow.llm", "ask", "-"],
-        input="from a pipe",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (ran.returncode, ran.stdout) == (0, "The quick brown fox jumps over the lazy dog.\n")
-    assert ran.stderr == ""
-    assert server.seen[0].body["messages"][-1]["content"] == "from a pipe"
 
 
 def test_a_reader_who_leaves_is_no_error(server: FaultServer) -> None:

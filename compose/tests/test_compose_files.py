@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dotenv import dotenv_values
 from support import ROOT, read_variables
 
 from learnflow.llm import get_provider, settings
@@ -257,5 +259,33 @@ def test_the_templates_are_read_as_they_are(name: str, tmp_path: Path, monkeypat
     assert settings.load().llm_local_only
     (provider,) = get_provider().providers
     assert repr(provider).startswith(f"OllamaProvider(base_url={said['OLLAMA_BASE_URL']!r}")
-    host = {"http://localhost"} if "local" in name else {"http://ollama", "http://host.docker.internal"}
+    inside = {"http://ollama", "http://llamacpp", "http://host.docker.internal"}
+    host = {"http://localhost"} if "local" in name else inside
     assert {url.rpartition(":")[0] for key, url in said.items() if key.endswith("_URL")} == host
+
+
+@pytest.mark.parametrize("page", ["docs/learnflow.md", "docs/learnflow.ru.md"])
+def test_what_is_appended_to_learnflows_files_begins_a_line(page: str, tmp_path: Path) -> None:
+    """None of its templates has a newline at its end."""
+    (tmp_path / "learnflow.llm").symlink_to(ROOT)
+    folder = tmp_path / "learnflow-ai"
+    folder.mkdir()
+    for name in (".env", ".env.local", ".gitignore"):
+        (folder / name).write_text("LAST=1", encoding="utf-8")
+    commands = re.findall(r"^.+ >> \S+$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run(["sh", "-ec", command], cwd=folder, check=True)
+    template = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / TEMPLATES[1]).read_text(encoding="utf-8"), re.MULTILINE))
+    assert dotenv_values(folder / ".env.local") == {"LAST": "1", **template}
+    own = dotenv_values(folder / ".env")
+    assert (own["LAST"], own["COMPOSE_PROFILES"]) == ("1", "local-llm")
+    assert [(folder / name).name for name in own["COMPOSE_FILE"].split(":")] == [
+        "docker-compose.yaml",
+        "learnflow.yaml",
+    ]
+    assert (folder / own["COMPOSE_FILE"].split(":")[1]).exists()
+    assert {"LAST=1", "llm.env"} <= set((folder / ".gitignore").read_text(encoding="utf-8").splitlines())
+    # How LearnFlow's scripts/local-dev.sh reads it.
+    shell = 'export $(grep -v "^#" .env.local | xargs) && printf "%s %s" "$LAST" "$LLM_PROVIDER"'
+    assert subprocess.check_output(["sh", "-ec", shell], cwd=folder, text=True) == "1 ollama"

@@ -1,0 +1,43 @@
+"""Two real llama.cpp servers as equals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from llama import ANSWERS, LlamaServer, answer
+from support import relay
+
+from learnflow.llm import RouterProvider, events
+from learnflow.llm.routing.breaker import BreakerRegistry
+
+Start = Callable[..., LlamaServer]
+IN_WORDS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # the tiny model begins to think otherwise
+
+
+async def test_requests_with_the_same_prefix_stay_together(start_llama: Start, events_seen: list[object]) -> None:
+    one, two = start_llama(slots=1), start_llama(slots=1)
+    equals = RouterProvider([one.provider(), two.provider()], breakers=BreakerRegistry())
+    materials = [f"Lesson {number}. " + f"The key {number} needs a hash. " * 40 for number in (1, 2)]
+    for number in range(12):
+        material = materials[number % 3 % 2]
+        prompt = [{"role": "system", "content": material}, {"role": "user", "content": f"Question {number}?"}]
+        await equals.complete(prompt, temperature=0, max_tokens=4, extra_body=IN_WORDS, metadata={"node": material[:8]})
+    asked = [event for event in events_seen if isinstance(event, events.Asked)]
+    places = {node: {e.address for e in asked if e.metadata["node"] == node} for node in ("Lesson 1", "Lesson 2")}
+    assert [len(each) for each in places.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["stream", "generate"])
+async def test_one_killed_with_others_waiting_and_all_are_answered(
+    start_llama: Start, how: str, events_seen: list[object]
+) -> None:
+    one, two = start_llama(slots=1), start_llama(slots=1)
+    async with relay(one.url, 30, one.killed) as url:
+        equals = RouterProvider([one.provider(url), two.provider()], breakers=BreakerRegistry())
+        known = [each for each in ANSWERS if not each.reasoning]
+        texts = await asyncio.gather(*(answer(equals, how, each.prompt) for each in known))
+    assert texts == [each.answer for each in known]
+    assert one.process.returncode == -9
+    assert any(isinstance(event, events.Resumed) for event in events_seen)
