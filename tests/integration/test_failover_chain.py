@@ -56,7 +56,7 @@ async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list
         assert await heard(chain, "stream") == TEXT
         assert len(one.seen) == 1
         failed = [event for event in events_seen if isinstance(event, events.Failed)]
-        assert [(event.provider, event.error) for event in failed] == [("vllm", "FirstTokenTimeout")]
+        assert [(event.provider, type(event.error)) for event in failed] == [("vllm", errors.FirstTokenTimeout)]
 
 
 @pytest.mark.parametrize("refusal", ["request", "filter"])
