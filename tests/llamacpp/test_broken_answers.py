@@ -53,7 +53,7 @@ async def test_two_servers_killed_in_turn_and_the_third_ends_the_answer(
     asked = [event.attempt for event in events_seen if isinstance(event, events.Asked)]
     ended = [event for event in events_seen if isinstance(event, events.Ended)]
     assert asked == [1, 2, 3]
-    assert [(event.attempts, event.resumed) for event in ended] == [(3, 2)]
+    assert [(event.attempts, event.outcome.resumed) for event in ended] == [(3, 2)]
 
 
 @pytest.mark.parametrize("prompt", ["Объясни шифрование RSA", "Explain cryptography"])
