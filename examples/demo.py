@@ -176,9 +176,9 @@ async def ask(
 def failovers_shown() -> Iterator[None]:
     """Print where the answer changes hands."""
 
-    def show(event: events.Event) -> None:
-        if isinstance(event, events.Moved):
-            print(f" [{event.provider} died: {event.error}; {event.to} goes on] ", end="", flush=True)
+    def show(event: events.LogEvent) -> None:
+        if isinstance(event, events.Failover):
+            print(f" [{event.provider} died: {type(event.error).__name__}; {event.to} goes on] ", end="", flush=True)
 
     remove = events.add_sink(show)
     try:

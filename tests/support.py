@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from learnflow.llm import LLMProvider, RouterProvider, settings
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.adapter.routable import RoutableProvider
+from learnflow.llm.adapter.routable import Facts, RoutableProvider
 from learnflow.llm.cli.main import main
 from learnflow.llm.completion import ToolCallDelta
 from learnflow.llm.errors import LLMError
@@ -146,10 +147,9 @@ JSON = '{"questions": ["one", "two", "three and four"]}'
 class Own(ScriptedProvider, RoutableProvider):
     """A provider of an application's own that goes on with a message that it began."""
 
-    @property
-    def continues(self) -> bool:
-        """It does."""
-        return True
+    def facts(self, model: str | None) -> Facts:
+        """It continues a beginning."""
+        return replace(super().facts(model), prefills=True)
 
     def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
         """What follows the beginning."""

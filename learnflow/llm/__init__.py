@@ -19,13 +19,13 @@ from .completion import (
     ReasoningDelta,
     Resumed,
     TextDelta,
-    TextStream,
     ToolCall,
     ToolCallDelta,
     Usage,
     Waiting,
 )
 from .errors import LLMError
+from .stream import TextStream
 
 if TYPE_CHECKING:
     from . import errors, events

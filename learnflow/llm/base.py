@@ -7,13 +7,15 @@ Everybody may import it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed, TextStream
-from .errors import InvalidRequest
+from .completion import Completion, Parsed
+from .errors import InvalidRequest, LLMError, Tried, bare
+from .stream import Emit, TextStream, Work
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
@@ -134,17 +136,34 @@ class Call:
         return bool(self.options.get("tools") and self.whole) or not free
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A slot in the concurrency limit of a server address, which one request holds.
+
+    Attributes:
+        address: of the server.
+        loop: the event loop of the request.
+        waited_s: seconds that the request waited for it.
+    """
+
+    address: str
+    loop: AbstractEventLoop
+    waited_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One of possibly several attempts at an answer; its repr shows no text.
+    """One attempt of a request; its repr shows no text.
 
     Attributes:
         number: of the attempt, from 1.
-        request: the number of the request in this process; 0 for one that no router sends.
-        patience: seconds to the first token, where they are fewer than the provider's own.
-        prefix: what was delivered already and is to be continued; None to begin.
-        thinking: what was thought before it.
-        metadata: whose request it is.
+        request: the number of the request in this process.
+        patience: seconds to the first token, if they are fewer than the provider's own limit.
+        prefix: the text that the attempt continues; None to begin.
+        thinking: the thinking before that text.
+        slot: the slot that the router has taken for it; None if the attempt waits for its own.
+        metadata: of the call.
+        tried: the failed attempts of the request.
     """
 
     number: int = 1
@@ -152,15 +171,16 @@ class Attempt:
     patience: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)
+    slot: Slot | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tried: list[Tried] = field(default_factory=list)
 
     @property
     def raw(self) -> str:
-        """The begun answer as the model wrote it."""
+        """The beginning of the answer as the model wrote it."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
-FIRST: Final = Attempt()
 _LABELS: Final = 16
 _LABEL: Final = 200  # characters
 
@@ -299,12 +319,19 @@ class AbstractProvider(LLMProvider):
     """``generate``, ``stream`` and ``complete``, written once over ``start``."""
 
     @abstractmethod
-    def start(self, call: Call) -> TextStream:
-        """The answer to a call, piece by piece; nothing is sent before the first one is asked for.
+    def start(self, call: Call) -> Work:
+        """The request for a call; nothing is sent before it is run.
 
         Raises:
             InvalidRequest, Unsupported: the call cannot be sent as it is.
         """
+
+    async def _whole(self, call: Call) -> Completion:
+        """The answer, for who wants no pieces: no task, no buffer."""
+        try:
+            return await self.start(call)(Emit())
+        except LLMError as error:
+            raise bare(error)  # noqa: B904  # that is what it does
 
     async def generate(
         self,
@@ -315,7 +342,7 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options],
     ) -> str:
         """The text of the answer; see ``LLMProvider.generate``."""
-        return (await self.start(Call(prompt, model, temperature, max_tokens, more, "generate")).whole()).text
+        return (await self._whole(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
 
     def stream(
         self,
@@ -326,7 +353,7 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options],
     ) -> TextStream:
         """The answer piece by piece; see ``LLMProvider.stream``."""
-        return self.start(Call(prompt, model, temperature, max_tokens, more, "stream"))
+        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
 
     async def complete(
         self,
@@ -337,4 +364,4 @@ class AbstractProvider(LLMProvider):
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
         """The answer and everything known about it; see ``LLMProvider.complete``."""
-        return await self.start(Call(prompt, model, temperature, max_tokens, more, "complete")).whole()
+        return await self._whole(Call(prompt, model, temperature, max_tokens, more, "complete"))

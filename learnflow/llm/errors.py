@@ -51,8 +51,9 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,13 @@ class LLMError(Exception):
             before and f"Tried before: {before}",
         ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
+
+    def without_text(self) -> Self:
+        """Return a copy without text of a prompt or an answer, for events."""
+        twin = copy.copy(self)
+        quoted = self.server_message if self.quotable else ""
+        vars(twin).update(partial="", thinking="", partial_calls=(), answer=None, reason="", server_message=quoted)
+        return twin
 
     def public_message(self, language: str = "ru") -> str:
         """A sentence for the end user, who can change nothing here: ``str()`` is for the operator.
@@ -481,9 +489,11 @@ class SchemaMismatch(BrokenAnswer):
     Attributes:
         reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message
             or repr shows it.
+        answer: the completion that it was.
     """
 
     public = _USELESS
 
     reason: str = ""
+    answer: Any = None
     advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"

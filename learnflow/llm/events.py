@@ -1,26 +1,36 @@
-"""What happened: frozen events, handed to sinks; the first sink is one line of structlog for each request.
+"""Log events: frozen dataclasses that go to sinks. The first sink writes one log line for each attempt.
 
-Must never hold a prompt or an answer (but for ``Said``), and never let a sink's failure reach a request.
-The adapter and the router emit; applications add sinks.
+An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only ``Said`` has
+it. A failing sink never fails a request. The adapter and the router emit; applications add sinks.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 from . import log
-from .completion import Completion, ToolCall, Usage
+from .base import Attempt
+from .completion import Completion
+from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
+from .completion import Resumed as Resumed  # noqa: PLC0414
 from .errors import ConfigError, LLMError
 from .process import kept
+from .stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Began:
-    """A request begins; ``provider`` names the whole chain, ``model`` what the caller named. Not logged."""
+    """A request begins. Not logged.
+
+    Attributes:
+        provider: the names of the whole chain.
+        model: as the caller named it.
+    """
 
     request: int
     provider: str
@@ -30,7 +40,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """An attempt at a request begins: ``sampling`` is how it is asked, ``address`` where. Not logged."""
+    """An attempt of a request begins, with these ``sampling`` parameters at this ``address``. Not logged."""
 
     request: int
     attempt: int
@@ -43,7 +53,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued:
-    """A request waited ``seconds`` for a place among those that the provider takes at once. Not logged."""
+    """A request waited ``seconds`` for a slot of a provider with a concurrency limit. Not logged."""
 
     provider: str
     seconds: float
@@ -51,40 +61,32 @@ class Queued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An attempt was answered in full; times in seconds, cost in US dollars (None where it is not known).
-
-    ``model`` is the name that the server gave, ``asked`` the one that it was asked for.
-    """
+    """An attempt succeeded. ``total_s`` counts its waiting, too; ``completion.total_s`` does not."""
 
     provider: str
-    model: str
-    finish: str
-    usage: Usage
-    first_token_s: float | None
+    completion: Completion
     total_s: float
     attempt: int = 1
     request: int = 0
-    cost: float | None = None
-    asked: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An attempt failed: ``error`` is the class of the leaf; ``loud``: somebody must change a setting.
-
-    Request 0: the provider could not even be made.
-    """
+    """An attempt failed. In request 0 the provider could not be created."""
 
     provider: str
     model: str | None
-    error: str
-    status: int | None
-    loud: bool
+    error: LLMError
     total_s: float
     attempt: int = 1
     request: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def loud(self) -> bool:
+        """Whether a setting must be changed."""
+        return isinstance(self.error, ConfigError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,19 +103,16 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A request is over: ``outcome`` is its finish, "left", or the class of the error (``failed``). Not logged."""
+    """A request has ended. ``outcome`` is None if the caller left. Not logged."""
 
     request: int
-    outcome: str
-    failed: bool = False
-    provider: str | None = None
+    outcome: Completion | LLMError | None
     attempts: int
-    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncated:
-    """An answer ended at the caller's ``max_tokens``: returned, but shorter than the model wanted."""
+    """An answer ended at the caller's ``max_tokens``: it was returned, but the model had more to write."""
 
     provider: str
     model: str
@@ -122,7 +121,7 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adjusted:
-    """Something was left out or asked for otherwise, because the model refused it: ``why`` says what.
+    """A request was changed because the model refused a part of it; ``why`` names the part.
 
     ``tight``: less than a quarter of the caller's ``max_tokens`` is left for the answer; a warning.
     """
@@ -134,26 +133,8 @@ class Adjusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
-    """A request went on to another provider: ``error`` is the class of the failure that made it."""
-
-    provider: str
-    to: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
-    """An answer that broke after ``characters`` is continued by ``provider``; ``in_words``: asked for in words."""
-
-    provider: str
-    characters: int
-    in_words: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Switched:
-    """``seconds`` after the failure of ``provider`` the first piece came from ``to``. Not logged."""
+    """The first piece came from ``to``, ``seconds`` after the failure of ``provider``. Not logged."""
 
     provider: str
     to: str
@@ -162,7 +143,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continued:
-    """How a continuation went: "whole"; "mismatched": it was another answer; "broken". Not logged."""
+    """The outcome of a continuation: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
 
     provider: str
     outcome: str
@@ -170,7 +151,7 @@ class Continued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A provider was looked at: see ``Health`` for its states. Not logged."""
+    """A provider was probed; see ``Health`` for its states. Not logged."""
 
     provider: str
     state: str
@@ -178,17 +159,17 @@ class Checked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A provider is left alone for ``seconds``: ``error`` is the class of the failure; no model: for all of them."""
+    """A circuit breaker opened for ``seconds``. ``model`` is None if it covers the whole address."""
 
     provider: str
     model: str | None
-    error: str
+    error: LLMError | None
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """A provider is asked again, this model and the whole address."""
+    """A circuit breaker closed, for this model and for the whole address."""
 
     provider: str
     model: str | None
@@ -205,7 +186,7 @@ class NothingConfigured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
-    """From now on answers come from the cassettes in ``folder``, or are kept there (``mode`` "record")."""
+    """From now on responses come from the cassettes in ``folder``, or are recorded there (``mode`` "record")."""
 
     folder: str
     mode: str
@@ -213,7 +194,7 @@ class Replaying:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingFailed:
-    """An answer could not be kept in a cassette."""
+    """A response could not be written to a cassette."""
 
     file: str
     error: str
@@ -221,46 +202,44 @@ class RecordingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What was asked and answered; only for sinks that were added with ``content=True``. Its repr shows none of it."""
+    """A prompt and its answer; only for sinks that were added by ``add_content_sink``. Its repr shows no text."""
 
     request: int
     attempt: int
     messages: Sequence[Mapping[str, Any]] = field(repr=False)
-    text: str = field(repr=False)
-    tool_calls: Sequence[ToolCall] = field(default=(), repr=False)
-    finish: str
+    completion: Completion
 
 
-_Sinks = Began | Asked | Queued | Ended | Switched | Continued | Checked  # these are for sinks, not for the log
-Event = (
+_Silent = Began | Asked | Queued | Ended | Switched | Continued | Checked  # for sinks, not for the log
+LogEvent = (
     Answered
     | Failed
     | Left
     | Truncated
     | Adjusted
-    | Moved
+    | Failover
     | Resumed
     | Opened
     | Closed
     | NothingConfigured
     | Replaying
     | RecordingFailed
-    | _Sinks
+    | _Silent
 )
-Sink = Callable[[Event], None]
+Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
 _sinks: Final = kept("sinks", list[Sink]())
 _content: Final = kept("sinks of content", list[Callable[[Said], None]]())
 _numbers: Final = itertools.count(1)
-# What the log calls them, to be searched for.
-_NAMES: Final[dict[type[Event], str]] = {
+# The names in the log, to be searched for.
+_NAMES: Final[dict[type[LogEvent], str]] = {
     Answered: "llm.request_completed",
     Failed: "llm.request_failed",
     Left: "llm.request_left",
     Truncated: "llm.answer_truncated",
     Adjusted: "llm.request_adjusted",
-    Moved: "llm.failover",
+    Failover: "llm.failover",
     Resumed: "llm.stream_continued",
     Opened: "llm.breaker_opened",
     Closed: "llm.breaker_closed",
@@ -268,35 +247,35 @@ _NAMES: Final[dict[type[Event], str]] = {
     Replaying: "llm.replaying",
     RecordingFailed: "llm.recording_failed",
 }
-_UNSAID: Final = ("loud", "request", "asked", "tight")  # of interest to sinks only
-_WARNINGS: Final = (Truncated, Moved, Resumed, Opened, NothingConfigured, Replaying)
+_UNLOGGED: Final = ("request", "tight")  # for sinks only
+_WARNINGS: Final = (Truncated, Failover, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:
-    """A number for a request, one of a kind in this process."""
+    """Return the number of a new request, unique in this process."""
     return next(_numbers)
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
-    """Let a function see every event from now on.
+    """Call a function with every event from now on.
 
     Args:
-        sink: called with the event, in the task or thread where it happens; what it raises fails no request.
+        sink: called in the task or thread of the event. An exception that it raises fails no request.
 
     Returns:
-        A function that takes it off again.
+        A function that removes the sink.
     """
     return _added(_sinks, sink)
 
 
 def add_content_sink(sink: Callable[[Said], None]) -> Callable[[], None]:
-    """Let a function see prompts and answers.
+    """Call a function with prompts and answers.
 
     Args:
-        sink: called after each answered attempt with what was asked and said.
+        sink: called after each successful attempt.
 
     Returns:
-        A function that takes it off again.
+        A function that removes the sink.
     """
     return _added(_content, sink)
 
@@ -311,121 +290,121 @@ def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
     return remove
 
 
-def heard() -> bool:
-    """Whether anybody but the log listens."""
-    return bool(_sinks)
-
-
-def emit_lazily(kind: type[Event], **fields: Any) -> None:
-    """Emit what is not logged; made only where somebody listens."""
+def emit_lazily(kind: type[LogEvent], **values: Any) -> None:
+    """Emit an event that is not logged; it is made only if there is a sink."""
     if _sinks:
-        emit(kind(**fields))
+        emit(kind(**values))
 
 
-def said(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], whole: Completion) -> None:
-    """Hand prompt and answer to the sinks that asked for them."""
+def content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
+    """Pass a prompt and its answer to the sinks of content."""
     for sink in _content:
-        event = Said(
-            request=request,
-            attempt=attempt,
-            messages=messages,
-            text=whole.text,
-            tool_calls=whole.tool_calls,
-            finish=whole.finish,
-        )
-        _guarded(sink, event)
+        _guarded(sink, Said(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
-def over(request: int, outcome: Completion | LLMError | None, attempts: int = 1) -> Ended:
-    """How a request ended, all its attempts together; ``attempts`` of one that its caller left."""
-    if outcome is None:
-        return Ended(request=request, outcome="left", attempts=attempts)
-    if isinstance(outcome, LLMError):
-        name, tried = type(outcome).__name__, max(1, len(outcome.attempts))
-        return Ended(request=request, outcome=name, failed=True, provider=outcome.provider, attempts=tried)
-    return Ended(
-        request=request,
-        outcome=outcome.finish,
-        provider=outcome.provider,
-        attempts=outcome.attempts,
-        resumed=outcome.resumed,
-    )
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the events of an attempt say about it.
+
+    Attributes:
+        provider, address: where it is sent.
+        sampling: its parameters.
+        attempt: its number and its request.
+        sent: returns the model and the limit of tokens, as far as they are decided.
+    """
+
+    provider: str
+    address: str
+    sampling: Mapping[str, Any]
+    attempt: Attempt
+    sent: Callable[[], tuple[str | None, int | None]]
 
 
-def ended(
-    provider: str,
-    model: str | None,
-    outcome: Completion | LLMError | None,
-    *,
-    total_s: float,
-    max_tokens: int | None,
-    attempt: int = 1,
-    request: int = 0,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Emit how an attempt ended: whole, failed, or left by its caller (None)."""
-    whose = dict(metadata or {})
-    if outcome is None:
-        emit(Left(provider=provider, model=model, total_s=total_s, attempt=attempt, request=request, metadata=whose))
-    elif isinstance(outcome, LLMError):
-        name, loud = type(outcome).__name__, isinstance(outcome, ConfigError)
-        emit(
-            Failed(
-                provider=provider,
-                model=model,
-                error=name,
-                status=outcome.status,
-                loud=loud,
-                total_s=total_s,
-                attempt=attempt,
-                request=request,
-                metadata=whose,
-            )
-        )
-    else:
-        served = str(outcome.model)
-        emit(
-            Answered(
-                provider=provider,
-                model=served,
-                finish=outcome.finish,
-                usage=outcome.usage,
-                first_token_s=outcome.first_token_s,
-                total_s=outcome.total_s,
-                attempt=attempt,
-                request=request,
-                cost=outcome.cost,
-                asked=outcome.model.asked,
-                metadata=whose,
-            )
-        )
-        if outcome.finish == "length":
-            emit(Truncated(provider=provider, model=served, max_tokens=max_tokens))
+async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
+    """Run an attempt, and emit the events of its beginning and its end."""
+    attempt, started = about.attempt, time.monotonic()
+    same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
+    same["provider"] = provider = about.provider
+    emit_lazily(Asked, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
+    outcome: Completion | LLMError | None = None
+    try:
+        outcome = completion = await work(emit_)
+    except LLMError as error:
+        outcome = error
+        raise
+    finally:
+        same["total_s"] = time.monotonic() - started
+        model, max_tokens = about.sent()
+        if isinstance(outcome, Completion):
+            emit(Answered(completion=outcome.without_text(), **same))
+            if outcome.finish == "length":
+                emit(Truncated(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
+        elif outcome:
+            emit(Failed(model=model, error=outcome.without_text(), **same))
+        else:
+            emit(Left(model=model, **same))
+    return completion
 
 
-def emit(event: Event) -> None:
-    """Hand an event to the log and to every sink."""
-    if not isinstance(event, _Sinks):
+async def requested(
+    chain: Callable[[], str], model: str | None, attempt: Attempt, work: Work, emit_: Emit
+) -> Completion:
+    """Run a request, and emit the events of its beginning and its end."""
+    outcome: Completion | LLMError | None = None
+    if _sinks:
+        emit(Began(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
+    try:
+        outcome = completion = await work(emit_)
+    except LLMError as error:
+        outcome = error
+        raise
+    finally:
+        attempts = len(attempt.tried) + 1
+        if outcome:
+            attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
+            outcome = outcome.without_text()
+        emit_lazily(Ended, request=attempt.request, outcome=outcome, attempts=attempts)
+    return completion
+
+
+def emit(event: LogEvent) -> None:
+    """Pass an event to the log and to every sink."""
+    if not isinstance(event, _Silent):
         _guarded(_log, event)
     for sink in tuple(_sinks):
         _guarded(sink, event)
 
 
 def _guarded(sink: Callable[[Any], None], event: object) -> None:
-    """A sink that fails must not fail a request, nor put what was said into the log."""
+    """Call a sink. If it fails, log its name: a request must not fail, and its text must not be logged."""
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
         log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
-def _log(event: Event) -> None:
+def _log(event: LogEvent) -> None:
     loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
-    level: log.Level = (
-        "error" if loud else "warning" if isinstance(event, _WARNINGS) or getattr(event, "tight", False) else "info"
-    )
+    warns = isinstance(event, _WARNINGS) or (isinstance(event, Adjusted) and event.tight)
+    level: log.Level = "error" if loud else "warning" if warns else "info"
     if log.wanted(level):
-        fields = asdict(event)
-        fields |= fields.pop("usage", {})
-        told = {name: value for name, value in fields.items() if value not in (None, {}) and name not in _UNSAID}
-        log.line(level, _NAMES[type(event)], **told)
+        shown = {
+            name: value
+            for name, value in log_fields(event).items()
+            if value not in (None, {}) and name not in _UNLOGGED
+        }
+        log.line(level, _NAMES[type(event)], **shown)
+
+
+def log_fields(event: LogEvent) -> dict[str, Any]:
+    """Return the fields of an event as a log can hold them: of a completion its numbers, of an error its class."""
+    values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
+    completion, error = values.pop("completion", None), values.get("error")
+    if completion:
+        values["model"] = str(completion.model)
+        values |= {name: getattr(completion, name) for name in ("finish", "first_token_s", "cost")}
+        values |= asdict(completion.usage)
+    if isinstance(error, LLMError):
+        values["error"] = type(error).__name__
+        values["status"] = error.status if isinstance(event, Failed) else None
+    return values

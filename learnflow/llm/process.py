@@ -5,7 +5,8 @@ Must never know what it keeps: each module has its own. ``state()`` shows all of
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -39,6 +40,24 @@ def forget() -> None:
     for values, learned in _kept.values():
         if learned:
             values.clear()
+
+
+class SharedTasks:
+    """Tasks by name, each of which runs once for all that need its result now, in one event loop."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    def is_idle(self, name: str) -> bool:
+        """Return whether no task of this name runs in this event loop."""
+        task = self._tasks.get(name)
+        return task is None or task.done() or task.get_loop() is not asyncio.get_running_loop()
+
+    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+        """Return the running task of this name; start it if there is none. Await it shielded: others may, too."""
+        if self.is_idle(name):
+            self._tasks[name] = asyncio.create_task(work())
+        return self._tasks[name]
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from . import factory
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
 from .completion import Completion, Event, Parsed
-from .completion import TextStream as AsyncTextStream
 from .integrations.background import BACKGROUND
+from .stream import TextStream as AsyncTextStream
 
 
 class TextStream:

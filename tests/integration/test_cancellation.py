@@ -14,8 +14,8 @@ import pytest
 from support import DIALECTS, provider_for, serving
 
 from learnflow.llm import LLMProvider, RouterProvider, errors
-from learnflow.llm.completion import TextStream
 from learnflow.llm.providers import CustomProvider, VLLMProvider
+from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.transport import pool
 
@@ -256,3 +256,21 @@ def test_stream_left_at_end_of_loop_closes_its_connection_and_warns_nothing(
     logged = [each.getMessage() for each in caplog.records if each.name == "asyncio" and each.levelname != "DEBUG"]
     assert [line for line in logged if "took" not in line] == []  # debug mode names slow callbacks
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("who", ["alone", "router"])
+async def test_stream_in_a_reference_cycle_is_closed_when_collected(who: str) -> None:
+    """The collector may reach what is inside before what is around it; pytest fails for what it cannot raise."""
+
+    class Holder:
+        pass
+
+    async with FaultServer(fault=Fault("stall")) as server:
+        holder: Any = Holder()
+        one = provider_for(server)
+        holder.me, holder.stream = holder, (one if who == "alone" else RouterProvider(one)).stream("hi")
+        assert await anext(holder.stream)
+        del holder
+        gc.collect()
+        await gone(server)
+        gc.collect()

@@ -34,7 +34,7 @@ async def test_a_name_of_ones_own_is_asked_what_it_is(monkeypatch: pytest.Monkey
                 assert await heard(provider, how) == TEXT
             assert {request.path for request in server.seen} == {path}
             done = await provider.complete("hi")
-            assert (done.provider, provider.name, provider.continues) == (name, name, True)
+            assert (done.provider, provider.name, provider.facts(None).prefills) == (name, name, True)
             assert (await provider.refresh()).provider == name
         answered = [event.provider for event in events_seen if isinstance(event, events.Answered)]
         assert set(answered) == {"gpu-1", "gpu2"}

@@ -13,21 +13,23 @@ from typing import Any
 import pytest
 
 from learnflow.llm import RouterProvider, errors, get_provider
+from learnflow.llm.adapter.capacity import CAPACITY, Capacity
+from learnflow.llm.base import Slot
 from learnflow.llm.cli import main
-from learnflow.llm.routing.places import PLACES, Place, Places
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.providers import VLLMProvider
+from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 def flying() -> list[int]:
     """Requests under way, of this loop."""
-    return list(PLACES.loops.get(asyncio.get_running_loop(), {}).values())
+    return list(CAPACITY.loops.get(asyncio.get_running_loop(), {}).values())
 
 
 @pytest.fixture(autouse=True)
 async def nothing_held() -> AsyncIterator[None]:
-    PLACES.held.clear()
+    CAPACITY.prompts.clear()
     yield
     assert not flying()  # whatever happened, every place was left
 
@@ -162,7 +164,7 @@ async def test_waiting_for_a_place_ends_with_the_deadline(two: list[FaultServer]
     held = [asyncio.create_task(router.generate(material(number, 0))) for number in (1, 2)]
     while len(flying()) < 2:
         await asyncio.sleep(0.01)
-    with pytest.raises(errors.DeadlineExceeded, match=r"free place at one of gpu\d\+gpu\d.*LLM_SPILL"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"free slot at one of gpu\d\+gpu\d.*LLM_SPILL"):
         await router.generate("hi", timeout=0.2)
     for task in held:
         task.cancel()
@@ -216,27 +218,27 @@ async def test_one_that_dies_among_many_loses_no_answer(
 
 async def test_a_slower_equal_is_never_above_its_bound() -> None:
     """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
-    places, rooms, fast = Places(), {"fast": None, "slow": None, "third": None}, list[Place]()
+    places, rooms, fast = Capacity(), {"fast": None, "slow": None, "third": None}, list[Slot]()
     for number in range(100):
         head = (f"the same {number % 2}",)
-        place = places.take(places.ordered(rooms, head)[0], head)
+        place = places.take(places.ordered(rooms, head)[0], None, head)
         fast += [place] if place.address == "fast" else []
-        under_way = sum(map(places.flying, rooms))
-        assert max(map(places.flying, rooms)) <= -(-under_way * 5 // 12)
+        under_way = sum(map(places.in_flight, rooms))
+        assert max(map(places.in_flight, rooms)) <= -(-under_way * 5 // 12)
         if number % 2 and fast:
-            places.leave(fast.pop())
-    assert places.flying("slow") < 100 * 5 / 12
+            places.release(fast.pop())
+    assert places.in_flight("slow") < 100 * 5 / 12
 
 
 @pytest.mark.parametrize("behind", [1, 17, 40])
 async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behind: int) -> None:
-    places, rooms = Places(), {"gpu1": 1}
-    place = places.take("gpu1", KNOWN)
-    places.held["gone"] = OrderedDict({("held by one that has gone",): None})
+    places, rooms = Capacity(), {"gpu1": 1}
+    place = places.take("gpu1", None, KNOWN)
+    places.prompts["gone"] = OrderedDict({("held by one that has gone",): None})
 
     async def one(head: str) -> str:
         nonlocal place
-        turn, taken = places.turn(), None
+        turn, taken = places.ticket(), None
         while not taken:  # it looks again, and keeps its turn
             taken = await places.wait(
                 {**rooms, "gone": 0}, KNOWN if head == "known" else (head,), turn, 9 if head == "known" else 1e-3
@@ -251,7 +253,7 @@ async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behin
         await asyncio.sleep(0)
         tasks.append(asyncio.create_task(one("known")))
         await asyncio.sleep(0)
-        places.leave(place)
+        places.release(place)
         while not (done := [task for task in tasks if task.done()]):
             await asyncio.sleep(0)
         served.append(done[0].result())
@@ -265,20 +267,20 @@ async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behin
 
 
 async def test_sizes_of_the_servers_decide_the_shares() -> None:
-    places, rooms = Places(), {"small": 2, "large": 8}
+    places, rooms = Capacity(), {"small": 2, "large": 8}
     for number in range(10):
-        places.take(places.ordered(rooms, (str(number),))[0], (str(number),))
-    assert {name: places.flying(name) for name in rooms} == rooms
+        places.take(places.ordered(rooms, (str(number),))[0], None, (str(number),))
+    assert {name: places.in_flight(name) for name in rooms} == rooms
 
 
 def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
-    places = Places()
+    places = Capacity()
 
     async def leaves_without_a_word() -> None:
-        places.take("gpu1", ("a beginning",))
+        places.take("gpu1", None, ("a beginning",))
 
     asyncio.run(leaves_without_a_word())
-    assert not places.full("gpu1", 1)
+    assert not places.is_full("gpu1", 1)
 
 
 async def test_an_endpoint_keeps_its_place_when_it_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,3 +317,27 @@ async def test_the_commands_know_equals(
     if command != "ask hi":
         assert "gpu1" in said.out
         assert "gpu2" in said.out
+
+
+async def test_two_provider_objects_of_one_address_share_its_limit() -> None:
+    async with FaultServer("vllm", TEXT, fault=Fault("stall", after=1)) as server:
+        one, other = (VLLMProvider(base_url=server.base_url, model="fault-model", max_concurrency=1) for _ in range(2))
+        async with one.stream("hi") as busy:
+            await anext(busy)
+            with pytest.raises(errors.DeadlineExceeded, match=r"free slot \(max_concurrency=1\)"):
+                await other.generate("hi", timeout=0.2)
+            with pytest.raises(errors.DeadlineExceeded, match=r"free slot \(max_concurrency=1\)"):
+                await RouterProvider(other).generate("hi", timeout=0.2)
+            waiting = asyncio.create_task(other.generate("hi"))
+            await asyncio.sleep(0)
+            assert RouterProvider(one).status()[0]["in_flight"] == 1
+        server.fault = None
+        assert await waiting == TEXT
+        assert len(server.seen) == 2
+
+
+async def test_an_unreachable_server_is_not_waited_for_one_by_one() -> None:
+    """Who waits behind a request that found nobody there fails with it."""
+    provider = VLLMProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m", max_concurrency=1)
+    outcomes = await asyncio.gather(*(provider.generate("hi") for _ in range(3)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {errors.ConnectionFailed}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import asdict
 
 import pytest
 import structlog
 from support import provider_for
 
-from learnflow.llm import errors, events
+from learnflow.llm import RouterProvider, errors, events
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
 
@@ -27,6 +30,18 @@ async def test_one_line_of_log_for_each_request_and_never_its_content(caplog: py
     assert "AuthenticationFailed" in lines[1].message
     assert "private" not in caplog.text
     assert "quick" not in caplog.text
+
+
+async def test_events_hold_no_text_of_a_prompt_or_an_answer(events_seen: list[events.LogEvent]) -> None:
+    async with FaultServer("openai", fault=Fault("cut", after=3)) as one, FaultServer("vllm") as two:
+        router = RouterProvider(provider_for(one), [provider_for(two)], breakers=BreakerRegistry())
+        assert await router.generate("private prompt")
+    kinds = {events.Failed, events.Failover, events.Resumed, events.Answered, events.Ended}
+    assert kinds <= {type(event) for event in events_seen}
+    for event in events_seen:
+        error = getattr(event, "error", None)
+        shown = (asdict(event), events.log_fields(event), vars(error) if error else {})
+        assert not re.search("private|quick|brown", repr(shown))
 
 
 async def test_an_application_that_configured_structlog_gets_the_event_there() -> None:

@@ -105,7 +105,7 @@ async def test_the_graph_comes_to_its_end(fault: Fault | None, resumed: bool, ev
     answered = [event for event in events_seen if isinstance(event, events.Answered)]
     assert len(answered) == 5
     assert {event.provider for event in answered} == ({"ollama"} if fault else {"custom"})
-    assert any(isinstance(event, events.Moved) for event in events_seen) == bool(fault)
+    assert any(isinstance(event, events.Failover) for event in events_seen) == bool(fault)
     assert any(isinstance(event, events.Resumed) for event in events_seen) == resumed
 
 

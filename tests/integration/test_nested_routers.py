@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import TEXT, Own, dead, heard, provider_for, router
 
-from learnflow.llm import LLMProvider, RouterProvider, errors, events
+from learnflow.llm import LLMProvider, RouterProvider, errors, events, settings
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
@@ -46,6 +46,24 @@ async def test_routers_nest_and_any_provider_will_do() -> None:
         assert await chain.health_check()
         assert await chain.list_models() == ["mine", "fault-model"]
         assert isinstance(chain, LLMProvider)
+
+
+async def test_a_nested_router_is_flattened_and_its_equals_stay_equals() -> None:
+    def own(name: str) -> ScriptedProvider:
+        return ScriptedProvider(name=name)
+
+    inner = RouterProvider([own("a"), own("b")], own("c"))
+    assert RouterProvider(own("first"), [inner, own("last")]).name == "first,a+b,c,last"
+    assert RouterProvider([inner, own("d")], [own("last")]).name == "a+b+d,c,last"
+    assert inner.name == "a+b,c"
+
+
+async def test_an_applications_own_provider_reads_the_settings_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain, loads, load = RouterProvider(ScriptedProvider(["answer"] * 3)), list[int](), settings.load
+    monkeypatch.setattr(settings, "load", lambda: (loads.append(1), load())[1])
+    for _ in range(3):
+        assert await chain.generate("hi") == "answer"
+    assert len(loads) <= 1  # they take a millisecond
 
 
 async def test_strangers_are_bounded_and_their_exceptions_are_failures() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from support import DIALECTS, JSON, TEXT, TOOL, Own, Quiz, dead, pair, provider_for, router
 
+import learnflow.llm.events as events_module
+import learnflow.llm.stream as stream_module
 from learnflow.llm import (
     Event,
     Failover,
@@ -25,11 +27,11 @@ from learnflow.llm import (
     ToolCall,
     ToolCallDelta,
     Waiting,
-    completion,
     errors,
 )
-from learnflow.llm.completion import Answering, Completion, ServedModel, TextStream
-from learnflow.llm.providers import OllamaProvider
+from learnflow.llm.completion import Completion, ServedModel
+from learnflow.llm.providers import CustomProvider, OllamaProvider
+from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 ARGUMENTS = '{"city": "Москва", "days": 3}'
@@ -43,7 +45,7 @@ WHOLE_CALLS = [ToolCallDelta(0, "", "weather", ARGUMENTS)]  # as Ollama sends th
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "_LOOK_S", 0.02)
+    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.02)
 
 
 async def told(provider: LLMProvider, **more: Any) -> list[Event]:
@@ -118,7 +120,8 @@ async def test_an_answer_that_moves_and_goes_on_says_so() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, _, chain):
         events = await told(chain)
     assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "Finished"]
-    assert Failover("vllm", "llamacpp", "AnswerCut") in events
+    (failover,) = (event for event in events if isinstance(event, Failover))
+    assert (failover.provider, failover.to, type(failover.error)) == ("vllm", "llamacpp", errors.AnswerCut)
     resumed = next(event for event in events if isinstance(event, Resumed))
     begun = "".join(event.text for event in events[: events.index(resumed)] if isinstance(event, TextDelta))
     assert (resumed.provider, resumed.characters) == ("llamacpp", len(begun))
@@ -300,17 +303,16 @@ async def test_an_applications_own_generator_runs_in_the_readers_task() -> None:
         def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
             inner = super().stream(prompt, *given, **more)
 
-            async def pieces() -> Any:
+            async def work(emit: Any) -> Any:
                 async with asyncio.timeout(60):
                     async with asyncio.TaskGroup():
                         token = SOME.set("mine")
                         async for piece in inner:
-                            yield piece
+                            emit(TextDelta(piece))
                         SOME.reset(token)
-                answering.completion = inner.completion
+                return inner.completion
 
-            answering = Answering()
-            return TextStream(pieces(), answering)
+            return TextStream(work)
 
     for provider in (Context([TEXT]), router(Context([TEXT]), dead())):
         events = await told(provider)
@@ -361,7 +363,7 @@ async def test_waiting_is_told_also_behind_what_was_shown() -> None:
 
 
 async def test_many_short_waits_in_a_row_are_told_as_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "_LOOK_S", 0.7)  # longer than each of the pauses: half a second
+    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.7)  # longer than each of the pauses: half a second
     async with FaultServer("openai", TEXT) as server:
         server.script = [Fault("refuse", status=503, body=b'{"error":{"message":"Loading model"}}')] * 3
         events = await told(router(provider_for(server), retries=9))
@@ -382,11 +384,51 @@ async def test_a_stream_has_one_reader() -> None:
         await anext(events)
         with pytest.raises(errors.InvalidRequest, match="events"):
             await anext(stream)
-        with pytest.raises(errors.InvalidRequest, match="begun already"):
+        with pytest.raises(errors.InvalidRequest, match="has started"):
             await anext(stream.events())
         assert "".join([event.text async for event in events if isinstance(event, TextDelta)])
         text = provider_for(server).stream("hi")
         await anext(text)
-        with pytest.raises(errors.InvalidRequest, match="begun already"):
+        with pytest.raises(errors.InvalidRequest, match="has started"):
             await anext(text.events())
         assert (await text.whole()).text == TEXT
+
+
+async def test_a_slow_reader_slows_the_server_and_loses_nothing() -> None:
+    stalled, count = asyncio.Event(), 100_000
+    line = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+    end = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            for _ in range(count // 100):
+                writer.write(line * 100)
+                sent = asyncio.ensure_future(writer.drain())
+                if not (await asyncio.wait([sent], timeout=0.5))[0]:
+                    stalled.set()
+                    await sent
+            writer.write(end)
+        else:
+            writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        stream = CustomProvider(base_url=f"http://127.0.0.1:{port}", model="m").stream("hi", max_tokens=10**6)
+        first = await anext(stream)
+        await asyncio.wait_for(stalled.wait(), 30)
+        assert first + "".join([piece async for piece in stream]) == "x" * count
+
+
+async def test_a_stream_sees_the_context_of_its_first_piece() -> None:
+    variable, seen = ContextVar("variable", default="before"), set[str]()
+    remove = events_module.add_sink(lambda _: seen.add(variable.get()))
+    async with FaultServer("openai") as server:
+        stream = provider_for(server).stream("hi")
+        variable.set("at the first piece")
+        async for _ in stream:
+            variable.set("later")
+    remove()
+    assert seen == {"at the first piece"}

@@ -11,7 +11,6 @@ from support import DIALECTS, provider_for
 from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import Fault, FaultServer
-from learnflow.llm.transport.reader import Timer
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -104,38 +103,3 @@ async def test_closed_port_is_connection_failed_and_not_a_timeout() -> None:
         await provider.generate("hi")
     assert caught.value.retryable
     assert caught.value.failover
-
-
-async def test_the_alarm_rings_only_while_somebody_waits() -> None:
-    loop, alarm = asyncio.get_running_loop(), Timer()
-    with alarm.until(loop.time() + 0.01):
-        pass
-    await asyncio.sleep(0.05)  # the timer fires here, and finds nobody
-    with pytest.raises(TimeoutError), alarm.until(loop.time() + 0.01):
-        await asyncio.sleep(5)
-    with alarm.until(loop.time() + 5):  # a later limit after an earlier one
-        await asyncio.sleep(0)
-    alarm.off()
-
-
-async def test_the_alarm_leaves_a_cancellation_from_elsewhere_alone() -> None:
-    alarm = Timer()
-
-    async def wait() -> None:
-        with alarm.until(asyncio.get_running_loop().time() + 5):
-            await asyncio.sleep(5)
-
-    task = asyncio.create_task(wait())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    alarm.off()
-
-
-async def test_the_alarm_moves_to_an_earlier_limit() -> None:
-    loop, alarm = asyncio.get_running_loop(), Timer()
-    with alarm.until(loop.time() + 60):
-        await asyncio.sleep(0)
-    with pytest.raises(TimeoutError), alarm.until(loop.time() + 0.05):
-        await asyncio.sleep(5)

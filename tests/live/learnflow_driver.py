@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from langfuse.callback import CallbackHandler
@@ -49,7 +48,7 @@ def send_spans() -> None:
 async def main(question: str, *replies: str) -> None:
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         send_spans()
-    events.add_sink(lambda event: show(event=type(event).__name__, **asdict(event)))
+    events.add_sink(lambda event: show(event=type(event).__name__, **events.log_fields(event)))
     settings = get_settings()
     initialize_model_factory(settings.openai_api_key, initialize_config_manager(settings.graph_config_path))
     graph = create_workflow().compile(checkpointer=MemorySaver())

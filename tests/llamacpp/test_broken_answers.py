@@ -35,7 +35,7 @@ async def test_answer_cut_at_a_character_is_continued_to_the_identical_text(
         chain = router(llama_server.provider(url), llama_server.provider())
         assert await answer(chain, how, prompt) == TEXTS[prompt]
     failed = [event for event in events_seen if isinstance(event, events.Failed)]
-    assert [event.error for event in failed] == ["AnswerCut"]
+    assert [type(event.error).__name__ for event in failed] == ["AnswerCut"]
     resumed = [event for event in events_seen if isinstance(event, events.Resumed)]
     delivered = len(TEXTS[prompt][:at].rstrip())  # white space at the end is held back
     assert [event.characters >= delivered for event in resumed] == [True]
@@ -53,7 +53,7 @@ async def test_two_servers_killed_in_turn_and_the_third_ends_the_answer(
     asked = [event.attempt for event in events_seen if isinstance(event, events.Asked)]
     ended = [event for event in events_seen if isinstance(event, events.Ended)]
     assert asked == [1, 2, 3]
-    assert [(event.attempts, event.resumed) for event in ended] == [(3, 2)]
+    assert [(event.attempts, event.outcome.resumed) for event in ended] == [(3, 2)]
 
 
 @pytest.mark.parametrize("prompt", ["Объясни шифрование RSA", "Explain cryptography"])

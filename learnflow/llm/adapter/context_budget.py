@@ -1,22 +1,25 @@
-"""Whether a request fits the model it goes to: pictures, and the window, where the request itself says how wide it is.
+"""Whether a request fits a provider and its model: required capabilities, images, and the context length.
 
-Must never send anything, or say "no" where nothing is known.
-The adapter asks it before each request, after a refusal, and at the end.
+Must never send anything, or refuse a request because something is unknown.
+The router calls ``lacks`` when it chooses; an attempt uses a ``ContextBudget`` before, after a refusal, and at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from .. import errors
-from ..base import DEFAULT_MAX_TOKENS
+from ..base import DEFAULT_MAX_TOKENS, Call
 from ..completion import Usage
 from ..errors import LLMError
 from ..health import prices, window
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import Model, ProviderSpec
+from .options import messages_of, parts_of, text_of
 from .request import Request, Size
 
 # When a count of tokens is beyond doubt: a large prompt, of which far less was read than it has words. Tokenizers that
@@ -26,6 +29,49 @@ _FAR_BELOW: Final = 0.5
 _TIGHT: Final = 0.25  # of the ceiling
 _MARGIN: Final = 8  # tokens that a template may add to what was counted
 _NO_LOAD: Final = 500  # that a model could not be loaded; a gateway says 502 or 504
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a request requires of a provider; ``tokens``: of its prompt, at least."""
+
+    images: bool = False
+    tools: bool = False
+    schema: bool = False
+    tokens: int = 0
+
+    @property
+    def named(self) -> list[str]:
+        """The names of the required capabilities."""
+        wanted = (("vision", self.images), ("tools", self.tools), ("json_schema", self.schema))
+        return [name for name, needed in wanted if needed]
+
+
+def needs_of(call: Call) -> Needs:
+    """Return what a call requires of a provider."""
+    texts, images = list[str](), False
+    for message in messages_of(call.prompt):
+        for part in parts_of(message):
+            kind = part.get("type")
+            images = images or (isinstance(kind, str) and "image" in kind)
+            texts.append(text_of(part))
+    wanted = call.options.get("response_format")
+    schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
+    return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=window.at_least(texts))
+
+
+def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+    """Return what a provider certainly lacks for a request, in words. An unknown capability is not lacking."""
+    lacking = [name for name in needs.named if capabilities[name] is False]
+    served = capabilities["context_served"]
+    if served is not None and needs.tokens > served:
+        lacking.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
+    return lacking
+
+
+def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+    """Return the required capabilities that are unknown."""
+    return [name for name in needs.named if capabilities[name] is None]
 
 
 class ContextBudget:

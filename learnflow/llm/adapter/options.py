@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..base import Options
+from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
 from ..spec import ProviderSpec
 
@@ -81,6 +81,24 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
 def rows(value: Any) -> bool:
     """Whether this is a list of objects."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
+
+
+def messages_of(prompt: Prompt) -> Sequence[Message]:
+    """Return the messages of a prompt. The request raises for an invalid prompt."""
+    return prompt if not isinstance(prompt, str) and rows(prompt) else [{"role": "user", "content": prompt}]
+
+
+def parts_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the parts of a message's content; a text is one part. The request raises for an invalid part."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
+def text_of(part: Mapping[str, Any]) -> str:
+    """Return the text of a part of a message; "" if it has none."""
+    text = part.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:

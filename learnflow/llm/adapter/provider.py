@@ -6,27 +6,28 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
 from .. import errors, events, settings
-from ..base import FIRST, AbstractProvider, Attempt, Call, TimeOptions
+from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import TextStream
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
 from ..health.inventory import LOOK_S, Inventory
 from ..health.probe import Prober
 from ..replay import active
 from ..spec import Model, ProviderSpec
+from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import endpoint, settle
 from . import _litellm
+from .attempt import Runner
 from .options import checked
 from .request import request
-from .routable import RoutableProvider
-from .runner import Runner
+from .routable import Facts, RoutableProvider, names_of
 
 _T = TypeVar("_T")
 
@@ -82,12 +83,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self._log_content, self._reask = common.llm_log_content, common.llm_reask
-        self._assemble(client, own.stated)
+        self._assemble(client, own.stated, self.address)
 
-    def _assemble(self, client: Client, stated: Mapping[str, Any]) -> None:
+    def _assemble(self, client: Client, stated: Mapping[str, Any], address: str) -> None:
         self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
         self.runner = Runner(
-            self.spec, client, self._times, self.inventory, log_content=self._log_content, reask=self._reask
+            self.spec, client, self._times, self.inventory, address, log_content=self._log_content, reask=self._reask
         )
 
     def of_kind(self, spec: ProviderSpec) -> Self:
@@ -98,7 +99,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         twin.endpoint = replace(
             there, key=self.endpoint.key, key_hint=self.endpoint.key_hint, networks=self.endpoint.networks
         )
-        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated)  # noqa: SLF001
+        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated, self.address)  # noqa: SLF001
         return twin
 
     def __repr__(self) -> str:
@@ -112,74 +113,58 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def address(self) -> str:
-        """See ``RoutableProvider``, as for what follows; endpoints by names of their own share none."""
+        """The key of its circuit breakers and its queue. An endpoint with a name of its own shares none."""
         return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
-    @property
-    def continues(self) -> bool:
-        """By the row, or by what the server says it is."""
-        return self.runner.continues_as is not None
+    def facts(self, model: str | None) -> Facts:
+        """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
+        spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
+        capabilities = self.get_capabilities(name)
+        if spec.window:  # the context grows with the request, up to what the model was trained for
+            lengths = capabilities["context"], capabilities["context_served"]
+            capabilities["context_served"] = max(filter(None, lengths), default=None)
+        return Facts(
+            address=self.address,
+            capabilities=capabilities,
+            first_token_s=times.first_token,
+            gap_s=times.gap,
+            names=names_of(name),
+            has_model=model is not None and self._has(model),
+            cold=self.inventory.cold(name),
+            loads=bool(spec.load_path),
+            prefills=self.runner.continuation_spec is not None,
+            replays=self.runner.client.replays,
+            concurrency_limit=self.runner.concurrency_limit,
+            near=spec.local or endpoint.near,  # if its name leads elsewhere, the connection is refused
+            local_only=times.local_only,
+        )
 
-    @property
-    def replays(self) -> bool:
-        """Under LLM_REPLAY."""
-        return self.runner.client.replays
-
-    @property
-    def room(self) -> int | None:
-        """As configured, else the slots that the server says it has, else the row's."""
-        return self.runner.room
-
-    @property
-    def loads(self) -> bool:
-        """Where the row knows how."""
-        return bool(self.spec.load_path)
-
-    @property
-    def waits(self) -> tuple[float, float]:
-        """As given, or LLM_FIRST_TOKEN_TIMEOUT and LLM_GAP_TIMEOUT."""
-        return self._times.first_token, self._times.gap
-
-    def cold(self, model: str | None) -> bool:
-        """As far as the last look showed."""
-        return self.inventory.cold(model or self.model)
-
-    def trouble(self, model: str | None) -> str | None:
-        """As far as the last look showed."""
-        return self.inventory.trouble(model or self.model)
-
-    def has(self, model: str) -> bool:
-        """By its configuration, what the server lists, or LiteLLM's map of models."""
+    def _has(self, model: str) -> bool:
+        """Return whether it has a model: by its configuration, its server's list, or LiteLLM's map of models."""
         server = self.inventory.server
-        if super().has(model):
+        if model in (self.model, self.vision_model):
             return True
         if server and server.models:
             return server.find(model) is not None
         return not self.spec.local and bool(prices.known(self.spec.price_prefix, model)["context"])
 
-    def can(self, model: str | None) -> Capabilities:
-        """What this model can; a context that grows with the request counts up to what the model was trained for."""
-        can = self.get_capabilities(model or self.model)
-        if self.spec.window:
-            can["context_served"] = max(filter(None, (can["context"], can["context_served"])), default=None)
-        return can
+    def trouble(self, model: str | None) -> str | None:
+        """See ``RoutableProvider``."""
+        return self.inventory.trouble(model or self.model)
 
-    def permitted(self, *, local_only: bool) -> bool:
-        """A server of one's own may be asked: whether its name leads to a private address, the connection knows."""
-        alone = local_only or self._times.local_only
-        return self.spec.local or self.endpoint.near or super().permitted(local_only=alone)
-
-    def start(self, call: Call) -> TextStream:
+    def start(self, call: Call) -> Work:
         """See ``AbstractProvider``."""
-        return self.attempt(call)
+        attempt = Attempt(request=events.next_request(), metadata=call.metadata)
+        model = call.model or self.model
+        return partial(events.requested, lambda: self.name, model, attempt, self.attempt(call, attempt))
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
-        """An answer, or what follows one that was begun; see ``RoutableProvider``."""
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
+        """Return the work of one attempt; see ``RoutableProvider``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
-        asked = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
-        if self.vision_model and not call.model and asked.images:
-            asked = replace(asked, model=self.vision_model)
-        return self.runner.stream(asked, replace(attempt, metadata=call.metadata), whole=call.whole)
+        made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        if self.vision_model and not call.model and made.images:
+            made = replace(made, model=self.vision_model)
+        return self.runner.start(made, replace(attempt, metadata=call.metadata), buffered=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""

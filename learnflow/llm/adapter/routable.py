@@ -1,99 +1,105 @@
-"""What a router asks of a provider beyond ``LLMProvider``; every question has a default.
+"""What a router needs of a provider beyond ``LLMProvider``; all of it has defaults.
 
-An application's own provider needs none of it: ``routable`` wraps it. One that inherits from
-``RoutableProvider`` and answers more is ordered, continued and probed like the providers of this package.
+An application's own provider needs none of it: ``routable`` wraps it. One that inherits from ``RoutableProvider`` and
+overrides more is ordered, continued and probed like the providers of this package.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, cast
 
 from .. import errors, events, settings
-from ..base import FIRST, Attempt, Call, LLMProvider, Options
+from ..base import Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, unknown
-from ..completion import Answering, Completion, Piece, TextStream
+from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
+from ..stream import Emit, Relay, Work
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
+from .capacity import CAPACITY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known about a provider and one of its models, without a request.
+
+    Attributes:
+        address: the key of its circuit breakers and its queue: providers of one address fail and wait together.
+        capabilities: of the model; ``context_served`` is the largest context that it can be served with.
+        first_token_s, gap_s: its time limits, in seconds.
+        names: of the model, to recognise it at another provider; a digest is a name, too.
+        has_model: the provider has the model.
+        cold: the server would have to load the model first.
+        loads: the server may have to load a model.
+        prefills: it continues, character by character, an assistant's message that is the last one.
+        replays: it answers from cassettes, so that no failure is an outage.
+        concurrency_limit: requests in flight, at most; None if unlimited.
+        near: it connects to this machine or a private network only, or is refused when it connects.
+        local_only: it was configured to be used only if it is local.
+    """
+
+    address: str
+    capabilities: Capabilities
+    first_token_s: float
+    gap_s: float
+    names: frozenset[str] = frozenset()
+    has_model: bool = False
+    cold: bool = False
+    loads: bool = False
+    prefills: bool = False
+    replays: bool = False
+    concurrency_limit: int | None = None
+    near: bool = False
+    local_only: bool = False
+
+    def permitted(self, *, local_only: bool) -> bool:
+        """Return whether LLM_LOCAL_ONLY allows a request; the connection decides in the end."""
+        return self.near or not (local_only or self.local_only) or self.capabilities["local"]
 
 
 class RoutableProvider(LLMProvider):
-    """An ``LLMProvider`` that a router knows more of.
+    """An ``LLMProvider`` of which a router knows more.
 
     Attributes:
-        model: the one that it uses where a call names none; None where that is not known.
-        vision_model: the one for pictures, where that is another one.
-        reports: an event is emitted for each attempt; a router leaves that to its providers.
+        model: the model of a call that names none; None if unknown.
+        vision_model: the one for images, if that is another one.
     """
 
     model: str | None = None
     vision_model: str | None = None
-    reports: bool = True
 
-    @property
-    def address(self) -> str:
-        """Where its breaker is kept: providers of one address fail together."""
-        return f"{self.name}#{id(self)}"
+    @cached_property
+    def _settings(self) -> settings.Settings:
+        return settings.load()  # once: it takes a millisecond
 
-    @property
-    def continues(self) -> bool:
-        """Whether it goes on, character by character, with an assistant's message that is the last one."""
-        return False
+    def facts(self, model: str | None) -> Facts:
+        """Return what is known now about the provider and a model, its own if None. Sends nothing.
 
-    @property
-    def replays(self) -> bool:
-        """Whether it answers from recordings, so that no failure of it is an outage."""
-        return False
+        An override calls it, and changes the result with ``dataclasses.replace``.
+        """
+        capabilities, common, name = self.get_capabilities(), self._settings, model or self.model
+        first, gap = NEAR if capabilities["local"] else FAR
+        return Facts(
+            address=f"{self.name}#{id(self)}",
+            capabilities=capabilities,
+            first_token_s=common.llm_first_token_timeout or first,
+            gap_s=common.llm_gap_timeout or gap,
+            names=names_of(name),
+            has_model=name is not None and name in (self.model, self.vision_model),
+        )
 
-    @property
-    def room(self) -> int | None:
-        """How many requests it takes at once; None for any number."""
+    def trouble(self, model: str | None) -> str | None:  # noqa: ARG002  # a default
+        """Return why the provider would not answer for this model, as of the last probe; None if it would."""
         return None
-
-    @property
-    def loads(self) -> bool:
-        """Whether it may have to load a model before it answers."""
-        return False
-
-    @property
-    def waits(self) -> tuple[float, float]:
-        """Seconds that it has for the first token, and between two."""
-        common, (first, gap) = settings.load(), NEAR if self.get_capabilities()["local"] else FAR
-        return common.llm_first_token_timeout or first, common.llm_gap_timeout or gap
-
-    def cold(self, model: str | None) -> bool:  # noqa: ARG002  # a question with a default
-        """Whether it would have to load this model first, as far as it is known."""
-        return False
-
-    def trouble(self, model: str | None) -> str | None:  # noqa: ARG002
-        """Why it would not answer for this model, as far as the last look showed."""
-        return None
-
-    def has(self, model: str) -> bool:
-        """Whether it has this model, as far as it is known."""
-        return model in (self.model, self.vision_model)
-
-    def names(self, model: str | None) -> frozenset[str]:
-        """What this model is called, to know the same one at another provider; a digest is a name, too."""
-        name = model or self.model
-        return frozenset([name.rpartition("/")[2].removesuffix(":latest").casefold()] if name else [])
-
-    def can(self, model: str | None) -> Capabilities:  # noqa: ARG002
-        """What this model can here; ``context_served`` is the most that it would be served with."""
-        return self.get_capabilities()
-
-    def permitted(self, *, local_only: bool) -> bool:
-        """Whether LLM_LOCAL_ONLY lets it be asked; where it connects to decides in the end."""
-        return not local_only or self.get_capabilities()["local"]
 
     async def refresh(self, within: float = 10.0) -> Health:
-        """Look how it is, for ``within`` seconds at most, and remember; never raises."""
+        """Probe its state, for at most ``within`` seconds, and remember it. Never raises."""
         ready = False
-        with suppress(Exception):  # whatever it raises, it would not answer
+        with suppress(Exception):  # whatever it raises, the provider would not answer
             async with asyncio.timeout(within):
                 ready = await self.health_check()
         return Health(
@@ -106,106 +112,101 @@ class RoutableProvider(LLMProvider):
         )
 
     async def prepare(self) -> None:  # a default that does nothing
-        """Do now what the first request would pay for."""
+        """Do now what would delay the first request."""
 
     async def warm_up(self, model: str | None = None) -> None:
-        """Load this model, where it loads models. Raises LLMError."""
+        """Load this model, if the provider loads models. Raises LLMError."""
 
     async def aclose(self) -> None:  # a default that does nothing
-        """Let go of what is kept between two requests: idle connections. It may be asked again afterwards."""
+        """Close idle connections. The provider can be used again afterwards."""
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
-        """One attempt at an answer, or at what follows a part of it, within bounds.
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
+        """Return the work of one attempt, within its time limits.
 
         Args:
-            call: what was asked.
-            attempt: which one it is, how long it may take, what is to be continued.
+            call: the call.
+            attempt: its number, its share of the time, and the text to continue.
         """
-        if not self.permitted(local_only=settings.load().llm_local_only):
+        facts = self.facts(call.model)
+        if not facts.permitted(local_only=self._settings.llm_local_only):
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
             )
         if attempt.prefix is not None:
             prompt = [{"role": "user", "content": call.prompt}] if isinstance(call.prompt, str) else list(call.prompt)
             call = replace(call, prompt=[*prompt, {"role": "assistant", "content": attempt.prefix}])
-        answering = Answering()
-        return TextStream(self._bounded(call, attempt, answering), answering)
+        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        sent = call.model or self.model, call.max_tokens
+        about = events.About(self.name, facts.address, sampling, attempt, lambda: sent)
+        return partial(events.attempted, about, partial(self._bounded, call, attempt, facts))
 
-    async def answer(self, call: Call, attempt: Attempt) -> Completion:  # noqa: ARG002  # a router's number of it
-        """The whole answer, as ``attempt`` has it from ``complete``."""
-        return await self.complete(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
-
-    def pieces(self, call: Call, attempt: Attempt) -> TextStream:  # noqa: ARG002
-        """Its pieces, as ``attempt`` has them from ``stream``."""
-        return self.stream(call.prompt, call.model, call.temperature, call.max_tokens, **_options(call))
-
-    async def _bounded(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[Piece, None]:
-        """The pieces: an application's provider may know neither our times, nor our errors, nor our events."""
+    async def _bounded(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
+        """Run the call within time limits and a slot: an application's provider need not know them, nor our errors."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        (first, gap), over = self.waits, started + call.options.get("timeout", settings.load().llm_deadline)
-        left, failed = most_characters(call.max_tokens), cast(LLMError | None, None)
-        late: type[LLMError] = errors.FirstTokenTimeout
-        first = min(filter(None, [attempt.patience, None if call.whole else first]), default=over)
-        limit = min(over, started + first)
-        model = call.model or self.model
-        self._begins(call, model, attempt)
+        deadline = loop.time() + call.options.get("timeout", self._settings.llm_deadline)
+        slot = None
         try:
-            try:
-                if call.whole:
-                    async with asyncio.timeout_at(limit):
-                        answering.completion = await self.answer(call, attempt)
-                    yield answering.completion.text
-                else:
-                    async with aclosing(self.pieces(call, attempt).nested(answering.watch)) as stream:
-                        while True:
-                            async with asyncio.timeout_at(limit):
-                                piece: Piece | None = await anext(stream, None)
-                            if piece is None:
-                                break
-                            left -= len(piece) if isinstance(piece, str) else 1
-                            if left < 0:
-                                raise errors.AnswerTooLong(  # noqa: TRY301
-                                    "the answer is many times as long as max_tokens can be"
-                                )
-                            yield piece
-                            late, limit = errors.GapTimeout, min(over, loop.time() + gap)
-                        answering.completion = stream.completion
-            except TimeoutError:
-                kind = errors.DeadlineExceeded if limit >= over else late
-                failed = kind("no answer in time", provider=self.name)
-            except LLMError as error:
-                failed = error
-            except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
-                failed = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
+            if attempt.slot is None:
+                with emit.waiting(Waiting("queue", self.name, call.model)):
+                    slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
+            first = min(filter(None, [attempt.patience, None if call.whole else facts.first_token_s]), default=deadline)
+            async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
+                bounded = _Bounded(emit, scope, deadline, deadline if call.whole else facts.gap_s)
+                return await self._answered(call, bounded)
+        except TimeoutError:
+            queued = slot is None and attempt.slot is None
+            kind = errors.DeadlineExceeded if queued or loop.time() >= deadline else bounded.late
+            failure: LLMError = kind("no answer in time", provider=self.name)
+        except LLMError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
+            failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
         finally:
-            if self.reports:
-                events.ended(
-                    self.name,
-                    model,
-                    failed or answering.completion,
-                    total_s=loop.time() - started,
-                    max_tokens=call.max_tokens,
-                    attempt=attempt.number,
-                    request=attempt.request,
-                    metadata=call.metadata,
-                )
-        if failed:
-            raise failed.with_traceback(None)
+            CAPACITY.release(slot)
+        raise failure.with_traceback(None)
 
-    def _begins(self, call: Call, model: str | None, attempt: Attempt) -> None:
-        if self.reports and events.heard():
-            events.emit(
-                events.Asked(
-                    request=attempt.request,
-                    attempt=attempt.number,
-                    provider=self.name,
-                    model=model,
-                    address=self.address,
-                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
-                    metadata=call.metadata,
-                )
-            )
+    async def _answered(self, call: Call, emit: Emit) -> Completion:
+        """Call the provider's own methods, and emit what they return."""
+        arguments = call.prompt, call.model, call.temperature, call.max_tokens
+        if call.whole:
+            completion = await self.complete(*arguments, **_options(call))
+            emit(TextDelta(completion.text))
+            return completion
+        left, stream = most_characters(call.max_tokens), self.stream(*arguments, **_options(call))
+        async with aclosing(stream.events() if emit.all_events else stream) as pieces:
+            async for piece in pieces:
+                left -= len(piece) if isinstance(piece, str) else 1
+                if left < 0:
+                    raise errors.AnswerTooLong("the answer is many times as long as max_tokens can be")
+                if not isinstance(piece, Finished):
+                    emit(TextDelta(piece) if isinstance(piece, str) else piece)
+                await emit.drain()
+        return stream.completion
+
+
+class _Bounded(Relay):
+    """Moves the time limit with each event. The time that the reader takes does not count."""
+
+    def __init__(self, emit: Emit, scope: asyncio.Timeout, deadline: float, gap_s: float) -> None:
+        super().__init__(emit)
+        self.late: type[LLMError] = errors.FirstTokenTimeout
+        self._scope, self._deadline, self._gap_s = scope, deadline, gap_s
+
+    def __call__(self, event: Event) -> None:
+        """Pass the event on."""
+        self.late = errors.GapTimeout
+        self._emit(event)
+
+    async def drain(self) -> None:
+        """Wait without a limit, then start the limit anew."""
+        self._scope.reschedule(None)
+        await self._emit.drain()
+        self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
+
+
+def names_of(model: str | None) -> frozenset[str]:
+    """Return the name of a model as other providers would spell it."""
+    return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
 def _options(call: Call) -> Options:
@@ -213,29 +214,28 @@ def _options(call: Call) -> Options:
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
-    """The provider as a router asks it: as it is, or an application's own with the defaults."""
+    """Return the provider itself, or a wrapper with the defaults around an application's own."""
     return provider if isinstance(provider, RoutableProvider) else _Plain(provider)
 
 
-def _its(name: str) -> Any:
+def _own(name: str) -> Any:
     return property(lambda plain: getattr(plain.provider, name))
 
 
 class _Plain(RoutableProvider):
     """An application's provider that has the methods of ``LLMProvider`` and nothing else."""
 
-    name = _its("name")
-    generate, stream, complete = _its("generate"), _its("stream"), _its("complete")
-    list_models, health_check = _its("list_models"), _its("health_check")
+    name = _own("name")
+    generate, stream, complete = _own("generate"), _own("stream"), _own("complete")
+    list_models, health_check = _own("list_models"), _own("health_check")
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Its own; what it leaves out is unknown."""
+        """Return its capabilities; those that it leaves out are unknown."""
         return {**unknown(cost=None), **self.provider.get_capabilities()}
 
-    @property
-    def address(self) -> str:
-        """Its own, however often it is wrapped."""
-        return f"{self.name}#{id(self.provider)}"
+    def facts(self, model: str | None) -> Facts:
+        """Return the defaults, with an address that is the same however often the provider is wrapped."""
+        return replace(super().facts(model), address=f"{self.name}#{id(self.provider)}")

@@ -1,22 +1,29 @@
-"""Structured answers: how a schema is asked for, rung by rung, and whether the answer is one.
+"""Structured output: how a schema is requested, fallback level by level, checked, and requested again.
 
 Must never trust a server's promise, or know which server it was.
-The request asks ``asked_for``, the adapter ``parsed``.
+The request calls ``asked_for``, an attempt ``parsed``; ``reasked`` wraps attempts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import AnswerTruncated, SchemaMismatch
+from ..base import Attempt
+from ..completion import Completion, TextDelta
+from ..errors import AnswerTruncated, CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
 from ..spec import Rung
+from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from .request import Request
 
 _REASON: Final = 1000  # characters of what is wrong with an answer: a message may quote all of it
 _AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
@@ -80,6 +87,70 @@ def parsed(wanted: Any, text: str) -> Any:
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
         what = f"{wanted.__name__} cannot be made of the answer ({type(error).__name__} in its validation)"
         raise _mismatch(what, what) from None
+
+
+async def reasked(
+    once: Callable[[Request, Attempt], Work],
+    request: Request,
+    attempt: Attempt,
+    times: int,
+    limit_s: float,
+    provider: str,
+    emit: Emit,
+) -> Completion:
+    """Run attempts until an answer fits its schema; send one that does not back to the model, with the reason.
+
+    Args:
+        once: returns the work of one attempt.
+        request, attempt: the first one.
+        times: how often an answer is sent back.
+        limit_s: seconds for all attempts.
+        provider: its name.
+        emit: gets the answer in one piece.
+
+    Raises:
+        LLMError: the failure of the last attempt. If the provider refuses the conversation with the answer that was
+            sent back, which is not the caller's, the failure before.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    unfit, tried = list[Completion](), attempt.tried
+    failed: LLMError | None = None
+    while True:
+        began = loop.time()
+        try:
+            completion = await once(replace(request, timeout=started + limit_s - began), attempt)(Emit())
+            emit(TextDelta(completion.text))
+            return _together(completion, unfit, began - started)
+        except LLMError as error:
+            tried.append(Tried(provider, error.model, type(error).__name__, error.status, loop.time() - began))
+            ours = isinstance(error, (CapabilityError, RequestError))
+            last, failed = error, failed if failed and ours else error
+        left_s = started + limit_s - loop.time()
+        wrong = last.answer if isinstance(last, SchemaMismatch) else None
+        reason = failed.reason if isinstance(failed, SchemaMismatch) else ""
+        if wrong is None or not reason or len(tried) > times or left_s <= 0:
+            failed.attempts = tuple(tried) if len(tried) > 1 else ()
+            raise failed.with_traceback(None)
+        unfit.append(wrong)
+        request = request.corrected(wrong.text, reason)
+        patience = attempt.patience and min(attempt.patience, left_s / 2)  # other providers need a share of the rest
+        attempt = replace(attempt, number=attempt.number + 1, patience=patience)
+
+
+def _together(completion: Completion, unfit: Sequence[Completion], later_s: float) -> Completion:
+    """Add the usage and cost of the answers before it, and the seconds from the first attempt to its own."""
+    if not unfit:
+        return completion
+    costs = [each.cost for each in (*unfit, completion)]
+    return replace(
+        completion,
+        usage=sum((each.usage for each in unfit), completion.usage),
+        cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+        first_token_s=None if completion.first_token_s is None else later_s + completion.first_token_s,
+        total_s=later_s + completion.total_s,
+        attempts=len(unfit) + completion.attempts,
+    )
 
 
 # Words of a schema whose check may take any time, given what a model wrote: the event loop would stand still.

@@ -47,7 +47,7 @@ async def ask(options: SimpleNamespace) -> int:
     return 0
 
 
-def _nothing_configured(event: events.Event) -> None:
+def _nothing_configured(event: events.LogEvent) -> None:
     """Tell a person that a small model answers, because no other was named or found."""
     if isinstance(event, events.NothingConfigured):
         say(f"no server answers: using {event.provider} with the model {event.model}. {event.hint}")

@@ -18,6 +18,7 @@ from ..base import Attempt, Call
 from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
+from ..stream import Emit
 from .status import chain_of
 from .terminal import progress, say, table, write, write_json
 
@@ -50,7 +51,7 @@ class Finding:
 async def check(options: SimpleNamespace) -> int:
     """Print what is kept. Returns 0 where answers can be relied on: finish reasons and streams."""
     provider = await _provider(options)
-    served = provider.can(options.model)["context_served"]
+    served = provider.facts(options.model).capabilities["context_served"]
     long = int(served * 1.2) if provider.spec.local and served and served * 1.2 < _LONGEST else None
     more = f", and one of {long} tokens, which is longer than its context" if long else ""
     say(f"{provider.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}")
@@ -170,10 +171,10 @@ class _Questions:
 
     async def prefill(self) -> tuple[bool | None, str]:
         """Whether a begun answer is continued."""
-        if not self._provider.continues:
+        if not self._provider.facts(self._model).prefills:
             return None, "a broken answer is continued in words"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
-        done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4")).whole()
+        done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"went on with {len(done.text)} characters"
 
     async def leaving(self) -> tuple[bool | None, str]:

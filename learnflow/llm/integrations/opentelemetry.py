@@ -19,7 +19,8 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from .. import events, settings
-from ..events import Event
+from ..errors import LLMError
+from ..events import LogEvent
 from ..providers.registry import SPECS, table
 
 _NAME: Final = "learnflow.llm"
@@ -76,7 +77,7 @@ class Telemetry:
         self._first = histogram("operation.time_to_first_chunk", "s", "Time to receive the first chunk.", _SECONDS)
         self._usage = histogram("token.usage", "{token}", "Number of input and output tokens used.", _TOKENS)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: LogEvent) -> None:
         """Begin or end a span, and measure."""
         match event:
             case events.Began():
@@ -96,9 +97,10 @@ class Telemetry:
         """Keep what was asked and answered on the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
-            said = [_part(event.text)] if event.text else []
-            calls = [{"type": "tool_call", **asdict(call)} for call in event.tool_calls]
-            answer = {"role": "assistant", "parts": [*said, *calls], "finish_reason": event.finish}
+            completion = event.completion
+            said = [_part(completion.text)] if completion.text else []
+            calls = [{"type": "tool_call", **asdict(call)} for call in completion.tool_calls]
+            answer = {"role": "assistant", "parts": [*said, *calls], "finish_reason": completion.finish}
             span.set_attribute("gen_ai.input.messages", _json([_message(each) for each in event.messages]))
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
@@ -131,26 +133,27 @@ class Telemetry:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
-        told = {**common, "gen_ai.response.model": event.model}
-        told.setdefault("gen_ai.request.model", event.model)
-        counted = {"input": event.usage.prompt_tokens, "output": event.usage.completion_tokens}
-        span.set_attributes({**told, "gen_ai.response.finish_reasons": [event.finish]})
+        completion, model = event.completion, str(event.completion.model)
+        told = {**common, "gen_ai.response.model": model}
+        told.setdefault("gen_ai.request.model", model)
+        counted = {"input": completion.usage.prompt_tokens, "output": completion.usage.completion_tokens}
+        span.set_attributes({**told, "gen_ai.response.finish_reasons": [completion.finish]})
         for kind, tokens in counted.items():
             if tokens is not None:
                 span.set_attribute(f"gen_ai.usage.{kind}_tokens", tokens)
                 self._usage.record(tokens, {**told, "gen_ai.token.type": kind})
-        if event.cost is not None:
-            span.set_attribute("learnflow_llm.cost_dollars", event.cost)
+        if completion.cost is not None:
+            span.set_attribute("learnflow_llm.cost_dollars", completion.cost)
         self._duration.record(event.total_s, told)
-        if event.first_token_s is not None:
-            self._first.record(event.first_token_s, told)
+        if completion.first_token_s is not None:
+            self._first.record(completion.first_token_s, told)
         span.end()
 
     def _failed(self, event: events.Failed | events.Left) -> None:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
-        error = event.error if isinstance(event, events.Failed) else None
+        error = type(event.error).__name__ if isinstance(event, events.Failed) else None
         told = {**common, **({"error.type": error} if error else {})}
         span.set_attributes(told)
         if error:
@@ -162,12 +165,14 @@ class Telemetry:
         span = self._requests.pop(event.request, None)
         if span is None:
             return
-        span.set_attributes({"learnflow_llm.attempts": event.attempts, "learnflow_llm.resumed": event.resumed})
-        if event.provider:
-            span.set_attribute("learnflow_llm.provider", event.provider)
-        if event.failed:
-            span.set_attribute("error.type", event.outcome)
-            span.set_status(Status(StatusCode.ERROR, event.outcome))
+        outcome = event.outcome
+        resumed = 0 if outcome is None or isinstance(outcome, LLMError) else outcome.resumed
+        span.set_attributes({"learnflow_llm.attempts": event.attempts, "learnflow_llm.resumed": resumed})
+        if outcome and outcome.provider:
+            span.set_attribute("learnflow_llm.provider", outcome.provider)
+        if isinstance(outcome, LLMError):
+            span.set_attribute("error.type", type(outcome).__name__)
+            span.set_status(Status(StatusCode.ERROR, type(outcome).__name__))
         span.end()
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from .. import events
-from ..events import Event
+from ..events import LogEvent
 
 _PREFIX: Final = "learnflow_llm_"
 _ALL: Final = "all"  # models of an address whose key or connection is at fault
@@ -100,13 +100,13 @@ class Metrics:
         self._providers: set[str] = set()
         self._nodes: set[str] = set()
 
-        self._counts: dict[type[Event], Callable[[Any], None]] = {
+        self._counts: dict[type[LogEvent], Callable[[Any], None]] = {
             events.Asked: self._asked,
             events.Answered: self._answered,
             events.Failed: self._failed,
             events.Left: self._left,
             events.Queued: self._queued,
-            events.Moved: self._moves,
+            events.Failover: self._moves,
             events.Switched: self._switches,
             events.Continued: self._continued,
             events.Checked: self._checked,
@@ -114,7 +114,7 @@ class Metrics:
             events.Closed: self._turned,
         }
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: LogEvent) -> None:
         """Count it."""
         count = self._counts.get(type(event))
         if count:
@@ -130,8 +130,8 @@ class Metrics:
     def _queued(self, event: events.Queued) -> None:
         self._queue.labels(self._provider(event.provider)).observe(event.seconds)
 
-    def _moves(self, event: events.Moved) -> None:
-        self._moved.labels(self._provider(event.provider), self._provider(event.to), event.error).inc()
+    def _moves(self, event: events.Failover) -> None:
+        self._moved.labels(self._provider(event.provider), self._provider(event.to), type(event.error).__name__).inc()
 
     def _switches(self, event: events.Switched) -> None:
         self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
@@ -150,20 +150,23 @@ class Metrics:
                 self._open.labels(*self._both(event.provider, model)).set(0)
 
     def _answered(self, event: events.Answered) -> None:
-        labels = self._ended(event, event.asked or event.model, event.finish)
+        completion = event.completion
+        labels = self._ended(event, completion.model.asked or completion.model, completion.finish)
         self._whole.labels(*labels).observe(event.total_s)
-        if event.first_token_s is not None:
-            self._first.labels(*labels).observe(event.first_token_s)
-        for direction, tokens in (("in", event.usage.prompt_tokens), ("out", event.usage.completion_tokens)):
+        if completion.first_token_s is not None:
+            self._first.labels(*labels).observe(completion.first_token_s)
+        usage = completion.usage
+        for direction, tokens in (("in", usage.prompt_tokens), ("out", usage.completion_tokens)):
             if tokens is not None:
                 self._tokens.labels(*labels, direction, self._node(event)).inc(tokens)
-        if event.cost is not None:
-            self._cost.labels(*labels, self._node(event)).inc(event.cost)
+        if completion.cost is not None:
+            self._cost.labels(*labels, self._node(event)).inc(completion.cost)
 
     def _failed(self, event: events.Failed) -> None:
-        self._ended(event, event.model, event.error)
+        error = type(event.error).__name__
+        self._ended(event, event.model, error)
         if event.loud:
-            self._loud.labels(self._provider(event.provider), event.error).inc()
+            self._loud.labels(self._provider(event.provider), error).inc()
 
     def _ended(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
         labels = self._both(event.provider, model, answers=isinstance(event, events.Answered))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from .. import errors, events
 from ..adapter.provider import BaseProvider
-from ..base import FIRST, Attempt, Call
+from ..adapter.routable import Facts
+from ..base import Attempt, Call
 from ..capabilities import Health
-from ..completion import Answering, TextStream
+from ..completion import Completion
 from ..errors import LLMError, bare
 from ..health.inventory import LOOK_S
 from ..spec import Model, ProviderSpec, named
+from ..stream import Emit, Work
 
 _WITHIN_S: Final = 5.0  # to be asked what it is before a request, which waits for it
 
@@ -38,8 +39,6 @@ class EndpointProvider(BaseProvider):
     name, spec, endpoint = _its("name"), _its("spec"), _its("endpoint")
     model, vision_model = _its("model"), _its("vision_model")
     inventory, runner = _its("inventory"), _its("runner")
-    continues, replays, waits, room = _its("continues"), _its("replays"), _its("waits"), _its("room")
-    cold, has, names, can, permitted = _its("cold"), _its("has"), _its("names"), _its("can"), _its("permitted")
     get_capabilities, trouble = _its("get_capabilities"), _its("trouble")
 
     def __init__(self, plain: BaseProvider) -> None:  # not the base's: it is asked for everything
@@ -50,26 +49,23 @@ class EndpointProvider(BaseProvider):
 
     @property
     def address(self) -> str:
-        """See ``RoutableProvider``; it stays what it is when the server has said what it is."""
+        """See ``BaseProvider``; it stays the same when its kind is known."""
         return self._plain.address
 
-    @property
-    def loads(self) -> bool:
-        """See ``RoutableProvider``; a router looks at it first while nobody knows."""
-        return not self._is_known or self.provider.loads
+    def facts(self, model: str | None) -> Facts:
+        """See ``RoutableProvider``; while its kind is unknown, it may have to load a model, so that it is probed."""
+        facts = self.provider.facts(model)
+        return replace(facts, address=self.address, loads=facts.loads or not self._is_known)
 
     @property
     def _is_known(self) -> bool:
-        return self._known and not self.provider.runner.elsewhere
+        return self._known and not self.provider.runner.unexpected
 
-    def attempt(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
         """See ``BaseProvider``."""
-        if self._is_known:
-            return self.provider.attempt(call, attempt)
-        answering = Answering()
-        return TextStream(self._pieces(call, attempt, answering), answering)
+        return self.provider.attempt(call, attempt) if self._is_known else partial(self._asked, call, attempt)
 
-    async def _pieces(self, call: Call, attempt: Attempt, answering: Answering) -> AsyncGenerator[str, None]:
+    async def _asked(self, call: Call, attempt: Attempt, emit: Emit) -> Completion:
         loop = asyncio.get_running_loop()
         started, limit = loop.time(), call.options.get("timeout")
         bounds = [bound for bound in (_WITHIN_S, limit, attempt.patience) if isinstance(bound, int | float)]
@@ -77,37 +73,13 @@ class EndpointProvider(BaseProvider):
             provider = await self._identified(min(bounds))
         except LLMError as error:
             late = limit is not None and loop.time() - started >= limit
-            failed = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
-            self._failed(call, attempt, failed, loop.time() - started)
-            raise failed from None
+            failure = errors.DeadlineExceeded(error.what, provider=self.name) if late else error
+            sampling, sent = {"temperature": call.temperature, "max_tokens": call.max_tokens}, call.model or self.model
+            about = events.About(self.name, self.endpoint.base, sampling, attempt, lambda: (sent, call.max_tokens))
+            return await events.attempted(about, partial(_raise, failure), emit)
         if limit is not None:
             call = replace(call, options={**call.options, "timeout": max(0.001, limit - (loop.time() - started))})
-        async with aclosing(provider.attempt(call, attempt).nested()) as stream:
-            async for piece in stream:
-                yield piece
-            answering.completion = stream.completion
-
-    def _failed(self, call: Call, attempt: Attempt, error: LLMError, total_s: float) -> None:
-        """Tell of an attempt that was over before its provider was known."""
-        request, model = attempt.request or events.next_request(), call.model or self.model
-        if events.heard():
-            if not attempt.request:
-                events.emit(events.Began(request=request, provider=self.name, model=model, metadata=call.metadata))
-            events.emit(
-                events.Asked(
-                    request=request,
-                    attempt=attempt.number,
-                    provider=self.name,
-                    model=model,
-                    address=self.endpoint.base,
-                    sampling={"temperature": call.temperature, "max_tokens": call.max_tokens},
-                    metadata=call.metadata,
-                )
-            )
-        numbers: dict[str, Any] = {"attempt": attempt.number, "request": request, "metadata": call.metadata}
-        events.ended(self.name, model, error, total_s=total_s, max_tokens=call.max_tokens, **numbers)
-        if not attempt.request and events.heard():
-            events.emit(events.over(request, error))
+        return await provider.attempt(call, attempt)(emit)
 
     async def _identified(self, within: float) -> BaseProvider:
         """The provider for what is there; many first calls ask once. Raises an LLMError where nobody is."""
@@ -126,7 +98,7 @@ class EndpointProvider(BaseProvider):
                 raise bare(self._plain.runner.explained(error, None))  # noqa: B904  # that is what it does
             if not self._is_known:
                 self.provider = self._plain.of_kind(named(kind, self.name)) if kind else self._plain
-                self._known, self.provider.runner.elsewhere = True, False
+                self._known, self.provider.runner.unexpected = True, False
         return self.provider
 
     async def list_models(self) -> list[str]:
@@ -162,6 +134,10 @@ class EndpointProvider(BaseProvider):
 
     def __repr__(self) -> str:
         return f"EndpointProvider({self.provider!r})"
+
+
+async def _raise(error: LLMError, emit: Emit) -> Completion:  # noqa: ARG001
+    raise error
 
 
 def _late(spec: ProviderSpec) -> LLMError:

@@ -1,1 +1,1 @@
-"""Several providers as one: who is asked next, what a failure means, how a broken answer is continued."""
+"""Several providers as one: which one is next, what a failure means, when a broken answer is continued."""

@@ -1,6 +1,6 @@
-"""What this process knows of each target: breakers, latencies, recent failures; shared by all routers.
+"""The circuit breakers of this process, with latencies and recent failures; shared by all routers.
 
-Must never ask anybody or decide anything: ``decision`` does.
+Must never send anything, or decide what a failure means (``decision``).
 The router reads and writes it; ``status()`` shows it.
 """
 
@@ -21,13 +21,13 @@ Gate = Literal["closed", "open", "probe", "trial"]
 
 @dataclass(slots=True)
 class Breaker:
-    """Whether a target is asked. Closed; open for a period; then a probe; then, where a probe cannot see it, one trial.
+    """A circuit breaker: closed; open for a period; then a probe; then one trial, if a probe cannot see the fault.
 
     Attributes:
-        error: why it is open; None while it is closed.
-        until: when the period is over.
-        period: how long it is, or was.
-        opened: since when it is open.
+        error: why it opened; None while it is closed.
+        until: the end of the period.
+        period: its length.
+        opened: when it opened.
     """
 
     error: LLMError | None = None
@@ -40,11 +40,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether it is not simply asked."""
+        """Whether it is not closed."""
         return self.error is not None
 
     def gate(self, now: float) -> Gate:
-        """What may be done now: ask it, leave it alone, probe it, or let one request through."""
+        """Return what is allowed now: requests, nothing, a probe, or one request as a trial."""
         if self.error is None:
             return "closed"
         if self._busy or now < self.until:
@@ -52,15 +52,15 @@ class Breaker:
         return "trial" if self._probed else "probe"
 
     def begin(self) -> None:
-        """A probe or a trial begins: nobody else begins one."""
+        """Begin a probe or a trial. Until it ends, there is no other."""
         self._busy = True
 
     def abandon(self) -> None:
-        """The probe or the trial was left without an outcome."""
+        """End a probe or a trial without an outcome."""
         self._busy = False
 
     def probed(self, now: float, *, ready: bool) -> None:
-        """How the probe went; one before its time that fails does not make the period longer."""
+        """Record the outcome of a probe. One that fails before the period is over does not prolong it."""
         self._busy = False
         if not ready:
             if now >= self.until:
@@ -71,58 +71,58 @@ class Breaker:
             self._probed = True
 
     def close(self) -> None:
-        """It has answered."""
+        """Close after a completion."""
         self.error, self.period = None, 0.0
         self._visible = self._probed = self._busy = False
 
     def fail(self, error: LLMError, now: float) -> bool:
-        """It has failed. Returns whether this opened it."""
+        """Record a failure; return whether it opened the breaker."""
         meant = verdict(error)
         self._busy = False
         if meant.opens is None:
             return False
         newly, trial = self.error is None, self._probed
         if not newly and not trial and now < self.until:
-            return False  # one of many that were under way when it opened
-        self.error, self._visible, self._probed = error, meant.visible, False
+            return False  # it was in flight when the breaker opened
+        self.error, self._visible, self._probed = error.without_text(), meant.visible, False
         if newly:
             self.opened = now
-            asked = error.retry_after
-            self.period = meant.opens if asked is None else min(max(asked, 0.0), LONGEST_S)
+            wanted = error.retry_after
+            self.period = meant.opens if wanted is None else min(max(wanted, 0.0), LONGEST_S)
             self.until = now + self.period
         else:
             self._again(now, least=error.retry_after or 0.0)
         return newly
 
     def _again(self, now: float, least: float = 0.0) -> None:
-        """The next period is longer."""
+        """Begin the next period, which is longer."""
         self.period = min(max(self.period * 2, least), LONGEST_S)
         self.until, self._probed = now + self.period, False
 
 
 @dataclass(slots=True)
 class Record:
-    """What happened with one provider so far, in this process.
+    """The attempts at one target so far, in this process.
 
     Attributes:
         first_token_s: moving average of seconds to the first token.
-        recent: the last failures, as (time, name of the leaf).
+        recent: the last failures, as (time, class of the error).
     """
 
     first_token_s: float | None = None
     answered: int = 0
     failed: int = 0
     recent: list[tuple[float, str]] = field(default_factory=list)
-    prompt_tokens: int = 0  # of the answers that told how many of them came from cache
+    prompt_tokens: int = 0  # of the completions that report cached tokens
     cached_tokens: int = 0
 
     @property
     def cached(self) -> float | None:
-        """The share of prompt tokens that came from cache, from 0 to 1; None where nobody told."""
+        """The share of prompt tokens that came from cache, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
     def answer(self, first_token_s: float | None, usage: Usage | None = None) -> None:
-        """It answered."""
+        """Record a completion."""
         self.answered += 1
         if usage and usage.prompt_tokens and usage.cached_tokens is not None:
             self.prompt_tokens += usage.prompt_tokens
@@ -132,7 +132,7 @@ class Record:
             self.first_token_s = first_token_s if before is None else 0.7 * before + 0.3 * first_token_s
 
     def failure(self, error: LLMError, now: float) -> None:
-        """It failed."""
+        """Record a failure."""
         self.failed += 1
         self.recent = [*self.recent[-9:], (now, type(error).__name__)]
 
@@ -150,7 +150,7 @@ class Target:
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """Breakers per address and model; connection and key faults are those of the whole address.
+    """Circuit breakers per address and model; faults of a connection or a key cover the whole address.
 
     Attributes:
         clock: seconds that only go forward.
@@ -161,24 +161,20 @@ class BreakerRegistry:
     records: dict[Target, Record] = field(default_factory=dict)
 
     def gate(self, target: Target) -> Gate:
-        """What may be done with it now."""
+        """Return what is allowed now."""
         now = self.clock()
         return min((each.gate(now) for each in self._both(target)), key=_WORST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
-        """The open breakers; the first is the one that is over last."""
+        """Return the open breakers; the first is the one that stays open longest."""
         return sorted((each for each in self._both(target) if each.open), key=lambda each: -each.until)
 
-    def due(self, target: Target) -> float:
-        """When it may be asked again, by the clock."""
-        return max((each.until for each in self.open_breakers(target)), default=0.0)
-
     def fail(self, target: Target, error: LLMError) -> bool:
-        """It failed. Returns whether this opened a breaker."""
+        """Record a failure; return whether it opened a breaker."""
         now = self.clock()
         if at_fault(error):
             self.record(target).failure(error, now)
-        self.settle(target)  # whatever trial this was: one breaker's failure is the end of it for the others
+        self.settle(target)  # a failure ends the trial of each breaker
         meant = verdict(error)
         if meant.opens is None:
             return False
@@ -186,7 +182,7 @@ class BreakerRegistry:
         return self.breakers.setdefault(where, Breaker()).fail(error, now)
 
     def answer(self, target: Target, first_token_s: float | None, began: float, usage: Usage | None = None) -> bool:
-        """It answered a request that began then. Returns whether this closed a breaker."""
+        """Record a completion of an attempt that ``began`` then; return whether it closed a breaker."""
         self.record(target).answer(first_token_s, usage)
         over = [
             each for each in self.open_breakers(target) if each.opened <= began
@@ -196,12 +192,12 @@ class BreakerRegistry:
         return bool(over)
 
     def settle(self, target: Target) -> None:
-        """A trial ended without saying anything of the target."""
+        """End a trial without an outcome."""
         for each in self.open_breakers(target):
             each.abandon()
 
     def record(self, target: Target) -> Record:
-        """What happened there."""
+        """Return the record of a target."""
         return self.records.setdefault(target, Record())
 
     def _both(self, target: Target) -> list[Breaker]:

@@ -86,11 +86,11 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
 
 # What arrived is worth nothing, or is not what was asked for: nobody continues it.
 _WORTHLESS: Final = (
-    errors.ContextOverflow,
-    errors.ThinkingLeaked,
-    errors.SchemaMismatch,
-    errors.AnswerTruncated,
-    errors.AnswerTooLong,
+    errors.ContextOverflow
+    | errors.ThinkingLeaked
+    | errors.SchemaMismatch
+    | errors.AnswerTruncated
+    | errors.AnswerTooLong
 )
 
 _LATER: Final = (errors.ModelLoading, errors.NotContinued)
@@ -227,11 +227,7 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
 
 # What is no failure of a provider: the caller's own request or time, a recording, a continuation that was only words.
 _NOT_ITS_FAULT: Final = (
-    errors.RequestError,
-    errors.CapabilityError,
-    errors.DeadlineExceeded,
-    errors.NotRecorded,
-    errors.NotContinued,
+    errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )
 
 

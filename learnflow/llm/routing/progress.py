@@ -1,158 +1,127 @@
-"""The progress of one request so far: what was delivered, who was tried, what it cost; and telling it.
+"""The progress of one request: what it has emitted, which attempts failed, what they cost.
 
-Must never choose who is asked, or what a failure means.
-The execution writes it, and makes the caller's completion or error of it.
+Must never choose a provider, or decide what a failure means.
+The execution writes it, and gets the caller's completion or error from it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
 from .. import events
-from ..base import Call
-from ..completion import Completion, Piece, ReasoningDelta, ToolCallDelta, Usage
+from ..completion import Completion, Event, Failover, Resumed, TextDelta, Usage
 from ..errors import LLMError, Tried
+from ..stream import Emit, Transcript
 
 
-class Progress:
-    """The progress of one request.
+class Progress(Transcript):
+    """The transcript of one request over all its attempts.
 
     Args:
-        started: when it began, in seconds of the event loop's clock, as every ``now`` here.
-        request: its number, where another router has given it one, which tells of it; 0 where none has.
+        emit: of the caller.
+        started: when the request began, by the event loop's clock, as every ``now`` here.
+        tried: receives the failed attempts.
 
     Attributes:
-        request: its number in this process.
-        text, thinking, tokens: delivered, or heard where nobody is watching.
-        calls: the tool calls that were shown, by index, each as far as it was: see ``LLMError.partial_calls``.
-        tried: the attempts that failed.
-        resumed: how often a broken answer was continued.
+        tokens: of the text so far, at most.
+        partial_thinking: the thinking before the text, by the attempt that broke.
+        resumed: how often a broken text was continued.
     """
 
-    def __init__(self, started: float, request: int = 0) -> None:
-        self._ours = not request
-        self.request = request or events.next_request()
-        self.text = ""
-        self.thinking = ""
-        self.calls: dict[int, dict[str, str]] = {}
-        self._thought: list[str] = []  # what was shown of it, by whichever attempt
+    def __init__(self, emit: Emit, started: float, tried: list[Tried]) -> None:
+        super().__init__(emit)
         self.tokens = 0
-        self.tried: list[Tried] = []
+        self.partial_thinking = ""
+        self.tried = tried
         self.resumed = 0
         self._started = started
-        self._first_token_s: float | None = None
+        self._first_text_s: float | None = None
         self._usages: list[Usage] = []
         self._costs: list[float | None] = []
-        self._asked, self._number = "", -1  # who is being asked
-        self._fell: tuple[str, int, float] | None = None  # who failed first, and when; None once somebody has answered
-        self._goes_on = False  # it is the rest that is asked for
+        self._provider, self._number = "", -1  # of the current attempt
+        self._continues = False  # the current attempt continues the text
+        self._failed_first: tuple[str, int, float] | None = None  # since the last piece of text: who, and when
 
-    def begins(self, chain: str, call: Call) -> None:
-        """The request begins; ``chain`` names the providers."""
-        if self._ours and events.heard():
-            whose = call.metadata
-            events.emit(events.Began(request=self.request, provider=chain, model=call.model, metadata=whose))
+    def __call__(self, event: Event) -> None:
+        """Record what the caller sees, and pass it on."""
+        if isinstance(event, TextDelta):
+            self.tokens += 1
+            if self._first_text_s is None or self._failed_first:
+                self._arrived(asyncio.get_running_loop().time())
+        elif isinstance(event, (Failover, Resumed)):
+            self.resumed += isinstance(event, Resumed)
+            events.emit(event)
+        elif not self.all_events:
+            return
+        super().__call__(event)
 
-    def ends(self, outcome: Completion | LLMError | None) -> None:
-        """It is over: whole, failed, or left by its caller (None)."""
-        if self._ours and events.heard():
-            events.emit(events.over(self.request, outcome, len(self.tried) + 1))
+    def begin(self, provider: str, number: int, *, continues: bool) -> None:
+        """Begin an attempt at the provider of this number in the chain."""
+        self._provider, self._number, self._continues = provider, number, continues
 
-    def asks(self, provider: str, number: int) -> None:
-        """An attempt begins, at the provider of this number in the chain."""
-        self._asked, self._number, self._goes_on = provider, number, False
-
-    def resumes(self, *, in_words: bool) -> None:
-        """This attempt is to go on where the answer broke."""
-        self.resumed += 1
-        self._goes_on = True
-        events.emit(events.Resumed(provider=self._asked, characters=len(self.text), in_words=in_words))
-
-    def mismatched(self) -> None:
-        """What came is not what was delivered: the same break, and another attempt."""
-        self.resumed -= 1
-        self._went_on("mismatched")
-
-    def heard(self, text: str, now: float) -> None:
-        """A piece has come."""
-        self.text += text
-        self.tokens += 1
-        if self._first_token_s is None:
-            self._first_token_s = now - self._started
-        if self._fell:
-            self._switched(now)
-
-    def showed(self, piece: Piece) -> None:
-        """Something beside the text was shown."""
-        if isinstance(piece, ToolCallDelta):
-            known = self.calls.setdefault(piece.index, {"id": piece.id, "name": piece.name, "arguments": ""})
-            known["arguments"] += piece.arguments
-        if isinstance(piece, ReasoningDelta):
-            self._thought.append(piece.text)
-
-    def failed(self, tried: Sequence[Tried], now: float) -> None:
-        """The attempt failed."""
+    def failed(self, tried: Sequence[Tried], now: float, *, mismatched: bool) -> None:
+        """End the attempt with a failure; ``mismatched``: its continuation did not fit."""
         self.tried.extend(tried)
-        self._fell = self._fell or (self._asked, self._number, now)
-        self._went_on("broken")
+        self._failed_first = self._failed_first or (self._provider, self._number, now)
+        self._continued("mismatched" if mismatched else "broken")
 
-    def lost(self, error: LLMError, *, free: bool) -> None:
-        """A part arrived before it failed, of which nobody counted the tokens; ``free``: it cost nothing."""
+    def broke(self, error: LLMError, *, free: bool) -> None:
+        """Add a partial answer of unknown usage; ``free``: it cost nothing."""
         self._usages.append(Usage())
         self._costs.append(0.0 if free else None)
-        self.thinking = self.thinking or error.thinking
+        self.partial_thinking = self.partial_thinking or error.thinking
         self.tokens = max(self.tokens, error.tokens)
 
-    def forget(self) -> None:
-        """What came is worth nothing: the next attempt begins at the beginning."""
-        self.text, self.thinking, self.tokens = "", "", 0
+    def forget_text(self) -> None:
+        """Drop the text, so that the next attempt begins from the start."""
+        super().forget_text()
+        self.partial_thinking, self.tokens = "", 0
 
-    def complete(self, whole: Completion, began: float, now: float) -> Completion:
-        """The caller's completion, all attempts together; ``began``: the one that ends it."""
-        if self._fell:
-            self._switched(now)
-        self._went_on("whole")
-        first = self._first_token_s
-        if whole.first_token_s is not None and not self.resumed:
-            first = began - self._started + whole.first_token_s
-        costs = [*self._costs, whole.cost]
+    def complete(self, completion: Completion, began: float, now: float) -> Completion:
+        """Return the caller's completion, over all attempts; ``began``: when the last one did."""
+        first = self._first_text_s
+        if self._failed_first:
+            self._arrived(now)  # it had no text
+        self._continued("whole")
+        if completion.first_token_s is not None and not self.resumed:
+            first = began - self._started + completion.first_token_s
+        costs = [*self._costs, completion.cost]
         return replace(
-            whole,
-            text=self.text or whole.text,
-            reasoning="".join(self._thought) or self.thinking or whole.reasoning,
-            usage=_sum([*self._usages, whole.usage]),
+            completion,
+            text=self.text or completion.text,
+            reasoning=self.thinking or self.partial_thinking or completion.reasoning,
+            usage=reduce(operator.add, [*self._usages, completion.usage]),
             cost=None if None in costs else sum(cost for cost in costs if cost is not None),
             first_token_s=first,
             total_s=now - self._started,
-            attempts=len(self.tried) + whole.attempts,
-            resumed=self.resumed + whole.resumed,
+            attempts=len(self.tried) + completion.attempts,
+            resumed=self.resumed + completion.resumed,
         )
 
     def final(self, error: LLMError) -> LLMError:
-        """The error for the caller: every attempt, and what had been delivered."""
+        """Return the error for the caller, with every attempt and the partial answer."""
         error.attempts = tuple(self.tried)
-        if self.text:
-            error.partial, error.thinking = self.text, self.thinking or error.thinking
-        error.thinking = "".join(self._thought) or error.thinking
+        if text := self.text:
+            error.partial, error.thinking = text, self.partial_thinking or error.thinking
+        error.thinking = self.thinking or error.thinking
         error.partial_calls = tuple(self.calls.values()) or error.partial_calls
         return error
 
-    def _switched(self, now: float) -> None:
-        assert self._fell is not None  # noqa: S101  # asked before
-        provider, number, at = self._fell
-        self._fell = None
-        if number != self._number:
-            events.emit_lazily(events.Switched, provider=provider, to=self._asked, seconds=now - at)
+    def _arrived(self, now: float) -> None:
+        """Record the first piece of text, of the request or after a failure."""
+        if self._first_text_s is None:
+            self._first_text_s = now - self._started
+        if self._failed_first:
+            provider, number, at = self._failed_first
+            self._failed_first = None
+            if number != self._number:
+                events.emit_lazily(events.Switched, provider=provider, to=self._provider, seconds=now - at)
 
-    def _went_on(self, outcome: str) -> None:
-        if self._goes_on:
-            self._goes_on = False
-            events.emit_lazily(events.Continued, provider=self._asked, outcome=outcome)
-
-
-def _sum(usages: Sequence[Usage]) -> Usage:
-    """The tokens of all attempts; what one of them did not say is unknown."""
-    return reduce(operator.add, usages)
+    def _continued(self, outcome: str) -> None:
+        if self._continues:
+            self._continues = False
+            events.emit_lazily(events.Continued, provider=self._provider, outcome=outcome)

@@ -1,48 +1,52 @@
-"""The router: a chain of providers that is itself a provider; loses no answer that one of them could have given.
+"""The router: a chain of providers that is itself a provider. It loses no answer that one of them could have given.
 
-Must never decide (``decision``), join (``continuation``) or know a server: it runs executions over candidates.
-The factory hands it out; routers nest.
+Must never decide what a failure means (``decision``), or know a server: it runs executions over options.
+The factory returns it. A router that is a member of another one is flattened into it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
-from ..adapter.routable import RoutableProvider
-from ..base import FIRST, AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
+from ..adapter.capacity import CAPACITY
+from ..adapter.context_budget import Needs, needs_of, unknown
+from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
-from ..completion import Answering, Completion, TextStream
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
+from ..process import SharedTasks
 from ..providers.registry import build, check
+from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
-from .candidate import PROBE_S, Candidate, chain_name
-from .execution import Execution, Rules
-from .places import PLACES
-from .selection import Needs, Routing, needs_of, unknown
+from .execution import Execution
+from .option import PROBE_S, Option, chain_name
+from .selection import Chain, Routing, Rules, last_resort, select
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
-Find = Callable[[], Awaitable[Sequence[LLMProvider]]]
+Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
 _RESUMES: Final = ("continue", "raise")
-_LONG: Final = 1500  # tokens: from here on it is worth knowing how much each can take
+_LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengths to be known
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What ``explain`` says of one provider: whether it would serve (None: nobody knows whether it can), and why.
+    """What ``explain`` reports about one provider.
 
     Attributes:
-        rank: equals have the same; 0 is asked first.
-        in_flight: requests under way there in this process.
-        cached: the share of prompt tokens that came from cache, from 0 to 1; None where nobody told.
+        serves: whether it would get the request; None if its capabilities are unknown.
+        why: the reason.
+        rank: 0 is first; equals have the same.
+        in_flight: requests in flight there in this process.
+        cached: the share of prompt tokens that came from cache, from 0 to 1; None if unknown.
     """
 
     provider: str
@@ -54,27 +58,27 @@ class Choice:
     cached: float | None = None
 
 
-class RouterProvider(AbstractProvider, RoutableProvider):
+class RouterProvider(AbstractProvider):
     """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
 
+    A router among the providers is flattened: its providers take its place, and its own options count no more. One that
+    finds its providers is used like an application's own.
+
     Args:
-        primary: the first one, by its name or as an object; several are equals: "gpu1+gpu2", or a list. Among equals
-            a request goes to the one that has probably read its beginning before, and waits only where all are full.
-        fallback: the others, in order; each may be several, likewise.
-        resume: when a stream breaks after pieces were delivered: "continue" it on the next provider, or "raise". A
-            call may say so too.
-        retries: how often a provider is asked again after a failure that may pass, when nobody else can help
-            (LLM_RETRIES).
-        routing: who is asked first: "order", "latency", "cost", "local-first" (LLM_ROUTING).
+        primary: the first provider, by its name or as an object. Several are equals: "gpu1+gpu2", or a list. Among
+            equals, a request goes to the one that probably has its beginning in cache, and waits only if all are full.
+        fallback: the others, in order; each may be several equals, too.
+        resume: what to do if a stream breaks after pieces were emitted: "continue" it on the next provider, or
+            "raise". A call may override it.
+        retries: how often a provider is tried again after a failure that may pass, if no other can help (LLM_RETRIES).
+        routing: the order of the providers: "order", "latency", "cost", "local-first" (LLM_ROUTING).
         deadline: seconds for a request, all attempts together (LLM_DEADLINE).
         find: finds the providers at the first awaited call, instead of ``primary``.
-        breakers: what is known of the providers' places; the process's own where none is given.
+        breakers: the circuit breakers; by default those of the process.
 
     Raises:
-        NotConfigured: an unknown name, or nobody who can be asked.
+        NotConfigured: an unknown name, or no provider that can be used.
     """
-
-    reports = False  # its providers report their attempts themselves
 
     def __init__(
         self,
@@ -91,13 +95,13 @@ class RouterProvider(AbstractProvider, RoutableProvider):
         common = settings.load()
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        ranks = [_equals(each) for each in ([] if primary is None else [primary]) + others]
-        members = [(member, rank) for rank, equals in enumerate(ranks) for member in equals]
-        self._candidates = [_candidate(member, at, rank) for at, (member, rank) in enumerate(members)]
-        self._find = find
-        self._finding: dict[asyncio.AbstractEventLoop, asyncio.Future[Sequence[LLMProvider]]] = {}
-        self._resume: Resume = resume
+        ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
+        flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
+        self._members = _placed(flat)
+        self._find = find
+        self._tasks = SharedTasks()
+        self._resume: Resume = resume
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
             patience=common.llm_patience,
@@ -107,270 +111,245 @@ class RouterProvider(AbstractProvider, RoutableProvider):
             local_only=common.llm_local_only,
             spill=common.llm_spill,
         )
-        if find is None and not members:
+        if find is None and not self._members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
-        if self._candidates and all(candidate.broken for candidate in self._candidates):
-            raise next(candidate.broken for candidate in self._candidates if candidate.broken)
+        if self._members and all(option.broken for option in self._members):
+            raise next(option.broken for option in self._members if option.broken)
+
+    def _flat(self, member: Member) -> list[Option]:
+        """Return the option of a member; the options of a router, unless they are yet to be found."""
+        if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
+            return member._members  # noqa: SLF001
+        return [_option(member, self._registry)]
+
+    @property
+    def _options(self) -> list[Option]:
+        """Copies of its options, with the facts of now."""
+        return [option.at(option.number, option.rank) for option in self._members]
 
     def __repr__(self) -> str:
-        members = (each.name if each.broken else repr(each.given) for each in self._candidates)
+        members = (option.name if option.broken else repr(option.given) for option in self._options)
         return f"RouterProvider({', '.join(members)})"
 
     @property
     def name(self) -> str:
         """The names of its providers."""
-        return chain_name(self._candidates)
+        return chain_name(self._options)
 
     @property
     def providers(self) -> list[LLMProvider]:
-        """Those that can be asked, in order."""
-        return [candidate.given for candidate in self._candidates if candidate.given]
+        """The providers that could be created, in order."""
+        return [option.given for option in self._options if option.given]
 
-    def start(self, call: Call) -> TextStream:
-        """The answer, whoever gives it; one text, even if it breaks on the way. See ``AbstractProvider``."""
-        return self.pieces(call)
-
-    def pieces(self, call: Call, attempt: Attempt = FIRST) -> TextStream:
-        """The same; as one provider of another router, whose request it is. See ``RoutableProvider``."""
+    def start(self, call: Call) -> Work:
+        """Return the request for a call. Its text is one text, even if it breaks on the way."""
+        request = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
         limit = options.get("timeout")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
-        call, answering = replace(call, options=options), Answering()
-        execution = Execution(
-            self._registry, self._rules, call, self._needs(call), resume, answering=answering, request=attempt.request
-        )
-        return TextStream(execution.pieces(self._looked, self._lost), answering)
-
-    async def answer(self, call: Call, attempt: Attempt) -> Completion:
-        """The whole answer, likewise."""
-        return await self.pieces(call, attempt).whole()
+        call = replace(call, options=options)
+        execution = Execution(call, resume, request, partial(self._chain_for, call, self._needs(call)), self._lost)
+        return partial(events.requested, lambda: self.name, call.model, request, execution.run)
 
     async def list_models(self) -> list[str]:
-        """The models of all providers that answer. Raises the last LLMError where none does."""
-        candidates = [candidate for candidate in await self._chain() if not candidate.broken]
-        listed = await asyncio.gather(
-            *(candidate.provider.list_models() for candidate in candidates), return_exceptions=True
-        )
+        """Return the models of all providers that respond. Raises the last LLMError if none does."""
+        usable = await self._usable()
+        listed = await asyncio.gather(*(option.provider.list_models() for option in usable), return_exceptions=True)
         _raise_all(listed)
-        return list(dict.fromkeys(name for each in listed if isinstance(each, list) for name in each))
+        return list(dict.fromkeys(name for models in listed if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
-        """Whether one of them would answer now; never raises."""
+        """Return whether one of the providers would answer now. Raises nothing but NotRecorded."""
         try:
-            candidates = [candidate for candidate in await self._chain() if not candidate.broken]
+            usable = await self._usable()
         except errors.NotRecorded:
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(candidate.provider.health_check() for candidate in candidates)))
+        return any(await asyncio.gather(*(option.provider.health_check() for option in usable)))
 
     def get_capabilities(self) -> Capabilities:
-        """What one of them can, the best of each; ``local`` only where all are."""
-        known = [candidate.provider.get_capabilities() for candidate in self._candidates if not candidate.broken]
+        """Return the best of each capability; ``local`` only if all providers are."""
+        known = [option.provider.get_capabilities() for option in self._options if not option.broken]
         if not known:
             return unknown_capabilities(cost=None)
         best: dict[str, Any] = {}
         for name in known[0]:
-            said = [value for each in known if (value := cast(Mapping[str, Any], each)[name]) is not None]
-            best[name] = None if not said or (len(said) < len(known) and not any(said)) else max(said)
-        best["local"], best["cost"] = all(each["local"] for each in known), known[0]["cost"]
+            values = [value for one in known if (value := cast(Mapping[str, Any], one)[name]) is not None]
+            best[name] = None if not values or (len(values) < len(known) and not any(values)) else max(values)
+        best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
         return cast(Capabilities, best)
 
     async def refresh(self, within: float = LOOK_S) -> Health:
-        """Ask each of the providers how it is and what it can, and remember; never raises.
+        """Probe each provider and remember its state and capabilities. Never raises.
 
         Args:
             within: seconds, at most.
 
         Returns:
-            How the first is that is ready; where none is, that loads; else the first.
+            The health of the first provider that is ready, else of the first that loads, else of the first.
         """
         try:
-            chain = [each.provider for each in await self._chain() if not each.broken]
+            usable = await self._usable()
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
-        found = await asyncio.gather(*(each.refresh(within) for each in chain))
-        return min(
-            found,
-            key=lambda health: ("ready", "loading").index(health.state) if health.state in ("ready", "loading") else 2,
-        )
-
-    @property
-    def loads(self) -> bool:
-        """Whether one of them may have to load a model. See ``RoutableProvider``, as for what follows."""
-        return any(each.provider.loads for each in self._candidates if not each.broken)
-
-    def cold(self, model: str | None) -> bool:
-        """Whether the first of them would have to load the model first."""
-        first = next((each for each in self._candidates if not each.broken), None)
-        return first is not None and first.provider.cold(model)
-
-    def permitted(self, *, local_only: bool) -> bool:
-        """Whether one of them may be asked; it keeps to those itself."""
-        return any(each.provider.permitted(local_only=local_only) for each in self._candidates if not each.broken)
-
-    def has(self, model: str) -> bool:
-        """Whether one of them has it."""
-        return any(each.provider.has(model) for each in self._candidates if not each.broken)
-
-    @property
-    def waits(self) -> tuple[float, float]:
-        """The longest of theirs; a load is waited for."""
-        theirs = [each.provider.waits for each in self._candidates if not each.broken]
-        first, gap = (max(column, default=0.0) for column in zip(*theirs, strict=True)) if theirs else (0.0, 0.0)
-        return max(first, self._rules.load), gap
+        healths = await asyncio.gather(*(option.provider.refresh(within) for option in usable))
+        return next((one for state in ("ready", "loading") for one in healths if one.state == state), healths[0])
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for candidate in await self._chain():
-            if not candidate.broken:
-                await candidate.provider.prepare()
+        for option in await self._usable():
+            await option.provider.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
-        """Let the servers of one's own load their models; see ``BaseProvider.warm_up``. Raises where none could."""
-        own = [each.provider for each in await self._chain() if not each.broken and each.local]
-        _raise_all(await asyncio.gather(*(provider.warm_up(model) for provider in own), return_exceptions=True))
+        """Load the models of local servers; see ``BaseProvider.warm_up``. Raises LLMError if none could be loaded."""
+        loads = [option.provider.warm_up(model) for option in await self._usable() if option.distance == 0]
+        _raise_all(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop to its servers that nobody uses; see ``BaseProvider.aclose``."""
-        for each in self._candidates:
-            if not each.broken:
-                await each.provider.aclose()
+        """Close idle connections of this event loop to its servers; see ``BaseProvider.aclose``."""
+        for option in self._options:
+            if not option.broken:
+                await option.provider.aclose()
 
     def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[Options]) -> list[Choice]:
-        """Which provider would serve this request, and why not the others; nobody is asked, and nothing is sent.
+        """Return which provider would serve a request, and why the others would not. Nothing is sent.
 
-        By what is known now: ``refresh()`` of a provider lets it know more.
+        It rests on what is known now; ``refresh()`` of a provider updates that.
         """
-        call, choices = Call(prompt, model, options=more), list[Choice]()
+        call = Call(prompt, model, options=more)
         needs = self._needs(call, explained=True)
-        execution = Execution(self._registry, self._rules, call, needs, self._resume, self._candidates, explained=True)
-        lacking = {each.number: execution.why_not(each) for each in execution.order()}
-        trouble = {
-            each.number: None if each.broken else each.provider.trouble(execution.model_for(each))
-            for each in execution.order()
-        }
-        fit = [each for each in execution.order() if not lacking[each.number] and not trouble[each.number]]
-        selected = execution.select(fit).chosen
-        chosen = fit[selected] if selected is not None else execution.last_resort(fit) if fit else None
-        for each in execution.order():
-            target = each.target(execution.model_for(each))
-            serves: bool | None = False
-            if lacking[each.number]:
-                why = lacking[each.number][0] if each.broken else f"lacks {', '.join(lacking[each.number])}"
-            elif trouble[each.number]:
-                why = str(trouble[each.number])
-            elif each is not chosen and execution.gate(each) not in ("closed", "trial"):
-                why = f"left alone after {type(self._registry.open_breakers(target)[0].error).__name__}"
-            elif each is not chosen:
-                why = "would be asked if those before it fail"
-            elif doubt := unknown(needs, each.provider.can(target.model)):
-                serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
-            else:
-                serves, why = True, "would serve"
-            if serves is not False and each.provider.cold(target.model):
-                why += ", once it has loaded the model"
-            cached, flying = self._registry.record(target).cached, PLACES.flying(target.address)
-            choices.append(Choice(each.name, target.model, serves, why, each.rank, flying, cached))
-        return choices
+        chain = Chain(self._options, call, needs, self._rules, explained=True)
+        order = chain.order()
+        trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
+        fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
+        chosen = select(fit, self._rules.routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
+        return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
-        """Breakers, recent failures and latencies of this process, a dict for each provider; JSON can hold it."""
-        return [self._state(candidate) for candidate in self._candidates]
-
-    def _state(self, candidate: Candidate) -> dict[str, Any]:
-        now, target = self._registry.clock(), candidate.target(None)
-        opened, record = self._registry.open_breakers(target), self._registry.record(target)
-        return {
-            "provider": candidate.name,
-            "rank": candidate.rank,
-            "in_flight": PLACES.flying(target.address),
-            "room": candidate.room,
-            "cached": record.cached,
-            "address": None if candidate.broken else target.address,
-            "model": target.model,
-            "breaker": "misconfigured" if candidate.broken else "open" if opened else "closed",
-            "because": str(candidate.broken)
-            if candidate.broken
-            else type(opened[0].error).__name__
-            if opened
-            else None,
-            "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
-            "first_token_s": record.first_token_s,
-            "answered": record.answered,
-            "failed": record.failed,
-            "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
-        }
+        """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
+        return [_status(option) for option in self._options]
 
     def _needs(self, call: Call, *, explained: bool = False) -> Needs:
-        """What it needs of a provider; nothing where there is only one: it is asked, whatever it lacks."""
-        own = self._candidates[0] if len(self._candidates) == 1 and self._find is None and not explained else None
-        whatever = own is not None and (own.broken or not own.provider.vision_model)
-        return Needs() if whatever else needs_of(call)
+        """Return what a call requires; nothing if there is only one provider, which gets every request."""
+        sole = self._members[0] if len(self._members) == 1 and self._find is None and not explained else None
+        return Needs() if sole and (sole.broken or not sole.provider.vision_model) else needs_of(call)
 
-    async def _looked(self, call: Call, needs: Needs) -> Sequence[Candidate]:
-        """The candidates, and what has to be known of them for this call."""
-        candidates = await self._chain()
-        if len(candidates) > 1:
-            curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG or call.model is not None
+    async def _chain_for(self, call: Call, needs: Needs) -> Chain:
+        """Return the options for a call. Those that matter for it are probed first, if they never were."""
+        options = await self._found()
+        if len(options) > 1:
+            curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
             within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
-            wanted, equals = list[Candidate](), Counter(each.rank for each in candidates)
-            for each in candidates:
-                if each.broken or self._registry.gate(each.target(None)) != "closed":
+            wanted, equals = list[Option](), Counter(option.rank for option in options)
+            for option in options:
+                if option.broken or option.gate != "closed":
                     continue
-                if curious or each.provider.loads or equals[each.rank] > 1:  # how much it takes at once is to be known
-                    wanted.append(each)
+                if curious or option.facts.loads or equals[option.rank] > 1:  # equals share the load by their limits
+                    wanted.append(option)
                 else:
-                    break  # it will be asked, whatever those after it are like
-            await asyncio.gather(*(each.look(within) for each in wanted))
-        return candidates
+                    break  # it gets the request, whatever those after it support
+            await asyncio.gather(*(option.look(within) for option in wanted))
+        return Chain(options, call, needs, self._rules)
 
     def _lost(self, error: LLMError) -> None:
         if self._find and isinstance(error, errors.Unavailable):
-            self._candidates = []  # whoever was found has gone: look again
+            self._members = []  # what was found is gone: look again
 
-    async def _chain(self) -> list[Candidate]:
-        """The candidates; found now, where none was named. Many first calls look once."""
-        if not self._candidates and self._find:
-            loop = asyncio.get_running_loop()
-            finding = self._finding.get(loop)
-            if finding is None:
-                finding = self._finding[loop] = asyncio.ensure_future(self._find())
-                finding.add_done_callback(lambda _: self._finding.pop(loop, None))
-            providers = await asyncio.shield(finding)
-            if not self._candidates:
-                self._candidates = [_candidate(provider, at, rank=at) for at, provider in enumerate(providers)]
-        return self._candidates
+    async def _usable(self) -> list[Option]:
+        """Return the options that could be created. Raises LLMError if none is found."""
+        return [option for option in await self._found() if not option.broken]
+
+    async def _found(self) -> list[Option]:
+        """Return its options. If no provider is named they are found now, once for many first calls."""
+        if not self._members and self._find:
+            providers = await asyncio.shield(self._tasks.start("find", self._find))
+            if not self._members:
+                self._members = _placed([(_option(one, self._registry), at) for at, one in enumerate(providers)])
+        return self._options
+
+
+def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
+    """Return copies of options in order, with number and rank; those of a flattened router keep their order."""
+    ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
+    ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
+    return [option.at(number, ranks.index((at, option.rank))) for number, (option, at) in enumerate(ordered)]
+
+
+def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: bool) -> Choice:
+    """Return what ``explain`` reports about an option."""
+    serves: bool | None = False
+    if lacking := chain.lacks(option):
+        why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
+    elif trouble:
+        why = trouble
+    elif not is_chosen and not option.ready:
+        why = f"left alone after {type(option.opened[0].error).__name__}"
+    elif not is_chosen:
+        why = "would be asked if those before it fail"
+    elif doubt := unknown(chain.needs, option.facts.capabilities):
+        serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
+    else:
+        serves, why = True, "would serve"
+    if serves is not False and option.cold:
+        why += ", once it has loaded the model"
+    in_flight = CAPACITY.in_flight(option.address)
+    return Choice(option.name, option.target.model, serves, why, option.rank, in_flight, option.record.cached)
+
+
+def _status(option: Option) -> dict[str, Any]:
+    """Return what ``status`` reports about an option."""
+    now, target, opened, record = option.clock(), option.target, option.opened, option.record
+    return {
+        "provider": option.name,
+        "rank": option.rank,
+        "in_flight": CAPACITY.in_flight(target.address),
+        "room": option.limit,
+        "cached": record.cached,
+        "address": None if option.broken else target.address,
+        "model": target.model,
+        "breaker": "misconfigured" if option.broken else "open" if opened else "closed",
+        "because": str(option.broken) if option.broken else type(opened[0].error).__name__ if opened else None,
+        "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
+        "first_token_s": record.first_token_s,
+        "answered": record.answered,
+        "failed": record.failed,
+        "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
+    }
 
 
 def _equals(given: Equals) -> list[Member]:
-    """One rank of the chain: "gpu1+gpu2" is two equals."""
+    """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
     if isinstance(given, str):
         return [name for name in given.split("+") if name.strip()] or [given]
-    return [each for one in given for each in _equals(one)] if isinstance(given, list | tuple) else [given]
+    return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 
-def _candidate(member: Member, at: int, rank: int) -> Candidate:
-    """A provider of the chain; one that cannot be asked is kept, and said to be so, unless its name is unknown."""
+def _option(member: Member, registry: BreakerRegistry) -> Option:
+    """Return the option of a member. One that cannot be created stays in the chain with its fault.
+
+    Raises:
+        NotConfigured: its name is unknown.
+    """
     if not isinstance(member, str):
-        return Candidate(member, at, rank)
+        return Option(member, registry=registry)
     name = member.strip().lower()
-    check(name)  # which says what is wrong with it
+    check(name)
     try:
-        return Candidate(build(name), at, rank)
+        return Option(build(name), registry=registry)
     except LLMError as error:
         error.provider = error.provider or name
-        events.ended(name, None, error, total_s=0.0, max_tokens=None)
-        return Candidate(None, at, rank, broken=error)
+        events.emit(events.Failed(provider=name, model=None, error=error, total_s=0.0))
+        return Option(None, error, registry)
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:
-    """The last failure, where all failed; one that is no provider's always."""
-    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    """Raise the last failure if all failed, and one that is not the provider's in any case."""
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     failed.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotRecorded)):
         raise failed[-1]

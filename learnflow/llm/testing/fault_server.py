@@ -272,6 +272,9 @@ class FaultServer:
                 await asyncio.sleep(fault.seconds)
             if fault and fault.name in ("stall", "lingers"):
                 await seen.gone.wait()
+        except OSError:  # the client left while a part was written
+            seen.gone.set()
+            raise
         finally:
             watcher.cancel()  # before the end of the body: the next byte belongs to the next request
             with suppress(asyncio.CancelledError):

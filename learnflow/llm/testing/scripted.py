@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from .. import errors
@@ -18,7 +19,8 @@ from ..adapter import structured_output
 from ..base import AbstractProvider, Call, Method, Options, Prompt
 from ..capabilities import Capabilities
 from ..capabilities import unknown as nothing_known
-from ..completion import Answering, Completion, Piece, ReasoningDelta, ServedModel, TextStream, ToolCallDelta
+from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, ToolCallDelta
+from ..stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,10 @@ class ScriptedProvider(AbstractProvider):
         """What it goes by."""
         return self._name
 
-    def start(self, call: Call) -> TextStream:
+    def start(self, call: Call) -> Work:
         """The next answer; it is taken from the script when the first piece is asked for."""
         asked = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
-        answering = Answering()
-        return TextStream(self._pieces(asked, answering), answering)
+        return partial(self._answer, asked)
 
     async def list_models(self) -> list[str]:
         """Its only model."""
@@ -105,7 +106,7 @@ class ScriptedProvider(AbstractProvider):
         """What it was made to say."""
         return self._capabilities
 
-    async def _pieces(self, asked: ScriptedRequest, answering: Answering) -> AsyncGenerator[Piece, None]:
+    async def _answer(self, asked: ScriptedRequest, emit: Emit) -> Completion:
         self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
         unknown = set(asked.more) - set(Options.__annotations__)
         if unknown:
@@ -123,20 +124,20 @@ class ScriptedProvider(AbstractProvider):
             raise answer("as the script has it")
         said = answer.text if isinstance(answer, Cut | Completion) else answer
         text = "".join(said)
-        watched = answer if answering.watch and isinstance(answer, Completion) else None
-        if watched and watched.reasoning:
-            yield ReasoningDelta(watched.reasoning)
+        if isinstance(answer, Completion) and answer.reasoning:
+            emit(ReasoningDelta(answer.reasoning))
         for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
-            yield piece
-        for at, call in enumerate(watched.tool_calls if watched else ()):
-            yield ToolCallDelta(at, call.id, call.name, json.dumps(call.arguments))
+            emit(TextDelta(piece))
+            await emit.drain()
+        for at, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
+            emit(ToolCallDelta(at, call.id, call.name, json.dumps(call.arguments)))
         if isinstance(answer, Cut):
             cut = errors.AnswerCut("the script cuts it here", provider=self._name)
             cut.partial = text
             raise cut
-        answering.completion = answer if isinstance(answer, Completion) else self._whole(asked, text)
+        return answer if isinstance(answer, Completion) else self._made(asked, text)
 
-    def _whole(self, asked: ScriptedRequest, text: str) -> Completion:
+    def _made(self, asked: ScriptedRequest, text: str) -> Completion:
         wanted = asked.more.get("response_format")
         return Completion(
             text=text,

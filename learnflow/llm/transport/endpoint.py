@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -101,10 +102,15 @@ class Endpoint:
 
         Where any other name leads, its look-up says (``network.is_near``).
         """
-        host = self.origin[1]
-        return is_private(host, self.networks) if _ip_version(host) else bool(_NEAR.search(host))
+        return _is_near(self.origin[1], self.networks)
 
 
+@lru_cache(maxsize=256)  # a router reads it for each choice
+def _is_near(host: str, networks: tuple[str, ...]) -> bool:
+    return is_private(host, networks) if _ip_version(host) else bool(_NEAR.search(host))
+
+
+@lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of a URL."""
     parts = urlsplit(url)

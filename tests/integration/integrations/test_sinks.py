@@ -24,11 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm import integrations as sinks
-from learnflow.llm.completion import Usage
+from learnflow.llm.completion import Completion, ServedModel, TextDelta
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.routing.progress import Progress
+from learnflow.llm.stream import Emit
 from learnflow.llm.testing import Fault, FaultServer
 
 TEXT = "one two three four five six seven eight"
@@ -107,12 +108,10 @@ async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -
 
 
 def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
-    story = Progress(0.0)
-    story.heard("one two ", 1.0)
-    for outcome in (story.mismatched, lambda: story.failed([], 2.0)):
-        story.asks("ollama", 1)
-        story.resumes(in_words=False)
-        outcome()
+    progress = Progress(Emit(), 0.0, [])
+    for mismatched in (True, False):
+        progress.begin("ollama", 1, continues=True)
+        progress.failed([], 2.0, mismatched=mismatched)
     found = shown(registry)
     assert found["resumes_total{outcome=mismatched,provider=ollama}"] == 1
     assert found["resumes_total{outcome=broken,provider=ollama}"] == 1
@@ -149,15 +148,17 @@ async def test_the_time_of_switching_counts_from_the_first_failure(registry: Col
     }
     told = []
     remove = events.add_sink(told.append)
-    story = Progress(0.0)
-    story.asks("custom", 0)
-    story.failed([], 1.0)
-    story.asks("custom", 1)
-    story.failed([], 2.0)
-    story.asks("ollama", 2)
-    story.heard("one", 5.0)
+    now = asyncio.get_running_loop().time()
+    progress = Progress(Emit(), now, [])
+    for number, at in ((0, now - 9.0), (1, now)):
+        progress.begin("custom", number, continues=False)
+        progress.failed([], at, mismatched=False)
+    progress.begin("ollama", 2, continues=False)
+    progress(TextDelta("one"))
     remove()
-    assert told == [events.Switched(provider="custom", to="ollama", seconds=4.0)]
+    (switched,) = told
+    assert (switched.provider, switched.to) == ("custom", "ollama")
+    assert switched.seconds >= 9.0
 
 
 async def test_a_breaker_that_is_over_is_shown_so(registry: CollectorRegistry) -> None:
@@ -191,10 +192,14 @@ async def test_what_began_before_somebody_watched_is_not_in_flight() -> None:
 
 
 def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
-    told: dict[str, Any] = {"finish": "stop", "usage": Usage(), "first_token_s": None, "total_s": 1.0, "request": 1}
+
+    def answer(provider: str, model: str) -> None:
+        completion = Completion(text="", finish="stop", provider=provider, model=ServedModel(model))
+        events.emit(events.Answered(provider=provider, completion=completion, total_s=1.0, request=1))
+
     for number in range(200):
-        events.emit(events.Answered(provider="ollama", model=f"model-{number}", **told))
-        events.emit(events.Answered(provider=f"provider-{number}", model="m", **told))
+        answer("ollama", f"model-{number}")
+        answer(f"provider-{number}", "m")
     found = shown(registry)
     assert found["requests_total{model=other,outcome=stop,provider=ollama}"] == 150
     assert len(found) < 200

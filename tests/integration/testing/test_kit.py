@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,17 @@ from support import provider_for, serving
 from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
 from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.providers import CustomProvider
-from learnflow.llm.testing import Cut, FaultServer, ScriptedProvider, closed_port, no_model_calls, provided, recording
+from learnflow.llm.testing import (
+    Cut,
+    Fault,
+    FaultServer,
+    ScriptedProvider,
+    closed_port,
+    no_model_calls,
+    provided,
+    recording,
+)
+from learnflow.llm.testing.fault_server import Seen
 
 pytest_plugins = ["pytester"]
 
@@ -243,3 +256,20 @@ async def test_wrong(llm_replay):
     assert mine.exists()
     assert len(list((pytester.path / "shared" / "llamacpp").glob("*.yaml"))) == 2
     assert not (pytester.path / "cassettes").exists()
+
+
+async def test_a_client_that_leaves_before_the_first_byte_is_seen_to_be_gone() -> None:
+    class Vanishing(FaultServer):
+        """Its client resets the connection between the request and the response."""
+
+        def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            yield from super()._parts(fault, seen)
+
+    async with Vanishing(fault=Fault("stall", after=1)) as server:
+        client = socket.create_connection(("127.0.0.1", int(server.root.rpartition(":")[2])))
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 15\r\n\r\n" + b'{"messages":[]}')
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(server.seen[0].gone.wait(), 5)

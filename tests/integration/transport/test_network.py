@@ -331,6 +331,7 @@ async def test_closing_a_provider_closes_what_it_keeps_and_it_may_be_asked_again
     async with FaultServer("vllm") as server, FaultServer("vllm") as other:
         one, two = provider_for(server), provider_for(other)
         chain = RouterProvider(one, [two])
+        server.script = [Fault("slow", seconds=0.05)]
         busy = one.stream("hi")
         await anext(busy)
         for _ in range(2):

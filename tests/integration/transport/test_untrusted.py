@@ -23,10 +23,10 @@ from support import provider_for
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter import structured_output
+from learnflow.llm.adapter.joining import step_back
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.routing.continuation import step_back
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport import error_mapping
 from learnflow.llm.transport.ndjson_parser import NDJSONParser

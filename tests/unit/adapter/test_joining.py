@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learnflow.llm.routing import continuation
+from learnflow.llm.adapter import joining
 
 WORDS = st.lists(
     st.one_of(
@@ -32,17 +32,17 @@ def pieces(text: str, sizes: list[int]) -> list[str]:
     return found
 
 
-def joined(cut: continuation.CutPoint, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
-    joint = continuation.Joiner(cut, words=words)
+def joined(cut: joining.CutPoint, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
+    joint = joining.Joiner(cut, words=words)
     after = "".join([joint.feed(part) for part in parts]) + joint.end()
-    return cut.delivered + after, joint.mismatched
+    return cut.text + after, joint.mismatched
 
 
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
 def test_every_cut_after_a_prefill(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = continuation.step_back(text[:at])
-    assert cut.delivered == text[:at]
+    cut = joining.step_back(text[:at])
+    assert cut.text == text[:at]
     assert not cut.prefix[-1:].isspace() or not cut.rest
     assert joined(cut, pieces(text[len(cut.prefix) :], sizes)) == (text, False)
 
@@ -50,7 +50,7 @@ def test_every_cut_after_a_prefill(text: str, data: st.DataObject, sizes: list[i
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
 def test_an_echo_of_the_whole_prefix_is_removed(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = continuation.step_back(text[:at])
+    cut = joining.step_back(text[:at])
     if cut.prefix and cut.rest and not text.startswith(cut.rest):
         assert joined(cut, pieces(text, sizes)) == (text, False)
 
@@ -60,35 +60,33 @@ def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
     text: str, other: str, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = continuation.step_back(text[:at])
-    assume(cut.delivered.strip())
+    cut = joining.step_back(text[:at])
+    assume(cut.text.strip())
     after, mismatched = joined(cut, list(other))
     if mismatched:
         assert after == text[:at]
         assert not other.startswith(cut.rest)
-        again = continuation.as_it_broke(cut.delivered)
+        again = joining.at_the_break(cut.text)
         assert joined(again, list(other))[1] is False  # there is nothing to compare any more
     else:
-        assert other.startswith((cut.rest, cut.delivered))
+        assert other.startswith((cut.rest, cut.text))
 
 
 def test_where_it_steps_back_to() -> None:
-    assert continuation.step_back("one two thr") == continuation.CutPoint("one two", " thr")
-    assert continuation.step_back("one two ") == continuation.CutPoint("one two", " ")
-    assert continuation.step_back("one\n\n") == continuation.CutPoint("one", "\n\n")
-    assert continuation.step_back("on") == continuation.CutPoint(
-        "", "on"
-    )  # within the first word: begin again, and compare
-    assert continuation.step_back("x" * 65) == continuation.CutPoint("x" * 65, "")  # no word to step back to
-    assert continuation.step_back("one " + "中" * 200) == continuation.CutPoint("one " + "中" * 200, "")
+    assert joining.step_back("one two thr") == joining.CutPoint("one two", " thr")
+    assert joining.step_back("one two ") == joining.CutPoint("one two", " ")
+    assert joining.step_back("one\n\n") == joining.CutPoint("one", "\n\n")
+    assert joining.step_back("on") == joining.CutPoint("", "on")  # within the first word: begin again, and compare
+    assert joining.step_back("x" * 65) == joining.CutPoint("x" * 65, "")  # no word to step back to
+    assert joining.step_back("one " + "中" * 200) == joining.CutPoint("one " + "中" * 200, "")
 
 
 def test_what_the_model_honestly_says_twice_stays() -> None:
-    assert joined(continuation.step_back("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
-    assert joined(continuation.as_it_broke("ha"), ["ha"]) == ("haha", False)
-    assert joined(continuation.step_back("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
+    assert joined(joining.step_back("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
+    assert joined(joining.at_the_break("ha"), ["ha"]) == ("haha", False)
+    assert joined(joining.step_back("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
     text = "La la la la. La la la la. "
-    assert joined(continuation.step_back(text), [" ", "La la la la."]) == (text + "La la la la.", False)
+    assert joined(joining.step_back(text), [" ", "La la la la."]) == (text + "La la la la.", False)
 
 
 DELIVERED = "RSA is a public-key cryptosystem. A key pair is built from two large prime num"
@@ -111,7 +109,7 @@ END = "key pair is built from two large prime num"  # the last eight whole words
 )
 def test_a_continuation_in_words_begins_with_the_end(said: str) -> None:
     for size in (1, 3, 100):
-        assert joined(continuation.step_back(DELIVERED), pieces(said, [size]), words=True) == (
+        assert joined(joining.step_back(DELIVERED), pieces(said, [size]), words=True) == (
             DELIVERED + "bers.",
             False,
         )
@@ -146,7 +144,7 @@ def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
         right = (DELIVERED, True)
         if said.startswith(END.removesuffix("num") + "num"):  # the word that broke ends otherwise: it is the text
             right = (DELIVERED + "erals.", False)
-        assert joined(continuation.step_back(DELIVERED), pieces(said, [size]), words=True) == right
+        assert joined(joining.step_back(DELIVERED), pieces(said, [size]), words=True) == right
 
 
 @pytest.mark.parametrize(
@@ -175,12 +173,12 @@ def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
 def test_the_comparison_forgives_form_and_the_text_is_right(delivered: str, said: str, text: str) -> None:
     for size in (1, 2, 1000):
         whole = delivered.rstrip() + text
-        assert joined(continuation.as_it_broke(delivered), pieces(said, [size]), words=True) == (whole, False)
+        assert joined(joining.at_the_break(delivered), pieces(said, [size]), words=True) == (whole, False)
 
 
 def test_a_word_that_goes_on_where_it_had_ended_is_another_text() -> None:
     delivered = "The cat sat, and then it saw a "
-    assert joined(continuation.as_it_broke(delivered), list("The cat sat, and then it saw another."), words=True) == (
+    assert joined(joining.at_the_break(delivered), list("The cat sat, and then it saw another."), words=True) == (
         delivered,
         True,
     )
@@ -188,44 +186,42 @@ def test_a_word_that_goes_on_where_it_had_ended_is_another_text() -> None:
 
 def test_an_echo_of_a_text_without_spaces_is_removed() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E60)))
-    assert joined(continuation.as_it_broke(text), list(text + "\u5b57")) == (text + "\u5b57", False)
+    assert joined(joining.at_the_break(text), list(text + "\u5b57")) == (text + "\u5b57", False)
 
 
 def test_what_must_come_again() -> None:
-    assert continuation.end_of(DELIVERED) == "pair is built from two large prime num"
-    assert continuation.end_of("one two") == "one two"  # everything, where that is less
-    assert continuation.end_of("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
-    assert continuation.end_of("中" * 300) == "中" * 300  # it is how the text begins, too
-    assert continuation.end_of("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
+    assert joining.end_of(DELIVERED) == "pair is built from two large prime num"
+    assert joining.end_of("one two") == "one two"  # everything, where that is less
+    assert joining.end_of("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
+    assert joining.end_of("中" * 300) == "中" * 300  # it is how the text begins, too
+    assert joining.end_of("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
     twice = "one two three four five six seven eight "
-    assert continuation.end_of(twice + "and " + twice.rstrip()).startswith(
-        "and one"
-    )  # else it might be beginning again
+    assert joining.end_of(twice + "and " + twice.rstrip()).startswith("and one")  # else it might be beginning again
 
 
 def test_white_space_alone_counts_as_nothing_delivered() -> None:
     for said, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
-        assert joined(continuation.CutPoint("", "\n"), list(said)) == (text, False)
+        assert joined(joining.CutPoint("", "\n"), list(said)) == (text, False)
 
 
 def test_words_that_begin_the_text_with_other_white_space_are_not_enough_to_go_on() -> None:
     text = "ha ha ha \n\nha ha ha ha ha ha a"
-    assert joined(continuation.step_back(text[:29]), re.split(r"(?<=\s)", text), words=True) == (text, False)
+    assert joined(joining.step_back(text[:29]), re.split(r"(?<=\s)", text), words=True) == (text, False)
 
 
 @given(TEXT, st.data())
 def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> None:
     text = text.strip()
     at = data.draw(st.integers(1, len(text)))
-    cut = continuation.step_back(text[:at])
+    cut = joining.step_back(text[:at])
     if cut.prefix.strip():
         assert joined(cut, re.split(r"(?<=\s)", text), words=True) == (text, False)
 
 
 def test_endless_white_space_costs_no_time() -> None:
     began = time.process_time()
-    for cut, words in ((continuation.as_it_broke(DELIVERED + " "), True), (continuation.CutPoint("", "\n"), False)):
-        joiner = continuation.Joiner(cut, words=words)
+    for cut, words in ((joining.at_the_break(DELIVERED + " "), True), (joining.CutPoint("", "\n"), False)):
+        joiner = joining.Joiner(cut, words=words)
         joiner.feed(DELIVERED if words else "")
         for _ in range(200_000):
             joiner.feed(" ")

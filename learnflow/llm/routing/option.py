@@ -1,0 +1,257 @@
+"""One provider of a chain, as one request sees it: its facts, its circuit breakers, its probes and its attempts.
+
+Must never choose between providers.
+Only the router uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import groupby
+from typing import Final
+
+from .. import events
+from ..adapter.joining import in_words
+from ..adapter.routable import Facts, RoutableProvider, routable
+from ..base import Attempt, Call, LLMProvider
+from ..completion import Completion
+from ..errors import LLMError, ServerFailed
+from ..process import SharedTasks
+from ..replay.transport import unrecorded
+from ..stream import Work
+from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
+from .decision import verdict
+
+PROBE_S: Final = 1.0
+_UNPROBED_S: Final = 15.0  # pause after a provider did not answer the probe before a request
+
+
+class _Shared(SharedTasks):
+    """What all requests share about one provider: its tasks, and whether it was probed."""
+
+    probed: bool = False
+    probe_after: float = 0.0
+
+
+class Option:
+    """One provider of a chain. Each request has its own copy.
+
+    Args:
+        given: the provider; None if it could not be created.
+        broken: why it could not be created.
+        registry: of its circuit breakers.
+
+    Attributes:
+        number, rank: its place in the chain; options of one rank are equals, and come before those of the next.
+        model: the model that the request uses there; None for the provider's own.
+        failure: how it failed in this round of the request.
+        refuses_prefix: it refused the beginning of an answer in this request.
+    """
+
+    def __init__(
+        self, given: LLMProvider | None, broken: LLMError | None = None, registry: BreakerRegistry = REGISTRY
+    ) -> None:
+        self.given, self.broken = given, broken
+        self.number = self.rank = 0
+        self.model: str | None = None
+        self.failure: LLMError | None = None
+        self.refuses_prefix = False
+        self._registry = registry
+        self._provider = routable(given) if given else None
+        self._shared = _Shared()
+        self._facts: Facts | None = None
+
+    def at(self, number: int, rank: int) -> Option:
+        """Return a copy for one request, at this place of its chain."""
+        twin = copy.copy(self)
+        twin.number, twin.rank, twin._facts = number, rank, None  # noqa: SLF001  # its own kind
+        return twin
+
+    def use(self, model: str | None) -> None:
+        """Use this model."""
+        if model != self.model:
+            self.model, self._facts = model, None
+
+    @property
+    def facts(self) -> Facts:
+        """The facts, as they were when the request chose last."""
+        if self._facts is None:
+            self._facts = self.provider.facts(self.model)
+        return self._facts
+
+    def update(self) -> None:
+        """Read the facts anew."""
+        self._facts = None
+
+    @property
+    def provider(self) -> RoutableProvider:
+        """The provider. Raises its fault if it could not be created."""
+        if self._provider is None:
+            raise self.broken or LLMError("no provider")
+        return self._provider
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        return self._provider.name if self._provider else (self.broken and self.broken.provider) or "?"
+
+    @property
+    def replays(self) -> bool:
+        """Whether it answers from cassettes."""
+        return not self.broken and self.facts.replays
+
+    @property
+    def prefills(self) -> bool:
+        """Whether it continues the beginning of an answer, as far as this request has seen."""
+        return not self.broken and self.facts.prefills and not self.refuses_prefix
+
+    @property
+    def cost(self) -> tuple[float, float] | None:
+        """Dollars per million tokens of the prompt and of the answer; None if unknown."""
+        return self.facts.capabilities["cost"]
+
+    @property
+    def cold(self) -> bool:
+        """Whether the server would have to load the model first."""
+        return self.facts.cold
+
+    @property
+    def latency_s(self) -> float | None:
+        """The recent seconds to the first token; None if unknown."""
+        return self.record.first_token_s
+
+    @property
+    def distance(self) -> int:
+        """0 on this machine or a private network, 1 beyond."""
+        return 0 if not self.broken and self.facts.capabilities["local"] else 1
+
+    @property
+    def limit(self) -> int | None:
+        """The concurrency limit; None if there is none, and for cassettes."""
+        return None if self.broken or self.facts.replays else self.facts.concurrency_limit
+
+    @property
+    def address(self) -> str:
+        """The key of its queue and its circuit breakers."""
+        return f"{self.name}#{id(self._shared)}" if self.broken else self.facts.address
+
+    @property
+    def target(self) -> Target:
+        """The key of its circuit breaker."""
+        return Target(self.address, self.model or (self._provider.model if self._provider else None))
+
+    @property
+    def gate(self) -> Gate:
+        """What the circuit breakers allow now. For cassettes they count for nothing: they are a matter of time."""
+        return "closed" if self.replays else self._registry.gate(self.target)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request may be sent."""
+        return self.gate in ("closed", "trial")
+
+    @property
+    def opened(self) -> Sequence[Breaker]:
+        """Its open circuit breakers; the first is the one that stays open longest."""
+        return self._registry.open_breakers(self.target)
+
+    @property
+    def record(self) -> Record:
+        """Its attempts so far."""
+        return self._registry.record(self.target)
+
+    def clock(self) -> float:
+        """Return the time of the circuit breakers."""
+        return self._registry.clock()
+
+    def succeeded(self, completion: Completion, began: float) -> None:
+        """Record a completion; ``began`` is when its attempt did, by ``clock``."""
+        if self._registry.answer(self.target, completion.first_token_s, began, completion.usage):
+            events.emit(events.Closed(provider=self.name, model=self.target.model))
+
+    def failed(self, error: LLMError) -> None:
+        """Record a failure."""
+        if self._registry.fail(self.target, error):
+            model, breaker = None if verdict(error).whole_address else self.target.model, self.opened[0]
+            events.emit(events.Opened(provider=self.name, model=model, error=breaker.error, seconds=breaker.period))
+
+    def abandon(self) -> None:
+        """Record an attempt without an outcome."""
+        self._registry.settle(self.target)
+
+    def begin(self) -> None:
+        """Begin a probe or a trial."""
+        for breaker in self.opened:
+            breaker.begin()
+
+    async def look(self, within: float = PROBE_S) -> None:
+        """Probe the provider for what it is and what it supports, until that has succeeded once."""
+        now, shared = asyncio.get_running_loop().time(), self._shared
+        if self._provider is not None and not shared.probed and now >= shared.probe_after:
+            looking = self._shared.start("look", lambda: self.provider.refresh(within))
+            shared.probed = (await asyncio.shield(looking)).state != "down"
+            shared.probe_after = now + _UNPROBED_S
+            self.update()
+
+    def load(self) -> None:
+        """Load the model in the background."""
+
+        async def load() -> None:
+            with suppress(LLMError):
+                await self.provider.warm_up(self.model)
+
+        self._shared.start("load", load)
+
+    def probe(self) -> asyncio.Task[bool]:
+        """Probe whether the provider is ready: free, loads nothing, carries no text."""
+
+        async def probing() -> bool:
+            try:
+                with unrecorded():  # whether there is a probe depends on the time
+                    ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
+            except BaseException:
+                self.abandon()
+                raise
+            for breaker in self.opened:
+                breaker.probed(self._registry.clock(), ready=ready)
+            if not self.opened:
+                events.emit(events.Closed(provider=self.name, model=self.target.model))
+            return ready
+
+        if self._shared.is_idle("probe"):
+            self.begin()
+        return self._shared.start("probe", probing)
+
+    async def loads_now(self) -> bool:
+        """Return whether the server reports that it is loading, or has yet to load the model."""
+        if self.replays:
+            return False
+        state = (await self.provider.refresh(PROBE_S)).state
+        self.update()
+        return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
+
+    def start(self, call: Call, attempt: Attempt, *, words: bool = False) -> Work:
+        """Return the work of an attempt, which continues ``attempt.prefix`` in words if the provider takes no prefix.
+
+        Raises:
+            LLMError: the call cannot be sent as it is.
+        """
+        if attempt.prefix is not None and words:
+            call = replace(call, prompt=in_words(call.prompt, attempt.prefix))
+            attempt = replace(attempt, prefix=None, thinking="")
+        try:
+            return self.provider.attempt(call, attempt)
+        except LLMError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
+            raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
+
+
+def chain_name(options: Iterable[Option]) -> str:
+    """Return the name of a chain: equals joined by ``+``, ranks by ``,``, as in LLM_PROVIDERS."""
+    ranks = groupby(options, key=lambda option: option.rank)
+    return ",".join("+".join(option.name for option in rank) for _, rank in ranks) or "local"
