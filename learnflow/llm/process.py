@@ -68,11 +68,13 @@ class Switches:
         allowed: the origins that may be connected to; None for all.
         retries: how often a provider is asked again at the most, without waiting; None for what is configured.
         watched: the metrics that the environment asks for are served.
+        patient: a server that restarts is waited for, also if LLM_PATIENCE is not set.
     """
 
     allowed: set[tuple[str, str, int]] | None = None
     retries: int | None = None
     watched: bool = True
+    patient: bool = True
 
 
 switches: Final = Switches()

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     """How often a provider is asked again after a failure that may pass, when no other can help."""
     llm_patience: Annotated[float, Field(ge=0)] = 60.0
     """Seconds for which a server of your own that refuses connections is tried again, if no other provider can help: it
-    may be restarting. 0: only `LLM_RETRIES` times."""
+    may be restarting. 0: only `LLM_RETRIES` times. The command line waits only if it is set."""
     llm_spill: Literal["no", "local", "cloud"] = "no"
     """While all equals of a rank are full, a request waits for one of them (`no`), or goes on to a rank that is no
     farther away (`local`), or to any (`cloud`)."""

@@ -50,6 +50,7 @@ def _run(where: str, provider: str | None = None, **given: Any) -> int:
     options = SimpleNamespace(provider=provider, **given)
     _prepare(verbose=options.verbose)
     switches.watched = False  # the port of the metrics is left to the application
+    switches.patient = False  # a person who forgot to start the server learns it at once
     try:
         if provider:
             _check(provider)
@@ -60,7 +61,7 @@ def _run(where: str, provider: str | None = None, **given: Any) -> int:
         _say(str(error))
         return _code(error)
     finally:
-        switches.watched = True
+        switches.watched = switches.patient = True
 
 
 def _say(what: str) -> None:

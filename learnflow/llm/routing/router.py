@@ -21,7 +21,7 @@ from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
-from ..process import SharedTasks
+from ..process import SharedTasks, switches
 from ..providers.registry import build, check
 from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
@@ -104,7 +104,7 @@ class RouterProvider(AbstractProvider):
         self._resume: Resume = resume
         self._rules = Rules(
             retries=common.llm_retries if retries is None else retries,
-            patience=common.llm_patience,
+            patience=common.llm_patience if switches.patient or "llm_patience" in common.model_fields_set else 0.0,
             routing=routing or common.llm_routing,
             deadline=deadline or common.llm_deadline,
             load=common.llm_load_timeout,

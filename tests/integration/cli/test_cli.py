@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import process
+from learnflow.llm import events, process
 from learnflow.llm.cli import bench_page
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli.bench import Result, Timing
@@ -276,3 +276,21 @@ WRONG = [["status", "--within", "nan"], ["explain", "--tokens", "-5"]]
 def test_values_that_cannot_be_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == cli.USAGE
     assert "Invalid value" in capsys.readouterr().err
+
+
+def test_ask_waits_for_server_that_refuses_only_if_patience_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], events_seen: list[object]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("LLM_RETRIES", "0")
+    monkeypatch.delenv("LLM_PATIENCE")
+    assert cli.main(["ask", "hi"]) == 3
+    assert "connection refused" in capsys.readouterr().err
+    (ended,) = [event for event in events_seen if isinstance(event, events.Ended)]
+    at_once = len(ended.outcome.attempts)  # type: ignore[union-attr]
+    events_seen.clear()
+    monkeypatch.setenv("LLM_PATIENCE", "2")
+    assert cli.main(["ask", "hi"]) == 3
+    (ended,) = [event for event in events_seen if isinstance(event, events.Ended)]
+    assert len(ended.outcome.attempts) > at_once  # type: ignore[union-attr]
