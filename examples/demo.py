@@ -106,11 +106,10 @@ async def show_embedded(model: str) -> None:
     print(f"Starting the embedded model {first.model} (llama.cpp in a process of its own): everything below is LIVE.\n")
     try:
         await show_providers(first, second)
-        whole = await show_answer(first)
+        await show_answer(first)
         print(f"\n3. The same answer, its server killed (SIGKILL) in the middle\n\n   > {QUESTION}\n")
         with failovers_shown():
-            text = await ask(RouterProvider(first, [second]), QUESTION, kill=first)
-        print(f"   The text is {'identical to' if text == whole else 'another than'} the unbroken one.")
+            await ask(RouterProvider(first, [second]), QUESTION, kill=first)
     finally:
         await asyncio.gather(first.aclose(), second.aclose())
 

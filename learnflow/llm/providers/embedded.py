@@ -19,13 +19,12 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import IO, BinaryIO, Final, Unpack
+from typing import IO, Final, Unpack
 from weakref import WeakSet
 
 import httpx
@@ -41,6 +40,7 @@ from ..transport.client import NETWORK
 from ..transport.endpoint import origin
 from ..transport.untrusted import printable
 from . import llamacpp
+from .gguf import trained_context
 
 DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 _DEFAULT_SLOTS: Final = 2
@@ -505,61 +505,11 @@ def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:
     try:
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
-                return _trained_context(file)
+                return trained_context(file)
         what = f"{printable(str(path), _MAX_LOG_CHARS)} is not a GGUF file"
     except OSError as error:
         what = f"{printable(str(path), _MAX_LOG_CHARS)} cannot be read ({type(error).__name__})"
     raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
-
-
-# Bytes of the values of a GGUF by their type; 8 is a string, 9 an array. Source: ggml's docs/gguf.md, version 3.
-_SIZES: Final[Mapping[int, int]] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
-_MAX_TEXT_BYTES: Final = 1 << 20  # a chat template may be long
-_MAX_ENTRIES: Final = 1000  # of the header, and of a list of texts; a vocabulary is longer, and comes last
-
-
-def _trained_context(file: BinaryIO) -> int | None:
-    """Read a GGUF's header up to ``<architecture>.context_length``."""
-    try:
-        _number(file, 4)  # the version
-        _number(file, 8)  # the number of tensors
-        for _ in range(min(_number(file, 8), _MAX_ENTRIES)):
-            key, kind = _text(file), _number(file, 4)
-            if key.endswith(b".context_length") and kind in _SIZES:
-                return _number(file, _SIZES[kind]) or None
-            if not _skip(file, kind):
-                break
-    except (OSError, ValueError, OverflowError):
-        pass  # a torn header: llama.cpp will report it
-    return None
-
-
-def _number(file: BinaryIO, size: int) -> int:
-    return int.from_bytes(file.read(size), "little")
-
-
-def _text(file: BinaryIO) -> bytes:
-    return file.read(min(_number(file, 8), _MAX_TEXT_BYTES))
-
-
-def _skip(file: BinaryIO, kind: int) -> bool:
-    """Skip a value. Return False if it is not known how long it is."""
-    if kind in _SIZES:
-        file.seek(_SIZES[kind], os.SEEK_CUR)
-        return True
-    if kind == _STRING:
-        _text(file)
-        return True
-    element, length = (_number(file, 4), _number(file, 8)) if kind == _ARRAY else (-1, 0)
-    if element in _SIZES:
-        file.seek(_SIZES[element] * length, os.SEEK_CUR)
-    elif element == _STRING and length <= _MAX_ENTRIES:
-        for _ in range(length):
-            _text(file)
-    else:
-        return False
-    return True
 
 
 def _require_xllamacpp(provider: str) -> None:
