@@ -96,7 +96,10 @@ async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
     """Return the embedded model, if no local server is configured or answers and one could be started."""
     if any(each.answers or (each.configured and _local(each.health.provider)) for each in there):
         return []
-    provider = await asyncio.to_thread(registry.embedded)  # it reads the beginning of a file
+    try:
+        provider = await asyncio.to_thread(registry.embedded)  # it reads the beginning of a file
+    except LLMError as error:
+        return [await _unreadable(registry.SPARE.name, error)]
     return [Found(await provider.refresh(within), provider, configured=False)] if provider else []
 
 
@@ -229,7 +232,8 @@ async def found(*, embedded: bool = True) -> list[BaseProvider]:
     for each in providers:
         if each.spec is registry.SPARE and (each.model not in _announced):
             _announced.add(each.model)
-            events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=_SMALL))
+            hint = f"{_SMALL}. {_with_keys()}".strip().removesuffix(".")
+            events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=hint))
     if any(each.runner.client.transport for each in providers):  # what is used is recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers
@@ -251,11 +255,22 @@ def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
     return find
 
 
+def _tried(each: Found) -> str:
+    """Return where it was looked, and what was there."""
+    name, health = each.health.provider, each.health
+    return f"{name} at {health.base_url}: {health.state}" if health.base_url else f"{name}: {health.detail}"
+
+
+def _with_keys() -> str:
+    """Return what to set for the clouds whose keys are set; "" if there are none."""
+    keys = [row.name for row in SPECS.values() if not row.local and settings.load_row(row).api_key]
+    return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
+
+
 def nothing(tried_at: list[Found]) -> NotConfigured:
     """The error for "no provider is named, and none is there": what was tried, what to set, how to get a model."""
-    tried = "; ".join(f"{each.health.provider} at {each.health.base_url}: {each.health.state}" for each in tried_at)
-    keys = [row.name for row in SPECS.values() if not row.local and settings.load_row(row).api_key]
-    use = f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
+    tried = "; ".join(map(_tried, tried_at))
+    use = _with_keys()
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
         hint=f"{use}Name one with LLM_PROVIDER, or get a local model: "

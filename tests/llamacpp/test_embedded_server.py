@@ -137,7 +137,7 @@ async def test_running_server_reports_slots_and_context(monkeypatch: pytest.Monk
     await provider.prepare()
     health = await provider.refresh()
     assert health.capabilities["context_served"] == 512
-    assert provider.room == 3
+    assert provider.facts(None).concurrency_limit == 3
     with pytest.raises(errors.ContextOverflow) as caught:
         await provider.generate("word " * 1000, **FIXED)
     assert (caught.value.needed or 0) > 512
@@ -201,7 +201,9 @@ async def test_running_request_of_a_killed_server_raises_with_its_text(starts: l
 async def test_running_request_of_a_killed_server_is_continued_by_the_next_provider(
     starts: list[int], llama_server: LlamaServer, events_seen: list[object]
 ) -> None:
-    chain, pieces = router(EmbeddedProvider(), llama_server.provider()), list[str]()
+    embedded_provider = EmbeddedProvider()
+    await embedded_provider.prepare()  # a cold one would load while the warm one answers
+    chain, pieces = router(embedded_provider, llama_server.provider()), list[str]()
     async with chain.stream(RSA, **FIXED) as stream:
         async for piece in stream:
             pieces.append(piece)
@@ -231,7 +233,7 @@ def damaged(tmp_path: Path) -> Path:
 async def test_server_that_ends_at_once_is_not_started_in_a_loop(starts: list[int], damaged: Path) -> None:
     provider = EmbeddedProvider(model=str(damaged))
     for _ in range(5):
-        with pytest.raises(errors.ConnectionFailed, match="ended before it was ready") as caught:
+        with pytest.raises(errors.NotConfigured, match="ended before it was ready") as caught:
             await provider.generate("Say pong", **FIXED)
         assert "EMBEDDED_MODEL" in caught.value.hint
     assert len(starts) == 1
@@ -256,17 +258,17 @@ async def test_failed_start_is_tried_again_after_a_pause(
     for count in (1, 1, 2):
         if count == 2:
             now[0] += embedded._RESTART_PAUSE_S
-        with pytest.raises(errors.ConnectionFailed):
+        with pytest.raises(errors.NotConfigured):
             await provider.generate("Say pong", **FIXED)
         assert len(starts) == count
 
 
-async def test_health_of_a_failed_server_is_down_and_starts_nothing(starts: list[int], damaged: Path) -> None:
+async def test_health_of_a_failed_server_is_misconfigured_and_starts_nothing(starts: list[int], damaged: Path) -> None:
     provider = EmbeddedProvider(model=str(damaged))
-    with pytest.raises(errors.ConnectionFailed):
+    with pytest.raises(errors.NotConfigured):
         await provider.prepare()
     health = await provider.refresh()
-    assert health.state == "down"
+    assert health.state == "misconfigured"
     assert "ended before it was ready" in health.detail
     assert not await provider.health_check()
     assert len(starts) == 1
@@ -361,8 +363,8 @@ async def test_server_refuses_a_request_without_its_key() -> None:
 async def test_log_of_the_server_goes_to_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", logger="learnflow.llm")
     await EmbeddedProvider().generate("Say pong", **FIXED)
+    await until(lambda: any("llm.embedded_log" in record.getMessage() for record in caplog.records))
     lines = [record for record in caplog.records if "llm.embedded_log" in record.getMessage()]
-    assert lines
     assert {record.levelname for record in lines} == {"DEBUG"}
 
 
@@ -398,3 +400,64 @@ def test_first_error_of_the_log_explains_a_failed_start() -> None:
 def test_context_of_all_slots_that_llamacpp_cannot_count_is_refused() -> None:
     with pytest.raises(errors.NotConfigured, match="At most 2147483647"):
         EmbeddedProvider(model=str(MODEL), context=2**30, slots=2)
+
+
+async def test_server_that_dies_again_and_again_is_not_started_for_ever(starts: list[int]) -> None:
+    """Ready each time, then killed: three starts within half a minute, and an error for the fourth."""
+    provider = EmbeddedProvider()
+    for _ in range(3):
+        assert await provider.generate("Say pong", **FIXED) == "pong"
+        assert provider.pid
+        os.kill(provider.pid, signal.SIGKILL)
+        await until(lambda: provider.pid is None)
+    with pytest.raises(errors.ConnectionFailed, match="ended 3 times within 30 s"):
+        await provider.generate("Say pong", **FIXED)
+    assert len(starts) == 3
+    assert (await provider.refresh()).state == "down"
+
+
+async def test_server_outlives_sigterm_of_its_process_group() -> None:
+    """systemd sends it to all processes of a unit: the application may want to finish its answers."""
+    provider = EmbeddedProvider()
+    await provider.prepare()
+    assert provider.pid
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(provider.pid, number)
+    assert await provider.generate("Say pong", **FIXED) == "pong"
+
+
+async def test_line_that_python_prints_before_the_report_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\nprint('{')\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert await EmbeddedProvider().generate("Say pong", **FIXED) == "pong"
+
+
+async def test_answers_recorded_of_embedded_are_played_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starts: list[int]
+) -> None:
+    monkeypatch.setenv("LLM_REPLAY", str(tmp_path / "cassettes"))
+    for mode in ("record", "play"):
+        monkeypatch.setenv("LLM_REPLAY_MODE", mode)
+        assert await EmbeddedProvider().generate("Say pong", **FIXED) == "pong"  # EMBEDDED_MODEL is a path
+        monkeypatch.delenv("EMBEDDED_MODEL")
+        store = tmp_path / "models"
+        store.mkdir(exist_ok=True)
+        (store / "smollm2.gguf").write_bytes(MODEL.read_bytes())
+        monkeypatch.setenv("LLM_MODELS_DIR", str(store))
+        assert await EmbeddedProvider().generate("Say hello", **FIXED) == TEXTS["Say hello"]
+        monkeypatch.setenv("EMBEDDED_MODEL", str(MODEL))
+    assert len(starts) == 2
+
+
+@pytest.mark.parametrize("model", ["~nosuch/x.gguf", f"{'a' * 300}.gguf", "nul\0.gguf"])
+def test_path_that_cannot_be_is_named(model: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="there is no file"):
+        EmbeddedProvider(model=model)
+
+
+@pytest.mark.parametrize(("name", "value"), [("slots", 257), ("threads", 513)])
+def test_more_than_llamacpp_takes_is_refused_before_the_start(name: str, value: int) -> None:
+    with pytest.raises(errors.NotConfigured, match=rf"{name}= must be a whole number from 1 to {value - 1}"):
+        EmbeddedProvider(**{name: value})  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def test_defaults_are_the_trained_context_two_slots_and_the_cores() -> None:
     provider = EmbeddedProvider(model=str(MODEL))
     made = config(provider)
     assert (made.context, made.slots, made.threads) == (2048, 2, embedded.available_cores())
-    assert provider.room == 2
+    assert provider.facts(None).concurrency_limit == 2
 
 
 @pytest.mark.parametrize("name", ["CONTEXT", "SLOTS", "THREADS"])

@@ -73,7 +73,7 @@ async def test_health_models_and_capabilities(llama_server: LlamaServer) -> None
     assert (health.state, health.server, health.model, health.cold) == ("ready", "llama.cpp", "tiny", False)
     can = provider.get_capabilities()
     assert (can["context"], can["context_served"], can["tools"], can["vision"]) == (2048, 2048, False, False)
-    assert provider.room == 4
+    assert provider.facts(None).concurrency_limit == 4
 
 
 async def test_wrong_path_is_misconfigured(llama_server: LlamaServer) -> None:

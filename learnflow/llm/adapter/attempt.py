@@ -10,7 +10,7 @@ from typing import Final
 
 from .. import errors, events, log
 from ..base import Attempt, Slot
-from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Waiting
+from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
 from ..health.inventory import QUICK_S, Inventory
 from ..spec import ProviderSpec
@@ -320,7 +320,14 @@ class _Attempt:
     async def _completed(self, answer: Answer, budget: ContextBudget) -> Completion:
         """Return the completion. Raises LLMError if it is none; one that does not fit its schema carries it."""
         spec, request, attempt = self._spec, self._request, self._attempt
-        completion = answer.completion(spec.name, self._model)
+        try:
+            completion = answer.completion(spec.name, self._model)
+        except errors.BrokenAnswer as error:
+            if answer.parser.finish != "length":
+                raise self._repeatable(error) from None
+            what = f"{error.what}; it ended at {self._limit(answer.parser.usage)}"
+            hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
+            raise errors.AnswerTruncated(what, hint=hint) from None
         if loss := await budget.loss(completion.usage):
             raise loss
         cost = completion.cost
@@ -334,20 +341,26 @@ class _Attempt:
                 with structured_output.cut(completion.finish):
                     completion = replace(completion, parsed=structured_output.parsed(request.wanted, completion.text))
         except errors.AnswerTruncated as error:
-            error.what = f"{error.what}; it ended at {self._limit(completion)}"
+            error.what = f"{error.what}; it ended at {self._limit(completion.usage)}"
             raise
         except errors.SchemaMismatch as error:
             error.answer = completion  # it has a cost, too
-            raise
+            raise self._repeatable(error) from None
         events.content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
-    def _limit(self, completion: Completion) -> str:
+    def _repeatable(self, error: LLMError) -> LLMError:
+        """Return the error of a complete answer. Without sampling, the same request would get the same answer again."""
+        if isinstance(error, errors.SchemaMismatch) and self._request.sampling.get("temperature") == 0:
+            error.retryable = False
+        return error
+
+    def _limit(self, usage: Usage) -> str:
         """Return the name of the limit at which an answer ended."""
-        limit, tokens = self.sent()[1], completion.usage.completion_tokens
+        limit, tokens = self.sent()[1], usage.completion_tokens
         if limit is None or (tokens or limit) < limit:
             return f"{tokens or '?'} tokens, where the context was full"
         return f"max_tokens={limit}"
@@ -445,9 +458,7 @@ class Answer(Transcript):
         if self.parser.refused:
             return errors.ContentFiltered("the model refused to answer")
         if self.thinking and self.parser.finish == "length":
-            return errors.EmptyAnswer(
-                "thinking used all of max_tokens", hint="Raise max_tokens=, or set reasoning=False"
-            )
+            return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
         what = "the model thought, and answered nothing" if self.thinking else "the answer is empty"
         return errors.EmptyAnswer(what, hint="Ask again; if it stays empty, look into the server's log or context size")
 

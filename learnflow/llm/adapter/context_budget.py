@@ -85,6 +85,7 @@ class ContextBudget:
         self._inventory = inventory
         self._asked = asked
         self._texts = [*asked.texts, begun] if begun else asked.texts
+        self._begun = [{"role": "assistant", "content": begun}] if begun else []
         self._model = model
         self._window: window.Window | None = None
         self._sent: int | None = None
@@ -147,7 +148,7 @@ class ContextBudget:
         counted = 0
         with suppress(LLMError, TimeoutError):  # it is only a better number
             async with asyncio.timeout(QUICK_S):
-                counted = await count(prober, self._model, self._asked.messages, self._asked.tools)
+                counted = await count(prober, self._model, [*self._asked.messages, *self._begun], self._asked.tools)
                 window.learn(self._base, self._model, self._texts, counted)
         if counted >= wide:
             raise _overflow(f"the prompt has {counted} tokens, the server takes {wide}", counted, wide)

@@ -19,12 +19,13 @@ import secrets
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import IO, Final, Unpack
+from typing import IO, Any, Final, Unpack
 from weakref import WeakSet
 
 import httpx
@@ -38,7 +39,7 @@ from ..replay import active
 from ..transport import pool
 from ..transport.client import NETWORK
 from ..transport.endpoint import origin
-from ..transport.untrusted import printable
+from ..transport.untrusted import json_object, printable
 from . import llamacpp
 from .gguf import trained_context
 
@@ -46,11 +47,17 @@ DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
 _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before it was ready
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # of a server that is ready each time, and dies
+_MAX_LOAD_S: Final = 30 * 24 * 3600.0  # a timer cannot count more than the system's time can hold
+_MAX_STDOUT_LINES: Final = 100  # before the program's own: whatever is imported with Python may print
 _STOP_S: Final = 2.0  # for a server that is told to stop
 _MAX_LOG_LINES: Final = 2000  # of one server at DEBUG; the rest is read and dropped
 _MAX_LOG_CHARS: Final = 300
+_MAX_REPORT_BYTES: Final = 4096
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _MAX_TOKENS: Final = 2**31 - 1  # of all slots together: a C int
+# What llama.cpp takes (LLAMA_MAX_SEQ, GGML_MAX_N_THREADS; xllamacpp 2026.10).
+_MOST: Final = {"context": _MAX_TOKENS, "slots": 256, "threads": 512}
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes of a process that the kernel killed
 _EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
@@ -93,7 +100,13 @@ class EmbeddedServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready: Future[str] | None = None
+        self._spawned: subprocess.Popen[bytes] | None = None  # the last one, also if it was not recorded yet
         self._failed_at: float | None = None
+        self._started_at: deque[float] = deque(maxlen=_MAX_STARTS)
+
+    def __deepcopy__(self, _: object) -> EmbeddedServer:
+        """Return the server itself: there is one process."""
+        return self
 
     @property
     def running(self) -> bool:
@@ -110,7 +123,13 @@ class EmbeddedServer:
     def failure(self) -> BaseException | None:
         """Why the last start failed, until the server may be started again."""
         recent = self._failed_at is not None and monotonic() - self._failed_at < _RESTART_PAUSE_S
-        return self._ready.exception() if recent and self._ready and self._ready.done() else None
+        if recent and self._ready and self._ready.done():
+            return self._ready.exception()
+        starts = self._started_at
+        if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
+            what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
+            return errors.ConnectionFailed(what, hint=SPEC.down or "")
+        return None
 
     @property
     def pid(self) -> int | None:
@@ -127,10 +146,15 @@ class EmbeddedServer:
             within: seconds for the start.
 
         Raises:
-            ConnectionFailed: the server ended before it was ready.
+            NotConfigured: the server ended before it was ready, by itself.
+            ConnectionFailed: it was killed or stopped before, or it died several times.
         """
         with self._lock:
-            if not (self.running or self.starting or self.failure):
+            failure = None if self.running or self.starting else self.failure
+            if isinstance(failure, LLMError):
+                raise copied(failure)
+            if not (self.running or self.starting):
+                self._started_at.append(monotonic())
                 self._ready = Future()
                 self._ready.set_running_or_notify_cancel()  # no caller that leaves cancels the start
                 threading.Thread(target=self._start, args=(self._ready, within), daemon=True).start()
@@ -138,8 +162,8 @@ class EmbeddedServer:
         assert ready is not None  # noqa: S101  # set above
         try:
             return await asyncio.shield(asyncio.wrap_future(ready))
-        except LLMError as error:  # one instance must not be raised twice
-            raise type(error)(error.what, hint=error.hint) from None
+        except LLMError as error:
+            raise copied(error) from None
 
     def _start(self, ready: Future[str], within: float) -> None:
         try:
@@ -162,7 +186,7 @@ class EmbeddedServer:
         command = [sys.executable, "-P", str(_PROGRAM)]
         pipe = subprocess.PIPE
         with _spawning:
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
+            process = self._spawned = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
         with self._lock:
             before, stopped = self._process, self._ready is not ready
             self._process = None if stopped else process
@@ -170,18 +194,18 @@ class EmbeddedServer:
             before.stdin.close()
         if stopped:
             self._end(process)
-            raise errors.ConnectionFailed("the embedded server was stopped while it started")
+            raise _stopped()
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
         log_lines = list[str]()
         reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
         reader.start()
-        late = threading.Timer(within, process.kill)
+        late = threading.Timer(min(within, _MAX_LOAD_S), process.kill)
         late.start()
         try:
             config = {**asdict(self.config), "model": str(self.config.model), "key": self.key}
             process.stdin.write(json.dumps(config).encode() + b"\n")
-            said = json.loads(process.stdout.readline() or b"{}")
-        except (OSError, ValueError):
+            said = _report(process.stdout)
+        except OSError:
             said = {}
         finally:
             late.cancel()
@@ -190,6 +214,8 @@ class EmbeddedServer:
             return str(address)
         self._end(process)
         reader.join(_STOP_S)
+        if self._ready is not ready:
+            raise _stopped()
         raise _start_failure(process.returncode, str(said.get("error", "")), log_lines)
 
     def ended(self) -> bool:
@@ -228,9 +254,12 @@ class EmbeddedServer:
 
     def forget(self) -> None:
         """Drop the parent's server in a forked child, without stopping it and without keeping it alive."""
-        process, self._process, self._ready, self._failed_at = self._process, None, None, None
+        processes = {self._process, self._spawned} - {None}
+        self._process = self._spawned = self._ready = self._failed_at = None
         self._lock, self.users = threading.Lock(), WeakSet(self.users)
-        if process is not None:
+        self._started_at.clear()
+        for process in processes:
+            assert process  # noqa: S101  # None is not among them
             for pipe in (process.stdin, process.stderr):
                 if pipe:
                     pipe.close()
@@ -271,6 +300,26 @@ def _read_log(pipe: IO[bytes], cause: list[str]) -> None:
     pipe.close()
 
 
+def _report(stdout: IO[bytes]) -> dict[str, Any]:
+    """Return what the program reports: the first line that is a JSON object; nothing if it ended before."""
+    for _ in range(_MAX_STDOUT_LINES):
+        line = stdout.readline(_MAX_REPORT_BYTES)
+        if not line:
+            break
+        if line.startswith(b"{") and (report := json_object(line)):
+            return report
+    return {}
+
+
+def copied(error: LLMError) -> LLMError:
+    """Return a copy of an error of a start, which many requests may raise."""
+    return type(error)(error.what, hint=error.hint)
+
+
+def _stopped() -> LLMError:
+    return errors.ConnectionFailed("the embedded server was stopped while it started", hint="Ask again: it starts anew")
+
+
 def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLMError:
     """Return the error for a server that ended before it was ready."""
     line = _ERROR_LINE.sub("", log_lines[0]) if log_lines else printable(message, _MAX_LOG_CHARS)
@@ -280,7 +329,7 @@ def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLME
             hint="Set EMBEDDED_CONTEXT or EMBEDDED_SLOTS lower, EMBEDDED_MODEL to a smaller model, or raise "
             "LLM_LOAD_TIMEOUT",
         )
-    return errors.ConnectionFailed(
+    return NotConfigured(  # the same file and the same memory: it would end again
         f"the embedded server ended before it was ready ({line or 'without a log'})",
         hint="Check EMBEDDED_MODEL and the free memory: EMBEDDED_CONTEXT and EMBEDDED_SLOTS decide how much it needs. "
         "The log is at DEBUG (event llm.embedded_log)",
@@ -329,7 +378,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         """Return what llama.cpp's router returns for a model that is not loaded."""
         failure = self.server.failure
         if isinstance(failure, LLMError):
-            raise type(failure)(failure.what, hint=failure.hint)
+            raise copied(failure)
         headers = {"server": "llama.cpp"}
         if path != "/v1/models":
             return httpx.Response(404, headers=headers, json={})
@@ -402,11 +451,15 @@ class EmbeddedProvider(BaseProvider):
             "threads": own.threads if threads is None else threads,
         }
         for name, value in numbers.items():
-            if value is not None and (type(value) is not int or value < 1):
-                raise NotConfigured(f"{name}= must be a whole number from 1", provider=self.spec.name)
+            if value is not None and (type(value) is not int or not 1 <= value <= _MOST[name]):
+                what = f"{name}= must be a whole number from 1 to {_MOST[name]}"
+                raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.prefix}_{name.upper()}")
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         self._transport: EmbeddedTransport | None = None
         wanted, key = model or own.model, None
+        named = bool(wanted)
+        if wanted and active.plays(replay):
+            wanted = _alias(wanted)
         if not active.plays(replay):
             path, wanted = _model_file(self.spec.name, self.spec.env_model[0], wanted or DEFAULT_MODEL)
             trained = _checked_gguf(path, self.spec.name, self.spec.env_model[0])
@@ -425,6 +478,8 @@ class EmbeddedProvider(BaseProvider):
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)
+        if replay and not named:
+            wanted = None  # cassettes are of any model: the page that lists it is one of them
         host = f"http://{self.spec.name.replace('_', '-')}.localhost/v1"
         super().__init__(host, wanted, key, **times)
 
@@ -479,21 +534,38 @@ def available_cores() -> int:
 
 def _model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
     """Return the file of a model and its name in requests. Raises NotConfigured if there is none."""
-    if model.endswith(".gguf") or "/" in model or os.sep in model:
-        path = Path(model).expanduser().absolute()
+    if _is_path(model):
         hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {_DOWNLOAD} {DEFAULT_MODEL}"
-        if not path.is_file():
+        try:
+            path = Path(model).expanduser().absolute()
+            there = path.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+            path, there = Path(model), False
+        if not there:
             raise NotConfigured(
                 f"there is no file {printable(str(path), _MAX_LOG_CHARS)}", provider=provider, hint=hint
             )
-        return path, path.stem
+        return path, _alias(model)
     path = model_store.path_of(model)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:
+        there = False
+    if not there:
         near = f"`{_DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
         what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
         hint = f"{near}, `{_DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
         raise NotConfigured(what, provider=provider, hint=hint)
     return path, model
+
+
+def _is_path(model: str) -> bool:
+    return model.endswith(".gguf") or "/" in model or os.sep in model
+
+
+def _alias(model: str) -> str:
+    """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
+    return printable(Path(model).stem, _MAX_LOG_CHARS) if _is_path(model) else model
 
 
 def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:

@@ -46,7 +46,10 @@ def _parameters(x: Any, config: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Serve, and report the address or the error on stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may want to finish its answers
+    # These are for the parent, which may want to finish its answers; systemd and a terminal send them to all processes.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")

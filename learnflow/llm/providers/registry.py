@@ -163,10 +163,17 @@ def _recorded(name: str) -> bool:
 
 
 def embedded() -> BaseProvider | None:
-    """Return the provider to use if no server answers; None if it could not be started."""
+    """Return the provider to use if no server answers; None if it could not be started and nothing of it is set.
+
+    Raises:
+        NotConfigured: what is set of it cannot be used.
+    """
+    own = settings.load_row(SPARE)
     try:
         return EmbeddedProvider()
     except LLMError:
+        if own.model_fields_set:
+            raise
         return None
 
 

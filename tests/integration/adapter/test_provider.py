@@ -62,7 +62,7 @@ async def test_max_tokens_used_up_by_thinking_says_so() -> None:
     body = {"choices": [{"message": {"content": "<think>long"}, "finish_reason": "length"}]}
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=200, body=json.dumps(body).encode())]
-        with pytest.raises(errors.EmptyAnswer, match=r"thinking used all of max_tokens.*reasoning=False") as caught:
+        with pytest.raises(errors.AnswerTruncated, match=r"thinking used all tokens.*reasoning=False") as caught:
             await provider_for(server).generate("hi")
     assert caught.value.thinking == "long"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DIALECTS, JSON, Quiz, TitledQuiz, heard, pair, provider_for, router
+from support import DIALECTS, JSON, TOOL, Quiz, TitledQuiz, heard, pair, provider_for, router
 
 from learnflow.llm import errors, events
 from learnflow.llm.completion import Usage
@@ -225,3 +225,35 @@ async def test_a_cassette_without_it_says_so(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv("LLM_REASK", "1")
         with replaying(tmp_path), pytest.raises(errors.NotRecorded):
             await provider_for(server).generate("hi", response_format=Quiz, temperature=0)
+
+
+CUT_CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"ci'}}
+ENDED = {
+    "tool call": {"role": "assistant", "content": None, "tool_calls": [CUT_CALL]},
+    "thinking": {"role": "assistant", "content": "", "reasoning_content": "Let me think"},
+    "nothing": {"role": "assistant", "content": ""},
+    "text instead of the required call": {"role": "assistant", "content": "I would"},
+}
+
+
+@pytest.mark.parametrize("message", ENDED.values(), ids=ENDED.keys())
+async def test_answer_of_no_use_at_the_limit_is_sent_once_and_error_names_limit(message: dict[str, Any]) -> None:
+    choice = message["content"] == "I would"
+    async with FaultServer("llamacpp") as server:
+        body = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
+        server.fault = Fault("refuse", status=200, body=json.dumps(body).encode())
+        more: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"} if choice else {"tools": [TOOL]}
+        with pytest.raises(errors.AnswerTruncated, match=r"ended at max_tokens=12\. Raise max_tokens"):
+            await router(provider_for(server)).complete("hi", max_tokens=12, **more)
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(("temperature", "requests"), [(0, 1), (0.5, 3)])
+async def test_wrong_answer_is_repeated_only_with_sampling(
+    temperature: float, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_REASK", "0")
+    async with FaultServer("llamacpp", [WRONG]) as server:
+        with pytest.raises(errors.SchemaMismatch):
+            await router(provider_for(server)).complete("hi", response_format=Quiz, temperature=temperature)
+        assert len(server.seen) == requests
