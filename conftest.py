@@ -37,6 +37,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "10000")
     monkeypatch.setenv("LLM_PATIENCE", "0")  # a dead server is dead; who tests a restart says so
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))  # the machine's model store is not the test's
     monkeypatch.chdir(tmp_path)
 
 
