@@ -93,7 +93,7 @@ async def test_the_servers_own_slots_are_its_places(two: list[FaultServer], monk
 
 async def test_a_conversation_stays_where_its_beginning_is(two: list[FaultServer]) -> None:
     router = RouterProvider("gpu1+gpu2")
-    for number in range(6):
+    for number in range(16):  # of six, all are at one place once in 32 runs: a hash of random ports decides
         before = [len(server.seen) for server in two]
         for question in range(3):
             await router.generate(material(number, question))
