@@ -42,6 +42,19 @@ def forget() -> None:
             values.clear()
 
 
+# What goes on after its caller has left: dropped streams, closing connections. asyncio keeps only weak
+# references to tasks, and a loop must not be closed before they have ended.
+ending: Final = kept("tasks that are ending", set[asyncio.Future[Any]]())
+
+
+async def settle() -> None:
+    """Wait for what is ending in this event loop."""
+    await asyncio.sleep(0)  # a stream that was dropped just now has called the loop
+    while own := [future for future in ending if future.get_loop() is asyncio.get_running_loop()]:
+        await asyncio.wait(own)
+        ending.difference_update(own)
+
+
 class SharedTasks:
     """Tasks by name, each of which runs once for all that need its result now, in one event loop."""
 

@@ -16,11 +16,11 @@ from typing import Any, Final, Self, TypeAlias, cast
 
 from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
 from .errors import InvalidRequest, LLMError, bare
+from .process import ending
 
 _ONCE: Final = "Call stream() again for another stream"
 _NOTICE_S: Final = 1.0  # seconds of silence after which a Waiting event is emitted
 MAX_READ_AHEAD: Final = 64  # events in the buffer; then the request reads no more, so that the server waits, too
-_abandoned: Final = set[asyncio.Task[None]]()  # asyncio keeps only weak references to tasks
 
 
 class Emit:
@@ -317,6 +317,6 @@ async def _closed(emit: Emit) -> Completion:  # noqa: ARG001
 
 def _abandon(task: asyncio.Task[None]) -> None:
     """Cancel the task of a stream that was dropped, and hold it until it has ended."""
-    _abandoned.add(task)
-    task.add_done_callback(_abandoned.discard)
+    ending.add(task)
+    task.add_done_callback(ending.discard)
     task.cancel()

@@ -118,7 +118,8 @@ async def test_queued_request_is_answered_after_another_is_left(start_llama: Cal
 async def test_many_left_streams_leave_no_slot_busy(start_llama: Callable[..., LlamaServer]) -> None:
     server = start_llama(slots=4)
     provider = server.provider()
-    await asyncio.gather(*(leave_block(provider) for _ in range(12)))
-    await server.idle()
+    for _ in range(3):  # never more than slots: docs/internals/servers.md says what llama.cpp may do then
+        await asyncio.gather(*(leave_block(provider) for _ in range(4)))
+        await server.idle()
     assert "cancel task" in server.log
     assert await provider.generate("Say pong", temperature=0) == "pong"

@@ -22,7 +22,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from ..process import kept, switches
+from ..process import ending, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Judge
@@ -37,8 +37,6 @@ _UNINTERRUPTED: Final = 64  # reads in a row
 _NO_ANSWER: Final = "without sending a response"  # httpcore's words where a server closed and said nothing
 # What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
 _SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
-
-_closing: Final = kept("connections that are closing", set[asyncio.Future[None]]())  # whose readers have left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +115,8 @@ class HttpResponse:
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
-            _closing.add(closing)
-            closing.add_done_callback(_closing.discard)
+            ending.add(closing)
+            closing.add_done_callback(ending.discard)
             raise
 
     async def _close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import httpcore
 import httpx
 
-from ..process import kept
+from ..process import kept, settle
 from .network import Backend
 
 # llama.cpp closes an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"): a shorter life of ours keeps the two
@@ -126,6 +126,7 @@ async def _closer(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator
     finally:
         with _lock:
             _pools.pop(loop, None)
+        await settle()
         await pool.aclose()
 
 
