@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib.util
 import json
 import os
-import platform
 import re
 import secrets
 import subprocess
@@ -30,7 +28,7 @@ from weakref import WeakSet
 
 import httpx
 
-from .. import errors, log, model_store, settings
+from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
@@ -41,9 +39,17 @@ from ..transport.client import NETWORK
 from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
 from . import llamacpp
-from .gguf import trained_context
+from .embedded_model import (
+    DEFAULT_MODEL,
+    DOWNLOAD,
+    EXTRA,
+    alias_of,
+    available_cores,
+    checked_gguf,
+    model_file,
+    require_xllamacpp,
+)
 
-DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
 _RESTART_PAUSE_S: Final = 10.0  # between two starts, if the server ended before it was ready
@@ -60,8 +66,6 @@ _MAX_TOKENS: Final = 2**31 - 1  # of all slots together: a C int
 _MOST: Final = {"context": _MAX_TOKENS, "slots": 256, "threads": 512}
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes of a process that the kernel killed
-_EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
-_DOWNLOAD: Final = "learnflow-llm pull"
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +405,7 @@ SPEC: Final = replace(
     max_concurrency=_DEFAULT_SLOTS,
     starts_server=True,
     down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-    start=f"`{_EXTRA}` and `{_DOWNLOAD} {DEFAULT_MODEL}`",
+    start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
 )
 
 
@@ -459,11 +463,11 @@ class EmbeddedProvider(BaseProvider):
         wanted, key = model or own.model, None
         named = bool(wanted)
         if wanted and active.plays(replay):
-            wanted = _alias(wanted)
+            wanted = alias_of(wanted)
         if not active.plays(replay):
-            path, wanted = _model_file(self.spec.name, self.spec.env_model[0], wanted or DEFAULT_MODEL)
-            trained = _checked_gguf(path, self.spec.name, self.spec.env_model[0])
-            _require_xllamacpp(self.spec.name)
+            path, wanted = model_file(self.spec.name, self.spec.env_model[0], wanted or DEFAULT_MODEL)
+            trained = checked_gguf(path, self.spec.name, self.spec.env_model[0])
+            require_xllamacpp(self.spec.name)
             config = ServerConfig(
                 provider=self.spec.name,
                 model=path,
@@ -516,86 +520,3 @@ class EmbeddedProvider(BaseProvider):
         address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
         if address:
             await pool.leave(origin(address))
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
-            most, of = (int(number) for number in " ".join(texts).split())
-        except (OSError, ValueError):  # "max": no quota
-            continue
-        if most > 0 and of > 0:
-            cores = min(cores, max(1, most // of))
-    return cores
-
-
-def _model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
-    """Return the file of a model and its name in requests. Raises NotConfigured if there is none."""
-    if _is_path(model):
-        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {_DOWNLOAD} {DEFAULT_MODEL}"
-        try:
-            path = Path(model).expanduser().absolute()
-            there = path.is_file()
-        except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
-            path, there = Path(model), False
-        if not there:
-            raise NotConfigured(
-                f"there is no file {printable(str(path), _MAX_LOG_CHARS)}", provider=provider, hint=hint
-            )
-        return path, _alias(model)
-    path = model_store.path_of(model)
-    try:
-        there = path.is_file()
-    except OSError:
-        there = False
-    if not there:
-        near = f"`{_DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
-        what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
-        hint = f"{near}, `{_DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
-        raise NotConfigured(what, provider=provider, hint=hint)
-    return path, model
-
-
-def _is_path(model: str) -> bool:
-    return model.endswith(".gguf") or "/" in model or os.sep in model
-
-
-def _alias(model: str) -> str:
-    """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
-    return printable(Path(model).stem, _MAX_LOG_CHARS) if _is_path(model) else model
-
-
-def _checked_gguf(path: Path, provider: str, variable: str) -> int | None:
-    """Return the context length that a GGUF was trained for, None if its header does not report it.
-
-    Raises:
-        NotConfigured: the file is not a GGUF, or cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return trained_context(file)
-        what = f"{printable(str(path), _MAX_LOG_CHARS)} is not a GGUF file"
-    except OSError as error:
-        what = f"{printable(str(path), _MAX_LOG_CHARS)} cannot be read ({type(error).__name__})"
-    raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
-
-
-def _require_xllamacpp(provider: str) -> None:
-    """Raise NotConfigured if xllamacpp is not installed."""
-    if importlib.util.find_spec("xllamacpp"):
-        return
-    system, machine = platform.system(), platform.machine().lower()
-    wheels = {"Linux": ("x86_64", "aarch64"), "Windows": ("amd64",), "Darwin": ("arm64", "x86_64")}
-    if machine not in wheels.get(system, ()) or (system == "Linux" and platform.libc_ver()[0] != "glibc"):
-        raise NotConfigured(
-            f"xllamacpp, which runs the embedded model, has no wheel for this platform ({system} {machine})",
-            provider=provider,
-            hint="Start llama.cpp's own server, and set LLM_PROVIDER=llamacpp",
-        )
-    raise NotConfigured(
-        "xllamacpp, which runs the embedded model, is not installed", provider=provider, hint=f"Install it: {_EXTRA}"
-    )

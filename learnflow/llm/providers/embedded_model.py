@@ -1,0 +1,102 @@
+"""What an embedded server needs before it is started: a model file, its name in requests, xllamacpp, cores."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+from .. import model_store
+from ..errors import NotConfigured
+from ..transport.untrusted import printable
+from .gguf import trained_context
+
+DEFAULT_MODEL: Final = model_store.SMOLLM2.name
+EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
+DOWNLOAD: Final = "learnflow-llm pull"
+_MAX_PATH_CHARS: Final = 300
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
+            most, of = (int(number) for number in " ".join(texts).split())
+        except (OSError, ValueError):  # "max": no quota
+            continue
+        if most > 0 and of > 0:
+            cores = min(cores, max(1, most // of))
+    return cores
+
+
+def model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
+    """Return the file of a model and its name in requests. Raises NotConfigured if there is none."""
+    if _is_path(model):
+        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
+        try:
+            path = Path(model).expanduser().absolute()
+            there = path.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+            path, there = Path(model), False
+        if not there:
+            raise NotConfigured(
+                f"there is no file {printable(str(path), _MAX_PATH_CHARS)}", provider=provider, hint=hint
+            )
+        return path, alias_of(model)
+    path = model_store.path_of(model)
+    try:
+        there = path.is_file()
+    except OSError:
+        there = False
+    if not there:
+        near = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
+        what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
+        hint = f"{near}, `{DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
+        raise NotConfigured(what, provider=provider, hint=hint)
+    return path, model
+
+
+def _is_path(model: str) -> bool:
+    return model.endswith(".gguf") or "/" in model or os.sep in model
+
+
+def alias_of(model: str) -> str:
+    """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
+    return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
+
+
+def checked_gguf(path: Path, provider: str, variable: str) -> int | None:
+    """Return the context length that a GGUF was trained for, None if its header does not report it.
+
+    Raises:
+        NotConfigured: the file is not a GGUF, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return trained_context(file)
+        what = f"{printable(str(path), _MAX_PATH_CHARS)} is not a GGUF file"
+    except OSError as error:
+        what = f"{printable(str(path), _MAX_PATH_CHARS)} cannot be read ({type(error).__name__})"
+    raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
+
+
+def require_xllamacpp(provider: str) -> None:
+    """Raise NotConfigured if xllamacpp is not installed."""
+    if importlib.util.find_spec("xllamacpp"):
+        return
+    system, machine = platform.system(), platform.machine().lower()
+    wheels = {"Linux": ("x86_64", "aarch64"), "Windows": ("amd64",), "Darwin": ("arm64", "x86_64")}
+    if machine not in wheels.get(system, ()) or (system == "Linux" and platform.libc_ver()[0] != "glibc"):
+        raise NotConfigured(
+            f"xllamacpp, which runs the embedded model, has no wheel for this platform ({system} {machine})",
+            provider=provider,
+            hint="Start llama.cpp's own server, and set LLM_PROVIDER=llamacpp",
+        )
+    raise NotConfigured(
+        "xllamacpp, which runs the embedded model, is not installed", provider=provider, hint=f"Install it: {EXTRA}"
+    )
