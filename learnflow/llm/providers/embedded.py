@@ -461,31 +461,35 @@ class EmbeddedProvider(BaseProvider):
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         self._transport: EmbeddedTransport | None = None
         wanted, key = model or own.model, None
-        named = bool(wanted)
-        if wanted and active.plays(replay):
-            wanted = alias_of(wanted)
+        # Cassettes are of any model: if none is named, the page that lists it is one of them.
+        alias = alias_of(wanted) if wanted else None if replay else DEFAULT_MODEL
         if not active.plays(replay):
-            path, wanted = model_file(self.spec.name, self.spec.env_model[0], wanted or DEFAULT_MODEL)
-            trained = checked_gguf(path, self.spec.name, self.spec.env_model[0])
-            require_xllamacpp(self.spec.name)
-            config = ServerConfig(
-                provider=self.spec.name,
-                model=path,
-                alias=wanted,
-                context=numbers["context"] or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT),
-                slots=numbers["slots"] or _DEFAULT_SLOTS,
-                threads=numbers["threads"] or available_cores(),
-            )
-            if config.context * config.slots > _MAX_TOKENS:
-                what = f"context= times slots= is {config.context * config.slots} tokens"
-                raise NotConfigured(what, provider=self.spec.name, hint=f"At most {_MAX_TOKENS} are possible")
+            config, trained = self._config(wanted or DEFAULT_MODEL, **numbers)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)
-        if replay and not named:
-            wanted = None  # cassettes are of any model: the page that lists it is one of them
         host = f"http://{self.spec.name.replace('_', '-')}.localhost/v1"
-        super().__init__(host, wanted, key, **times)
+        super().__init__(host, alias, key, **times)
+
+    def _config(
+        self, model: str, context: int | None, slots: int | None, threads: int | None
+    ) -> tuple[ServerConfig, int | None]:
+        """Return the configuration of the server, and the context length that the model was trained for, if known."""
+        path = model_file(self.spec.name, self.spec.env_model[0], model)
+        trained = checked_gguf(path, self.spec.name, self.spec.env_model[0])
+        require_xllamacpp(self.spec.name)
+        config = ServerConfig(
+            provider=self.spec.name,
+            model=path,
+            alias=alias_of(model),
+            context=context or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT),
+            slots=slots or _DEFAULT_SLOTS,
+            threads=threads or available_cores(),
+        )
+        if config.context * config.slots > _MAX_TOKENS:
+            what = f"context= times slots= is {config.context * config.slots} tokens"
+            raise NotConfigured(what, provider=self.spec.name, hint=f"At most {_MAX_TOKENS} are possible")
+        return config, trained
 
     def _network(self) -> EmbeddedTransport | None:
         """Send to the child process; under LLM_REPLAY there is none."""

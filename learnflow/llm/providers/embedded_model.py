@@ -33,8 +33,8 @@ def available_cores() -> int:
     return cores
 
 
-def model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
-    """Return the file of a model and its name in requests. Raises NotConfigured if there is none."""
+def model_file(provider: str, variable: str, model: str) -> Path:
+    """Return the file of a model. Raises NotConfigured if there is none."""
     if _is_path(model):
         hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
         try:
@@ -46,7 +46,7 @@ def model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
             raise NotConfigured(
                 f"there is no file {printable(str(path), _MAX_PATH_CHARS)}", provider=provider, hint=hint
             )
-        return path, alias_of(model)
+        return path
     path = model_store.path_of(model)
     try:
         there = path.is_file()
@@ -57,7 +57,7 @@ def model_file(provider: str, variable: str, model: str) -> tuple[Path, str]:
         what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
         hint = f"{near}, `{DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
         raise NotConfigured(what, provider=provider, hint=hint)
-    return path, model
+    return path
 
 
 def _is_path(model: str) -> bool:
