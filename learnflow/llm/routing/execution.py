@@ -60,9 +60,9 @@ class Execution:
         self._progress = Progress(emit, self._started, self._request.tried)
         try:
             self._chain = await self._find()
-            rules = self._chain.rules
-            self._deadline = self._started + float(self._call.options.get("timeout") or rules.deadline)
-            self._load_deadline = min(self._deadline, self._started + rules.load) - _LOAD_POLL_S
+            settings = self._chain.settings
+            self._deadline = self._started + float(self._call.options.get("timeout") or settings.llm_deadline)
+            self._load_deadline = min(self._deadline, self._started + settings.llm_load_timeout) - _LOAD_POLL_S
             before: Option | None = None
             while True:
                 option = await self._next()
@@ -226,7 +226,7 @@ class Execution:
         if not delays:
             return None
         chance = random.random()  # noqa: S311  # jitter
-        if self._rounds < decision.rounds(self._chain.rules.retries):
+        if self._rounds < decision.rounds(self._chain.settings.llm_retries):
             pause = min(decision.back_off(self._rounds, chance, delay) for delay in delays)
         elif self._chain.restarts(self._now):
             pause = decision.RESTART_PAUSE_S * (0.5 + chance)
@@ -265,7 +265,7 @@ class Execution:
 
     def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
         """Take a slot of the chosen option, or of one that the request may spill to; None if all are full."""
-        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.rules.spill]
+        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in fit if other.ready and other.distance <= reach] if reach >= 0 else []
         for option in (chosen, *spill):
             self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
@@ -324,7 +324,9 @@ class Execution:
             if ready:
                 return ready
         for option in loading:
-            option.failed(errors.TimedOut(f"the model was not loaded within {self._chain.rules.load:g} s"))
+            option.failed(
+                errors.TimedOut(f"the model was not loaded within {self._chain.settings.llm_load_timeout:g} s")
+            )
         return []
 
     @property

@@ -27,7 +27,7 @@ from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
-from .selection import Chain, Routing, Rules, last_resort, select
+from .selection import Chain, Routing, last_resort, select
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
@@ -92,7 +92,6 @@ class RouterProvider(AbstractProvider):
         find: Find | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
-        common = settings.load()
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
@@ -102,15 +101,11 @@ class RouterProvider(AbstractProvider):
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        self._rules = Rules(
-            retries=common.llm_retries if retries is None else retries,
-            patience=common.llm_patience if switches.patient or "llm_patience" in common.model_fields_set else 0.0,
-            routing=routing or common.llm_routing,
-            deadline=deadline or common.llm_deadline,
-            load=common.llm_load_timeout,
-            local_only=common.llm_local_only,
-            spill=common.llm_spill,
-        )
+        self._settings = own = settings.load().model_copy()
+        own.llm_retries = own.llm_retries if retries is None else retries
+        own.llm_routing, own.llm_deadline = routing or own.llm_routing, deadline or own.llm_deadline
+        if not switches.patient and "llm_patience" not in own.model_fields_set:
+            own.llm_patience = 0.0
         if find is None and not self._members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         if self._members and all(option.broken for option in self._members):
@@ -223,11 +218,11 @@ class RouterProvider(AbstractProvider):
         """
         call = Call(prompt, model, options=more)
         needs = self._needs(call, explained=True)
-        chain = Chain(self._options, call, needs, self._rules, explained=True)
+        chain = Chain(self._options, call, needs, self._settings, explained=True)
         order = chain.order()
         trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
         fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
-        chosen = select(fit, self._rules.routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
+        chosen = select(fit, self._settings.llm_routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
         return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
@@ -244,7 +239,7 @@ class RouterProvider(AbstractProvider):
         options = await self._found()
         if len(options) > 1:
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
-            within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
+            within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             wanted, equals = list[Option](), Counter(option.rank for option in options)
             for option in options:
                 if option.broken or option.gate != "closed":
@@ -254,7 +249,7 @@ class RouterProvider(AbstractProvider):
                 else:
                     break  # it gets the request, whatever those after it support
             await asyncio.gather(*(option.look(within) for option in wanted))
-        return Chain(options, call, needs, self._rules)
+        return Chain(options, call, needs, self._settings)
 
     def _lost(self, error: LLMError) -> None:
         if self._find and isinstance(error, errors.Unavailable):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from .. import errors
@@ -15,32 +14,11 @@ from ..adapter.capacity import CAPACITY, digests_of
 from ..adapter.context_budget import Needs, lacks
 from ..base import Call
 from ..errors import LLMError
+from ..settings import Settings
 from . import decision
 from .option import Option
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How a chain is run.
-
-    Attributes:
-        retries: of the same provider, after a failure that may pass.
-        patience: seconds to wait for servers that restart.
-        routing: the order of the options.
-        deadline, load: seconds for a request, and for a load.
-        local_only: use local providers only.
-        spill: where a request goes if a rank is full: nowhere else, to an option as near, or to any.
-    """
-
-    retries: int
-    patience: float
-    routing: Routing
-    deadline: float
-    load: float
-    local_only: bool
-    spill: Literal["no", "local", "cloud"] = "no"
 
 
 class Chain:
@@ -50,7 +28,7 @@ class Chain:
         options: in the user's order.
         call: the call.
         needs: what it requires.
-        rules: of the router.
+        settings: with the router's own retries, routing and deadline.
         explained: no request is sent, so that even a sole option is checked.
 
     Attributes:
@@ -59,9 +37,9 @@ class Chain:
     """
 
     def __init__(
-        self, options: Sequence[Option], call: Call, needs: Needs, rules: Rules, *, explained: bool = False
+        self, options: Sequence[Option], call: Call, needs: Needs, settings: Settings, *, explained: bool = False
     ) -> None:
-        self.options, self.rules, self.needs = options, rules, needs
+        self.options, self.settings, self.needs = options, settings, needs
         self.digests = digests_of(call)
         self.same_model: frozenset[str] = frozenset()
         self._explained = explained
@@ -84,14 +62,14 @@ class Chain:
             option.update()
         fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
         fit = self.within(fit, reach)
-        return fit, *select(fit, self.rules.routing, self._is_same)
+        return fit, *select(fit, self.settings.llm_routing, self._is_same)
 
     def order(self) -> list[Option]:
         """Return the options in the order of use; those that are broken come last.
 
         Ranks stay in the user's order. Within a rank, an option that probably has this prompt in its cache comes first.
         """
-        if self.rules.routing == "order" and len({option.rank for option in self.options}) == len(self.options):
+        if self.settings.llm_routing == "order" and len({option.rank for option in self.options}) == len(self.options):
             return list(self.options)
         usable = [option for option in self.options if not option.broken]
         ordered: list[Option] = []
@@ -100,7 +78,7 @@ class Chain:
             limits = {option.address: option.limit for option in equals if option.ready}
             order = CAPACITY.ordered(limits, self.digests)
             ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
-        return ranked(ordered, self.rules.routing) + [option for option in self.options if option.broken]
+        return ranked(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
 
     def lacks(self, option: Option) -> list[str]:
         """Return what an option certainly lacks for this request, in words. A sole option is not checked."""
@@ -108,7 +86,7 @@ class Chain:
             return [str(option.broken)]
         if len(self.options) == 1 and not self._explained:
             return []
-        if not option.facts.permitted(local_only=self.rules.local_only):
+        if not option.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         return lacks(self.needs, option.facts.capabilities)
 
@@ -131,17 +109,17 @@ class Chain:
         used = [option for option in self.options if not self.lacks(option)]
         may = all(option.distance == 0 and decision.may_restart(option.failure) for option in used)
         self._refused_at = min(self._refused_at, now) if may else math.inf
-        return may and now - self._refused_at < self.rules.patience
+        return may and now - self._refused_at < self.settings.llm_patience
 
     def within(self, options: list[Option], reach: int | None) -> list[Option]:
         """Return the options that are no farther away; all if the user prefers a warm one."""
-        if reach is None or self.rules.routing == "warm-first":
+        if reach is None or self.settings.llm_routing == "warm-first":
             return options
         return [option for option in options if option.distance <= reach]
 
     def shares(self, option: Option) -> bool:
         """Return whether a part of the time is reserved for other options: not for a farther one during a load."""
-        cold = option.cold and self.rules.routing != "warm-first"
+        cold = option.cold and self.settings.llm_routing != "warm-first"
         return any(not cold or other.distance <= option.distance for other in self.others(option))
 
     def unfit(self) -> LLMError:
