@@ -238,12 +238,10 @@ class Execution:
         """Return the next option, with its slot if one is free. Raises the error for the caller if there is none."""
         ticket, since = CAPACITY.ticket(), self._now
         while True:
-            fit, chosen, load, probe = self._chain.next(self._reach(self._loading()))
-            for option in probe:
-                option.probe()
-            for option in load:
-                option.load()
+            fit, chosen = self._chain.next(self._reach(self._loading()))
             if chosen:
+                for passed_over in fit[: fit.index(chosen)]:
+                    passed_over.recover()
                 chosen = self._with_free_slot(chosen, fit) or await self._queued(chosen, fit, ticket, since)
                 if chosen is None:
                     continue

@@ -197,14 +197,17 @@ class Option:
             shared.probe_after = now + _UNPROBED_S
             self.update()
 
-    def load(self) -> None:
-        """Load the model in the background."""
+    def recover(self) -> None:
+        """Begin in the background what this option needs before requests use it: a probe, or a load of the model."""
 
         async def load() -> None:
             with suppress(LLMError):
                 await self.provider.warm_up(self.model)
 
-        self._shared.start("load", load)
+        if self.gate == "probe":
+            self.probe()
+        elif self.gate == "closed" and self.cold:
+            self._shared.start("load", load)
 
     def probe(self) -> asyncio.Task[bool]:
         """Probe whether the provider is ready: free, loads nothing, carries no text."""

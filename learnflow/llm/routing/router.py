@@ -222,7 +222,7 @@ class RouterProvider(AbstractProvider):
         order = chain.order()
         trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
         fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
-        chosen = select(fit, self._settings.llm_routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
+        chosen = select(fit, self._settings.llm_routing, lambda _: False) or (last_resort(fit) if fit else None)
         return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:

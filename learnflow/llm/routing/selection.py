@@ -52,8 +52,8 @@ class Chain:
             else:
                 option.use(option.provider.vision_model if needs.images and not option.broken else None)
 
-    def next(self, reach: int | None) -> tuple[list[Option], Option | None, list[Option], list[Option]]:
-        """Return the options that fit now, the one to use, those to load, and those to probe meanwhile.
+    def next(self, reach: int | None) -> tuple[list[Option], Option | None]:
+        """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.
 
         Args:
             reach: the distance beyond which no option is used now; None for any.
@@ -62,7 +62,7 @@ class Chain:
             option.update()
         fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
         fit = self.within(fit, reach)
-        return fit, *select(fit, self.settings.llm_routing, self._is_same)
+        return fit, select(fit, self.settings.llm_routing, self._is_same)
 
     def order(self) -> list[Option]:
         """Return the options in the order of use; those that are broken come last.
@@ -162,10 +162,8 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
     return sorted(options, key=key)
 
 
-def select(
-    options: Sequence[Option], routing: Routing, same: Callable[[Option], bool]
-) -> tuple[Option | None, list[Option], list[Option]]:
-    """Choose the first option whose circuit breaker allows it; of those before it, which to load and which to probe.
+def select(options: Sequence[Option], routing: Routing, same: Callable[[Option], bool]) -> Option | None:
+    """Choose the first option whose circuit breaker allows it; None if there is none.
 
     The order is the user's: a cold option is waited for, however warm a farther one is. Only one that is warm and no
     farther away is used meanwhile; ``warm-first`` lifts that.
@@ -175,9 +173,9 @@ def select(
         routing: the rule.
         same: returns whether an option has the model that wrote the broken text.
     """
-    ready = [option for option in options if option.gate in ("closed", "trial")]
+    ready = [option for option in options if option.ready]
     if not ready:
-        return None, [], []
+        return None
     chosen = first = ready[0]
     reach = max(option.distance for option in options) if routing == "warm-first" else first.distance
     if first.cold:
@@ -185,9 +183,7 @@ def select(
     if not same(chosen):  # the same model continues its text; another one would write a different one
         alike = (option for option in ready if same(option) and not option.cold and option.distance <= chosen.distance)
         chosen = next(alike, chosen)
-    before = options[: options.index(chosen)]
-    load = [option for option in before if option.gate == "closed" and option.cold]
-    return chosen, load, [option for option in before if option.gate == "probe"]
+    return chosen
 
 
 def last_resort(options: Sequence[Option]) -> Option:

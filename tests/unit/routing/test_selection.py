@@ -1,4 +1,4 @@
-"""Who is asked: order, lacks, and who is asked now."""
+"""The order of the options of a chain, what they lack, and which one is next."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Option:
     distance: int = 1
     latency_s: float | None = None
     cost: tuple[float, float] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.gate in ("closed", "trial")
 
 
 def options(*said: str) -> list[Option]:
@@ -64,20 +68,20 @@ def test_what_is_not_known_is_no_lack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "routing", "chosen", "load", "probe"),
+    ("chain", "routing", "position"),
     [
-        (["near", "near"], "order", 0, [], []),
-        (["near cold", "far"], "order", 0, [], []),
-        (["near cold", "far"], "warm-first", 1, [0], []),
-        (["near cold", "far", "near"], "order", 2, [0], []),
-        (["far cold", "near"], "order", 1, [0], []),
-        (["near cold", "near cold", "far"], "order", 0, [], []),
-        (["near probe", "near"], "order", 1, [], [0]),
-        (["near open", "far"], "order", 1, [], []),
-        (["near open", "near open"], "order", None, [], []),
-        (["near trial", "near"], "order", 0, [], []),
+        (["near", "near"], "order", 0),
+        (["near cold", "far"], "order", 0),
+        (["near cold", "far"], "warm-first", 1),
+        (["near cold", "far", "near"], "order", 2),
+        (["far cold", "near"], "order", 1),
+        (["near cold", "near cold", "far"], "order", 0),
+        (["near probe", "near"], "order", 1),
+        (["near open", "far"], "order", 1),
+        (["near open", "near open"], "order", None),
+        (["near trial", "near"], "order", 0),
     ],
 )
-def test_who_is_asked_now(said: list[str], routing: Any, chosen: int | None, load: list[int], probe: list[int]) -> None:
-    found, loads, probes = selection.select(options(*said), routing, lambda _: False)
-    assert (found and found.position, places(loads), places(probes)) == (chosen, load, probe)
+def test_next_option_is_the_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
+    chosen = selection.select(options(*chain), routing, lambda _: False)
+    assert (chosen and chosen.position) == position
