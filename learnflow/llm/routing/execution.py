@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, cut_point, end_of, joined
+from ..adapter.joining import Joiner, cut_point, end_of, in_words, joined
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Failover, Waiting
 from ..errors import LLMError, Tried
-from ..stream import Emit
 from . import decision
 from .decision import Situation
 from .option import Option, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
-
-Find = Callable[[], Awaitable[Chain]]
-Lost = Callable[[LLMError], None]
 
 _NO_ATTEMPT: Final = Situation()
 _LOAD_POLL_S: Final = 0.5  # between two looks at a server that loads
@@ -41,41 +37,35 @@ class Execution:
         call: the call.
         resume: what to do if a stream breaks after pieces were emitted.
         request: the attempt that the request is, with its number and metadata.
-        find: returns the chain.
-        lost: called with the error for the caller.
+        chain: its options.
+        progress: of the request.
     """
 
-    def __init__(self, call: Call, resume: Resume, request: Attempt, find: Find, lost: Lost) -> None:
+    def __init__(self, call: Call, resume: Resume, request: Attempt, chain: Chain, progress: Progress) -> None:
         self._call, self._resume, self._request = call, resume, request
-        self._find, self._lost = find, lost
+        self._chain, self._progress = chain, progress
+        self._deadline = progress.started + float(call.options.get("timeout") or chain.settings.llm_deadline)
+        self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._rounds = 0
         self._last: LLMError | None = None
         self._steps_back = True  # to the last whole word; once that failed, the text is cut where it broke
         self._begun_again = False
         self._slot: Slot | None = None  # of the current attempt
 
-    async def run(self, emit: Emit) -> Completion:
+    async def run(self) -> Completion:
         """Return the completion. Raises nothing but LLMError."""
-        self._emit, self._started = emit, self._now
-        self._progress = Progress(emit, self._started, self._request.tried)
-        try:
-            self._chain = await self._find()
-            settings = self._chain.settings
-            self._deadline = self._started + float(self._call.options.get("timeout") or settings.llm_deadline)
-            self._load_deadline = min(self._deadline, self._started + settings.llm_load_timeout) - _LOAD_POLL_S
-            before: Option | None = None
-            while True:
-                option = await self._next()
+        before: Option | None = None
+        while True:
+            option = await self._next()
+            try:
                 if before and before is not option and self._last:
                     self._progress(Failover(before.name, option.name, self._last.without_text()))
-                if completion := await self._attempt(option):
-                    return completion
-                before = option
-        except LLMError as error:
-            self._lost(error)
-            raise
-        finally:
-            self._release()
+                completion = await self._attempt(option)
+            finally:
+                self._release()
+            if completion:
+                return completion
+            before = option
 
     async def _attempt(self, option: Option) -> Completion | None:
         """Run an attempt at an option; None if it failed and another attempt follows. Raises the error for the caller.
@@ -85,21 +75,22 @@ class Execution:
         began, clock = self._now, option.clock()
         progress = self._progress
         cut = cut_point(progress.text, steps_back=self._steps_back, prefills=option.prefills)
-        words = bool(cut and cut.prefix) and not option.prefills
-        prefix = cut.prefix if cut and cut.prefix else None
+        prefix = (cut and cut.prefix) or None
+        words = prefix is not None and not option.prefills
         shares = self._chain.shares(option)
-        attempt = Attempt(
+        attempt = replace(
+            self._request,
             number=len(progress.tried) + 1,
-            request=self._request.request,
             patience=decision.patience(self._deadline - began) if shares else None,
-            prefix=prefix,
-            thinking=progress.partial_thinking if prefix else "",
+            prefix=None if words else prefix,
+            thinking=progress.partial_thinking if prefix and not words else "",
             slot=self._slot,
+            tried=[],
         )
-        progress.begin(option.name, option.number, continues=bool(cut and cut.text.strip()))
+        progress.begin(option, continues=bool(cut and cut.text.strip()))
         call = self._call_of(option, prefix, began, words=words)
         try:
-            work = option.start(call, attempt, words=words)
+            work = option.provider.attempt(call, attempt)
             if cut:
                 work = partial(joined, work, Joiner(cut, words=words), option.name)
             completion = await work(progress)
@@ -112,19 +103,22 @@ class Execution:
         except BaseException:
             option.abandon()
             raise
-        finally:
-            self._release()
         option.succeeded(completion, clock)
         return progress.complete(completion, began, self._now)
 
     def _call_of(self, option: Option, prefix: str | None, now: float, *, words: bool) -> Call:
-        """Return the call for an attempt: with the option's model, the time that is left, and the tokens that are."""
+        """Return the call for an attempt: with the option's model, the time that is left, and the tokens that are.
+
+        If the provider takes no prefix, the call asks for the continuation in words.
+        """
         call, progress = self._call, self._progress
         options = {**call.options, "timeout": max(0.001, self._deadline - now)}
         if prefix is None:
             return replace(call, model=option.model, options=options)
         repeated = len(progress.text) - len(prefix)  # characters: at least as many as tokens
-        repeated += len(end_of(prefix)) if words else 0
+        if words:
+            call = replace(call, prompt=in_words(call.prompt, prefix))
+            repeated += len(end_of(prefix))
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
@@ -199,7 +193,7 @@ class Execution:
             return [option]
         if action == "load":
             loading = self._loading()
-            with self._emit.waiting(Waiting("load", chain_name(loading))):
+            with self._progress.waiting(Waiting("load", chain_name(loading))):
                 return await self._loaded(loading)
         if action == "begin again":
             self._begun_again = True
@@ -207,7 +201,7 @@ class Execution:
         if action == "again":
             passing = self._chain.passing()
             self._rounds += 1
-            with self._emit.waiting(Waiting("retry", chain_name(passing))):
+            with self._progress.waiting(Waiting("retry", chain_name(passing))):
                 await asyncio.sleep(pause)
             return passing
         return ()
@@ -288,7 +282,7 @@ class Execution:
             hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
             raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
         limits = {option.address: option.limit for option in equals}
-        with self._emit.waiting(Waiting("queue", chain_name(equals))):
+        with self._progress.waiting(Waiting("queue", chain_name(equals))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
         freed = next((option for option in equals if slot and option.address == slot.address), None)
         if slot and freed and freed.ready:

@@ -10,19 +10,16 @@ import asyncio
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
 from .. import events
-from ..adapter.joining import in_words
 from ..adapter.routable import Facts, RoutableProvider, routable
-from ..base import Attempt, Call, LLMProvider
+from ..base import LLMProvider
 from ..completion import Completion
-from ..errors import LLMError, ServerFailed
+from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import unrecorded
-from ..stream import Work
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
 from .decision import verdict
 
@@ -46,7 +43,7 @@ class Option:
         registry: of its circuit breakers.
 
     Attributes:
-        number, rank: its place in the chain; options of one rank are equals, and come before those of the next.
+        rank: its place in the chain. Options of one rank are equals, and come before those of the next.
         model: the model that the request uses there; None for the provider's own.
         failure: how it failed in this round of the request.
         refuses_prefix: it refused the beginning of an answer in this request.
@@ -56,7 +53,7 @@ class Option:
         self, given: LLMProvider | None, broken: LLMError | None = None, registry: BreakerRegistry = REGISTRY
     ) -> None:
         self.given, self.broken = given, broken
-        self.number = self.rank = 0
+        self.rank = 0
         self.model: str | None = None
         self.failure: LLMError | None = None
         self.refuses_prefix = False
@@ -65,10 +62,10 @@ class Option:
         self._shared = _Shared()
         self._facts: Facts | None = None
 
-    def at(self, number: int, rank: int) -> Option:
-        """Return a copy for one request, at this place of its chain."""
+    def at(self, rank: int) -> Option:
+        """Return a copy for one request, at this rank of its chain."""
         twin = copy.copy(self)
-        twin.number, twin.rank, twin._facts = number, rank, None  # noqa: SLF001  # its own kind
+        twin.rank, twin._facts = rank, None  # noqa: SLF001  # its own kind
         return twin
 
     def use(self, model: str | None) -> None:
@@ -236,22 +233,6 @@ class Option:
         state = (await self.provider.refresh(PROBE_S)).state
         self.update()
         return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
-
-    def start(self, call: Call, attempt: Attempt, *, words: bool = False) -> Work:
-        """Return the work of an attempt, which continues ``attempt.prefix`` in words if the provider takes no prefix.
-
-        Raises:
-            LLMError: the call cannot be sent as it is.
-        """
-        if attempt.prefix is not None and words:
-            call = replace(call, prompt=in_words(call.prompt, attempt.prefix))
-            attempt = replace(attempt, prefix=None, thinking="")
-        try:
-            return self.provider.attempt(call, attempt)
-        except LLMError:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
-            raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
 
 
 def chain_name(options: Iterable[Option]) -> str:

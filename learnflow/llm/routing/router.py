@@ -15,18 +15,20 @@ from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..adapter.context_budget import Needs, needs_of, unknown
+from ..adapter.context_budget import unknown
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
+from ..completion import Completion
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..process import SharedTasks, switches
 from ..providers.registry import build, check
-from ..stream import Work
+from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
+from .progress import Progress
 from .selection import Chain, Routing, last_resort, select
 
 Member = str | LLMProvider
@@ -120,7 +122,7 @@ class RouterProvider(AbstractProvider):
     @property
     def _options(self) -> list[Option]:
         """Copies of its options, with the facts of now."""
-        return [option.at(option.number, option.rank) for option in self._members]
+        return [option.at(option.rank) for option in self._members]
 
     def __repr__(self) -> str:
         members = (option.name if option.broken else repr(option.given) for option in self._options)
@@ -145,9 +147,18 @@ class RouterProvider(AbstractProvider):
         limit = options.get("timeout")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
-        call = replace(call, options=options)
-        execution = Execution(call, resume, request, partial(self._chain_for, call, self._needs(call)), self._lost)
-        return partial(events.requested, lambda: self.name, call.model, request, execution.run)
+        run = partial(self._run, replace(call, options=options), resume, request)
+        return partial(events.requested, lambda: self.name, call.model, request, run)
+
+    async def _run(self, call: Call, resume: Resume, request: Attempt, emit: Emit) -> Completion:
+        """Run a request through the chain. Raises nothing but LLMError."""
+        progress = Progress(emit, asyncio.get_running_loop().time(), request.tried)
+        try:
+            return await Execution(call, resume, request, await self._chain_for(call), progress).run()
+        except errors.Unavailable:
+            if self._find:
+                self._members = []  # the providers that were found are gone: find them again
+            raise
 
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raises the last LLMError if none does."""
@@ -217,27 +228,24 @@ class RouterProvider(AbstractProvider):
         It rests on what is known now; ``refresh()`` of a provider updates that.
         """
         call = Call(prompt, model, options=more)
-        needs = self._needs(call, explained=True)
-        chain = Chain(self._options, call, needs, self._settings, explained=True)
+        chain = Chain(self._options, call, self._settings, explained=True)
+        chain.choose_models()
         order = chain.order()
-        trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
-        fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
+        trouble = {option: None if option.broken else option.provider.trouble(option.model) for option in order}
+        fit = [option for option in order if not chain.lacks(option) and not trouble[option]]
         chosen = select(fit, self._settings.llm_routing, lambda _: False) or (last_resort(fit) if fit else None)
-        return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
+        return [_choice(option, chain, trouble[option], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
         """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
         return [_status(option) for option in self._options]
 
-    def _needs(self, call: Call, *, explained: bool = False) -> Needs:
-        """Return what a call requires; nothing if there is only one provider, which gets every request."""
-        sole = self._members[0] if len(self._members) == 1 and self._find is None and not explained else None
-        return Needs() if sole and (sole.broken or not sole.provider.vision_model) else needs_of(call)
-
-    async def _chain_for(self, call: Call, needs: Needs) -> Chain:
+    async def _chain_for(self, call: Call) -> Chain:
         """Return the options for a call. Those that matter for it are probed first, if they never were."""
-        options = await self._found()
+        chain = Chain(await self._found(), call, self._settings)
+        options = chain.options
         if len(options) > 1:
+            needs = chain.needs
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
             within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             wanted, equals = list[Option](), Counter(option.rank for option in options)
@@ -249,11 +257,8 @@ class RouterProvider(AbstractProvider):
                 else:
                     break  # it gets the request, whatever those after it support
             await asyncio.gather(*(option.look(within) for option in wanted))
-        return Chain(options, call, needs, self._settings)
-
-    def _lost(self, error: LLMError) -> None:
-        if self._find and isinstance(error, errors.Unavailable):
-            self._members = []  # what was found is gone: look again
+        chain.choose_models()
+        return chain
 
     async def _usable(self) -> list[Option]:
         """Return the options that could be created. Raises LLMError if none is found."""
@@ -269,10 +274,10 @@ class RouterProvider(AbstractProvider):
 
 
 def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
-    """Return copies of options in order, with number and rank; those of a flattened router keep their order."""
+    """Return copies of options in order, with their ranks; those of a flattened router keep their order."""
     ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
     ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
-    return [option.at(number, ranks.index((at, option.rank))) for number, (option, at) in enumerate(ordered)]
+    return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
 
 
 def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: bool) -> Choice:

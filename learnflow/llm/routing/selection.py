@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, digests_of
-from ..adapter.context_budget import Needs, lacks
+from ..adapter.context_budget import Needs, lacks, needs_of
 from ..base import Call
 from ..errors import LLMError
 from ..settings import Settings
@@ -27,7 +28,6 @@ class Chain:
     Args:
         options: in the user's order.
         call: the call.
-        needs: what it requires.
         settings: with the router's own retries, routing and deadline.
         explained: no request is sent, so that even a sole option is checked.
 
@@ -36,21 +36,29 @@ class Chain:
         same_model: the names of the model that wrote the broken text.
     """
 
-    def __init__(
-        self, options: Sequence[Option], call: Call, needs: Needs, settings: Settings, *, explained: bool = False
-    ) -> None:
-        self.options, self.settings, self.needs = options, settings, needs
+    def __init__(self, options: Sequence[Option], call: Call, settings: Settings, *, explained: bool = False) -> None:
+        self.options, self.call, self.settings = options, call, settings
         self.digests = digests_of(call)
         self.same_model: frozenset[str] = frozenset()
         self._explained = explained
         self._refused_at = math.inf  # since when every option refuses connections
-        listed = [bool(call.model) and _lists(other, call.model) for other in options]
-        for option, has_model in zip(options, listed, strict=True):
-            first = option.rank == options[0].rank and not any(listed)  # it may have the model, and none is known to
-            if call.model and (has_model or first or len(options) == 1):
-                option.use(call.model)
-            else:
-                option.use(option.provider.vision_model if needs.images and not option.broken else None)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the call requires."""
+        return needs_of(self.call)
+
+    def choose_models(self) -> None:
+        """Choose the model of each option: the requested one, unless only other options are known to have it."""
+        usable, wanted = [option for option in self.options if not option.broken], self.call.model
+        for option in usable:
+            option.use(wanted)
+        having = [option for option in usable if option.facts.has_model] if wanted else []
+        for option in usable:
+            may_have = not having and option.rank == self.options[0].rank
+            if not wanted or not (option in having or may_have or len(self.options) == 1):
+                vision_model = option.provider.vision_model
+                option.use(vision_model if vision_model and self.needs.images else None)
 
     def next(self, reach: int | None) -> tuple[list[Option], Option | None]:
         """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.
@@ -134,14 +142,6 @@ class Chain:
 
     def _is_same(self, option: Option) -> bool:
         return bool(self.same_model) and bool(self.same_model & option.facts.names)
-
-
-def _lists(option: Option, model: str | None) -> bool:
-    """Return whether an option has a model."""
-    if option.broken:
-        return False
-    option.use(model)
-    return option.facts.has_model
 
 
 def _overflows(needs: Needs, option: Option) -> bool:
