@@ -298,11 +298,11 @@ class Execution:
     async def _still_open(self, option: Option) -> LLMError | None:
         """Probe the option whose circuit breaker closes first, if all are open. Returns why it must not be used."""
         opened = option.opened
-        if not opened or not decision.verdict(opened[0].error or LLMError("")).visible:
+        if not opened or not opened[0].visible:
             return None
         if await asyncio.shield(option.probe()):  # other requests wait for the same probe
             return None
-        error = (opened[0].error or errors.ConnectionFailed("not ready")).without_text()
+        error = opened[0].error.without_text()
         error.attempts = ()
         tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
         self._progress.tried.append(tried)

@@ -167,7 +167,7 @@ class Option:
 
     def succeeded(self, completion: Completion, began: float) -> None:
         """Record a completion; ``began`` is when its attempt did, by ``clock``."""
-        if self._registry.answer(self.target, completion.first_token_s, began, completion.usage):
+        if self._registry.answer(self.target, completion, began):
             events.emit(events.Closed(provider=self.name, model=self.target.model))
 
     def failed(self, error: LLMError) -> None:
@@ -183,7 +183,7 @@ class Option:
     def begin(self) -> None:
         """Begin a probe or a trial."""
         for breaker in self.opened:
-            breaker.begin()
+            breaker.busy = True
 
     async def look(self, within: float = PROBE_S) -> None:
         """Probe the provider for what it is and what it supports, until that has succeeded once."""
@@ -216,8 +216,7 @@ class Option:
             except BaseException:
                 self.abandon()
                 raise
-            for breaker in self.opened:
-                breaker.probed(self._registry.clock(), ready=ready)
+            self._registry.probed(self.target, ready=ready)
             if not self.opened:
                 events.emit(events.Closed(provider=self.name, model=self.target.model))
             return ready
