@@ -17,7 +17,7 @@ from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
 from ..adapter.joining import Joiner, cut_point, end_of, in_words, joined
 from ..base import Attempt, Call, Resume, Slot
-from ..completion import Completion, Failover, Waiting
+from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
 from . import decision
 from .decision import Situation
@@ -25,7 +25,6 @@ from .option import Option, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
 
-_NO_ATTEMPT: Final = Situation()
 _LOAD_POLL_S: Final = 0.5  # between two looks at a server that loads
 _QUEUE_POLL_S: Final = 0.5  # between two choices while all equals are full: a circuit breaker may close
 
@@ -54,25 +53,21 @@ class Execution:
 
     async def run(self) -> Completion:
         """Return the completion. Raises nothing but LLMError."""
-        before: Option | None = None
         while True:
             option = await self._next()
             try:
-                if before and before is not option and self._last:
-                    self._progress(Failover(before.name, option.name, self._last.without_text()))
                 completion = await self._attempt(option)
             finally:
                 self._release()
             if completion:
                 return completion
-            before = option
 
     async def _attempt(self, option: Option) -> Completion | None:
         """Run an attempt at an option; None if it failed and another attempt follows. Raises the error for the caller.
 
         A continuation is limited to the tokens that are left.
         """
-        began, clock = self._now, option.clock()
+        began, clock = self._now, option.registry.clock()
         progress = self._progress
         cut = cut_point(progress.text, steps_back=self._steps_back, prefills=option.prefills)
         prefix = (cut and cut.prefix) or None
@@ -87,7 +82,7 @@ class Execution:
             slot=self._slot,
             tried=[],
         )
-        progress.begin(option, continues=bool(cut and cut.text.strip()))
+        progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
         call = self._call_of(option, prefix, began, words=words)
         try:
             work = option.provider.attempt(call, attempt)
@@ -128,30 +123,26 @@ class Execution:
         if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
         own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - at)
-        mismatched = isinstance(error, errors.NotContinued)
-        progress.failed(error.attempts or (own,), now, mismatched=mismatched)
-        hurried = shares and isinstance(error, errors.FirstTokenTimeout)
-        if hurried and now - at < option.facts.first_token_s:
-            option.abandon()  # it lost its time to other options
-        else:
-            option.failed(error)
         option.failure = error
         others = chain.others(option) if option.replays else []
         equal = any(other.rank == option.rank for other in others)  # which of them was recorded is unknown
         if isinstance(error, errors.NotRecorded) and others and (option.opened or equal):
             error.forgiven = True  # its circuit breaker was open when the cassette was recorded
-            del progress.tried[-1]
             self._last = self._last or error
             return
+        progress.failed(error, error.attempts or (own,), now, free=option.cost == (0.0, 0.0))
+        hurried = shares and isinstance(error, errors.FirstTokenTimeout)
+        if hurried and now - at < option.facts.first_token_s:
+            option.abandon()  # it lost its time to other options
+        else:
+            option.failed(error)
         fresh = bool(error.partial or error.tokens)
-        if fresh or progress.text:
-            progress.broke(error, free=option.cost == (0.0, 0.0))
         if fresh and progress.text.strip():
             chain.same_model = option.facts.names
         self._last = error
         await self._follow(option, error, replace(about, fresh=fresh))
 
-    async def _follow(self, option: Option | None, error: LLMError, about: Situation = _NO_ATTEMPT) -> None:
+    async def _follow(self, option: Option | None, error: LLMError, about: Situation) -> None:
         """Do what is decided after a failure. Raises the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, seen = progress.text, not self._call.whole
@@ -165,7 +156,7 @@ class Execution:
             rigid=self._call.rigid,
             called=bool(progress.calls),
             resume=self._resume,
-            others=bool(chain.within(chain.others(option), self._reach(loading))),
+            others=bool(chain.within(chain.others(option), loading)),
             loading=bool(loading),
             not_continued=bool(strayed) and not self._begun_again,
             passes=pause is not None,
@@ -210,10 +201,6 @@ class Execution:
         """Return the options that load, if there is time left for a load."""
         return self._chain.failures(errors.ModelLoading) if self._now <= self._load_deadline else []
 
-    def _reach(self, loading: Sequence[Option]) -> int | None:
-        """Return how far away an option may be while others load; None for any."""
-        return min((option.distance for option in loading), default=None)
-
     def _pause(self) -> float | None:
         """Return the seconds before a retry of failures that may pass; None if there are none, or no time."""
         delays = [option.failure.retry_after for option in self._chain.passing() if option.failure]
@@ -232,7 +219,7 @@ class Execution:
         """Return the next option, with its slot if one is free. Raises the error for the caller if there is none."""
         ticket, since = CAPACITY.ticket(), self._now
         while True:
-            fit, chosen = self._chain.next(self._reach(self._loading()))
+            fit, chosen = self._chain.next(self._loading())
             if chosen:
                 for passed_over in fit[: fit.index(chosen)]:
                     passed_over.recover()
@@ -245,7 +232,7 @@ class Execution:
             if not fit:
                 if self._last is None:
                     raise self._progress.final(self._chain.unfit())
-                await self._follow(None, self._last)
+                await self._follow(None, self._last, Situation())
                 continue
             first = last_resort(fit)
             opened = await self._still_open(first)
@@ -253,7 +240,7 @@ class Execution:
                 self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
                 return first
             self._last = first.failure = opened
-            await self._follow(first, opened)
+            await self._follow(first, opened, Situation())
 
     def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
         """Take a slot of the chosen option, or of one that the request may spill to; None if all are full."""
@@ -315,10 +302,9 @@ class Execution:
             ready = [option for option in loading if not await option.loads_now()]
             if ready:
                 return ready
+        limit_s = self._chain.settings.llm_load_timeout
         for option in loading:
-            option.failed(
-                errors.TimedOut(f"the model was not loaded within {self._chain.settings.llm_load_timeout:g} s")
-            )
+            option.failed(errors.TimedOut(f"the model was not loaded within {limit_s:g} s"))
         return []
 
     @property

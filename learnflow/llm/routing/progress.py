@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .. import events
 from ..completion import Completion, Event, Failover, Resumed, TextDelta, Usage
-from ..errors import LLMError, Tried
+from ..errors import LLMError, NotContinued, Tried
 from ..stream import Emit, Transcript
 from .option import Option
 
@@ -41,9 +41,9 @@ class Progress(Transcript):
         self.started = started
         self._first_text_s: float | None = None
         self._usage_known = self._cost_known = True  # False after a partial answer, unless it was free
-        self._option: Option  # of the current attempt
-        self._continues = False  # the current attempt continues the text
-        self._failed_first: tuple[Option, float] | None = None  # since the last piece of text, and its time
+        self._option: Option | None = None  # of the current attempt
+        self._continuing: Option | None = None  # the same, if the attempt continues the text
+        self._failed_first: tuple[Option | None, float] | None = None  # since the last piece of text, and its time
 
     def __call__(self, event: Event) -> None:
         """Record what the caller sees, and pass it on."""
@@ -58,22 +58,22 @@ class Progress(Transcript):
             return
         super().__call__(event)
 
-    def begin(self, option: Option, *, continues: bool) -> None:
-        """Begin an attempt at an option."""
-        self._option, self._continues = option, continues
+    def begin(self, option: Option, before: LLMError | None, *, continues: bool) -> None:
+        """Begin an attempt at an option; ``before`` is the failure of the attempt before."""
+        if before and self._option and self._option is not option:
+            self(Failover(self._option.name, option.name, before.without_text()))
+        self._option, self._continuing = option, option if continues else None
 
-    def failed(self, tried: Sequence[Tried], now: float, *, mismatched: bool) -> None:
-        """End the attempt with a failure; ``mismatched``: its continuation did not fit."""
+    def failed(self, error: LLMError, tried: Sequence[Tried], now: float, *, free: bool) -> None:
+        """End the attempt with a failure; ``free``: a partial answer cost nothing."""
         self.tried.extend(tried)
         self._failed_first = self._failed_first or (self._option, now)
-        self._continued("mismatched" if mismatched else "broken")
-
-    def broke(self, error: LLMError, *, free: bool) -> None:
-        """Add a partial answer of unknown usage; ``free``: it cost nothing."""
-        self._usage_known = False
-        self._cost_known = self._cost_known and free
-        self.partial_thinking = self.partial_thinking or error.thinking
-        self.tokens = max(self.tokens, error.tokens)
+        self._continued("mismatched" if isinstance(error, NotContinued) else "broken")
+        if error.partial or error.tokens or self.text:  # of unknown usage
+            self._usage_known = False
+            self._cost_known = self._cost_known and free
+            self.partial_thinking = self.partial_thinking or error.thinking
+            self.tokens = max(self.tokens, error.tokens)
 
     def forget_text(self) -> None:
         """Drop the text, so that the next attempt begins from the start."""
@@ -116,10 +116,10 @@ class Progress(Transcript):
         if self._failed_first:
             failed, at = self._failed_first
             self._failed_first = None
-            if failed is not self._option:
+            if failed and self._option and failed is not self._option:
                 events.emit_lazily(events.Switched, provider=failed.name, to=self._option.name, seconds=now - at)
 
     def _continued(self, outcome: str) -> None:
-        if self._continues:
-            self._continues = False
-            events.emit_lazily(events.Continued, provider=self._option.name, outcome=outcome)
+        if self._continuing:
+            events.emit_lazily(events.Continued, provider=self._continuing.name, outcome=outcome)
+        self._continuing = None

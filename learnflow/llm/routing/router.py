@@ -144,9 +144,6 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
-        limit = options.get("timeout")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
-            raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
         run = partial(self._run, replace(call, options=options), resume, request)
         return partial(events.requested, lambda: self.name, call.model, request, run)
 
@@ -233,7 +230,7 @@ class RouterProvider(AbstractProvider):
         order = chain.order()
         trouble = {option: None if option.broken else option.provider.trouble(option.model) for option in order}
         fit = [option for option in order if not chain.lacks(option) and not trouble[option]]
-        chosen = select(fit, self._settings.llm_routing, lambda _: False) or (last_resort(fit) if fit else None)
+        chosen = select(fit, self._settings.llm_routing) or (last_resort(fit) if fit else None)
         return [_choice(option, chain, trouble[option], is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
@@ -303,7 +300,7 @@ def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: boo
 
 def _status(option: Option) -> dict[str, Any]:
     """Return what ``status`` reports about an option."""
-    now, target, opened, record = option.clock(), option.target, option.opened, option.record
+    now, target, opened, record = option.registry.clock(), option.target, option.opened, option.record
     return {
         "provider": option.name,
         "rank": option.rank,

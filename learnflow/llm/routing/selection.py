@@ -6,7 +6,7 @@ Must never send or wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -60,17 +60,17 @@ class Chain:
                 vision_model = option.provider.vision_model
                 option.use(vision_model if vision_model and self.needs.images else None)
 
-    def next(self, reach: int | None) -> tuple[list[Option], Option | None]:
+    def next(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
         """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.
 
         Args:
-            reach: the distance beyond which no option is used now; None for any.
+            loading: the options that load; no option farther away is used meanwhile.
         """
         for option in self.options:
             option.update()
         fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
-        fit = self.within(fit, reach)
-        return fit, select(fit, self.settings.llm_routing, self._is_same)
+        fit = self.within(fit, loading)
+        return fit, select(fit, self.settings.llm_routing, self.same_model)
 
     def order(self) -> list[Option]:
         """Return the options in the order of use; those that are broken come last.
@@ -108,9 +108,8 @@ class Chain:
 
     def passing(self) -> list[Option]:
         """Return the options with a failure that may pass by itself; a load is watched instead."""
-        loading = self.failures(errors.ModelLoading)
         failed = [option for option in self.options if option.failure and option.failure.retryable]
-        return [option for option in failed if option not in loading]
+        return [option for option in failed if not isinstance(option.failure, errors.ModelLoading)]
 
     def restarts(self, now: float) -> bool:
         """Return whether every option may be a local server that restarts, within LLM_PATIENCE."""
@@ -119,10 +118,11 @@ class Chain:
         self._refused_at = min(self._refused_at, now) if may else math.inf
         return may and now - self._refused_at < self.settings.llm_patience
 
-    def within(self, options: list[Option], reach: int | None) -> list[Option]:
-        """Return the options that are no farther away; all if the user prefers a warm one."""
-        if reach is None or self.settings.llm_routing == "warm-first":
+    def within(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
+        """Return the options that are no farther away than those that load; all if the user prefers a warm one."""
+        if not loading or self.settings.llm_routing == "warm-first":
             return options
+        reach = min(option.distance for option in loading)
         return [option for option in options if option.distance <= reach]
 
     def shares(self, option: Option) -> bool:
@@ -132,16 +132,10 @@ class Chain:
 
     def unfit(self) -> LLMError:
         """Return the error for a request that no option can serve: what each of them lacks."""
-        broken = [option.broken for option in self.options if option.broken]
-        if len(broken) == len(self.options):
-            return broken[-1]
         lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
         short = all(not option.broken and _overflows(self.needs, option) for option in self.options)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
-
-    def _is_same(self, option: Option) -> bool:
-        return bool(self.same_model) and bool(self.same_model & option.facts.names)
 
 
 def _overflows(needs: Needs, option: Option) -> bool:
@@ -154,7 +148,7 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
 
     def key(option: Option) -> float:
         if routing == "latency":
-            return math.inf if option.latency_s is None else option.latency_s
+            return math.inf if option.record.first_token_s is None else option.record.first_token_s
         if routing == "cost":
             return math.inf if option.cost is None else sum(option.cost)
         return option.distance if routing == "local-first" else 0
@@ -162,7 +156,7 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
     return sorted(options, key=key)
 
 
-def select(options: Sequence[Option], routing: Routing, same: Callable[[Option], bool]) -> Option | None:
+def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
     """Choose the first option whose circuit breaker allows it; None if there is none.
 
     The order is the user's: a cold option is waited for, however warm a farther one is. Only one that is warm and no
@@ -171,7 +165,7 @@ def select(options: Sequence[Option], routing: Routing, same: Callable[[Option],
     Args:
         options: in order.
         routing: the rule.
-        same: returns whether an option has the model that wrote the broken text.
+        same_model: the names of the model that wrote the broken text.
     """
     ready = [option for option in options if option.ready]
     if not ready:
@@ -180,10 +174,10 @@ def select(options: Sequence[Option], routing: Routing, same: Callable[[Option],
     reach = max(option.distance for option in options) if routing == "warm-first" else first.distance
     if first.cold:
         chosen = next((option for option in ready if not option.cold and option.distance <= reach), first)
-    if not same(chosen):  # the same model continues its text; another one would write a different one
-        alike = (option for option in ready if same(option) and not option.cold and option.distance <= chosen.distance)
-        chosen = next(alike, chosen)
-    return chosen
+    if not same_model or same_model & chosen.facts.names:
+        return chosen
+    near = (option for option in ready if not option.cold and option.distance <= chosen.distance)
+    return next((option for option in near if same_model & option.facts.names), chosen)  # it continues its own text
 
 
 def last_resort(options: Sequence[Option]) -> Option:

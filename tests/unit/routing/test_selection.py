@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from learnflow.llm.adapter.context_budget import Needs, lacks
 from learnflow.llm.routing import selection
-from learnflow.llm.routing.breaker import Gate
+from learnflow.llm.routing.breaker import Gate, Record
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Option:
     gate: Gate = "closed"
     cold: bool = False
     distance: int = 1
-    latency_s: float | None = None
+    record: Record = field(default_factory=Record)
     cost: tuple[float, float] | None = None
 
     @property
@@ -46,9 +46,9 @@ def places(found: list[Option]) -> list[int]:
 
 def test_who_comes_first() -> None:
     chain = [
-        Option(0, latency_s=2.0, cost=(2.5, 10.0)),
-        Option(1, latency_s=None, cost=(0.0, 0.0), distance=0),
-        Option(2, latency_s=0.5, cost=None, distance=0),
+        Option(0, record=Record(first_token_s=2.0), cost=(2.5, 10.0)),
+        Option(1, cost=(0.0, 0.0), distance=0),
+        Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
     ]
     assert places(selection.ranked(chain, "order")) == [0, 1, 2]
     assert places(selection.ranked(chain, "latency")) == [2, 0, 1]
@@ -83,5 +83,5 @@ def test_what_is_not_known_is_no_lack() -> None:
     ],
 )
 def test_next_option_is_the_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
-    chosen = selection.select(options(*chain), routing, lambda _: False)
+    chosen = selection.select(options(*chain), routing)
     assert (chosen and chosen.position) == position
