@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import events, settings
+from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import LLMError, NotConfigured
@@ -71,13 +71,13 @@ async def scan(
     if recorded and recorded.providers is not None:  # the usual addresses are no place to look
         taped = {name for name in {*recorded.providers, *named} if _exists(name)}
         return _once(await asyncio.gather(*(_configured(name, within) for name in taped)))
-    hosts = await _resolvable(within) if settings.in_container() else set()
+    hosts = await _resolvable(within) if settings_sources.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
     rows, looked_at = places(), set[str]()
     looks += [_configured(name, within) for name in named if name not in rows and (clouds or _local(name))]
     for name, spec in rows.items():
         try:
-            own = settings.load_row(spec)
+            own = settings.load_provider(spec)
         except LLMError as error:
             looks.append(_unreadable(name, error))
             continue
@@ -160,7 +160,7 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
 
 def _stranger(spec: ProviderSpec, url: str) -> BaseProvider:
     """The provider for an address that nobody named: without a key, unless the address is the key's own."""
-    own, key = settings.load_row(spec), ""
+    own, key = settings.load_provider(spec), ""
     if own.api_key and not own.base_url and _same(url) == _same(spec.default_url or ""):
         key = own.api_key.get_secret_value()
     return build(spec.name, base_url=url, api_key=key)
@@ -263,7 +263,7 @@ def _tried(each: Found) -> str:
 
 def _with_keys() -> str:
     """Return what to set for the clouds whose keys are set; "" if there are none."""
-    keys = [row.name for row in SPECS.values() if not row.local and settings.load_row(row).api_key]
+    keys = [row.name for row in SPECS.values() if not row.local and settings.load_provider(row).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings
+from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings_sources
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -57,7 +57,7 @@ async def test_configured_addresses_come_before_the_usual_ones(
 async def test_a_container_looks_at_the_services_and_the_host(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
 
     async def exists(host: str, within: float) -> bool:
         return host in ("ollama", "host.docker.internal")
@@ -155,8 +155,8 @@ def test_silent_servers_are_probed_at_the_same_time(
     rows = {name: spec for name, spec in SPECS.items() if not spec.starts_server}
     with silent_servers(len(rows) + 1) as (urls, together):
         for name, spec in rows.items():
-            monkeypatch.setenv(spec.env_url[0], urls.pop())
-            monkeypatch.setenv(spec.env_key[0], "k")
+            monkeypatch.setenv(spec.variable("base_url"), urls.pop())
+            monkeypatch.setenv(spec.variable("api_key"), "k")
             usual[name] = urls[0]
         code, found = status(capsys, "--all", "--within", "0.5")
     assert len(found) == len(rows)
@@ -174,7 +174,7 @@ async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
 
 async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that hangs must not keep the look-ups of others, nor the end of the process."""
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
     real, hanging, ended = socket.getaddrinfo, threading.Event(), list[str]()
 
     def slow(host: Any, *more: Any, **named: Any) -> Any:

@@ -50,7 +50,8 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    own = {name for row in ("gpu1", "gpu2") for names in named(OTHER, row).variables for name in names}
+    gpus = named(OTHER, "gpu1"), named(OTHER, "gpu2")
+    own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 
 

@@ -220,7 +220,8 @@ class _Attempt:
             self._queued(asyncio.get_running_loop().time() - began, limit)
             self._raise_unreachable(began)
             what = f"timed out waiting for a free slot (max_concurrency={limit})"
-            hint = f"Raise timeout= or LLM_DEADLINE, or {self._spec.env_concurrency} if the server can take more"
+            variable = self._spec.variable("max_concurrency")
+            hint = f"Raise timeout= or LLM_DEADLINE, or {variable} if the server can take more"
             raise errors.DeadlineExceeded(what, hint=hint) from None
         try:
             self._queued(slot.waited_s, limit)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
-from .. import errors, events, settings
+from .. import errors, events, settings, settings_sources
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
@@ -57,8 +57,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         **times: Unpack[TimeOptions],
     ) -> None:
         row = self.spec
-        common, own = settings.load(), settings.load_row(row)
-        env_key, apart = settings.row_key(row, own)
+        common, own = settings.load(), settings.load_provider(row)
+        env_key, apart = settings_sources.provider_key(row, own.api_key)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)

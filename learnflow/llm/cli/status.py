@@ -59,7 +59,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
         if each.health.detail != "ready":
             yield f"{name}: {each.health.detail}"
         if named and each.provider:
-            variable = each.provider.spec.env_url[0]
+            variable = each.provider.spec.variable("base_url")
             there = (
                 f"{variable} says {named.health.base_url}" if named.health.base_url else f"{variable} cannot be read"
             )

@@ -224,7 +224,7 @@ class Inventory:
         if model.remote or forwards.search(name):
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {self._spec.title} forwards this model elsewhere",
-                hint=f"Set {self._spec.env_model[0]} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+                hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
             )
 
     def _sentence(self, seen: ProbeResult) -> str:

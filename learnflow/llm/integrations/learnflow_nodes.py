@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from .. import settings
 from ..errors import NotConfigured
+from ..settings_sources import places
 
 GRAPH: Final = "configs/graph.yaml"
 PROVIDERS: Final = "configs/providers.yaml"
@@ -105,7 +105,7 @@ def _read(kind: type[_M], file: str) -> _M:
 
     try:
         text = Path(file).read_text(encoding="utf-8")
-        return kind.model_validate(yaml.safe_load(Template(text).render(env=settings.environment())))
+        return kind.model_validate(yaml.safe_load(Template(text).render(env=_environment())))
     except OSError as error:
         what = f"{file} cannot be read ({type(error).__name__})"
     except (yaml.YAMLError, TemplateError, UnicodeError) as error:
@@ -114,3 +114,8 @@ def _read(kind: type[_M], file: str) -> _M:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"{file}: {'; '.join(faults)}"
     raise NotConfigured(what, hint="Correct the file, or start in the folder that holds configs/")
+
+
+def _environment() -> dict[str, str]:
+    """Return every variable that is not empty; the process's environment wins."""
+    return {name: value for here in reversed(list(places().values())) for name, value in here.items() if value}

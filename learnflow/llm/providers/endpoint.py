@@ -141,5 +141,5 @@ async def _raise(error: LLMError, emit: Emit) -> Completion:  # noqa: ARG001
 
 
 def _late(spec: ProviderSpec) -> LLMError:
-    hint = f"It may be busy: look into its log, or set {spec.env_kind} to what it is, so that it need not be asked"
+    hint = f"It may be busy: look into its log, or set {spec.variable('kind')} to what it is"
     return errors.FirstTokenTimeout("it did not say in time which kind of server it is", hint=hint)

@@ -108,8 +108,7 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
         api_path=path if has_version(path) else "",
         cut_path=said["path"] or None,  # which LiteLLM adds
         models_path=f"{said['path']}/models",
-        also_url=tuple(said["urls"]),
-        also_key=tuple(said["keys"]),
+        also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
         lists_all=False,
         parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         capabilities=unknown(local=said["local"], cost=None),
@@ -136,13 +135,15 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
         raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
     plain = named(OTHER, name)
     try:
-        own = settings.load_row(plain)
+        own = settings.load_provider(plain)
     except NotConfigured as error:
         error.provider = name
         raise
     if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        own_name = f"and names of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is"
+        own_name = (
+            f"and names of your own: set {plain.variable('base_url')}, and {plain.variable('kind')} to what it is"
+        )
         hint = f"There are {', '.join(SPECS)}, {len(table())} more (docs/providers.md), {own_name}"
         likely = f"Did you mean {near[0]}? docs/providers.md has all names" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
@@ -151,7 +152,9 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
     kind = own.kind.strip().lower()
     if kind not in SPECS and kind not in table():
         known = ", ".join(SPECS)
-        raise NotConfigured(f"{plain.env_kind} is none of the vendors", provider=name, hint=f"It is one of {known}")
+        raise NotConfigured(
+            f"{plain.variable('kind')} is none of the vendors", provider=name, hint=f"It is one of {known}"
+        )
     return named(SPECS.get(kind) or table()[kind], name)
 
 
@@ -168,7 +171,7 @@ def embedded() -> BaseProvider | None:
     Raises:
         NotConfigured: what is set of it cannot be used.
     """
-    own = settings.load_row(SPARE)
+    own = settings.load_provider(SPARE)
     try:
         return EmbeddedProvider()
     except LLMError:
@@ -204,5 +207,5 @@ def build(name: str, base_url: str | None = None, model: str | None = None, api_
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
     made: BaseProvider = own(base_url, model, api_key)
-    asked = spec.kind == OTHER.name and not settings.load_row(spec).kind
+    asked = spec.kind == OTHER.name and not settings.load_provider(spec).kind
     return EndpointProvider(made) if asked else made
