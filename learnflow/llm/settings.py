@@ -8,15 +8,13 @@ Providers, the factory and the command line ask it; it remembers nothing.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -34,8 +32,6 @@ from .spec import ProviderSpec
 _CONFIG = SettingsConfigDict(
     env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
 )
-_NODE: Final = "LLM_MODEL_"
-_ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 _SHELL: Final = "the environment"
 _SECRETS: Final = "/run/secrets"
 _SECRET_BYTES: Final = 64 * 1024  # of one of them; more is no value of a variable
@@ -272,15 +268,6 @@ def in_container() -> bool:
     return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable of ours that is set; ``shadowed`` says by what, where it has no effect."""
-
-    name: str
-    where: str
-    shadowed: str | None = None
-
-
 def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
     """The environment's key of a row, and what to do where it may not go with the environment's address.
 
@@ -288,15 +275,15 @@ def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
     address from a file goes a file's key only, and none that the file itself takes from the shell (``${...}``).
     """
     key = own.api_key.get_secret_value() if own.api_key else None
-    holds = _holds()
-    url = next(_set(spec.env_url, holds), None)
+    holds = sources()
+    url = next(occurrences(spec.env_url, holds), None)
     if url and url[1] != _SHELL and _SECRET.search(_upper(_raw(url[1], interpolate=False)).get(url[0]) or ""):
         raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
     if not key or not url or url[1] == _SHELL:
         return key, ""
-    name, place = next(_set(spec.env_key, holds), ("", ""))
+    name, place = next(occurrences(spec.env_key, holds), ("", ""))
     files = {**holds, _SHELL: {}, _SECRETS: {}}
-    for other, file in _set(spec.env_key, files):
+    for other, file in occurrences(spec.env_key, files):
         value = files[file][other] or ""
         if "$" not in (_upper(_raw(file, interpolate=False)).get(other) or ""):
             return value, ""
@@ -306,49 +293,8 @@ def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
     )
 
 
-def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Every variable of ours and of these rows that is set, those without effect included; no values, some are keys.
-
-    The environment beats the files, and they the secrets; within it, and within both files together, the order of the
-    spellings decides; for one spelling ``.env`` beats ``.env.local``.
-    """
-    holds = _holds()
-    settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
-    for spec in specs:
-        settings += spec.variables
-    settings += sorted({(name,) for held in holds.values() for name in held if name.startswith(_NODE)})
-    found: list[Variable] = []
-    for names in settings:
-        used: str | None = None
-        for name, place in _set(names, holds):
-            found.append(Variable(name, place, used))
-            used = used or f"{name} in {place}"
-    return found
-
-
-def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Every variable that is set and that nobody reads, but that resembles one of ours: with the one that is meant.
-
-    Args:
-        specs: the rows whose variables may be meant.
-        others: rows whose variables are none of these, and no mistakes.
-    """
-    specs = list(specs)
-    ours = {name.upper() for name in Settings.model_fields} | {name for each in specs for name in _names(each)}
-    known = ours | {name for each in others for name in _names(each)}
-    known |= {name for each in specs for name in each.own_variables}
-    for place, held in _holds().items():
-        for name in sorted(set(held) - known):
-            near = difflib.get_close_matches(name, ours, 1, _ALIKE) if not name.startswith(_NODE) else []
-            if near and difflib.get_close_matches(name.partition("_")[0], [near[0].partition("_")[0]], 1, _ALIKE):
-                yield Variable(name, place), near[0]
-
-
-def _names(spec: ProviderSpec) -> Iterator[str]:
-    return (name for names in spec.variables for name in names)
-
-
-def _holds() -> dict[str, Mapping[str, str | None]]:
+def sources() -> dict[str, Mapping[str, str | None]]:
+    """Return the variables of each source (environment, files, secrets) in upper case."""
     files = {".env": _file(".env"), ".env.local": _file(".env.local")}
     return {_SHELL: _upper(os.environ), **files, _SECRETS: _upper(_secrets())}
 
@@ -363,11 +309,15 @@ def _secrets() -> dict[str, str | None]:
     return found
 
 
-def _set(names: Sequence[str], holds: Mapping[str, Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
-    """Where the spellings of one variable are set; the first one counts."""
+def occurrences(names: Sequence[str], held: Mapping[str, Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
+    """Yield each spelling of one variable that is set, with its source. The first one counts.
+
+    The environment beats the files, and they the secrets. Within it, and within both files together, the order of the
+    spellings decides; for one spelling ``.env`` beats ``.env.local``.
+    """
     for places in ((_SHELL,), (".env", ".env.local"), (_SECRETS,)):
         for name, place in product(names, places):
-            if holds[place].get(name):
+            if held[place].get(name):
                 yield name, place
 
 

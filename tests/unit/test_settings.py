@@ -9,6 +9,7 @@ from support import TINY_MODEL
 
 from learnflow.llm import errors, get_provider, settings
 from learnflow.llm.base import LLMProvider
+from learnflow.llm.cli.variables import variables
 from learnflow.llm.providers import build
 from learnflow.llm.providers.registry import SPECS
 
@@ -87,7 +88,7 @@ def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
     spec = SPECS["openrouter"]
     assert settings.row_key(spec, settings.load_row(spec)) == ("key-of-a-secret", "")
     assert settings.environment()["OPENROUTER_API_KEY"] == "key-of-a-secret"
-    (where,) = [each.where for each in settings.variables([spec]) if each.name == "OPENROUTER_API_KEY"]
+    (where,) = [each.where for each in variables([spec]) if each.name == "OPENROUTER_API_KEY"]
     assert where == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
     _, refusal = settings.row_key(spec, settings.load_row(spec))

@@ -19,6 +19,7 @@ from ..spec import ProviderSpec
 from ..transport.endpoint import endpoint, is_loopback
 from .status import NONE_READY, READY, chain_of, looked, recorded, state, used
 from .terminal import table, write
+from .variables import misspelt, variables
 
 
 async def doctor(options: SimpleNamespace) -> int:
@@ -59,13 +60,13 @@ def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
 
 
 def _variables(options: SimpleNamespace) -> Iterator[str]:
-    for variable in settings.variables(_specs(options)):
+    for variable in variables(_specs(options)):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
 
 
 def _misspelt(options: SimpleNamespace) -> Iterator[str]:
-    for variable, near in settings.misspelt(_specs(options), vendors().values()):
+    for variable, near in misspelt(_specs(options), vendors().values()):
         yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 

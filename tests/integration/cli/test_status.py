@@ -17,6 +17,7 @@ from support import FASTAPI, status
 
 from learnflow.llm import discovery, errors, get_provider, settings
 from learnflow.llm.cli.main import main
+from learnflow.llm.cli.variables import misspelt, variables
 from learnflow.llm.providers.registry import SPECS, table
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -122,7 +123,7 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")
-    found = {(one.name, one.where): one.shadowed for one in settings.variables(SPECS.values())}
+    found = {(one.name, one.where): one.shadowed for one in variables(SPECS.values())}
     assert found == {
         ("LLM_PROVIDER", ".env"): None,
         ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",
@@ -238,7 +239,7 @@ def test_variables_of_others_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) ->
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
     ):
         monkeypatch.setenv(name, "x")
-    assert list(settings.misspelt(SPECS.values(), table().values())) == []
+    assert list(misspelt(SPECS.values(), table().values())) == []
 
 
 def test_doctor_names_the_key_that_is_missing_before_another_provider(

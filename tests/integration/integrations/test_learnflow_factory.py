@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import AtMost, errors, events, settings
+from learnflow.llm import AtMost, errors, events
+from learnflow.llm.cli.variables import variables
 from learnflow.llm.integrations import learnflow as model_factory
 from learnflow.llm.integrations import learnflow_nodes as nodes
 from learnflow.llm.integrations.learnflow import (
@@ -212,7 +213,7 @@ def test_variables_of_the_files_are_spelled_as_they_are(configs: Path, monkeypat
     monkeypatch.setenv("HOME_KEY", "")  # as compose sets what is not set
     home = nodes.Files().get_providers_config()["home"]
     assert (home.base_url, home.api_key) == ("http://localhost:2", "key-of-home")
-    assert "LLM_MODEL_ODD" in [each.name for each in settings.variables(SPECS.values())]
+    assert "LLM_MODEL_ODD" in [each.name for each in variables(SPECS.values())]
 
 
 def test_without_a_plan_it_reads_the_files() -> None:
