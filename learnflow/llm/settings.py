@@ -187,14 +187,6 @@ def node_model(node: str) -> str | None:
     return model
 
 
-def environment() -> dict[str, str]:
-    """Every variable that is not empty, for LearnFlow's YAML files, which ask for any; the process's own wins."""
-    found: dict[str, str] = {}
-    for place in (_secrets(), _raw(".env.local"), _raw(".env"), os.environ):
-        found |= {name: value for name, value in place.items() if value}
-    return found
-
-
 class _NodeSettings(BaseSettings):
     model_config = _CONFIG
 
