@@ -30,7 +30,7 @@ class Variable:
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return every variable of the settings and of these specs that is set, those without effect included."""
     held = settings.sources()
-    spellings = [(name,) for name in _common()]
+    spellings: list[tuple[str, ...]] = [(name,) for name in _common()]
     for spec in specs:
         spellings += spec.variables
     spellings += sorted({(name,) for names in held.values() for name in names if name.startswith(_NODE)})
