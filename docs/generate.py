@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from learnflow.llm import settings
-from learnflow.llm.providers.registry import CLASSES, SPECS, table
+from learnflow.llm.providers.registry import CLASSES, SPECS
 from learnflow.llm.routing import decision
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,6 @@ PROVIDERS = {
         "нет",
     ),
 }
-VENDORS = {"en": ("default address", "key", "none: set it"), "ru": ("адрес по умолчанию", "ключ", "укажите")}
 VARIABLES = {"en": ("variable", "default", "what it does"), "ru": ("переменная", "по умолчанию", "что делает")}
 SPELLINGS = {
     "en": ("provider", "address", "model", "key", "version of the API"),
@@ -71,16 +70,6 @@ def provider_table(language: str) -> str:
             spec.seen or no,
         )
         for row, spec in SPECS.items()
-    )
-    return markdown(("`LLM_PROVIDER`", *header), rows)
-
-
-def vendor_table(language: str) -> str:
-    """LiteLLM's vendors, with the variables of their keys."""
-    *header, unset = VENDORS[language]
-    rows = (
-        (code(row), code(spec.default_url) if spec.default_url else unset, code(*spec.spellings("api_key")))
-        for row, spec in table().items()
     )
     return markdown(("`LLM_PROVIDER`", *header), rows)
 
@@ -186,8 +175,8 @@ def written() -> dict[str, str]:
     blocks = {
         "README.md": [provider_table("en")],
         "README.ru.md": [provider_table("ru")],
-        "docs/providers.md": [provider_table("en"), vendor_table("en")],
-        "docs/providers.ru.md": [provider_table("ru"), vendor_table("ru")],
+        "docs/providers.md": [provider_table("en")],
+        "docs/providers.ru.md": [provider_table("ru")],
         "docs/configuration.md": configuration("en"),
         "docs/configuration.ru.md": configuration("ru"),
         "docs/failover.md": [decision_tables()],

@@ -171,7 +171,7 @@ group: Final = click.Group(
             "status.status",
             "Show how the providers are. Those that are named or found, and what to do; * marks the one that would be "
             "used. Exit code 0 only if one is ready that would be.",
-            _option("--all", "-a", "every", is_flag=True, help="Those that are neither, too."),
+            _option("--all", "-a", "every", is_flag=True, help="Those that are neither, and LiteLLM's vendors, too."),
             _json(help="Print a list of objects, one for each."),
             _WITHIN,
         ),

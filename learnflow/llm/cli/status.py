@@ -17,8 +17,9 @@ from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
 from ..providers.registry import check
+from ..providers.registry import table as vendors
 from ..replay import active
-from ..spec import Model
+from ..spec import Model, ProviderSpec
 from .terminal import progress, say, size, table, write, write_json
 
 READY: Final = 0
@@ -41,6 +42,9 @@ async def status(options: SimpleNamespace) -> int:
         table(("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"), (_row(each, each is first) for each in listed))
         for line in _remarks(chain, listed):
             write(line)
+    if options.every and not options.json:
+        write("\nFurther names of LLM_PROVIDER:")
+        table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
         say(NOBODY)
     return READY if first else NONE_READY
@@ -178,6 +182,11 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
         "loaded": model.loaded,
         "capabilities": dict(found.provider.get_capabilities(model.name)),
     }
+
+
+def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
+    keys = dict.fromkeys(spec.spellings("api_key"))
+    return (f"  {spec.name}", spec.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
 def _row(each: Found, first: bool) -> tuple[str, ...]:

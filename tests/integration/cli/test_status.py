@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -82,8 +83,12 @@ def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixt
         assert "* ollama    ready, cold  fault-model" in shown
         assert "Ollama 0.33.0" in shown
         assert "Start vLLM at" in shown
+        assert re.search(r"groq +https://api.groq.com/openai/v1 +GROQ_API_KEY$", shown, re.MULTILINE)
+        assert all(f"\n  {name} " in shown for name in table())
         assert main(["status"]) == 0
-        assert "vLLM" not in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "vLLM" not in shown
+        assert "groq" not in shown
         assert main(["models"]) == 0
         shown = capsys.readouterr().out
         assert "fault-model" in shown

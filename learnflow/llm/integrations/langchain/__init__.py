@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast
 try:
     import langchain_core  # noqa: F401
 except ModuleNotFoundError as missing:
-    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core jinja2, or the extra langchain)"
+    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core, or the extra langchain)"
     raise ModuleNotFoundError(what, name=missing.name) from None
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
