@@ -326,6 +326,7 @@ async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
             await get_provider().generate("hi")
         monkeypatch.setenv("LLM_PROVIDER", "gate")
         monkeypatch.setenv("GATE_BASE_URL", f"{server.root}/v1")
+        monkeypatch.setenv("GATE_KIND", "custom")
         with pytest.raises(errors.ModelNotFound, match="leave this machine"):
             await get_provider().generate("hi")
         monkeypatch.setenv("GATE_MODEL", "fault-model")
@@ -346,6 +347,7 @@ async def test_what_llama_swap_says_while_a_model_loads_is_no_thinking(monkeypat
     body = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*notices, *chunks])
     async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        monkeypatch.setenv("GPU1_KIND", "custom")
         provider = get_provider("gpu1")
         server.script = [Fault("refuse", status=200, body=body + b"data: [DONE]\n\n")]
         done = await provider.complete("hi")
@@ -357,6 +359,7 @@ async def test_a_peer_of_llama_swap_is_another_machine(monkeypatch: pytest.Monke
     tells = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
     async with FaultServer("openai", tells=tells) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        monkeypatch.setenv("GPU1_KIND", "custom")
         monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
         assert await get_provider("gpu1").generate("hi")  # the one that is here is meant
         monkeypatch.setenv("GPU1_MODEL", "far/gpt")
