@@ -129,10 +129,8 @@ def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: b
         return []
     port = urlsplit(spec.default_url).port
     # by its number: a name would wait for name servers that may be dead
-    path = urlsplit(spec.default_url).path
-    path = "" if path == spec.api_path else path
-    here = [] if taken and not own else [f"http://127.0.0.1:{port}{path}"]
-    return here + [f"http://{host}:{port}{path}" for host in (spec.service, _HOST) if host in hosts]
+    here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
+    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:

@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
+from . import litellm_proxy, llamaswap
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
@@ -32,7 +32,6 @@ from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
 from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
-from .recognised import MORE, ROWS
 from .vendor import VendorProvider
 from .vllm import VLLMProvider
 from .yandexgpt import YandexGPTProvider
@@ -75,20 +74,18 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")
 
 @cache
 def table() -> Mapping[str, ProviderSpec]:
-    """The rows that were never tried: LiteLLM's vendors (``vendors.json``, by ``make vendors``), servers by a page."""
-    vendors = {row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))}
-    more = {name: replace(vendors[name], **known) for name, known in MORE.items()}
-    return MappingProxyType({**vendors, **more, **{row.name: row for row in ROWS}})
+    """Return the specs without a class: LiteLLM's vendors (``vendors.json``, by ``make vendors``), and two proxies."""
+    vendors = [_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
+    return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
 @cache
 def kinds() -> Sequence[ProviderSpec]:
-    """Those that tell by their pages what they are.
+    """Return the kinds of server that are recognised by their pages.
 
-    First those that pass on or imitate others' pages; then llama.cpp, whose header is on every page.
+    The proxies come first: they pass on the pages of others. The next one has its header on every page.
     """
-    rows = [spec for spec in table().values() if spec.probe]
-    return (*rows, *(CLASSES[name].spec for name in _TELLING))
+    return (llamaswap.SPEC, litellm_proxy.SPEC, *(SPECS[name] for name in _TELLING))
 
 
 def places() -> Mapping[str, ProviderSpec]:
