@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
-from .errors import LLMError, NotConfigured
+from .errors import KeyMissing, LLMError, NotConfigured
 from .health.inventory import state_of, without_name
 from .process import kept
 from .providers import registry
@@ -35,11 +35,19 @@ _announced: Final = kept("embedded models announced", set[str | None](), learned
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A place where a server may be: how it is there, and the provider for it, where one can be made."""
+    """A place where a server may be.
+
+    Attributes:
+        health: the state of the server there.
+        provider: the provider for it; None if none can be made.
+        configured: its address or its name is configured.
+        setting: the line of .env without which no provider can be made; "" if it is not clear.
+    """
 
     health: Health
     provider: BaseProvider | None
     configured: bool
+    setting: str = ""
 
     @property
     def answers(self) -> bool:
@@ -69,7 +77,7 @@ async def scan(
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
     if recorded and recorded.providers is not None:  # the usual addresses are no place to look
-        taped = {name for name in {*recorded.providers, *named} if _exists(name)}
+        taped = {*named, *filter(_exists, recorded.providers)}
         return _once(await asyncio.gather(*(_configured(name, within) for name in taped)))
     hosts = await _resolvable(within) if settings_sources.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
@@ -121,25 +129,41 @@ def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: b
         return []
     port = urlsplit(spec.default_url).port
     # by its number: a name would wait for name servers that may be dead
-    path = urlsplit(spec.default_url).path
-    path = "" if path == spec.api_path else path
-    here = [] if taken and not own else [f"http://127.0.0.1:{port}{path}"]
-    return here + [f"http://{host}:{port}{path}" for host in (spec.service, _HOST) if host in hosts]
+    here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
+    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:
     try:
         provider = build(name)
     except LLMError as error:
-        return await _unreadable(name, error)
+        return await _without_kind(name, within) or await _unreadable(name, error)
     return Found(await provider.refresh(within), provider, configured=True)
 
 
 async def _unreadable(name: str, error: LLMError) -> Found:
-    """A row whose settings cannot be."""
+    """Return the place of a provider whose settings are invalid or incomplete."""
     row = rows[name].capabilities.copy() if name in (rows := places()) else unknown()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=row)
-    return Found(health, None, configured=True)
+    setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
+    return Found(health, None, configured=True, setting=setting)
+
+
+async def _without_kind(name: str, within: float) -> Found | None:
+    """Recognise the server of an endpoint whose kind is not set; None if that is not what is wrong with it."""
+    try:
+        provider = registry.without_kind(name)
+    except LLMError:
+        return None
+    if provider is None:
+        return None
+    health = await provider.inventory.health(within)
+    server, variable = provider.inventory.server, provider.spec.variable("kind")
+    kind = (server.kind or OTHER) if server else None
+    setting = f"{variable}={kind.name}" if kind else ""
+    seen = f"what answers is {kind.title}: set {setting}" if kind else f"it was not recognised: {health.detail}"
+    health = replace(health, state="misconfigured", detail=f"{variable} is not set to a kind of server; {seen}")
+    return Found(health, None, configured=True, setting=setting)
 
 
 async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:

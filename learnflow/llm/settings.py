@@ -126,7 +126,7 @@ class ProviderSettings(BaseSettings):
     base_url: str | None = None
     """Its address; may end in `/v1` or a slash, or not."""
     kind: str | None = None
-    """What an endpoint with a name of your own is: a name of the tables. Unset: the server is asked."""
+    """The kind of server behind a name of your own: a name of the tables. It must be set."""
     model: str | None = None
     """The model, where a call names none. Unset, on a server of your own: the one that is loaded, or the only one."""
     vision_model: str | None = None

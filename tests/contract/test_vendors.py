@@ -21,7 +21,7 @@ VENDORS = (
     "nano-gpt",  # a hyphen in the name
     "vercel_ai_gateway",  # three spellings of the key
     "docker_model_runner",  # local, with a path before /v1
-    "localai",  # local, seen by a page
+    "llamaswap",  # local, recognised by a page
 )
 TEXT = "The quick brown fox jumps over the lazy dog."
 

@@ -69,6 +69,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
         (tmp_path / "store").mkdir()
         (tmp_path / "store/smollm2.gguf").write_bytes(b"GGUF")
         monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
+        monkeypatch.setenv("GPU1_KIND", "vllm")
         for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("builtins.input", lambda *_: "")  # "until Enter is pressed"

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
-from ..providers.registry import SPECS, spec_of
+from ..providers.registry import OTHER, SPECS, spec_of
 from ..providers.registry import table as vendors
-from ..spec import ProviderSpec
+from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
 from .status import NONE_READY, READY, chain_of, looked, recorded, state, used
 from .terminal import table, write
@@ -54,8 +54,10 @@ def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
         names = chain_of(options)
     specs = dict(SPECS)
     for name in names:
-        with suppress(LLMError):
+        try:
             specs.setdefault(name, spec_of(name))
+        except LLMError:  # the kind of an endpoint is not set: its variables are the same
+            specs.setdefault(name, named(OTHER, name))
     return list(specs.values())
 
 
@@ -114,13 +116,12 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
     there = used(chain, found)
     if chain and any(each.ready for each in there):
         return
-    keyless = [each.health.provider for each in there if not each.provider and each.health.state == "unauthorised"]
-    for name in keyless:
-        yield f"{spec_of(name).variable('api_key')}=…   # the key of {name}"
+    missing = [each.setting for each in there if each.setting]
+    yield from missing
     local = [each for each in found if each.health.ready and each.provider and each.provider.spec.local]
     for each in [one for one in there if one.ready][:1] or local[:1]:
-        yield from (f"# or {line}" if keyless else line for line in _lines(each))
-    if keyless or local:
+        yield from (f"# or {line}" if missing else line for line in _lines(each))
+    if missing or local:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"

@@ -87,19 +87,6 @@ class Prober:
             model = server.models[at]
         return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
 
-    async def kind(self, within: float) -> ProviderSpec | None:
-        """Which of the known kinds answers here, asked for ``within`` seconds at most; None for a plain API.
-
-        Raises:
-            LLMError: nobody answers, or what answers is no API (a proxy's page, a wrong key): nobody knows what it is.
-        """
-        deadline = asyncio.get_running_loop().time() + within
-        names = self.endpoint.base + self.spec.models_path
-        server, page = await asyncio.gather(self._identified(deadline), self._page(names, None, deadline))
-        if server is None and page.rows(self.spec.models_key) is None and not await self._chats(deadline):
-            raise page.error or error_mapping.not_a_server()
-        return server.kind if server else None
-
     def chosen(self, server: Server, asked: str | None) -> Model:
         """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
 
@@ -170,7 +157,7 @@ class Prober:
         if _wrong_address(trouble, self.endpoint):
             if await self._chats(deadline):
                 return server or Server(), None  # it has no list of models: no fault
-            return None, await self._corrected(trouble, deadline)
+            return server, await self._corrected(trouble, deadline)
         return server, None if server else trouble
 
     async def _identified(self, deadline: float) -> Server | None:
