@@ -14,7 +14,7 @@ from .. import settings
 from ..base import AtMost, LLMProvider
 from ..errors import LLMError, NotConfigured, Unsupported
 from ..factory import get_provider, named
-from ..providers.registry import build
+from ..providers import build
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 
