@@ -23,7 +23,7 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 
 # Imports go one way: a package may import those above it here, and those beside it.
 FLOORS = [
-    ["process", "errors", "capabilities", "completion", "stream", "base"],
+    ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
     ["spec"],
     ["log", "events"],
     ["settings", "timeouts", "model_store"],
