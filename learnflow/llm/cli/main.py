@@ -240,15 +240,5 @@ group: Final = click.Group(
             _json(help="Print one object with the findings."),
         ),
         _command("doctor", "doctor.doctor", "Explain this machine: what is set, what answers, what to write.", _WITHIN),
-        _command(
-            "copy-into",
-            "copy_into.copy_into",
-            "Copy this package into the checkout of LearnFlow, and say what else has to change there. Done again, it "
-            "shows what differs; what was edited there is not overwritten.",
-            click.Argument(["path"]),
-            _option("--check", is_flag=True, help="Change nothing; exit code 1 if something is left to do."),
-            _option("--diff", is_flag=True, help="Change nothing; show what copying would change."),
-            _option("--force", is_flag=True, help="Overwrite what was edited there."),
-        ),
     ],
 )
