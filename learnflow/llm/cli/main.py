@@ -138,7 +138,6 @@ _EVERY: Final = (
     _option("--provider", "-p", help="Instead of LLM_PROVIDER.", shell_complete=_providers),
     _option("--verbose", "-v", is_flag=True, help="Log to stderr what happened."),
 )
-_COUNT: Final = click.IntRange(min=1)
 _TOKENS: Final = click.IntRange(0, 10_000_000)  # a text of so many is made
 
 
@@ -218,18 +217,6 @@ group: Final = click.Group(
             _option("--sha256", metavar="HEX", help="Required of the file at the URL; needed for http://."),
             _option("--name", metavar="NAME", help="Its name in the store, instead of the file's."),
             every=_EVERY[1:],
-        ),
-        _command(
-            "bench",
-            "bench.bench",
-            "Show how fast each ready provider answers here. Each is asked the same few questions, one after the "
-            "other. Clouds are asked only where they are named, and cost what they cost.",
-            _option("--model", "-m", multiple=True, help="Instead of the provider's own; several times for several."),
-            _option("--rounds", type=_COUNT, default=3, show_default=True, metavar="N", help="Of all questions."),
-            _option("--max-tokens", type=_COUNT, default=200, show_default=True, metavar="N", help="Of an answer."),
-            _option("--html", metavar="FILE", help="Write a page with charts, too."),
-            _json(help="Print a list of objects, one for each model, with every answer's numbers."),
-            _WITHIN,
         ),
         _command(
             "check",
