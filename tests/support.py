@@ -73,7 +73,7 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_variables() -> set[str]:
     """Every variable that the settings read."""
     common = {name.upper() for name in settings.Settings.model_fields}
-    return common | {name for spec in SPECS.values() for names in spec.variables for name in names}
+    return common | {name for spec in SPECS.values() for setting in spec.settings for name in spec.spellings(setting)}
 
 
 def provider_for(server: FaultServer, **options: object) -> BaseProvider:

@@ -145,15 +145,6 @@ def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
     assert not said["user"].startswith(("0", "root"))
 
 
-def test_docker_model_runner_is_a_profile_of_its_own() -> None:
-    """Compose's ``models:`` hand their address and name to our provider ``custom``."""
-    said = load("compose/model-runner.yml")
-    (demo,) = said["services"].values()
-    assert demo["models"] == {"local": {"endpoint_var": "CUSTOM_BASE_URL", "model_var": "CUSTOM_MODEL"}}
-    assert set(said["models"]) == {"local"}
-    assert isinstance(said["models"]["local"]["context_size"], int)
-
-
 def test_amd_asks_for_the_group_of_the_device_and_has_every_server() -> None:
     said = load("compose/amd.yml")["services"]
     assert {"ollama", "llamacpp", "vllm"} <= set(said)

@@ -29,6 +29,7 @@ LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 LEVELS: Final = ("low", "medium", "high")
 CHAT_PATH: Final = "/chat/completions"
+SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
 
 
 class Session(NamedTuple):
@@ -157,8 +158,9 @@ class ProviderSpec:
         cut_path: what begins a path that people paste and LiteLLM adds itself.
         tails: the ends of addresses that people paste.
         cloud_host: the host of its own cloud, which is spoken to by TLS although the server is one's own.
-        also_url, also_model, also_key, also_version: the spellings that its users already have, beside
-            ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
+        settings: the settings that it has, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is its variable.
+        also: for a setting the variables that its users already have; ours wins.
+        example_model: what `env.example` shows as its model.
         default_version: the API version where the provider wants one.
         key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
@@ -175,7 +177,6 @@ class ProviderSpec:
         service: its name in our compose file.
         start: how a person gets it running with a small model.
         down: what to do if it does not answer; None for the usual hint, which names its address.
-        starts_server: this package starts its server: it has slots and threads, and no address or key to be set.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
@@ -214,10 +215,9 @@ class ProviderSpec:
     cut_path: str | None = None
     tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
     cloud_host: str | None = None
-    also_url: tuple[str, ...] = ()
-    also_model: tuple[str, ...] = ()
-    also_key: tuple[str, ...] = ()
-    also_version: tuple[str, ...] = ()
+    settings: tuple[str, ...] = SETTINGS
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    example_model: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
@@ -237,7 +237,6 @@ class ProviderSpec:
     service: str | None = None
     start: str | None = None
     down: str | None = None
-    starts_server: bool = False
     own_variables: tuple[str, ...] = ()
     probe: Probe | None = None
     finishes_turns: bool = False
@@ -269,79 +268,22 @@ class ProviderSpec:
         return self.prefill or self.continuation is not None
 
     @property
+    def starts_server(self) -> bool:
+        """Return whether this package starts its server, so that it has no address."""
+        return "base_url" not in self.settings
+
+    @property
     def genai_name(self) -> str:
         """What OpenTelemetry's conventions call it; its own name where they do not know it."""
         return self.genai or self.name
 
-    @property
-    def prefix(self) -> str:
-        """What its variables begin with."""
-        return self.name.upper().replace("-", "_")
+    def variable(self, setting: str) -> str:
+        """Return the name of the environment variable of a setting."""
+        return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
-    @property
-    def env_url(self) -> tuple[str, ...]:
-        """The variables that may hold its address, the first one ours."""
-        return (f"{self.prefix}_BASE_URL", *self.also_url)
-
-    @property
-    def env_model(self) -> tuple[str, ...]:
-        """The variables that may hold its model."""
-        return (f"{self.prefix}_MODEL", *self.also_model)
-
-    @property
-    def env_vision_model(self) -> str:
-        """The variable for the model that sees pictures, where it is another one."""
-        return f"{self.prefix}_VISION_MODEL"
-
-    @property
-    def env_key(self) -> tuple[str, ...]:
-        """The variables that may hold its key."""
-        return (f"{self.prefix}_API_KEY", *self.also_key)
-
-    @property
-    def env_version(self) -> tuple[str, ...]:
-        """The variables that may hold its API version; empty where it has none."""
-        return (f"{self.prefix}_API_VERSION", *self.also_version) if self.default_version else ()
-
-    @property
-    def env_context(self) -> str:
-        """The variable for the context that is served, in the operator's own words."""
-        return f"{self.prefix}_CONTEXT"
-
-    @property
-    def env_kind(self) -> str:
-        """The variable that says which vendor's row is meant by a name of an operator's own."""
-        return f"{self.prefix}_KIND"
-
-    @property
-    def env_concurrency(self) -> str:
-        """The variable for how many requests it is sent at once."""
-        return f"{self.prefix}_MAX_CONCURRENCY"
-
-    @property
-    def env_capabilities(self) -> str:
-        """The variable for what it can, in the operator's own words."""
-        return f"{self.prefix}_CAPABILITIES"
-
-    @property
-    def env_slots(self) -> str:
-        """The variable for how many requests a server that this package starts answers at once."""
-        return f"{self.prefix}_SLOTS"
-
-    @property
-    def env_threads(self) -> str:
-        """The variable for how many threads such a server computes with."""
-        return f"{self.prefix}_THREADS"
-
-    @property
-    def variables(self) -> tuple[tuple[str, ...], ...]:
-        """Everything that is read of it: for each setting its spellings."""
-        kind = (self.env_kind,) if self.kind else ()
-        more = (self.env_context, self.env_capabilities, self.env_concurrency, *kind)
-        if self.starts_server:
-            return (self.env_model, *((name,) for name in (*more, self.env_slots, self.env_threads)))
-        more = (self.env_vision_model, *more)
-        return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
+    def spellings(self, setting: str) -> tuple[str, ...]:
+        """Return every environment variable that may hold a setting, ours first."""
+        return (self.variable(setting), *self.also.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
@@ -351,11 +293,9 @@ def named(spec: ProviderSpec, name: str) -> ProviderSpec:
         spec,
         name=name,
         kind=spec.kind or spec.name,
+        settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         default_url=None,
-        also_url=(),
-        also_model=(),
-        also_key=(),
-        also_version=(),
+        also={},
         service=None,
         start=None,
     )

@@ -51,7 +51,8 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    own = {name for row in ("gpu1", "gpu2") for names in named(OTHER, row).variables for name in names}
+    gpus = named(OTHER, "gpu1"), named(OTHER, "gpu2")
+    own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 
 
@@ -69,6 +70,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
         (tmp_path / "store").mkdir()
         (tmp_path / "store/smollm2.gguf").write_bytes(b"GGUF")
         monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
+        monkeypatch.setenv("GPU1_KIND", "vllm")
         for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("builtins.input", lambda *_: "")  # "until Enter is pressed"

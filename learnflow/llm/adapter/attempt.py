@@ -47,7 +47,6 @@ class Runner:
         variants: model -> how a request to it is written after its refusals.
         held: models whose answer is held back until it is certain not to be thinking.
         unreachable: the last failure to connect, and its time.
-        unexpected: the server did not respond as its kind does, so that its kind must be probed again.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Runner:
         self.variants: dict[str, Variant] = {}
         self.held: set[str] = set()
         self.unreachable: tuple[float, LLMError] | None = None
-        self.unexpected = False
         self._reask = reask
 
     @property
@@ -110,7 +108,6 @@ class Runner:
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.inventory.forget()
-        self.unexpected |= isinstance(error, errors.Misconfigured | errors.ConnectionFailed)
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.held.add(error.model)
         discreet(error, self.endpoint.key, request, answer.text if answer else "")
@@ -220,7 +217,8 @@ class _Attempt:
             self._queued(asyncio.get_running_loop().time() - began, limit)
             self._raise_unreachable(began)
             what = f"timed out waiting for a free slot (max_concurrency={limit})"
-            hint = f"Raise timeout= or LLM_DEADLINE, or {self._spec.env_concurrency} if the server can take more"
+            variable = self._spec.variable("max_concurrency")
+            hint = f"Raise timeout= or LLM_DEADLINE, or {variable} if the server can take more"
             raise errors.DeadlineExceeded(what, hint=hint) from None
         try:
             self._queued(slot.waited_s, limit)

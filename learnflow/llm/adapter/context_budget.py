@@ -117,10 +117,11 @@ class ContextBudget:
             model = await self._inventory.of(self._model, within)
             self.loads = self._inventory.cold(self._model)
             if self._asked.images and self._inventory.capabilities(self._model)["vision"] is False:
+                other, can = self._spec.variable("vision_model"), self._spec.variable("capabilities")
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",
                     model=self._model,
-                    hint=f"Set {self._spec.env_vision_model}, or {self._spec.env_capabilities}=vision if it can",
+                    hint=f"Set {other}, or {can}=vision if it can",
                 )
             why = await self._widened(model) if widens else None
         lower = None if ceiling is None else await self._room()

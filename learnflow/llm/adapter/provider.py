@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
-from .. import errors, events, settings
+from .. import errors, events, settings, settings_sources
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
@@ -22,7 +21,7 @@ from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
-from ..transport.endpoint import endpoint, settle
+from ..transport.endpoint import settle
 from . import _litellm
 from .attempt import Runner
 from .options import checked
@@ -57,8 +56,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         **times: Unpack[TimeOptions],
     ) -> None:
         row = self.spec
-        common, own = settings.load(), settings.load_row(row)
-        env_key, apart = settings.row_key(row, own)
+        common, own = settings.load(), settings.load_provider(row)
+        env_key, apart = settings_sources.provider_key(row, own.api_key)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
@@ -82,25 +81,16 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self._log_content, self._reask = common.llm_log_content, common.llm_reask
-        self._assemble(client, own.stated, self.address)
-
-    def _assemble(self, client: Client, stated: Mapping[str, Any], address: str) -> None:
-        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, stated)
+        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
         self.runner = Runner(
-            self.spec, client, self._times, self.inventory, address, log_content=self._log_content, reask=self._reask
+            self.spec,
+            client,
+            self._times,
+            self.inventory,
+            self.address,
+            log_content=common.llm_log_content,
+            reask=common.llm_reask,
         )
-
-    def of_kind(self, spec: ProviderSpec) -> Self:
-        """The same server, spoken to as this row has it: address, key, times and cassettes stay what they are."""
-        twin = copy.copy(self)
-        twin.spec = spec
-        there = endpoint(spec, self.endpoint.root)
-        twin.endpoint = replace(
-            there, key=self.endpoint.key, key_hint=self.endpoint.key_hint, networks=self.endpoint.networks
-        )
-        twin._assemble(replace(self.runner.client, endpoint=twin.endpoint), self.inventory.stated, self.address)  # noqa: SLF001
-        return twin
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""

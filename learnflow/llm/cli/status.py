@@ -63,7 +63,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
         if each.health.detail != "ready":
             yield f"{name}: {each.health.detail}"
         if named and each.provider:
-            variable = each.provider.spec.env_url[0]
+            variable = each.provider.spec.variable("base_url")
             there = (
                 f"{variable} says {named.health.base_url}" if named.health.base_url else f"{variable} cannot be read"
             )
@@ -185,7 +185,8 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
 
 
 def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
-    return (f"  {spec.name}", spec.default_url or f"set {spec.env_url[0]}", " or ".join(dict.fromkeys(spec.env_key)))
+    keys = dict.fromkeys(spec.spellings("api_key"))
+    return (f"  {spec.name}", spec.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
 def _row(each: Found, first: bool) -> tuple[str, ...]:

@@ -182,7 +182,7 @@ class Inventory:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         seen = await self._seen(asked, within, every=every)
-        self._failed = None if seen.server else seen.error
+        self._failed = None if seen.server and not isinstance(seen.error, errors.Misconfigured) else seen.error
         if seen.server:
             self._server = seen.server
         if seen.server and every:
@@ -213,18 +213,18 @@ class Inventory:
             if seen.server is None and seen.error:
                 raise seen.error
         kind = self._server.kind if self._server else None
-        forwards = self._spec.forwards or (kind.forwards if kind else None)
-        if forwards is None:
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.forwards), None)
+        if forwarder is None or forwarder.forwards is None:
             return
         if model is None or self._server is None or self._server.find(name) is None:
             raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {self._spec.title} does not tell whether it forwards this model elsewhere",
+                f"LLM_LOCAL_ONLY is set, and {forwarder.title} does not tell whether it forwards this model elsewhere",
                 hint="Nothing was sent. Look into the server's log, or check the model's name",
             )
-        if model.remote or forwards.search(name):
+        if model.remote or forwarder.forwards.search(name):
             raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {self._spec.title} forwards this model elsewhere",
-                hint=f"Set {self._spec.env_model[0]} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+                f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere",
+                hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
             )
 
     def _sentence(self, seen: ProbeResult) -> str:

@@ -87,19 +87,6 @@ class Prober:
             model = server.models[at]
         return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
 
-    async def kind(self, within: float) -> ProviderSpec | None:
-        """Which of the known kinds answers here, asked for ``within`` seconds at most; None for a plain API.
-
-        Raises:
-            LLMError: nobody answers, or what answers is no API (a proxy's page, a wrong key): nobody knows what it is.
-        """
-        deadline = asyncio.get_running_loop().time() + within
-        names = self.endpoint.base + self.spec.models_path
-        server, page = await asyncio.gather(self._identified(deadline), self._page(names, None, deadline))
-        if server is None and page.rows(self.spec.models_key) is None and not await self._chats(deadline):
-            raise page.error or error_mapping.not_a_server()
-        return server.kind if server else None
-
     def chosen(self, server: Server, asked: str | None) -> Model:
         """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
 
@@ -107,7 +94,7 @@ class Prober:
             ModelNotFound: it is not there, or none is.
             NotConfigured: no name was given, and there are several.
         """
-        variable = self.spec.env_model[0]
+        variable = self.spec.variable("model")
         if asked and asked not in self.spec.placeholders:
             found = server.find(asked)
             if not found and server.models and self.spec.lists_all:
@@ -135,7 +122,7 @@ class Prober:
         """What to do where the server does not have the model: the nearest names, all of them, how to get it."""
         names, near = [model.name for model in server.chat_models], server.nearest(asked)
         there = f"{', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}" if names else "no model"
-        use = f"Set {self.spec.env_model[0]} or model= to {' or '.join(near) or 'another one'}" if names else ""
+        use = f"Set {self.spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._command(asked)
         return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
 
@@ -170,7 +157,7 @@ class Prober:
         if _wrong_address(trouble, self.endpoint):
             if await self._chats(deadline):
                 return server or Server(), None  # it has no list of models: no fault
-            return None, await self._corrected(trouble, deadline)
+            return server, await self._corrected(trouble, deadline)
         return server, None if server else trouble
 
     async def _identified(self, deadline: float) -> Server | None:
@@ -227,7 +214,7 @@ class Prober:
             if answers and trouble:
                 same = endpoint(self.spec, there.base).base == there.base
                 url = there.base if same else f"{there.base}/chat/completions"  # which is taken as it is
-                hint = f"The API answers at {there.base}: set {self.spec.env_url[0]}={url}"
+                hint = f"The API answers at {there.base}: set {self.spec.variable('base_url')}={url}"
                 return errors.Misconfigured(trouble.what, provider=self.spec.name, status=trouble.status, hint=hint)
         return trouble
 
@@ -287,8 +274,8 @@ def _unrecorded(error: BaseException) -> Page:
 def better(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
     """What to set for a server of another kind than the row's."""
     if spec.kind:
-        return f"Set {spec.env_kind}={kind.name}"
-    return f"Use LLM_PROVIDER={kind.name} with {kind.env_url[0]}={root}"
+        return f"Set {spec.variable('kind')}={kind.name}"
+    return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
 
 
 def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:

@@ -14,7 +14,7 @@ from .. import settings
 from ..base import AtMost, LLMProvider
 from ..errors import LLMError, NotConfigured, Unsupported
 from ..factory import get_provider, named
-from ..providers.registry import build
+from ..providers.registry import OTHER, build
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 
@@ -119,8 +119,9 @@ class ModelFactory:
                 hint=f"Name one of {', '.join(rows) or 'openai'} in configs/graph.yaml, or set LLM_PROVIDER",
             )
         row = rows[name]
+        given = (row.base_url or None, row.default_model or None, row.api_key or None)
         try:
-            return build(row.name, row.base_url or None, row.default_model or None, row.api_key or None)
+            return build(row.name, *given, usual_kind=OTHER.name)  # LearnFlow's rows are OpenAI-compatible servers
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise

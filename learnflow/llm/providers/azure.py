@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ..capabilities import unknown
-from ..spec import ProviderSpec, effort
+from ..spec import SETTINGS, ProviderSpec, effort
 from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
@@ -17,10 +17,13 @@ SPEC: Final = ProviderSpec(
     genai="azure.ai.openai",
     api_path="",
     cut_path="/openai",
-    also_url=("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
-    also_model=("AZURE_OPENAI_DEPLOYMENT",),
-    also_key=("AZURE_OPENAI_API_KEY",),
-    also_version=("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
+    settings=(*SETTINGS, "api_version"),
+    also={
+        "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
+        "model": ("AZURE_OPENAI_DEPLOYMENT",),
+        "api_key": ("AZURE_OPENAI_API_KEY",),
+        "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
+    },
     default_version="2024-10-21",
     key_header="api-key",
     chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",

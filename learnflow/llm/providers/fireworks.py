@@ -11,11 +11,11 @@ from .vendor import VendorProvider
 SPEC: Final = ProviderSpec(
     name="fireworks",
     title="Fireworks AI",
+    example_model="accounts/fireworks/models/llama-v3p3-70b-instruct",
     litellm="fireworks_ai",
     default_url="https://api.fireworks.ai/inference/v1",
-    also_url=("FIREWORKS_API_BASE",),
+    also={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
     lists_all=False,
-    also_key=("FIREWORKS_AI_API_KEY",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=effort(),
     # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told

@@ -74,11 +74,11 @@ def _load_for(model: str, how_long: str | float) -> tuple[str, dict[str, Any]]:
 SPEC: Final = ProviderSpec(
     name="lmstudio",
     title="LM Studio",
+    example_model="local-model",
     litellm="hosted_vllm",
     local=True,
     default_url="http://localhost:1234/v1",
-    also_url=("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
-    also_key=("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
+    also={"base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"), "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN")},
     load_path=f"{_MODELS}/load",
     keep=_load_for,
     pull_command="lms get {model}",

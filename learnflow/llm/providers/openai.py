@@ -14,9 +14,10 @@ _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 SPEC: Final = ProviderSpec(
     name="openai",
     title="OpenAI",
+    example_model="gpt-4o-mini",
     litellm="openai",
     default_url="https://api.openai.com/v1",
-    also_url=("OPENAI_API_BASE",),
+    also={"base_url": ("OPENAI_API_BASE",)},
     reasoning=effort(),
     reasoning_models=_THINKS,
     # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")

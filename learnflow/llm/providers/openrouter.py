@@ -11,9 +11,10 @@ from .vendor import VendorProvider
 SPEC: Final = ProviderSpec(
     name="openrouter",
     title="OpenRouter",
+    example_model="meta-llama/llama-3.3-70b-instruct",
     litellm="openrouter",
     default_url="https://openrouter.ai/api/v1",
-    also_url=("OPENROUTER_API_BASE",),
+    also={"base_url": ("OPENROUTER_API_BASE",)},
     lists_all=False,  # ":free", ":nitro" and their like are not listed
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning={

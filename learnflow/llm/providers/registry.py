@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,11 +20,11 @@ from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
+from . import litellm_proxy, llamaswap
 from .anthropic import AnthropicProvider
 from .azure import AzureProvider
 from .custom import CustomProvider
 from .embedded import EmbeddedProvider
-from .endpoint import EndpointProvider
 from .fireworks import FireworksProvider
 from .gemini import GeminiProvider
 from .llamacpp import LlamaCppProvider
@@ -33,7 +32,6 @@ from .lmstudio import LMStudioProvider
 from .ollama import OllamaProvider
 from .openai import OpenAIProvider
 from .openrouter import OpenRouterProvider
-from .recognised import MORE, ROWS
 from .vendor import VendorProvider
 from .vllm import VLLMProvider
 from .yandexgpt import YandexGPTProvider
@@ -67,6 +65,7 @@ OTHER: Final = CustomProvider.spec
 # What is used if nothing is named and no server answers.
 SPARE: Final = EmbeddedProvider.spec
 
+_KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _TELLING: Final = ("llamacpp", "ollama", "lmstudio", "vllm")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _SHOWN: Final = 60  # characters of a name that is none
@@ -75,20 +74,18 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")
 
 @cache
 def table() -> Mapping[str, ProviderSpec]:
-    """The rows that were never tried: LiteLLM's vendors (``vendors.json``, by ``make vendors``), servers by a page."""
-    vendors = {row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))}
-    more = {name: replace(vendors[name], **known) for name, known in MORE.items()}
-    return MappingProxyType({**vendors, **more, **{row.name: row for row in ROWS}})
+    """Return the specs without a class: LiteLLM's vendors (``vendors.json``, by ``make vendors``), and two proxies."""
+    vendors = [_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
+    return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
 @cache
 def kinds() -> Sequence[ProviderSpec]:
-    """Those that tell by their pages what they are.
+    """Return the kinds of server that are recognised by their pages.
 
-    First those that pass on or imitate others' pages; then llama.cpp, whose header is on every page.
+    The proxies come first: they pass on the pages of others. The next one has its header on every page.
     """
-    rows = [spec for spec in table().values() if spec.probe]
-    return (*rows, *(CLASSES[name].spec for name in _TELLING))
+    return (llamaswap.SPEC, litellm_proxy.SPEC, *(SPECS[name] for name in _TELLING))
 
 
 def places() -> Mapping[str, ProviderSpec]:
@@ -108,8 +105,7 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
         api_path=path if has_version(path) else "",
         cut_path=said["path"] or None,  # which LiteLLM adds
         models_path=f"{said['path']}/models",
-        also_url=tuple(said["urls"]),
-        also_key=tuple(said["keys"]),
+        also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
         lists_all=False,
         parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         capabilities=unknown(local=said["local"], cost=None),
@@ -117,42 +113,62 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
 
 
 def spec_of(name: str) -> ProviderSpec:
-    """The row of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+    """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
 
     Raises:
-        NotConfigured: there is none, or the kind of the endpoint is none.
+        NotConfigured: there is none, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
     return SPECS.get(name) or table().get(name) or _endpoint(name, given=False)
 
 
-def _endpoint(name: str, *, given: bool) -> ProviderSpec:
-    """The row of an endpoint of the operator's; ``given``: its address is an argument.
+def _endpoint(name: str, *, given: bool, usual_kind: str | None = None) -> ProviderSpec:
+    """Return the spec of an endpoint of the operator's; ``given``: its address is an argument.
 
-    An error names the endpoint as its provider; one for a name that is none has no provider.
+    An error has the endpoint as its provider, and none if the name is unknown or invalid.
     """
     if not _NAME.fullmatch(name):
         what = f"{printable(name, _SHOWN)!r} is no name of a provider"
         raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
     plain = named(OTHER, name)
     try:
-        own = settings.load_row(plain)
+        own = settings.load_provider(plain)
     except NotConfigured as error:
         error.provider = name
         raise
     if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        own_name = f"and names of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is"
-        hint = f"There are {', '.join(SPECS)}, {len(table())} more (docs/providers.md), {own_name}"
-        likely = f"Did you mean {near[0]}? docs/providers.md has all names" if near else ""
+        own_name = f"set {plain.variable('base_url')}, and {plain.variable('kind')} to the kind of server"
+        hint = (
+            f"There are {', '.join(SPECS)}, {len(table())} more (learnflow-llm status --all), and your own: {own_name}"
+        )
+        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
-    if not own.kind:
-        return plain
-    kind = own.kind.strip().lower()
-    if kind not in SPECS and kind not in table():
-        known = ", ".join(SPECS)
-        raise NotConfigured(f"{plain.env_kind} is none of the vendors", provider=name, hint=f"It is one of {known}")
-    return named(SPECS.get(kind) or table()[kind], name)
+    kind = _kind(own.kind or usual_kind)
+    if kind is None:
+        what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
+        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
+        raise NotConfigured(what, provider=name, hint=hint)
+    return named(kind, name)
+
+
+def _kind(kind: str | None) -> ProviderSpec | None:
+    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
+    name = (kind or "").strip().lower()
+    return SPECS.get(name) or table().get(name)
+
+
+def without_kind(name: str) -> BaseProvider | None:
+    """Return a provider that probes an endpoint whose kind is not set; None for all other names.
+
+    Raises:
+        LLMError: a variable of the endpoint is invalid.
+    """
+    plain = named(OTHER, name)
+    if name in SPECS or name in table():
+        return None
+    own = settings.load_provider(plain)
+    return _made(plain) if own.base_url and _kind(own.kind) is None else None
 
 
 def _recorded(name: str) -> bool:
@@ -168,7 +184,7 @@ def embedded() -> BaseProvider | None:
     Raises:
         NotConfigured: what is set of it cannot be used.
     """
-    own = settings.load_row(SPARE)
+    own = settings.load_provider(SPARE)
     try:
         return EmbeddedProvider()
     except LLMError:
@@ -186,23 +202,35 @@ def check(name: str) -> None:
             raise
 
 
-def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
-    """The provider of this name, what is not given from the environment.
+def build(
+    name: str,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    *,
+    usual_kind: str | None = None,
+) -> BaseProvider:
+    """Return the provider of this name; what is not given is read from the environment.
 
     Args:
-        name: a vendor's (``SPECS``, LiteLLM's table), or an endpoint's: ``<NAME>_BASE_URL`` says where it is, and
-            ``<NAME>_KIND`` what it is. Where the kind is left out, the server is asked before its first request.
+        name: a vendor's (``SPECS``, LiteLLM's table), or an endpoint's: ``<NAME>_BASE_URL`` is its address, and
+            ``<NAME>_KIND`` its kind of server.
         base_url, model, api_key: see ``BaseProvider``.
+        usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
-        NotConfigured: there is no such name.
+        NotConfigured: there is no such name, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
     if name in CLASSES:
         return CLASSES[name](base_url, model, api_key)
-    spec = table().get(name) or _endpoint(name, given=base_url is not None)
+    spec = table().get(name) or _endpoint(name, given=base_url is not None, usual_kind=usual_kind)
+    return _made(spec, base_url, model, api_key)
+
+
+def _made(spec: ProviderSpec, *given: str | None) -> BaseProvider:
+    """Return the provider of a spec that has no class of its own."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
-    own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    made: BaseProvider = own(base_url, model, api_key)
-    asked = spec.kind == OTHER.name and not settings.load_row(spec).kind
-    return EndpointProvider(made) if asked else made
+    own = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
+    made: BaseProvider = own(*given)
+    return made

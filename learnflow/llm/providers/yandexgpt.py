@@ -14,9 +14,10 @@ from .vendor import VendorProvider
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
     title="YandexGPT",
+    example_model="gpt://<folder>/yandexgpt/latest",
     litellm="hosted_vllm",
     default_url="https://llm.api.cloud.yandex.net/v1",
-    also_key=("YANDEX_API_KEY", "YC_API_KEY"),
+    also={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
     key_scheme="Api-Key",
     lists_all=False,
     parts=frozenset({"text"}),

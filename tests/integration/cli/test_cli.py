@@ -172,9 +172,11 @@ def test_explain_that_has_looked_knows_who_would_serve(
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "gone,two,llamacpp")
     monkeypatch.setenv("GONE_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("GONE_KIND", "vllm")
     models = {"data": [{"id": "a"}, {"id": "b"}]}
     with serving("openai", tells={"/v1/models": models}) as two:
         monkeypatch.setenv("TWO_BASE_URL", two.base_url)
+        monkeypatch.setenv("TWO_KIND", "custom")
         assert cli.main(["explain", "hi", "--look"]) == 0
         rows = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()[1:]]
         assert [row[1:4] for row in rows] == [["gone", "-", "no"], ["two", "-", "no"], ["llamacpp", "-", "yes"]]
@@ -191,7 +193,10 @@ def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not
     monkeypatch.setenv("LLM_PROVIDERS", "olama,openai")
     assert cli.main(["ask", "hi"]) == 3
     err = capsys.readouterr().err
-    assert err == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? docs/providers.md has all names.\n"
+    assert (
+        err
+        == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? learnflow-llm status --all lists them.\n"
+    )
 
 
 def test_the_command_line_leaves_the_port_to_the_application(

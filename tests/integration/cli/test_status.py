@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import discovery, errors, get_provider, settings
+from learnflow.llm import discovery, errors, get_provider, settings, settings_sources
 from learnflow.llm.cli.main import main
 from learnflow.llm.cli.variables import misspelt, variables
 from learnflow.llm.providers.registry import SPECS, table
@@ -103,7 +103,7 @@ def test_doctor_explains(
         (tmp_path / ".env").write_text("OLLAMA_HOST=elsewhere\nOPENAI_API_KEY=sk-very-secret\n", encoding="utf-8")
         monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1")
         monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy:1")
-        monkeypatch.setattr(settings, "in_container", lambda: True)
+        monkeypatch.setattr(settings_sources, "in_container", lambda: True)
         code = main(["doctor", "--within", "5"])
         shown = capsys.readouterr().out
     assert code == 0
@@ -136,7 +136,7 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("OLLAMA_HOST", "the environment"): None,
     }
     assert settings.load().chain == ["ollama"]
-    assert settings.load_row(SPECS["ollama"]).base_url == "b"
+    assert settings.load_provider(SPECS["ollama"]).base_url == "b"
 
 
 def test_status_models_and_doctor_do_not_import_litellm() -> None:
@@ -263,7 +263,7 @@ def test_doctor_names_the_key_that_is_missing_before_another_provider(
 def test_a_server_that_answered_is_no_trap(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
     monkeypatch.setenv("LLM_PROVIDER", "ollama")
     monkeypatch.setenv("OLLAMA_MODEL", "another")
     with served("ollama") as (root, _):

@@ -220,7 +220,7 @@ async def test_what_is_no_model_server_is_misconfigured(provider: type[VLLMProvi
     async with FaultServer("openai", tells=tells) as server:
         health = await provider(base_url=server.base_url).refresh()
         assert (health.state, health.server) == ("misconfigured", None)
-        assert provider(base_url="http://x").spec.env_url[0] in health.detail
+        assert provider(base_url="http://x").spec.variable("base_url") in health.detail
 
 
 async def test_ollamas_empty_403() -> None:
