@@ -217,7 +217,7 @@ PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
 
 
 def learnflow_checkout(folder: Path) -> None:
-    """What ``copy-into`` looks at in LearnFlow's checkout."""
+    """Write the files that ``copy_into`` reads in LearnFlow's checkout."""
     (folder / "learnflow" / "models").mkdir(parents=True)
     (folder / "learnflow" / "__init__.py").write_text("raise ImportError('the graph')\n", encoding="utf-8")
     (folder / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")

@@ -155,7 +155,7 @@ async def _without_kind(name: str, within: float) -> Found | None:
     spec = named(CUSTOM, name)
     try:
         own = settings.load_provider(spec)
-        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own):
+        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own.kind):
             return None
         provider = provider_of(spec)
     except LLMError:

@@ -41,6 +41,16 @@ def _absolute(folder: Path | None) -> Path | None:
         raise ValueError(str(error)) from None
 
 
+def parse_chain(text: str) -> list[tuple[str, ...]]:
+    """Return the ranks of "a+b,c": a comma begins the next rank, "+" joins equals."""
+    return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
+
+
+def parse_equals(text: str) -> tuple[str, ...]:
+    """Return the names of one rank, "a+b". A rank without a name is returned as it is: it is an invalid name."""
+    return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
+
+
 class Settings(BaseSettings):
     """The variables that are not one provider's own. Times are in seconds; None means the row's own default."""
 
@@ -111,11 +121,10 @@ class Settings(BaseSettings):
         return said in ("true", "1", "span_only", "span_and_event")
 
     @property
-    def chain(self) -> list[str]:
-        """The ranks that are named, in order: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``; "a+b" is one of equals."""
-        named = self.llm_providers or self.llm_provider or ""
-        names = [name.strip().lower() for name in named.split(",") if name.strip()]
-        return names if self.llm_fallback_enabled else names[:1]
+    def chain(self) -> list[tuple[str, ...]]:
+        """Return the ranks in order, each with its equals: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        ranks = parse_chain(self.llm_providers or self.llm_provider or "")
+        return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
 class ProviderSettings(BaseSettings):

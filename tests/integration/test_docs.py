@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import copy_into
 import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
@@ -160,6 +161,8 @@ def test_commands_run(
         command = list(words[len(settings) + 1 :])
         patience = ["--within", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
         assert cli.main(command + patience) == 0
+    elif words[:2] == ("python", "tools/copy_into.py"):
+        assert copy_into.main(list(words[2:])) == 0
 
 
 def shown(name: str) -> Iterator[tuple[str, list[str]]]:

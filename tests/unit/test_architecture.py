@@ -23,7 +23,7 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 
 # Imports go one way: a package may import those above it here, and those beside it.
 FLOORS = [
-    ["process", "errors", "capabilities", "completion", "stream", "base"],
+    ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
     ["spec"],
     ["log", "events"],
     ["settings_sources", "settings", "timeouts", "model_store"],
@@ -169,7 +169,7 @@ def test_env_example_has_every_variable_that_is_read() -> None:
 
 def test_env_example_can_be_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text((ROOT / "env.example").read_text(encoding="utf-8"), encoding="utf-8")
-    assert settings.load().chain == ["ollama"]
+    assert settings.load().chain == [("ollama",)]
     assert learnflow.llm.get_provider().name == "ollama"
 
 

@@ -17,18 +17,22 @@ from learnflow.llm.providers.registry import SPECS
 def test_dotenv_files_are_read_as_learnflow_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\nOLLAMA_MODEL=local\n", encoding="utf-8")
     (tmp_path / ".env").write_text("LLM_PROVIDER=ollama\nSOMETHING_ELSE=1\n", encoding="utf-8")
-    assert settings.load().chain == ["ollama"]
+    assert settings.load().chain == [("ollama",)]
     assert settings.load_provider(SPECS["ollama"]).model == "local"
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
-    assert settings.load().chain == ["llamacpp"]
+    assert settings.load().chain == [("llamacpp",)]
 
 
 def test_providers_win_over_provider_and_fallback_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
     monkeypatch.setenv("LLM_PROVIDERS", " Ollama, lmstudio ,")
-    assert settings.load().chain == ["ollama", "lmstudio"]
+    assert settings.load().chain == [("ollama",), ("lmstudio",)]
+    monkeypatch.setenv("LLM_PROVIDERS", "GPU1 + gpu2,openai")
+    assert settings.load().chain == [("gpu1", "gpu2"), ("openai",)]
     monkeypatch.setenv("LLM_FALLBACK_ENABLED", "false")
-    assert settings.load().chain == ["ollama"]
+    assert settings.load().chain == [("gpu1", "gpu2")]
+    monkeypatch.setenv("LLM_PROVIDERS", "ollama,lmstudio")
+    assert settings.load().chain == [("ollama",)]
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

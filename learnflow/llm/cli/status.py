@@ -112,9 +112,10 @@ def _stored(*, as_json: bool) -> int:
 
 
 def chain_of(options: SimpleNamespace) -> list[str]:
-    """The names of the providers that are named."""
-    chain = [options.provider.lower()] if options.provider else settings.load().chain
-    return [name.strip() for rank in chain for name in rank.split("+")]
+    """Return the names of the providers that are named."""
+    if options.provider:
+        return [options.provider.lower()]
+    return [name for rank in settings.load().chain for name in rank]
 
 
 async def looked(options: SimpleNamespace) -> tuple[list[str], list[Found]]:

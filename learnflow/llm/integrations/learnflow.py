@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 from .. import settings
 from ..base import AtMost, LLMProvider
-from ..errors import LLMError, NotConfigured, Unsupported
+from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, named
 from ..providers import build
+from ..providers.registry import CUSTOM
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
+from .public_messages import public_message
 
 
 class ConfigManager(Protocol):
@@ -119,8 +121,9 @@ class ModelFactory:
                 hint=f"Name one of {', '.join(rows) or 'openai'} in configs/graph.yaml, or set LLM_PROVIDER",
             )
         row = rows[name]
+        given = (row.base_url or None, row.default_model or None, row.api_key or None)
         try:
-            return build(row.name, row.base_url or None, row.default_model or None, row.api_key or None)
+            return build(row.name, *given, usual_kind=CUSTOM.name)  # LearnFlow's rows are OpenAI-compatible servers
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise
@@ -159,11 +162,6 @@ def create_model_for_node(node_name: str) -> ChatLearnFlow:
     return get_model_factory().create_model_for_node(node_name)
 
 
-def public_message(error: BaseException, language: str = "ru") -> str:
-    """What a student may read of an error, LearnFlow's own and other libraries' included: no address, no variable."""
-    return (error if isinstance(error, LLMError) else LLMError("")).public_message(language)
-
-
 async def health() -> dict[str, bool]:
     """Return whether each provider of the nodes would answer now, by name: for LearnFlow's ``/health``.
 
@@ -174,4 +172,12 @@ async def health() -> dict[str, bool]:
     return dict(zip(providers, ready, strict=True))
 
 
+__all__ = [
+    "ModelFactory",
+    "create_model_for_node",
+    "get_model_factory",
+    "health",
+    "initialize_model_factory",
+    "public_message",
+]
 _factory: ModelFactory | None = None

@@ -103,21 +103,22 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
     )
 
 
-def spec_of(name: str, *, given: bool = False) -> ProviderSpec:
+def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
     """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
 
     Args:
         name: without regard to case.
         given: the address of an endpoint is an argument, so that the environment need not have it.
+        usual_kind: the kind of an endpoint if the environment does not set it.
 
     Raises:
         NotConfigured: there is none, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given)
+    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual_kind=usual_kind)
 
 
-def _endpoint(name: str, *, given: bool) -> ProviderSpec:
+def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
     """Return the spec of an endpoint of the operator's.
 
     An error has the endpoint as its provider, and none if the name is unknown or invalid.
@@ -134,10 +135,12 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
     if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
         own_name = f"set {plain.variable('base_url')}, and {plain.variable('kind')} to the kind of server"
-        hint = f"There are {', '.join(SPECS)}, {len(table())} more (docs/providers.md), and your own names: {own_name}"
-        likely = f"Did you mean {near[0]}? docs/providers.md has all names" if near else ""
+        hint = (
+            f"There are {', '.join(SPECS)}, {len(table())} more (learnflow-llm status --all), and your own: {own_name}"
+        )
+        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
-    kind = kind_of(own)
+    kind = kind_of(own.kind or usual_kind)
     if kind is None:
         what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
@@ -145,10 +148,10 @@ def _endpoint(name: str, *, given: bool) -> ProviderSpec:
     return named(kind, name)
 
 
-def kind_of(own: settings.ProviderSettings) -> ProviderSpec | None:
+def kind_of(kind: str | None) -> ProviderSpec | None:
     """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
-    kind = (own.kind or "").strip().lower()
-    return SPECS.get(kind) or table().get(kind)
+    name = (kind or "").strip().lower()
+    return SPECS.get(name) or table().get(name)
 
 
 def _recorded(name: str) -> bool:

@@ -326,7 +326,7 @@ def _status(option: Option) -> dict[str, Any]:
 def _equals(given: Equals) -> list[Member]:
     """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
     if isinstance(given, str):
-        return [name for name in given.split("+") if name.strip()] or [given]
+        return [*settings.parse_equals(given)]
     return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 

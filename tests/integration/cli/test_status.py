@@ -135,7 +135,7 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("OLLAMA_BASE_URL", ".env"): "OLLAMA_HOST in the environment",
         ("OLLAMA_HOST", "the environment"): None,
     }
-    assert settings.load().chain == ["ollama"]
+    assert settings.load().chain == [("ollama",)]
     assert settings.load_provider(SPECS["ollama"]).base_url == "b"
 
 

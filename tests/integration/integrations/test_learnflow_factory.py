@@ -184,8 +184,3 @@ async def test_learnflows_health_can_show_who_would_answer(manager: Manager, mon
         initialize_model_factory(None, manager)
         assert await model_factory.health() == {"vllm": True, "llamacpp": False}
         assert server.seen == [], "no model was asked"
-
-
-def test_a_student_reads_a_sentence_whoever_raised_the_error() -> None:
-    assert model_factory.public_message(errors.ModelLoading("x")) == errors.ModelLoading("x").public_message("ru")
-    assert "10.0.0.7" not in model_factory.public_message(OSError("10.0.0.7 refused"), "en")

@@ -28,11 +28,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
+from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
 from ...health import window
-from ..background import BACKGROUND
 from . import messages as put
 from . import schemas
 
