@@ -11,14 +11,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from .. import errors
 from ..errors import LLMError
 from ..spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.endpoint import Endpoint, endpoint
+from ..transport.endpoint import Endpoint
 from ..transport.untrusted import json_object, printable
 from .page import listed
 
@@ -154,10 +153,10 @@ class Prober:
             return server, self._another(server)
         if server is None and trouble is None:
             trouble = error_mapping.not_a_server()
-        if _wrong_address(trouble, self.endpoint):
+        if isinstance(trouble, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
             if await self._chats(deadline):
-                return server or Server(), None  # it has no list of models: no fault
-            return server, await self._corrected(trouble, deadline)
+                return server or Server(), None  # an API without a list of models
+            return server, trouble
         return server, None if server else trouble
 
     async def _identified(self, deadline: float) -> Server | None:
@@ -201,30 +200,6 @@ class Prober:
             provider=self.spec.name,
             hint=better(self.spec, kind, self.endpoint.root),
         )
-
-    async def _corrected(self, trouble: LLMError | None, deadline: float) -> LLMError | None:
-        """The trouble, with the address where the API does answer, if there is one near."""
-        tried = [
-            there for url in _nearby(self.endpoint) if (there := endpoint(self.spec, url)).base != self.endpoint.base
-        ]
-        places = [replace(there, key=self._key_for(there)) for there in tried]
-        probers = [replace(self, client=replace(self.client, endpoint=place)) for place in places]
-        found = await asyncio.gather(*(prober._answers(deadline) for prober in probers))  # noqa: SLF001  # of its own class
-        for there, answers in zip(tried, found, strict=True):
-            if answers and trouble:
-                same = endpoint(self.spec, there.base).base == there.base
-                url = there.base if same else f"{there.base}/chat/completions"  # which is taken as it is
-                hint = f"The API answers at {there.base}: set {self.spec.variable('base_url')}={url}"
-                return errors.Misconfigured(trouble.what, provider=self.spec.name, status=trouble.status, hint=hint)
-        return trouble
-
-    async def _answers(self, deadline: float) -> bool:
-        page = await self._page(self.endpoint.base + self.spec.models_path, None, deadline)
-        return page.rows(self.spec.models_key) is not None
-
-    def _key_for(self, there: Endpoint) -> str | None:
-        """The key goes to its own place only."""
-        return self.endpoint.key if there.origin == self.endpoint.origin else None
 
     async def _pages(self, urls: Iterable[str], deadline: float) -> dict[str, Page]:
         wanted = list(dict.fromkeys(urls))
@@ -313,17 +288,3 @@ def _as_error(one: Server | Model | None) -> LLMError | None:
         return None
     state, sentence = one.trouble
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
-
-
-def _wrong_address(error: LLMError | None, there: Endpoint) -> bool:
-    """Whether another address may be meant: an unknown route, a page of something else, TLS where there is none."""
-    tls = there.near and there.origin[0] == "https" and isinstance(error, errors.ConnectionFailed)
-    return tls or isinstance(error, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody)
-
-
-def _nearby(there: Endpoint) -> list[str]:
-    """Where people's addresses go wrong: a path too many, a /v1 too many or too few, https for http."""
-    parts = urlsplit(there.base)
-    origin = f"{parts.scheme}://{parts.netloc}"
-    plain = [f"http://{parts.netloc}{parts.path}"] if parts.scheme == "https" else []
-    return [there.root, origin, f"{there.root}/chat/completions", f"{origin}/chat/completions", *plain]
