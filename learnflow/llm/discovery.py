@@ -17,7 +17,7 @@ from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
-from .health.inventory import state_of, without_name
+from .health.model_catalog import state_of, without_name
 from .process import kept
 from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table

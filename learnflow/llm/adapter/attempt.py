@@ -12,7 +12,7 @@ from .. import errors, events, log
 from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
-from ..health.inventory import QUICK_S, Inventory
+from ..health.model_catalog import QUICK_S, ModelCatalog
 from ..spec import ProviderSpec
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
@@ -54,7 +54,7 @@ class Runner:
         spec: ProviderSpec,
         client: Client,
         times: Times,
-        inventory: Inventory,
+        inventory: ModelCatalog,
         address: str,
         *,
         log_content: bool,
@@ -104,7 +104,7 @@ class Runner:
     ) -> LLMError:
         """Add the provider, the model and what to do to an error. Remove what is private, add what arrived."""
         if isinstance(error, errors.ModelNotFound):
-            error.hint = error.hint or self.inventory.instead_of(model)
+            error.hint = error.hint or self.inventory.alternatives(model)
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.inventory.forget()
@@ -311,7 +311,7 @@ class _Attempt:
         messages, parameters = self._request.put(model, variant, budget.sending(), begun)
         if by and by.continuation:
             body = parameters.get("extra_body", {})
-            written: HttpRequest = await by.continuation(self._inventory.prober, model, messages, body, attempt)
+            written: HttpRequest = await by.continuation(self._inventory.client, model, messages, body, attempt)
             return written
         return _litellm.write(spec, self._runner.endpoint, model, messages, parameters)
 

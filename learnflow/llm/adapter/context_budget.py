@@ -17,7 +17,7 @@ from ..base import DEFAULT_MAX_TOKENS, Call
 from ..completion import Usage
 from ..errors import LLMError
 from ..health import prices, window
-from ..health.inventory import QUICK_S, Inventory
+from ..health.model_catalog import QUICK_S, ModelCatalog
 from ..spec import Model, ProviderSpec
 from .options import messages_of, parts_of, text_of
 from .request import Request, Size
@@ -78,7 +78,7 @@ class ContextBudget:
     """One request and one model; ``begun`` is an answer that it continues; ``loads``: the server has yet to load it."""
 
     def __init__(
-        self, spec: ProviderSpec, base: str, inventory: Inventory, asked: Request, model: str, begun: str = ""
+        self, spec: ProviderSpec, base: str, inventory: ModelCatalog, asked: Request, model: str, begun: str = ""
     ) -> None:
         self._spec = spec
         self._base = base
@@ -112,10 +112,10 @@ class ContextBudget:
         """
         widens, ceiling = self._spec.window and not self._asked.own_window, self._asked.ceiling
         if not widens and not self._asked.images and not (ceiling and self._spec.local):
-            self.loads, why = self._inventory.cold(self._model), None
+            self.loads, why = self._inventory.is_cold(self._model), None
         else:
-            model = await self._inventory.of(self._model, within)
-            self.loads = self._inventory.cold(self._model)
+            model = await self._inventory.describe(self._model, within)
+            self.loads = self._inventory.is_cold(self._model)
             if self._asked.images and self._inventory.capabilities(self._model)["vision"] is False:
                 other, can = self._spec.variable("vision_model"), self._spec.variable("capabilities")
                 raise errors.Unsupported(
@@ -142,14 +142,14 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server counted more than it serves.
         """
-        count, prober = self._spec.count_tokens, self._inventory.prober
+        count, client = self._spec.count_tokens, self._inventory.client
         fits = self._about + (self._asked.ceiling or 0) <= wide
-        if fits or count is None or self._asked.images or prober.client.stopped or prober.client.replays:
+        if fits or count is None or self._asked.images or client.stopped or client.replays:
             return window.likely(self._base, self._model, self._texts)
         counted = 0
         with suppress(LLMError, TimeoutError):  # it is only a better number
             async with asyncio.timeout(QUICK_S):
-                counted = await count(prober, self._model, [*self._asked.messages, *self._begun], self._asked.tools)
+                counted = await count(client, self._model, [*self._asked.messages, *self._begun], self._asked.tools)
                 window.learn(self._base, self._model, self._texts, counted)
         if counted >= wide:
             raise _overflow(f"the prompt has {counted} tokens, the server takes {wide}", counted, wide)
@@ -169,7 +169,7 @@ class ContextBudget:
         need, now = self._need(self._about), asyncio.get_running_loop().time()
         if own.size is None and need > window.ASSUMED:  # somebody may have loaded it meanwhile
             self._inventory.forget()
-            model = await self._inventory.of(self._model)
+            model = await self._inventory.describe(self._model)
         stated = self._inventory.stated.get("context_served")
         own.limit = own.limit or model.known.get("context")
         if stated is None:

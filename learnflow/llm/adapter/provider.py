@@ -13,8 +13,7 @@ from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..health import loading, prices, window
-from ..health.inventory import LOOK_S, Inventory
-from ..health.probe import Prober
+from ..health.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..replay import active
 from ..spec import Model, ProviderSpec
 from ..stream import Work
@@ -82,7 +81,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
+        self.inventory = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
         self.runner = Runner(
             self.spec,
             client,
@@ -121,7 +120,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             gap_s=times.gap,
             names=names_of(name),
             has_model=model is not None and self._has(model),
-            cold=self.inventory.cold(name),
+            cold=self.inventory.is_cold(name),
             loads=bool(spec.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
@@ -172,7 +171,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """The names that ``model=`` may take. Raises LLMError."""
         return [model.name for model in await self._explained(self.inventory.models(every=False))]
 
-    async def models(self, within: float = LOOK_S) -> list[Model]:
+    async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
         return await self._explained(self.inventory.models(within))
 
@@ -180,7 +179,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
         return (await self.refresh()).ready
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Look how it is and what it can, for ``within`` seconds at most, and remember; never raises.
 
         Reads a few pages, as ``health_check`` does.
@@ -239,14 +238,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             wide = window.of(self.endpoint.base, model.name).size or self.inventory.stated.get("context_served")
-            await loading.load(self.inventory.prober, model.name, wide, keep_alive)
+            await loading.load(self.spec, self.inventory.client, model.name, wide, keep_alive)
             await self._there(asked)
 
     async def _there(self, asked: str | None) -> Model:
         """The model, once the server is not loading any more."""
         while True:
             try:
-                return await self.inventory.found(asked)
+                return await self.inventory.find(asked)
             except errors.ModelLoading:
                 await asyncio.sleep(loading.AGAIN_S)
 

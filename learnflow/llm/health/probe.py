@@ -1,15 +1,14 @@
-"""The knock on the prober: who answers at an address, how it is, which models it has and what they can.
+"""Read a server's pages: its kind, its state, its models and their capabilities.
 
-Must never cost money, load a model or carry user text: it only reads pages, and never through a proxy to a local row.
-``inventory`` and discovery ask it.
+Must never cost money, load a model or send user text, or use a proxy for a local server.
+The model catalog probes with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from .. import errors
@@ -17,274 +16,176 @@ from ..errors import LLMError
 from ..spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.endpoint import Endpoint
-from ..transport.untrusted import json_object, printable
-from .page import listed
+from ..transport.untrusted import json_object, non_negative_int, text
 
-_SHOWN: Final = 12  # names of models in a sentence
-_LONGEST: Final = 200  # characters of a name there
-_MOST: Final = 64  # models that are asked for one by one
-_WRONG_METHOD: Final = 405
-_TO_CONNECT: Final = 0.9  # of the time for a page
-_ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
+_METHOD_NOT_ALLOWED: Final = 405
+_CONNECT_SHARE: Final = 0.9  # of the time for a page: what is left tells a busy server from a dead address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeResult:
-    """What one look showed.
+async def find_server(
+    spec: ProviderSpec, client: Client, kinds: Sequence[ProviderSpec], deadline: float
+) -> tuple[Server | None, LLMError | None]:
+    """Return the server at the client's endpoint, and the error that it would respond with.
 
-    Attributes:
-        server: what it said of itself, with everything known of ``model``; None where nothing of the kind answered.
-        model: the one that would be used; None where that is not clear.
-        error: why it would not answer, or why it is not clear which model would.
-        latency_s: seconds until it had answered; None where it did not.
+    Args:
+        spec: the configured provider.
+        client: of its endpoint.
+        kinds: the kinds of server that are recognised; a cloud is not probed for other servers' pages.
+        deadline: on the clock of the loop.
     """
+    endpoint = client.endpoint
+    paths = {path: endpoint.root + path for path in (spec.probe.pages if spec.probe else ())}
+    names = endpoint.base + spec.models_path
+    pages = await _pages(client, [*paths.values(), names], deadline)
+    own = _read(spec, {path: pages[url] for path, url in paths.items()})
+    trouble = _trouble(pages[names], pages.values())
+    kinds = kinds if spec.local or endpoint.near else ()
+    if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
+        return own or await _recognised(client, kinds, deadline), trouble or as_error(own)
+    server = own
+    if server is None and not isinstance(trouble, errors.Unavailable):
+        recognised = await _recognised(client, kinds, deadline)
+        server = recognised or read_model_list(pages[names], spec.models_key, spec.model_id)
+    if server and server.trouble:
+        return server, as_error(server)
+    if server and spec.parser and server.kind and server.kind.name != spec.name:
+        what = f"what answers is {server.kind.title}, not {spec.title}"
+        hint = better_setting(spec, server.kind, endpoint.root)
+        return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
+    if server is None and trouble is None:
+        trouble = error_mapping.not_a_server()
+    if isinstance(trouble, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
+        chats = await _chats(client, deadline)  # an API without a list of models
+        return (server or Server(), None) if chats else (server, trouble)
+    return server, None if server else trouble
 
-    server: Server | None = None
-    model: Model | None = None
-    error: LLMError | None = None
-    latency_s: float | None = None
 
+async def learn(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
+    """Return the server with what it reports of each of these models."""
+    probe = server.kind and server.kind.probe
+    if not probe:
+        return server
 
-@dataclass(frozen=True, slots=True)
-class Prober:
-    """Where to knock, and how; ``kinds`` may be what answers there."""
-
-    spec: ProviderSpec
-    client: Client
-    kinds: Sequence[ProviderSpec] = ()
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The address, with its key."""
-        return self.client.endpoint
-
-    async def look(self, asked: str | None, within: float, *, every: bool = False) -> ProbeResult:
-        """Look, for ``within`` seconds at most; never raises.
-
-        Args:
-            asked: the model that would be asked for.
-            within: seconds.
-            every: learn what every model can, not only the one that would be used.
-        """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        deadline = started + within
-        server, error = await self._server(deadline)
-        latency = None if isinstance(error, errors.Unavailable) and server is None else loop.time() - started
-        if server is None or error:
-            return ProbeResult(server=server, error=error, latency_s=latency)
-        if every:
-            server = await self._learned(server, server.models[:_MOST], deadline)
+    async def learned(model: Model) -> Model:
+        question = probe.question(model)
+        if question is None:
+            return model
+        page = await _page(client, client.endpoint.root + question[0], question[1], deadline)
+        if isinstance(page.error, errors.NotRecorded):
+            raise page.error
         try:
-            model = self.chosen(server, asked)
-        except LLMError as unclear:
-            return ProbeResult(server=server, error=unclear, latency_s=latency)
-        if not every and any(model is known for known in server.models):
-            at = next(n for n, known in enumerate(server.models) if known is model)
-            server = await self._learned(server, [model], deadline)
-            model = server.models[at]
-        return ProbeResult(server=server, model=model, error=_as_error(model), latency_s=latency)
+            return model if page.error else probe.learn(model, page.said)
+        except Exception:  # noqa: BLE001  # an undocumented shape
+            return model
 
-    def chosen(self, server: Server, asked: str | None) -> Model:
-        """The model that would be used: the one asked for, or the one that is loaded, or the only one there is.
-
-        Raises:
-            ModelNotFound: it is not there, or none is.
-            NotConfigured: no name was given, and there are several.
-        """
-        variable = self.spec.variable("model")
-        if asked and asked not in self.spec.placeholders:
-            found = server.find(asked)
-            if not found and server.models and self.spec.lists_all:
-                hint = self.instead_of(asked, server)
-                raise errors.ModelNotFound("the server does not have the model", model=asked, hint=hint)
-            return found or Model(name=asked)
-        if not self.spec.local:
-            raise errors.NotConfigured("no model is named", hint=f"Set {variable}, or give model=")
-        chat = [model for model in server.chat_models if not model.remote]  # which leave the machine: only when named
-        candidates = [model for model in chat if model.loaded] or chat
-        if not candidates and server.chat_models:
-            hint = f"Set {variable} to one of them, or give model="
-            raise errors.ModelNotFound("no model is named, and those of the server leave this machine", hint=hint)
-        if not candidates:
-            raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._command('MODEL') or ' first'}")
-        if len(candidates) > 1:
-            names = ", ".join(model.name for model in candidates[:20])
-            raise errors.NotConfigured(
-                f"no model is named, and there are {len(candidates)}: {names}",
-                hint=f"Set {variable} to one of them, or give model=",
-            )
-        return candidates[0]
-
-    def instead_of(self, asked: str, server: Server) -> str:
-        """What to do where the server does not have the model: the nearest names, all of them, how to get it."""
-        names, near = [model.name for model in server.chat_models], server.nearest(asked)
-        there = f"{', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}" if names else "no model"
-        use = f"Set {self.spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
-        command = self._command(asked)
-        return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
-
-    def _command(self, model: str) -> str:
-        """Return the server's own command that downloads a model; empty if it has none."""
-        if not self.spec.pull_command:
-            return ""
-        return f": `{self.spec.pull_command.format(model=shlex.quote(printable(model, _LONGEST)))}`"
-
-    async def _server(self, deadline: float) -> tuple[Server | None, LLMError | None]:
-        """Who answers, and what keeps it from serving."""
-        spec = self.spec
-        paths = {path: self.endpoint.root + path for path in (spec.probe.pages if spec.probe else ())}
-        names = self.endpoint.base + spec.models_path
-        pages = await self._pages([*paths.values(), names], deadline)
-        own = _read(spec, {path: pages[url] for path, url in paths.items()})
-        trouble = _trouble(pages[names], pages.values())
-        near = spec.local or self.endpoint.near  # a cloud is not asked for other servers' pages
-        if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
-            return own or (await self._identified(deadline) if near else None), trouble or _as_error(own)
-        server = own
-        if server is None and not isinstance(trouble, errors.Unavailable):
-            server = (await self._identified(deadline) if near else None) or listed(
-                pages[names], spec.models_key, spec.model_id
-            )
-        if server and server.trouble:
-            return server, _as_error(server)
-        if server and spec.parser and server.kind and server.kind.name != spec.name:
-            return server, self._another(server)
-        if server is None and trouble is None:
-            trouble = error_mapping.not_a_server()
-        if isinstance(trouble, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
-            if await self._chats(deadline):
-                return server or Server(), None  # an API without a list of models
-            return server, trouble
-        return server, None if server else trouble
-
-    async def _identified(self, deadline: float) -> Server | None:
-        """Which of the known kinds this is."""
-        paths = {path: self.endpoint.root + path for kind in self.kinds if kind.probe for path in kind.probe.pages}
-        pages = await self._pages(paths.values(), deadline)
-        told = {path: pages[url] for path, url in paths.items()}
-        return next((server for kind in self.kinds if (server := _read(kind, told))), None)
-
-    async def _learned(self, server: Server, models: Iterable[Model], deadline: float) -> Server:
-        """The server with what it says of each of these models."""
-        probe = server.kind and server.kind.probe
-        if not probe:
-            return server
-
-        async def learned(model: Model) -> tuple[str, Model]:
-            try:
-                question = probe.question(model)
-                if question is None:
-                    return model.name, model
-                page = await self._page(self.endpoint.root + question[0], question[1], deadline)
-                return model.name, model if page.error else probe.learn(model, page.said)
-            except _ODD:
-                return model.name, model
-
-        known = dict(await asyncio.gather(*map(learned, models)))
-        return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
-
-    async def _chats(self, deadline: float) -> bool:
-        """Whether the chat route is there, which wants another method, as another page is not."""
-        here, nowhere = f"{self.endpoint.base}/chat/completions", f"{self.endpoint.base}/no/such/page"
-        pages = await self._pages([here, nowhere], deadline)
-        wants = [page.error is not None and page.error.status == _WRONG_METHOD for page in pages.values()]
-        return wants == [True, False]
-
-    def _another(self, server: Server) -> LLMError:
-        """Another server than the row's, and one whose dialect the row does not speak."""
-        kind = server.kind or self.spec
-        return errors.Misconfigured(
-            f"what answers is {kind.title}, not {self.spec.title}",
-            provider=self.spec.name,
-            hint=better(self.spec, kind, self.endpoint.root),
-        )
-
-    async def _pages(self, urls: Iterable[str], deadline: float) -> dict[str, Page]:
-        wanted = list(dict.fromkeys(urls))
-        pages = await asyncio.gather(
-            *(self._page(url, None, deadline) for url in wanted), return_exceptions=len(wanted) > 1
-        )
-        missing = [page for page in pages if isinstance(page, errors.NotRecorded)]
-        if wanted and len(missing) == len(wanted):
-            raise missing[0]
-        # a cassette that is older than a kind of server has no page of it
-        return {
-            url: page if isinstance(page, Page) else _unrecorded(page) for url, page in zip(wanted, pages, strict=True)
-        }
-
-    def request(self, url: str, body: Mapping[str, Any] | None = None) -> HttpRequest:
-        """A request of our own to this server; never through a proxy to one that is near."""
-        return HttpRequest(url=url, body=body, direct=self.endpoint.near)
-
-    async def _page(self, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
-        """One page; whatever is wrong with it is its error."""
-        query = f"?api-version={self.endpoint.version}" if self.endpoint.version else ""
-        left = deadline - asyncio.get_running_loop().time()
-        # a connection may take most of the time, so that nobody there is told from nobody who answers
-        request = replace(self.request(url + query, body), connect_timeout=max(0.001, left * _TO_CONNECT))
-        try:
-            async with asyncio.timeout_at(deadline):
-                headers, data, error = await self.client.page(request)
-        except TimeoutError:
-            late = errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log")
-            return Page(error=late)
-        except errors.NotRecorded:
-            raise  # of the test, not of the server
-        except LLMError as failed:
-            return Page(error=failed)
-        said: Mapping[str, Any] = {}
-        if error is None and data.strip():
-            said, error = read_page(data)
-        return Page(said=said, headers=headers, error=error)
+    known = {model.name: model for model in await asyncio.gather(*map(learned, models))}
+    return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
 
 
-def _unrecorded(error: BaseException) -> Page:
-    if isinstance(error, errors.NotRecorded):
-        return Page(error=error)
-    raise error
+async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Return the JSON object of a page, or the response to a body; empty if there is none. Raise LLMError."""
+    page = await _fetched(client, HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near))
+    if page.error:
+        raise page.error
+    return page.said
 
 
-def better(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
-    """What to set for a server of another kind than the row's."""
+def better_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
+    """Return what to set for a server of another kind than the configured one."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
 
 
-def read_page(data: bytes) -> tuple[Mapping[str, Any], LLMError | None]:
-    """The JSON object of a page, or what it is instead."""
+def read_model_list(page: Page, key: str, name: str) -> Server | None:
+    """Return the server behind a list of models; None if the page is no such list. It may report the context too."""
+    rows = page.rows(key)
+    if rows is None:
+        return None
+    models = []
+    for row in rows:
+        called = text(row.get(name))
+        if called:
+            lengths = (non_negative_int(row.get(field)) for field in ("context_length", "max_model_len"))
+            context = next(filter(None, lengths), None)
+            known = {"context": context, "context_served": context}
+            models.append(Model(name=called, chat="embed" not in called.lower(), known=known))
+    return Server(models=tuple(models))
+
+
+def as_error(one: Server | Model | None) -> LLMError | None:
+    """Return the error for the trouble that a server or a model reports."""
+    if one is None or one.trouble is None:
+        return None
+    state, sentence = one.trouble
+    return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
+
+
+async def _recognised(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
+    """Return the server, if it is one of these kinds."""
+    root = client.endpoint.root
+    pages = await _pages(client, [root + path for kind in kinds if kind.probe for path in kind.probe.pages], deadline)
+    by_path = {url.removeprefix(root): page for url, page in pages.items()}
+    return next((server for kind in kinds if (server := _read(kind, by_path))), None)
+
+
+async def _chats(client: Client, deadline: float) -> bool:
+    """Return whether the chat route exists: it requires another method, and an unknown page does not."""
+    here, nowhere = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
+    pages = await _pages(client, [here, nowhere], deadline)
+    statuses = [page.error and page.error.status for page in pages.values()]
+    return [status == _METHOD_NOT_ALLOWED for status in statuses] == [True, False]
+
+
+async def _pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
+    """Read pages at once. Raise NotRecorded if a replay has none of them: a cassette may be older than a kind."""
+    wanted = list(dict.fromkeys(urls))
+    pages = await asyncio.gather(*(_page(client, url, None, deadline) for url in wanted))
+    missing = [page.error for page in pages if isinstance(page.error, errors.NotRecorded)]
+    if missing and len(missing) == len(wanted):
+        raise missing[0]
+    return dict(zip(wanted, pages, strict=True))
+
+
+async def _page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
+    """Read one page; whatever is wrong with it is its error."""
+    endpoint, left = client.endpoint, deadline - asyncio.get_running_loop().time()
+    query = f"?api-version={endpoint.version}" if endpoint.version else ""
+    connect_s = max(0.001, left * _CONNECT_SHARE)
+    request = HttpRequest(url=url + query, body=body, direct=endpoint.near, connect_timeout=connect_s)
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await _fetched(client, request)
+    except TimeoutError:
+        return Page(error=errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log"))
+    except LLMError as failed:
+        return Page(error=failed)
+
+
+async def _fetched(client: Client, request: HttpRequest) -> Page:
+    headers, data, error = await client.page(request)
+    if error or not data.strip():
+        return Page(headers=headers, error=error)
     said = json_object(data)
     if said is None:
-        return {}, error_mapping.not_a_server(200)
-    return (said, error_mapping.error_object(said, began=False)) if said.get("error") else (said, None)
+        return Page(headers=headers, error=error_mapping.not_a_server(200))
+    refused = error_mapping.error_object(said, began=False) if said.get("error") else None
+    return Page(said=said, headers=headers, error=refused)
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
-    """What this kind makes of its pages; a shape that nobody documented is not of its kind."""
+    """Return what this kind reads from its pages; a page of an undocumented shape is not of its kind."""
     if kind.probe is None:
         return None
     try:
         server = kind.probe.read(pages)
-    except _ODD:
+    except Exception:  # noqa: BLE001  # an undocumented shape
         return None
     return server and replace(server, kind=kind)
 
 
 def _trouble(names: Page, pages: Iterable[Page]) -> LLMError | None:
-    """What is wrong, as far as the pages tell: a key and a load beat everything, else it is the list of models."""
+    """Return the error of the pages: a refused key, then a load, then that of the list of models."""
     found = [page.error for page in pages if page.error]
-    for kind in (errors.AuthenticationFailed, errors.ModelLoading):
-        for error in found:
-            if isinstance(error, kind):
-                return error
-    return names.error
-
-
-def _as_error(one: Server | Model | None) -> LLMError | None:
-    """The trouble that a server or a model is in."""
-    if one is None or one.trouble is None:
-        return None
-    state, sentence = one.trouble
-    return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
+    kinds = errors.AuthenticationFailed, errors.ModelLoading
+    return next((error for kind in kinds for error in found if isinstance(error, kind)), names.error)

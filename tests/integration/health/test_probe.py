@@ -6,6 +6,7 @@ Ollama 0.33 and 0.24 after what the real ones answer; ``make live`` asks real on
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -277,6 +278,21 @@ async def test_another_server_than_the_rows() -> None:
         hidden = await CustomProvider(base_url=server.root).refresh()
         assert hidden.server == "Ollama"
         assert "OLLAMA_BASE_URL" in hidden.detail
+
+
+async def test_probe_keeps_time_of_each_thing_it_learns() -> None:
+    loop = asyncio.get_running_loop()
+    async with FaultServer("vllm") as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        before = loop.time()
+        (model,) = await provider.models()
+        learned = provider.inventory.server
+        assert learned
+        assert learned.learned_at
+        assert before < learned.learned_at == model.learned_at == provider.inventory.probed_at <= loop.time()
+    assert (await provider.refresh()).state == "down"
+    assert provider.inventory.server is learned  # a failed probe makes it older, and learns nothing
+    assert provider.inventory.probed_at > learned.learned_at
 
 
 async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
