@@ -9,7 +9,7 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..health.probe import read_model_list
+from ..servers.probe import read_model_list
 from ..spec import ALWAYS, SAMPLING, Page, Probe, ProviderSpec, Server
 from ..transport.untrusted import text
 

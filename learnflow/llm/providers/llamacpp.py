@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
-from ..health.probe import fetch
+from ..servers.probe import fetch
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text

@@ -14,7 +14,7 @@ from typing import Any, Final
 from .. import errors
 from ..base import Attempt
 from ..capabilities import unknown
-from ..health.probe import fetch
+from ..servers.probe import fetch
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from ..transport.client import Client, HttpRequest
 from ..transport.ndjson_parser import NDJSONParser

@@ -20,10 +20,10 @@ from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
-from ..health.model_catalog import LONG_PROBE_S
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
+from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution

@@ -15,12 +15,13 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
+from ..health import window
 from ..spec import Model, ProviderSpec, Server
 from ..transport.client import Client
 from ..transport.endpoint import addressed
 from ..transport.network import is_near
 from ..transport.untrusted import printable
-from . import prices, window
+from . import model_prices
 from .probe import as_error, better_setting, find_server, learn
 
 LONG_PROBE_S: Final = 10.0  # seconds for a probe of its own: a cloud's list of models may be long
@@ -201,7 +202,7 @@ class ModelCatalog:
         near = is_near(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
         away = {} if near or not spec.local else {"cost": None}
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
-        priced = prices.known(spec.price_prefix, name) if name and not spec.local else {}
+        priced = model_prices.known(spec.price_prefix, name) if name and not spec.local else {}
         known = dict(model.known) if model else {}
         if spec.window and model:
             sent = window.of(self.client.endpoint.base, model.name).size
@@ -222,7 +223,7 @@ class ModelCatalog:
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            await asyncio.to_thread(prices.table)  # a tenth of a second, once
+            await asyncio.to_thread(model_prices.table)  # a tenth of a second, once
         server, error = await find_server(self._spec, self.client, self._kinds, started + within)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started

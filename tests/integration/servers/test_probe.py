@@ -286,13 +286,13 @@ async def test_probe_keeps_time_of_each_thing_it_learns() -> None:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         before = loop.time()
         (model,) = await provider.models()
-        learned = provider.inventory.server
+        learned = provider.catalog.server
         assert learned
         assert learned.learned_at
-        assert before < learned.learned_at == model.learned_at == provider.inventory.probed_at <= loop.time()
+        assert before < learned.learned_at == model.learned_at == provider.catalog.probed_at <= loop.time()
     assert (await provider.refresh()).state == "down"
-    assert provider.inventory.server is learned  # a failed probe makes it older, and learns nothing
-    assert provider.inventory.probed_at > learned.learned_at
+    assert provider.catalog.server is learned  # a failed probe makes it older, and learns nothing
+    assert provider.catalog.probed_at > learned.learned_at
 
 
 async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
