@@ -20,10 +20,10 @@ from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
-from ..health.inventory import LOOK_S
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
+from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
@@ -184,7 +184,7 @@ class RouterProvider(AbstractProvider):
         best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
         return cast(Capabilities, best)
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe each provider and remember its state and capabilities. Never raises.
 
         Args:
