@@ -155,7 +155,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
-        return self.runner.start(made, replace(attempt, metadata=call.metadata), buffered=call.whole)
+        return self.runner.start(made, attempt, buffered=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
