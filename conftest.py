@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from learnflow.llm import discovery, settings
+from learnflow.llm import discovery, settings_sources
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
@@ -85,6 +85,6 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
         return {name: replace(spec, default_url=places.get(name)) for name, spec in registry.places().items()}
 
     monkeypatch.setattr(discovery, "places", elsewhere)
-    monkeypatch.setattr(settings, "in_container", lambda: False)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: False)
     with held:
         yield places

@@ -1,20 +1,19 @@
 """Writes what the documents have from the code, between their marks: ``make tables``. A test compares them."""
 
-import ast
 import re
 import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
 from learnflow.llm import settings
-from learnflow.llm.providers.registry import CLASSES, SPECS, table
+from learnflow.llm.providers import CLASSES
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.routing import decision
 
 ROOT = Path(__file__).parents[1]
-MARKS = re.compile(r"((?:<!--|#) from the code: make tables.*?\n)(.*?)((?:<!--|#) end\b)", re.DOTALL)
+MARKS = re.compile(r"(<!-- from the code: make tables.*?\n)(.*?)(<!-- end\b)", re.DOTALL)
 PROVIDERS = {
     "en": (
         "class",
@@ -39,7 +38,6 @@ PROVIDERS = {
         "нет",
     ),
 }
-VENDORS = {"en": ("default address", "key", "none: set it"), "ru": ("адрес по умолчанию", "ключ", "укажите")}
 VARIABLES = {"en": ("variable", "default", "what it does"), "ru": ("переменная", "по умолчанию", "что делает")}
 SPELLINGS = {
     "en": ("provider", "address", "model", "key", "version of the API"),
@@ -77,24 +75,10 @@ def provider_table(language: str) -> str:
     return markdown(("`LLM_PROVIDER`", *header), rows)
 
 
-def vendor_table(language: str) -> str:
-    """LiteLLM's vendors, with the variables of their keys."""
-    *header, unset = VENDORS[language]
-    rows = (
-        (code(row), code(spec.default_url) if spec.default_url else unset, code(*spec.env_key))
-        for row, spec in table().items()
-    )
-    return markdown(("`LLM_PROVIDER`", *header), rows)
-
-
 def fields(of: type[settings.BaseSettings]) -> Iterator[tuple[str, str, str]]:
-    """Each variable with its default and what its docstring says."""
-    tree = ast.parse(Path(settings.__file__).read_text(encoding="utf-8"))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == of.__name__)
-    for field, said in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
-            name = ast.unparse(field.target)
-            yield name.upper(), shown(of.model_fields[name].default), " ".join(str(said.value.value).split())
+    """Yield each variable with its default and its docstring."""
+    for name, field in of.model_fields.items():
+        yield name.upper(), shown(field.default), " ".join(str(field.description).split())
 
 
 def shown(default: object) -> str:
@@ -106,8 +90,9 @@ def shown(default: object) -> str:
 
 def variable_table(language: str, of: type[settings.BaseSettings], prefix: str = "") -> str:
     """The variables of one class of settings."""
+    texts = RUSSIAN if language == "ru" else {}
     rows = (
-        (code(prefix + name), code(default) if default else "", RUSSIAN[prefix + name] if language == "ru" else said)
+        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, said))
         for name, default, said in fields(of)
     )
     return markdown(VARIABLES[language], rows)
@@ -115,20 +100,44 @@ def variable_table(language: str, of: type[settings.BaseSettings], prefix: str =
 
 def spelling_table(language: str) -> str:
     """What else the variables of each provider may be called; the first that is set counts."""
+    settings = ("base_url", "model", "api_key", "api_version")
     rows = (
-        (code(row), code(*spec.env_url), code(*spec.env_model), code(*spec.env_key), code(*spec.env_version))
+        (code(row), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
         for row, spec in SPECS.items()
     )
     return markdown(SPELLINGS[language], rows)
 
 
 def example() -> str:
-    """The variables as env.example has them."""
-    lines: list[str] = []
+    """Return env.example."""
+    lines = comment(
+        "Every variable that learnflow.llm reads, written by make tables. Copy what you need into .env or .env.local. "
+        "If both files set a variable, .env wins. The process's environment wins over both. Empty means not set."
+    )
+    lines.append("")
     for name, default, said in fields(settings.Settings):
-        lines += textwrap.wrap(said.replace("`", ""), 118, initial_indent="# ", subsequent_indent="# ")
-        lines.append(f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}")
+        lines += [*comment(said), f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}"]
+    lines += ["", *comment("Inside LearnFlow, LLM_MODEL_<NODE> is the model of one node."), ""]
+    lines += comment("What follows are the variables of each provider:")
+    for name, _, said in fields(settings.ProviderSettings):
+        lines += comment(f"<NAME>_{name}: {said}")
+    for spec in SPECS.values():
+        lines += ["", f"# {spec.title}"]
+        for setting in spec.settings:
+            ours, *others = spec.spellings(setting)
+            values = {"base_url": (spec.default_url or "").removesuffix("/v1") if spec.local else ""}
+            values |= {"model": spec.example_model or "", "api_version": spec.default_version or ""}
+            if others:
+                lines.append(f"# Also read: {', '.join(others)}")
+            lines += [f"{ours}={values.get(setting, '')}"]
     return "\n".join(lines) + "\n"
+
+
+def comment(text: str) -> list[str]:
+    """Return the lines of a comment."""
+    return textwrap.wrap(
+        text.replace("`", ""), 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def decision_tables() -> str:
@@ -158,7 +167,7 @@ def decision_tables() -> str:
 
 def configuration(language: str) -> list[str]:
     """The tables of the page about configuration."""
-    own = variable_table(language, settings.RowSettings, "<NAME>_")
+    own = variable_table(language, settings.ProviderSettings, "<NAME>_")
     return [variable_table(language, settings.Settings), own, spelling_table(language)]
 
 
@@ -167,14 +176,14 @@ def written() -> dict[str, str]:
     blocks = {
         "README.md": [provider_table("en")],
         "README.ru.md": [provider_table("ru")],
-        "docs/providers.md": [provider_table("en"), vendor_table("en")],
-        "docs/providers.ru.md": [provider_table("ru"), vendor_table("ru")],
+        "docs/providers.md": [provider_table("en")],
+        "docs/providers.ru.md": [provider_table("ru")],
         "docs/configuration.md": configuration("en"),
         "docs/configuration.ru.md": configuration("ru"),
         "docs/failover.md": [decision_tables()],
-        "env.example": [example()],
     }
-    return {name: _with((ROOT / name).read_text(encoding="utf-8"), each) for name, each in blocks.items()}
+    documents = {name: _with((ROOT / name).read_text(encoding="utf-8"), tables) for name, tables in blocks.items()}
+    return {**documents, "env.example": example()}
 
 
 def _with(text: str, blocks: list[str]) -> str:

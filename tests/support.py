@@ -73,7 +73,7 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_variables() -> set[str]:
     """Every variable that the settings read."""
     common = {name.upper() for name in settings.Settings.model_fields}
-    return common | {name for spec in SPECS.values() for names in spec.variables for name in names}
+    return common | {name for spec in SPECS.values() for setting in spec.settings for name in spec.spellings(setting)}
 
 
 def provider_for(server: FaultServer, **options: object) -> BaseProvider:
@@ -217,7 +217,7 @@ PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
 
 
 def learnflow_checkout(folder: Path) -> None:
-    """What ``copy-into`` looks at in LearnFlow's checkout."""
+    """Write the files that ``copy_into`` reads in LearnFlow's checkout."""
     (folder / "learnflow" / "models").mkdir(parents=True)
     (folder / "learnflow" / "__init__.py").write_text("raise ImportError('the graph')\n", encoding="utf-8")
     (folder / "learnflow" / "models" / "model_factory.py").write_text("class ModelFactory: ...\n", encoding="utf-8")

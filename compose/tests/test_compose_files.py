@@ -64,7 +64,6 @@ def test_nothing_starts_without_a_profile() -> None:
         "local-llm",
         "llamacpp",
         "vllm",
-        "gateway",
         "demo",
         "monitoring",
     }
@@ -73,7 +72,7 @@ def test_nothing_starts_without_a_profile() -> None:
 @pytest.mark.parametrize("name", RUNNING)
 def test_every_service_is_looked_after(name: str) -> None:
     said = SERVICES[name]
-    assert said["restart"] == ("on-failure:3" if name == "gateway" else "unless-stopped")
+    assert said["restart"] == "unless-stopped"
     assert said["healthcheck"]["test"][0] == "CMD"
     assert {"interval", "timeout", "retries", "start_period"} <= set(said["healthcheck"])
     assert said["mem_limit"]
@@ -146,22 +145,6 @@ def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
     assert not said["user"].startswith(("0", "root"))
 
 
-def test_the_gateways_keys_may_be_files() -> None:
-    gateway = SERVICES["gateway"]
-    for name in gateway["secrets"]:
-        assert f"/run/secrets/{name}" in gateway["command"][0]
-        assert MAIN["secrets"][name] == {"file": f"${{{name}_FILE:-/dev/null}}"}
-
-
-def test_docker_model_runner_is_a_profile_of_its_own() -> None:
-    """Compose's ``models:`` hand their address and name to our provider ``custom``."""
-    said = load("compose/model-runner.yml")
-    (demo,) = said["services"].values()
-    assert demo["models"] == {"local": {"endpoint_var": "CUSTOM_BASE_URL", "model_var": "CUSTOM_MODEL"}}
-    assert set(said["models"]) == {"local"}
-    assert isinstance(said["models"]["local"]["context_size"], int)
-
-
 def test_amd_asks_for_the_group_of_the_device_and_has_every_server() -> None:
     said = load("compose/amd.yml")["services"]
     assert {"ollama", "llamacpp", "vllm"} <= set(said)
@@ -182,7 +165,7 @@ def test_what_is_built_here_is_asked_for_nowhere_else(file: str) -> None:
 
 
 def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
-    ollama, gateway = SERVICES["ollama"], SERVICES["gateway"]
+    ollama = SERVICES["ollama"]
     assert ollama["environment"]["OLLAMA_NO_CLOUD"] == "1"
     assert ollama["environment"]["OLLAMA_HOST"] == "0.0.0.0:11434"
     assert ollama["volumes"] == [f"ollama:{ollama['environment']['HOME']}"]
@@ -190,9 +173,6 @@ def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
     assert SERVICES["demo"]["environment"]["LLM_LOCAL_ONLY"] == "true"
     assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
     assert "--max-model-len" in SERVICES["vllm"]["command"]
-    assert 'test -n "$$LITELLM_MASTER_KEY"' in gateway["command"][0]
-    config = load("compose/gateway/config.yaml")
-    assert config["general_settings"]["master_key"] == "os.environ/LITELLM_MASTER_KEY"
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     copied = re.findall(
         r"^COPY ([^-].*) \S+$", (ROOT / "compose/demo/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from . import events, settings
+from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
-from .errors import LLMError, NotConfigured
-from .health.inventory import state_of, without_name
+from .errors import KeyMissing, LLMError, NotConfigured
 from .process import kept
-from .providers import registry
-from .providers.registry import OTHER, SPECS, build, places, spec_of
+from .providers import EmbeddedProvider, build, provider_of, registry
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table
 from .replay import active
 from .replay.transport import unrecorded
-from .spec import ProviderSpec
+from .servers.model_catalog import state_of, without_name
+from .spec import ProviderSpec, named
 from .transport import network
 from .transport.client import NETWORK
 
@@ -35,11 +35,19 @@ _announced: Final = kept("embedded models announced", set[str | None](), learned
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A place where a server may be: how it is there, and the provider for it, where one can be made."""
+    """A place where a server may be.
+
+    Attributes:
+        health: the state of the server there.
+        provider: the provider for it; None if none can be made.
+        configured: its address or its name is configured.
+        setting: the line of .env without which no provider can be made; "" if it is not clear.
+    """
 
     health: Health
     provider: BaseProvider | None
     configured: bool
+    setting: str = ""
 
     @property
     def answers(self) -> bool:
@@ -69,15 +77,15 @@ async def scan(
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
     if recorded and recorded.providers is not None:  # the usual addresses are no place to look
-        taped = {name for name in {*recorded.providers, *named} if _exists(name)}
+        taped = {*named, *filter(_exists, recorded.providers)}
         return _once(await asyncio.gather(*(_configured(name, within) for name in taped)))
-    hosts = await _resolvable(within) if settings.in_container() else set()
+    hosts = await _resolvable(within) if settings_sources.in_container() else set()
     looks: list[Coroutine[Any, Any, Found]] = []
     rows, looked_at = places(), set[str]()
     looks += [_configured(name, within) for name in named if name not in rows and (clouds or _local(name))]
     for name, spec in rows.items():
         try:
-            own = settings.load_row(spec)
+            own = settings.load_provider(spec)
         except LLMError as error:
             looks.append(_unreadable(name, error))
             continue
@@ -97,10 +105,11 @@ async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
     if any(each.answers or (each.configured and _local(each.health.provider)) for each in there):
         return []
     try:
-        provider = await asyncio.to_thread(registry.embedded)  # it reads the beginning of a file
+        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the beginning of a file
     except LLMError as error:
-        return [await _unreadable(registry.SPARE.name, error)]
-    return [Found(await provider.refresh(within), provider, configured=False)] if provider else []
+        is_set = settings.load_provider(EMBEDDED).model_fields_set
+        return [await _unreadable(EMBEDDED.name, error)] if is_set else []
+    return [Found(await provider.refresh(within), provider, configured=False)]
 
 
 def _telling(each: Found) -> bool:
@@ -121,25 +130,43 @@ def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: b
         return []
     port = urlsplit(spec.default_url).port
     # by its number: a name would wait for name servers that may be dead
-    path = urlsplit(spec.default_url).path
-    path = "" if path == spec.api_path else path
-    here = [] if taken and not own else [f"http://127.0.0.1:{port}{path}"]
-    return here + [f"http://{host}:{port}{path}" for host in (spec.service, _HOST) if host in hosts]
+    here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
+    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:
     try:
         provider = build(name)
     except LLMError as error:
-        return await _unreadable(name, error)
+        return await _without_kind(name, within) or await _unreadable(name, error)
     return Found(await provider.refresh(within), provider, configured=True)
 
 
 async def _unreadable(name: str, error: LLMError) -> Found:
-    """A row whose settings cannot be."""
+    """Return the place of a provider whose settings are invalid or incomplete."""
     row = rows[name].capabilities.copy() if name in (rows := places()) else unknown()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=row)
-    return Found(health, None, configured=True)
+    setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
+    return Found(health, None, configured=True, setting=setting)
+
+
+async def _without_kind(name: str, within: float) -> Found | None:
+    """Recognise the server of an endpoint whose kind is not set; None if that is not what is wrong with it."""
+    spec = named(CUSTOM, name)
+    try:
+        own = settings.load_provider(spec)
+        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own.kind):
+            return None
+        provider = provider_of(spec)
+    except LLMError:
+        return None
+    health = await provider.catalog.health(within)
+    server, variable = provider.catalog.server, provider.spec.variable("kind")
+    kind = (server.kind or CUSTOM) if server else None
+    setting = f"{variable}={kind.name}" if kind else ""
+    seen = f"what answers is {kind.title}: set {setting}" if kind else f"it was not recognised: {health.detail}"
+    health = replace(health, state="misconfigured", detail=f"{variable} is not set to a kind of server; {seen}")
+    return Found(health, None, configured=True, setting=setting)
 
 
 async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
@@ -147,20 +174,20 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     provider = _stranger(spec, url)
-    health = await provider.inventory.health(within)  # nobody has it yet: no look at a provider
-    server = provider.inventory.server
+    health = await provider.catalog.health(within)  # nobody has it yet: no look at a provider
+    server = provider.catalog.server
     said = server.kind if server else None
     if said is None and health.state in ("ready", "model_missing"):
-        said = OTHER  # it speaks the API, and has no name
+        said = CUSTOM  # it speaks the API, and has no name
     if said is not None and said is not spec:
         provider = _stranger(said, url)
-        health = await provider.inventory.health(max(0.1, deadline - loop.time()))
+        health = await provider.catalog.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 
 def _stranger(spec: ProviderSpec, url: str) -> BaseProvider:
     """The provider for an address that nobody named: without a key, unless the address is the key's own."""
-    own, key = settings.load_row(spec), ""
+    own, key = settings.load_provider(spec), ""
     if own.api_key and not own.base_url and _same(url) == _same(spec.default_url or ""):
         key = own.api_key.get_secret_value()
     return build(spec.name, base_url=url, api_key=key)
@@ -230,7 +257,7 @@ async def found(*, embedded: bool = True) -> list[BaseProvider]:
     if not providers:
         raise nothing(there)
     for each in providers:
-        if each.spec is registry.SPARE and (each.model not in _announced):
+        if each.spec is EMBEDDED and (each.model not in _announced):
             _announced.add(each.model)
             hint = f"{_SMALL}. {_with_keys()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=hint))
@@ -249,7 +276,7 @@ def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
     async def find() -> list[BaseProvider]:
         nonlocal served
         providers = await found(embedded=not served)
-        served = served or any(each.spec is not registry.SPARE for each in providers)
+        served = served or any(each.spec is not EMBEDDED for each in providers)
         return providers
 
     return find
@@ -263,7 +290,7 @@ def _tried(each: Found) -> str:
 
 def _with_keys() -> str:
     """Return what to set for the clouds whose keys are set; "" if there are none."""
-    keys = [row.name for row in SPECS.values() if not row.local and settings.load_row(row).api_key]
+    keys = [row.name for row in SPECS.values() if not row.local and settings.load_provider(row).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 

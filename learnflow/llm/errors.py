@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,6 @@ class Tried:
     def __str__(self) -> str:
         status = f" {self.status}" if self.status else ""
         return f"{self.provider} {self.error}{status} after {self.seconds:.2f} s"
-
-
-class PublicText(NamedTuple):
-    """What an end user is told about a class of errors, in the two languages of LearnFlow."""
-
-    ru: str
-    en: str
-
-
-_USELESS = PublicText(
-    ru="Модель дала непригодный ответ. Попробуйте ещё раз или измените запрос.",
-    en="The model gave an answer that cannot be used. Please try again, or change the request.",
-)
 
 
 class LLMError(Exception):
@@ -113,10 +100,6 @@ class LLMError(Exception):
     retryable: bool = False
     failover: ClassVar[bool] = True
     advice: ClassVar[str] = ""
-    public: ClassVar[PublicText] = PublicText(
-        ru="Не удалось получить ответ модели. Попробуйте ещё раз позже.",
-        en="The model gave no answer. Please try again later.",
-    )
 
     def __init__(
         self,
@@ -165,16 +148,6 @@ class LLMError(Exception):
         vars(twin).update(partial="", thinking="", partial_calls=(), answer=None, reason="", server_message=quoted)
         return twin
 
-    def public_message(self, language: str = "ru") -> str:
-        """A sentence for the end user, who can change nothing here: ``str()`` is for the operator.
-
-        It is chosen by the class alone, so it names no provider, model, address or variable, and repeats nothing.
-
-        Args:
-            language: "ru" or "en"; English where it is neither.
-        """
-        return self.public.ru if language == "ru" else self.public.en
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
@@ -193,11 +166,6 @@ def bare(error: LLMError) -> LLMError:
 
 class ConfigError(LLMError):
     """Will not mend itself: another provider may serve meanwhile, but somebody must change a setting."""
-
-    public = PublicText(
-        ru="Модель сейчас не может ответить: настройки сервиса должен проверить администратор.",
-        en="The model cannot answer at the moment: the administrator has to check the settings of the service.",
-    )
 
 
 class NotConfigured(ConfigError):
@@ -228,10 +196,6 @@ class RequestError(LLMError):
     """Wrong in itself: it would fail everywhere, so nobody else is asked."""
 
     failover = False
-    public = PublicText(
-        ru="Этот запрос выполнить нельзя. Измените его и попробуйте снова.",
-        en="This request cannot be carried out. Please change it and try again.",
-    )
 
 
 class InvalidRequest(RequestError):
@@ -242,19 +206,10 @@ class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
 
     advice = "Rephrase the prompt; asking again will not help"
-    public = PublicText(
-        ru="Модель отказалась отвечать на этот запрос. Сформулируйте его иначе.",
-        en="The model refused to answer this request. Please rephrase it.",
-    )
 
 
 class CapabilityError(LLMError):
     """This provider cannot; one that can may."""
-
-    public = PublicText(
-        ru="Модель не умеет выполнять такие запросы. Сообщите об этом администратору.",
-        en="The model cannot handle a request of this kind. Please tell the administrator.",
-    )
 
 
 class ContextOverflow(CapabilityError):
@@ -266,10 +221,6 @@ class ContextOverflow(CapabilityError):
     needed: int | None = None
     window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
-    public = PublicText(
-        ru="Материал слишком длинный для модели. Сократите его или разделите на части.",
-        en="The material is too long for the model. Please shorten it or split it.",
-    )
 
 
 class Unsupported(CapabilityError):
@@ -280,10 +231,6 @@ class Unavailable(LLMError):
     """Not now; it may pass by itself."""
 
     retryable = True
-    public = PublicText(
-        ru="Модель сейчас недоступна. Попробуйте ещё раз через несколько минут.",
-        en="The model is not available at the moment. Please try again in a few minutes.",
-    )
 
 
 class ConnectionFailed(Unavailable):
@@ -300,27 +247,18 @@ class ModelLoading(Unavailable):
     """The server is there and loads the model: wait, do not hurry it."""
 
     advice = "Wait until the model is loaded"
-    public = PublicText(
-        ru="Модель ещё загружается. Попробуйте ещё раз через минуту.",
-        en="The model is still loading. Please try again in a minute.",
-    )
 
 
 class Overloaded(Unavailable):
     """The server is busy."""
 
     advice = "Ask again later, or ask less at once"
-    public = PublicText(
-        ru="Сейчас слишком много запросов. Попробуйте ещё раз через минуту.",
-        en="There are too many requests at the moment. Please try again in a minute.",
-    )
 
 
 class RateLimited(Unavailable):
     """Too many requests; ``retry_after`` says how many seconds to wait, where the server said so."""
 
     advice = "Ask again later, or ask less at once"
-    public = Overloaded.public
 
 
 class QuotaExceeded(Unavailable):
@@ -328,7 +266,6 @@ class QuotaExceeded(Unavailable):
 
     retryable = False
     advice = "Raise the quota or pay at the provider, or set LLM_PROVIDER to another one"
-    public = ConfigError.public
 
 
 class ServerFailed(Unavailable):
@@ -339,11 +276,6 @@ class ServerFailed(Unavailable):
 
 class TimedOut(Unavailable):
     """A budget of time was used up."""
-
-    public = PublicText(
-        ru="Модель не успела ответить. Попробуйте ещё раз позже.",
-        en="The model did not answer in time. Please try again later.",
-    )
 
 
 class ConnectTimeout(TimedOut):
@@ -388,10 +320,6 @@ class BrokenAnswer(LLMError):
 
     retryable = True
     advice = "What arrived is in .partial; ask again, and look into the server's log if it happens again"
-    public = PublicText(
-        ru="Ответ модели получен не полностью. Попробуйте ещё раз.",
-        en="The answer of the model did not arrive whole. Please try again.",
-    )
 
 
 class AnswerCut(BrokenAnswer):
@@ -424,7 +352,6 @@ class AnswerNotDone(BrokenAnswer):
 class TokenRepeated(BrokenAnswer):
     """More than thirty equal tokens, at which the server ended the answer without its last line."""
 
-    public = _USELESS
     advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 
 
@@ -443,7 +370,6 @@ class ErrorBody(BrokenAnswer):
 class AnswerTooLong(BrokenAnswer):
     """Many times as long as ``max_tokens`` can be, and no end of it; it is not continued."""
 
-    public = _USELESS
     retryable = False
     advice = "The server does not stop at max_tokens: look into its log, or use another model"
 
@@ -461,7 +387,6 @@ class AnswerTruncated(BrokenAnswer):
     """
 
     retryable = False
-    public = _USELESS
     advice = "Raise max_tokens=, ask for less, or serve the model with a larger context"
 
 
@@ -472,13 +397,10 @@ class EmptyStream(BrokenAnswer):
 class EmptyAnswer(BrokenAnswer):
     """Finished properly, and said nothing."""
 
-    public = _USELESS
-
 
 class ThinkingLeaked(BrokenAnswer):
     """A ``</think>`` without opening: the pieces that were delivered as answer were thinking."""
 
-    public = _USELESS
     advice = (
         "Drop what was shown and ask again: for this model the text is now held back until its thinking is over; "
         "reasoning=True does so from the start, generate() and complete() always do"
@@ -493,8 +415,6 @@ class SchemaMismatch(BrokenAnswer):
             or repr shows it.
         answer: the completion that it was.
     """
-
-    public = _USELESS
 
     reason: str = ""
     answer: Any = None

@@ -39,7 +39,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
         integrations.attach(common)
     if _instead:
         return RouterProvider(_instead[-1])
-    chain = str(name).split(",") if name else common.chain
+    chain = (settings.parse_chain(name) or [(name,)]) if name else common.chain
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=finder())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import settings
+from . import settings, settings_sources
 from .errors import NotConfigured
 
 SUFFIX: Final = ".gguf"
@@ -63,7 +63,7 @@ SMOLLM2: Final = PackagedModel(
 
 def folder() -> Path:
     """Return the folder of the store; it may not exist yet. Raise NotConfigured if there is none."""
-    return settings.load().llm_models_dir or settings.cache_folder() / "learnflow-llm" / "models"
+    return settings.load().llm_models_dir or settings_sources.cache_folder() / "learnflow-llm" / "models"
 
 
 def path_of(name: str) -> Path:

@@ -1,45 +1,26 @@
-"""The only reader of the environment: the process's variables, ``.env.local`` and ``.env`` of the working directory.
+"""The settings: every environment variable of this package, validated.
 
-In a container also the secrets that Compose and Docker put into files: one that is named like a variable is its value.
-
-Must never talk to a server or import LiteLLM; a value that cannot be is a NotConfigured that names the variable.
-Providers, the factory and the command line ask it; it remembers nothing.
+``settings_sources`` says where they are read from. Docker's secrets are read, too: a file that is named like a variable
+is its value. This module never sends a request or imports LiteLLM. An invalid value raises ``NotConfigured`` with the
+name of its variable.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import os
-import re
-import sys
-import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsError
 
 from . import capabilities as known
+from . import settings_sources
 from .errors import NotConfigured
+from .settings_sources import CONFIG
 from .spec import ProviderSpec
 
-# As LearnFlow reads them: where both files set a variable, .env wins, and the process's environment wins over both.
-_CONFIG = SettingsConfigDict(
-    env_file=(".env.local", ".env"), env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
-)
-_NODE: Final = "LLM_MODEL_"
-_ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
-_SHELL: Final = "the environment"
-_SECRETS: Final = "/run/secrets"
-_SECRET_BYTES: Final = 64 * 1024  # of one of them; more is no value of a variable
-_SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 
@@ -60,10 +41,20 @@ def _absolute(folder: Path | None) -> Path | None:
         raise ValueError(str(error)) from None
 
 
+def parse_chain(text: str) -> list[tuple[str, ...]]:
+    """Return the ranks of "a+b,c": a comma begins the next rank, "+" joins equals."""
+    return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
+
+
+def parse_equals(text: str) -> tuple[str, ...]:
+    """Return the names of one rank, "a+b". A rank without a name is returned as it is: it is an invalid name."""
+    return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
+
+
 class Settings(BaseSettings):
     """The variables that are not one provider's own. Times are in seconds; None means the row's own default."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     llm_provider: str | None = None
     """Which provider: a name of the tables in docs/providers.md, or one of your own (`GPU1_BASE_URL` says where `gpu1`
@@ -130,22 +121,21 @@ class Settings(BaseSettings):
         return said in ("true", "1", "span_only", "span_and_event")
 
     @property
-    def chain(self) -> list[str]:
-        """The ranks that are named, in order: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``; "a+b" is one of equals."""
-        named = self.llm_providers or self.llm_provider or ""
-        names = [name.strip().lower() for name in named.split(",") if name.strip()]
-        return names if self.llm_fallback_enabled else names[:1]
+    def chain(self) -> list[tuple[str, ...]]:
+        """Return the ranks in order, each with its equals: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        ranks = parse_chain(self.llm_providers or self.llm_provider or "")
+        return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class RowSettings(BaseSettings):
+class ProviderSettings(BaseSettings):
     """One provider's own variables: where it is, which model, which one for pictures, which key, which API version."""
 
-    model_config = _CONFIG
+    model_config = CONFIG
 
     base_url: str | None = None
     """Its address; may end in `/v1` or a slash, or not."""
     kind: str | None = None
-    """What an endpoint with a name of your own is: a name of the tables. Unset: the server is asked."""
+    """The kind of server behind a name of your own: a name of the tables. It must be set."""
     model: str | None = None
     """The model, where a call names none. Unset, on a server of your own: the one that is loaded, or the only one."""
     vision_model: str | None = None
@@ -178,9 +168,9 @@ def load() -> Settings:
     return _read(Settings)
 
 
-def load_row(spec: ProviderSpec) -> RowSettings:
+def load_provider(spec: ProviderSpec) -> ProviderSettings:
     """What the environment says now of one provider."""
-    return _read(_row_class(spec))
+    return _read(_settings_class(spec))
 
 
 def node_model(node: str) -> str | None:
@@ -191,196 +181,30 @@ def node_model(node: str) -> str | None:
     return model
 
 
-def environment() -> dict[str, str]:
-    """Every variable that is not empty, for LearnFlow's YAML files, which ask for any; the process's own wins."""
-    found: dict[str, str] = {}
-    for place in (_secrets(), _raw(".env.local"), _raw(".env"), os.environ):
-        found |= {name: value for name, value in place.items() if value}
-    return found
-
-
 class _NodeSettings(BaseSettings):
-    model_config = _CONFIG
+    model_config = CONFIG
 
 
 @cache
-def _row_class(spec: ProviderSpec) -> type[RowSettings]:
-    """RowSettings whose fields read the row's own variable names."""
-    names = {
-        "base_url": spec.env_url,
-        "kind": (spec.env_kind,),
-        "model": spec.env_model,
-        "vision_model": (spec.env_vision_model,),
-        "api_key": spec.env_key,
-        "api_version": spec.env_version or (f"{spec.prefix}_API_VERSION",),
-        "context": (spec.env_context,),
-        "max_concurrency": (spec.env_concurrency,),
-        "slots": (spec.env_slots,),
-        "threads": (spec.env_threads,),
-        "capabilities": (spec.env_capabilities,),
-    }
-    hints = get_type_hints(RowSettings, include_extras=True)
+def _settings_class(spec: ProviderSpec) -> type[ProviderSettings]:
+    """Return ``ProviderSettings`` with the provider's own variables."""
+    hints = get_type_hints(ProviderSettings, include_extras=True)
     fields: dict[str, Any] = {
-        field: (hints[field], Field(None, validation_alias=AliasChoices(*aliases))) for field, aliases in names.items()
+        name: (hints[name], Field(None, validation_alias=AliasChoices(*spec.spellings(name))))
+        for name in ProviderSettings.model_fields
     }
-    return create_model(f"{spec.prefix.title()}Settings", __base__=RowSettings, **fields)
+    return create_model("ProviderSettings", __base__=ProviderSettings, **fields)
 
 
-def _read(kind: type[_S]) -> _S:
+def _read(settings: type[_S]) -> _S:
+    secrets = settings_sources.SECRETS
     try:
-        return kind(_secrets_dir=_SECRETS if Path(_SECRETS).is_dir() else None)
+        return settings(_secrets_dir=secrets if secrets.is_dir() else None)
     except ValidationError as error:
         faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"a variable cannot be read: {'; '.join(faults)}"
     except SettingsError as error:  # of a secret's file
-        what = f"a file of {_SECRETS} cannot be read ({error}): it must be UTF-8 text"
+        what = f"a file of {secrets} cannot be read ({error}): it must be UTF-8 text"
     except (OSError, UnicodeError) as error:
         what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"
     raise NotConfigured(what, hint="Correct it in the environment or .env")
-
-
-def proxy_for(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for this scheme and host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``)."""
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass(host):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def proxies() -> dict[str, str]:
-    """The proxies that the environment names, by scheme; ``no`` lists the hosts without one."""
-    return urllib.request.getproxies()
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured if the user has no home."""
-    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
-    named = Path(os.environ.get(variable, ""))
-    if named.is_absolute():  # the XDG specification says to ignore a relative one
-        return named
-    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-    try:
-        return Path.home() / usual
-    except RuntimeError:
-        raise NotConfigured("the user has no home folder", hint="Set LLM_MODELS_DIR") from None
-
-
-def in_container() -> bool:
-    """Whether this is a container, as far as Docker, Podman and Kubernetes tell."""
-    marks = Path("/.dockerenv"), Path("/run/.containerenv")
-    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable of ours that is set; ``shadowed`` says by what, where it has no effect."""
-
-    name: str
-    where: str
-    shadowed: str | None = None
-
-
-def row_key(spec: ProviderSpec, own: RowSettings) -> tuple[str | None, str]:
-    """The environment's key of a row, and what to do where it may not go with the environment's address.
-
-    A file of the working directory may be anybody's: it must not send a key elsewhere that the shell exported. With an
-    address from a file goes a file's key only, and none that the file itself takes from the shell (``${...}``).
-    """
-    key = own.api_key.get_secret_value() if own.api_key else None
-    holds = _holds()
-    url = next(_set(spec.env_url, holds), None)
-    if url and url[1] != _SHELL and _SECRET.search(_upper(_raw(url[1], interpolate=False)).get(url[0]) or ""):
-        raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
-    if not key or not url or url[1] == _SHELL:
-        return key, ""
-    name, place = next(_set(spec.env_key, holds), ("", ""))
-    files = {**holds, _SHELL: {}, _SECRETS: {}}
-    for other, file in _set(spec.env_key, files):
-        value = files[file][other] or ""
-        if "$" not in (_upper(_raw(file, interpolate=False)).get(other) or ""):
-            return value, ""
-    return key, (
-        f"{name} is set in {place}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
-        f"Put {name} itself into {url[1]}, or export {url[0]}"
-    )
-
-
-def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Every variable of ours and of these rows that is set, those without effect included; no values, some are keys.
-
-    The environment beats the files, and they the secrets; within it, and within both files together, the order of the
-    spellings decides; for one spelling ``.env`` beats ``.env.local``.
-    """
-    holds = _holds()
-    settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
-    for spec in specs:
-        settings += spec.variables
-    settings += sorted({(name,) for held in holds.values() for name in held if name.startswith(_NODE)})
-    found: list[Variable] = []
-    for names in settings:
-        used: str | None = None
-        for name, place in _set(names, holds):
-            found.append(Variable(name, place, used))
-            used = used or f"{name} in {place}"
-    return found
-
-
-def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Every variable that is set and that nobody reads, but that resembles one of ours: with the one that is meant.
-
-    Args:
-        specs: the rows whose variables may be meant.
-        others: rows whose variables are none of these, and no mistakes.
-    """
-    specs = list(specs)
-    ours = {name.upper() for name in Settings.model_fields} | {name for each in specs for name in _names(each)}
-    known = ours | {name for each in others for name in _names(each)}
-    known |= {name for each in specs for name in each.own_variables}
-    for place, held in _holds().items():
-        for name in sorted(set(held) - known):
-            near = difflib.get_close_matches(name, ours, 1, _ALIKE) if not name.startswith(_NODE) else []
-            if near and difflib.get_close_matches(name.partition("_")[0], [near[0].partition("_")[0]], 1, _ALIKE):
-                yield Variable(name, place), near[0]
-
-
-def _names(spec: ProviderSpec) -> Iterator[str]:
-    return (name for names in spec.variables for name in names)
-
-
-def _holds() -> dict[str, Mapping[str, str | None]]:
-    files = {".env": _file(".env"), ".env.local": _file(".env.local")}
-    return {_SHELL: _upper(os.environ), **files, _SECRETS: _upper(_secrets())}
-
-
-def _secrets() -> dict[str, str | None]:
-    """The files of ``/run/secrets`` that can be read."""
-    found: dict[str, str | None] = {}
-    for file in Path(_SECRETS).glob("*"):
-        with suppress(OSError, UnicodeError):
-            if file.is_file() and file.stat().st_size <= _SECRET_BYTES:
-                found[file.name] = file.read_text(encoding="utf-8").strip()
-    return found
-
-
-def _set(names: Sequence[str], holds: Mapping[str, Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
-    """Where the spellings of one variable are set; the first one counts."""
-    for places in ((_SHELL,), (".env", ".env.local"), (_SECRETS,)):
-        for name, place in product(names, places):
-            if holds[place].get(name):
-                yield name, place
-
-
-def _upper(holds: Mapping[str, str | None]) -> dict[str, str | None]:
-    return {name.upper(): value for name, value in holds.items()}
-
-
-def _file(name: str) -> dict[str, str | None]:
-    return _upper(_raw(name))
-
-
-def _raw(name: str, *, interpolate: bool = True) -> Mapping[str, str | None]:
-    try:
-        return dotenv_values(name, encoding="utf-8", interpolate=interpolate)
-    except (OSError, UnicodeError):
-        return {}

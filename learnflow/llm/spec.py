@@ -29,6 +29,7 @@ LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 LEVELS: Final = ("low", "medium", "high")
 CHAT_PATH: Final = "/chat/completions"
+SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
 
 
 class Session(NamedTuple):
@@ -51,7 +52,8 @@ class Model:
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
         window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
-        known: what it can, as far as the server says so.
+        known: its capabilities, as far as the server reports them.
+        learned_at: when the server reported it, on the clock of the event loop; None if it did not.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Model:
     trouble: tuple[State, str] | None = None
     window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
+    learned_at: float | None = None
 
     def called(self, name: str) -> bool:
         """Whether this name means it."""
@@ -78,6 +81,7 @@ class Server:
         slots: how many requests it answers at once; None where it does not tell.
         any_name: it serves its one model whatever name is asked for.
         trouble: it is up, but does not serve: a state, and the sentence.
+        learned_at: when it was probed, on the clock of the event loop.
     """
 
     kind: ProviderSpec | None = None
@@ -86,6 +90,7 @@ class Server:
     models: tuple[Model, ...] = ()
     any_name: bool = False
     trouble: tuple[State, str] | None = None
+    learned_at: float | None = None
 
     @property
     def chat_models(self) -> list[Model]:
@@ -157,10 +162,12 @@ class ProviderSpec:
         cut_path: what begins a path that people paste and LiteLLM adds itself.
         tails: the ends of addresses that people paste.
         cloud_host: the host of its own cloud, which is spoken to by TLS although the server is one's own.
-        also_url, also_model, also_key, also_version: the spellings that its users already have, beside
-            ``<NAME>_BASE_URL``, ``<NAME>_MODEL``, ``<NAME>_API_KEY``, ``<NAME>_API_VERSION``.
+        settings: the settings that it has, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is its variable.
+        also: for a setting the variables that its users already have; ours wins.
+        example_model: what `env.example` shows as its model.
         default_version: the API version where the provider wants one.
         key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
+        variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
         parts: the types of parts of a message's content that it takes.
         reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
@@ -170,19 +177,18 @@ class ProviderSpec:
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
-        count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
+        count_tokens: counts the tokens of a prompt at the server: given its client, the model, messages and tools.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
         down: what to do if it does not answer; None for the usual hint, which names its address.
-        starts_server: this package starts its server: it has slots and threads, and no address or key to be set.
         own_variables: variables of the server itself that resemble ours, and are none.
         probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
         finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
             To other servers such a message is the beginning of the answer.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
-            its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
+            its client, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
         drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
             its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
@@ -214,13 +220,13 @@ class ProviderSpec:
     cut_path: str | None = None
     tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
     cloud_host: str | None = None
-    also_url: tuple[str, ...] = ()
-    also_model: tuple[str, ...] = ()
-    also_key: tuple[str, ...] = ()
-    also_version: tuple[str, ...] = ()
+    settings: tuple[str, ...] = SETTINGS
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    example_model: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
+    variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     parts: frozenset[str] = PARTS
     reads_urls: bool = True
@@ -237,7 +243,6 @@ class ProviderSpec:
     service: str | None = None
     start: str | None = None
     down: str | None = None
-    starts_server: bool = False
     own_variables: tuple[str, ...] = ()
     probe: Probe | None = None
     finishes_turns: bool = False
@@ -269,79 +274,22 @@ class ProviderSpec:
         return self.prefill or self.continuation is not None
 
     @property
+    def starts_server(self) -> bool:
+        """Return whether this package starts its server, so that it has no address."""
+        return "base_url" not in self.settings
+
+    @property
     def genai_name(self) -> str:
         """What OpenTelemetry's conventions call it; its own name where they do not know it."""
         return self.genai or self.name
 
-    @property
-    def prefix(self) -> str:
-        """What its variables begin with."""
-        return self.name.upper().replace("-", "_")
+    def variable(self, setting: str) -> str:
+        """Return the name of the environment variable of a setting."""
+        return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
-    @property
-    def env_url(self) -> tuple[str, ...]:
-        """The variables that may hold its address, the first one ours."""
-        return (f"{self.prefix}_BASE_URL", *self.also_url)
-
-    @property
-    def env_model(self) -> tuple[str, ...]:
-        """The variables that may hold its model."""
-        return (f"{self.prefix}_MODEL", *self.also_model)
-
-    @property
-    def env_vision_model(self) -> str:
-        """The variable for the model that sees pictures, where it is another one."""
-        return f"{self.prefix}_VISION_MODEL"
-
-    @property
-    def env_key(self) -> tuple[str, ...]:
-        """The variables that may hold its key."""
-        return (f"{self.prefix}_API_KEY", *self.also_key)
-
-    @property
-    def env_version(self) -> tuple[str, ...]:
-        """The variables that may hold its API version; empty where it has none."""
-        return (f"{self.prefix}_API_VERSION", *self.also_version) if self.default_version else ()
-
-    @property
-    def env_context(self) -> str:
-        """The variable for the context that is served, in the operator's own words."""
-        return f"{self.prefix}_CONTEXT"
-
-    @property
-    def env_kind(self) -> str:
-        """The variable that says which vendor's row is meant by a name of an operator's own."""
-        return f"{self.prefix}_KIND"
-
-    @property
-    def env_concurrency(self) -> str:
-        """The variable for how many requests it is sent at once."""
-        return f"{self.prefix}_MAX_CONCURRENCY"
-
-    @property
-    def env_capabilities(self) -> str:
-        """The variable for what it can, in the operator's own words."""
-        return f"{self.prefix}_CAPABILITIES"
-
-    @property
-    def env_slots(self) -> str:
-        """The variable for how many requests a server that this package starts answers at once."""
-        return f"{self.prefix}_SLOTS"
-
-    @property
-    def env_threads(self) -> str:
-        """The variable for how many threads such a server computes with."""
-        return f"{self.prefix}_THREADS"
-
-    @property
-    def variables(self) -> tuple[tuple[str, ...], ...]:
-        """Everything that is read of it: for each setting its spellings."""
-        kind = (self.env_kind,) if self.kind else ()
-        more = (self.env_context, self.env_capabilities, self.env_concurrency, *kind)
-        if self.starts_server:
-            return (self.env_model, *((name,) for name in (*more, self.env_slots, self.env_threads)))
-        more = (self.env_vision_model, *more)
-        return (self.env_url, self.env_model, self.env_key, self.env_version, *((name,) for name in more))
+    def spellings(self, setting: str) -> tuple[str, ...]:
+        """Return every environment variable that may hold a setting, ours first."""
+        return (self.variable(setting), *self.also.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
@@ -351,11 +299,9 @@ def named(spec: ProviderSpec, name: str) -> ProviderSpec:
         spec,
         name=name,
         kind=spec.kind or spec.name,
+        settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         default_url=None,
-        also_url=(),
-        also_model=(),
-        also_key=(),
-        also_version=(),
+        also={},
         service=None,
         start=None,
     )

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any, Self, Unpack
 
 from . import factory
+from .background import BACKGROUND
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
 from .completion import Completion, Event, Parsed
-from .integrations.background import BACKGROUND
 from .stream import TextStream as AsyncTextStream
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .base import TimeOptions
 from .errors import NotConfigured
-from .settings import RowSettings, Settings
+from .settings import ProviderSettings, Settings
 from .spec import ProviderSpec
 
 # Seconds to the first token and between two, where nobody says otherwise: for one's own machine, and for a cloud.
@@ -37,7 +37,7 @@ class Times:
     max_concurrency: int | None
 
 
-def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: RowSettings) -> Times:
+def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
     """What is given wins; None means not given.
 
     Raises:

@@ -18,6 +18,7 @@ from learnflow.llm import errors
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes
+from learnflow.llm.testing.dialects import REFUSALS
 
 _SSE: Final = "text/event-stream"
 _NDJSON: Final = "application/x-ndjson"
@@ -123,22 +124,11 @@ OPENAI: Final = Voice(
         "completion_tokens_details": {"reasoning_tokens": 21, "audio_tokens": 0},
     },
     refusals={
-        "wrong_key": (401, _openai_error("Incorrect API key provided.", "invalid_request_error", "invalid_api_key")),
-        "missing_model": (
-            404,
-            _openai_error("The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"),
-        ),
-        "overflow": (
-            400,
-            _openai_error(
-                "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens.",
-                "invalid_request_error",
-                "context_length_exceeded",
-                param="messages",
-            ),
-        ),
-        "rate_limit": (429, _openai_error("Rate limit reached.", "requests", "rate_limit_exceeded"), _WAIT),
-        "busy": (503, _openai_error("The server is overloaded.", "service_unavailable_error", "server_is_overloaded")),
+        "wrong_key": REFUSALS["openai"]["key"],
+        "missing_model": REFUSALS["openai"]["model"],
+        "overflow": REFUSALS["openai"]["overflow"],
+        "rate_limit": (*REFUSALS["openai"]["rate"], _WAIT),
+        "busy": REFUSALS["openai"]["busy"],
     },
     pages={"/v1/models": _list("gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", owned_by="system")},
 )
@@ -200,20 +190,8 @@ LMSTUDIO: Final = Voice(
     choice={"logprobs": None},
     thinks="reasoning_content",
     refusals={
-        "wrong_key": (
-            401,
-            {
-                "error": {
-                    "type": "invalid_request",
-                    "code": "invalid_api_key",
-                    "message": "An LM Studio API token is required.",
-                }
-            },
-        ),
-        "missing_model": (
-            404,
-            {"error": "No models loaded. Please load a model in the developer page or use the 'lms load' command."},
-        ),
+        "wrong_key": REFUSALS["lmstudio"]["key"],
+        "missing_model": REFUSALS["lmstudio"]["model"],
         "overflow": (
             200,
             b"event: error\n"

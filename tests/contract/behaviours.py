@@ -223,7 +223,7 @@ async def wrong_key(one: Subject) -> None:
     with _Raises(errors.AuthenticationFailed) as caught:
         await one.provider(key="wrong-key").generate("Say pong", temperature=0)
     assert caught.error.status in (400, 401, 403)
-    assert one.provider().spec.env_key[0] in caught.error.hint
+    assert one.provider().spec.variable("api_key") in caught.error.hint
     assert "wrong-key" not in str(caught.error)
 
 
@@ -232,7 +232,7 @@ async def missing_model(one: Subject) -> None:
     with _Raises(errors.ModelNotFound) as caught:
         await one.provider().generate("Say pong", model="no-such-model", temperature=0)
     assert caught.error.status in (400, 404)
-    assert one.provider().spec.env_model[0] in caught.error.hint
+    assert one.provider().spec.variable("model") in caught.error.hint
 
 
 async def overflow(one: Subject) -> None:

@@ -75,12 +75,13 @@ def fresh(row: str, **more: object) -> Subject:
 def named(row: str) -> Subject | None:
     """The row's subject at the server that the environment names; None where it names none."""
     spec = SPECS[row]
-    said = {name: value for name in (*spec.env_url, *spec.env_key, *spec.env_model) if (value := os.environ.get(name))}
-    url = next((said[name] for name in spec.env_url if name in said), spec.default_url)
-    if not any(name in said for name in (spec.env_url if spec.local else spec.env_key)) or not url:
+    names = [name for setting in ("base_url", "api_key", "model") for name in spec.spellings(setting)]
+    said = {name: value for name in names if (value := os.environ.get(name))}
+    url = next((said[name] for name in spec.spellings("base_url") if name in said), spec.default_url)
+    if not any(name in said for name in spec.spellings("base_url" if spec.local else "api_key")) or not url:
         return None
-    model = next((said[name] for name in spec.env_model if name in said), SUBJECTS[row].model)
-    key = next((said[name] for name in spec.env_key if name in said), None)
+    model = next((said[name] for name in spec.spellings("model") if name in said), SUBJECTS[row].model)
+    key = next((said[name] for name in spec.spellings("api_key") if name in said), None)
     tiny = TINY in model
     other = {} if tiny else {"answers": None, "thinks": None, "sees": None}
     return fresh(row, base_url=url, key=key, model=model, **other)

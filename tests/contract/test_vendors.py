@@ -21,7 +21,7 @@ VENDORS = (
     "nano-gpt",  # a hyphen in the name
     "vercel_ai_gateway",  # three spellings of the key
     "docker_model_runner",  # local, with a path before /v1
-    "localai",  # local, seen by a page
+    "llamaswap",  # local, recognised by a page
 )
 TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -43,9 +43,9 @@ def test_the_table_is_what_litellm_says(installed: dict[str, dict[str, Any]]) ->
 def test_vendor_of_table_writes_request_with_its_key_to_its_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check each vendor without HTTP: its variables are read, and LiteLLM writes the request that it needs."""
     spec = spec_of(name)
-    monkeypatch.setenv(spec.env_url[0], "http://127.0.0.1:9/v1")
-    monkeypatch.setenv(spec.env_key[0], "key-of-the-vendor")
-    monkeypatch.setenv(spec.env_model[0], "a-model")
+    monkeypatch.setenv(spec.variable("base_url"), "http://127.0.0.1:9/v1")
+    monkeypatch.setenv(spec.variable("api_key"), "key-of-the-vendor")
+    monkeypatch.setenv(spec.variable("model"), "a-model")
     provider = build(name)
     request = _litellm.write(provider.spec, provider.endpoint, "a-model", [{"role": "user", "content": "hi"}], {})
     body = request.body or {}
@@ -61,9 +61,9 @@ async def test_vendor_named_by_environment_shows_six_behaviours(name: str, monke
     spec = spec_of(name)
     async with FaultServer("openai", TEXT) as server:
         monkeypatch.setenv("LLM_PROVIDER", name)
-        monkeypatch.setenv(spec.env_url[0], server.root + "/v1")
-        monkeypatch.setenv(spec.env_key[0], "key-of-the-vendor")
-        monkeypatch.setenv(spec.env_model[0], "a-model")
+        monkeypatch.setenv(spec.variable("base_url"), server.root + "/v1")
+        monkeypatch.setenv(spec.variable("api_key"), "key-of-the-vendor")
+        monkeypatch.setenv(spec.variable("model"), "a-model")
         provider = get_provider()
         done = await provider.complete("hi")
         assert (done.text, done.finish, done.provider, done.model.asked) == (TEXT, "stop", name, "a-model")

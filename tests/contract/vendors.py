@@ -20,10 +20,9 @@ from learnflow.llm.providers.registry import SPECS
 FILE: Final = Path(__file__).parents[2] / "learnflow" / "llm" / "providers" / "vendors.json"
 _BASE: Final = "http://vendor.example/v1"
 _SELF: Final = ("openai_like", "custom_openai", "custom", "aiohttp_openai", "vllm", "oobabooga")  # no vendors
-_OWN: Final = {"litellm_proxy"}  # a server of one's own without a usual address
 # Where LiteLLM's own default is not the server's: Docker's documentation has port 12434 (2026-08).
 _CORRECTED: Final = {"docker_model_runner": "http://localhost:12434/engines"}
-_OURS: Final = {"lm_studio", "hosted_vllm"}
+_OURS: Final = {"lm_studio", "hosted_vllm", "litellm_proxy"}
 _LOOPBACK: Final = re.compile(r"^http://(localhost|127\.)")
 
 
@@ -71,7 +70,7 @@ def _rows(litellm: Any) -> Iterator[dict[str, Any]]:
             keys = [each for each in asked if re.search(r"(API_?KEY|API_TOKEN|TOKEN)$", each)]
             urls = [each for each in asked if re.search(r"(API_BASE|BASE_URL|API_URL|ENDPOINT)$", each)]
             path = _path(config, name)
-            if path is None or not (base or name in _OWN):
+            if path is None or not base:
                 continue
             yield {
                 "name": name,
@@ -79,7 +78,7 @@ def _rows(litellm: Any) -> Iterator[dict[str, Any]]:
                 "path": path,
                 "keys": list(dict.fromkeys(keys)),
                 "urls": list(dict.fromkeys(urls)),
-                "local": name in _OWN or bool(_LOOPBACK.search(base or "")),
+                "local": bool(_LOOPBACK.search(base)),
             }
 
 

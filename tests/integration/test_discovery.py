@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings
+from learnflow.llm import LLMProvider, discover, discovery, errors, get_provider, settings_sources
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -57,7 +57,7 @@ async def test_configured_addresses_come_before_the_usual_ones(
 async def test_a_container_looks_at_the_services_and_the_host(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
 
     async def exists(host: str, within: float) -> bool:
         return host in ("ollama", "host.docker.internal")
@@ -155,8 +155,8 @@ def test_silent_servers_are_probed_at_the_same_time(
     rows = {name: spec for name, spec in SPECS.items() if not spec.starts_server}
     with silent_servers(len(rows) + 1) as (urls, together):
         for name, spec in rows.items():
-            monkeypatch.setenv(spec.env_url[0], urls.pop())
-            monkeypatch.setenv(spec.env_key[0], "k")
+            monkeypatch.setenv(spec.variable("base_url"), urls.pop())
+            monkeypatch.setenv(spec.variable("api_key"), "k")
             usual[name] = urls[0]
         code, found = status(capsys, "--all", "--within", "0.5")
     assert len(found) == len(rows)
@@ -174,7 +174,7 @@ async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
 
 async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that hangs must not keep the look-ups of others, nor the end of the process."""
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
     real, hanging, ended = socket.getaddrinfo, threading.Event(), list[str]()
 
     def slow(host: Any, *more: Any, **named: Any) -> Any:
@@ -269,50 +269,31 @@ def models(owner: str, **more: Any) -> dict[str, Any]:
 
 
 LLAMA_SWAP = models("llama-swap", status={"value": "unloaded"}, meta={"llamaswap": {"type": "model", "aliases": ["a"]}})
-LOCALAI = {"version": "v3.5.0", "endpoints": {"models": "/v1/models"}}
 READINESS = {"status": "healthy", "db": "Not connected"}
-TGI = {"model_id": "fault-model", "version": "3.3.0", "max_total_tokens": 4096, "router": "text-generation-router"}
 
 
-@pytest.mark.parametrize(
-    ("row", "tells"),
-    [
-        ("llamaswap", {"/v1/models": LLAMA_SWAP}),
-        ("localai", {"/.well-known/localai.json": LOCALAI}),
-        ("sglang", {"/v1/models": models("sglang", max_model_len=4096)}),
-        ("tgi", {"/info": TGI}),
-    ],
-)
-async def test_rarer_servers_are_known_by_a_page_and_found(
-    usual: dict[str, str], row: str, tells: dict[str, Any]
-) -> None:
-    async with FaultServer("openai", tells=tells) as server:
-        usual["llamacpp"] = server.root  # most of them share its port
+async def test_llama_swap_is_recognised_and_found(usual: dict[str, str]) -> None:
+    async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
+        usual["llamacpp"] = server.root  # they share a port
         found = await discover()
-        assert [(one.provider, one.base_url, one.state) for one in found] == [(row, f"{server.root}/v1", "ready")]
+        assert [(one.provider, one.base_url, one.state) for one in found] == [
+            ("llamaswap", f"{server.root}/v1", "ready")
+        ]
         provider = get_provider()
         assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
-        assert provider.providers[0].name == row
-
-
-async def test_docker_model_runner_is_found_under_its_path(usual: dict[str, str]) -> None:
-    async with FaultServer("openai", tells={"/engines/v1/models": models("docker")}) as server:
-        usual["docker_model_runner"] = f"{server.root}/engines".replace("127.0.0.1", "localhost")
-        (found,) = await discover()
-        assert (found.provider, found.base_url) == ("docker_model_runner", f"{server.root}/engines")
-        await get_provider().generate("hi")
-        assert server.seen[-1].path == "/engines/v1/chat/completions"
+        assert provider.providers[0].name == "llamaswap"
 
 
 async def test_a_server_behind_a_key_needs_a_key_and_is_not_down(usual: dict[str, str]) -> None:
     locked = {"error": {"code": 401, "message": "An authentication key is required", "type": "invalid_request_error"}}
-    async with FaultServer(
-        "openai", tells={"/v1/models": (401, locked), "/.well-known/localai.json": LOCALAI}
-    ) as server:
+    names = dict.fromkeys(("/v1/models", "/models"), (401, locked))
+    async with FaultServer("openai", tells={**names, "/health/readiness": READINESS}) as server:
         usual["llamacpp"] = server.root
-        found = [one.health for one in await discovery.scan() if one.health.base_url == f"{server.root}/v1"]
-        assert [(one.provider, one.server, one.state) for one in found] == [("localai", "LocalAI", "unauthorised")]
-        assert "LOCALAI_API_KEY" in found[0].detail
+        found = [one.health for one in await discovery.scan() if one.health.base_url == server.root]
+        assert [(one.provider, one.server, one.state) for one in found] == [
+            ("litellm_proxy", "LiteLLM's proxy", "unauthorised")
+        ]
+        assert "LITELLM_PROXY_API_KEY" in found[0].detail
 
 
 async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
@@ -326,6 +307,7 @@ async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
             await get_provider().generate("hi")
         monkeypatch.setenv("LLM_PROVIDER", "gate")
         monkeypatch.setenv("GATE_BASE_URL", f"{server.root}/v1")
+        monkeypatch.setenv("GATE_KIND", "custom")
         with pytest.raises(errors.ModelNotFound, match="leave this machine"):
             await get_provider().generate("hi")
         monkeypatch.setenv("GATE_MODEL", "fault-model")
@@ -346,6 +328,7 @@ async def test_what_llama_swap_says_while_a_model_loads_is_no_thinking(monkeypat
     body = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*notices, *chunks])
     async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        monkeypatch.setenv("GPU1_KIND", "custom")
         provider = get_provider("gpu1")
         server.script = [Fault("refuse", status=200, body=body + b"data: [DONE]\n\n")]
         done = await provider.complete("hi")
@@ -357,6 +340,7 @@ async def test_a_peer_of_llama_swap_is_another_machine(monkeypatch: pytest.Monke
     tells = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
     async with FaultServer("openai", tells=tells) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
+        monkeypatch.setenv("GPU1_KIND", "custom")
         monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
         assert await get_provider("gpu1").generate("hi")  # the one that is here is meant
         monkeypatch.setenv("GPU1_MODEL", "far/gpt")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import copy_into
 import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
@@ -25,7 +26,8 @@ from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
-from learnflow.llm.providers.registry import OTHER, SPECS
+from learnflow.llm.providers import provider_of
+from learnflow.llm.providers.registry import CUSTOM, SPECS
 from learnflow.llm.spec import named
 from learnflow.llm.testing import FaultServer, replaying
 
@@ -50,7 +52,8 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    own = {name for row in ("gpu1", "gpu2") for names in named(OTHER, row).variables for name in names}
+    gpus = named(CUSTOM, "gpu1"), named(CUSTOM, "gpu2")
+    own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 
 
@@ -68,6 +71,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
         (tmp_path / "store").mkdir()
         (tmp_path / "store/smollm2.gguf").write_bytes(b"GGUF")
         monkeypatch.setenv("GPU1_BASE_URL", made["vllm"].base_url)
+        monkeypatch.setenv("GPU1_KIND", "vllm")
         for name, value in {"LLM_PROVIDER": "ollama", "OPENAI_API_KEY": "none", "OPENAI_MODEL": "fault-model"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("builtins.input", lambda *_: "")  # "until Enter is pressed"
@@ -108,7 +112,7 @@ async def test_the_vendors_file_of_contributing_answers() -> None:
     names: dict[str, Any] = {"__name__": "learnflow.llm.providers.acme", "__package__": "learnflow.llm.providers"}
     exec(block, names)  # noqa: S102
     async with FaultServer("openai") as server:
-        acme = names["AcmeProvider"](base_url=server.base_url, api_key="none", model="fault-model")
+        acme = provider_of(names["SPEC"], server.base_url, "fault-model", "none")
         assert await acme.generate("Explain RSA") == "The quick brown fox jumps over the lazy dog."
 
 
@@ -157,6 +161,8 @@ def test_commands_run(
         command = list(words[len(settings) + 1 :])
         patience = ["--within", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
         assert cli.main(command + patience) == 0
+    elif words[:2] == ("python", "tools/copy_into.py"):
+        assert copy_into.main(list(words[2:])) == 0
 
 
 def shown(name: str) -> Iterator[tuple[str, list[str]]]:

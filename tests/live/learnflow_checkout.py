@@ -20,11 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import copy_into
 import pytest
 import yaml
 from support import LIVE, ROOT
-
-from learnflow.llm.cli import main as cli
 
 NEEDED = ("LEARNFLOW_CHECKOUT", "LEARNFLOW_PYTHON")
 SERVE = LIVE.get(
@@ -90,11 +89,11 @@ def service() -> Iterator[Any]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A copy of LearnFlow with ``copy-into`` done as it says; cold, as the model knows its texts."""
+    """A copy of LearnFlow with ``copy_into`` done as it prints; cold, as the model knows its texts."""
     whole = tmp_path / "learnflow-ai"
     leave = shutil.ignore_patterns(".git", "node_modules", ".venv", "__pycache__")
     shutil.copytree(LIVE["LEARNFLOW_CHECKOUT"], whole, ignore=leave)
-    assert cli.main(["copy-into", str(whole)]) == 0
+    assert copy_into.main([str(whole)]) == 0
     (line,) = re.findall(r"^ +(from \.\.llm.*)$", capsys.readouterr().out, re.MULTILINE)
     (whole / "learnflow" / "models" / "model_factory.py").write_text(f"{line}\n", encoding="utf-8")
     graph = whole / "configs" / "graph.yaml"

@@ -309,7 +309,7 @@ async def test_the_only_server_restarts_in_the_middle_of_the_synthesis(checkout:
 
 @pytest.mark.skipif(not LIVE.get("LEARNFLOW_UV"), reason="needs LEARNFLOW_UV")
 def test_what_copy_into_says_is_all_there_is_to_do(checkout: Path) -> None:
-    check = [LIVE["LEARNFLOW_PYTHON"], "learnflow/llm", "copy-into", "--check", "."]
+    check = [LIVE["LEARNFLOW_PYTHON"], str(ROOT / "tools" / "copy_into.py"), "--check", "."]
     ran = subprocess.run(check, cwd=checkout, capture_output=True, text=True, check=False)
     (command,) = [line.partition(": ")[2] for line in ran.stdout.splitlines() if "uv add" in line]
     words = [LIVE["LEARNFLOW_UV"], *shlex.split(command)[1:], "--no-sync", "--python", LIVE["LEARNFLOW_PYTHON"]]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.live
 NAMED = [
     name
     for name, spec in SPECS.items()
-    if any(LIVE.get(variable) for variable in (spec.env_url if spec.local else spec.env_key))
+    if any(LIVE.get(variable) for variable in (spec.spellings("base_url") if spec.local else spec.spellings("api_key")))
 ]
 rows = pytest.mark.parametrize(
     "row", NAMED or [pytest.param("none", marks=pytest.mark.skip(reason="no server is named in the environment"))]
@@ -58,7 +58,8 @@ def named_environment(own_environment: None, monkeypatch: pytest.MonkeyPatch) ->
     """The servers that the environment names, and nothing else of it."""
     for name in NAMED:
         spec = SPECS[name]
-        for variable in (*spec.env_url, *spec.env_model, *spec.env_key, *spec.env_version):
+        settings = ("base_url", "model", "api_key", "api_version")
+        for variable in [name for setting in settings for name in spec.spellings(setting)]:
             if LIVE.get(variable):
                 monkeypatch.setenv(variable, LIVE[variable])
 
@@ -162,7 +163,7 @@ async def test_a_model_that_is_not_there(row: str) -> None:
         done = await provider.complete("Say pong", model="no-such-model", temperature=0, max_tokens=20)
     except errors.ModelNotFound as error:
         assert error.status in (400, 404)
-        assert provider.spec.env_model[0] in error.hint
+        assert provider.spec.variable("model") in error.hint
     else:  # a server of one model takes any name, and the completion tells which it was
         assert (done.model.asked, done.model.served) == ("no-such-model", (await provider.list_models())[0])
 

@@ -164,8 +164,8 @@ def project(tmp_path: Path) -> Iterator[Project]:
             one.compose("--profile", profile, "down", "-v", "--remove-orphans", check=False)
 
 
-@pytest.mark.parametrize("profile", ["local-llm", "llamacpp", "vllm", "gateway", "demo", "monitoring"])
-@pytest.mark.parametrize("override", [None, "compose/gpu.yml", "compose/amd.yml", "compose/model-runner.yml"])
+@pytest.mark.parametrize("profile", ["local-llm", "llamacpp", "vllm", "demo", "monitoring"])
+@pytest.mark.parametrize("override", [None, "compose/gpu.yml", "compose/amd.yml"])
 def test_every_profile_and_override_is_valid(profile: str, override: str | None) -> None:
     files = ["-f", "docker-compose.yml", *(["-f", override] if override else [])]
     words = [*COMPOSE, *files, "--profile", profile, "config"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from support import TINY_MODEL
 
-from learnflow.llm import errors, get_provider, settings
+from learnflow.llm import errors, get_provider, settings, settings_sources
 from learnflow.llm.base import LLMProvider
+from learnflow.llm.cli.variables import variables
 from learnflow.llm.providers import build
 from learnflow.llm.providers.registry import SPECS
 
@@ -16,25 +17,29 @@ from learnflow.llm.providers.registry import SPECS
 def test_dotenv_files_are_read_as_learnflow_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\nOLLAMA_MODEL=local\n", encoding="utf-8")
     (tmp_path / ".env").write_text("LLM_PROVIDER=ollama\nSOMETHING_ELSE=1\n", encoding="utf-8")
-    assert settings.load().chain == ["ollama"]
-    assert settings.load_row(SPECS["ollama"]).model == "local"
+    assert settings.load().chain == [("ollama",)]
+    assert settings.load_provider(SPECS["ollama"]).model == "local"
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
-    assert settings.load().chain == ["llamacpp"]
+    assert settings.load().chain == [("llamacpp",)]
 
 
 def test_providers_win_over_provider_and_fallback_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
     monkeypatch.setenv("LLM_PROVIDERS", " Ollama, lmstudio ,")
-    assert settings.load().chain == ["ollama", "lmstudio"]
+    assert settings.load().chain == [("ollama",), ("lmstudio",)]
+    monkeypatch.setenv("LLM_PROVIDERS", "GPU1 + gpu2,openai")
+    assert settings.load().chain == [("gpu1", "gpu2"), ("openai",)]
     monkeypatch.setenv("LLM_FALLBACK_ENABLED", "false")
-    assert settings.load().chain == ["ollama"]
+    assert settings.load().chain == [("gpu1", "gpu2")]
+    monkeypatch.setenv("LLM_PROVIDERS", "ollama,lmstudio")
+    assert settings.load().chain == [("ollama",)]
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "")
     monkeypatch.setenv("OLLAMA_BASE_URL", "")
     assert settings.load().chain == []
-    assert settings.load_row(SPECS["ollama"]).base_url is None
+    assert settings.load_provider(SPECS["ollama"]).base_url is None
 
 
 @pytest.mark.parametrize(
@@ -68,9 +73,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", list(SPECS))
 def test_a_key_is_read_under_every_spelling_and_never_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in SPECS[name].env_key:
+    for variable in SPECS[name].spellings("api_key"):
         monkeypatch.setenv(variable, "sk-secret-0000")
-        row = settings.load_row(SPECS[name])
+        row = settings.load_provider(SPECS[name])
         assert row.api_key
         assert row.api_key.get_secret_value() == "sk-secret-0000"
         assert "secret" not in repr(row)
@@ -82,13 +87,12 @@ def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
 ) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "OPENROUTER_API_KEY").write_text("key-of-a-secret\n", encoding="utf-8")
-    monkeypatch.setattr(settings, "_SECRETS", str(tmp_path / "secrets"))
+    monkeypatch.setattr(settings_sources, "SECRETS", tmp_path / "secrets")
     monkeypatch.setenv("OPENROUTER_API_KEY", "")  # as LearnFlow's compose file hands on what is not set
     spec = SPECS["openrouter"]
-    assert settings.row_key(spec, settings.load_row(spec)) == ("key-of-a-secret", "")
-    assert settings.environment()["OPENROUTER_API_KEY"] == "key-of-a-secret"
-    (where,) = [each.where for each in settings.variables([spec]) if each.name == "OPENROUTER_API_KEY"]
+    assert settings_sources.provider_key(spec, settings.load_provider(spec).api_key) == ("key-of-a-secret", "")
+    (where,) = [each.where for each in variables([spec]) if each.name == "OPENROUTER_API_KEY"]
     assert where == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
-    _, refusal = settings.row_key(spec, settings.load_row(spec))
+    _, refusal = settings_sources.provider_key(spec, settings.load_provider(spec).api_key)
     assert "a key goes only to an address of the same place" in refusal

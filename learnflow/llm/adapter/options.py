@@ -22,7 +22,7 @@ _NO_LOGPROBS: Final = "An answer may be continued by another model: probabilitie
 _ELSEWHERE: Final = {  # what people look for here
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set {spec.env_context}, in tokens; where the server takes it with a request, it grows by itself",
+    "num_ctx": "Set {context_variable}, in tokens; where the server takes it with a request, it grows by itself",
 }
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0, math.inf),
@@ -57,7 +57,11 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
         raise Unsupported("n= may be 1 only: there is one answer to a call", provider=spec.name, hint=_ONE)
     for name in more:
         if name in _ELSEWHERE:
-            raise Unsupported(f"there is no {name}=", provider=spec.name, hint=_ELSEWHERE[name].format(spec=spec))
+            raise Unsupported(
+                f"there is no {name}=",
+                provider=spec.name,
+                hint=_ELSEWHERE[name].format(context_variable=spec.variable("context")),
+            )
         if name not in _KEYWORDS:
             near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
             hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"

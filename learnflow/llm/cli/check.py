@@ -67,7 +67,7 @@ async def check(options: SimpleNamespace) -> int:
     else:
         marks = {True: "yes", False: "NO", None: "-"}
         table(("KEPT", "WHAT", "SEEN"), ((marks[each.kept], each.question, each.seen) for each in findings))
-        write(f"{provider.spec.env_capabilities}={words}" if words else "Nothing to set.")
+        write(f"{provider.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
     relied = ("finish reason", "a stream")
     return BROKEN if any(each.kept is False for each in findings if each.question in relied) else KEPT
 

@@ -10,21 +10,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 
-from .. import settings
+from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
-from ..providers.registry import SPECS, spec_of
+from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import table as vendors
-from ..spec import ProviderSpec
+from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
 from .status import NONE_READY, READY, chain_of, looked, recorded, state, used
 from .terminal import table, write
+from .variables import misspelt, variables
 
 
 async def doctor(options: SimpleNamespace) -> int:
     """Explain. Returns 0 only where a provider that would be used is ready."""
     recorded()
-    write(f"This is {'a container' if settings.in_container() else 'no container'}.")
+    write(f"This is {'a container' if settings_sources.in_container() else 'no container'}.")
     _show("Variables that are set", _variables(options))  # first: one of them may be what is wrong
     _show("Variables that nobody reads", _misspelt(options))
     chain, found = await looked(options)
@@ -53,19 +54,21 @@ def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
         names = chain_of(options)
     specs = dict(SPECS)
     for name in names:
-        with suppress(LLMError):
+        try:
             specs.setdefault(name, spec_of(name))
+        except LLMError:  # the kind of an endpoint is not set: its variables are the same
+            specs.setdefault(name, named(CUSTOM, name))
     return list(specs.values())
 
 
 def _variables(options: SimpleNamespace) -> Iterator[str]:
-    for variable in settings.variables(_specs(options)):
+    for variable in variables(_specs(options)):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
 
 
 def _misspelt(options: SimpleNamespace) -> Iterator[str]:
-    for variable, near in settings.misspelt(_specs(options), vendors().values()):
+    for variable, near in misspelt(_specs(options), vendors().values()):
         yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 
@@ -74,7 +77,7 @@ def _name(found: Found) -> str:
 
 
 def _traps(found: Sequence[Found]) -> Iterator[str]:
-    proxies = settings.proxies()
+    proxies = settings_sources.proxies()
     named = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
     if named:
         yield f"{named} is set: used for what is not on this machine or a private network, never for local servers"
@@ -86,7 +89,7 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
     here = {each.health.provider for each in found if each.answers}  # whoever answers is reached as it is
-    for each in found if settings.in_container() else ():
+    for each in found if settings_sources.in_container() else ():
         silent = each.configured and each.health.state == "down" and each.health.provider not in here
         there = each.provider.endpoint if each.provider and silent else None
         if there and is_loopback(there.origin[1]):
@@ -113,15 +116,14 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
     there = used(chain, found)
     if chain and any(each.ready for each in there):
         return
-    keyless = [each.health.provider for each in there if not each.provider and each.health.state == "unauthorised"]
-    for name in keyless:
-        yield f"{spec_of(name).env_key[0]}=…   # the key of {name}"
+    missing = [each.setting for each in there if each.setting]
+    yield from missing
     local = [each for each in found if each.health.ready and each.provider and each.provider.spec.local]
     for each in [one for one in there if one.ready][:1] or local[:1]:
-        yield from (f"# or {line}" if keyless else line for line in _lines(each))
-    if keyless or local:
+        yield from (f"# or {line}" if missing else line for line in _lines(each))
+    if missing or local:
         return
-    for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_row(spec).api_key][:1]:
+    for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
     easiest = next(spec for spec in SPECS.values() if spec.start)
     yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.start}"
@@ -134,8 +136,8 @@ def _lines(found: Found) -> Iterator[str]:
     yield f"LLM_PROVIDER={spec.name}"
     if not found.configured:
         short = endpoint(spec, there.root).base == there.base
-        yield f"{spec.env_url[0]}={there.root if short else there.base}"
+        yield f"{spec.variable('base_url')}={there.root if short else there.base}"
     if found.health.model:
-        yield f"{spec.env_model[0]}={found.health.model}"
+        yield f"{spec.variable('model')}={found.health.model}"
     elif found.health.models:
-        yield f"{spec.env_model[0]}=…   # one of: {', '.join(found.health.models[:6])}"
+        yield f"{spec.variable('model')}=…   # one of: {', '.join(found.health.models[:6])}"

@@ -138,7 +138,6 @@ _EVERY: Final = (
     _option("--provider", "-p", help="Instead of LLM_PROVIDER.", shell_complete=_providers),
     _option("--verbose", "-v", is_flag=True, help="Log to stderr what happened."),
 )
-_COUNT: Final = click.IntRange(min=1)
 _TOKENS: Final = click.IntRange(0, 10_000_000)  # a text of so many is made
 
 
@@ -171,7 +170,7 @@ group: Final = click.Group(
             "status.status",
             "Show how the providers are. Those that are named or found, and what to do; * marks the one that would be "
             "used. Exit code 0 only if one is ready that would be.",
-            _option("--all", "-a", "every", is_flag=True, help="Those that are neither, too."),
+            _option("--all", "-a", "every", is_flag=True, help="Those that are neither, and LiteLLM's vendors, too."),
             _json(help="Print a list of objects, one for each."),
             _WITHIN,
         ),
@@ -220,18 +219,6 @@ group: Final = click.Group(
             every=_EVERY[1:],
         ),
         _command(
-            "bench",
-            "bench.bench",
-            "Show how fast each ready provider answers here. Each is asked the same few questions, one after the "
-            "other. Clouds are asked only where they are named, and cost what they cost.",
-            _option("--model", "-m", multiple=True, help="Instead of the provider's own; several times for several."),
-            _option("--rounds", type=_COUNT, default=3, show_default=True, metavar="N", help="Of all questions."),
-            _option("--max-tokens", type=_COUNT, default=200, show_default=True, metavar="N", help="Of an answer."),
-            _option("--html", metavar="FILE", help="Write a page with charts, too."),
-            _json(help="Print a list of objects, one for each model, with every answer's numbers."),
-            _WITHIN,
-        ),
-        _command(
             "check",
             "check.check",
             "Show what a server keeps of what answers rely on. Ten short questions are asked: finish reasons, "
@@ -240,15 +227,5 @@ group: Final = click.Group(
             _json(help="Print one object with the findings."),
         ),
         _command("doctor", "doctor.doctor", "Explain this machine: what is set, what answers, what to write.", _WITHIN),
-        _command(
-            "copy-into",
-            "copy_into.copy_into",
-            "Copy this package into the checkout of LearnFlow, and say what else has to change there. Done again, it "
-            "shows what differs; what was edited there is not overwritten.",
-            click.Argument(["path"]),
-            _option("--check", is_flag=True, help="Change nothing; exit code 1 if something is left to do."),
-            _option("--diff", is_flag=True, help="Change nothing; show what copying would change."),
-            _option("--force", is_flag=True, help="Overwrite what was edited there."),
-        ),
     ],
 )

@@ -17,8 +17,9 @@ from ..capabilities import Health
 from ..discovery import Found, brief, scan, usable
 from ..errors import LLMError
 from ..providers.registry import check
+from ..providers.registry import table as vendors
 from ..replay import active
-from ..spec import Model
+from ..spec import Model, ProviderSpec
 from .terminal import progress, say, size, table, write, write_json
 
 READY: Final = 0
@@ -41,6 +42,9 @@ async def status(options: SimpleNamespace) -> int:
         table(("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"), (_row(each, each is first) for each in listed))
         for line in _remarks(chain, listed):
             write(line)
+    if options.every and not options.json:
+        write("\nFurther names of LLM_PROVIDER:")
+        table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
         say(NOBODY)
     return READY if first else NONE_READY
@@ -59,7 +63,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
         if each.health.detail != "ready":
             yield f"{name}: {each.health.detail}"
         if named and each.provider:
-            variable = each.provider.spec.env_url[0]
+            variable = each.provider.spec.variable("base_url")
             there = (
                 f"{variable} says {named.health.base_url}" if named.health.base_url else f"{variable} cannot be read"
             )
@@ -108,9 +112,10 @@ def _stored(*, as_json: bool) -> int:
 
 
 def chain_of(options: SimpleNamespace) -> list[str]:
-    """The names of the providers that are named."""
-    chain = [options.provider.lower()] if options.provider else settings.load().chain
-    return [name.strip() for rank in chain for name in rank.split("+")]
+    """Return the names of the providers that are named."""
+    if options.provider:
+        return [options.provider.lower()]
+    return [name for rank in settings.load().chain for name in rank]
 
 
 async def looked(options: SimpleNamespace) -> tuple[list[str], list[Found]]:
@@ -178,6 +183,11 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
         "loaded": model.loaded,
         "capabilities": dict(found.provider.get_capabilities(model.name)),
     }
+
+
+def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
+    keys = dict.fromkeys(spec.spellings("api_key"))
+    return (f"  {spec.name}", spec.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
 def _row(each: Found, first: bool) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from typing import Final
 
 from .. import log
 from ..process import kept
-from ..settings import Settings, in_container
+from ..settings import Settings
+from ..settings_sources import in_container
 
 _done: Final = kept("ports of metrics", set[object]())
 _said: Final = kept("hints that were said", set[str]())

@@ -10,24 +10,18 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, ProviderSpec
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="anthropic",
     title="Anthropic",
+    example_model="claude-sonnet-4-6",
     litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Anthropic's API
     priced="anthropic",
     default_url="https://api.anthropic.com/v1",
-    also_url=("ANTHROPIC_API_BASE",),
+    also={"base_url": ("ANTHROPIC_API_BASE",)},
     lists_all=False,
     parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
     parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
     structured=("words",),
     capabilities=unknown(local=False, json_schema=False),
 )
-
-
-class AnthropicProvider(VendorProvider):
-    """Anthropic. See ``BaseProvider``."""
-
-    spec = SPEC

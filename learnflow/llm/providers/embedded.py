@@ -399,11 +399,10 @@ SPEC: Final = replace(
     title="embedded llama.cpp",
     seen="xllamacpp 2026.10",
     default_url=None,
-    also_url=(),
-    also_key=(),
+    settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
+    also={},
     service=None,
     max_concurrency=_DEFAULT_SLOTS,
-    starts_server=True,
     down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
     start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
 )
@@ -440,13 +439,13 @@ class EmbeddedProvider(BaseProvider):
         threads: int | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
-        common, own = settings.load(), settings.load_row(self.spec)
+        common, own = settings.load(), settings.load_provider(self.spec)
         given = base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model
         if given:
             raise NotConfigured(
                 "an embedded server has no address, no key and no second model of its own",
                 provider=self.spec.name,
-                hint=f"Unset {self.spec.env_url[0]}, {self.spec.env_key[0]} and {self.spec.env_vision_model}. "
+                hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 "For a server that runs already use LLM_PROVIDER=llamacpp",
             )
         numbers = {
@@ -457,7 +456,7 @@ class EmbeddedProvider(BaseProvider):
         for name, value in numbers.items():
             if value is not None and (type(value) is not int or not 1 <= value <= _MOST[name]):
                 what = f"{name}= must be a whole number from 1 to {_MOST[name]}"
-                raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.prefix}_{name.upper()}")
+                raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.variable(name)}")
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         self._transport: EmbeddedTransport | None = None
         wanted, key = model or own.model, None
@@ -475,8 +474,8 @@ class EmbeddedProvider(BaseProvider):
         self, model: str, context: int | None, slots: int | None, threads: int | None
     ) -> tuple[ServerConfig, int | None]:
         """Return the configuration of the server, and the context length that the model was trained for, if known."""
-        path = model_file(self.spec.name, self.spec.env_model[0], model)
-        trained = checked_gguf(path, self.spec.name, self.spec.env_model[0])
+        path = model_file(self.spec.name, self.spec.variable("model"), model)
+        trained = checked_gguf(path, self.spec.name, self.spec.variable("model"))
         require_xllamacpp(self.spec.name)
         config = ServerConfig(
             provider=self.spec.name,

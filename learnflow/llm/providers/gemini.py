@@ -6,26 +6,19 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, effort
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="gemini",
     title="Google Gemini",
+    example_model="gemini-3.5-flash",
     litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Google's API
     priced="gemini",
     default_url="https://generativelanguage.googleapis.com/v1beta/openai",
     api_path="/v1beta/openai",
-    also_url=("GEMINI_API_BASE",),
-    also_key=("GOOGLE_API_KEY",),
+    also={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
     lists_all=False,  # it lists them as "models/…", and takes them without
     # A field that it does not know is refused with a 400 ("Cannot find field"), never dropped.
     parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
     reasoning=effort(),
     capabilities=unknown(local=False),
 )
-
-
-class GeminiProvider(VendorProvider):
-    """Google Gemini. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -7,16 +7,16 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ProviderSpec, Session, effort
-from .vendor import VendorProvider
 
 _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
 SPEC: Final = ProviderSpec(
     name="openai",
     title="OpenAI",
+    example_model="gpt-4o-mini",
     litellm="openai",
     default_url="https://api.openai.com/v1",
-    also_url=("OPENAI_API_BASE",),
+    also={"base_url": ("OPENAI_API_BASE",)},
     reasoning=effort(),
     reasoning_models=_THINKS,
     # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
@@ -24,9 +24,3 @@ SPEC: Final = ProviderSpec(
     finishes_turns=True,
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
-
-
-class OpenAIProvider(VendorProvider):
-    """OpenAI's own API. See ``BaseProvider``."""
-
-    spec = SPEC

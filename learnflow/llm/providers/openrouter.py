@@ -6,14 +6,14 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec, Session
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
     title="OpenRouter",
+    example_model="meta-llama/llama-3.3-70b-instruct",
     litellm="openrouter",
     default_url="https://openrouter.ai/api/v1",
-    also_url=("OPENROUTER_API_BASE",),
+    also={"base_url": ("OPENROUTER_API_BASE",)},
     lists_all=False,  # ":free", ":nitro" and their like are not listed
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning={
@@ -25,9 +25,3 @@ SPEC: Final = ProviderSpec(
     session=Session("session_id", 256),
     capabilities=unknown(local=False),
 )
-
-
-class OpenRouterProvider(VendorProvider):
-    """OpenRouter. See ``BaseProvider``."""
-
-    spec = SPEC

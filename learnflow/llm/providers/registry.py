@@ -1,4 +1,4 @@
-"""Every provider by its name: rows and classes by hand, LiteLLM's vendors, the operator's endpoints; and ``build``."""
+"""Find a spec by the name of its provider: by hand, of LiteLLM's table, or of an endpoint of the operator's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -14,60 +13,51 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..adapter.provider import BaseProvider
 from ..capabilities import unknown
-from ..errors import LLMError, NotConfigured
+from ..errors import NotConfigured
 from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
-from .anthropic import AnthropicProvider
-from .azure import AzureProvider
-from .custom import CustomProvider
-from .embedded import EmbeddedProvider
-from .endpoint import EndpointProvider
-from .fireworks import FireworksProvider
-from .gemini import GeminiProvider
-from .llamacpp import LlamaCppProvider
-from .lmstudio import LMStudioProvider
-from .ollama import OllamaProvider
-from .openai import OpenAIProvider
-from .openrouter import OpenRouterProvider
-from .recognised import MORE, ROWS
-from .vendor import VendorProvider
-from .vllm import VLLMProvider
-from .yandexgpt import YandexGPTProvider
+from . import (
+    anthropic,
+    azure,
+    custom,
+    embedded,
+    fireworks,
+    gemini,
+    litellm_proxy,
+    llamacpp,
+    llamaswap,
+    lmstudio,
+    ollama,
+    openai,
+    openrouter,
+    vllm,
+    yandexgpt,
+)
 
 # In the order in which people are shown them.
-CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
-    {
-        each.spec.name: each
-        for each in (
-            OpenAIProvider,
-            AzureProvider,
-            OllamaProvider,
-            LMStudioProvider,
-            VLLMProvider,
-            LlamaCppProvider,
-            EmbeddedProvider,
-            OpenRouterProvider,
-            FireworksProvider,
-            GeminiProvider,
-            AnthropicProvider,
-            YandexGPTProvider,
-            CustomProvider,
-        )
-    }
+_TRIED: Final = (
+    openai,
+    azure,
+    ollama,
+    lmstudio,
+    vllm,
+    llamacpp,
+    embedded,
+    openrouter,
+    fireworks,
+    gemini,
+    anthropic,
+    yandexgpt,
+    custom,
 )
-SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({name: each.spec for name, each in CLASSES.items()})
+SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
+CUSTOM: Final = custom.SPEC  # speaks the API, and is none of the others
+EMBEDDED: Final = embedded.SPEC  # is used if nothing is named and no server answers
 
-# What speaks the API and is none of the others.
-OTHER: Final = CustomProvider.spec
-
-# What is used if nothing is named and no server answers.
-SPARE: Final = EmbeddedProvider.spec
-
-_TELLING: Final = ("llamacpp", "ollama", "lmstudio", "vllm")
+_KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _SHOWN: Final = 60  # characters of a name that is none
 _TABLE: Final = Path(__file__).with_name("vendors.json")
@@ -75,20 +65,18 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")
 
 @cache
 def table() -> Mapping[str, ProviderSpec]:
-    """The rows that were never tried: LiteLLM's vendors (``vendors.json``, by ``make vendors``), servers by a page."""
-    vendors = {row["name"]: _row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))}
-    more = {name: replace(vendors[name], **known) for name, known in MORE.items()}
-    return MappingProxyType({**vendors, **more, **{row.name: row for row in ROWS}})
+    """Return the specs without a class: LiteLLM's vendors (``vendors.json``, by ``make vendors``), and two proxies."""
+    vendors = [_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
+    return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
 @cache
 def kinds() -> Sequence[ProviderSpec]:
-    """Those that tell by their pages what they are.
+    """Return the kinds of server that are recognised by their pages.
 
-    First those that pass on or imitate others' pages; then llama.cpp, whose header is on every page.
+    The proxies come first: they pass on the pages of others. The next one has its header on every page.
     """
-    rows = [spec for spec in table().values() if spec.probe]
-    return (*rows, *(CLASSES[name].spec for name in _TELLING))
+    return (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 
 def places() -> Mapping[str, ProviderSpec]:
@@ -108,51 +96,62 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
         api_path=path if has_version(path) else "",
         cut_path=said["path"] or None,  # which LiteLLM adds
         models_path=f"{said['path']}/models",
-        also_url=tuple(said["urls"]),
-        also_key=tuple(said["keys"]),
+        also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
         lists_all=False,
         parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         capabilities=unknown(local=said["local"], cost=None),
     )
 
 
-def spec_of(name: str) -> ProviderSpec:
-    """The row of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
+    """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+
+    Args:
+        name: without regard to case.
+        given: the address of an endpoint is an argument, so that the environment need not have it.
+        usual_kind: the kind of an endpoint if the environment does not set it.
 
     Raises:
-        NotConfigured: there is none, or the kind of the endpoint is none.
+        NotConfigured: there is none, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=False)
+    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual_kind=usual_kind)
 
 
-def _endpoint(name: str, *, given: bool) -> ProviderSpec:
-    """The row of an endpoint of the operator's; ``given``: its address is an argument.
+def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
+    """Return the spec of an endpoint of the operator's.
 
-    An error names the endpoint as its provider; one for a name that is none has no provider.
+    An error has the endpoint as its provider, and none if the name is unknown or invalid.
     """
     if not _NAME.fullmatch(name):
         what = f"{printable(name, _SHOWN)!r} is no name of a provider"
         raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
-    plain = named(OTHER, name)
+    plain = named(CUSTOM, name)
     try:
-        own = settings.load_row(plain)
+        own = settings.load_provider(plain)
     except NotConfigured as error:
         error.provider = name
         raise
     if not (own.base_url or given or own.kind or _recorded(name)):
         near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        own_name = f"and names of your own: set {plain.env_url[0]}, and {plain.env_kind} to what it is"
-        hint = f"There are {', '.join(SPECS)}, {len(table())} more (docs/providers.md), {own_name}"
-        likely = f"Did you mean {near[0]}? docs/providers.md has all names" if near else ""
+        own_name = f"set {plain.variable('base_url')}, and {plain.variable('kind')} to the kind of server"
+        hint = (
+            f"There are {', '.join(SPECS)}, {len(table())} more (learnflow-llm status --all), and your own: {own_name}"
+        )
+        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
-    if not own.kind:
-        return plain
-    kind = own.kind.strip().lower()
-    if kind not in SPECS and kind not in table():
-        known = ", ".join(SPECS)
-        raise NotConfigured(f"{plain.env_kind} is none of the vendors", provider=name, hint=f"It is one of {known}")
-    return named(SPECS.get(kind) or table()[kind], name)
+    kind = kind_of(own.kind or usual_kind)
+    if kind is None:
+        what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
+        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
+        raise NotConfigured(what, provider=name, hint=hint)
+    return named(kind, name)
+
+
+def kind_of(kind: str | None) -> ProviderSpec | None:
+    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
+    name = (kind or "").strip().lower()
+    return SPECS.get(name) or table().get(name)
 
 
 def _recorded(name: str) -> bool:
@@ -162,21 +161,6 @@ def _recorded(name: str) -> bool:
     return bool(played and played.providers and name in played.providers)
 
 
-def embedded() -> BaseProvider | None:
-    """Return the provider to use if no server answers; None if it could not be started and nothing of it is set.
-
-    Raises:
-        NotConfigured: what is set of it cannot be used.
-    """
-    own = settings.load_row(SPARE)
-    try:
-        return EmbeddedProvider()
-    except LLMError:
-        if own.model_fields_set:
-            raise
-        return None
-
-
 def check(name: str) -> None:
     """Raise NotConfigured for a name that is none; what else is wrong with a provider is said when it is made."""
     try:
@@ -184,25 +168,3 @@ def check(name: str) -> None:
     except NotConfigured as error:
         if error.provider is None:
             raise
-
-
-def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
-    """The provider of this name, what is not given from the environment.
-
-    Args:
-        name: a vendor's (``SPECS``, LiteLLM's table), or an endpoint's: ``<NAME>_BASE_URL`` says where it is, and
-            ``<NAME>_KIND`` what it is. Where the kind is left out, the server is asked before its first request.
-        base_url, model, api_key: see ``BaseProvider``.
-
-    Raises:
-        NotConfigured: there is no such name.
-    """
-    name = name.strip().lower()
-    if name in CLASSES:
-        return CLASSES[name](base_url, model, api_key)
-    spec = table().get(name) or _endpoint(name, given=base_url is not None)
-    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
-    own = type(f"{name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    made: BaseProvider = own(base_url, model, api_key)
-    asked = spec.kind == OTHER.name and not settings.load_row(spec).kind
-    return EndpointProvider(made) if asked else made

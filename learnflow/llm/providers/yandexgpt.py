@@ -9,23 +9,17 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, ProviderSpec
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
     title="YandexGPT",
+    example_model="gpt://<folder>/yandexgpt/latest",
     litellm="hosted_vllm",
     default_url="https://llm.api.cloud.yandex.net/v1",
-    also_key=("YANDEX_API_KEY", "YC_API_KEY"),
+    also={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
     key_scheme="Api-Key",
     lists_all=False,
     parts=frozenset({"text"}),
     parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"},
     capabilities=unknown(local=False, vision=False),
 )
-
-
-class YandexGPTProvider(VendorProvider):
-    """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -22,9 +22,10 @@ from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..completion import Completion
 from ..errors import LLMError
-from ..health.inventory import LOOK_S
 from ..process import SharedTasks, switches
-from ..providers.registry import build, check
+from ..providers import build
+from ..providers.registry import check
+from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
@@ -183,7 +184,7 @@ class RouterProvider(AbstractProvider):
         best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
         return cast(Capabilities, best)
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe each provider and remember its state and capabilities. Never raises.
 
         Args:
@@ -316,7 +317,7 @@ def _status(option: Option) -> dict[str, Any]:
 def _equals(given: Equals) -> list[Member]:
     """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
     if isinstance(given, str):
-        return [name for name in given.split("+") if name.strip()] or [given]
+        return [*settings.parse_equals(given)]
     return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 

@@ -18,39 +18,38 @@ DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 MODEL: Final = "fault-model"
 _ASSISTANT: Final = "<|assistant|>"
 
-# A refusal of each server, by what it is about: status and body. As llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 say
-# it; for OpenAI and LM Studio as documented.
-_OPENAI: Final[Mapping[str, tuple[int, Any]]] = {
-    "key": (401, {"error": {"message": "Incorrect API key provided.", "code": "invalid_api_key"}}),
-    "model": (404, {"error": {"message": "The model `x` does not exist.", "code": "model_not_found"}}),
-    "overflow": (
-        400,
-        {"error": {"message": "This model's maximum context length is 8 tokens.", "code": "context_length_exceeded"}},
-    ),
-    "rate": (429, {"error": {"message": "Rate limit reached.", "code": "rate_limit_exceeded"}}),
-    "quota": (429, {"error": {"message": "You exceeded your quota.", "type": "insufficient_quota"}}),
-    "busy": (503, {"error": {"message": "The server is overloaded.", "type": "service_unavailable_error"}}),
-    "failed": (500, {"error": {"message": "The server had an error.", "type": "server_error"}}),
-    "request": (400, {"error": {"message": "Invalid value: 'x'.", "type": "invalid_request_error"}}),
-    "filter": (400, {"error": {"message": "The response was filtered", "code": "content_filter", "status": 400}}),
-}
-REFUSALS: Final[Mapping[DialectName, Mapping[str, tuple[int, Any]]]] = {
-    "openai": _OPENAI,
+_Refusal = tuple[int, Any]
+
+
+def _refusal(status: int, /, **error: Any) -> _Refusal:
+    return status, {"error": error}
+
+
+def _openai(status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> _Refusal:
+    return _refusal(status, message=message, type=kind, param=param, code=code)
+
+
+_OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
+_LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
+# A refusal of each server, by its subject: status and body. Of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 as they
+# were seen; of OpenAI and LM Studio as documented. Authored cassettes have the sentences from here.
+REFUSALS: Final[Mapping[DialectName, Mapping[str, _Refusal]]] = {
+    "openai": {
+        "key": _openai(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+        "model": _openai(404, "The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"),
+        "overflow": _openai(400, _OVERFLOW, "invalid_request_error", "context_length_exceeded", "messages"),
+        "rate": _openai(429, "Rate limit reached.", "requests", "rate_limit_exceeded"),
+        "quota": _refusal(429, message="You exceeded your quota.", type="insufficient_quota"),
+        "busy": _openai(503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"),
+        "failed": _refusal(500, message="The server had an error.", type="server_error"),
+        "request": _refusal(400, message="Invalid value: 'x'.", type="invalid_request_error"),
+        "filter": _refusal(400, message="The response was filtered", code="content_filter", status=400),
+    },
     "lmstudio": {
-        "key": (
-            401,
-            {
-                "error": {
-                    "type": "invalid_request",
-                    "code": "invalid_api_key",
-                    "message": "An LM Studio API token is required.",
-                }
-            },
+        "key": _refusal(
+            401, type="invalid_request", code="invalid_api_key", message="An LM Studio API token is required."
         ),
-        "model": (
-            404,
-            {"error": "No models loaded. Please load a model in the developer page or use the 'lms load' command."},
-        ),
+        "model": (404, {"error": _LMSTUDIO_MODEL}),
         "overflow": (
             400,
             {"error": "The number of tokens to keep from the initial prompt is greater than the context length."},
@@ -60,59 +59,26 @@ REFUSALS: Final[Mapping[DialectName, Mapping[str, tuple[int, Any]]]] = {
     },
     "vllm": {
         "key": (401, {"error": "Unauthorized"}),
-        "model": (
-            404,
-            {
-                "error": {
-                    "message": "The model `x` does not exist.",
-                    "type": "NotFoundError",
-                    "param": "model",
-                    "code": 404,
-                }
-            },
+        "model": _refusal(404, message="The model `x` does not exist.", type="NotFoundError", param="model", code=404),
+        "overflow": _refusal(
+            400, message="This model's maximum context length is 8 tokens.", type="BadRequestError", code=400
         ),
-        "overflow": (
-            400,
-            {
-                "error": {
-                    "message": "This model's maximum context length is 8 tokens.",
-                    "type": "BadRequestError",
-                    "code": 400,
-                }
-            },
-        ),
-        "busy": (
-            503,
-            {"error": {"message": "The engine is currently busy.", "type": "ServiceUnavailableError", "code": 503}},
-        ),
-        "request": (
-            400,
-            {"error": {"message": "unknown field in messages", "type": "BadRequestError", "code": 400}},
-        ),
-        "failed": (
-            500,
-            {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}},
-        ),
+        "busy": _refusal(503, message="The engine is currently busy.", type="ServiceUnavailableError", code=503),
+        "request": _refusal(400, message="unknown field in messages", type="BadRequestError", code=400),
+        "failed": _refusal(500, message="EngineCore encountered an issue.", type="InternalServerError", code=500),
     },
     "llamacpp": {
-        "key": (401, {"error": {"message": "Invalid API Key", "type": "authentication_error", "code": 401}}),
-        "model": (400, {"error": {"message": "model 'x' not found", "type": "invalid_request_error", "code": 400}}),
-        "overflow": (
+        "key": _refusal(401, message="Invalid API Key", type="authentication_error", code=401),
+        "model": _refusal(400, message="model 'x' not found", type="invalid_request_error", code=400),
+        "overflow": _refusal(
             400,
-            {
-                "error": {
-                    "code": 400,
-                    "message": "request (9 tokens) exceeds the available context size (8 tokens)",
-                    "type": "exceed_context_size_error",
-                }
-            },
+            code=400,
+            message="request (9 tokens) exceeds the available context size (8 tokens)",
+            type="exceed_context_size_error",
         ),
-        "loading": (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}),
-        "request": (
-            400,
-            {"error": {"code": 400, "message": "'messages' is required", "type": "invalid_request_error"}},
-        ),
-        "failed": (500, {"error": {"code": 500, "message": "something broke", "type": "server_error"}}),
+        "loading": _refusal(503, message="Loading model", type="unavailable_error", code=503),
+        "request": _refusal(400, code=400, message="'messages' is required", type="invalid_request_error"),
+        "failed": _refusal(500, code=500, message="something broke", type="server_error"),
     },
     "ollama": {
         "key": (401, {"error": "unauthorized"}),

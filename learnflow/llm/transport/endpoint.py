@@ -141,9 +141,9 @@ def settle(
     """
     where = url or env_url or spec.default_url
     if not where:
-        raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.env_url[0]} or give base_url=")
+        raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
     there = endpoint(spec, where, version=version)
-    hint = f"Set {spec.env_key[0]}, or give api_key="
+    hint = f"Set {spec.variable('api_key')}, or give api_key="
     given, key, env_key = key is not None, str(key or "").strip(), str(env_key or "").strip()
     if env_key and not given:
         home = endpoint(spec, env_url or spec.default_url or where)
@@ -153,7 +153,9 @@ def settle(
         elif there.origin == home.origin:
             key = env_key
         else:
-            hint = f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.env_url[0]}"
+            hint = (
+                f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.variable('base_url')}"
+            )
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key contains characters that no key can have", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
@@ -206,7 +208,7 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     if parts.scheme not in ("http", "https"):
         raise _unusable(spec, "must begin with http:// or https://")
     if parts.username or parts.password:
-        raise _unusable(spec, f"holds a user name or password: use {spec.env_key[0]} for a key")
+        raise _unusable(spec, f"holds a user name or password: use {spec.variable('api_key')} for a key")
     if port is None and not has_scheme and parts.scheme == "http":
         port = urlsplit(spec.default_url or "").port
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
@@ -235,7 +237,7 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
     return NotConfigured(
         f"the base URL {why}",
         provider=spec.name,
-        hint=f"Set {spec.env_url[0]} like {spec.default_url or 'http://localhost:8080/v1'}",
+        hint=f"Set {spec.variable('base_url')} like {spec.default_url or 'http://localhost:8080/v1'}",
     )
 
 
@@ -243,9 +245,9 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     """The same error, which now says who failed and which variable to set."""
     complete = error.provider is not None  # its hint names the variable already
     error.provider, error.model = spec.name, error.model or model
-    url = spec.env_url[0]
+    url = spec.variable("base_url")
     if isinstance(error, errors.ModelNotFound):
-        error.hint = error.hint or f"Set {spec.env_model[0]} or model= to a name that list_models() gives"
+        error.hint = error.hint or f"Set {spec.variable('model')} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
     elif (

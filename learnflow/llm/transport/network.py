@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import httpcore
 import httpx
 
-from .. import errors, settings
+from .. import errors, settings_sources
 from ..errors import LLMError
 from ..process import kept
 from . import error_mapping
@@ -111,7 +111,7 @@ async def proxy_for(
     """
     key = (url.scheme, url.host)
     if key not in known:
-        proxy = settings.proxy_for(*key)
+        proxy = settings_sources.proxy_for(*key)
         if proxy:
             with suppress(LLMError):  # a name that only the proxy can look up
                 if all(is_private(address, networks) for address in await addresses(url.host, within)):

@@ -6,21 +6,17 @@ import asyncio
 import json
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from learnflow.llm import events, process
-from learnflow.llm.cli import bench_page
 from learnflow.llm.cli import main as cli
-from learnflow.llm.cli.bench import Result, Timing
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 
@@ -176,9 +172,11 @@ def test_explain_that_has_looked_knows_who_would_serve(
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "gone,two,llamacpp")
     monkeypatch.setenv("GONE_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("GONE_KIND", "vllm")
     models = {"data": [{"id": "a"}, {"id": "b"}]}
     with serving("openai", tells={"/v1/models": models}) as two:
         monkeypatch.setenv("TWO_BASE_URL", two.base_url)
+        monkeypatch.setenv("TWO_KIND", "custom")
         assert cli.main(["explain", "hi", "--look"]) == 0
         rows = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()[1:]]
         assert [row[1:4] for row in rows] == [["gone", "-", "no"], ["two", "-", "no"], ["llamacpp", "-", "yes"]]
@@ -195,68 +193,10 @@ def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not
     monkeypatch.setenv("LLM_PROVIDERS", "olama,openai")
     assert cli.main(["ask", "hi"]) == 3
     err = capsys.readouterr().err
-    assert err == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? docs/providers.md has all names.\n"
-
-
-def test_bench_draws_no_rate_from_too_short_a_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Timing(question=0, first_token_s=0.1, total_s=0.12, tokens=50).tokens_per_s is None
-    assert Timing(question=0, first_token_s=0.1, total_s=0.2, tokens=2).tokens_per_s is None
-    assert Timing(question=0, first_token_s=0.1, total_s=0.6, tokens=51).tokens_per_s == pytest.approx(100)
-    told = Result(provider="p", model="m", load_s=None, answers=(Timing(question=0, total_s=1.0),)).told
-    drawn = bench_page.page([told], "1 round of 3 questions")
-    assert drawn.count(">not measured</text>") == 2
-    failed = Result(provider="p", model="m", load_s=None, answers=(Timing(question=0, error="ServerFailed"),)).told
-    assert bench_page.page([failed], "").count(">no answer</text>") == 3
-
-
-def test_bench_shows_how_fast_everybody_is(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    with serving("ollama", fault=Fault("refuse", status=500)) as broken:
-        monkeypatch.setenv("LLM_PROVIDERS", "llamacpp,ollama")
-        monkeypatch.setenv("OLLAMA_BASE_URL", broken.root)
-        page = tmp_path / "bench.html"
-        assert cli.main(["bench", "--rounds", "2", "--html", str(page)]) == 0
-        out, err = capfd.readouterr()
-        titles, first, second = out.splitlines()
-        assert titles.split()[:2] == ["PROVIDER", "MODEL"]
-        assert first.split()[0] == "llamacpp"
-        assert first.endswith(" -")
-        assert second.split()[-2:] == ["6", "ServerFailed"]
-        assert "question" not in err  # nobody watches
-        assert len(server.seen) == 6
-        assert {seen.body["temperature"] for seen in server.seen} == {0}
-        assert cli.main(["bench", "--rounds", "1", "--json", "-p", "llamacpp", "-m", "fault-model"]) == 0
-        (told,) = json.loads(capfd.readouterr().out)
-        assert (told["provider"], told["model"], len(told["answers"])) == ("llamacpp", "fault-model", 3)
-        assert told["total_s"] >= told["first_token_s"] > 0
-        assert cli.main(["bench", "--rounds", "1", "-p", "ollama"]) == 1
-    text = page.read_text(encoding="utf-8")
-    assert "2 rounds of 3 questions" in text
-    assert text.count("<svg") == 3
-    assert not re.search(r"https?:|<script|<link|<img", text)  # all of it is inside
-    assert "llamacpp fault-model" in text
-    assert "6 ServerFailed" in text
-
-
-def test_bench_with_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
-    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-    assert cli.main(["bench"]) == 3
-    assert "no provider is ready" in capfd.readouterr().err
-    assert cli.main(["bench", "--rounds", "0"]) == 2
-
-
-def test_bench_says_who_is_left_out_and_what_cannot_be_written(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LLM_PROVIDERS", "openai,llamacpp")
-    assert cli.main(["bench", "--rounds", "1"]) == 0
-    assert "openai is left out" in capfd.readouterr().err
-    asked = len(server.seen)
-    assert cli.main(["bench", "--html", str(tmp_path / "nowhere" / "x.html")]) == 2
-    assert "cannot be written" in capfd.readouterr().err
-    assert len(server.seen) == asked  # before the first question
+    assert (
+        err
+        == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? learnflow-llm status --all lists them.\n"
+    )
 
 
 def test_the_command_line_leaves_the_port_to_the_application(

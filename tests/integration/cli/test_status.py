@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 from support import FASTAPI, status
 
-from learnflow.llm import discovery, errors, get_provider, settings
+from learnflow.llm import discovery, errors, get_provider, settings, settings_sources
 from learnflow.llm.cli.main import main
+from learnflow.llm.cli.variables import misspelt, variables
 from learnflow.llm.providers.registry import SPECS, table
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -81,8 +83,12 @@ def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixt
         assert "* ollama    ready, cold  fault-model" in shown
         assert "Ollama 0.33.0" in shown
         assert "Start vLLM at" in shown
+        assert re.search(r"groq +https://api.groq.com/openai/v1 +GROQ_API_KEY$", shown, re.MULTILINE)
+        assert all(f"\n  {name} " in shown for name in table())
         assert main(["status"]) == 0
-        assert "vLLM" not in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "vLLM" not in shown
+        assert "groq" not in shown
         assert main(["models"]) == 0
         shown = capsys.readouterr().out
         assert "fault-model" in shown
@@ -97,7 +103,7 @@ def test_doctor_explains(
         (tmp_path / ".env").write_text("OLLAMA_HOST=elsewhere\nOPENAI_API_KEY=sk-very-secret\n", encoding="utf-8")
         monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1")
         monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy:1")
-        monkeypatch.setattr(settings, "in_container", lambda: True)
+        monkeypatch.setattr(settings_sources, "in_container", lambda: True)
         code = main(["doctor", "--within", "5"])
         shown = capsys.readouterr().out
     assert code == 0
@@ -122,15 +128,15 @@ def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")
-    found = {(one.name, one.where): one.shadowed for one in settings.variables(SPECS.values())}
+    found = {(one.name, one.where): one.shadowed for one in variables(SPECS.values())}
     assert found == {
         ("LLM_PROVIDER", ".env"): None,
         ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",
         ("OLLAMA_BASE_URL", ".env"): "OLLAMA_HOST in the environment",
         ("OLLAMA_HOST", "the environment"): None,
     }
-    assert settings.load().chain == ["ollama"]
-    assert settings.load_row(SPECS["ollama"]).base_url == "b"
+    assert settings.load().chain == [("ollama",)]
+    assert settings.load_provider(SPECS["ollama"]).base_url == "b"
 
 
 def test_status_models_and_doctor_do_not_import_litellm() -> None:
@@ -238,7 +244,7 @@ def test_variables_of_others_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) ->
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
     ):
         monkeypatch.setenv(name, "x")
-    assert list(settings.misspelt(SPECS.values(), table().values())) == []
+    assert list(misspelt(SPECS.values(), table().values())) == []
 
 
 def test_doctor_names_the_key_that_is_missing_before_another_provider(
@@ -257,7 +263,7 @@ def test_doctor_names_the_key_that_is_missing_before_another_provider(
 def test_a_server_that_answered_is_no_trap(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(settings, "in_container", lambda: True)
+    monkeypatch.setattr(settings_sources, "in_container", lambda: True)
     monkeypatch.setenv("LLM_PROVIDER", "ollama")
     monkeypatch.setenv("OLLAMA_MODEL", "another")
     with served("ollama") as (root, _):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
+from learnflow.llm.background import BACKGROUND
 from learnflow.llm.completion import ServedModel, ToolCallDelta
-from learnflow.llm.integrations.background import BACKGROUND
 from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry

@@ -1,4 +1,4 @@
-"""LearnFlow's model factory in new: its two files, its functions, and whoever the environment names."""
+"""LearnFlow's model factory in new: its functions, and the providers that its files or the environment name."""
 
 from __future__ import annotations
 
@@ -8,55 +8,63 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm import AtMost, errors, events, settings
+from learnflow.llm import AtMost, errors, events
 from learnflow.llm.integrations import learnflow as model_factory
-from learnflow.llm.integrations import learnflow_nodes as nodes
 from learnflow.llm.integrations.learnflow import (
-    ModelFactory,
     create_model_for_node,
     get_model_factory,
     initialize_model_factory,
 )
-from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 
-GRAPH = """
-models:
-  default: {provider: openai, model_name: "gpt-4.1-mini", temperature: 0.1, max_tokens: 4000}
-  nodes:
-    generating_content: {provider: home, model_name: "big", temperature: 0.5, max_tokens: 25000, top_p: 0.9}
-    generating_questions: {provider: openai, model_name: "gpt-4.1", max_tokens: 6000, requires_structured_output: true}
-    recognition_handwritten: {provider: home, model_name: "sees", max_tokens: 6000}
-"""
-STRANGE = """    strange: {provider: nowhere, model_name: "x"}
-"""
-NEEDS = """    needs: {provider: home, model_name: "big", requires_structured_output: true}
-"""
-PROVIDERS = """
-providers:
-  openai: {name: openai, api_key: "{{ env.OPENAI_API_KEY }}", supports_structured_output: true}
-  home: {name: home, base_url: "{{ env.HOME_URL }}", api_key: "{{ env.HOME_KEY }}", default_model: big}
-"""
+
+class Manager:
+    """LearnFlow's ``GraphConfigManager``, as far as the factory uses it."""
+
+    def __init__(self) -> None:
+        self.default = node("openai", "gpt-4.1-mini", max_tokens=4000)
+        self.nodes = {
+            "generating_content": node("home", "big", temperature=0.5, max_tokens=25000, top_p=0.9),
+            "generating_questions": node("openai", "gpt-4.1", max_tokens=6000, requires_structured_output=True),
+            "recognition_handwritten": node("home", "sees", max_tokens=6000),
+        }
+        self.rows = {
+            "openai": row("openai", api_key="key-of-openai", supports_structured_output=True),
+            "home": row("home", base_url="http://localhost:1", api_key="key-of-home", default_model="big"),
+        }
+
+    def get_model_config(self, node_name: str) -> Any:
+        return self.nodes.get(node_name, self.default)
+
+    def get_full_config(self) -> Any:
+        return SimpleNamespace(models=SimpleNamespace(default=self.default, nodes=self.nodes))
+
+    def get_providers_config(self) -> Any:
+        return self.rows
+
+
+def node(provider: str, model_name: str, **given: Any) -> Any:
+    usual = {"temperature": 0.1, "max_tokens": 4000, "requires_structured_output": False}
+    usual |= dict.fromkeys(("top_p", "frequency_penalty", "presence_penalty"))
+    return SimpleNamespace(**{**usual, **given}, provider=provider, model_name=model_name)
+
+
+def row(name: str, **given: Any) -> Any:
+    usual = {"base_url": None, "api_key": None, "supports_structured_output": False, "default_model": None}
+    return SimpleNamespace(**{**usual, **given}, name=name)
 
 
 @pytest.fixture(autouse=True)
-def configs(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The two files in the working directory, and no factory yet."""
-    folder = Path("configs")
-    folder.mkdir()
-    (folder / "graph.yaml").write_text(GRAPH, encoding="utf-8")
-    (folder / "providers.yaml").write_text(PROVIDERS, encoding="utf-8")
-    monkeypatch.setenv("OPENAI_API_KEY", "key-of-openai")
-    monkeypatch.setenv("HOME_URL", "http://localhost:1")
+def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
+    """What LearnFlow hands over, and no factory yet."""
     monkeypatch.setattr(model_factory, "_factory", None)
-    return folder
+    return Manager()
 
 
-async def test_the_files_rule_where_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_learnflows_configuration_decides_if_no_provider_is_named(manager: Manager) -> None:
     async with FaultServer("openai", key="key-of-home") as server:
-        monkeypatch.setenv("HOME_URL", server.base_url)
-        Path(".env").write_text("HOME_KEY=key-of-home\n", encoding="utf-8")
-        initialize_model_factory()
+        manager.rows["home"].base_url = server.base_url
+        initialize_model_factory(None, manager)
         model = create_model_for_node("generating_content")
         assert (await model.ainvoke("hi")).response_metadata["provider"] == "home"
         body = server.seen[0].body
@@ -72,7 +80,7 @@ async def test_the_files_rule_where_nobody_is_named(monkeypatch: pytest.MonkeyPa
 
 
 async def test_every_node_goes_to_the_chain_that_is_named(
-    monkeypatch: pytest.MonkeyPatch, events_seen: list[object]
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, events_seen: list[object]
 ) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     served = {"/v1/models": {"data": [{"id": name, "owned_by": "vllm", "max_model_len": 8192} for name in "ab"]}}
@@ -86,7 +94,7 @@ async def test_every_node_goes_to_the_chain_that_is_named(
             "LLM_MODEL_INPUT_PROCESSING": "b",
         }.items():
             monkeypatch.setenv(name, value)
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
         for node in ("generating_content", "generating_questions", "input_processing"):
             await create_model_for_node(node).ainvoke("hi")
         await create_model_for_node("recognition_handwritten").ainvoke([{"role": "user", "content": [picture]}])
@@ -101,97 +109,64 @@ async def test_every_node_goes_to_the_chain_that_is_named(
     assert whys == ["max_tokens=8191 instead of 25000: there is room for no more"]
 
 
-def test_a_provider_that_is_nowhere_is_an_error_at_the_start(configs: Path) -> None:
-    (configs / "graph.yaml").write_text(GRAPH + STRANGE, encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match=r"strange wants provider 'nowhere'.*openai, home.*LLM_PROVIDER"):
-        initialize_model_factory()
+def test_a_provider_that_is_nowhere_is_an_error_at_the_start(manager: Manager) -> None:
+    manager.nodes["strange"] = node("nowhere", "x")
+    with pytest.raises(errors.NotConfigured, match=r"strange requires provider 'nowhere'.*openai, home.*LLM_PROVIDER"):
+        initialize_model_factory(None, manager)
     with pytest.raises(errors.NotConfigured, match="no model factory"):
         get_model_factory()
 
 
-def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, configs: Path) -> None:
-    (configs / "graph.yaml").write_text(GRAPH + NEEDS, encoding="utf-8")
+def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, manager: Manager) -> None:
+    manager.nodes["needs"] = node("home", "big", requires_structured_output=True)
     with pytest.raises(errors.Unsupported, match=r"needs requires structured output.*'home' has none"):
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_CAPABILITIES", "no-json_schema")
     with pytest.raises(errors.Unsupported, match="no provider of llamacpp supports it"):
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
     monkeypatch.delenv("LLAMACPP_CAPABILITIES")
-    initialize_model_factory()
+    initialize_model_factory(None, manager)
     assert create_model_for_node("needs").provider.name == "llamacpp"
 
 
-def test_what_learnflow_hands_over_is_used_as_it_is() -> None:
-    """Its guard asks with a configuration only; the node's variable must count there, too."""
-    guard = SimpleNamespace(
-        provider="mine", model_name="small", temperature=0.0, max_tokens=1000, requires_structured_output=True
-    )
-    for name in ("top_p", "frequency_penalty", "presence_penalty"):
-        setattr(guard, name, None)
-    row = SimpleNamespace(
-        name="ollama", base_url="http://localhost:1", api_key="", supports_structured_output=True, default_model=None
-    )
-
-    class Manager:
-        def get_model_config(self, node_name: str) -> Any:
-            return guard
-
-        def get_full_config(self) -> Any:
-            return SimpleNamespace(models=SimpleNamespace(nodes={"security_guard": guard}))
-
-        def get_providers_config(self) -> Any:
-            return {"mine": row}
-
-    factory = initialize_model_factory("key", Manager())
+def test_a_node_variable_counts_for_a_configuration_without_a_node(manager: Manager) -> None:
+    """LearnFlow's guard gives its configuration only."""
+    guard = manager.nodes["security_guard"] = node("mine", "small", max_tokens=1000, requires_structured_output=True)
+    manager.rows["mine"] = row("ollama", base_url="http://localhost:1", api_key="", supports_structured_output=True)
+    factory = initialize_model_factory("key", manager)
     assert get_model_factory() is factory
-    assert factory.providers_config == {"mine": row}
     model = factory.create_model(guard)
     assert (model.provider.name, model.model, model.max_tokens) == ("ollama", "small", 1000)
     Path(".env").write_text("LLM_MODEL_SECURITY_GUARD=smaller\n", encoding="utf-8")
     assert factory.create_model(guard).model == "smaller"
 
 
-def test_the_key_that_is_handed_over_is_openais_where_no_provider_is_named(configs: Path) -> None:
-    (configs / "providers.yaml").unlink()
-    (configs / "graph.yaml").write_text(GRAPH.replace("provider: home", "provider: openai"), encoding="utf-8")
-    factory = initialize_model_factory("key-of-openai")
-    assert factory.providers_config["openai"].api_key == "key-of-openai"
-    assert "key-of-openai" not in repr(factory.providers_config)
-    assert create_model_for_node("generating_questions").provider.name == "openai"
+async def test_the_key_that_is_handed_over_is_openais_if_there_is_no_row(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.rows.clear()
+    manager.nodes = {"generating_questions": node("openai", "gpt-4.1", requires_structured_output=True)}
+    async with FaultServer("openai", key="key-handed-over") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        initialize_model_factory("key-handed-over", manager)
+        await create_model_for_node("generating_questions").ainvoke("hi")
+        assert server.seen[0].body["model"] == "gpt-4.1"
+    manager.nodes["content"] = node("home", "big")
+    with pytest.raises(errors.NotConfigured, match=r"content requires provider 'home'.*Name one of openai"):
+        initialize_model_factory("key-handed-over", manager)
 
 
-def test_a_tests_own_provider_answers_every_node() -> None:
+def test_a_tests_own_provider_answers_every_node(manager: Manager) -> None:
     with provided(ScriptedProvider(["fine"])):
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
         assert create_model_for_node("generating_content").invoke("hi").content == "fine"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("graph.yaml", None, r"graph.yaml cannot be read \(FileNotFoundError\).*configs/"),
-        ("graph.yaml", "models: [", "graph.yaml is no YAML"),
-        ("graph.yaml", "{% if %}", "graph.yaml is no YAML"),
-        ("graph.yaml", "", "graph.yaml: : "),
-        ("graph.yaml", GRAPH.replace("max_tokens: 25000", "max_tokens: 0"), "generating_content.max_tokens: "),
-        ("providers.yaml", "providers: {openai: {api_key: SECRET}}", "openai.name: Field required"),
-    ],
-)
-def test_files_that_cannot_be_read(configs: Path, name: str, text: str | None, said: str) -> None:
-    if text is None:
-        (configs / name).unlink()
-    else:
-        (configs / name).write_text(text, encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match=said) as caught:
-        initialize_model_factory()
-    assert "SECRET" not in repr(caught.value)
-
-
-def test_a_strange_name_without_an_address(configs: Path) -> None:
-    (configs / "providers.yaml").write_text("providers: {home: {name: home}}", encoding="utf-8")
+def test_a_strange_name_without_an_address(manager: Manager) -> None:
+    manager.rows["home"] = row("home")
     with pytest.raises(errors.NotConfigured, match=r"there is no provider 'home'.*base_url in configs/providers.yaml"):
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
 
 
 def test_before_it_is_made() -> None:
@@ -199,39 +174,13 @@ def test_before_it_is_made() -> None:
         create_model_for_node("generating_content")
 
 
-def test_a_configuration_alone_needs_no_files(configs: Path) -> None:
-    (configs / "graph.yaml").unlink()
-    row = nodes.NamedProvider(name="ollama", supports_structured_output=True)
-    model = ModelFactory({"mine": row}).create_model(nodes.Node(provider="mine", model_name="small"))
-    assert (model.provider.name, model.model) == ("ollama", "small")
-
-
-def test_variables_of_the_files_are_spelled_as_they_are(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (configs / "providers.yaml").write_text(PROVIDERS.replace("HOME_URL", "home_url"), encoding="utf-8")
-    Path(".env").write_text("home_url=http://localhost:2\nHOME_KEY=key-of-home\nLLM_MODEL_ODD=x\n", encoding="utf-8")
-    monkeypatch.setenv("HOME_KEY", "")  # as compose sets what is not set
-    home = nodes.Files().get_providers_config()["home"]
-    assert (home.base_url, home.api_key) == ("http://localhost:2", "key-of-home")
-    assert "LLM_MODEL_ODD" in [each.name for each in settings.variables(SPECS.values())]
-
-
-def test_without_a_plan_it_reads_the_files() -> None:
-    factory = ModelFactory(nodes.Files().get_providers_config())
-    assert factory.create_model_for_node("generating_questions").model == "gpt-4.1"
-
-
-async def test_learnflows_health_can_show_who_would_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_learnflows_health_can_show_who_would_answer(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.NotConfigured):
         await model_factory.health()
     async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "a", "owned_by": "vllm"}]}}) as server:
         monkeypatch.setenv("LLM_PROVIDERS", "vllm,llamacpp")
         monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
         monkeypatch.setenv("LLAMACPP_BASE_URL", "http://127.0.0.1:9")
-        initialize_model_factory()
+        initialize_model_factory(None, manager)
         assert await model_factory.health() == {"vllm": True, "llamacpp": False}
         assert server.seen == [], "no model was asked"
-
-
-def test_a_student_reads_a_sentence_whoever_raised_the_error() -> None:
-    assert model_factory.public_message(errors.ModelLoading("x")) == errors.ModelLoading("x").public_message("ru")
-    assert "10.0.0.7" not in model_factory.public_message(OSError("10.0.0.7 refused"), "en")

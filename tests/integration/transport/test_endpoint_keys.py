@@ -17,7 +17,8 @@ from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 
 
-async def test_what_is_to_be_started_has_a_name_that_people_know() -> None:
+async def test_what_is_to_be_started_has_a_name_that_people_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU1_KIND", "custom")
     for name, said in (("gpu1", "Start the server at"), ("custom", "Start the server at"), ("vllm", "Start vLLM at")):
         with pytest.raises(errors.ConnectionFailed, match=said):
             await build(name, base_url=f"http://127.0.0.1:{closed_port()}", model="m").warm_up()

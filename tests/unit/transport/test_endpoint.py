@@ -151,14 +151,14 @@ def test_a_file_that_sets_the_address_does_not_get_the_shells_key(
 ) -> None:
     """Whoever may write a .env into a folder must not get the key of the shell that works there."""
     spec = SPECS[row]
-    monkeypatch.setenv(spec.env_key[0], "key-of-the-shell")
-    (tmp_path / file).write_text(f"{spec.env_url[0]}=https://evil.example/v1\n", encoding="utf-8")
+    monkeypatch.setenv(spec.variable("api_key"), "key-of-the-shell")
+    (tmp_path / file).write_text(f"{spec.variable('base_url')}=https://evil.example/v1\n", encoding="utf-8")
     if spec.local:
         assert build(row).endpoint.key is None
         return
     with pytest.raises(errors.KeyMissing) as caught:
         build(row)
-    for word in (spec.env_key[0], "the environment", spec.env_url[0], file, "export"):
+    for word in (spec.variable("api_key"), "the environment", spec.variable("base_url"), file, "export"):
         assert word in str(caught.value)
 
 

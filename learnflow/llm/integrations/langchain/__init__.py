@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast
 try:
     import langchain_core  # noqa: F401
 except ModuleNotFoundError as missing:
-    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core jinja2, or the extra langchain)"
+    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core, or the extra langchain)"
     raise ModuleNotFoundError(what, name=missing.name) from None
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -28,11 +28,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
+from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
 from ...health import window
-from ..background import BACKGROUND
 from . import messages as put
 from . import schemas
 

@@ -1,33 +1,33 @@
-"""``copy-into``: this package as a folder of LearnFlow's tree, and what else has to change there.
+"""Copies ``learnflow.llm`` into LearnFlow's tree, and prints what else has to change there.
 
-Must never import LearnFlow or a provider, nor write anything outside the copied folder.
+    python tools/copy_into.py PATH [--check] [--diff] [--force]
+
+Must never import LearnFlow or the package, nor write anything outside the copied folder.
 The copy carries three files of its own: ``requirements.txt`` for ``uv add -r``, ``ruff.toml``, which excludes the copy
 from LearnFlow's ``ruff format``, and ``VERSION`` with its sums, as ``sha256sum -c`` reads them.
+Exit codes: 0 done, 1 ``--check`` found something to do, 2 refused.
 """
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import difflib
 import hashlib
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Final
 
-from ..errors import InvalidRequest
-
-HERE: Final = Path(__file__).resolve().parent.parent
-NAME: Final = "learnflow-llm"
+ROOT: Final = Path(__file__).resolve().parents[1]
+PACKAGE: Final = ROOT / "learnflow" / "llm"
 VERSION: Final = "VERSION"
 REQUIREMENTS: Final = "requirements.txt"
 # LearnFlow formats with ruff's defaults: without it, `ruff format learnflow/` would edit most files of the copy.
-RUFF: Final = ("ruff.toml", b'cache-dir = "../../.ruff_cache"\nexclude = ["*"]\n')
-# Below 1, as the Langfuse that LearnFlow has wants it: uv resolves the lock anew, and would take the newest.
+RUFF: Final = b'cache-dir = "../../.ruff_cache"\nexclude = ["*"]\n'
+# Below 1, as LearnFlow's Langfuse requires: uv resolves the lock anew, and would choose the newest.
 _LANGCHAIN: Final = "langchain-core<1,>=0.3.72"
 IMPORT: Final = (
     "from ..llm.integrations.learnflow import "
@@ -35,17 +35,33 @@ IMPORT: Final = (
 )
 
 
-async def copy_into(options: SimpleNamespace) -> int:
-    """Copy, or with ``--check`` and ``--diff`` only look. Returns 1 where a check finds something to do."""
-    return await asyncio.to_thread(_copied, options)
+class RefusedError(Exception):
+    """The path cannot be used, or something there would be lost."""
 
 
-def _copied(options: SimpleNamespace) -> int:
-    root = Path(options.path).resolve()
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Copy learnflow.llm into a checkout of LearnFlow, and print what else has to change there. "
+        "A second run updates the copy; files that were edited there are not overwritten."
+    )
+    parser.add_argument("path", help="the folder of LearnFlow's checkout")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is left to do")
+    parser.add_argument("--diff", action="store_true", help="change nothing; show what copying would change")
+    parser.add_argument("--force", action="store_true", help="overwrite what was edited there")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(Path(options.path).resolve(), options)
+    except RefusedError as error:
+        print(f"copy_into: {error}.", file=sys.stderr)
+        return 2
+
+
+def _run(root: Path, options: argparse.Namespace) -> int:
     if not (root / "learnflow" / "__init__.py").is_file():
-        raise InvalidRequest(f"{root} has no learnflow/__init__.py", hint="Name the folder of LearnFlow's checkout")
+        raise RefusedError(f"{root} has no learnflow/__init__.py. Name the folder of LearnFlow's checkout")
     copy = _look(root / "learnflow" / "llm")
-    list(_steps(root))  # whether it is laid out as LearnFlow is, before anything is written
+    list(_steps(root))  # refuse another layout before anything is written
     if options.diff:
         print(copy.diff(), end="")
         return 1 if options.check and copy.changed else 0
@@ -53,17 +69,17 @@ def _copied(options: SimpleNamespace) -> int:
         if not options.check:
             _write(copy, force=options.force)
     except OSError as error:
-        what = f"{error.filename or copy.folder} cannot be written ({error.strerror})"
-        raise InvalidRequest(what, hint="Mend that, and copy again: files that are there whole are kept") from None
+        name = error.filename or copy.folder
+        raise RefusedError(f"{name} cannot be written ({error.strerror}). Correct that, and copy again") from None
     left = [*(copy.findings() if options.check else ()), *_steps(root)]
-    print(f"To be done in {root}:" if left else f"{copy.folder} is whole, and nothing is left to do.")
+    print(f"To be done in {root}:" if left else f"{copy.folder} is complete, and nothing is left to do.")
     print("".join(f"- {step}\n" for step in left), end="")
     return 1 if options.check and left else 0
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """The folder of a copy: what belongs there, what lies there, and what ``VERSION`` says was copied (sums)."""
+    """The folder of a copy: the files of the package, and sums: of the package, of the folder, of its ``VERSION``."""
 
     folder: Path
     package: Mapping[str, bytes]
@@ -73,28 +89,28 @@ class _Copy:
 
     @property
     def changed(self) -> list[str]:
-        """What copying would write or remove."""
+        """The files that copying would write or remove."""
         names = self.ours.keys() | self.recorded.keys()
         return sorted(name for name in names if self.ours.get(name) != self.there.get(name))
 
     @property
     def edited(self) -> list[str]:
-        """What was changed there since it was copied."""
+        """The files that were changed there since they were copied."""
         return [name for name in self.changed if self.there.get(name) not in (None, self.recorded.get(name))]
 
     def findings(self) -> Iterator[str]:
-        """What a check has to say about the folder."""
+        """Yield what a check finds in the folder."""
         if not self.recorded:
-            yield f"learnflow/llm is no copy of this command's: {NAME} copy-into makes it"
+            yield "learnflow/llm is no copy: tools/copy_into.py without --check makes it"
             return
         for name in self.changed:
             what = "was edited there" if name in self.edited else "is not the one of this version"
             yield f"learnflow/llm/{name} {what if name in self.there else 'is missing'}"
         for name in sorted(self.there.keys() - self.ours.keys() - self.recorded.keys()):
-            yield f"learnflow/llm/{name} is not of {NAME}"
+            yield f"learnflow/llm/{name} is not part of learnflow-llm"
 
     def diff(self) -> str:
-        """From what lies there to what belongs there, as ``diff -u`` has it."""
+        """Return the differences from the folder to the package, as ``diff -u`` prints them."""
         return "".join(line for name in self.changed for line in self._diff(name))
 
     def _diff(self, name: str) -> Iterator[str]:
@@ -107,13 +123,9 @@ class _Copy:
 
 
 def _look(folder: Path) -> _Copy:
-    package = _files(HERE)
-    if REQUIREMENTS not in package:  # a copy has them, and may be where nothing of ours is installed
-        package[REQUIREMENTS] = "".join(f"{each}\n" for each in _requirements()).encode()
-        package.update([RUFF])
-    recorded = _recorded(folder)
-    ours = recorded if folder == HERE else _sums(package)
-    return _Copy(folder, package, ours, _sums(_files(folder)), recorded)
+    requirements = "".join(f"{line}\n" for line in _requirements()).encode()
+    package = {**_files(PACKAGE), REQUIREMENTS: requirements, "ruff.toml": RUFF}
+    return _Copy(folder, package, _sums(package), _sums(_files(folder)), _recorded(folder))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -126,24 +138,22 @@ def _sums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """The sums of ``VERSION``, of files below the folder; none where there is no such file."""
+    """Return the sums of ``VERSION``, of files below the folder; none if there is no such file."""
     file = folder / VERSION
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     lines = re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)
-    return {name: each for each, name in lines if not name.startswith("/") and ".." not in Path(name).parts}
+    return {name: digest for digest, name in lines if not name.startswith("/") and ".." not in Path(name).parts}
 
 
 def _write(copy: _Copy, *, force: bool) -> None:
-    """Make the folder what it should be; ``VERSION`` last, so that a copy that was interrupted fails the check."""
-    if copy.folder == HERE:
-        raise InvalidRequest("this is the copy itself", hint="Run copy-into of a newer version, or --check here")
-    linked = [each for each in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if each.is_symlink()]
+    """Write the folder; ``VERSION`` last, so that an interrupted copy fails the check."""
+    linked = [path for path in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if path.is_symlink()]
     if linked:
-        raise InvalidRequest(f"{linked[0]} is a link: what is copied would be written elsewhere", hint="Remove it")
+        raise RefusedError(f"{linked[0]} is a link: the copy would be written elsewhere. Remove it")
     if copy.edited and not force:
-        raise InvalidRequest(
-            f"these were edited in {copy.folder} since they were copied: {', '.join(copy.edited)}",
-            hint="--diff shows what would be lost; --force overwrites it",
+        raise RefusedError(
+            f"these were edited in {copy.folder} since they were copied: {', '.join(copy.edited)}. "
+            "--diff shows what would be lost; --force overwrites it"
         )
     for name in copy.changed:
         file = copy.folder / name
@@ -157,13 +167,13 @@ def _write(copy: _Copy, *, force: bool) -> None:
         if copy.recorded:  # it was there before: show what differs
             print(f"{kind}: learnflow/llm/{name}")
     title = _title()
-    text = "\n".join([f"# {title}", *(f"{each}  {name}" for name, each in copy.ours.items()), ""])
+    text = "\n".join([f"# {title}", *(f"{digest}  {name}" for name, digest in copy.ours.items()), ""])
     _replace(copy.folder / VERSION, text.encode())
     print(f"{title} is in {copy.folder}: {len(copy.changed)} of {len(copy.ours)} files changed")
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Write it whole or not at all, in the place of what is there, which may be a link."""
+    """Write a file completely or not at all. A link is replaced, not followed."""
     beside = file.with_name(f".{file.name}.new")
     try:
         beside.write_bytes(content)
@@ -173,31 +183,29 @@ def _replace(file: Path, content: bytes) -> None:
 
 
 def _title() -> str:
-    own = HERE / VERSION
-    return (
-        own.read_text(encoding="utf-8").partition("\n")[0][2:] if own.exists() else f"{NAME} {metadata.version(NAME)}"
-    )
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__ = "(.+?)"', source, re.MULTILINE)
+    return f"learnflow-llm {version}"
 
 
 def _requirements() -> list[str]:
-    """What the package needs inside LearnFlow, its extra for LangChain included."""
-    wanted = [each.partition(";") for each in metadata.requires(NAME) or ()]
-    ours = (what.strip() for what, _, when in wanted if not when or "'langchain'" in when.replace('"', "'"))
-    return sorted(_LANGCHAIN if each.startswith("langchain-core") else each for each in ours)
+    """Return what the package needs inside LearnFlow, its extra for LangChain included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return sorted([*project["dependencies"], _LANGCHAIN])
 
 
 def _steps(root: Path) -> Iterator[str]:
-    """What still has to change outside the folder."""
+    """Yield what still has to change outside the folder."""
     file = root / "learnflow" / "pyproject.toml"
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         lock = (root / "uv.lock").read_text(encoding="utf-8")
         factory = (root / "learnflow" / "models" / "model_factory.py").read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidRequest(f"{root} is not laid out as LearnFlow is: {error}") from None
-    has = {_parsed(each) for each in project.get("dependencies", ())}
-    wanted = [_parsed(each) for each in _own_requirements(root)]
-    if any(each not in has or f'name = "{each[0]}"' not in lock for each in wanted):
+        raise RefusedError(f"{root} is not laid out as LearnFlow is: {error}") from None
+    present = {_parsed(line) for line in project.get("dependencies", ())}
+    wanted = [_parsed(line) for line in _own_requirements(root)]
+    if any(one not in present or f'name = "{one[0]}"' not in lock for one in wanted):
         yield (
             f"dependencies and lock: uv add --package {project['name']} -r learnflow/llm/{REQUIREMENTS}\n"
             "  Dockerfile needs no change; then build the image again: docker compose build graph"
@@ -213,6 +221,10 @@ def _own_requirements(root: Path) -> list[str]:
 
 
 def _parsed(requirement: str) -> tuple[str, frozenset[str]]:
-    """The name and the bounds, whose order may differ."""
+    """Return the name and the bounds, whose order may differ."""
     name, bounds = re.findall(r"^([\w.-]+?)(?:\[.*\])?\s*([^\w.\[-].*)?$", requirement.partition(";")[0].strip())[0]
-    return name.lower().replace("_", "-"), frozenset(each.strip() for each in bounds.split(",") if each)
+    return name.lower().replace("_", "-"), frozenset(bound.strip() for bound in bounds.split(",") if bound)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

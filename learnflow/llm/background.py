@@ -1,7 +1,7 @@
 """An event loop in a thread of its own, for code that is not asynchronous.
 
 Must never wait on its own thread, or keep a process from ending.
-The LangChain model's ``invoke`` and ``stream`` run in it; connections live on between such calls.
+``sync`` and the LangChain model run in it. Connections stay open between calls.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from ..errors import InvalidRequest
+from .errors import InvalidRequest
 
 _T = TypeVar("_T")
 
 
 class Background:
-    """The loop; it begins with the first call."""
+    """The loop. The first call starts it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The outcome of ``work``. Raises InvalidRequest where the loop would wait for itself."""
+        """Return the result of ``work``. Raise InvalidRequest if called on the thread of this loop."""
         loop = self._running(work)
         under_way = asyncio.run_coroutine_threadsafe(work, loop)
         try:
@@ -38,7 +38,7 @@ class Background:
             under_way.cancel()  # Ctrl-C: the server must stop, too
 
     def pieces(self, stream: AsyncGenerator[_T, None]) -> Iterator[_T]:
-        """The pieces of ``stream`` as they come. Leaving them closes it, and waits for nothing."""
+        """Yield the pieces of ``stream`` as they come. Closing the iterator closes the stream, without a wait."""
         arrived: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
 
         async def read() -> None:
@@ -63,7 +63,7 @@ class Background:
             under_way.cancel()
 
     def stop(self) -> None:
-        """The process ends: what is under way is left."""
+        """Stop the loop when the process ends. Unfinished work is dropped."""
         if self._loop and self._thread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(1)

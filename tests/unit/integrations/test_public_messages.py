@@ -1,4 +1,4 @@
-"""What an error says to an end user, as opposed to the operator."""
+"""What an end user reads of an error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import pytest
 
 from learnflow.llm import errors
+from learnflow.llm.integrations.public_messages import public_message
 
 
 def classes(above: type[errors.LLMError] = errors.LLMError) -> list[type[errors.LLMError]]:
@@ -20,15 +21,16 @@ def test_the_public_message_repeats_nothing_of_the_operators(kind: type[errors.L
     )
     error.server_message, error.partial = "no slot is free", "The first half"
     for language, letters in (("ru", "а-яё"), ("en", "a-z")):
-        said = error.public_message(language)
+        said = public_message(error, language)
         assert re.fullmatch(rf"[{letters} ,.:]+", said, re.IGNORECASE)
         assert "ollama" not in said
-    assert error.public_message() == error.public_message("ru")
+    assert public_message(error) == public_message(error, "ru")
 
 
 def test_it_says_what_the_end_user_can_do() -> None:
     overflow, refused = errors.ContextOverflow("x"), errors.ContentFiltered("x")
-    assert overflow.public_message() == "Материал слишком длинный для модели. Сократите его или разделите на части."
-    assert refused.public_message("en") == "The model refused to answer this request. Please rephrase it."
-    assert errors.KeyMissing("x").public_message("en") == errors.QuotaExceeded("x").public_message("en")
-    assert "later" not in errors.KeyMissing("x").public_message("en")
+    assert public_message(overflow) == "Материал слишком длинный для модели. Сократите его или разделите на части."
+    assert public_message(refused, "en") == "The model refused to answer this request. Please rephrase it."
+    assert public_message(errors.KeyMissing("x"), "en") == public_message(errors.QuotaExceeded("x"), "en")
+    assert "10.0.0.7" not in public_message(OSError("10.0.0.7 refused"), "en")
+    assert "later" not in public_message(errors.KeyMissing("x"), "en")

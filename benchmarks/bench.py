@@ -1,0 +1,143 @@
+"""How fast each ready provider answers on this machine: the same few questions, one after the other.
+
+    python benchmarks/bench.py [-p NAME] [-m MODEL ...] [--rounds 3] [--max-tokens 200] [--json]
+
+Without ``-p`` it benches the providers of LLM_PROVIDERS, else the local servers that answer. The local model is loaded
+first. Printed are medians: seconds to load, to the first token and for the whole answer, tokens a second; ``--json``
+has every answer. A cloud is benched only if it is named, and costs what it costs. Exit code 1 if no answer succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from learnflow.llm import LLMError, get_provider
+from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.cli.terminal import table
+
+MIN_S: Final = 0.05  # from the first token to the end: in less, pieces arrive together
+MIN_TOKENS: Final = 10  # of fewer, a pause is most of the time
+QUESTIONS: Final = (
+    "Explain RSA encryption",
+    "What is photosynthesis? Answer in five sentences.",
+    "Объясни, что такое энтропия, тремя предложениями.",
+)
+COLUMNS: Final = {"first_token_s": 3, "tokens_per_s": 1, "total_s": 2, "tokens": 0}  # with decimal places
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: seconds to the first token and to the end, tokens as the server counted them; or the error."""
+
+    question: int
+    first_token_s: float | None = None
+    total_s: float | None = None
+    tokens: int | None = None
+    error: str | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The rate after the first token; None if there is too little to be measured."""
+        if self.tokens is None or self.total_s is None or self.first_token_s is None:
+            return None
+        seconds = self.total_s - self.first_token_s
+        return (self.tokens - 1) / seconds if self.tokens >= MIN_TOKENS and seconds >= MIN_S else None
+
+
+@dataclass
+class Result:
+    """The answers of one model of one provider."""
+
+    provider: str
+    model: str
+    load_s: float | None = None
+    answers: list[Answer] = field(default_factory=list)
+
+    def median(self, measure: str) -> float | None:
+        """Return the median of all answers; None if none has the measure."""
+        values = [value for answer in self.answers if (value := getattr(answer, measure)) is not None]
+        return statistics.median(values) if values else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return medians and every answer."""
+        answers = [{**asdict(answer), "tokens_per_s": answer.tokens_per_s} for answer in self.answers]
+        return {**asdict(self), **{measure: self.median(measure) for measure in COLUMNS}, "answers": answers}
+
+    def row(self) -> tuple[str, ...]:
+        """Return the cells of the table."""
+        load = "-" if self.load_s is None else f"{self.load_s:.1f}"
+        medians = {measure: self.median(measure) for measure in COLUMNS}
+        cells = ["-" if value is None else f"{value:.{COLUMNS[measure]}f}" for measure, value in medians.items()]
+        failed = [answer.error for answer in self.answers if answer.error]
+        counts = ", ".join(f"{failed.count(name)} {name}" for name in dict.fromkeys(failed))
+        return (self.provider, self.model, load, *cells, counts or "-")
+
+
+async def bench(provider: BaseProvider, model: str | None, options: argparse.Namespace, result: Result) -> None:
+    """Load the model, then send one question after the other."""
+    try:
+        await provider.prepare()
+        if provider.spec.local:
+            began = time.monotonic()
+            await provider.warm_up(model)
+            result.load_s = time.monotonic() - began
+    except LLMError as error:
+        print(error, file=sys.stderr)
+        result.answers.append(Answer(0, error=type(error).__name__))
+        return
+    for at in range(options.rounds * len(QUESTIONS)):
+        number = at % len(QUESTIONS)
+        try:
+            done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).whole()
+        except LLMError as error:
+            result.answers.append(Answer(number, error=type(error).__name__))
+            continue
+        result.model = done.model or result.model
+        result.answers.append(Answer(number, done.first_token_s, done.total_s, done.usage.completion_tokens))
+
+
+async def run(options: argparse.Namespace) -> int:
+    router = get_provider(options.provider)
+    await router.refresh()  # finds local servers if no provider is named
+    results: list[Result] = []
+    try:
+        for provider in router.providers:
+            health = await provider.refresh()
+            if not health.ready:
+                print(f"{provider.name} is left out: {health.detail}", file=sys.stderr)
+                continue
+            for model in options.model or [None]:
+                results.append(Result(provider.name, model or provider.model or "?"))
+                await bench(provider, model, options, results[-1])
+    finally:  # Ctrl-C: the answers so far are shown
+        if options.json:
+            print(json.dumps([result.as_json() for result in results], indent=2))
+        elif results:
+            titles = ("PROVIDER", "MODEL", "LOAD s", "FIRST s", "TOKENS/s", "WHOLE s", "TOKENS", "FAILED")
+            table(titles, [result.row() for result in results])
+    return 0 if any(result.median("total_s") for result in results) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Show how fast each ready provider answers on this machine.")
+    parser.add_argument("-p", "--provider", help="instead of LLM_PROVIDERS")
+    parser.add_argument("-m", "--model", action="append", help="instead of the provider's own; may be repeated")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all questions (3)")
+    parser.add_argument("--max-tokens", type=int, default=200, help="limit of an answer (200)")
+    parser.add_argument("--json", action="store_true", help="print every answer")
+    try:
+        return asyncio.run(run(parser.parse_args(arguments)))
+    except LLMError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""LiteLLM's proxy (1.106.2): ``/health/readiness``. It forwards every model and does not report where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from .. import errors
+from ..capabilities import unknown
+from ..servers.probe import read_model_list
+from ..spec import ALWAYS, SAMPLING, Page, Probe, ProviderSpec, Server
+from ..transport.untrusted import text
+
+_READINESS: Final = "/health/readiness"
+_MODELS: Final = "/v1/models"
+
+
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    readiness, names = pages[_READINESS].said, pages[_MODELS]
+    if readiness.get("status") != "healthy" or text(readiness.get("db")) is None:
+        return None
+    if names.rows("data") is None and not isinstance(names.error, errors.AuthenticationFailed):
+        return None
+    server = read_model_list(names, "data", "id") or Server()
+    models = tuple(replace(model, remote=True) for model in server.models)
+    return replace(server, version=text(readiness.get("litellm_version")), models=models)
+
+
+SPEC: Final = ProviderSpec(
+    name="litellm_proxy",
+    title="LiteLLM's proxy",
+    evidence="server",
+    seen="1.106.2",
+    litellm="litellm_proxy",
+    local=True,
+    default_url="http://localhost:4000",
+    api_path="",
+    also={"base_url": ("LITELLM_PROXY_API_BASE",)},
+    lists_all=False,
+    forwards=re.compile(""),
+    parameters=(ALWAYS | SAMPLING) - {"reasoning"},
+    probe=Probe(pages=(_READINESS, _MODELS), read=_read),
+    capabilities=unknown(local=True, cost=None),
+)

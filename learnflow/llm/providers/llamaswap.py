@@ -1,0 +1,63 @@
+"""llama-swap (0bdb372): the owner and the metadata of its list of models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..capabilities import unknown
+from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..transport.untrusted import flag, non_negative_int, part, text
+
+_MODELS: Final = "/v1/models"
+_NONE: Final = re.compile(r"(?!)")
+
+
+def _read(pages: Mapping[str, Page]) -> Server | None:
+    rows = pages[_MODELS].rows("data")
+    if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
+        return None
+    own = {row.get("id") for row in rows if _type(row) in ("model", "alias")}
+    return Server(models=tuple(_swapped(row, own) for row in rows if text(row.get("id"))))
+
+
+def _type(row: Mapping[str, Any]) -> Any:
+    return part(row, "meta", "llamaswap").get("type", "model")  # older ones have no other
+
+
+def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
+    meta = part(row, "meta", "llamaswap")
+    status, aliases = text(part(row, "status").get("value")), meta.get("aliases")
+    # A peer is another machine; the server does not report the targets of a profile.
+    targets = meta.get("targets") if _type(row) == "selector" else None
+    selects = isinstance(targets, list) and set(map(str, targets)) <= own
+    context = non_negative_int(row.get("context_length")) or None
+    return Model(
+        name=str(row["id"]),
+        aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
+        loaded=status == "loaded" if status else None,
+        remote=not selects and _type(row) not in ("model", "alias"),
+        known={
+            "context": context,
+            "context_served": context,
+            "vision": flag(part(row, "capabilities").get("vision")),
+            "tools": flag(part(row, "capabilities").get("function_calling")),
+        },
+    )
+
+
+SPEC: Final = ProviderSpec(
+    name="llamaswap",
+    title="llama-swap",
+    evidence="server",
+    seen="0bdb372",
+    litellm="hosted_vllm",
+    local=True,
+    default_url="http://localhost:8080/v1",
+    lists_all=False,
+    forwards=_NONE,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
+    parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
+    probe=Probe(pages=(_MODELS,), read=_read),
+    capabilities=unknown(local=True, cost=None),
+)

@@ -1,0 +1,45 @@
+"""``benchmarks/bench.py``: how fast each provider answers here."""
+
+from __future__ import annotations
+
+import json
+
+import bench
+import pytest
+from support import serving
+
+from learnflow.llm.testing import Fault, FaultServer, closed_port
+
+
+def test_rate_needs_enough_time_and_tokens() -> None:
+    assert bench.Answer(0, first_token_s=0.1, total_s=0.12, tokens=50).tokens_per_s is None
+    assert bench.Answer(0, first_token_s=0.1, total_s=0.2, tokens=2).tokens_per_s is None
+    assert bench.Answer(0, first_token_s=0.1, total_s=0.6, tokens=51).tokens_per_s == pytest.approx(100)
+
+
+def test_bench_shows_every_provider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    server, broken = FaultServer("llamacpp", thinking="hm"), FaultServer("ollama", fault=Fault("refuse", status=500))
+    with serving(server, broken):
+        monkeypatch.setenv("LLM_PROVIDERS", "llamacpp,ollama")
+        monkeypatch.setenv("LLAMACPP_BASE_URL", server.root)
+        monkeypatch.setenv("OLLAMA_BASE_URL", broken.root)
+        assert bench.main(["--rounds", "2"]) == 0
+        titles, first, second = capsys.readouterr().out.splitlines()
+        assert titles.split()[:2] == ["PROVIDER", "MODEL"]
+        assert first.split()[0] == "llamacpp"
+        assert first.endswith(" -")
+        assert second.split()[-2:] == ["6", "ServerFailed"]
+        assert len(server.seen) == 6
+        assert {seen.body["temperature"] for seen in server.seen} == {0}
+        assert bench.main(["--rounds", "1", "--json", "-p", "llamacpp", "-m", "fault-model"]) == 0
+        (result,) = json.loads(capsys.readouterr().out)
+        assert (result["provider"], result["model"], len(result["answers"])) == ("llamacpp", "fault-model", 3)
+        assert result["total_s"] >= result["first_token_s"] > 0
+        assert bench.main(["--rounds", "1", "-p", "ollama"]) == 1
+
+
+def test_no_ready_provider_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    assert bench.main([]) == 1
+    assert "llamacpp is left out" in capsys.readouterr().err
