@@ -314,7 +314,7 @@ def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool |
 
 
 def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """A variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), which vLLM and llama.cpp hand on to it."""
+    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
     levels: Mapping[bool | str, Mapping[str, Any]] = {
         level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
     }
