@@ -200,28 +200,20 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             can["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
         return can
 
-    async def warm_up(
-        self,
-        model: str | None = None,
-        *,
-        keep_alive: str | float | None = None,
-        watch: model_loading.Watch | None = None,
-    ) -> None:
-        """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
+    async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
+        """Load the model by the server's own request, or wait until it is loaded, and load LiteLLM too.
 
         Args:
             model: as in ``generate``.
-            keep_alive: how long it shall stay loaded, in seconds or like "30m"; None for the server's own default.
-            watch: called once a second with the seconds so far.
+            keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's own default.
 
         Raises:
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
-            LLMError: whatever else kept it from loading.
+            LLMError: the server could not load it.
         """
         if keep_alive is not None and not self.spec.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        async with model_loading.ticking(watch):
-            await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
+        await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:
