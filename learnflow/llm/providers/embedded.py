@@ -32,6 +32,7 @@ from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
+from ..model_store import DEFAULT_MODEL
 from ..process import kept
 from ..replay import active
 from ..transport import pool
@@ -40,7 +41,6 @@ from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
 from . import llamacpp
 from .embedded_model import (
-    DEFAULT_MODEL,
     DOWNLOAD,
     EXTRA,
     alias_of,
