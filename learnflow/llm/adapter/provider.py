@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
-from .. import errors, events, settings, settings_sources
+from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
@@ -57,24 +57,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         row = self.spec
         common, own = settings.load(), settings.load_provider(row)
-        env_key, apart = settings_sources.provider_key(row, own.api_key)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
         if row.variant:
             self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(
-            self.spec,
-            base_url,
-            api_key,
-            own.base_url,
-            env_key,
-            own.api_version,
-            keyless=replays,
-            apart=apart,
-            networks=common.llm_local_networks,
-        )
+        self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
