@@ -7,7 +7,7 @@ The factory finds providers with it; the command line shows the result.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -220,17 +220,6 @@ def _spec(name: str) -> ProviderSpec | None:
 def _is_local(name: str) -> bool:
     spec = _spec(name)
     return spec is None or spec.local  # its fault is shown
-
-
-def brief(found: Sequence[Found]) -> list[Found]:
-    """Without the usual addresses where nothing is, unless that is all there is of a row; then the first of them."""
-    telling = [each for each in found if each.configured or each.answers]
-    rows = {each.health.provider for each in telling}
-    for each in found:
-        if each.health.provider not in rows:
-            rows.add(each.health.provider)
-            telling.append(each)
-    return sorted(telling, key=lambda one: _order(one.health.provider))
 
 
 def usable(there: Iterable[Found]) -> list[Found]:
