@@ -124,7 +124,6 @@ SPEC: Final = ProviderSpec(
     pull_command="llama-server -hf {model}",
     prefill=True,
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=template_switch(),
     probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),

@@ -171,7 +171,6 @@ SPEC: Final = ProviderSpec(
     continuation=_continuation,
     drops_prompts=_drops_prompts,
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     options={name: name for name in LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
     tool_choices=("auto", "none"),
