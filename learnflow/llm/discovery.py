@@ -19,11 +19,11 @@ from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
 from .health.inventory import state_of, without_name
 from .process import kept
-from .providers import registry
-from .providers.registry import OTHER, SPECS, build, places, spec_of
+from .providers import EmbeddedProvider, build, provider_of, registry
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table
 from .replay import active
 from .replay.transport import unrecorded
-from .spec import ProviderSpec
+from .spec import ProviderSpec, named
 from .transport import network
 from .transport.client import NETWORK
 
@@ -105,10 +105,11 @@ async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
     if any(each.answers or (each.configured and _local(each.health.provider)) for each in there):
         return []
     try:
-        provider = await asyncio.to_thread(registry.embedded)  # it reads the beginning of a file
+        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the beginning of a file
     except LLMError as error:
-        return [await _unreadable(registry.SPARE.name, error)]
-    return [Found(await provider.refresh(within), provider, configured=False)] if provider else []
+        is_set = settings.load_provider(EMBEDDED).model_fields_set
+        return [await _unreadable(EMBEDDED.name, error)] if is_set else []
+    return [Found(await provider.refresh(within), provider, configured=False)]
 
 
 def _telling(each: Found) -> bool:
@@ -151,15 +152,17 @@ async def _unreadable(name: str, error: LLMError) -> Found:
 
 async def _without_kind(name: str, within: float) -> Found | None:
     """Recognise the server of an endpoint whose kind is not set; None if that is not what is wrong with it."""
+    spec = named(CUSTOM, name)
     try:
-        provider = registry.without_kind(name)
+        own = settings.load_provider(spec)
+        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own):
+            return None
+        provider = provider_of(spec)
     except LLMError:
-        return None
-    if provider is None:
         return None
     health = await provider.inventory.health(within)
     server, variable = provider.inventory.server, provider.spec.variable("kind")
-    kind = (server.kind or OTHER) if server else None
+    kind = (server.kind or CUSTOM) if server else None
     setting = f"{variable}={kind.name}" if kind else ""
     seen = f"what answers is {kind.title}: set {setting}" if kind else f"it was not recognised: {health.detail}"
     health = replace(health, state="misconfigured", detail=f"{variable} is not set to a kind of server; {seen}")
@@ -175,7 +178,7 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     server = provider.inventory.server
     said = server.kind if server else None
     if said is None and health.state in ("ready", "model_missing"):
-        said = OTHER  # it speaks the API, and has no name
+        said = CUSTOM  # it speaks the API, and has no name
     if said is not None and said is not spec:
         provider = _stranger(said, url)
         health = await provider.inventory.health(max(0.1, deadline - loop.time()))
@@ -254,7 +257,7 @@ async def found(*, embedded: bool = True) -> list[BaseProvider]:
     if not providers:
         raise nothing(there)
     for each in providers:
-        if each.spec is registry.SPARE and (each.model not in _announced):
+        if each.spec is EMBEDDED and (each.model not in _announced):
             _announced.add(each.model)
             hint = f"{_SMALL}. {_with_keys()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=hint))
@@ -273,7 +276,7 @@ def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
     async def find() -> list[BaseProvider]:
         nonlocal served
         providers = await found(embedded=not served)
-        served = served or any(each.spec is not registry.SPARE for each in providers)
+        served = served or any(each.spec is not EMBEDDED for each in providers)
         return providers
 
     return find

@@ -163,6 +163,7 @@ class ProviderSpec:
         example_model: what `env.example` shows as its model.
         default_version: the API version where the provider wants one.
         key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
+        variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
         parts: the types of parts of a message's content that it takes.
         reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
@@ -221,6 +222,7 @@ class ProviderSpec:
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
+    variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     parts: frozenset[str] = PARTS
     reads_urls: bool = True

@@ -26,7 +26,8 @@ from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
-from learnflow.llm.providers.registry import OTHER, SPECS
+from learnflow.llm.providers import provider_of
+from learnflow.llm.providers.registry import CUSTOM, SPECS
 from learnflow.llm.spec import named
 from learnflow.llm.testing import FaultServer, replaying
 
@@ -51,7 +52,7 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    gpus = named(OTHER, "gpu1"), named(OTHER, "gpu2")
+    gpus = named(CUSTOM, "gpu1"), named(CUSTOM, "gpu2")
     own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 
@@ -111,7 +112,7 @@ async def test_the_vendors_file_of_contributing_answers() -> None:
     names: dict[str, Any] = {"__name__": "learnflow.llm.providers.acme", "__package__": "learnflow.llm.providers"}
     exec(block, names)  # noqa: S102
     async with FaultServer("openai") as server:
-        acme = names["AcmeProvider"](base_url=server.base_url, api_key="none", model="fault-model")
+        acme = provider_of(names["SPEC"], server.base_url, "fault-model", "none")
         assert await acme.generate("Explain RSA") == "The quick brown fox jumps over the lazy dog."
 
 

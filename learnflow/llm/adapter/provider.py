@@ -62,7 +62,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
-        self.spec = self._spec_at(base_url or own.base_url or "", own.api_version)
+        if row.variant:
+            self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(
             self.spec,
             base_url,
@@ -248,10 +249,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 return await self.inventory.found(asked)
             except errors.ModelLoading:
                 await asyncio.sleep(loading.AGAIN_S)
-
-    def _spec_at(self, url: str, version: str | None) -> ProviderSpec:  # noqa: ARG002  # for those who have several
-        """The row for an address, where a vendor's addresses come in more than one dialect."""
-        return self.spec
 
     def _network(self) -> Any:
         """Return the httpx transport of its requests; None for the network."""

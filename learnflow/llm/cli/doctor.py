@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
-from ..providers.registry import OTHER, SPECS, spec_of
+from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import table as vendors
 from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
@@ -57,7 +57,7 @@ def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
         try:
             specs.setdefault(name, spec_of(name))
         except LLMError:  # the kind of an endpoint is not set: its variables are the same
-            specs.setdefault(name, named(OTHER, name))
+            specs.setdefault(name, named(CUSTOM, name))
     return list(specs.values())
 
 

@@ -1,22 +1,32 @@
-"""A file for each vendor: its row, its class, its probe, and what only it does; ``build`` for one by its name.
+"""A class for each vendor, and ``build`` for a provider by its name. Each vendor has a file with its spec.
 
-Users and the factory import from here.
+Applications and the factory import from here.
 """
 
-from .anthropic import AnthropicProvider
-from .azure import AzureProvider
-from .custom import CustomProvider
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from ..adapter.provider import BaseProvider
+from ..spec import ProviderSpec
+from . import (
+    anthropic,
+    azure,
+    custom,
+    fireworks,
+    gemini,
+    llamacpp,
+    lmstudio,
+    ollama,
+    openai,
+    openrouter,
+    registry,
+    vllm,
+    yandexgpt,
+)
 from .embedded import EmbeddedProvider
-from .fireworks import FireworksProvider
-from .gemini import GeminiProvider
-from .llamacpp import LlamaCppProvider
-from .lmstudio import LMStudioProvider
-from .ollama import OllamaProvider
-from .openai import OpenAIProvider
-from .openrouter import OpenRouterProvider
-from .registry import build
-from .vllm import VLLMProvider
-from .yandexgpt import YandexGPTProvider
 
 __all__ = [
     "AnthropicProvider",
@@ -34,3 +44,128 @@ __all__ = [
     "YandexGPTProvider",
     "build",
 ]
+
+
+class VendorProvider(BaseProvider):
+    """A provider of this package, whose health checks recognise other kinds of server at its address."""
+
+    def _kinds(self) -> Sequence[ProviderSpec]:
+        return registry.kinds()
+
+
+class OpenAIProvider(VendorProvider):
+    """OpenAI's own API. See ``BaseProvider``."""
+
+    spec = openai.SPEC
+
+
+class AzureProvider(VendorProvider):
+    """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
+
+    An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
+    """
+
+    spec = azure.SPEC
+
+
+class OllamaProvider(VendorProvider):
+    """An Ollama. See ``BaseProvider``."""
+
+    spec = ollama.SPEC
+
+
+class LMStudioProvider(VendorProvider):
+    """LM Studio. See ``BaseProvider``."""
+
+    spec = lmstudio.SPEC
+
+
+class VLLMProvider(VendorProvider):
+    """A vLLM. See ``BaseProvider``."""
+
+    spec = vllm.SPEC
+
+
+class LlamaCppProvider(VendorProvider):
+    """A llama.cpp server. See ``BaseProvider``."""
+
+    spec = llamacpp.SPEC
+
+
+class OpenRouterProvider(VendorProvider):
+    """OpenRouter. See ``BaseProvider``."""
+
+    spec = openrouter.SPEC
+
+
+class FireworksProvider(VendorProvider):
+    """Fireworks AI. See ``BaseProvider``."""
+
+    spec = fireworks.SPEC
+
+
+class GeminiProvider(VendorProvider):
+    """Google Gemini. See ``BaseProvider``."""
+
+    spec = gemini.SPEC
+
+
+class AnthropicProvider(VendorProvider):
+    """Anthropic. See ``BaseProvider``."""
+
+    spec = anthropic.SPEC
+
+
+class YandexGPTProvider(VendorProvider):
+    """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
+
+    spec = yandexgpt.SPEC
+
+
+class CustomProvider(VendorProvider):
+    """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
+
+    spec = custom.SPEC
+
+
+CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
+    {
+        kind.spec.name: kind
+        for kind in (
+            OpenAIProvider,
+            AzureProvider,
+            OllamaProvider,
+            LMStudioProvider,
+            VLLMProvider,
+            LlamaCppProvider,
+            EmbeddedProvider,
+            OpenRouterProvider,
+            FireworksProvider,
+            GeminiProvider,
+            AnthropicProvider,
+            YandexGPTProvider,
+            CustomProvider,
+        )
+    }
+)
+
+
+def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
+    """Return the provider of this name. What is not given is read from the environment.
+
+    Args:
+        name: a vendor's, or an endpoint's: ``<NAME>_BASE_URL`` is its address, and ``<NAME>_KIND`` its kind of server.
+        base_url, model, api_key: see ``BaseProvider``.
+
+    Raises:
+        NotConfigured: there is no such name, or the kind of the endpoint is not set.
+    """
+    return provider_of(registry.spec_of(name, given=base_url is not None), base_url, model, api_key)
+
+
+def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:
+    """Return the provider of a spec. An endpoint and a vendor of LiteLLM's table get a class of their own."""
+    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
+    if getattr(kind, "spec", None) is not spec:
+        kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
+    return kind(*given)

@@ -10,7 +10,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, ProviderSpec
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="anthropic",
@@ -26,9 +25,3 @@ SPEC: Final = ProviderSpec(
     structured=("words",),
     capabilities=unknown(local=False, json_schema=False),
 )
-
-
-class AnthropicProvider(VendorProvider):
-    """Anthropic. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -8,7 +8,23 @@ from typing import Any, Final
 
 from ..capabilities import unknown
 from ..spec import SETTINGS, ProviderSpec, effort
-from .vendor import VendorProvider
+
+# Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
+_NEWER: Final[Mapping[str, Any]] = {
+    "litellm": "openai",
+    "api_path": "/openai/v1",
+    "cut_path": None,
+    "default_version": None,
+    "key_header": "authorization",
+    "chat_path": None,
+    "models_path": "/models",
+}
+
+
+def _at(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
+    newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
+    return replace(spec, **_NEWER) if newer else spec
+
 
 SPEC: Final = ProviderSpec(
     name="azure",
@@ -26,6 +42,7 @@ SPEC: Final = ProviderSpec(
     },
     default_version="2024-10-21",
     key_header="api-key",
+    variant=_at,
     chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
     models_path="/openai/models",
     lists_all=False,  # it lists what could be deployed, not what is
@@ -34,27 +51,4 @@ SPEC: Final = ProviderSpec(
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
 
-# Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
-_NEWER: Final[Mapping[str, Any]] = {
-    "litellm": "openai",
-    "api_path": "/openai/v1",
-    "cut_path": None,
-    "default_version": None,
-    "key_header": "authorization",
-    "chat_path": None,
-    "models_path": "/models",
-}
 V1: Final = replace(SPEC, **_NEWER)
-
-
-class AzureProvider(VendorProvider):
-    """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
-
-    An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
-    """
-
-    spec = SPEC
-
-    def _spec_at(self, url: str, version: str | None) -> ProviderSpec:
-        newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-        return replace(self.spec, **_NEWER) if newer else super()._spec_at(url, version)

@@ -6,7 +6,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, effort
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="custom",
@@ -20,9 +19,3 @@ SPEC: Final = ProviderSpec(
     reasoning=effort(),
     capabilities=unknown(local=True, cost=None),
 )
-
-
-class CustomProvider(VendorProvider):
-    """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -6,7 +6,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, Session, effort
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="fireworks",
@@ -22,9 +21,3 @@ SPEC: Final = ProviderSpec(
     session=Session("x-session-affinity", 200, header=True),
     capabilities=unknown(local=False, json_schema=True),
 )
-
-
-class FireworksProvider(VendorProvider):
-    """Fireworks AI. See ``BaseProvider``."""
-
-    spec = SPEC

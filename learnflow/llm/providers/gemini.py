@@ -6,7 +6,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, effort
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="gemini",
@@ -23,9 +22,3 @@ SPEC: Final = ProviderSpec(
     reasoning=effort(),
     capabilities=unknown(local=False),
 )
-
-
-class GeminiProvider(VendorProvider):
-    """Google Gemini. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -16,7 +16,6 @@ from ..health import loading
 from ..health.page import count, flag, part, text
 from ..health.probe import Prober
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
-from .vendor import VendorProvider
 
 _IN_MEMORY = ("loaded", "sleeping")
 
@@ -120,9 +119,3 @@ SPEC: Final = ProviderSpec(
     start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )
-
-
-class LlamaCppProvider(VendorProvider):
-    """A llama.cpp server. See ``BaseProvider``."""
-
-    spec = SPEC

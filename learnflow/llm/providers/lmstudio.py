@@ -14,7 +14,6 @@ from .. import errors
 from ..capabilities import unknown
 from ..health.page import count, flag, part, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
-from .vendor import VendorProvider
 
 _MODELS: Final = "/api/v1/models"
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)")
@@ -90,9 +89,3 @@ SPEC: Final = ProviderSpec(
     probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
     capabilities=unknown(local=True, json_schema=True),
 )
-
-
-class LMStudioProvider(VendorProvider):
-    """LM Studio. See ``BaseProvider``."""
-
-    spec = SPEC

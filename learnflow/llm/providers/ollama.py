@@ -18,7 +18,6 @@ from ..health.probe import Prober, read_page
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from ..transport.client import HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
-from .vendor import VendorProvider
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _NEWEST: Final = ":latest"
@@ -189,9 +188,3 @@ SPEC: Final = ProviderSpec(
     start="`ollama serve` and `ollama pull qwen3:0.6b`",
     capabilities=unknown(local=True, json_schema=True),
 )
-
-
-class OllamaProvider(VendorProvider):
-    """An Ollama. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -7,7 +7,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ProviderSpec, Session, effort
-from .vendor import VendorProvider
 
 _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
@@ -25,9 +24,3 @@ SPEC: Final = ProviderSpec(
     finishes_turns=True,
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
-
-
-class OpenAIProvider(VendorProvider):
-    """OpenAI's own API. See ``BaseProvider``."""
-
-    spec = SPEC

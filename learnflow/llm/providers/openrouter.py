@@ -6,7 +6,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec, Session
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
@@ -26,9 +25,3 @@ SPEC: Final = ProviderSpec(
     session=Session("session_id", 256),
     capabilities=unknown(local=False),
 )
-
-
-class OpenRouterProvider(VendorProvider):
-    """OpenRouter. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -1,4 +1,4 @@
-"""Every provider by its name: rows and classes by hand, LiteLLM's vendors, the operator's endpoints; and ``build``."""
+"""Find a spec by the name of its provider: by hand, of LiteLLM's table, or of an endpoint of the operator's."""
 
 from __future__ import annotations
 
@@ -13,60 +13,51 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..adapter.provider import BaseProvider
 from ..capabilities import unknown
-from ..errors import LLMError, NotConfigured
+from ..errors import NotConfigured
 from ..replay import active
 from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
-from . import litellm_proxy, llamaswap
-from .anthropic import AnthropicProvider
-from .azure import AzureProvider
-from .custom import CustomProvider
-from .embedded import EmbeddedProvider
-from .fireworks import FireworksProvider
-from .gemini import GeminiProvider
-from .llamacpp import LlamaCppProvider
-from .lmstudio import LMStudioProvider
-from .ollama import OllamaProvider
-from .openai import OpenAIProvider
-from .openrouter import OpenRouterProvider
-from .vendor import VendorProvider
-from .vllm import VLLMProvider
-from .yandexgpt import YandexGPTProvider
+from . import (
+    anthropic,
+    azure,
+    custom,
+    embedded,
+    fireworks,
+    gemini,
+    litellm_proxy,
+    llamacpp,
+    llamaswap,
+    lmstudio,
+    ollama,
+    openai,
+    openrouter,
+    vllm,
+    yandexgpt,
+)
 
 # In the order in which people are shown them.
-CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
-    {
-        each.spec.name: each
-        for each in (
-            OpenAIProvider,
-            AzureProvider,
-            OllamaProvider,
-            LMStudioProvider,
-            VLLMProvider,
-            LlamaCppProvider,
-            EmbeddedProvider,
-            OpenRouterProvider,
-            FireworksProvider,
-            GeminiProvider,
-            AnthropicProvider,
-            YandexGPTProvider,
-            CustomProvider,
-        )
-    }
+_TRIED: Final = (
+    openai,
+    azure,
+    ollama,
+    lmstudio,
+    vllm,
+    llamacpp,
+    embedded,
+    openrouter,
+    fireworks,
+    gemini,
+    anthropic,
+    yandexgpt,
+    custom,
 )
-SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({name: each.spec for name, each in CLASSES.items()})
-
-# What speaks the API and is none of the others.
-OTHER: Final = CustomProvider.spec
-
-# What is used if nothing is named and no server answers.
-SPARE: Final = EmbeddedProvider.spec
+SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
+CUSTOM: Final = custom.SPEC  # speaks the API, and is none of the others
+EMBEDDED: Final = embedded.SPEC  # is used if nothing is named and no server answers
 
 _KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
-_TELLING: Final = ("llamacpp", "ollama", "lmstudio", "vllm")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _SHOWN: Final = 60  # characters of a name that is none
 _TABLE: Final = Path(__file__).with_name("vendors.json")
@@ -85,7 +76,7 @@ def kinds() -> Sequence[ProviderSpec]:
 
     The proxies come first: they pass on the pages of others. The next one has its header on every page.
     """
-    return (llamaswap.SPEC, litellm_proxy.SPEC, *(SPECS[name] for name in _TELLING))
+    return (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 
 def places() -> Mapping[str, ProviderSpec]:
@@ -112,25 +103,30 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
     )
 
 
-def spec_of(name: str) -> ProviderSpec:
+def spec_of(name: str, *, given: bool = False, usual: ProviderSpec | None = None) -> ProviderSpec:
     """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+
+    Args:
+        name: without regard to case.
+        given: the address of an endpoint is an argument, so that the environment need not have it.
+        usual: the kind of an endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: there is none, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=False)
+    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual=usual)
 
 
-def _endpoint(name: str, *, given: bool, usual_kind: str | None = None) -> ProviderSpec:
-    """Return the spec of an endpoint of the operator's; ``given``: its address is an argument.
+def _endpoint(name: str, *, given: bool, usual: ProviderSpec | None) -> ProviderSpec:
+    """Return the spec of an endpoint of the operator's.
 
     An error has the endpoint as its provider, and none if the name is unknown or invalid.
     """
     if not _NAME.fullmatch(name):
         what = f"{printable(name, _SHOWN)!r} is no name of a provider"
         raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
-    plain = named(OTHER, name)
+    plain = named(CUSTOM, name)
     try:
         own = settings.load_provider(plain)
     except NotConfigured as error:
@@ -144,7 +140,7 @@ def _endpoint(name: str, *, given: bool, usual_kind: str | None = None) -> Provi
         )
         likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
-    kind = _kind(own.kind or usual_kind)
+    kind = kind_of(own) if own.kind else usual
     if kind is None:
         what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
@@ -152,23 +148,10 @@ def _endpoint(name: str, *, given: bool, usual_kind: str | None = None) -> Provi
     return named(kind, name)
 
 
-def _kind(kind: str | None) -> ProviderSpec | None:
+def kind_of(own: settings.ProviderSettings) -> ProviderSpec | None:
     """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
-    name = (kind or "").strip().lower()
-    return SPECS.get(name) or table().get(name)
-
-
-def without_kind(name: str) -> BaseProvider | None:
-    """Return a provider that probes an endpoint whose kind is not set; None for all other names.
-
-    Raises:
-        LLMError: a variable of the endpoint is invalid.
-    """
-    plain = named(OTHER, name)
-    if name in SPECS or name in table():
-        return None
-    own = settings.load_provider(plain)
-    return _made(plain) if own.base_url and _kind(own.kind) is None else None
+    kind = (own.kind or "").strip().lower()
+    return SPECS.get(kind) or table().get(kind)
 
 
 def _recorded(name: str) -> bool:
@@ -178,21 +161,6 @@ def _recorded(name: str) -> bool:
     return bool(played and played.providers and name in played.providers)
 
 
-def embedded() -> BaseProvider | None:
-    """Return the provider to use if no server answers; None if it could not be started and nothing of it is set.
-
-    Raises:
-        NotConfigured: what is set of it cannot be used.
-    """
-    own = settings.load_provider(SPARE)
-    try:
-        return EmbeddedProvider()
-    except LLMError:
-        if own.model_fields_set:
-            raise
-        return None
-
-
 def check(name: str) -> None:
     """Raise NotConfigured for a name that is none; what else is wrong with a provider is said when it is made."""
     try:
@@ -200,37 +168,3 @@ def check(name: str) -> None:
     except NotConfigured as error:
         if error.provider is None:
             raise
-
-
-def build(
-    name: str,
-    base_url: str | None = None,
-    model: str | None = None,
-    api_key: str | None = None,
-    *,
-    usual_kind: str | None = None,
-) -> BaseProvider:
-    """Return the provider of this name; what is not given is read from the environment.
-
-    Args:
-        name: a vendor's (``SPECS``, LiteLLM's table), or an endpoint's: ``<NAME>_BASE_URL`` is its address, and
-            ``<NAME>_KIND`` its kind of server.
-        base_url, model, api_key: see ``BaseProvider``.
-        usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
-
-    Raises:
-        NotConfigured: there is no such name, or the kind of the endpoint is not set.
-    """
-    name = name.strip().lower()
-    if name in CLASSES:
-        return CLASSES[name](base_url, model, api_key)
-    spec = table().get(name) or _endpoint(name, given=base_url is not None, usual_kind=usual_kind)
-    return _made(spec, base_url, model, api_key)
-
-
-def _made(spec: ProviderSpec, *given: str | None) -> BaseProvider:
-    """Return the provider of a spec that has no class of its own."""
-    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
-    own = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    made: BaseProvider = own(*given)
-    return made

@@ -9,7 +9,6 @@ from .. import errors
 from ..capabilities import unknown
 from ..health.page import count, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
-from .vendor import VendorProvider
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -55,9 +54,3 @@ SPEC: Final = ProviderSpec(
     finishes_turns=True,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )
-
-
-class VLLMProvider(VendorProvider):
-    """A vLLM. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -9,7 +9,6 @@ from typing import Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, ProviderSpec
-from .vendor import VendorProvider
 
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
@@ -24,9 +23,3 @@ SPEC: Final = ProviderSpec(
     parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"},
     capabilities=unknown(local=False, vision=False),
 )
-
-
-class YandexGPTProvider(VendorProvider):
-    """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
-
-    spec = SPEC

@@ -22,7 +22,8 @@ from ..capabilities import unknown as unknown_capabilities
 from ..errors import LLMError
 from ..health.inventory import LOOK_S
 from ..process import SharedTasks, switches
-from ..providers.registry import build, check
+from ..providers import build
+from ..providers.registry import check
 from ..stream import Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
