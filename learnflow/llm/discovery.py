@@ -17,12 +17,12 @@ from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
-from .health.inventory import state_of, without_name
 from .process import kept
 from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table
 from .replay import active
 from .replay.transport import unrecorded
+from .servers.model_catalog import state_of, without_name
 from .spec import ProviderSpec, named
 from .transport import network
 from .transport.client import NETWORK
@@ -155,13 +155,13 @@ async def _without_kind(name: str, within: float) -> Found | None:
     spec = named(CUSTOM, name)
     try:
         own = settings.load_provider(spec)
-        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own):
+        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own.kind):
             return None
         provider = provider_of(spec)
     except LLMError:
         return None
-    health = await provider.inventory.health(within)
-    server, variable = provider.inventory.server, provider.spec.variable("kind")
+    health = await provider.catalog.health(within)
+    server, variable = provider.catalog.server, provider.spec.variable("kind")
     kind = (server.kind or CUSTOM) if server else None
     setting = f"{variable}={kind.name}" if kind else ""
     seen = f"what answers is {kind.title}: set {setting}" if kind else f"it was not recognised: {health.detail}"
@@ -174,14 +174,14 @@ async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     provider = _stranger(spec, url)
-    health = await provider.inventory.health(within)  # nobody has it yet: no look at a provider
-    server = provider.inventory.server
+    health = await provider.catalog.health(within)  # nobody has it yet: no look at a provider
+    server = provider.catalog.server
     said = server.kind if server else None
     if said is None and health.state in ("ready", "model_missing"):
         said = CUSTOM  # it speaks the API, and has no name
     if said is not None and said is not spec:
         provider = _stranger(said, url)
-        health = await provider.inventory.health(max(0.1, deadline - loop.time()))
+        health = await provider.catalog.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 

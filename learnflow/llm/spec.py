@@ -52,7 +52,8 @@ class Model:
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
         window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
-        known: what it can, as far as the server says so.
+        known: its capabilities, as far as the server reports them.
+        learned_at: when the server reported it, on the clock of the event loop; None if it did not.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Model:
     trouble: tuple[State, str] | None = None
     window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
+    learned_at: float | None = None
 
     def called(self, name: str) -> bool:
         """Whether this name means it."""
@@ -79,6 +81,7 @@ class Server:
         slots: how many requests it answers at once; None where it does not tell.
         any_name: it serves its one model whatever name is asked for.
         trouble: it is up, but does not serve: a state, and the sentence.
+        learned_at: when it was probed, on the clock of the event loop.
     """
 
     kind: ProviderSpec | None = None
@@ -87,6 +90,7 @@ class Server:
     models: tuple[Model, ...] = ()
     any_name: bool = False
     trouble: tuple[State, str] | None = None
+    learned_at: float | None = None
 
     @property
     def chat_models(self) -> list[Model]:
@@ -173,7 +177,7 @@ class ProviderSpec:
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
-        count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
+        count_tokens: counts the tokens of a prompt at the server: given its client, the model, messages and tools.
         window: its name for the context that a request asks for, in ``options``; None where a request cannot.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
@@ -184,7 +188,7 @@ class ProviderSpec:
             To other servers such a message is the beginning of the answer.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
-            its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
+            its client, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
         drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
             its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.

@@ -30,6 +30,7 @@ FLOORS = [
     ["transport"],
     ["replay"],
     ["health"],
+    ["servers"],
     ["adapter"],
     ["providers"],
     ["discovery", "routing"],

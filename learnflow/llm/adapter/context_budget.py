@@ -16,8 +16,9 @@ from .. import errors
 from ..base import DEFAULT_MAX_TOKENS, Call
 from ..completion import Usage
 from ..errors import LLMError
-from ..health import prices, window
-from ..health.inventory import QUICK_S, Inventory
+from ..health import window
+from ..servers import model_prices
+from ..servers.model_catalog import QUICK_S, ModelCatalog
 from ..spec import Model, ProviderSpec
 from .options import messages_of, parts_of, text_of
 from .request import Request, Size
@@ -78,11 +79,11 @@ class ContextBudget:
     """One request and one model; ``begun`` is an answer that it continues; ``loads``: the server has yet to load it."""
 
     def __init__(
-        self, spec: ProviderSpec, base: str, inventory: Inventory, asked: Request, model: str, begun: str = ""
+        self, spec: ProviderSpec, base: str, catalog: ModelCatalog, asked: Request, model: str, begun: str = ""
     ) -> None:
         self._spec = spec
         self._base = base
-        self._inventory = inventory
+        self._catalog = catalog
         self._asked = asked
         self._texts = [*asked.texts, begun] if begun else asked.texts
         self._begun = [{"role": "assistant", "content": begun}] if begun else []
@@ -112,11 +113,11 @@ class ContextBudget:
         """
         widens, ceiling = self._spec.window and not self._asked.own_window, self._asked.ceiling
         if not widens and not self._asked.images and not (ceiling and self._spec.local):
-            self.loads, why = self._inventory.cold(self._model), None
+            self.loads, why = self._catalog.is_cold(self._model), None
         else:
-            model = await self._inventory.of(self._model, within)
-            self.loads = self._inventory.cold(self._model)
-            if self._asked.images and self._inventory.capabilities(self._model)["vision"] is False:
+            model = await self._catalog.describe(self._model, within)
+            self.loads = self._catalog.is_cold(self._model)
+            if self._asked.images and self._catalog.capabilities(self._model)["vision"] is False:
                 other, can = self._spec.variable("vision_model"), self._spec.variable("capabilities")
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",
@@ -130,8 +131,8 @@ class ContextBudget:
     async def _room(self) -> int | None:
         """Tokens that certainly are the most that an answer can have; None where nothing is known."""
         if not self._spec.local:
-            await asyncio.to_thread(prices.table)  # a tenth of a second, once
-        can = self._inventory.capabilities(self._model)
+            await asyncio.to_thread(model_prices.table)  # a tenth of a second, once
+        can = self._catalog.capabilities(self._model)
         wide = None if self._asked.own_window else self._window.size if self._window else can["context_served"]
         left = (wide or 0) - (await self._counted(wide) if wide else 0)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
@@ -142,14 +143,14 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server counted more than it serves.
         """
-        count, prober = self._spec.count_tokens, self._inventory.prober
+        count, client = self._spec.count_tokens, self._catalog.client
         fits = self._about + (self._asked.ceiling or 0) <= wide
-        if fits or count is None or self._asked.images or prober.client.stopped or prober.client.replays:
+        if fits or count is None or self._asked.images or client.stopped or client.replays:
             return window.likely(self._base, self._model, self._texts)
         counted = 0
         with suppress(LLMError, TimeoutError):  # it is only a better number
             async with asyncio.timeout(QUICK_S):
-                counted = await count(prober, self._model, [*self._asked.messages, *self._begun], self._asked.tools)
+                counted = await count(client, self._model, [*self._asked.messages, *self._begun], self._asked.tools)
                 window.learn(self._base, self._model, self._texts, counted)
         if counted >= wide:
             raise _overflow(f"the prompt has {counted} tokens, the server takes {wide}", counted, wide)
@@ -168,9 +169,9 @@ class ContextBudget:
         own = self._window = window.of(self._base, model.name)
         need, now = self._need(self._about), asyncio.get_running_loop().time()
         if own.size is None and need > window.ASSUMED:  # somebody may have loaded it meanwhile
-            self._inventory.forget()
-            model = await self._inventory.of(self._model)
-        stated = self._inventory.stated.get("context_served")
+            self._catalog.forget()
+            model = await self._catalog.describe(self._model)
+        stated = self._catalog.stated.get("context_served")
         own.limit = own.limit or model.known.get("context")
         if stated is None:
             own.loaded(model.known.get("context_served"))
@@ -204,7 +205,7 @@ class ContextBudget:
     def held(self) -> None:
         """It has answered with this window."""
         if self.loads:
-            self._inventory.answered(self._model)
+            self._catalog.answered(self._model)
         if self._window and self._sent:
             self._window.held = max(self._window.held or 0, self._sent)
 
@@ -219,9 +220,9 @@ class ContextBudget:
         read, least = usage.prompt_tokens, window.at_least(self._asked.texts)
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None
-        if self._inventory.server is None:
-            await self._inventory.health(QUICK_S)
-        server = self._inventory.server
+        if self._catalog.server is None:
+            await self._catalog.health(QUICK_S)
+        server = self._catalog.server
         drops = server.kind.drops_prompts if server and server.kind else None
         if server is None or server.kind is None or drops is None:
             return None
@@ -237,7 +238,7 @@ class ContextBudget:
 
     def _need(self, prompt: int) -> int:
         most = int(self._asked.sampling.get("max_tokens", 0))
-        if self._asked.ceiling and self._inventory.stated.get("context_served"):
+        if self._asked.ceiling and self._catalog.stated.get("context_served"):
             most = min(most, DEFAULT_MAX_TOKENS)  # a ceiling does not widen what the operator stated
         return prompt + most
 

@@ -32,7 +32,6 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "min_p": (0, 1),
     "frequency_penalty": (-math.inf, math.inf),
     "presence_penalty": (-math.inf, math.inf),
-    "timeout": (0, math.inf),
 }
 _WHOLE: Final = ("max_tokens", "top_k", "seed")
 _REASONING: Final = (True, False, "low", "medium", "high")
@@ -115,8 +114,6 @@ def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
             raise _bad(
                 spec, name, f"a number from {low:g} to {high:g}" if high < math.inf else f"a number from {low:g}"
             )
-    if given.get("timeout") == 0:
-        raise _bad(spec, "timeout", "more than 0 seconds")
     for name, (fits, wanted) in _SHAPES.items():
         if name in given and not fits(given[name]):
             raise _bad(spec, name, wanted)

@@ -12,10 +12,10 @@ from .. import errors, events, settings, settings_sources
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
-from ..health import loading, prices, window
-from ..health.inventory import LOOK_S, Inventory
-from ..health.probe import Prober
+from ..health import window
 from ..replay import active
+from ..servers import model_loading, model_prices
+from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..spec import Model, ProviderSpec
 from ..stream import Work
 from ..timeouts import settle_times
@@ -82,12 +82,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
+        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
         self.runner = Runner(
             self.spec,
             client,
             self._times,
-            self.inventory,
+            self.catalog,
             self.address,
             log_content=common.llm_log_content,
             reask=common.llm_reask,
@@ -121,7 +121,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             gap_s=times.gap,
             names=names_of(name),
             has_model=model is not None and self._has(model),
-            cold=self.inventory.cold(name),
+            cold=self.catalog.is_cold(name),
             loads=bool(spec.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
@@ -132,16 +132,16 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def _has(self, model: str) -> bool:
         """Return whether it has a model: by its configuration, its server's list, or LiteLLM's map of models."""
-        server = self.inventory.server
+        server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(prices.known(self.spec.price_prefix, model)["context"])
+        return not self.spec.local and bool(model_prices.known(self.spec.price_prefix, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """See ``RoutableProvider``."""
-        return self.inventory.trouble(model or self.model)
+        return self.catalog.trouble(model or self.model)
 
     def start(self, call: Call) -> Work:
         """See ``AbstractProvider``."""
@@ -155,7 +155,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
-        return self.runner.start(made, replace(attempt, metadata=call.metadata), buffered=call.whole)
+        return self.runner.start(made, attempt, buffered=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
@@ -170,22 +170,22 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """The names that ``model=`` may take. Raises LLMError."""
-        return [model.name for model in await self._explained(self.inventory.models(every=False))]
+        return [model.name for model in await self._explained(self.catalog.models(every=False))]
 
-    async def models(self, within: float = LOOK_S) -> list[Model]:
+    async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
-        return await self._explained(self.inventory.models(within))
+        return await self._explained(self.catalog.models(within))
 
     async def health_check(self) -> bool:
         """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
         return (await self.refresh()).ready
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Look how it is and what it can, for ``within`` seconds at most, and remember; never raises.
 
         Reads a few pages, as ``health_check`` does.
         """
-        health = await self.inventory.health(within)
+        health = await self.catalog.health(within)
         events.emit_lazily(events.Checked, provider=self.name, state=health.state)
         return health
 
@@ -195,13 +195,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Args:
             model: None for the one that is used where a call names none.
         """
-        can = self.inventory.capabilities(model)
+        can = self.catalog.capabilities(model)
         if model is None and self.vision_model:
-            can["vision"] = self.inventory.capabilities(self.vision_model)["vision"]
+            can["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
         return can
 
     async def warm_up(
-        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: loading.Watch | None = None
+        self,
+        model: str | None = None,
+        *,
+        keep_alive: str | float | None = None,
+        watch: model_loading.Watch | None = None,
     ) -> None:
         """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
 
@@ -216,7 +220,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        async with loading.ticking(watch):
+        async with model_loading.ticking(watch):
             await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
@@ -238,17 +242,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Until the server has the model in memory."""
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            wide = window.of(self.endpoint.base, model.name).size or self.inventory.stated.get("context_served")
-            await loading.load(self.inventory.prober, model.name, wide, keep_alive)
+            wide = window.of(self.endpoint.base, model.name).size or self.catalog.stated.get("context_served")
+            await model_loading.load(self.spec, self.catalog.client, model.name, wide, keep_alive)
             await self._there(asked)
 
     async def _there(self, asked: str | None) -> Model:
         """The model, once the server is not loading any more."""
         while True:
             try:
-                return await self.inventory.found(asked)
+                return await self.catalog.find(asked)
             except errors.ModelLoading:
-                await asyncio.sleep(loading.AGAIN_S)
+                await asyncio.sleep(model_loading.AGAIN_S)
 
     def _network(self) -> Any:
         """Return the httpx transport of its requests; None for the network."""

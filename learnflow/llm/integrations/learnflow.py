@@ -14,8 +14,8 @@ from .. import settings
 from ..base import AtMost, LLMProvider
 from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, named
-from ..providers import provider_of
-from ..providers.registry import CUSTOM, spec_of
+from ..providers import build
+from ..providers.registry import CUSTOM
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 from .public_messages import public_message
@@ -114,7 +114,7 @@ class ModelFactory:
     def _build(self, name: str, node: str) -> LLMProvider:
         rows = self._config_manager.get_providers_config()
         if not rows and name == "openai":
-            return provider_of(spec_of(name), None, None, self._api_key)
+            return build(name, api_key=self._api_key)
         if name not in rows:
             raise NotConfigured(
                 f"{node} requires provider {name!r}, which is not in configs/providers.yaml",
@@ -122,8 +122,8 @@ class ModelFactory:
             )
         row = rows[name]
         given = (row.base_url or None, row.default_model or None, row.api_key or None)
-        try:  # LearnFlow's rows are OpenAI-compatible servers
-            return provider_of(spec_of(row.name, given=bool(row.base_url), usual=CUSTOM), *given)
+        try:
+            return build(row.name, *given, usual_kind=CUSTOM.name)  # LearnFlow's rows are OpenAI-compatible servers
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise

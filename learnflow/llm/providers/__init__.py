@@ -150,17 +150,25 @@ CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
 )
 
 
-def build(name: str, base_url: str | None = None, model: str | None = None, api_key: str | None = None) -> BaseProvider:
+def build(
+    name: str,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    usual_kind: str | None = None,
+) -> BaseProvider:
     """Return the provider of this name. What is not given is read from the environment.
 
     Args:
         name: a vendor's, or an endpoint's: ``<NAME>_BASE_URL`` is its address, and ``<NAME>_KIND`` its kind of server.
         base_url, model, api_key: see ``BaseProvider``.
+        usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: there is no such name, or the kind of the endpoint is not set.
     """
-    return provider_of(registry.spec_of(name, given=base_url is not None), base_url, model, api_key)
+    spec = registry.spec_of(name, given=base_url is not None, usual_kind=usual_kind)
+    return provider_of(spec, base_url, model, api_key)
 
 
 def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
-from ..health import loading
-from ..health.page import count, flag, part, text
-from ..health.probe import Prober
+from ..servers.probe import fetch
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from ..transport.client import Client
+from ..transport.untrusted import flag, non_negative_int, part, text
 
 _IN_MEMORY = ("loaded", "sleeping")
 
@@ -32,7 +32,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     return Server(
         version=text(props.get("build_info")),
         models=models,
-        slots=count(props.get("total_slots")),
+        slots=non_negative_int(props.get("total_slots")) or None,
         any_name=not router,
         trouble=("loading", "it is loading its model") if loading else None,
     )
@@ -48,8 +48,8 @@ def _model(row: Mapping[str, Any]) -> Model:
         loaded=status in _IN_MEMORY if status else True,
         trouble=_troubled(state),
         known={
-            "context": count(meta.get("n_ctx_train")),
-            "context_served": count(meta.get("n_ctx")),
+            "context": non_negative_int(meta.get("n_ctx_train")) or None,
+            "context_served": non_negative_int(meta.get("n_ctx")) or None,
             "vision": _sees(row.get("architecture")),
         },
     )
@@ -75,7 +75,7 @@ def _question(model: Model) -> tuple[str, None] | None:
 
 def _learn(model: Model, props: Mapping[str, Any]) -> Model:
     told = {
-        "context_served": count(part(props, "default_generation_settings").get("n_ctx")),
+        "context_served": non_negative_int(part(props, "default_generation_settings").get("n_ctx")) or None,
         "vision": flag(part(props, "modalities").get("vision")),
         "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
     }
@@ -83,15 +83,15 @@ def _learn(model: Model, props: Mapping[str, Any]) -> Model:
     return replace(model, known=known)
 
 
-async def _count_tokens(prober: Prober, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
+async def _count_tokens(client: Client, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
     """Count the tokens of a prompt. Raises an LLMError if the server cannot.
 
     Source: llama.cpp, tools/server/README.md: ``/apply-template`` and ``/tokenize``; run with xllamacpp 2026.10.
     """
     more = {"tools": list(tools)} if tools else {}
-    page = await loading.told(prober, "/apply-template", {"model": model, "messages": list(messages), **more})
+    page = await fetch(client, "/apply-template", {"model": model, "messages": list(messages), **more})
     body = {"model": model, "content": page.get("prompt"), "add_special": True, "parse_special": True}
-    tokens = (await loading.told(prober, "/tokenize", body)).get("tokens")
+    tokens = (await fetch(client, "/tokenize", body)).get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise errors.Unsupported("the server counts no tokens")
     return len(tokens)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..capabilities import unknown
-from ..health.page import count, flag, part, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..transport.untrusted import flag, non_negative_int, part, text
 
 _MODELS: Final = "/v1/models"
 _NONE: Final = re.compile(r"(?!)")
@@ -32,7 +32,7 @@ def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
     # A peer is another machine; the server does not report the targets of a profile.
     targets = meta.get("targets") if _type(row) == "selector" else None
     selects = isinstance(targets, list) and set(map(str, targets)) <= own
-    context = count(row.get("context_length"))
+    context = non_negative_int(row.get("context_length")) or None
     return Model(
         name=str(row["id"]),
         aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from .. import errors
 from ..base import Attempt
 from ..capabilities import unknown
-from ..health.page import count, part, text
-from ..health.probe import Prober, read_page
+from ..servers.probe import fetch
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
-from ..transport.client import HttpRequest
+from ..transport.client import Client, HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
+from ..transport.untrusted import non_negative_int, part, text
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _NEWEST: Final = ":latest"
@@ -30,14 +31,17 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if version is None or rows is None or pages["/api/version"].headers.get("server") == "llama.cpp":
         return None
     running = pages["/api/ps"].rows("models")
-    windows = {str(row.get("name")): count(row.get("context_length")) for row in running or []}
+    windows = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     models = []
     for row in rows:
         name = text(row.get("name"))
         if not name:
             continue
         known = _can(row.get("capabilities"))
-        known |= {"context": count(part(row, "details").get("context_length")), "context_served": windows.get(name)}
+        known |= {
+            "context": non_negative_int(part(row, "details").get("context_length")) or None,
+            "context_served": windows.get(name),
+        }
         remote = bool(row.get("remote_host") or row.get("remote_model"))
         models.append(
             Model(
@@ -64,7 +68,7 @@ def _chats(said: Any, name: str) -> bool:
 
 def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
     info, said = part(shown, "model_info"), shown.get("capabilities")
-    trained = next((count(value) for key, value in info.items() if key.endswith(".context_length")), None)
+    trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = shown.get("parameters")
     asked = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
     return replace(
@@ -88,7 +92,7 @@ def _drops_prompts(version: str | None) -> bool:
 
 
 async def _continuation(
-    prober: Prober, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
     """The request that continues an answer: the server's own template, rendered, and the text as it is.
 
@@ -105,27 +109,24 @@ async def _continuation(
     text: str | None = None
     if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-        rendered = await _rendered(prober, {"model": model, "messages": [*plain, marked], **same, **think})
+        rendered = await _rendered(client, {"model": model, "messages": [*plain, marked], **same, **think})
         if begun.thinking in rendered and _MARK in rendered:
             text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
     if text is None:
-        text = await _rendered(prober, {"model": model, "messages": plain, **same, **think})
+        text = await _rendered(client, {"model": model, "messages": plain, **same, **think})
         opened = text.rstrip().endswith(_THINK)
         text += begun.raw.removeprefix(_THINK) if opened else begun.raw
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return HttpRequest(url=f"{prober.endpoint.root}/api/generate", body=raw)
+    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=raw)
 
 
-async def _rendered(prober: Prober, body: Mapping[str, Any]) -> str:
+async def _rendered(client: Client, body: Mapping[str, Any]) -> str:
     """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
     asked = {**body, "stream": False, "_debug_render_only": True}
-    page = await prober.client.page(prober.request(f"{prober.endpoint.root}/api/chat", asked))
-    if page.error:
-        raise page.error
-    said, wrong = read_page(page.data)
-    info = said.get("_debug_info")
-    text = info.get("rendered_template") if isinstance(info, dict) else None
-    if wrong or not isinstance(text, str):
+    text = None
+    with suppress(errors.Misconfigured, errors.ErrorBody):  # no JSON, or an error instead of the template
+        text = part(await fetch(client, "/api/chat", asked), "_debug_info").get("rendered_template")
+    if not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
     return text
 

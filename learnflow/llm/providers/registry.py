@@ -103,22 +103,22 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
     )
 
 
-def spec_of(name: str, *, given: bool = False, usual: ProviderSpec | None = None) -> ProviderSpec:
+def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
     """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
 
     Args:
         name: without regard to case.
         given: the address of an endpoint is an argument, so that the environment need not have it.
-        usual: the kind of an endpoint if ``<NAME>_KIND`` is not set.
+        usual_kind: the kind of an endpoint if the environment does not set it.
 
     Raises:
         NotConfigured: there is none, or the kind of the endpoint is not set.
     """
     name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual=usual)
+    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual_kind=usual_kind)
 
 
-def _endpoint(name: str, *, given: bool, usual: ProviderSpec | None) -> ProviderSpec:
+def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
     """Return the spec of an endpoint of the operator's.
 
     An error has the endpoint as its provider, and none if the name is unknown or invalid.
@@ -140,7 +140,7 @@ def _endpoint(name: str, *, given: bool, usual: ProviderSpec | None) -> Provider
         )
         likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
         raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
-    kind = kind_of(own) if own.kind else usual
+    kind = kind_of(own.kind or usual_kind)
     if kind is None:
         what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
@@ -148,10 +148,10 @@ def _endpoint(name: str, *, given: bool, usual: ProviderSpec | None) -> Provider
     return named(kind, name)
 
 
-def kind_of(own: settings.ProviderSettings) -> ProviderSpec | None:
+def kind_of(kind: str | None) -> ProviderSpec | None:
     """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
-    kind = (own.kind or "").strip().lower()
-    return SPECS.get(kind) or table().get(kind)
+    name = (kind or "").strip().lower()
+    return SPECS.get(name) or table().get(name)
 
 
 def _recorded(name: str) -> bool:

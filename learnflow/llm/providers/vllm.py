@@ -7,8 +7,8 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..health.page import count, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from ..transport.untrusted import non_negative_int, text
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -21,7 +21,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     )  # its own way to refuse, and to be well
     if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
         return None
-    lengths = {row.get("id"): count(row.get("max_model_len")) for row in rows or []}
+    lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows or []}
     models = []
     for row in rows or []:
         name = text(row.get("id"))

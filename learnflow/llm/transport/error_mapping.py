@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import count, parse_json, printable, word
+from .untrusted import non_negative_int, parse_json, printable, word
 
 Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 """What somebody else makes of a refusal: of its status, body and headers."""
@@ -149,7 +149,7 @@ def _of(said: Any, depth: int = 0) -> Complaint:
     inner_code = inner_error.get("code") if isinstance(inner_error, dict) else None
     codes = tuple(filter(None, (word(code).lower() for code in (said.get("code"), said.get("type"), inner_code))))
     inner = _of(said.get("message") or said.get("msg") or "", depth + 1)
-    lengths = count(said.get("n_prompt_tokens")), count(said.get("n_ctx"))
+    lengths = non_negative_int(said.get("n_prompt_tokens")), non_negative_int(said.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _lengths(inner.message)
     return Complaint(inner.message, codes + inner.codes, word(said.get("param")) or inner.param, lengths)
 

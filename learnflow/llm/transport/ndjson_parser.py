@@ -11,7 +11,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import MAX_NAME, StreamParser
-from .untrusted import count, word
+from .untrusted import non_negative_int, word
 
 # Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
 # llm/llama_server.go): 31 equal ones arrive.
@@ -55,7 +55,7 @@ class NDJSONParser(StreamParser):
             calls += self._called(len(self._calls), own, name, arguments) or ()
         if said.get("done"):
             self.ended = True
-            prompt, answer = count(said.get("prompt_eval_count")), count(said.get("eval_count"))
+            prompt, answer = non_negative_int(said.get("prompt_eval_count")), non_negative_int(said.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from .probe import Prober, read_page
+from ..spec import ProviderSpec
+from ..transport.client import Client
+from .probe import fetch
 
 Watch = Callable[[float], None]
 
@@ -15,31 +17,24 @@ AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by
 _TICK_S: Final = 1.0
 
 
-async def load(prober: Prober, model: str, window: int | None, keep_alive: str | float | None) -> None:
-    """Let the server load a model, however long that takes; the caller limits it. Raises LLMError.
+async def load(
+    spec: ProviderSpec, client: Client, model: str, window: int | None, keep_alive: str | float | None
+) -> None:
+    """Load a model by the server's own request; the caller limits the time. Raise LLMError.
 
     Args:
-        prober: the server.
+        spec: the provider.
+        client: of its server.
         model: its name there.
-        window: the context to load it with, in tokens; None for the server's own.
-        keep_alive: how long it shall stay loaded; None for the server's own.
+        window: the context length to load it with, in tokens; None for the server's own.
+        keep_alive: how long it stays loaded; None for the server's own.
     """
-    spec = prober.spec
     path, body = str(spec.load_path), dict[str, Any](model=model)
     if spec.keep and keep_alive is not None:
         path, body = spec.keep(model, keep_alive)
     if window and spec.window:
         body["options"] = {spec.window: window}
-    await told(prober, path, body)
-
-
-async def told(prober: Prober, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """What a page says, or what a body gets as answer; empty where it says nothing. Raises LLMError."""
-    page = await prober.client.page(prober.request(f"{prober.endpoint.root}{path}", body))
-    said, wrong = read_page(page.data) if page.data.strip() else ({}, None)
-    if error := page.error or wrong:
-        raise error
-    return said
+    await fetch(client, path, body)
 
 
 @asynccontextmanager
