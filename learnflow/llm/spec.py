@@ -166,7 +166,7 @@ class ProviderSpec:
         variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
         parts: the types of parts of a message's content that it takes.
-        reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
+        reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
         lists_all: a model that is not in the list is not there.
         forwards: names of models that it only forwards elsewhere.

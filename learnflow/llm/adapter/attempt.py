@@ -27,7 +27,7 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_budget import ContextBudget
 from .redaction import discreet
-from .request import Request, Variant, with_inline_images
+from .request import Request, Variant
 
 _TURN_ADDED: Final = "with a turn of the user behind the last assistant message, which the server may continue"
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
@@ -181,20 +181,7 @@ class _Attempt:
                 await _litellm.prepare(spec, runner.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline was over before the request could be sent") from None
-        if request.images and not spec.reads_urls:
-            self._request = await self._with_images(deadline)
         return budget
-
-    async def _with_images(self, deadline: float) -> Request:
-        """Return the request with its images inline, for a server that fetches none."""
-        limit = min(deadline, asyncio.get_running_loop().time() + self._times.first_token)
-        try:
-            async with asyncio.timeout_at(limit):
-                messages = await with_inline_images(self._request.messages, self._runner.client)
-        except TimeoutError:
-            what = "a picture was not read from its address in time"
-            raise errors.InvalidRequest(what, hint="Give it as a data URL") from None
-        return replace(self._request, messages=messages)
 
     def _new_answer(self, emit: Emit) -> Answer:
         continues = self._attempt.prefix is not None  # a continuation is no thinking

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import hashlib
 import math
 import re
@@ -17,14 +15,10 @@ from ..errors import (
     ContextOverflow,
     InvalidRequest,
     LLMError,
-    NotLocal,
-    NotRecorded,
     RequestError,
     Unsupported,
 )
 from ..spec import ProviderSpec
-from ..transport.client import Client, HttpRequest
-from ..transport.endpoint import Endpoint, origin
 from . import structured_output
 from .options import rows
 
@@ -35,9 +29,6 @@ _GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
 # For servers that would take a last assistant message as the beginning of the answer.
 _NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
 _TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
-MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
-# The first bytes of an image; a content type may be wrong.
-_IMAGE_FORMATS: Final = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -282,7 +273,7 @@ def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """LiteLLM would leave a part that it does not know out in silence, and fetch a file that is an address."""
+    """Raise for a part that the provider does not take. LiteLLM would drop it silently, or fetch a file by its URL."""
     parts = message["content"] if rows(message.get("content")) else []
     for part in parts:
         kind = part.get("type")
@@ -292,6 +283,12 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
                 f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}",
                 provider=spec.name,
                 hint=f"It takes {known}",
+            )
+        if kind == "image_url" and not spec.reads_urls and not _is_data_url(part.get("image_url")):
+            raise Unsupported(
+                f"{spec.title} reads no picture by URL; nothing was sent",
+                provider=spec.name,
+                hint="Give it as a data URL: data:image/png;base64,…",
             )
         file = part.get("file")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
@@ -304,91 +301,9 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
         )
 
 
-async def with_inline_images(messages: list[dict[str, Any]], client: Client) -> list[dict[str, Any]]:
-    """Return the messages with each image inline that was given by URL, for a server that fetches none.
-
-    Args:
-        messages: OpenAI-style; not changed.
-        client: of the provider; its locality and transport are used, its key is not sent.
-
-    Raises:
-        InvalidRequest: no image at the URL, or one larger than ``MAX_IMAGE_BYTES``.
-        LLMError: the URL cannot be read; NotLocal under ``LLM_LOCAL_ONLY``.
-    """
-    urls = list(
-        dict.fromkeys(url for message in messages for part in _content_parts(message) if (url := _url_of(part)))
-    )
-    if not urls:
-        return messages
-    reading = [asyncio.ensure_future(_read_image(url, client)) for url in urls]
-    try:
-        read = dict(zip(urls, await asyncio.gather(*reading), strict=True))
-    finally:
-        for each in reading:
-            each.cancel()
-    return [
-        {**message, "content": [_with_image(part, read) for part in message["content"]]}
-        if _content_parts(message)
-        else message
-        for message in messages
-    ]
-
-
-def _content_parts(message: Mapping[str, Any]) -> list[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
-
-
-def _url_of(part: Any) -> str | None:
-    """Return the URL of an image that must be read; None for anything else."""
-    picture = part.get("image_url") if part.get("type") == "image_url" else None
-    url = picture.get("url") if isinstance(picture, Mapping) else picture
-    if not isinstance(url, str) or url.startswith("data:"):
-        return None
-    if not url.strip().lower().startswith(("http://", "https://")):
-        raise InvalidRequest("a picture has neither an http address nor a data URL", hint="Give one of the two")
-    return url.strip()
-
-
-def _with_image(part: Mapping[str, Any], read: Mapping[str, str]) -> Mapping[str, Any]:
-    url = _url_of(part)
-    if url is None:
-        return part
-    picture = part["image_url"]
-    more = {name: value for name, value in picture.items() if name != "url"} if isinstance(picture, Mapping) else {}
-    return {**part, "image_url": {"url": read[url], **more}}
-
-
-async def _read_image(url: str, client: Client) -> str:
-    """Return one image as a data URL."""
-    try:
-        origin(url)
-        place = Endpoint(root="", base=url)  # a recording keeps the whole path
-        reader = Client(place, client.connect_timeout, client.local_only, client.transport, client.replays)
-        response = await reader.ask(HttpRequest(url=url, direct=place.near))
-        try:
-            data = await response.beginning(MAX_IMAGE_BYTES + 1)
-        finally:
-            await response.aclose()
-    except ValueError:
-        raise InvalidRequest("the address of a picture is not a valid URL", hint="Give it as a data URL") from None
-    except LLMError as error:
-        raise _unread(error) from None
-    kind = next((name for start, name in _IMAGE_FORMATS if data.startswith(start)), None)
-    if not kind or len(data) > MAX_IMAGE_BYTES:
-        what = f"is larger than {MAX_IMAGE_BYTES >> 20} MiB" if kind else "is none (PNG, JPEG, GIF and WebP are)"
-        raise InvalidRequest(f"what was read as a picture {what}", hint="Give a smaller one, as a data URL")
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _unread(error: LLMError) -> LLMError:
-    """Return why an image could not be read: the caller's fault, not an outage of the provider."""
-    if isinstance(error, NotLocal | NotRecorded):
-        return error
-    return InvalidRequest(
-        f"the picture could not be read from its address ({type(error).__name__})",
-        hint="This server takes pictures inline only: give it as a data URL, or an address that answers",
-    )
+def _is_data_url(image: Any) -> bool:
+    url = image.get("url") if isinstance(image, Mapping) else image
+    return isinstance(url, str) and url.startswith("data:")
 
 
 def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
