@@ -51,7 +51,6 @@ class Model:
         chat: False for embeddings and the like.
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
-        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
         known: what it can, as far as the server says so.
     """
 
@@ -61,7 +60,6 @@ class Model:
     chat: bool = True
     remote: bool = False
     trouble: tuple[State, str] | None = None
-    window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
     def called(self, name: str) -> bool:
@@ -169,12 +167,16 @@ class ProviderSpec:
         reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
         lists_all: a model that is not in the list is not there.
-        forwards: names of models that it only forwards elsewhere.
+        forwards: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
         count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
-        window: its name for the context that a request asks for, in ``options``; None where a request cannot.
+        context_length: chooses the context length of a request, if the server takes one with it: given the tokens of
+            prompt and answer, the loaded context length and that of the training (None if unknown). Returns None to
+            leave it to the server.
+        format_options: writes the ``options`` object of the body: given our keywords and the context length; None if
+            they have OpenAI's places.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
         down: what to do if it does not answer; None for the usual hint, which names its address.
@@ -190,7 +192,6 @@ class ProviderSpec:
         max_concurrency: requests at once; the others wait. None for any number.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
-        options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
         tool_choices: the values of ``tool_choice`` that it honours; None for all.
         structured: the rungs for ``response_format`` with a class, the best first.
         reasoning: for each value of ``reasoning=`` what is added to the body; empty where there is no switch.
@@ -230,12 +231,13 @@ class ProviderSpec:
     models_key: str = "data"
     model_id: str = "id"
     lists_all: bool = True
-    forwards: re.Pattern[str] | None = None
+    forwards: bool = False
     load_path: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
-    window: str | None = None
+    context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     service: str | None = None
     start: str | None = None
     down: str | None = None
@@ -248,7 +250,6 @@ class ProviderSpec:
     max_concurrency: int | None = None
     placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = ALWAYS | SAMPLING
-    options: Mapping[str, str] = field(default_factory=dict)
     tool_choices: tuple[str, ...] | None = None
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)

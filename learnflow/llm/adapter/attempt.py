@@ -25,7 +25,7 @@ from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, structured_output
 from .capacity import CAPACITY
-from .context_budget import ContextBudget
+from .context_window import ContextBudget
 from .redaction import discreet
 from .request import Request, Variant
 
@@ -244,7 +244,7 @@ class _Attempt:
                     raise
                 variant = self._otherwise(budget, variant, error)
         runner.variants[model] = self._request.lasting(variant, before)
-        budget.held()
+        budget.answered()
 
     def _otherwise(self, budget: ContextBudget, variant: Variant, error: LLMError) -> Variant:
         """Return the next variant after a refusal. Raises the refusal if nothing of ours was refused."""
@@ -295,7 +295,7 @@ class _Attempt:
         if attempt.prefix is not None and by is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
         begun = attempt.raw if by and by.prefill else None
-        messages, parameters = self._request.put(model, variant, budget.sending(), begun)
+        messages, parameters = self._request.put(model, variant, budget.size, begun)
         if by and by.continuation:
             body = parameters.get("extra_body", {})
             written: HttpRequest = await by.continuation(self._inventory.prober, model, messages, body, attempt)

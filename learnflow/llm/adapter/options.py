@@ -22,7 +22,7 @@ _NO_LOGPROBS: Final = "An answer may be continued by another model: probabilitie
 _ELSEWHERE: Final = {  # what people look for here
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set {context_variable}, in tokens; where the server takes it with a request, it grows by itself",
+    "num_ctx": "Set {context_variable}, in tokens; otherwise it grows by itself if the server takes it with a request",
 }
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0, math.inf),

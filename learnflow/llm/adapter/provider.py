@@ -12,7 +12,7 @@ from .. import errors, events, settings, settings_sources
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
-from ..health import loading, prices, window
+from ..health import loading, prices
 from ..health.inventory import LOOK_S, Inventory
 from ..health.probe import Prober
 from ..replay import active
@@ -24,6 +24,7 @@ from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm
 from .attempt import Runner
+from .context_window import requested
 from .options import checked
 from .request import request
 from .routable import Facts, RoutableProvider, names_of
@@ -111,7 +112,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.window:  # the context grows with the request, up to what the model was trained for
+        if spec.context_length and "context_served" not in self.inventory.stated:  # it grows up to that of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -238,7 +239,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Until the server has the model in memory."""
         model = await self._there(asked)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            wide = window.of(self.endpoint.base, model.name).size or self.inventory.stated.get("context_served")
+            wide = self.inventory.stated.get("context_served") or requested(self.endpoint.base, model.name)
             await loading.load(self.inventory.prober, model.name, wide, keep_alive)
             await self._there(asked)
 

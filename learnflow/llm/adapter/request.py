@@ -44,9 +44,9 @@ class Variant:
 
 
 class Size(NamedTuple):
-    """How large it may be, in tokens: the context to send, and the answer, where that is less than was asked for."""
+    """Limits in tokens: the context length to request, and that of the answer if it is lower than the caller's."""
 
-    window: int | None = None
+    context: int | None = None
     answer: int | None = None
 
 
@@ -93,10 +93,10 @@ class Request:
         return most if isinstance(most, AtMost) else None
 
     @property
-    def own_window(self) -> bool:
-        """Whether the caller says himself how wide the context shall be."""
-        options = self.extra_body.get("options")
-        return bool(self.spec.window and isinstance(options, Mapping) and self.spec.window in options)
+    def own_context(self) -> bool:
+        """Whether the caller sets the context length."""
+        options, written = self.extra_body.get("options"), self.spec.format_options
+        return bool(written and isinstance(options, Mapping) and written({}, 1).keys() & options.keys())
 
     @property
     def other_texts(self) -> list[str]:
@@ -132,10 +132,8 @@ class Request:
         }
         if size.answer and "max_tokens" in sampling:
             sampling["max_tokens"] = size.answer
-        if self.spec.options:
-            own = body.pop("options", None) or {}
-            wide = {self.spec.window: size.window} if self.spec.window and size.window else {}
-            body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | wide | dict(own)
+        if self.spec.format_options:
+            body["options"] = {**self.spec.format_options(sampling, size.context), **(body.get("options") or {})}
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -143,7 +141,7 @@ class Request:
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
-            if self.tool_choice is not None and not (self.spec.options and self.tool_choice == "auto"):
+            if self.tool_choice is not None and not (self.spec.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
             asked, words = (

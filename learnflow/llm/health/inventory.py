@@ -18,7 +18,7 @@ from ..spec import Model, ProviderSpec, Server
 from ..transport.endpoint import Endpoint, addressed
 from ..transport.error_mapping import failure_of
 from ..transport.network import is_near
-from . import prices, window
+from . import prices
 from .probe import Prober, ProbeResult, better
 
 LOOK_S: Final = 10.0  # seconds for a look of its own: a cloud's list of models may be long
@@ -143,13 +143,14 @@ class Inventory:
         model = self._models.get(name) if name else self._used
         return self.prober.client.stopped or (model is not None and model.loaded is False)
 
-    def answered(self, name: str) -> None:
-        """This model has answered: it is loaded."""
+    def answered(self, name: str, context_length: int | None = None) -> None:
+        """Remember that this model is loaded, with this context length if it is known."""
+        known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name) and not model.loaded:
-                self._models[key] = replace(model, loaded=True)
+            if model.called(name):
+                self._models[key] = replace(model, loaded=True, known={**model.known, **known})
         if self._used and self._used.called(name):
-            self._used = replace(self._used, loaded=True)
+            self._used = replace(self._used, loaded=True, known={**self._used.known, **known})
 
     async def of(self, name: str, within: float = QUICK_S) -> Model:
         """What is known of this model; looked for the first time it is asked. What cannot be learned stays unknown.
@@ -173,9 +174,6 @@ class Inventory:
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
         priced = prices.known(spec.price_prefix, name) if name and not spec.local else {}
         told = dict(model.known) if model else {}
-        if spec.window and model:
-            sent = window.of(self._endpoint.base, model.name).size
-            told["context_served"] = sent or told.get("context_served") or model.window
         return merged(row, priced, told, self.stated)
 
     async def _look(self, asked: str | None, within: float, *, every: bool = False) -> ProbeResult:
@@ -214,14 +212,14 @@ class Inventory:
                 raise seen.error
         kind = self._server.kind if self._server else None
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.forwards), None)
-        if forwarder is None or forwarder.forwards is None:
+        if forwarder is None:
             return
         if model is None or self._server is None or self._server.find(name) is None:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {forwarder.title} does not tell whether it forwards this model elsewhere",
                 hint="Nothing was sent. Look into the server's log, or check the model's name",
             )
-        if model.remote or forwarder.forwards.search(name):
+        if model.remote:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",

@@ -28,8 +28,8 @@ async def load(prober: Prober, model: str, window: int | None, keep_alive: str |
     path, body = str(spec.load_path), dict[str, Any](model=model)
     if spec.keep and keep_alive is not None:
         path, body = spec.keep(model, keep_alive)
-    if window and spec.window:
-        body["options"] = {spec.window: window}
+    if window and spec.format_options:
+        body["options"] = spec.format_options({}, window)
     await told(prober, path, body)
 
 

@@ -20,6 +20,9 @@ from ..transport.client import HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
+_CLOUD: Final = re.compile(r"[:-]cloud$")
+# The least context that it loads by itself (its documentation, 2026: 4096 below 24 GB of video memory).
+_DEFAULT_CONTEXT: Final = 4096
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
 _MARK: Final = "[learnflow: the answer begins here]"
@@ -38,7 +41,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
             continue
         known = _can(row.get("capabilities"))
         known |= {"context": count(part(row, "details").get("context_length")), "context_served": windows.get(name)}
-        remote = bool(row.get("remote_host") or row.get("remote_model"))
+        remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
         models.append(
             Model(
                 name=name,
@@ -66,14 +69,37 @@ def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
     info, said = part(shown, "model_info"), shown.get("capabilities")
     trained = next((count(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = shown.get("parameters")
-    asked = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    own = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    served = model.known.get("context_served") or (count(int(own[1])) if own else None)
     return replace(
         model,
         chat=_chats(said, model.name) if isinstance(said, list) else model.chat,
         remote=model.remote or bool(shown.get("remote_host") or shown.get("remote_model")),
-        window=int(asked[1]) if asked else None,
-        known={**model.known, **_can(said), "context": trained or model.known.get("context")},
+        known={
+            **model.known,
+            **_can(said),
+            "context": trained or model.known.get("context"),
+            "context_served": served,
+        },
     )
+
+
+def _context_length(need: int, loaded: int | None, trained: int | None) -> int | None:
+    """Choose ``num_ctx`` for a request of so many tokens.
+
+    The loaded one if it is enough, because another one loads the model again. Else the next power of two, so that a
+    slightly longer prompt does not, up to what the model was trained for. Never less than what is loaded.
+    """
+    if need <= (loaded or _DEFAULT_CONTEXT):
+        return loaded
+    length = max(_DEFAULT_CONTEXT, 1 << (need - 1).bit_length())
+    return max(loaded or 0, min(length, trained or length))
+
+
+def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
+    """Write the ``options`` of a request."""
+    options = {"num_predict" if name == "max_tokens" else name: value for name, value in sampling.items()}
+    return {**options, "num_ctx": context_length} if context_length else options
 
 
 def _drops_prompts(version: str | None) -> bool:
@@ -160,18 +186,18 @@ SPEC: Final = ProviderSpec(
     models_path="/api/tags",
     models_key="models",
     model_id="name",
-    forwards=re.compile(r"[:-]cloud$"),
+    forwards=True,
     load_path="/api/generate",
     keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
     pull_command="ollama pull {model}",
-    window="num_ctx",
+    context_length=_context_length,
     service="ollama",
     continuation=_continuation,
     drops_prompts=_drops_prompts,
     max_concurrency=4,
     placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
-    options={name: name for name in LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
+    format_options=_format_options,
     tool_choices=("auto", "none"),
     reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
     # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
