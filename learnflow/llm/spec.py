@@ -187,8 +187,8 @@ class ProviderSpec:
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
             its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
-        drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
-            its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
+        drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
+            and whether its own API is used rather than OpenAI's. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
         placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
@@ -246,7 +246,7 @@ class ProviderSpec:
     finishes_turns: bool = False
     prefill: bool = False
     continuation: Callable[..., Awaitable[Any]] | None = None
-    drops_prompts: Callable[[str | None], bool] | None = None
+    drops_prompts: Callable[[str | None, bool], bool] | None = None
     max_concurrency: int | None = None
     placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = ALWAYS | SAMPLING

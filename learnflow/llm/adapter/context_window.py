@@ -312,10 +312,10 @@ class ContextBudget:
             return None
         if inventory.server is None:
             await inventory.health(QUICK_S)
-        kind = inventory.server and inventory.server.kind
-        if not inventory.server or not kind or not kind.drops_prompts:
-            return None
-        if self._spec.parser is kind.parser and not kind.drops_prompts(inventory.server.version):
+        server = inventory.server
+        kind = server.kind if server else None
+        drops = kind.drops_prompts if kind else None
+        if not (server and kind and drops and drops(server.version, self._spec.parser is kind.parser)):
             return None
         what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
         return _overflow(what, least, read)

@@ -222,7 +222,7 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
     if open_turn:
         messages.append(dict(_NEXT_TURN))
     if isinstance(stop, str):
-        given["stop"] = [stop]  # Ollama takes a list only
+        given["stop"] = [stop]  # some servers take a list only
     return Request(
         spec=spec,
         messages=([{"role": "system", "content": system}] if system else []) + messages,

@@ -1,10 +1,11 @@
-"""Ollama (0.24 and 0.33 were run), by its own API: its row, its pages, and how it goes on with a broken answer.
+"""Ollama (0.24 and 0.33 were run), by its own API: its pages, its context length, its continuation and its stream.
 
 Its tags tell capabilities only since 0.30; ``/api/show`` reads the model's file and loads nothing.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,16 +14,23 @@ from typing import Any, Final
 from .. import errors
 from ..base import Attempt
 from ..capabilities import unknown
+from ..completion import ToolCallDelta, Usage
+from ..errors import LLMError
 from ..health.page import count, part, text
 from ..health.probe import Prober, read_page
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..transport import error_mapping, untrusted
 from ..transport.client import HttpRequest
-from ..transport.ndjson_parser import NDJSONParser
+from ..transport.reasoning import Delta
+from ..transport.stream_parser import MAX_NAME, StreamParser
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _CLOUD: Final = re.compile(r"[:-]cloud$")
 # The least context that it loads by itself (its documentation, 2026: 4096 below 24 GB of video memory).
 _DEFAULT_CONTEXT: Final = 4096
+# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
+# llm/llama_server.go): 31 equal ones arrive.
+_EQUAL: Final = 30
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
 _MARK: Final = "[learnflow: the answer begins here]"
@@ -102,12 +110,14 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
     return {**options, "num_ctx": context_length} if context_length else options
 
 
-def _drops_prompts(version: str | None) -> bool:
-    """Whether this version drops the beginning of a prompt, and counts what it has read.
+def _drops_prompts(version: str | None, own_api: bool) -> bool:
+    """Return whether it drops the beginning of a prompt, and counts what it has read.
 
-    It knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4. A
-    version that cannot be read is a new one.
+    By ``/v1`` any version does. Its own API knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and
+    counts a prompt as a whole since 0.4. A version that cannot be read is a new one.
     """
+    if not own_api:
+        return True
     parts = (version or "").partition("-")[0].split(".")
     readable = all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
     return readable and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
@@ -166,6 +176,64 @@ def _more_than_words(message: Mapping[str, Any]) -> bool:
 def _words(content: Any) -> str:
     parts = content if isinstance(content, list) else [{"text": content or ""}]
     return "".join(str(part.get("text") or "") for part in parts)
+
+
+class NDJSONParser(StreamParser):
+    """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
+
+    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
+        super().__init__(max_tokens, finish_missing=finish_missing)
+        self._repeated: tuple[str, int] = ("", 0)  # the last token, blanks around it aside, and how often
+
+    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
+        return False
+
+    def _line(self, line: bytes) -> Delta | None:
+        if not line.strip():
+            return None
+        said = self._object(line, "a line of the stream")
+        if said is None:
+            return None
+        began, self._seen = self._seen, True
+        if said.get("error"):
+            self.fail(error_mapping.error_object(said, began=began))
+            return None
+        if not {"done", "message", "response"} & set(said):
+            self._malformed("a line of the stream")
+            return None
+        message = said.get("message") or {}
+        self.served = self.served or untrusted.word(said.get("model"), MAX_NAME) or None
+        content = message.get("content") if message else said.get("response")  # the latter of /api/generate
+        text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
+        token, times = (text or thinking).strip(), self._repeated[1]
+        self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
+        calls: tuple[ToolCallDelta, ...] = ()
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") or {}
+            arguments = json.dumps(function.get("arguments") or {})
+            own, name = untrusted.word(call.get("id"), MAX_NAME), untrusted.word(function.get("name"), MAX_NAME)
+            calls += self._called(len(self._calls), own, name, arguments) or ()
+        if said.get("done"):
+            self.ended = True
+            prompt, answer = untrusted.count(said.get("prompt_eval_count")), untrusted.count(said.get("eval_count"))
+            total = prompt + answer if prompt is not None and answer is not None else None
+            self.usage = Usage(prompt, answer, total)
+            self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
+        return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
+
+    def _last(self, rest: bytes) -> Delta | None:
+        piece = self._read(rest)
+        if isinstance(self.fault, errors.MalformedAnswer):
+            cut = "the stream ended in the middle of a line"
+            self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
+        return piece
+
+    def _missing(self) -> LLMError:
+        if self._repeated[1] > _EQUAL:
+            return errors.TokenRepeated("the model wrote one token over and over, and the server gave up")
+        if self._seen:
+            return errors.AnswerNotDone('the server ended the answer with "done": false')
+        return super()._missing()
 
 
 SPEC: Final = ProviderSpec(

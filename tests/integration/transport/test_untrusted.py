@@ -26,10 +26,10 @@ from learnflow.llm.adapter import structured_output
 from learnflow.llm.adapter.joining import step_back
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
+from learnflow.llm.providers.ollama import NDJSONParser
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport import error_mapping
-from learnflow.llm.transport.ndjson_parser import NDJSONParser
 from learnflow.llm.transport.reasoning import ReasoningSplitter
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
