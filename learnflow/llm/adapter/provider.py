@@ -153,7 +153,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
-        made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        try:
+            made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        except LLMError as error:
+            error.provider = self.name
+            raise
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
         return self.runner.start(made, replace(attempt, metadata=call.metadata), buffered=call.whole)

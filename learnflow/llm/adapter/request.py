@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..spec import ProviderSpec
 from . import structured_output
-from .options import rows
+from .options import messages_of, parts_of, rows, text_of
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
@@ -74,17 +74,13 @@ class Request:
 
     @property
     def texts(self) -> list[str]:
-        """What the messages say."""
-        contents = [message.get("content") for message in self.messages]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        return [text for text in (*contents, *(part.get("text") for part in parts)) if isinstance(text, str)]
+        """The texts of the messages."""
+        return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
     def images(self) -> int:
-        """How many pictures it carries."""
-        contents = [message.get("content") for message in self.messages]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        return sum(part.get("type") == "image_url" for part in parts)
+        """The number of images."""
+        return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
     @property
     def ceiling(self) -> int | None:
@@ -240,63 +236,50 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
-    """Copies, part by part: LiteLLM changes messages in place."""
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    messages = list(prompt) if rows(prompt) else []
-    for each in messages:
-        content = each.get("content")
-        if not isinstance(each.get("role"), str) or not (content is None or isinstance(content, str) or rows(content)):
-            messages = []
-            break
-    if not messages:
+    """Return copies of the messages, part by part: LiteLLM changes messages in place. Raises for an invalid prompt."""
+    messages = messages_of(prompt)
+    if not messages or not all(map(_is_message, messages)):
         raise InvalidRequest(
             "the prompt is neither a text nor a list of messages",
-            provider=spec.name,
             hint='A message is {"role": "user", "content": "…"}; content may be a list of text and image_url parts',
         )
     if not any(each.get("content") or each.get("tool_calls") for each in messages):
-        raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Give a prompt with text in it")
+        raise InvalidRequest("the prompt is empty", hint="Give a prompt with text in it")
     for each in messages:
         _check_parts(spec, each)
     return [_copied(each) for each in messages]
 
 
+def _is_message(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(message.get("role"), str) and (content is None or isinstance(content, str) or rows(content))
+
+
 def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message, part by part; OpenAI's newer name for a system message as the one that everybody knows."""
-    copy = (
-        {**message, "content": [dict(part) for part in message["content"]]} if rows(message.get("content")) else message
-    )
-    return {**copy, "role": "system"} if message["role"] == "developer" else dict(copy)
+    """Return a copy of a message; OpenAI's newer role "developer" as "system", which every server supports."""
+    copy = dict(message)
+    if rows(copy.get("content")):
+        copy["content"] = [dict(part) for part in copy["content"]]
+    if copy["role"] == "developer":
+        copy["role"] = "system"
+    return copy
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
     """Raise for a part that the provider does not take. LiteLLM would drop it silently, or fetch a file by its URL."""
-    parts = message["content"] if rows(message.get("content")) else []
-    for part in parts:
-        kind = part.get("type")
+    for part in message["content"] if rows(message.get("content")) else []:
+        kind, file = part.get("type"), part.get("file")
         if kind not in spec.parts:
-            known = ", ".join(sorted(spec.parts))
-            raise Unsupported(
-                f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}",
-                provider=spec.name,
-                hint=f"It takes {known}",
-            )
+            what = f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}"
+            raise Unsupported(what, hint=f"It takes {', '.join(sorted(spec.parts))}")
         if kind == "image_url" and not spec.reads_urls and not _is_data_url(part.get("image_url")):
-            raise Unsupported(
-                f"{spec.title} reads no picture by URL; nothing was sent",
-                provider=spec.name,
-                hint="Give it as a data URL: data:image/png;base64,…",
-            )
-        file = part.get("file")
+            what = f"{spec.title} reads no picture by URL; nothing was sent"
+            raise Unsupported(what, hint="Give it as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
-            raise Unsupported(
-                "a file cannot be given by URL", provider=spec.name, hint='Give it inline, as "file_data"'
-            )
+            raise Unsupported("a file cannot be given by URL", hint='Give it inline, as "file_data"')
     if message.get("images"):
-        raise InvalidRequest(
-            'a message has "images"', provider=spec.name, hint="Give pictures as parts of type image_url in its content"
-        )
+        hint = "Give pictures as parts of type image_url in its content"
+        raise InvalidRequest('a message has "images"', hint=hint)
 
 
 def _is_data_url(image: Any) -> bool:
