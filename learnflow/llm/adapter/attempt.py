@@ -283,7 +283,9 @@ class _Attempt:
         if attempt.prefix is not None and by is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
         begun = attempt.raw if by and by.prefill else None
-        messages, parameters = self._request.put(model, variant, budget.size, begun)
+        messages, parameters = self._request.formatted(
+            model, variant, context_length=budget.context_length, max_tokens=budget.answer, begun=begun
+        )
         if by and by.continuation:
             body = parameters.get("extra_body", {})
             written: HttpRequest = await by.continuation(self._inventory.prober, model, messages, body, attempt)

@@ -22,7 +22,7 @@ from ..health.inventory import QUICK_S, Inventory
 from ..process import kept
 from ..spec import Model, ProviderSpec
 from .options import messages_of, parts_of, text_of
-from .request import Request, Size
+from .request import Request
 
 # When a count of tokens is beyond doubt: a large prompt, of which far less was read than it has words. Tokenizers that
 # join words make a third fewer tokens than words; templates leave old thinking out; small prompts are mostly template.
@@ -117,6 +117,7 @@ class ContextBudget:
         begun: the beginning of an answer that the request continues.
 
     Attributes:
+        context_length: to request; None leaves it to the server.
         answer: the limit of tokens of the answer, if it is lower than the caller's ceiling.
         loads: the server has yet to load the model.
         tight: less than a quarter of the ceiling is left.
@@ -129,8 +130,8 @@ class ContextBudget:
         self._texts = [*request.texts, begun] if begun else request.texts
         self._begun = [{"role": "assistant", "content": begun}] if begun else []
         self._known = Model(name=model)
-        self._length: int | None = None
         self._retried = False
+        self.context_length: int | None = None
         self.answer: int | None = None
         self.loads = self.tight = False
 
@@ -142,11 +143,6 @@ class ContextBudget:
     @property
     def _stated(self) -> int | None:
         return self._inventory.stated.get("context_served")
-
-    @property
-    def size(self) -> Size:
-        """What to send."""
-        return Size(self._length, self.answer)
 
     async def before(self, within: float) -> str | None:
         """Look whether the request fits, for at most ``within`` seconds. Returns what was changed for it, in words.
@@ -179,7 +175,7 @@ class ContextBudget:
         limit, least = self._stated or self._known.known.get("context"), at_least(self._texts)
         if limit and least > limit:
             raise _overflow(f"the prompt has at least {least} tokens, the model takes {limit}", least, limit)
-        self._length = self._loaded
+        self.context_length = self._loaded
         return self._lengthened(self._fitting(self._about))
 
     @property
@@ -198,10 +194,10 @@ class ContextBudget:
         return self._spec.context_length(need, loaded or self._loaded, trained)
 
     def _lengthened(self, length: int | None) -> str | None:
-        before = self._length
+        before = self.context_length
         if length is None:
             return None
-        self._length = _requested[self._base, self._known.name] = length
+        self.context_length = _requested[self._base, self._known.name] = length
         return (
             None
             if length == before
@@ -213,7 +209,7 @@ class ContextBudget:
         if not self._spec.local:
             await asyncio.to_thread(prices.table)  # a tenth of a second, once
         can = self._inventory.capabilities(self._model)
-        wide = None if self._request.own_context else self._length or can["context_served"]
+        wide = None if self._request.own_context else self.context_length or can["context_served"]
         left = (wide or 0) - (await self._counted(wide) if wide else 0)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
 
@@ -264,13 +260,13 @@ class ContextBudget:
         if isinstance(error, errors.ContextOverflow):
             return self._retry(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _NO_LOAD
-        if failed and self._length not in (None, self._known.known.get("context_served")):
+        if failed and self.context_length not in (None, self._known.known.get("context_served")):
             raise self._not_loaded(error)
         return None
 
     def _retry(self, error: errors.ContextOverflow) -> str | None:
         """Choose a context length for the server's count, once; without a count, the next longer one."""
-        sent = self._length
+        sent = self.context_length
         if not self._retried:
             self._retried = True
             needed = error.needed or max(self._about, (sent or 0) + 1)
@@ -284,11 +280,11 @@ class ContextBudget:
     def _not_loaded(self, error: LLMError) -> LLMError:
         """Return the error for a context that the server could not load. If it was ours, no circuit breaker opens."""
         key = self._base, self._known.name
-        if _requested.get(key) == self._length:
+        if _requested.get(key) == self.context_length:
             del _requested[key]  # shorter requests go on with what was loaded before
         kind = errors.ServerFailed if self._stated else errors.ContextOverflow
         failure = kind(
-            f"the server could not load the model with a context of {self._length} tokens",
+            f"the server could not load the model with a context of {self.context_length} tokens",
             hint=f"Set {self._spec.variable('context')} to a context that fits its memory, or choose a smaller model",
             status=error.status,
         )
@@ -297,8 +293,8 @@ class ContextBudget:
 
     def answered(self) -> None:
         """Remember that the model is loaded, with this context length."""
-        if self.loads or self._length:
-            self._inventory.answered(self._model, self._length)
+        if self.loads or self.context_length:
+            self._inventory.answered(self._model, self.context_length)
 
     async def loss(self, usage: Usage) -> LLMError | None:
         """Return the error for a prompt whose beginning the server dropped, if its count leaves no doubt.

@@ -1,4 +1,4 @@
-"""What the caller asked, checked against the row, and put as LiteLLM wants it. Nothing is dropped in silence."""
+"""A request: the prompt and keywords of a call, checked and formatted for LiteLLM. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import (
@@ -22,13 +22,13 @@ from ..spec import ProviderSpec
 from . import structured_output
 from .options import messages_of, parts_of, rows, text_of
 
-_NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
+_NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they are sent in the body as they are
 # Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
 _CONTINUES: Final = "continue_final_message"
 _GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
 # For servers that would take a last assistant message as the beginning of the answer.
 _NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
-_TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
+_TOKEN: Final = re.compile(r"[!-~]+")  # a header's value that no proxy splits or trims
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -36,26 +36,26 @@ _REFUSES: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How it is put this time: what is left out because the model refused it, and which rung of the schema ladder."""
+    """How a request is formatted after refusals.
+
+    Attributes:
+        without: parameters of ours that the model refused.
+        rung: the fallback level for a schema.
+        newer_limit: ``max_completion_tokens`` instead of ``max_tokens``, which models that think require.
+    """
 
     without: frozenset[str] = frozenset()
     rung: int = 0
-    newer_limit: bool = False  # max_completion_tokens instead of max_tokens: models that think want it
-
-
-class Size(NamedTuple):
-    """Limits in tokens: the context length to request, and that of the answer if it is lower than the caller's."""
-
-    context: int | None = None
-    answer: int | None = None
+    newer_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One checked request; its repr shows no prompt.
 
-    ``corrections`` of its messages, the last ones, are not the caller's: an answer that is sent back, and why.
-    ``turn_added``: a short turn of the user follows the caller's last assistant message.
+    Attributes:
+        corrections: how many of the last messages are not the caller's: an answer that is sent back, and the reason.
+        turn_added: a short turn of the user follows the caller's last assistant message.
     """
 
     spec: ProviderSpec
@@ -84,7 +84,7 @@ class Request:
 
     @property
     def ceiling(self) -> int | None:
-        """How many tokens the answer may have, where that is no demand."""
+        """The limit of tokens of the answer, if it is a ceiling and no demand."""
         most = self.sampling.get("max_tokens")
         return most if isinstance(most, AtMost) else None
 
@@ -96,25 +96,31 @@ class Request:
 
     @property
     def other_texts(self) -> list[str]:
-        """Everything else that is the caller's: images, tools, arguments."""
+        """The other texts of the caller: images, tools, arguments."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
     def corrected(self, text: str, reason: str) -> Request:
-        """The request that sends this answer back to the model, with what is wrong with it."""
+        """Return the request that sends an answer back to the model, with the reason."""
         sent_back = [
             {"role": "assistant", "content": text},
             {"role": "user", "content": structured_output.correction(reason)},
         ]
         return replace(self, messages=[*self.messages, *sent_back], corrections=self.corrections + len(sent_back))
 
-    def put(
-        self, model: str, variant: Variant, size: Size, begun: str | None
+    def formatted(
+        self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, begun: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages and parameters as LiteLLM takes them, of this size.
+        """Return messages and parameters as LiteLLM takes them.
 
-        ``begun`` is an answer to be continued, where the server takes one as the last message.
+        Args:
+            model: its name at the provider.
+            variant: what is left out.
+            context_length: to request, if the server takes one with a request.
+            max_tokens: the limit of the answer, if it is lower than the caller's ceiling.
+            begun: an answer to be continued, if the server takes one as the last message.
 
-        Raises Unsupported where the model does not support a parameter.
+        Raises:
+            Unsupported: the model does not think.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
         body = {**self.spec.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
@@ -126,10 +132,10 @@ class Request:
             for name, value in self.sampling.items()
             if not (name in variant.without and may_be_left_out(value))  # never what the caller asked for
         }
-        if size.answer and "max_tokens" in sampling:
-            sampling["max_tokens"] = size.answer
+        if max_tokens and "max_tokens" in sampling:
+            sampling["max_tokens"] = max_tokens
         if self.spec.format_options:
-            body["options"] = {**self.spec.format_options(sampling, size.context), **(body.get("options") or {})}
+            body["options"] = {**self.spec.format_options(sampling, context_length), **(body.get("options") or {})}
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -140,12 +146,8 @@ class Request:
             if self.tool_choice is not None and not (self.spec.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
-            asked, words = (
-                (self.wanted, None)
-                if isinstance(self.wanted, dict)
-                else structured_output.asked_for(self.wanted, self.spec.structured[variant.rung])
-            )
-            parameters |= {"response_format": asked} if asked else {}
+            response_format, words = structured_output.formatted(self.wanted, self.spec.structured[variant.rung])
+            parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_words(messages, words, self.corrections) if words else messages
         if self.spec.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
@@ -155,13 +157,13 @@ class Request:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What it adds to the headers."""
+        """The headers of the request's own."""
         return self._session(header=True)
 
     def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
-        """Another way to put it after this refusal, and what it leaves out; None where there is none.
+        """Return the variant to retry with after a refusal, and what changes; None if a retry cannot help.
 
-        Only what is ours is left out: our defaults, our wish for usage, the rung of our ladder. Never a caller's word.
+        Only what is ours is left out: defaults, ``stream_options``, a level of the schema. Never a caller's keyword.
         """
         if not isinstance(error, (CapabilityError, RequestError)):
             return None
@@ -183,13 +185,13 @@ class Request:
         return None
 
     def lasting(self, variant: Variant, before: Variant) -> Variant:
-        """What of this variant is true of the next request, too: not that this one's ceiling was too high."""
+        """Return the variant for later requests: a ceiling of this one that was too high says nothing about them."""
         if self.ceiling is None:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
     def _session(self, *, header: bool) -> Mapping[str, str]:
-        """The session, where the row takes it in this place; a digest of it where the place does not take the text."""
+        """Return the session if the provider takes it in this place; a digest if the place does not take the text."""
         place = self.spec.session
         if place is None or self.session is None or place.header != header:
             return {}
@@ -197,7 +199,7 @@ class Request:
         return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
-        """What the row adds to the body for ``reasoning=``."""
+        """Return what ``reasoning=`` adds to the body."""
         if self.reasoning is None:
             return {}
         thinks = self.spec.reasoning_models
@@ -209,7 +211,7 @@ class Request:
 
 
 def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
-    """The request for a prompt and its checked keywords. Raises InvalidRequest where the prompt is none."""
+    """Return the request for a prompt and its checked keywords. Raises InvalidRequest for an invalid prompt."""
     wanted, stop = given.pop("response_format", None), given.get("stop")
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
@@ -288,9 +290,9 @@ def _is_data_url(image: Any) -> bool:
 
 
 def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
-    """The messages with our words in the last one of the user's: many templates want the roles to alternate.
+    """Add our words to the last message of the user: many templates require the roles to alternate.
 
-    ``behind`` of them are behind that one, and stay there.
+    ``behind`` messages follow that one, and stay there.
     """
     own = len(messages) - behind
     *before, last = messages[:own]
@@ -302,7 +304,7 @@ def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in it, however deep."""
+    """Yield every text in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -313,5 +315,5 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Our own kinds of numbers as the numbers that they are."""
+    """Return a number of a class of ours as the plain number."""
     return type(value).__mro__[1](value) if may_be_left_out(value) else value
