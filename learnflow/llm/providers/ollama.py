@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .. import errors
+from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
@@ -41,20 +42,20 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if version is None or rows is None or pages["/api/version"].headers.get("server") == "llama.cpp":
         return None
     running = pages["/api/ps"].rows("models")
-    windows = {str(row.get("name")): count(row.get("context_length")) for row in running or []}
+    lengths = {str(row.get("name")): count(row.get("context_length")) for row in running or []}
     models = []
     for row in rows:
         name = text(row.get("name"))
         if not name:
             continue
         known = _can(row.get("capabilities"))
-        known |= {"context": count(part(row, "details").get("context_length")), "context_served": windows.get(name)}
+        known |= {"context": count(part(row, "details").get("context_length")), "context_served": lengths.get(name)}
         remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
         models.append(
             Model(
                 name=name,
                 aliases=(name.removesuffix(_NEWEST),) if name.endswith(_NEWEST) else (),
-                loaded=None if remote or running is None else name in windows,
+                loaded=None if remote or running is None else name in lengths,
                 chat=_chats(row.get("capabilities"), name),
                 remote=remote,
                 known=known,
@@ -63,29 +64,29 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     return Server(version=version, models=tuple(models))
 
 
-def _can(said: Any) -> dict[str, Any]:
-    if not isinstance(said, list):
+def _can(listed: Any) -> dict[str, Any]:
+    if not isinstance(listed, list):
         return {}
-    return {"vision": "vision" in said, "tools": "tools" in said, "reasoning": "thinking" in said}
+    return {"vision": "vision" in listed, "tools": "tools" in listed, "reasoning": "thinking" in listed}
 
 
-def _chats(said: Any, name: str) -> bool:
-    return "completion" in said if isinstance(said, list) else "embed" not in name.lower()
+def _chats(listed: Any, name: str) -> bool:
+    return "completion" in listed if isinstance(listed, list) else "embed" not in name.lower()
 
 
 def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
-    info, said = part(shown, "model_info"), shown.get("capabilities")
+    info, listed = part(shown, "model_info"), shown.get("capabilities")
     trained = next((count(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = shown.get("parameters")
     own = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
     served = model.known.get("context_served") or (count(int(own[1])) if own else None)
     return replace(
         model,
-        chat=_chats(said, model.name) if isinstance(said, list) else model.chat,
+        chat=_chats(listed, model.name) if isinstance(listed, list) else model.chat,
         remote=model.remote or bool(shown.get("remote_host") or shown.get("remote_model")),
         known={
             **model.known,
-            **_can(said),
+            **_can(listed),
             "context": trained or model.known.get("context"),
             "context_served": served,
         },
@@ -126,18 +127,18 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
 async def _continuation(
     prober: Prober, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
-    """The request that continues an answer: the server's own template, rendered, and the text as it is.
+    """Write the request that continues an answer: the server's own template, rendered, and the text as it is.
 
-    Exact, whatever the template is: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries went on identically.
+    Exact with any template: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries continued identically.
 
     Raises:
         Unsupported: pictures and tool calls are no text, or this version does not render.
     """
     if any(_more_than_words(each) for each in messages):
         raise errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
-    plain = [{"role": each["role"], "content": _words(each.get("content"))} for each in messages]
+    plain = [{"role": each["role"], "content": "".join(map(text_of, parts_of(each)))} for each in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # other ones load it again
+    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # others load it again
     text: str | None = None
     if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
@@ -153,13 +154,13 @@ async def _continuation(
 
 
 async def _rendered(prober: Prober, body: Mapping[str, Any]) -> str:
-    """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
-    asked = {**body, "stream": False, "_debug_render_only": True}
-    page = await prober.client.page(prober.request(f"{prober.endpoint.root}/api/chat", asked))
+    """Return the prompt as the server's template renders it; nothing is generated. Raises LLMError."""
+    rendering = {**body, "stream": False, "_debug_render_only": True}
+    page = await prober.client.page(prober.request(f"{prober.endpoint.root}/api/chat", rendering))
     if page.error:
         raise page.error
-    said, wrong = read_page(page.data)
-    info = said.get("_debug_info")
+    answer, wrong = read_page(page.data)
+    info = answer.get("_debug_info")
     text = info.get("rendered_template") if isinstance(info, dict) else None
     if wrong or not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
@@ -167,15 +168,8 @@ async def _rendered(prober: Prober, body: Mapping[str, Any]) -> str:
 
 
 def _more_than_words(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    other = any(part.get("type") != "text" for part in parts)
-    return other or bool(message.get("images") or message.get("tool_calls")) or message["role"] == "tool"
-
-
-def _words(content: Any) -> str:
-    parts = content if isinstance(content, list) else [{"text": content or ""}]
-    return "".join(str(part.get("text") or "") for part in parts)
+    other = any(part.get("type") != "text" for part in parts_of(message))
+    return other or bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
 class NDJSONParser(StreamParser):
@@ -191,19 +185,19 @@ class NDJSONParser(StreamParser):
     def _line(self, line: bytes) -> Delta | None:
         if not line.strip():
             return None
-        said = self._object(line, "a line of the stream")
-        if said is None:
+        record = self._object(line, "a line of the stream")
+        if record is None:
             return None
         began, self._seen = self._seen, True
-        if said.get("error"):
-            self.fail(error_mapping.error_object(said, began=began))
+        if record.get("error"):
+            self.fail(error_mapping.error_object(record, began=began))
             return None
-        if not {"done", "message", "response"} & set(said):
+        if not {"done", "message", "response"} & set(record):
             self._malformed("a line of the stream")
             return None
-        message = said.get("message") or {}
-        self.served = self.served or untrusted.word(said.get("model"), MAX_NAME) or None
-        content = message.get("content") if message else said.get("response")  # the latter of /api/generate
+        message = record.get("message") or {}
+        self.served = self.served or untrusted.word(record.get("model"), MAX_NAME) or None
+        content = message.get("content") if message else record.get("response")  # the latter of /api/generate
         text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
@@ -213,12 +207,12 @@ class NDJSONParser(StreamParser):
             arguments = json.dumps(function.get("arguments") or {})
             own, name = untrusted.word(call.get("id"), MAX_NAME), untrusted.word(function.get("name"), MAX_NAME)
             calls += self._called(len(self._calls), own, name, arguments) or ()
-        if said.get("done"):
+        if record.get("done"):
             self.ended = True
-            prompt, answer = untrusted.count(said.get("prompt_eval_count")), untrusted.count(said.get("eval_count"))
+            prompt, answer = untrusted.count(record.get("prompt_eval_count")), untrusted.count(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
-            self._closed(said.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
+            self._closed(record.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _last(self, rest: bytes) -> Delta | None:
