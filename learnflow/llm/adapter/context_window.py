@@ -194,15 +194,13 @@ class ContextBudget:
         return self._spec.context_length(need, loaded or self._loaded, trained)
 
     def _lengthened(self, length: int | None) -> str | None:
+        """Request this context length; returns the change in words, None if there is none."""
         before = self.context_length
-        if length is None:
+        if length is not None:
+            self.context_length = _requested[self._base, self._known.name] = length
+        if length in (None, before):
             return None
-        self.context_length = _requested[self._base, self._known.name] = length
-        return (
-            None
-            if length == before
-            else f"with a context of {length} tokens instead of {before or 'its own'}: it loads the model again"
-        )
+        return f"with a context of {length} tokens instead of {before or 'its own'}: it loads the model again"
 
     async def _room(self) -> int | None:
         """Return how many tokens the answer can certainly have at most; None if nothing is known."""
