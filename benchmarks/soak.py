@@ -325,7 +325,7 @@ async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, 
             text = await router.generate(f"Question {number}.", timeout=_DEADLINE_S)
             tally.check(number, text, whole=True)
             await asyncio.sleep(0.2)
-    return [f"{place.address} {type(each.error).__name__}" for place, each in board.breakers.items() if each.open]
+    return [f"{place.address} {type(each.error).__name__}" for place, each in board.breakers.items()]
 
 
 async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> tuple[Tally, Found]:

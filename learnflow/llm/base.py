@@ -6,6 +6,7 @@ Everybody may import it.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ class Call:
         metadata: whose request it is.
 
     Raises:
-        InvalidRequest: tools, for the method that gives a text alone; metadata that cannot be.
+        InvalidRequest: tools for ``generate``, or an invalid ``timeout`` or ``metadata``.
     """
 
     prompt: Prompt = field(repr=False)
@@ -122,6 +123,10 @@ class Call:
             object.__setattr__(self, "options", others)
         if self.options.get("tools") and self.method == "generate":
             raise InvalidRequest("tools need complete() or stream(): a text alone cannot carry a call")
+        limit = self.options.get("timeout")
+        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 < limit < math.inf):
+            raise InvalidRequest("timeout= must be a number of seconds, more than 0")
 
     @property
     def whole(self) -> bool:

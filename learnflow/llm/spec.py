@@ -51,7 +51,8 @@ class Model:
         chat: False for embeddings and the like.
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
-        known: what it can, as far as the server says so.
+        known: its capabilities, as far as the server reports them.
+        learned_at: when the server reported it, on the clock of the event loop; None if it did not.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Model:
     remote: bool = False
     trouble: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
+    learned_at: float | None = None
 
     def called(self, name: str) -> bool:
         """Whether this name means it."""
@@ -77,6 +79,7 @@ class Server:
         slots: how many requests it answers at once; None where it does not tell.
         any_name: it serves its one model whatever name is asked for.
         trouble: it is up, but does not serve: a state, and the sentence.
+        learned_at: when it was probed, on the clock of the event loop.
     """
 
     kind: ProviderSpec | None = None
@@ -85,6 +88,7 @@ class Server:
     models: tuple[Model, ...] = ()
     any_name: bool = False
     trouble: tuple[State, str] | None = None
+    learned_at: float | None = None
 
     @property
     def chat_models(self) -> list[Model]:
@@ -171,7 +175,7 @@ class ProviderSpec:
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
-        count_tokens: counts the tokens of a prompt at the server: given its prober, the model, messages and tools.
+        count_tokens: counts the tokens of a prompt at the server: given its client, the model, messages and tools.
         context_length: chooses the context length of a request, if the server takes one with it: given the tokens of
             prompt and answer, the loaded context length and that of the training (None if unknown). Returns None to
             leave it to the server.
@@ -186,11 +190,10 @@ class ProviderSpec:
             To other servers such a message is the beginning of the answer.
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
-            its prober, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
+            its client, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
         drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
             and whether its own API is used rather than OpenAI's. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
-        placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
         tool_choices: the values of ``tool_choice`` that it honours; None for all.
         structured: the rungs for ``response_format`` with a class, the best first.
@@ -248,7 +251,6 @@ class ProviderSpec:
     continuation: Callable[..., Awaitable[Any]] | None = None
     drops_prompts: Callable[[str | None, bool], bool] | None = None
     max_concurrency: int | None = None
-    placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = ALWAYS | SAMPLING
     tool_choices: tuple[str, ...] | None = None
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
@@ -311,7 +313,7 @@ def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool |
 
 
 def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """A variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), which vLLM and llama.cpp hand on to it."""
+    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
     levels: Mapping[bool | str, Mapping[str, Any]] = {
         level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
     }

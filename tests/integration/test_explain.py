@@ -55,7 +55,7 @@ async def test_explain_says_what_the_selection_does() -> None:
         (known,) = router(provider).explain("hi")
         assert known.serves is True
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
-        monkeyed.inventory.stated = {"vision": False}
+        monkeyed.catalog.stated = {"vision": False}
         (refused,) = router(monkeyed).explain(picture)
         assert (refused.serves, refused.why) == (False, "lacks vision")
 

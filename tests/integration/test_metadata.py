@@ -34,10 +34,12 @@ async def test_it_is_in_every_event_of_the_request_and_in_no_request_body(events
         assert not [each for each in sent if "u-17" in each or "metadata" in each]
 
 
-async def test_an_applications_own_provider_gets_none_of_it(events_seen: list[Any]) -> None:
+async def test_metadata_of_own_provider_is_in_events_and_not_in_its_arguments(events_seen: list[Any]) -> None:
     router = RouterProvider(ScriptedProvider(["an answer"]), [ScriptedProvider(["another"])])
     assert await router.generate("hi", metadata=WHOSE) == "an answer"
-    assert {tuple(each.metadata) for each in events_seen if isinstance(each, events.Began)} == {("node", "user")}
+    with_metadata = [event for event in events_seen if hasattr(event, "metadata")]
+    assert {type(event) for event in with_metadata} == {events.Began, events.Asked, events.Answered}
+    assert all(event.metadata == WHOSE for event in with_metadata)
 
 
 @pytest.mark.parametrize(

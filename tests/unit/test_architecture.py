@@ -29,7 +29,7 @@ FLOORS = [
     ["settings_sources", "settings", "timeouts", "model_store"],
     ["transport"],
     ["replay"],
-    ["health"],
+    ["servers"],
     ["adapter"],
     ["providers"],
     ["discovery", "routing"],

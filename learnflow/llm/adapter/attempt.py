@@ -12,7 +12,7 @@ from .. import errors, events, log
 from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
-from ..health.inventory import QUICK_S, Inventory
+from ..servers.model_catalog import QUICK_S, ModelCatalog
 from ..spec import ProviderSpec
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
@@ -38,7 +38,7 @@ class Runner:
     """Starts the attempts at one provider, and remembers what its server refused.
 
     Attributes:
-        spec, client, times, inventory: of the provider.
+        spec, client, times, catalog: of the provider.
         address: whose queue a request waits in.
         log_content: log prompts and answers, at DEBUG.
         reask: how often an answer that does not fit its schema is sent back.
@@ -50,7 +50,7 @@ class Runner:
     spec: ProviderSpec
     client: Client
     times: Times
-    inventory: Inventory
+    catalog: ModelCatalog
     address: str
     log_content: bool
     reask: int
@@ -66,13 +66,13 @@ class Runner:
     @property
     def concurrency_limit(self) -> int | None:
         """The concurrency limit: as configured, else the slots that the server reports, else the spec's."""
-        server = self.inventory.server
+        server = self.catalog.server
         return self.times.max_concurrency or (server and server.slots) or self.spec.max_concurrency
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
         """The spec by which an answer is continued: its own, or that of the detected server if the dialect matches."""
-        specs = self.spec, self.inventory.server and self.inventory.server.kind
+        specs = self.spec, self.catalog.server and self.catalog.server.kind
         return next((spec for spec in specs if spec and spec.continues and spec.parser is self.spec.parser), None)
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
@@ -100,10 +100,10 @@ class Runner:
     ) -> LLMError:
         """Add the provider, the model and what to do to an error. Remove what is private, add what arrived."""
         if isinstance(error, errors.ModelNotFound):
-            error.hint = error.hint or self.inventory.instead_of(model)
+            error.hint = error.hint or self.catalog.alternatives(model)
         addressed(error, self.spec, self.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
-            self.inventory.forget()
+            self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.held.add(error.model)
         discreet(error, self.endpoint.key, request, answer.text if answer else "")
@@ -123,7 +123,7 @@ class _Attempt:
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
         self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
-        self._spec, self._inventory, self._times = runner.spec, runner.inventory, runner.times
+        self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
         self._model = request.model or ""
         self._budget: ContextBudget | None = None
         self._answer: Answer | None = None
@@ -168,9 +168,9 @@ class _Attempt:
             )
         try:
             async with asyncio.timeout_at(deadline):
-                model = self._model = await self._inventory.which(request.model)  # first: its errors need no LiteLLM
+                model = self._model = await self._catalog.which(request.model)  # first: its errors need no LiteLLM
                 base, begun = runner.endpoint.base, self._attempt.raw
-                budget = self._budget = ContextBudget(spec, base, self._inventory, request, model, begun)
+                budget = self._budget = ContextBudget(spec, base, self._catalog, request, model, begun)
                 self._adjusted(await budget.before(min(QUICK_S, self._times.first_token)), tight=budget.tight)
                 if request.turn_added:
                     self._adjusted(_TURN_ADDED)
@@ -252,12 +252,12 @@ class _Attempt:
             events.emit(events.Adjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
 
     def _parser(self) -> StreamParser:
-        never = self._inventory.stated.get("finish") is False
+        never = self._catalog.stated.get("finish") is False
         return (self._spec.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""
-        none = self._inventory.stated.get("json_schema") is False
+        none = self._catalog.stated.get("json_schema") is False
         return Variant(rung=1 if none and len(self._spec.structured) > 1 else 0)
 
     def _patient(self, budget: ContextBudget) -> Times:
@@ -288,7 +288,7 @@ class _Attempt:
         )
         if by and by.continuation:
             body = parameters.get("extra_body", {})
-            written: HttpRequest = await by.continuation(self._inventory.prober, model, messages, body, attempt)
+            written: HttpRequest = await by.continuation(self._catalog.client, model, messages, body, attempt)
             return written
         return _litellm.write(spec, self._runner.endpoint, model, messages, parameters)
 
@@ -324,7 +324,7 @@ class _Attempt:
             return completion.cost  # as the server reports it
         if not self._spec.local:
             return _litellm.price(self._spec, self._model, completion.usage)
-        return 0.0 if self._inventory.capabilities(self._model)["cost"] == (0.0, 0.0) else None
+        return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _limit(self, usage: Usage) -> str:
         """Return the name of the limit at which an answer ended."""
@@ -399,7 +399,7 @@ class Answer(Transcript):
         if not text.strip() and not calls and not self._continues:
             raise self._empty()
         must_call = self._request.tool_choice not in (None, "auto", "none")
-        if must_call and not calls:  # llama.cpp accepts the parameter, and may ignore it
+        if must_call and not calls:  # a server may accept the parameter and ignore it
             hint = "Use a model and a server with tools"
             raise errors.SchemaMismatch("tool_choice= required a tool call, and the answer has none", hint=hint)
         first = self.first_delta_at

@@ -17,9 +17,9 @@ from .. import errors
 from ..base import Call
 from ..completion import Usage
 from ..errors import LLMError
-from ..health import prices
-from ..health.inventory import QUICK_S, Inventory
 from ..process import kept
+from ..servers import model_prices
+from ..servers.model_catalog import QUICK_S, ModelCatalog
 from ..spec import Model, ProviderSpec
 from .options import messages_of, parts_of, text_of
 from .request import Request
@@ -112,7 +112,7 @@ class ContextBudget:
     with a context length for the server's own count. A context that the server cannot load is an error with its size.
 
     Args:
-        spec, base, inventory: of the provider.
+        spec, base, catalog: of the provider.
         request, model: what is sent, and to which model.
         begun: the beginning of an answer that the request continues.
 
@@ -124,9 +124,9 @@ class ContextBudget:
     """
 
     def __init__(
-        self, spec: ProviderSpec, base: str, inventory: Inventory, request: Request, model: str, begun: str = ""
+        self, spec: ProviderSpec, base: str, catalog: ModelCatalog, request: Request, model: str, begun: str = ""
     ) -> None:
-        self._spec, self._base, self._inventory, self._request, self._model = spec, base, inventory, request, model
+        self._spec, self._base, self._catalog, self._request, self._model = spec, base, catalog, request, model
         self._texts = [*request.texts, begun] if begun else request.texts
         self._begun = [{"role": "assistant", "content": begun}] if begun else []
         self._known = Model(name=model)
@@ -142,7 +142,7 @@ class ContextBudget:
 
     @property
     def _stated(self) -> int | None:
-        return self._inventory.stated.get("context_served")
+        return self._catalog.stated.get("context_served")
 
     async def before(self, within: float) -> str | None:
         """Look whether the request fits, for at most ``within`` seconds. Returns what was changed for it, in words.
@@ -153,8 +153,8 @@ class ContextBudget:
         """
         request, why = self._request, None
         if self._chooses or request.images or (request.ceiling and self._spec.local):
-            self._known = await self._inventory.of(self._model, within)
-            if request.images and self._inventory.capabilities(self._model)["vision"] is False:
+            self._known = await self._catalog.describe(self._model, within)
+            if request.images and self._catalog.capabilities(self._model)["vision"] is False:
                 other, can = self._spec.variable("vision_model"), self._spec.variable("capabilities")
                 raise errors.Unsupported(
                     "the model cannot see pictures; nothing was sent",
@@ -162,7 +162,7 @@ class ContextBudget:
                     hint=f"Set {other}, or {can}=vision if it can",
                 )
             why = await self._choose() if self._chooses else None
-        self.loads = self._inventory.cold(self._model)
+        self.loads = self._catalog.is_cold(self._model)
         lower = None if request.ceiling is None else await self._room()
         return "; ".join(filter(None, (why, self._lowered(lower)))) or None
 
@@ -170,8 +170,8 @@ class ContextBudget:
         """Choose the context length; returns the change in words, None if the loaded one stays."""
         first = requested(self._base, self._known.name) is None
         if first and self._fitting(self._about, limited=False) != self._loaded:
-            self._inventory.forget()  # another client may have loaded more meanwhile
-            self._known = await self._inventory.of(self._model)
+            self._catalog.forget()  # another client may have loaded more meanwhile
+            self._known = await self._catalog.describe(self._model)
         limit, least = self._stated or self._known.known.get("context"), at_least(self._texts)
         if limit and least > limit:
             raise _overflow(f"the prompt has at least {least} tokens, the model takes {limit}", least, limit)
@@ -205,8 +205,8 @@ class ContextBudget:
     async def _room(self) -> int | None:
         """Return how many tokens the answer can certainly have at most; None if nothing is known."""
         if not self._spec.local:
-            await asyncio.to_thread(prices.table)  # a tenth of a second, once
-        can = self._inventory.capabilities(self._model)
+            await asyncio.to_thread(model_prices.table)  # a tenth of a second, once
+        can = self._catalog.capabilities(self._model)
         wide = None if self._request.own_context else self.context_length or can["context_served"]
         left = (wide or 0) - (await self._counted(wide) if wide else 0)
         return min((most for most in (can["max_output"], left) if most and most > 0), default=None)
@@ -217,14 +217,14 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server counted more than it serves.
         """
-        count, prober = self._spec.count_tokens, self._inventory.prober
+        count, client = self._spec.count_tokens, self._catalog.client
         fits = self._about + (self._request.ceiling or 0) <= wide
         counted = 0
-        if not (fits or count is None or self._request.images or prober.client.stopped or prober.client.replays):
+        if not (fits or count is None or self._request.images or client.stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # it is only a better number
                 async with asyncio.timeout(QUICK_S):
                     messages = [*self._request.messages, *self._begun]
-                    counted = await count(prober, self._model, messages, self._request.tools)
+                    counted = await count(client, self._model, messages, self._request.tools)
                     self._learn(self._texts, counted)
         if counted >= wide:
             raise _overflow(f"the prompt has {counted} tokens, the server takes {wide}", counted, wide)
@@ -292,21 +292,21 @@ class ContextBudget:
     def answered(self) -> None:
         """Remember that the model is loaded, with this context length."""
         if self.loads or self.context_length:
-            self._inventory.answered(self._model, self.context_length)
+            self._catalog.answered(self._model, self.context_length)
 
     async def loss(self, usage: Usage) -> LLMError | None:
         """Return the error for a prompt whose beginning the server dropped, if its count leaves no doubt.
 
         Only of servers that are known to do so (``ProviderSpec.drops_prompts``). The server is probed if unknown.
         """
-        read, least, inventory = usage.prompt_tokens, at_least(self._request.texts), self._inventory
+        read, least, catalog = usage.prompt_tokens, at_least(self._request.texts), self._catalog
         if read and not self._request.images:
             self._learn(self._texts, read)
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None
-        if inventory.server is None:
-            await inventory.health(QUICK_S)
-        server = inventory.server
+        if catalog.server is None:
+            await catalog.health(QUICK_S)
+        server = catalog.server
         kind = server.kind if server else None
         drops = kind.drops_prompts if kind else None
         if not (server and kind and drops and drops(server.version, self._spec.parser is kind.parser)):

@@ -113,7 +113,6 @@ _RULES: Final[Mapping[str, Rule]] = {
     "seed": _number(whole=True),
     "frequency_penalty": _number(),
     "presence_penalty": _number(),
-    "timeout": (lambda value: _number(0)[0](value) and value > 0, "more than 0 seconds"),
     "reasoning": (
         lambda value: isinstance(value, bool) or value in ("low", "medium", "high"),
         'True, False, "low", "medium" or "high"',

@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
-from .. import errors, events, settings, settings_sources
+from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
-from ..health import loading, prices
-from ..health.inventory import LOOK_S, Inventory
-from ..health.probe import Prober
 from ..replay import active
+from ..servers import model_loading, model_prices
+from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..spec import Model, ProviderSpec
 from ..stream import Work
 from ..timeouts import settle_times
@@ -58,24 +57,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         row = self.spec
         common, own = settings.load(), settings.load_provider(row)
-        env_key, apart = settings_sources.provider_key(row, own.api_key)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
         if row.variant:
             self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(
-            self.spec,
-            base_url,
-            api_key,
-            own.base_url,
-            env_key,
-            own.api_version,
-            keyless=replays,
-            apart=apart,
-            networks=common.llm_local_networks,
-        )
+        self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
@@ -83,12 +71,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.inventory = Inventory(Prober(self.spec, client, self._kinds()), self.model, own.stated)
+        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
         self.runner = Runner(
             self.spec,
             client,
             self._times,
-            self.inventory,
+            self.catalog,
             self.address,
             log_content=common.llm_log_content,
             reask=common.llm_reask,
@@ -112,7 +100,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.context_length and "context_served" not in self.inventory.stated:  # it grows up to that of the training
+        if spec.context_length and "context_served" not in self.catalog.stated:  # it grows up to that of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -122,7 +110,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             gap_s=times.gap,
             names=names_of(name),
             has_model=model is not None and self._has(model),
-            cold=self.inventory.cold(name),
+            cold=self.catalog.is_cold(name),
             loads=bool(spec.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
@@ -133,16 +121,16 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def _has(self, model: str) -> bool:
         """Return whether it has a model: by its configuration, its server's list, or LiteLLM's map of models."""
-        server = self.inventory.server
+        server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(prices.known(self.spec.price_prefix, model)["context"])
+        return not self.spec.local and bool(model_prices.known(self.spec.price_prefix, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """See ``RoutableProvider``."""
-        return self.inventory.trouble(model or self.model)
+        return self.catalog.trouble(model or self.model)
 
     def start(self, call: Call) -> Work:
         """See ``AbstractProvider``."""
@@ -160,7 +148,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
-        return self.runner.start(made, replace(attempt, metadata=call.metadata), buffered=call.whole)
+        return self.runner.start(made, attempt, buffered=call.whole)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
@@ -175,19 +163,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """Return the names that ``model=`` may take. Raises LLMError."""
-        return [model.name for model in await self._explained(self.inventory.models(every=False))]
+        return [model.name for model in await self._explained(self.catalog.models(every=False))]
 
-    async def models(self, within: float = LOOK_S) -> list[Model]:
+    async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities, within so many seconds. Raises LLMError."""
-        return await self._explained(self.inventory.models(within))
+        return await self._explained(self.catalog.models(within))
 
     async def health_check(self) -> bool:
         """Return whether it would answer now; costs nothing and loads nothing. See ``LLMProvider``."""
         return (await self.refresh()).ready
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe its state and capabilities, for at most ``within`` seconds, and remember them. Never raises."""
-        health = await self.inventory.health(within)
+        health = await self.catalog.health(within)
         events.emit_lazily(events.Checked, provider=self.name, state=health.state)
         return health
 
@@ -197,20 +185,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Args:
             model: None for the one of a call that names none.
         """
-        can = self.inventory.capabilities(model)
+        can = self.catalog.capabilities(model)
         if model is None and self.vision_model:
-            can["vision"] = self.inventory.capabilities(self.vision_model)["vision"]
+            can["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
         return can
 
-    async def warm_up(
-        self, model: str | None = None, *, keep_alive: str | float | None = None, watch: loading.Watch | None = None
-    ) -> None:
-        """Load the model by the server's own means, or wait until it is loaded. Import LiteLLM, too.
+    async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
+        """Load the model by the server's own request, or wait until it is loaded. Import LiteLLM, too.
 
         Args:
             model: as in ``generate``.
             keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's default.
-            watch: called once a second with the seconds so far.
 
         Raises:
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
@@ -218,8 +203,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        async with loading.ticking(watch):
-            await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
+        await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:
@@ -240,17 +224,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load the model, unless it is loaded."""
         model = await self._there(name)
         if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            context_length = self.inventory.stated.get("context_served") or requested(self.endpoint.base, model.name)
-            await loading.load(self.inventory.prober, model.name, context_length, keep_alive)
+            context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
+            await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
             await self._there(name)
 
     async def _there(self, name: str | None) -> Model:
         """Wait until the server does not load any more; return the model."""
         while True:
             try:
-                return await self.inventory.found(name)
+                return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(loading.AGAIN_S)
+                await asyncio.sleep(model_loading.AGAIN_S)
 
     def _network(self) -> Any:
         """Return the httpx transport of its requests; None for the network."""

@@ -58,7 +58,7 @@ async def _instead(router: RouterProvider, error: LLMError) -> str:
     for provider in router.providers:
         if isinstance(provider, BaseProvider) and provider.name == error.provider:
             await provider.refresh()
-            return provider.inventory.instead_of(error.model)
+            return provider.catalog.alternatives(error.model)
     return ""
 
 

@@ -8,8 +8,9 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..health.page import listed, text
+from ..servers.probe import read_model_list
 from ..spec import ALWAYS, SAMPLING, Page, Probe, ProviderSpec, Server
+from ..transport.untrusted import text
 
 _READINESS: Final = "/health/readiness"
 _MODELS: Final = "/v1/models"
@@ -21,7 +22,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         return None
     if names.rows("data") is None and not isinstance(names.error, errors.AuthenticationFailed):
         return None
-    server = listed(names, "data", "id") or Server()
+    server = read_model_list(names, "data", "id") or Server()
     models = tuple(replace(model, remote=True) for model in server.models)
     return replace(server, version=text(readiness.get("litellm_version")), models=models)
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..health.page import count, flag, part, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..transport.untrusted import flag, non_negative_int, part, text
 
 _MODELS: Final = "/api/v1/models"
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)")
@@ -33,10 +33,10 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 def _newer(row: Mapping[str, Any]) -> Model:
     rows = row.get("loaded_instances")
     instances = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
-    windows = [window for one in instances if (window := count(part(one, "config").get("context_length")))]
+    windows = [window for one in instances if (window := non_negative_int(part(one, "config").get("context_length")))]
     can = part(row, "capabilities")
     known = {
-        "context": count(row.get("max_context_length")),
+        "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(windows) if windows else None,  # which of several instances answers is not said
         "vision": flag(can.get("vision")),
         "tools": flag(can.get("trained_for_tool_use")),
@@ -51,8 +51,8 @@ def _newer(row: Mapping[str, Any]) -> Model:
 def _older(row: Mapping[str, Any]) -> Model:
     can, kind = row.get("capabilities"), row.get("type")
     known = {
-        "context": count(row.get("max_context_length")),
-        "context_served": count(row.get("loaded_context_length")),
+        "context": non_negative_int(row.get("max_context_length")) or None,
+        "context_served": non_negative_int(row.get("loaded_context_length")) or None,
         "vision": {"vlm": True, "llm": False}.get(str(kind)),
         "tools": "tool_use" in can if isinstance(can, list) else None,
     }
@@ -82,7 +82,6 @@ SPEC: Final = ProviderSpec(
     keep=_load_for,
     pull_command="lms get {model}",
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
     tool_choices=("auto", "none", "required"),
     structured=("json_schema", "words"),

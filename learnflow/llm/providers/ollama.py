@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,13 +18,14 @@ from ..base import Attempt
 from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
-from ..health.page import count, part, text
-from ..health.probe import Prober, read_page
+from ..servers.probe import fetch
 from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
-from ..transport import error_mapping, untrusted
-from ..transport.client import HttpRequest
+from ..transport import error_mapping
+from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME, StreamParser
+from ..transport.untrusted import non_negative_int, part, text, word
+from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _CLOUD: Final = re.compile(r"[:-]cloud$")
@@ -39,17 +41,20 @@ _MARK: Final = "[learnflow: the answer begins here]"
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     version, rows = text(pages["/api/version"].said.get("version")), pages["/api/tags"].rows("models")
-    if version is None or rows is None or pages["/api/version"].headers.get("server") == "llama.cpp":
+    if version is None or rows is None or llamacpp.sent(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
-    lengths = {str(row.get("name")): count(row.get("context_length")) for row in running or []}
+    lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     models = []
     for row in rows:
         name = text(row.get("name"))
         if not name:
             continue
         known = _can(row.get("capabilities"))
-        known |= {"context": count(part(row, "details").get("context_length")), "context_served": lengths.get(name)}
+        known |= {
+            "context": non_negative_int(part(row, "details").get("context_length")) or None,
+            "context_served": lengths.get(name),
+        }
         remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
         models.append(
             Model(
@@ -76,10 +81,10 @@ def _chats(listed: Any, name: str) -> bool:
 
 def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
     info, listed = part(shown, "model_info"), shown.get("capabilities")
-    trained = next((count(value) for key, value in info.items() if key.endswith(".context_length")), None)
+    trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = shown.get("parameters")
     own = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
-    served = model.known.get("context_served") or (count(int(own[1])) if own else None)
+    served = model.known.get("context_served") or (int(own[1]) if own else None)
     return replace(
         model,
         chat=_chats(listed, model.name) if isinstance(listed, list) else model.chat,
@@ -125,7 +130,7 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
 
 
 async def _continuation(
-    prober: Prober, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
     """Write the request that continues an answer: the server's own template, rendered, and the text as it is.
 
@@ -142,27 +147,24 @@ async def _continuation(
     text: str | None = None
     if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-        rendered = await _rendered(prober, {"model": model, "messages": [*plain, marked], **same, **think})
+        rendered = await _rendered(client, {"model": model, "messages": [*plain, marked], **same, **think})
         if begun.thinking in rendered and _MARK in rendered:
             text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
     if text is None:
-        text = await _rendered(prober, {"model": model, "messages": plain, **same, **think})
+        text = await _rendered(client, {"model": model, "messages": plain, **same, **think})
         opened = text.rstrip().endswith(_THINK)
         text += begun.raw.removeprefix(_THINK) if opened else begun.raw
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return HttpRequest(url=f"{prober.endpoint.root}/api/generate", body=raw)
+    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=raw)
 
 
-async def _rendered(prober: Prober, body: Mapping[str, Any]) -> str:
+async def _rendered(client: Client, body: Mapping[str, Any]) -> str:
     """Return the prompt as the server's template renders it; nothing is generated. Raises LLMError."""
-    rendering = {**body, "stream": False, "_debug_render_only": True}
-    page = await prober.client.page(prober.request(f"{prober.endpoint.root}/api/chat", rendering))
-    if page.error:
-        raise page.error
-    answer, wrong = read_page(page.data)
-    info = answer.get("_debug_info")
-    text = info.get("rendered_template") if isinstance(info, dict) else None
-    if wrong or not isinstance(text, str):
+    request = {**body, "stream": False, "_debug_render_only": True}
+    text = None
+    with suppress(errors.Misconfigured, errors.ErrorBody):  # no JSON, or an error instead of the template
+        text = part(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
+    if not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
     return text
 
@@ -196,7 +198,7 @@ class NDJSONParser(StreamParser):
             self._malformed("a line of the stream")
             return None
         message = record.get("message") or {}
-        self.served = self.served or untrusted.word(record.get("model"), MAX_NAME) or None
+        self.served = self.served or word(record.get("model"), MAX_NAME) or None
         content = message.get("content") if message else record.get("response")  # the latter of /api/generate
         text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -205,11 +207,14 @@ class NDJSONParser(StreamParser):
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
-            own, name = untrusted.word(call.get("id"), MAX_NAME), untrusted.word(function.get("name"), MAX_NAME)
+            own, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
             calls += self._called(len(self._calls), own, name, arguments) or ()
         if record.get("done"):
             self.ended = True
-            prompt, answer = untrusted.count(record.get("prompt_eval_count")), untrusted.count(record.get("eval_count"))
+            prompt, answer = (
+                non_negative_int(record.get("prompt_eval_count")),
+                non_negative_int(record.get("eval_count")),
+            )
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._closed(record.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
@@ -257,7 +262,6 @@ SPEC: Final = ProviderSpec(
     continuation=_continuation,
     drops_prompts=_drops_prompts,
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     format_options=_format_options,
     tool_choices=("auto", "none"),

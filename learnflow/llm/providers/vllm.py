@@ -7,8 +7,8 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..health.page import count, text
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from ..transport.untrusted import non_negative_int, text
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -21,7 +21,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     )  # its own way to refuse, and to be well
     if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
         return None
-    lengths = {row.get("id"): count(row.get("max_model_len")) for row in rows or []}
+    lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows or []}
     models = []
     for row in rows or []:
         name = text(row.get("id"))
@@ -47,7 +47,6 @@ SPEC: Final = ProviderSpec(
     service="vllm",
     prefill=True,
     max_concurrency=64,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=template_switch(),
     probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ..completion import Usage
+from ..completion import Completion
 from ..errors import LLMError
 from ..process import kept
 from .decision import LONGEST_S, at_fault, verdict
@@ -21,83 +21,41 @@ Gate = Literal["closed", "open", "probe", "trial"]
 
 @dataclass(slots=True)
 class Breaker:
-    """A circuit breaker: closed; open for a period; then a probe; then one trial, if a probe cannot see the fault.
+    """An open circuit breaker: no request for a period; then a probe; then one trial, if a probe cannot see the fault.
 
     Attributes:
-        error: why it opened; None while it is closed.
-        until: the end of the period.
-        period: its length.
+        error: why it opened.
+        period, until: the length of the period, and its end.
         opened: when it opened.
+        visible: a probe can see the fault.
+        busy: a probe or a trial is under way. Until it ends, there is no other.
+        recovered: a probe succeeded, so that a trial may follow.
     """
 
-    error: LLMError | None = None
-    until: float = 0.0
-    period: float = 0.0
-    opened: float = 0.0
-    _visible: bool = False
-    _probed: bool = False
-    _busy: bool = False  # a probe or a trial is under way
-
-    @property
-    def open(self) -> bool:
-        """Whether it is not closed."""
-        return self.error is not None
+    error: LLMError
+    period: float
+    until: float
+    opened: float
+    visible: bool
+    busy: bool = False
+    recovered: bool = False
 
     def gate(self, now: float) -> Gate:
-        """Return what is allowed now: requests, nothing, a probe, or one request as a trial."""
-        if self.error is None:
-            return "closed"
-        if self._busy or now < self.until:
+        """Return what is allowed now: nothing, a probe, or one request as a trial."""
+        if self.busy or now < self.until:
             return "open"
-        return "trial" if self._probed else "probe"
+        return "trial" if self.recovered else "probe"
 
-    def begin(self) -> None:
-        """Begin a probe or a trial. Until it ends, there is no other."""
-        self._busy = True
+    def fail(self, error: LLMError, now: float) -> None:
+        """Record a failure. One of a request that was in flight when the breaker opened changes nothing."""
+        if self.recovered or now >= self.until:
+            self.error, self.visible = error.without_text(), verdict(error).visible
+            self.extend(now, least=error.retry_after or 0.0)
 
-    def abandon(self) -> None:
-        """End a probe or a trial without an outcome."""
-        self._busy = False
-
-    def probed(self, now: float, *, ready: bool) -> None:
-        """Record the outcome of a probe. One that fails before the period is over does not prolong it."""
-        self._busy = False
-        if not ready:
-            if now >= self.until:
-                self._again(now)
-        elif self._visible:
-            self.close()
-        else:
-            self._probed = True
-
-    def close(self) -> None:
-        """Close after a completion."""
-        self.error, self.period = None, 0.0
-        self._visible = self._probed = self._busy = False
-
-    def fail(self, error: LLMError, now: float) -> bool:
-        """Record a failure; return whether it opened the breaker."""
-        meant = verdict(error)
-        self._busy = False
-        if meant.opens is None:
-            return False
-        newly, trial = self.error is None, self._probed
-        if not newly and not trial and now < self.until:
-            return False  # it was in flight when the breaker opened
-        self.error, self._visible, self._probed = error.without_text(), meant.visible, False
-        if newly:
-            self.opened = now
-            wanted = error.retry_after
-            self.period = meant.opens if wanted is None else min(max(wanted, 0.0), LONGEST_S)
-            self.until = now + self.period
-        else:
-            self._again(now, least=error.retry_after or 0.0)
-        return newly
-
-    def _again(self, now: float, least: float = 0.0) -> None:
+    def extend(self, now: float, least: float = 0.0) -> None:
         """Begin the next period, which is longer."""
         self.period = min(max(self.period * 2, least), LONGEST_S)
-        self.until, self._probed = now + self.period, False
+        self.until, self.recovered = now + self.period, False
 
 
 @dataclass(slots=True)
@@ -121,10 +79,11 @@ class Record:
         """The share of prompt tokens that came from cache, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
-    def answer(self, first_token_s: float | None, usage: Usage | None = None) -> None:
+    def answer(self, completion: Completion) -> None:
         """Record a completion."""
+        usage, first_token_s = completion.usage, completion.first_token_s
         self.answered += 1
-        if usage and usage.prompt_tokens and usage.cached_tokens is not None:
+        if usage.prompt_tokens and usage.cached_tokens is not None:
             self.prompt_tokens += usage.prompt_tokens
             self.cached_tokens += usage.cached_tokens
         if first_token_s is not None:
@@ -140,8 +99,7 @@ class Record:
 _WORST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """An address, and a model there."""
 
     address: str
@@ -154,6 +112,7 @@ class BreakerRegistry:
 
     Attributes:
         clock: seconds that only go forward.
+        breakers: the open ones.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -163,46 +122,62 @@ class BreakerRegistry:
     def gate(self, target: Target) -> Gate:
         """Return what is allowed now."""
         now = self.clock()
-        return min((each.gate(now) for each in self._both(target)), key=_WORST.index, default="closed")
+        return min((breaker.gate(now) for breaker in self._open(target).values()), key=_WORST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
         """Return the open breakers; the first is the one that stays open longest."""
-        return sorted((each for each in self._both(target) if each.open), key=lambda each: -each.until)
+        return sorted(self._open(target).values(), key=lambda breaker: -breaker.until)
 
-    def fail(self, target: Target, error: LLMError) -> bool:
-        """Record a failure; return whether it opened a breaker."""
-        now = self.clock()
+    def fail(self, target: Target, error: LLMError) -> Target | None:
+        """Record a failure; return the target whose breaker it opened, None if it opened none."""
+        now, meant = self.clock(), verdict(error)
         if at_fault(error):
             self.record(target).failure(error, now)
         self.settle(target)  # a failure ends the trial of each breaker
-        meant = verdict(error)
         if meant.opens is None:
-            return False
-        where = Target(target.address, None) if meant.whole_address else target
-        return self.breakers.setdefault(where, Breaker()).fail(error, now)
+            return None
+        place = Target(target.address, None) if meant.whole_address else target
+        if place in self.breakers:
+            self.breakers[place].fail(error, now)
+            return None
+        requested = error.retry_after
+        period = meant.opens if requested is None else min(max(requested, 0.0), LONGEST_S)
+        self.breakers[place] = Breaker(error.without_text(), period, now + period, now, meant.visible)
+        return place
 
-    def answer(self, target: Target, first_token_s: float | None, began: float, usage: Usage | None = None) -> bool:
+    def answer(self, target: Target, completion: Completion, began: float) -> bool:
         """Record a completion of an attempt that ``began`` then; return whether it closed a breaker."""
-        self.record(target).answer(first_token_s, usage)
-        over = [
-            each for each in self.open_breakers(target) if each.opened <= began
-        ]  # an older answer says nothing of now
-        for each in over:
-            each.close()
+        self.record(target).answer(completion)
+        # an older answer does not show that a later fault is over
+        over = [place for place, breaker in self._open(target).items() if breaker.opened <= began]
+        for place in over:
+            del self.breakers[place]
         return bool(over)
 
+    def probed(self, target: Target, *, ready: bool) -> None:
+        """Record the outcome of a probe. One that fails before the period is over does not prolong it."""
+        now = self.clock()
+        for place, breaker in self._open(target).items():
+            breaker.busy = False
+            if ready and breaker.visible:
+                del self.breakers[place]
+            elif ready:
+                breaker.recovered = True
+            elif now >= breaker.until:
+                breaker.extend(now)
+
     def settle(self, target: Target) -> None:
-        """End a trial without an outcome."""
-        for each in self.open_breakers(target):
-            each.abandon()
+        """End a probe or a trial without an outcome."""
+        for breaker in self._open(target).values():
+            breaker.busy = False
 
     def record(self, target: Target) -> Record:
         """Return the record of a target."""
         return self.records.setdefault(target, Record())
 
-    def _both(self, target: Target) -> list[Breaker]:
-        places = dict.fromkeys((target, Target(target.address, None)))
-        return [self.breakers[each] for each in places if each in self.breakers]
+    def _open(self, target: Target) -> dict[Target, Breaker]:
+        places = (target, Target(target.address, None))
+        return {place: self.breakers[place] for place in places if place in self.breakers}
 
 
 REGISTRY = BreakerRegistry(

@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
 from .. import events
-from ..adapter.joining import in_words
 from ..adapter.routable import Facts, RoutableProvider, routable
-from ..base import Attempt, Call, LLMProvider
+from ..base import LLMProvider
 from ..completion import Completion
-from ..errors import LLMError, ServerFailed
+from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import unrecorded
-from ..stream import Work
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
-from .decision import verdict
 
 PROBE_S: Final = 1.0
 _UNPROBED_S: Final = 15.0  # pause after a provider did not answer the probe before a request
 
 
 class _Shared(SharedTasks):
-    """What all requests share about one provider: its tasks, and whether it was probed."""
+    """What all requests share about one provider: its tasks, and when it may be probed before a request."""
 
-    probed: bool = False
     probe_after: float = 0.0
 
 
@@ -46,7 +42,8 @@ class Option:
         registry: of its circuit breakers.
 
     Attributes:
-        number, rank: its place in the chain; options of one rank are equals, and come before those of the next.
+        name: of the provider.
+        rank: its place in the chain. Options of one rank are equals, and come before those of the next.
         model: the model that the request uses there; None for the provider's own.
         failure: how it failed in this round of the request.
         refuses_prefix: it refused the beginning of an answer in this request.
@@ -55,26 +52,25 @@ class Option:
     def __init__(
         self, given: LLMProvider | None, broken: LLMError | None = None, registry: BreakerRegistry = REGISTRY
     ) -> None:
-        self.given, self.broken = given, broken
-        self.number = self.rank = 0
+        self.given, self.broken, self.registry = given, broken, registry
+        self.name = given.name if given else (broken and broken.provider) or "?"
+        self.rank = 0
         self.model: str | None = None
         self.failure: LLMError | None = None
         self.refuses_prefix = False
-        self._registry = registry
         self._provider = routable(given) if given else None
         self._shared = _Shared()
         self._facts: Facts | None = None
 
-    def at(self, number: int, rank: int) -> Option:
-        """Return a copy for one request, at this place of its chain."""
+    def at(self, rank: int) -> Option:
+        """Return a copy for one request, at this rank of its chain."""
         twin = copy.copy(self)
-        twin.number, twin.rank, twin._facts = number, rank, None  # noqa: SLF001  # its own kind
+        twin.rank, twin._facts = rank, None  # noqa: SLF001  # its own kind
         return twin
 
     def use(self, model: str | None) -> None:
-        """Use this model."""
-        if model != self.model:
-            self.model, self._facts = model, None
+        """Use this model, with its facts of now."""
+        self.model, self._facts = model, None
 
     @property
     def facts(self) -> Facts:
@@ -83,21 +79,12 @@ class Option:
             self._facts = self.provider.facts(self.model)
         return self._facts
 
-    def update(self) -> None:
-        """Read the facts anew."""
-        self._facts = None
-
     @property
     def provider(self) -> RoutableProvider:
         """The provider. Raises its fault if it could not be created."""
         if self._provider is None:
             raise self.broken or LLMError("no provider")
         return self._provider
-
-    @property
-    def name(self) -> str:
-        """The provider's name."""
-        return self._provider.name if self._provider else (self.broken and self.broken.provider) or "?"
 
     @property
     def replays(self) -> bool:
@@ -118,11 +105,6 @@ class Option:
     def cold(self) -> bool:
         """Whether the server would have to load the model first."""
         return self.facts.cold
-
-    @property
-    def latency_s(self) -> float | None:
-        """The recent seconds to the first token; None if unknown."""
-        return self.record.first_token_s
 
     @property
     def distance(self) -> int:
@@ -147,7 +129,7 @@ class Option:
     @property
     def gate(self) -> Gate:
         """What the circuit breakers allow now. For cassettes they count for nothing: they are a matter of time."""
-        return "closed" if self.replays else self._registry.gate(self.target)
+        return "closed" if self.replays else self.registry.gate(self.target)
 
     @property
     def ready(self) -> bool:
@@ -157,54 +139,52 @@ class Option:
     @property
     def opened(self) -> Sequence[Breaker]:
         """Its open circuit breakers; the first is the one that stays open longest."""
-        return self._registry.open_breakers(self.target)
+        return self.registry.open_breakers(self.target)
 
     @property
     def record(self) -> Record:
         """Its attempts so far."""
-        return self._registry.record(self.target)
-
-    def clock(self) -> float:
-        """Return the time of the circuit breakers."""
-        return self._registry.clock()
+        return self.registry.record(self.target)
 
     def succeeded(self, completion: Completion, began: float) -> None:
-        """Record a completion; ``began`` is when its attempt did, by ``clock``."""
-        if self._registry.answer(self.target, completion.first_token_s, began, completion.usage):
+        """Record a completion; ``began`` is when its attempt did, by the clock of the registry."""
+        if self.registry.answer(self.target, completion, began):
             events.emit(events.Closed(provider=self.name, model=self.target.model))
 
     def failed(self, error: LLMError) -> None:
         """Record a failure."""
-        if self._registry.fail(self.target, error):
-            model, breaker = None if verdict(error).whole_address else self.target.model, self.opened[0]
-            events.emit(events.Opened(provider=self.name, model=model, error=breaker.error, seconds=breaker.period))
+        if opened := self.registry.fail(self.target, error):
+            error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period
+            events.emit(events.Opened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""
-        self._registry.settle(self.target)
+        self.registry.settle(self.target)
 
     def begin(self) -> None:
         """Begin a probe or a trial."""
         for breaker in self.opened:
-            breaker.begin()
+            breaker.busy = True
 
     async def look(self, within: float = PROBE_S) -> None:
         """Probe the provider for what it is and what it supports, until that has succeeded once."""
         now, shared = asyncio.get_running_loop().time(), self._shared
-        if self._provider is not None and not shared.probed and now >= shared.probe_after:
-            looking = self._shared.start("look", lambda: self.provider.refresh(within))
-            shared.probed = (await asyncio.shield(looking)).state != "down"
-            shared.probe_after = now + _UNPROBED_S
-            self.update()
+        if now >= shared.probe_after:
+            health = await asyncio.shield(shared.start("look", lambda: self.provider.refresh(within)))
+            shared.probe_after = now + _UNPROBED_S if health.state == "down" else math.inf
+            self.use(self.model)
 
-    def load(self) -> None:
-        """Load the model in the background."""
+    def recover(self) -> None:
+        """Begin in the background what this option needs before requests use it: a probe, or a load of the model."""
 
         async def load() -> None:
             with suppress(LLMError):
                 await self.provider.warm_up(self.model)
 
-        self._shared.start("load", load)
+        if self.gate == "probe":
+            self.probe()
+        elif self.gate == "closed" and self.cold:
+            self._shared.start("load", load)
 
     def probe(self) -> asyncio.Task[bool]:
         """Probe whether the provider is ready: free, loads nothing, carries no text."""
@@ -216,8 +196,7 @@ class Option:
             except BaseException:
                 self.abandon()
                 raise
-            for breaker in self.opened:
-                breaker.probed(self._registry.clock(), ready=ready)
+            self.registry.probed(self.target, ready=ready)
             if not self.opened:
                 events.emit(events.Closed(provider=self.name, model=self.target.model))
             return ready
@@ -231,24 +210,8 @@ class Option:
         if self.replays:
             return False
         state = (await self.provider.refresh(PROBE_S)).state
-        self.update()
+        self.use(self.model)
         return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
-
-    def start(self, call: Call, attempt: Attempt, *, words: bool = False) -> Work:
-        """Return the work of an attempt, which continues ``attempt.prefix`` in words if the provider takes no prefix.
-
-        Raises:
-            LLMError: the call cannot be sent as it is.
-        """
-        if attempt.prefix is not None and words:
-            call = replace(call, prompt=in_words(call.prompt, attempt.prefix))
-            attempt = replace(attempt, prefix=None, thinking="")
-        try:
-            return self.provider.attempt(call, attempt)
-        except LLMError:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
-            raise ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name) from None
 
 
 def chain_name(options: Iterable[Option]) -> str:

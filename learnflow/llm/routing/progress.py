@@ -7,15 +7,14 @@ The execution writes it, and gets the caller's completion or error from it.
 from __future__ import annotations
 
 import asyncio
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 
 from .. import events
 from ..completion import Completion, Event, Failover, Resumed, TextDelta, Usage
-from ..errors import LLMError, Tried
+from ..errors import LLMError, NotContinued, Tried
 from ..stream import Emit, Transcript
+from .option import Option
 
 
 class Progress(Transcript):
@@ -30,6 +29,7 @@ class Progress(Transcript):
         tokens: of the text so far, at most.
         partial_thinking: the thinking before the text, by the attempt that broke.
         resumed: how often a broken text was continued.
+        started: see above.
     """
 
     def __init__(self, emit: Emit, started: float, tried: list[Tried]) -> None:
@@ -38,13 +38,12 @@ class Progress(Transcript):
         self.partial_thinking = ""
         self.tried = tried
         self.resumed = 0
-        self._started = started
+        self.started = started
         self._first_text_s: float | None = None
-        self._usages: list[Usage] = []
-        self._costs: list[float | None] = []
-        self._provider, self._number = "", -1  # of the current attempt
-        self._continues = False  # the current attempt continues the text
-        self._failed_first: tuple[str, int, float] | None = None  # since the last piece of text: who, and when
+        self._usage_known = self._cost_known = True  # False after a partial answer, unless it was free
+        self._option: Option | None = None  # of the current attempt
+        self._continuing: Option | None = None  # the same, if the attempt continues the text
+        self._failed_first: tuple[Option | None, float] | None = None  # since the last piece of text, and its time
 
     def __call__(self, event: Event) -> None:
         """Record what the caller sees, and pass it on."""
@@ -59,22 +58,22 @@ class Progress(Transcript):
             return
         super().__call__(event)
 
-    def begin(self, provider: str, number: int, *, continues: bool) -> None:
-        """Begin an attempt at the provider of this number in the chain."""
-        self._provider, self._number, self._continues = provider, number, continues
+    def begin(self, option: Option, before: LLMError | None, *, continues: bool) -> None:
+        """Begin an attempt at an option; ``before`` is the failure of the attempt before."""
+        if before and self._option and self._option is not option:
+            self(Failover(self._option.name, option.name, before.without_text()))
+        self._option, self._continuing = option, option if continues else None
 
-    def failed(self, tried: Sequence[Tried], now: float, *, mismatched: bool) -> None:
-        """End the attempt with a failure; ``mismatched``: its continuation did not fit."""
+    def failed(self, error: LLMError, tried: Sequence[Tried], now: float, *, free: bool) -> None:
+        """End the attempt with a failure; ``free``: a partial answer cost nothing."""
         self.tried.extend(tried)
-        self._failed_first = self._failed_first or (self._provider, self._number, now)
-        self._continued("mismatched" if mismatched else "broken")
-
-    def broke(self, error: LLMError, *, free: bool) -> None:
-        """Add a partial answer of unknown usage; ``free``: it cost nothing."""
-        self._usages.append(Usage())
-        self._costs.append(0.0 if free else None)
-        self.partial_thinking = self.partial_thinking or error.thinking
-        self.tokens = max(self.tokens, error.tokens)
+        self._failed_first = self._failed_first or (self._option, now)
+        self._continued("mismatched" if isinstance(error, NotContinued) else "broken")
+        if error.partial or error.tokens or self.text:  # of unknown usage
+            self._usage_known = False
+            self._cost_known = self._cost_known and free
+            self.partial_thinking = self.partial_thinking or error.thinking
+            self.tokens = max(self.tokens, error.tokens)
 
     def forget_text(self) -> None:
         """Drop the text, so that the next attempt begins from the start."""
@@ -88,16 +87,15 @@ class Progress(Transcript):
             self._arrived(now)  # it had no text
         self._continued("whole")
         if completion.first_token_s is not None and not self.resumed:
-            first = began - self._started + completion.first_token_s
-        costs = [*self._costs, completion.cost]
+            first = began - self.started + completion.first_token_s
         return replace(
             completion,
             text=self.text or completion.text,
             reasoning=self.thinking or self.partial_thinking or completion.reasoning,
-            usage=reduce(operator.add, [*self._usages, completion.usage]),
-            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+            usage=completion.usage if self._usage_known else Usage(),
+            cost=completion.cost if self._cost_known else None,
             first_token_s=first,
-            total_s=now - self._started,
+            total_s=now - self.started,
             attempts=len(self.tried) + completion.attempts,
             resumed=self.resumed + completion.resumed,
         )
@@ -114,14 +112,14 @@ class Progress(Transcript):
     def _arrived(self, now: float) -> None:
         """Record the first piece of text, of the request or after a failure."""
         if self._first_text_s is None:
-            self._first_text_s = now - self._started
+            self._first_text_s = now - self.started
         if self._failed_first:
-            provider, number, at = self._failed_first
+            failed, at = self._failed_first
             self._failed_first = None
-            if number != self._number:
-                events.emit_lazily(events.Switched, provider=provider, to=self._provider, seconds=now - at)
+            if failed and self._option and failed is not self._option:
+                events.emit_lazily(events.Switched, provider=failed.name, to=self._option.name, seconds=now - at)
 
     def _continued(self, outcome: str) -> None:
-        if self._continues:
-            self._continues = False
-            events.emit_lazily(events.Continued, provider=self._provider, outcome=outcome)
+        if self._continuing:
+            events.emit_lazily(events.Continued, provider=self._continuing.name, outcome=outcome)
+        self._continuing = None

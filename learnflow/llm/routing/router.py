@@ -11,24 +11,27 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..adapter.context_window import Needs, needs_of, unknown
+from ..adapter.context_window import unknown
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
+from ..completion import Completion
 from ..errors import LLMError
-from ..health.inventory import LOOK_S
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
-from ..stream import Work
+from ..servers.model_catalog import LONG_PROBE_S
+from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
-from .selection import Chain, Routing, Rules, last_resort, select
+from .progress import Progress
+from .selection import Chain, Routing, last_resort, select
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
@@ -93,40 +96,31 @@ class RouterProvider(AbstractProvider):
         find: Find | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
-        common = settings.load()
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
-        flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
+        flat = [
+            (option, at) for at, equals in enumerate(ranks) for one in equals for option in _options_of(one, breakers)
+        ]
         self._members = _placed(flat)
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        self._rules = Rules(
-            retries=common.llm_retries if retries is None else retries,
-            patience=common.llm_patience if switches.patient or "llm_patience" in common.model_fields_set else 0.0,
-            routing=routing or common.llm_routing,
-            deadline=deadline or common.llm_deadline,
-            load=common.llm_load_timeout,
-            local_only=common.llm_local_only,
-            spill=common.llm_spill,
-        )
+        self._settings = own = settings.load().model_copy()
+        own.llm_retries = own.llm_retries if retries is None else retries
+        own.llm_routing, own.llm_deadline = routing or own.llm_routing, deadline or own.llm_deadline
+        if not switches.patient and "llm_patience" not in own.model_fields_set:
+            own.llm_patience = 0.0
         if find is None and not self._members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         if self._members and all(option.broken for option in self._members):
             raise next(option.broken for option in self._members if option.broken)
 
-    def _flat(self, member: Member) -> list[Option]:
-        """Return the option of a member; the options of a router, unless they are yet to be found."""
-        if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
-            return member._members  # noqa: SLF001
-        return [_option(member, self._registry)]
-
     @property
     def _options(self) -> list[Option]:
         """Copies of its options, with the facts of now."""
-        return [option.at(option.number, option.rank) for option in self._members]
+        return [option.at(option.rank) for option in self._members]
 
     def __repr__(self) -> str:
         members = (option.name if option.broken else repr(option.given) for option in self._options)
@@ -148,12 +142,18 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
-        limit = options.get("timeout")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
-            raise errors.InvalidRequest("timeout= must be a number of seconds, more than 0")
-        call = replace(call, options=options)
-        execution = Execution(call, resume, request, partial(self._chain_for, call, self._needs(call)), self._lost)
-        return partial(events.requested, lambda: self.name, call.model, request, execution.run)
+        run = partial(self._run, replace(call, options=options), resume, request)
+        return partial(events.requested, lambda: self.name, call.model, request, run)
+
+    async def _run(self, call: Call, resume: Resume, request: Attempt, emit: Emit) -> Completion:
+        """Run a request through the chain. Raises nothing but LLMError."""
+        progress = Progress(emit, asyncio.get_running_loop().time(), request.tried)
+        try:
+            return await Execution(call, resume, request, await self._chain_for(call), progress).run()
+        except errors.Unavailable:
+            if self._find:
+                self._members = []  # the providers that were found are gone: find them again
+            raise
 
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raises the last LLMError if none does."""
@@ -184,7 +184,7 @@ class RouterProvider(AbstractProvider):
         best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
         return cast(Capabilities, best)
 
-    async def refresh(self, within: float = LOOK_S) -> Health:
+    async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe each provider and remember its state and capabilities. Never raises.
 
         Args:
@@ -223,43 +223,32 @@ class RouterProvider(AbstractProvider):
         It rests on what is known now; ``refresh()`` of a provider updates that.
         """
         call = Call(prompt, model, options=more)
-        needs = self._needs(call, explained=True)
-        chain = Chain(self._options, call, needs, self._rules, explained=True)
+        chain = Chain(self._options, call, self._settings, explained=True)
+        chain.choose_models()
         order = chain.order()
-        trouble = {option.number: None if option.broken else option.provider.trouble(option.model) for option in order}
-        fit = [option for option in order if not chain.lacks(option) and not trouble[option.number]]
-        chosen = select(fit, self._rules.routing, lambda _: False)[0] or (last_resort(fit) if fit else None)
-        return [_choice(option, chain, trouble[option.number], is_chosen=option is chosen) for option in order]
+        fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
+        chosen = select(fit, self._settings.llm_routing) or (last_resort(fit) if fit else None)
+        return [_choice(option, chain, is_chosen=option is chosen) for option in order]
 
     def status(self) -> list[dict[str, Any]]:
         """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
         return [_status(option) for option in self._options]
 
-    def _needs(self, call: Call, *, explained: bool = False) -> Needs:
-        """Return what a call requires; nothing if there is only one provider, which gets every request."""
-        sole = self._members[0] if len(self._members) == 1 and self._find is None and not explained else None
-        return Needs() if sole and (sole.broken or not sole.provider.vision_model) else needs_of(call)
-
-    async def _chain_for(self, call: Call, needs: Needs) -> Chain:
+    async def _chain_for(self, call: Call) -> Chain:
         """Return the options for a call. Those that matter for it are probed first, if they never were."""
-        options = await self._found()
+        chain = Chain(await self._found(), call, self._settings)
+        options = chain.options
         if len(options) > 1:
+            needs = chain.needs
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
-            within = min(PROBE_S, float(call.options.get("timeout") or self._rules.deadline) / 4)
-            wanted, equals = list[Option](), Counter(option.rank for option in options)
-            for option in options:
-                if option.broken or option.gate != "closed":
-                    continue
-                if curious or option.facts.loads or equals[option.rank] > 1:  # equals share the load by their limits
-                    wanted.append(option)
-                else:
-                    break  # it gets the request, whatever those after it support
-            await asyncio.gather(*(option.look(within) for option in wanted))
-        return Chain(options, call, needs, self._rules)
-
-    def _lost(self, error: LLMError) -> None:
-        if self._find and isinstance(error, errors.Unavailable):
-            self._members = []  # what was found is gone: look again
+            within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
+            closed = [option for option in options if not option.broken and option.gate == "closed"]
+            equals = Counter(option.rank for option in options)  # equals share the load by their limits
+            # any other option gets the request, whatever those after it support
+            doubtful = takewhile(lambda option: curious or option.facts.loads or equals[option.rank] > 1, closed)
+            await asyncio.gather(*(option.look(within) for option in doubtful))
+        chain.choose_models()
+        return chain
 
     async def _usable(self) -> list[Option]:
         """Return the options that could be created. Raises LLMError if none is found."""
@@ -270,23 +259,25 @@ class RouterProvider(AbstractProvider):
         if not self._members and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
-                self._members = _placed([(_option(one, self._registry), at) for at, one in enumerate(providers)])
+                self._members = _placed(
+                    [(Option(one, registry=self._registry), at) for at, one in enumerate(providers)]
+                )
         return self._options
 
 
 def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
-    """Return copies of options in order, with number and rank; those of a flattened router keep their order."""
+    """Return copies of options in order, with their ranks; those of a flattened router keep their order."""
     ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
     ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
-    return [option.at(number, ranks.index((at, option.rank))) for number, (option, at) in enumerate(ordered)]
+    return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
 
 
-def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: bool) -> Choice:
+def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     """Return what ``explain`` reports about an option."""
     serves: bool | None = False
     if lacking := chain.lacks(option):
         why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
-    elif trouble:
+    elif trouble := option.provider.trouble(option.model):
         why = trouble
     elif not is_chosen and not option.ready:
         why = f"left alone after {type(option.opened[0].error).__name__}"
@@ -304,7 +295,7 @@ def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: boo
 
 def _status(option: Option) -> dict[str, Any]:
     """Return what ``status`` reports about an option."""
-    now, target, opened, record = option.clock(), option.target, option.opened, option.record
+    now, target, opened, record = option.registry.clock(), option.target, option.opened, option.record
     return {
         "provider": option.name,
         "rank": option.rank,
@@ -330,22 +321,26 @@ def _equals(given: Equals) -> list[Member]:
     return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 
-def _option(member: Member, registry: BreakerRegistry) -> Option:
-    """Return the option of a member. One that cannot be created stays in the chain with its fault.
+def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
+    """Return the option of a member; the options of a router, unless they are yet to be found.
+
+    A provider that cannot be created stays in the chain with its fault.
 
     Raises:
         NotConfigured: its name is unknown.
     """
+    if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
+        return member._members  # noqa: SLF001
     if not isinstance(member, str):
-        return Option(member, registry=registry)
+        return [Option(member, registry=registry)]
     name = member.strip().lower()
     check(name)
     try:
-        return Option(build(name), registry=registry)
+        return [Option(build(name), registry=registry)]
     except LLMError as error:
         error.provider = error.provider or name
         events.emit(events.Failed(provider=name, model=None, error=error, total_s=0.0))
-        return Option(None, error, registry)
+        return [Option(None, error, registry)]
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:

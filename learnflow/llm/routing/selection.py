@@ -6,41 +6,20 @@ Must never send or wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, digests_of
-from ..adapter.context_window import Needs, lacks
+from ..adapter.context_window import Needs, lacks, needs_of
 from ..base import Call
 from ..errors import LLMError
+from ..settings import Settings
 from . import decision
 from .option import Option
 
 Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How a chain is run.
-
-    Attributes:
-        retries: of the same provider, after a failure that may pass.
-        patience: seconds to wait for servers that restart.
-        routing: the order of the options.
-        deadline, load: seconds for a request, and for a load.
-        local_only: use local providers only.
-        spill: where a request goes if a rank is full: nowhere else, to an option as near, or to any.
-    """
-
-    retries: int
-    patience: float
-    routing: Routing
-    deadline: float
-    load: float
-    local_only: bool
-    spill: Literal["no", "local", "cloud"] = "no"
 
 
 class Chain:
@@ -49,8 +28,7 @@ class Chain:
     Args:
         options: in the user's order.
         call: the call.
-        needs: what it requires.
-        rules: of the router.
+        settings: with the router's own retries, routing and deadline.
         explained: no request is sent, so that even a sole option is checked.
 
     Attributes:
@@ -58,40 +36,48 @@ class Chain:
         same_model: the names of the model that wrote the broken text.
     """
 
-    def __init__(
-        self, options: Sequence[Option], call: Call, needs: Needs, rules: Rules, *, explained: bool = False
-    ) -> None:
-        self.options, self.rules, self.needs = options, rules, needs
+    def __init__(self, options: Sequence[Option], call: Call, settings: Settings, *, explained: bool = False) -> None:
+        self.options, self.call, self.settings = options, call, settings
         self.digests = digests_of(call)
         self.same_model: frozenset[str] = frozenset()
         self._explained = explained
         self._refused_at = math.inf  # since when every option refuses connections
-        listed = [bool(call.model) and _lists(other, call.model) for other in options]
-        for option, has_model in zip(options, listed, strict=True):
-            first = option.rank == options[0].rank and not any(listed)  # it may have the model, and none is known to
-            if call.model and (has_model or first or len(options) == 1):
-                option.use(call.model)
-            else:
-                option.use(option.provider.vision_model if needs.images and not option.broken else None)
 
-    def next(self, reach: int | None) -> tuple[list[Option], Option | None, list[Option], list[Option]]:
-        """Return the options that fit now, the one to use, those to load, and those to probe meanwhile.
+    @cached_property
+    def needs(self) -> Needs:
+        """What the call requires."""
+        return needs_of(self.call)
+
+    def choose_models(self) -> None:
+        """Choose the model of each option: the requested one, unless only other options are known to have it."""
+        usable, wanted = [option for option in self.options if not option.broken], self.call.model
+        for option in usable:
+            option.use(wanted)
+        having = [option for option in usable if option.facts.has_model] if wanted else []
+        for option in usable:
+            may_have = not having and option.rank == self.options[0].rank
+            if not wanted or not (option in having or may_have or len(self.options) == 1):
+                vision_model = option.provider.vision_model
+                option.use(vision_model if vision_model and self.needs.images else None)
+
+    def next(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
+        """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.
 
         Args:
-            reach: the distance beyond which no option is used now; None for any.
+            loading: the options that load; no option farther away is used meanwhile.
         """
         for option in self.options:
-            option.update()
+            option.use(option.model)
         fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
-        fit = self.within(fit, reach)
-        return fit, *select(fit, self.rules.routing, self._is_same)
+        fit = self.within(fit, loading)
+        return fit, select(fit, self.settings.llm_routing, self.same_model)
 
     def order(self) -> list[Option]:
         """Return the options in the order of use; those that are broken come last.
 
         Ranks stay in the user's order. Within a rank, an option that probably has this prompt in its cache comes first.
         """
-        if self.rules.routing == "order" and len({option.rank for option in self.options}) == len(self.options):
+        if self.settings.llm_routing == "order" and len({option.rank for option in self.options}) == len(self.options):
             return list(self.options)
         usable = [option for option in self.options if not option.broken]
         ordered: list[Option] = []
@@ -100,7 +86,7 @@ class Chain:
             limits = {option.address: option.limit for option in equals if option.ready}
             order = CAPACITY.ordered(limits, self.digests)
             ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
-        return ranked(ordered, self.rules.routing) + [option for option in self.options if option.broken]
+        return ranked(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
 
     def lacks(self, option: Option) -> list[str]:
         """Return what an option certainly lacks for this request, in words. A sole option is not checked."""
@@ -108,7 +94,7 @@ class Chain:
             return [str(option.broken)]
         if len(self.options) == 1 and not self._explained:
             return []
-        if not option.facts.permitted(local_only=self.rules.local_only):
+        if not option.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         return lacks(self.needs, option.facts.capabilities)
 
@@ -122,53 +108,35 @@ class Chain:
 
     def passing(self) -> list[Option]:
         """Return the options with a failure that may pass by itself; a load is watched instead."""
-        loading = self.failures(errors.ModelLoading)
         failed = [option for option in self.options if option.failure and option.failure.retryable]
-        return [option for option in failed if option not in loading]
+        return [option for option in failed if not isinstance(option.failure, errors.ModelLoading)]
 
     def restarts(self, now: float) -> bool:
         """Return whether every option may be a local server that restarts, within LLM_PATIENCE."""
         used = [option for option in self.options if not self.lacks(option)]
         may = all(option.distance == 0 and decision.may_restart(option.failure) for option in used)
         self._refused_at = min(self._refused_at, now) if may else math.inf
-        return may and now - self._refused_at < self.rules.patience
+        return may and now - self._refused_at < self.settings.llm_patience
 
-    def within(self, options: list[Option], reach: int | None) -> list[Option]:
-        """Return the options that are no farther away; all if the user prefers a warm one."""
-        if reach is None or self.rules.routing == "warm-first":
+    def within(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
+        """Return the options that are no farther away than those that load; all if the user prefers a warm one."""
+        if not loading or self.settings.llm_routing == "warm-first":
             return options
+        reach = min(option.distance for option in loading)
         return [option for option in options if option.distance <= reach]
 
     def shares(self, option: Option) -> bool:
         """Return whether a part of the time is reserved for other options: not for a farther one during a load."""
-        cold = option.cold and self.rules.routing != "warm-first"
+        cold = option.cold and self.settings.llm_routing != "warm-first"
         return any(not cold or other.distance <= option.distance for other in self.others(option))
 
     def unfit(self) -> LLMError:
         """Return the error for a request that no option can serve: what each of them lacks."""
-        broken = [option.broken for option in self.options if option.broken]
-        if len(broken) == len(self.options):
-            return broken[-1]
         lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
-        short = all(not option.broken and _overflows(self.needs, option) for option in self.options)
+        served = [None if option.broken else option.facts.capabilities["context_served"] for option in self.options]
+        short = all(length is not None and self.needs.tokens > length for length in served)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
-
-    def _is_same(self, option: Option) -> bool:
-        return bool(self.same_model) and bool(self.same_model & option.facts.names)
-
-
-def _lists(option: Option, model: str | None) -> bool:
-    """Return whether an option has a model."""
-    if option.broken:
-        return False
-    option.use(model)
-    return option.facts.has_model
-
-
-def _overflows(needs: Needs, option: Option) -> bool:
-    served = option.facts.capabilities["context_served"]
-    return served is not None and needs.tokens > served
 
 
 def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
@@ -176,7 +144,7 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
 
     def key(option: Option) -> float:
         if routing == "latency":
-            return math.inf if option.latency_s is None else option.latency_s
+            return math.inf if option.record.first_token_s is None else option.record.first_token_s
         if routing == "cost":
             return math.inf if option.cost is None else sum(option.cost)
         return option.distance if routing == "local-first" else 0
@@ -184,10 +152,8 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
     return sorted(options, key=key)
 
 
-def select(
-    options: Sequence[Option], routing: Routing, same: Callable[[Option], bool]
-) -> tuple[Option | None, list[Option], list[Option]]:
-    """Choose the first option whose circuit breaker allows it; of those before it, which to load and which to probe.
+def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
+    """Choose the first option whose circuit breaker allows it; None if there is none.
 
     The order is the user's: a cold option is waited for, however warm a farther one is. Only one that is warm and no
     farther away is used meanwhile; ``warm-first`` lifts that.
@@ -195,21 +161,19 @@ def select(
     Args:
         options: in order.
         routing: the rule.
-        same: returns whether an option has the model that wrote the broken text.
+        same_model: the names of the model that wrote the broken text.
     """
-    ready = [option for option in options if option.gate in ("closed", "trial")]
+    ready = [option for option in options if option.ready]
     if not ready:
-        return None, [], []
+        return None
     chosen = first = ready[0]
     reach = max(option.distance for option in options) if routing == "warm-first" else first.distance
     if first.cold:
         chosen = next((option for option in ready if not option.cold and option.distance <= reach), first)
-    if not same(chosen):  # the same model continues its text; another one would write a different one
-        alike = (option for option in ready if same(option) and not option.cold and option.distance <= chosen.distance)
-        chosen = next(alike, chosen)
-    before = options[: options.index(chosen)]
-    load = [option for option in before if option.gate == "closed" and option.cold]
-    return chosen, load, [option for option in before if option.gate == "probe"]
+    if not same_model or same_model & chosen.facts.names:
+        return chosen
+    near = (option for option in ready if not option.cold and option.distance <= chosen.distance)
+    return next((option for option in near if same_model & option.facts.names), chosen)  # it continues its own text
 
 
 def last_resort(options: Sequence[Option]) -> Option:

@@ -16,7 +16,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import BOM, MAX_NAME, ODD, StreamParser
-from .untrusted import MAX_EVENT_BYTES, count, dollars, parse_json, word
+from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -128,7 +128,7 @@ class SSEParser(StreamParser):
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = _mapping(usage.get("completion_tokens_details")), _mapping(usage.get("prompt_tokens_details"))
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
-        self.usage = Usage(*map(count, counts))
+        self.usage = Usage(*map(non_negative_int, counts))
         self.cost = dollars(usage.get("cost"))
 
     def _last(self, rest: bytes) -> Delta | None:

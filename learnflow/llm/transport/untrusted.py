@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a page or an answer in one piece
 MAX_EVENT_BYTES: Final = 1024 * 1024  # of a line or an event of a stream
 _MAX_VALUES: Final = 100_000  # of one document: eight megabytes of brackets are gigabytes of lists
 _MAX_COUNT: Final = 2**53  # tokens; what JSON's readers agree on (RFC 8259, section 6)
+_MAX_NAME_CHARS: Final = 300
 _KEY_WINDOW: Final = 8  # characters of a key in common that count as the key
 # What looks like a key, whosever it is: with the beginnings that vendors give theirs, a JSON web token, long base64.
 _LIKE_A_KEY: Final = re.compile(
@@ -46,9 +48,31 @@ def json_object(data: bytes | str) -> dict[str, Any] | None:
     return said if isinstance(said, dict) else None
 
 
-def count(value: Any) -> int | None:
-    """A number of tokens; None for anything else."""
+def non_negative_int(value: Any) -> int | None:
+    """Return a count, 0 included; None for anything else. If 0 means unknown, the caller adds ``or None``."""
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def flag(value: Any) -> bool | None:
+    """Return a boolean; None for anything else."""
+    return value if isinstance(value, bool) else None
+
+
+def text(value: Any) -> str | None:
+    """Return a name that can be shown on a terminal; None for anything else."""
+    return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """Return the texts of a JSON list; empty for anything else."""
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+
+
+def part(value: Any, *keys: str) -> Mapping[str, Any]:
+    """Return the JSON object under these keys; empty if there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def dollars(value: Any) -> float | None:

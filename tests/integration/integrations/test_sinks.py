@@ -28,6 +28,7 @@ from learnflow.llm.completion import Completion, ServedModel, TextDelta
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
+from learnflow.llm.routing.option import Option
 from learnflow.llm.routing.progress import Progress
 from learnflow.llm.stream import Emit
 from learnflow.llm.testing import Fault, FaultServer
@@ -109,9 +110,9 @@ async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -
 
 def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
     progress = Progress(Emit(), 0.0, [])
-    for mismatched in (True, False):
-        progress.begin("ollama", 1, continues=True)
-        progress.failed([], 2.0, mismatched=mismatched)
+    for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
+        progress.begin(Option(OllamaProvider()), None, continues=True)
+        progress.failed(error, [], 2.0, free=True)
     found = shown(registry)
     assert found["resumes_total{outcome=mismatched,provider=ollama}"] == 1
     assert found["resumes_total{outcome=broken,provider=ollama}"] == 1
@@ -150,10 +151,10 @@ async def test_the_time_of_switching_counts_from_the_first_failure(registry: Col
     remove = events.add_sink(told.append)
     now = asyncio.get_running_loop().time()
     progress = Progress(Emit(), now, [])
-    for number, at in ((0, now - 9.0), (1, now)):
-        progress.begin("custom", number, continues=False)
-        progress.failed([], at, mismatched=False)
-    progress.begin("ollama", 2, continues=False)
+    for at in (now - 9.0, now):
+        progress.begin(Option(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
+        progress.failed(errors.AnswerCut("x"), [], at, free=True)
+    progress.begin(Option(OllamaProvider()), None, continues=False)
     progress(TextDelta("one"))
     remove()
     (switched,) = told

@@ -1,30 +1,41 @@
-"""One breaker as a transcript of what happened when, and what its gate said. Nothing sleeps."""
+"""A circuit breaker as a transcript: the outcomes of requests and probes, and the gate after each. Nothing sleeps."""
 
 from __future__ import annotations
 
 import pytest
-from support import made
+from support import Clock, made
 
 from learnflow.llm import errors
+from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.errors import LLMError
 from learnflow.llm.routing import decision
-from learnflow.llm.routing.breaker import Breaker
+from learnflow.llm.routing.breaker import Breaker, BreakerRegistry, Target
+
+TARGET = Target("http://x", "m")
+COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
-def transcript(*happened: tuple[float, str | LLMError]) -> list[str]:
-    """What the gate says at each time, after what happened then."""
-    breaker, said = Breaker(), []
-    for now, what in happened:
-        if isinstance(what, LLMError):
-            breaker.fail(what, now)
-        elif what in ("ready", "not ready"):
-            breaker.probed(now, ready=what == "ready")
-        elif what == "begin":
-            breaker.begin()
-        elif what == "answer":
-            breaker.close()
-        said.append(breaker.gate(now))
-    return said
+def opened(registry: BreakerRegistry) -> Breaker:
+    """The only open breaker."""
+    (breaker,) = registry.open_breakers(TARGET)
+    return breaker
+
+
+def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
+    """Return the gate at each time, after the event of that time."""
+    clock, gates = Clock(), []
+    registry = BreakerRegistry(clock)
+    for clock.now, event in steps:
+        if isinstance(event, LLMError):
+            registry.fail(TARGET, event)
+        elif event in ("ready", "not ready"):
+            registry.probed(TARGET, ready=event == "ready")
+        elif event == "begin":
+            opened(registry).busy = True
+        elif event == "answer":
+            registry.answer(TARGET, COMPLETION, clock.now)
+        gates.append(registry.gate(TARGET))
+    return gates
 
 
 def test_a_fault_that_a_probe_sees() -> None:
@@ -47,16 +58,20 @@ def test_a_fault_that_a_probe_cannot_see_lets_one_request_through() -> None:
 
 
 def test_those_under_way_when_it_opened_do_not_make_it_longer() -> None:
-    breaker = Breaker()
-    assert [breaker.fail(made(errors.ServerFailed), 0.0 + n / 100) for n in range(200)] == [True] + [False] * 199
-    assert breaker.period == 5
+    clock = Clock()
+    registry, newly = BreakerRegistry(clock), []
+    for _ in range(200):
+        clock.now += 0.01
+        newly.append(registry.fail(TARGET, made(errors.ServerFailed)))
+    assert newly == [TARGET] + [None] * 199
+    assert opened(registry).period == 5
 
 
 @pytest.mark.parametrize(("asked", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.LONGEST_S)])
 def test_retry_after_sets_how_long(asked: float | None, period: float) -> None:
-    breaker = Breaker()
-    breaker.fail(made(errors.RateLimited, asked), 0.0)
-    assert breaker.period == period
+    registry = BreakerRegistry(Clock())
+    registry.fail(TARGET, made(errors.RateLimited, asked))
+    assert opened(registry).period == period
 
 
 @pytest.mark.parametrize(
@@ -71,13 +86,15 @@ def test_what_opens_no_breaker(kind: type[LLMError]) -> None:
 
 
 def test_periods_end_somewhere() -> None:
-    breaker, now = Breaker(), 0.0
-    breaker.fail(made(errors.ConnectionFailed), now)
+    clock = Clock()
+    registry = BreakerRegistry(clock)
+    registry.fail(TARGET, made(errors.ConnectionFailed))
+    breaker = opened(registry)
     for _ in range(20):
-        now = breaker.until
-        breaker.begin()
-        breaker.probed(now, ready=False)
+        clock.now = breaker.until
+        breaker.busy = True
+        registry.probed(TARGET, ready=False)
     assert breaker.period == decision.LONGEST_S
-    breaker.begin()
-    breaker.abandon()  # whoever probed has left
-    assert breaker.gate(breaker.until) == "probe"
+    clock.now, breaker.busy = breaker.until, True
+    registry.settle(TARGET)  # the probe was cancelled
+    assert registry.gate(TARGET) == "probe"

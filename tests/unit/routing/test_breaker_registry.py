@@ -5,7 +5,10 @@ from __future__ import annotations
 from support import Clock
 
 from learnflow.llm import errors
+from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.routing.breaker import BreakerRegistry, Target
+
+COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
 def test_probes_before_their_time_make_no_period_longer() -> None:
@@ -13,8 +16,7 @@ def test_probes_before_their_time_make_no_period_longer() -> None:
     place = Target("http://x", None)
     registry.fail(place, errors.ConnectionFailed("x"))
     for _ in range(10):
-        for breaker in registry.open_breakers(place):
-            breaker.probed(registry.clock(), ready=False)
+        registry.probed(place, ready=False)
     assert [breaker.period for breaker in registry.open_breakers(place)] == [5]
 
 
@@ -24,5 +26,5 @@ def test_an_older_answer_closes_no_breaker() -> None:
     began = clock.now
     clock.now += 1
     registry.fail(place, errors.RateLimited("x", retry_after=60))
-    assert not registry.answer(place, 0.1, began)
+    assert not registry.answer(place, COMPLETION, began)
     assert registry.open_breakers(place)

@@ -1,15 +1,15 @@
-"""Who is asked: order, lacks, and who is asked now."""
+"""The order of the options of a chain, what they lack, and which one is next."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from learnflow.llm.adapter.context_window import Needs, lacks
 from learnflow.llm.routing import selection
-from learnflow.llm.routing.breaker import Gate
+from learnflow.llm.routing.breaker import Gate, Record
 
 
 @dataclass
@@ -18,8 +18,12 @@ class Option:
     gate: Gate = "closed"
     cold: bool = False
     distance: int = 1
-    latency_s: float | None = None
+    record: Record = field(default_factory=Record)
     cost: tuple[float, float] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.gate in ("closed", "trial")
 
 
 def options(*said: str) -> list[Option]:
@@ -42,9 +46,9 @@ def places(found: list[Option]) -> list[int]:
 
 def test_who_comes_first() -> None:
     chain = [
-        Option(0, latency_s=2.0, cost=(2.5, 10.0)),
-        Option(1, latency_s=None, cost=(0.0, 0.0), distance=0),
-        Option(2, latency_s=0.5, cost=None, distance=0),
+        Option(0, record=Record(first_token_s=2.0), cost=(2.5, 10.0)),
+        Option(1, cost=(0.0, 0.0), distance=0),
+        Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
     ]
     assert places(selection.ranked(chain, "order")) == [0, 1, 2]
     assert places(selection.ranked(chain, "latency")) == [2, 0, 1]
@@ -64,20 +68,20 @@ def test_what_is_not_known_is_no_lack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "routing", "chosen", "load", "probe"),
+    ("chain", "routing", "position"),
     [
-        (["near", "near"], "order", 0, [], []),
-        (["near cold", "far"], "order", 0, [], []),
-        (["near cold", "far"], "warm-first", 1, [0], []),
-        (["near cold", "far", "near"], "order", 2, [0], []),
-        (["far cold", "near"], "order", 1, [0], []),
-        (["near cold", "near cold", "far"], "order", 0, [], []),
-        (["near probe", "near"], "order", 1, [], [0]),
-        (["near open", "far"], "order", 1, [], []),
-        (["near open", "near open"], "order", None, [], []),
-        (["near trial", "near"], "order", 0, [], []),
+        (["near", "near"], "order", 0),
+        (["near cold", "far"], "order", 0),
+        (["near cold", "far"], "warm-first", 1),
+        (["near cold", "far", "near"], "order", 2),
+        (["far cold", "near"], "order", 1),
+        (["near cold", "near cold", "far"], "order", 0),
+        (["near probe", "near"], "order", 1),
+        (["near open", "far"], "order", 1),
+        (["near open", "near open"], "order", None),
+        (["near trial", "near"], "order", 0),
     ],
 )
-def test_who_is_asked_now(said: list[str], routing: Any, chosen: int | None, load: list[int], probe: list[int]) -> None:
-    found, loads, probes = selection.select(options(*said), routing, lambda _: False)
-    assert (found and found.position, places(loads), places(probes)) == (chosen, load, probe)
+def test_next_option_is_the_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
+    chosen = selection.select(options(*chain), routing)
+    assert (chosen and chosen.position) == position

@@ -1,7 +1,7 @@
-"""What cloud models can and cost: LiteLLM's own price map, read as the JSON file that it is.
+"""Capabilities and prices of cloud models: LiteLLM's own price map, read as a JSON file.
 
 Must never import LiteLLM or download anything.
-``inventory`` asks it for the rows whose servers do not tell.
+The model catalog uses it for providers whose servers do not report them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CAN: Final = {
 
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
-    """The whole map; a tenth of a second the first time. Empty where LiteLLM has none."""
+    """Return the whole map; a tenth of a second the first time. Empty if LiteLLM has none."""
     found = importlib.util.find_spec("litellm")  # finds, and does not import
     for folder in (found and found.submodule_search_locations) or ():
         try:
@@ -39,7 +39,7 @@ def table() -> Mapping[str, Mapping[str, Any]]:
 
 
 def known(prefix: str, model: str) -> dict[str, Any]:
-    """Capabilities of a model, by LiteLLM's prefix of its provider; what the map does not say is left out."""
+    """Return capabilities of a model, by LiteLLM's prefix of its provider; None for what the map does not have."""
     row = table().get(f"{prefix}/{model}") or table().get(model) or {}
     context, answer = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]

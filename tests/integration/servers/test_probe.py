@@ -6,6 +6,7 @@ Ollama 0.33 and 0.24 after what the real ones answer; ``make live`` asks real on
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -230,23 +231,23 @@ async def test_ollamas_empty_403() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/v1", "/foo/v1", "/foo"])
-async def test_a_path_too_many_and_the_corrected_address(path: str) -> None:
+async def test_wrong_path_names_address_variable_and_shape_of_url(path: str) -> None:
     async with FaultServer("vllm") as server:
-        health = await VLLMProvider(base_url=server.root + path).refresh()
+        provider = VLLMProvider(base_url=server.root + path)
+        health = await provider.refresh()
         assert health.state == "misconfigured"
-        assert f"VLLM_BASE_URL={server.root}/v1" in health.detail
+        for needed in ("path (most servers want /v1 at the end)", provider.endpoint.base, "VLLM_BASE_URL"):
+            assert needed in health.detail
 
 
-async def test_a_v1_too_many_where_the_api_has_none() -> None:
+async def test_api_without_v1_in_its_path_is_reached_by_its_full_address() -> None:
     listed = {"/v1/models": (404, b""), "/models": {"data": [{"id": "m"}]}}
     async with FaultServer("openai", tells=listed) as server:
-        health = await CustomProvider(base_url=f"{server.root}/v1").refresh()
-        assert health.state == "misconfigured"
-        better = CustomProvider(base_url=f"{server.root}/chat/completions")
-        assert better.endpoint.base == server.root
-        assert f"CUSTOM_BASE_URL={better.endpoint.base}/chat/completions" in health.detail
-        assert (await better.refresh()).state == "ready"
-        assert await better.generate("hi", model="m")
+        assert (await CustomProvider(base_url=f"{server.root}/v1").refresh()).state == "misconfigured"
+        provider = CustomProvider(base_url=f"{server.root}/chat/completions")
+        assert provider.endpoint.base == server.root
+        assert (await provider.refresh()).state == "ready"
+        assert await provider.generate("hi", model="m")
 
 
 async def test_an_api_without_a_list_of_models_is_no_fault() -> None:
@@ -277,6 +278,21 @@ async def test_another_server_than_the_rows() -> None:
         hidden = await CustomProvider(base_url=server.root).refresh()
         assert hidden.server == "Ollama"
         assert "OLLAMA_BASE_URL" in hidden.detail
+
+
+async def test_probe_keeps_time_of_each_thing_it_learns() -> None:
+    loop = asyncio.get_running_loop()
+    async with FaultServer("vllm") as server:
+        provider = VLLMProvider(base_url=server.base_url, model="fault-model")
+        before = loop.time()
+        (model,) = await provider.models()
+        learned = provider.catalog.server
+        assert learned
+        assert learned.learned_at
+        assert before < learned.learned_at == model.learned_at == provider.catalog.probed_at <= loop.time()
+    assert (await provider.refresh()).state == "down"
+    assert provider.catalog.server is learned  # a failed probe makes it older, and learns nothing
+    assert provider.catalog.probed_at > learned.learned_at
 
 
 async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
