@@ -51,7 +51,6 @@ class Model:
         chat: False for embeddings and the like.
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
-        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
         known: its capabilities, as far as the server reports them.
         learned_at: when the server reported it, on the clock of the event loop; None if it did not.
     """
@@ -62,7 +61,6 @@ class Model:
     chat: bool = True
     remote: bool = False
     trouble: tuple[State, str] | None = None
-    window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
     learned_at: float | None = None
 
@@ -170,15 +168,19 @@ class ProviderSpec:
         variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
         chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
         parts: the types of parts of a message's content that it takes.
-        reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
+        reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
         models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
         lists_all: a model that is not in the list is not there.
-        forwards: names of models that it only forwards elsewhere.
+        forwards: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
         load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
         keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
         pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
         count_tokens: counts the tokens of a prompt at the server: given its client, the model, messages and tools.
-        window: its name for the context that a request asks for, in ``options``; None where a request cannot.
+        context_length: chooses the context length of a request, if the server takes one with it: given the tokens of
+            prompt and answer, the loaded context length and that of the training (None if unknown). Returns None to
+            leave it to the server.
+        format_options: writes the ``options`` object of the body: given our keywords and the context length; None if
+            they have OpenAI's places.
         service: its name in our compose file.
         start: how a person gets it running with a small model.
         down: what to do if it does not answer; None for the usual hint, which names its address.
@@ -189,11 +191,10 @@ class ProviderSpec:
         prefill: it goes on with an assistant's message that is the last one.
         continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
             its client, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
-        drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
-            its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
+        drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
+            and whether its own API is used rather than OpenAI's. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
         parameters: the keywords that it honours.
-        options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
         tool_choices: the values of ``tool_choice`` that it honours; None for all.
         structured: the rungs for ``response_format`` with a class, the best first.
         reasoning: for each value of ``reasoning=`` what is added to the body; empty where there is no switch.
@@ -233,12 +234,13 @@ class ProviderSpec:
     models_key: str = "data"
     model_id: str = "id"
     lists_all: bool = True
-    forwards: re.Pattern[str] | None = None
+    forwards: bool = False
     load_path: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
-    window: str | None = None
+    context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     service: str | None = None
     start: str | None = None
     down: str | None = None
@@ -247,10 +249,9 @@ class ProviderSpec:
     finishes_turns: bool = False
     prefill: bool = False
     continuation: Callable[..., Awaitable[Any]] | None = None
-    drops_prompts: Callable[[str | None], bool] | None = None
+    drops_prompts: Callable[[str | None, bool], bool] | None = None
     max_concurrency: int | None = None
     parameters: frozenset[str] = ALWAYS | SAMPLING
-    options: Mapping[str, str] = field(default_factory=dict)
     tool_choices: tuple[str, ...] | None = None
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)

@@ -29,7 +29,6 @@ FLOORS = [
     ["settings_sources", "settings", "timeouts", "model_store"],
     ["transport"],
     ["replay"],
-    ["health"],
     ["servers"],
     ["adapter"],
     ["providers"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -39,7 +38,7 @@ SPEC: Final = ProviderSpec(
     api_path="",
     also={"base_url": ("LITELLM_PROXY_API_BASE",)},
     lists_all=False,
-    forwards=re.compile(""),
+    forwards=True,
     parameters=(ALWAYS | SAMPLING) - {"reasoning"},
     probe=Probe(pages=(_READINESS, _MODELS), read=_read),
     capabilities=unknown(local=True, cost=None),

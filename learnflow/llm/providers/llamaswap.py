@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,7 +10,6 @@ from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Ser
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
-_NONE: Final = re.compile(r"(?!)")
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -56,7 +54,7 @@ SPEC: Final = ProviderSpec(
     local=True,
     default_url="http://localhost:8080/v1",
     lists_all=False,
-    forwards=_NONE,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
+    forwards=True,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
     parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
     probe=Probe(pages=(_MODELS,), read=_read),
     capabilities=unknown(local=True, cost=None),

@@ -16,7 +16,7 @@ from typing import Any, Final, Unpack, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..adapter.context_budget import unknown
+from ..adapter.context_window import unknown
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities

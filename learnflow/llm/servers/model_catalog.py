@@ -15,7 +15,6 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
-from ..health import window
 from ..spec import Model, ProviderSpec, Server
 from ..transport.client import Client
 from ..transport.endpoint import addressed
@@ -176,11 +175,12 @@ class ModelCatalog:
         model = self._models.get(self._key(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
-    def answered(self, name: str) -> None:
-        """Remember that this model has answered: it is loaded."""
+    def answered(self, name: str, context_length: int | None = None) -> None:
+        """Remember that this model has answered: it is loaded, with this context length if it is known."""
+        known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name) and not model.loaded:
-                self._models[key] = replace(model, loaded=True)
+            if model.called(name):
+                self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_S) -> Model:
         """Return what is known of this model; probe if nothing is. What cannot be learned stays unknown.
@@ -204,9 +204,6 @@ class ModelCatalog:
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
         priced = model_prices.known(spec.price_prefix, name) if name and not spec.local else {}
         known = dict(model.known) if model else {}
-        if spec.window and model:
-            sent = window.of(self.client.endpoint.base, model.name).size
-            known["context_served"] = sent or known.get("context_served") or model.window
         return merged(row, priced, known, self.stated)
 
     def _key(self, name: str | None) -> str | None:
@@ -296,13 +293,13 @@ class ModelCatalog:
                 raise result.error
         kind = self.server.kind if self.server else None
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.forwards), None)
-        if forwarder is None or forwarder.forwards is None:
+        if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
             unknown = "does not report whether it forwards this model elsewhere"
             hint = "Nothing was sent. Look into the server's log, or check the model's name"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {unknown}", hint=hint)
-        if model.remote or forwarder.forwards.search(name):
+        if model.remote:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",

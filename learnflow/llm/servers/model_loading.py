@@ -26,6 +26,6 @@ async def load(
     path, body = str(spec.load_path), dict[str, Any](model=model)
     if spec.keep and keep_alive is not None:
         path, body = spec.keep(model, keep_alive)
-    if window and spec.window:
-        body["options"] = {spec.window: window}
+    if window and spec.format_options:
+        body["options"] = spec.format_options({}, window)
     await fetch(client, path, body)
