@@ -16,7 +16,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import BOM, MAX_NAME, ODD, StreamParser
-from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, word
+from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -123,10 +123,10 @@ class SSEParser(StreamParser):
         return self._called(index, own, word(function.get("name"), MAX_NAME), arguments)
 
     def _count(self, usage: Any) -> None:
-        """The tokens; an odd object leaves them unknown, and the answer as it is."""
-        usage = _mapping(usage)
+        """Record the tokens. An invalid object leaves them unknown, and the answer as it is."""
+        usage = part(usage)
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
-        answer, prompt = _mapping(usage.get("completion_tokens_details")), _mapping(usage.get("prompt_tokens_details"))
+        answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
         self.usage = Usage(*map(non_negative_int, counts))
         self.cost = dollars(usage.get("cost"))
@@ -182,14 +182,6 @@ def _is_notice(said: dict[str, Any]) -> bool:
     return delta is not None
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
 def _parts(content: Any) -> tuple[Any, str]:
     """A content and the thinking in it: Mistral and some gateways send a list of typed parts instead of a text.
 
@@ -199,14 +191,13 @@ def _parts(content: Any) -> tuple[Any, str]:
     if not isinstance(content, list):
         return content, ""
     texts, thoughts = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, str):
-            texts.append(part)
-        elif kind in _THINKING_PARTS:
-            thoughts.append(_string(_parts(part.get(kind))[0]))
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+    for one in content:
+        kind, text = part(one).get("type"), one if isinstance(one, str) else part(one).get("text")
+        if kind in _THINKING_PARTS:
+            thought = _parts(one.get(kind))[0]
+            thoughts.append(thought if isinstance(thought, str) else "")
+        elif isinstance(text, str):
+            texts.append(text)
         elif kind not in _SILENT_PARTS:
             raise TypeError("a part of a content that is no text")
     return "".join(texts), "".join(thoughts)

@@ -138,8 +138,9 @@ class StreamParser:
         rest = self._take()
         piece = self._whole(rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
-            said, lone = piece or Delta(), self._lone()
-            piece = Delta(said.text + lone.text, said.thinking + lone.thinking, said.calls)
+            text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
+            piece = piece or Delta()
+            piece = Delta(piece.text + text, piece.thinking + thinking, piece.calls)
         if not self.fault and (self.finish is None or (self._early and not self.ended)):
             self.fail(self._missing())
         return [piece] if piece else []
@@ -250,10 +251,6 @@ class StreamParser:
         if "\ud800" <= said[-1:] <= "\udbff":
             said, self._halves[field] = said[:-1], said[-1]
         return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-
-    def _lone(self) -> Delta:
-        text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
-        return Delta(text, thinking)
 
     def _closed(self, reason: Any, *, spoken: bool = False) -> None:
         """The wire's own word for the end; some servers say "" until it comes. ``spoken``: text came with it."""
