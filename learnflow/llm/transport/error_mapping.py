@@ -38,7 +38,7 @@ _CONTEXT = re.compile(
     r"|context length is only",
     re.IGNORECASE,
 )
-# llama.cpp: "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
+# As "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)", before that "you requested 10 tokens (9
 # in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
 _PROMPT_LENGTH = re.compile(
@@ -52,7 +52,7 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # llama.cpp says it with a 500
+_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # also with a 500
 _NO_MODEL = re.compile(
     r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
     r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for",

@@ -15,8 +15,8 @@ import httpx
 from ..process import kept, settle
 from .network import Backend
 
-# llama.cpp closes an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"): a shorter life of ours keeps the two
-# from racing.
+# A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Close it earlier, so that
+# a request does not race with that.
 _IDLE_S: Final = 3.0
 _IDLE: Final = 64
 
