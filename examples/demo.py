@@ -22,7 +22,7 @@ from pathlib import Path
 from learnflow.llm import LLMError, LLMProvider, RouterProvider, events, model_store
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.cli.pull import SMOLLM2
-from learnflow.llm.discovery import brief, scan, usable
+from learnflow.llm.discovery import scan, usable
 from learnflow.llm.providers import CustomProvider, EmbeddedProvider, build
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.testing import Fault, FaultServer, replaying
@@ -141,7 +141,7 @@ async def show_recordings() -> int:
 async def show_providers(*more: BaseProvider) -> None:
     """Print the providers that are there."""
     print("\n1. The providers that are found\n")
-    found = [each.health for each in brief(await scan(clouds=False)) if each.answers]
+    found = [each.health for each in await scan(clouds=False) if each.answers]
     for health in [*found, *[await each.refresh() for each in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 

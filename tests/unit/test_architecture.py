@@ -64,7 +64,8 @@ def imports_of(path: Path) -> set[str]:
     """The packages of ours that a module imports, in functions too."""
     depth = len(path.relative_to(HOUSE).parts)
     froms = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level == depth]
-    return {name for node in froms for name in ([node.module.split(".")[0]] if node.module else _names(node))}
+    names = {name for node in froms for name in ([node.module.split(".")[0]] if node.module else _names(node))}
+    return names - {"__version__"}
 
 
 def _names(node: ast.ImportFrom | ast.Import) -> list[str]:

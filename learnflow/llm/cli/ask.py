@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 from contextlib import ExitStack, aclosing
-from types import SimpleNamespace
 from typing import Any
+
+import click
 
 from .. import errors, events
 from ..adapter.provider import BaseProvider
@@ -19,32 +20,42 @@ from ..completion import Completion, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..factory import get_provider
 from ..routing.router import RouterProvider
+from .command import ExitCode, command, json_option, model_option, provider_option
 from .terminal import progress, say, shown, write_json
 
 
-async def ask(options: SimpleNamespace) -> int:
-    """Ask, and print the answer. Returns the exit code."""
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    more: dict[str, Any] = {"model": options.model}
-    if options.temperature is not None:
-        more["temperature"] = options.temperature
-    if options.system:
-        more["system"] = options.system
-    provider = get_provider(options.provider)
+@command
+@click.argument("prompt")
+@model_option
+@click.option("--temperature", "-t", type=float, help="0 for the same answer each time.")
+@click.option("--system", "-s", help="The system prompt.")
+@json_option(help="Print everything known about the answer as one JSON object.")
+@provider_option
+async def ask(
+    prompt: str, model: str | None, temperature: float | None, system: str | None, as_json: bool, provider: str | None
+) -> int:
+    """Ask one question; the answer goes to stdout. A prompt - is read from stdin."""
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    more: dict[str, Any] = {"model": model}
+    if temperature is not None:
+        more["temperature"] = temperature
+    if system:
+        more["system"] = system
+    router = get_provider(provider)
     remove = events.add_sink(_nothing_configured)
     try:
-        if options.json:
-            with progress(_waits(provider)):
-                done = await provider.complete(prompt, **more)
+        if as_json:
+            with progress(_waits(router)):
+                done = await router.complete(prompt, **more)
             write_json(_plain(done))
         else:
-            await _streamed(provider, prompt, more)
+            await _streamed(router, prompt, more)
     except errors.ModelNotFound as error:
-        error.hint = await _instead(provider, error) or error.hint
+        error.hint = await _instead(router, error) or error.hint
         raise
     finally:
         remove()
-    return 0
+    return ExitCode.OK
 
 
 def _nothing_configured(event: events.LogEvent) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 from typing import Any, Final
 
 from .. import errors
@@ -19,11 +18,10 @@ from ..discovery import found
 from ..errors import LLMError
 from ..providers import build
 from ..stream import Emit
+from .command import ExitCode, command, json_option, model_option, provider_option
 from .status import chain_of
 from .terminal import progress, say, table, write, write_json
 
-KEPT: Final = 0
-BROKEN: Final = 1
 _NOWHERE: Final = "learnflow-no-such-model"
 _LONGEST: Final = 40_000  # tokens of a prompt that is longer than the context; beyond it is not asked
 _TOKENS: Final = 900  # of all the others together, about
@@ -48,32 +46,41 @@ class Finding:
     seen: str
 
 
-async def check(options: SimpleNamespace) -> int:
-    """Print what is kept. Returns 0 where answers can be relied on: finish reasons and streams."""
-    provider = await _provider(options)
-    served = provider.facts(options.model).capabilities["context_served"]
-    long = int(served * 1.2) if provider.spec.local and served and served * 1.2 < _LONGEST else None
+@command
+@model_option
+@json_option(help="Print one object with the findings.")
+@provider_option
+async def check(model: str | None, as_json: bool, provider: str | None) -> int:
+    """Show what a server keeps of what answers rely on.
+
+    Ten short questions are asked: finish reasons, streams, errors by name, schemas, tools, continuation. The last line
+    is what to set.
+    """
+    server = await _provider(provider)
+    served = server.facts(model).capabilities["context_served"]
+    long = int(served * 1.2) if server.spec.local and served and served * 1.2 < _LONGEST else None
     more = f", and one of {long} tokens, which is longer than its context" if long else ""
-    say(f"{provider.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}")
+    say(f"{server.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}")
     findings: list[Finding] = []
-    for question, ask in _Questions(provider, options.model, long).all():
-        with progress(f"{provider.name}: {question}"):
+    for question, ask in _Questions(server, model, long).all():
+        with progress(f"{server.name}: {question}"):
             findings.append(await _asked(question, ask))
         if question == "finish reason" and findings[-1].kept is False:
             break  # nothing else can be told
     words = _capabilities(findings)
-    if options.json:
-        write_json({"provider": provider.name, "capabilities": words, "findings": [*map(asdict, findings)]})
+    if as_json:
+        write_json({"provider": server.name, "capabilities": words, "findings": [*map(asdict, findings)]})
     else:
         marks = {True: "yes", False: "NO", None: "-"}
         table(("KEPT", "WHAT", "SEEN"), ((marks[each.kept], each.question, each.seen) for each in findings))
-        write(f"{provider.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
+        write(f"{server.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
     relied = ("finish reason", "a stream")
-    return BROKEN if any(each.kept is False for each in findings if each.question in relied) else KEPT
+    unreliable = any(each.kept is False for each in findings if each.question in relied)
+    return ExitCode.FAILED if unreliable else ExitCode.OK
 
 
-async def _provider(options: SimpleNamespace) -> BaseProvider:
-    chain = chain_of(options)
+async def _provider(name: str | None) -> BaseProvider:
+    chain = chain_of(name)
     provider = build(chain[0]) if chain else (await found())[0]
     await provider.refresh()
     return provider

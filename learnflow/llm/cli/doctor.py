@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from types import SimpleNamespace
 
 from .. import settings, settings_sources
 from ..discovery import Found
@@ -17,18 +16,22 @@ from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import table as vendors
 from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
-from .status import NONE_READY, READY, chain_of, looked, recorded, state, used
+from .command import ExitCode, command, provider_option, within_option
+from .status import chain_of, looked, recorded, state, used
 from .terminal import table, write
 from .variables import misspelt, variables
 
 
-async def doctor(options: SimpleNamespace) -> int:
-    """Explain. Returns 0 only where a provider that would be used is ready."""
+@command
+@within_option
+@provider_option
+async def doctor(within: float, provider: str | None) -> int:
+    """Explain this machine: what is set, what answers, what to write."""
     recorded()
     write(f"This is {'a container' if settings_sources.in_container() else 'no container'}.")
-    _show("Variables that are set", _variables(options))  # first: one of them may be what is wrong
-    _show("Variables that nobody reads", _misspelt(options))
-    chain, found = await looked(options)
+    _show("Variables that are set", _variables(provider))  # first: one of them may be what is wrong
+    _show("Variables that nobody reads", _misspelt(provider))
+    chain, found = await looked(provider, within)
     if found:
         write("\nWhat was tried:")
         tried = ((each.health.provider, state(each.health), each.health.base_url or "-", _seen(each)) for each in found)
@@ -36,7 +39,7 @@ async def doctor(options: SimpleNamespace) -> int:
     _show("Traps", _traps(found))
     _show("What would be used", [_used(chain, found)])
     _show("What to write into .env", _advice(chain, found))
-    return READY if any(each.ready for each in used(chain, found)) else NONE_READY
+    return ExitCode.OK if any(each.ready for each in used(chain, found)) else ExitCode.NO_PROVIDER
 
 
 def _show(title: str, lines: Iterable[str]) -> None:
@@ -47,11 +50,11 @@ def _show(title: str, lines: Iterable[str]) -> None:
             write(line, indent="  ")
 
 
-def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
+def _specs(provider: str | None) -> list[ProviderSpec]:
     """The rows whose variables are meant: those by hand, and those that are named."""
     names: list[str] = []
     with suppress(LLMError):  # said with what was tried
-        names = chain_of(options)
+        names = chain_of(provider)
     specs = dict(SPECS)
     for name in names:
         try:
@@ -61,14 +64,14 @@ def _specs(options: SimpleNamespace) -> list[ProviderSpec]:
     return list(specs.values())
 
 
-def _variables(options: SimpleNamespace) -> Iterator[str]:
-    for variable in variables(_specs(options)):
+def _variables(provider: str | None) -> Iterator[str]:
+    for variable in variables(_specs(provider)):
         shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
         yield f"{variable.name} (in {variable.where}{shadowed})"
 
 
-def _misspelt(options: SimpleNamespace) -> Iterator[str]:
-    for variable, near in misspelt(_specs(options), vendors().values()):
+def _misspelt(provider: str | None) -> Iterator[str]:
+    for variable, near in misspelt(_specs(provider), vendors().values()):
         yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 

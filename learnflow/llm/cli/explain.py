@@ -6,37 +6,60 @@ The command line calls it.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
+
+import click
 
 from ..factory import get_provider
 from ..routing.router import Choice
-from .status import NOBODY, NONE_READY, READY
+from .command import ExitCode, command, model_option, provider_option
+from .status import NOBODY
 from .terminal import progress, say, table
 
+_MAX_TOKENS: Final = 10_000_000  # a text of so many is made
 _SERVES = {True: "yes", False: "no", None: "unknown"}
 _DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
-async def explain(options: SimpleNamespace) -> int:
-    """Print who would serve. Returns 0 only where somebody would, or may."""
-    router = get_provider(options.provider)
-    look = options.look or not router.providers
+@command
+@click.argument("prompt", default="")
+@model_option
+@click.option(
+    "--tokens", type=click.IntRange(0, _MAX_TOKENS), default=0, metavar="N", help="As if the prompt had so many."
+)
+@click.option("--image", is_flag=True, help="As if the request needed image.")
+@click.option("--tools", is_flag=True, help="As if the request needed tools.")
+@click.option("--schema", is_flag=True, help="As if the request needed schema.")
+@click.option("--look", is_flag=True, help="Ask the servers for their pages first.")
+@provider_option
+async def explain(
+    prompt: str,
+    model: str | None,
+    tokens: int,
+    image: bool,
+    tools: bool,
+    schema: bool,
+    look: bool,
+    provider: str | None,
+) -> int:
+    """Tell who would serve a request, and why not the others. Nothing of the prompt is sent."""
+    router = get_provider(provider)
+    look = look or not router.providers
     if look:
         with progress("looking"):
             await router.refresh()  # which finds them where none is named
-    text = options.prompt + " word" * options.tokens
-    prompt: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if options.image else text
-    more: dict[str, Any] = {"tools": [{}]} if options.tools else {}
-    if options.schema:
+    text = prompt + " word" * tokens
+    request: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if image else text
+    more: dict[str, Any] = {"tools": [{}]} if tools else {}
+    if schema:
         more["response_format"] = {"type": "json_schema"}
-    choices = router.explain(prompt, options.model, **more)
+    choices = router.explain(request, model, **more)
     if choices:
         rows = ((str(each.rank + 1), each.provider, each.model or "-", *_told(each, look)) for each in choices)
         table(("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), rows)
     else:
         say(NOBODY)
-    return READY if any(each.serves is not False for each in choices) else NONE_READY
+    return ExitCode.OK if any(each.serves is not False for each in choices) else ExitCode.NO_PROVIDER
 
 
 def _told(choice: Choice, look: bool) -> tuple[str, str]:

