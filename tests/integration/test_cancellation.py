@@ -199,7 +199,7 @@ async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
 
 
 def pool_connections() -> list[Any]:
-    return [each for own in pool._pools.values() for way in own._connections.values() for each in way._pool.connections]
+    return [each for own in pool._pools.values() for way in own.connections.values() for each in way._pool.connections]
 
 
 WAYS = ("local", "kept", "unstarted", "read by a task", "raises")

@@ -23,7 +23,6 @@ import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
-from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
@@ -67,7 +66,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
             monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
         made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
         made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
-        monkeypatch.setitem(pull.PACKAGED, "smollm2", replace(model_store.SMOLLM2, sha256=STORED))
+        monkeypatch.setitem(pull.PACKAGED, "smollm2", replace(pull.SMOLLM2, sha256=STORED))
         monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "store"))
         (tmp_path / "store").mkdir()
         (tmp_path / "store/smollm2.gguf").write_bytes(b"GGUF")

@@ -31,7 +31,6 @@ from ..process import kept
 from ..spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
-from ..transport.error_mapping import leaf_of
 from ..transport.untrusted import dollars
 
 # Read by LiteLLM when it is imported: no price map, no beta headers, no blog posts from the network, no .env.
@@ -100,8 +99,21 @@ def judge(
         cause = config.get_error_class(error_message=message, status_code=status, headers=dict(headers))
         litellm.exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
     except Exception as error:  # noqa: BLE001  # it raises its judgement
-        return leaf_of(error)
+        return _kind_of(error)
     return None
+
+
+# LiteLLM's exceptions, of which the import costs seconds.
+_KINDS: Final[Mapping[str, type[LLMError]]] = {
+    "ContextWindowExceededError": errors.ContextOverflow,
+    "ContentPolicyViolationError": errors.ContentFiltered,
+    "UnsupportedParamsError": errors.Unsupported,
+}
+
+
+def _kind_of(error: Exception) -> type[LLMError] | None:
+    """Return the error class for an exception of LiteLLM; None for any other exception."""
+    return next((_KINDS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _KINDS), None)
 
 
 _JUDGED: Final = 4000  # bytes of a refusal: LiteLLM searches them for many sentences
@@ -208,7 +220,7 @@ def _refused(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     """Ours for what a configuration raised; its own words may repeat the request and are not read but for names."""
     if isinstance(error, LLMError):
         return error
-    if leaf_of(error) is errors.Unsupported:
+    if _kind_of(error) is errors.Unsupported:
         words = str(getattr(error, "message", error))
         named = [name for name in parameters if name in words]
         refused = errors.Unsupported(

@@ -429,7 +429,7 @@ class Answer(Transcript):
         if not text.strip() and not calls and not self._continues:
             raise self._empty()
         must_call = self._request.tool_choice not in (None, "auto", "none")
-        if must_call and not calls:  # llama.cpp accepts the parameter, and may ignore it
+        if must_call and not calls:  # a server may accept the parameter and ignore it
             hint = "Use a model and a server with tools"
             raise errors.SchemaMismatch("tool_choice= required a tool call, and the answer has none", hint=hint)
         first = self.first_delta_at

@@ -4,9 +4,9 @@ Must never join what cannot be verified: a continuation begins with the end of t
 The router makes a ``CutPoint`` of the emitted text, and wraps the attempt that continues it with ``joined``.
 
 A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer. So the prefix in
-the request ends with the last whole word, and the continuation must first repeat the rest. Measured on llama.cpp, vLLM
-and Ollama with the same model on both sides (2026-11): 3,021 of 3,027 cuts gave the identical text, the six others were
-broken connections; cut where the text broke, 575 of 1,639 (ADR 4).
+the request ends with the last whole word, and the continuation must first repeat the rest. Measured on
+three servers with the same model on both sides (2026-11): 3,021 of 3,027 cuts gave the identical text, the six others
+were broken connections; cut where the text broke, 575 of 1,639 (ADR 4).
 """
 
 from __future__ import annotations

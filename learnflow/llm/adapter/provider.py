@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
-from .. import errors, events, settings, settings_sources
+from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
@@ -57,24 +57,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         row = self.spec
         common, own = settings.load(), settings.load_provider(row)
-        env_key, apart = settings_sources.provider_key(row, own.api_key)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         if replay and not (base_url or own.base_url or row.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
         if row.variant:
             self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(
-            self.spec,
-            base_url,
-            api_key,
-            own.base_url,
-            env_key,
-            own.api_version,
-            keyless=replays,
-            apart=apart,
-            networks=common.llm_local_networks,
-        )
+        self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
@@ -200,28 +189,20 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             can["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
         return can
 
-    async def warm_up(
-        self,
-        model: str | None = None,
-        *,
-        keep_alive: str | float | None = None,
-        watch: model_loading.Watch | None = None,
-    ) -> None:
-        """Load the model by the server's own means, or wait until it is loaded, and LiteLLM too.
+    async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
+        """Load the model by the server's own request, or wait until it is loaded, and load LiteLLM too.
 
         Args:
             model: as in ``generate``.
-            keep_alive: how long it shall stay loaded, in seconds or like "30m"; None for the server's own default.
-            watch: called once a second with the seconds so far.
+            keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's own default.
 
         Raises:
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
-            LLMError: whatever else kept it from loading.
+            LLMError: the server could not load it.
         """
         if keep_alive is not None and not self.spec.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        async with model_loading.ticking(watch):
-            await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
+        await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:

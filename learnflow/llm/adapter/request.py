@@ -29,7 +29,7 @@ from . import structured_output
 from .options import rows
 
 _NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
-# Both are needed by vLLM; llama.cpp continues without, but repeats the beginning then.
+# One server requires both, another repeats the beginning without them.
 _CONTINUES: Final = "continue_final_message"
 _GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
 # For servers that would take a last assistant message as the beginning of the answer.

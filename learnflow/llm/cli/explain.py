@@ -89,17 +89,16 @@ def choices_of(
     """Return which provider would serve a request, and why the others would not. Nothing is sent."""
     chain = router.chain_now(Call(prompt, model, options=more))
     order = chain.order()
-    trouble = {option: None if option.broken else option.provider.trouble(option.model) for option in order}
-    fit = [option for option in order if not chain.lacks(option) and not trouble[option]]
+    fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
     chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
-    return [_choice(option, chain, trouble[option], is_chosen=option is chosen) for option in order]
+    return [_choice(option, chain, is_chosen=option is chosen) for option in order]
 
 
-def _choice(option: Option, chain: Chain, trouble: str | None, *, is_chosen: bool) -> Choice:
+def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
     if lacking := chain.lacks(option):
         why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
-    elif trouble:
+    elif trouble := option.provider.trouble(option.model):
         why = trouble
     elif not is_chosen and not option.ready:
         why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"

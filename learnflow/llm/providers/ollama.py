@@ -19,6 +19,7 @@ from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderS
 from ..transport.client import Client, HttpRequest
 from ..transport.ndjson_parser import NDJSONParser
 from ..transport.untrusted import non_negative_int, part, text
+from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _NEWEST: Final = ":latest"
@@ -28,7 +29,7 @@ _MARK: Final = "[learnflow: the answer begins here]"
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     version, rows = text(pages["/api/version"].said.get("version")), pages["/api/tags"].rows("models")
-    if version is None or rows is None or pages["/api/version"].headers.get("server") == "llama.cpp":
+    if version is None or rows is None or llamacpp.sent(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
     windows = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
@@ -170,7 +171,6 @@ SPEC: Final = ProviderSpec(
     continuation=_continuation,
     drops_prompts=_drops_prompts,
     max_concurrency=4,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     options={name: name for name in LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
     tool_choices=("auto", "none"),

@@ -47,7 +47,6 @@ SPEC: Final = ProviderSpec(
     service="vllm",
     prefill=True,
     max_concurrency=64,
-    placeholders=("local-model",),
     parameters=ALWAYS | LOCAL_SAMPLING,
     reasoning=template_switch(),
     probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),

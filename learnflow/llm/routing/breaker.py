@@ -128,22 +128,22 @@ class BreakerRegistry:
         """Return the open breakers; the first is the one that stays open longest."""
         return sorted(self._open(target).values(), key=lambda breaker: -breaker.until)
 
-    def fail(self, target: Target, error: LLMError) -> bool:
-        """Record a failure; return whether it opened a breaker."""
+    def fail(self, target: Target, error: LLMError) -> Target | None:
+        """Record a failure; return the target whose breaker it opened, None if it opened none."""
         now, meant = self.clock(), verdict(error)
         if at_fault(error):
             self.record(target).failure(error, now)
         self.settle(target)  # a failure ends the trial of each breaker
         if meant.opens is None:
-            return False
+            return None
         place = Target(target.address, None) if meant.whole_address else target
         if place in self.breakers:
             self.breakers[place].fail(error, now)
-            return False
+            return None
         requested = error.retry_after
         period = meant.opens if requested is None else min(max(requested, 0.0), LONGEST_S)
         self.breakers[place] = Breaker(error.without_text(), period, now + period, now, meant.visible)
-        return True
+        return place
 
     def answer(self, target: Target, completion: Completion, began: float) -> bool:
         """Record a completion of an attempt that ``began`` then; return whether it closed a breaker."""

@@ -7,7 +7,7 @@ Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/fai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from .. import errors
@@ -63,16 +63,8 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What is done next, and with the text so far."""
-
-    action: Action
-    text: Text
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of the table: the first that fits decides."""
+    """One line of the table: the next action, and what becomes of the text so far. The first line that fits decides."""
 
     when: str
     fits: Callable[[LLMError, Situation], bool]
@@ -174,13 +166,13 @@ NOBODY_LEFT: Final = (
 )
 
 
-def decide(error: LLMError, now: Situation) -> Decision:
-    """What is done next after this failure, and with the text so far."""
+def decide(error: LLMError, now: Situation) -> Rule:
+    """Return the rule for a failure. If the text is dropped by one of two rules, it is dropped."""
     rule = next(rule for rule in RULES if rule.fits(error, now))
     if rule.action != "next" or now.others:
-        return Decision(rule.action, rule.text)
+        return rule
     last = next(last for last in NOBODY_LEFT if last.fits(error, now))
-    return Decision(last.action, "forget" if "forget" in (rule.text, last.text) else "keep")
+    return replace(last, text="forget") if rule.text == "forget" else last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
 from . import decision
-from .decision import Situation
 from .option import Option, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
@@ -54,12 +53,7 @@ class Execution:
     async def run(self) -> Completion:
         """Return the completion. Raises nothing but LLMError."""
         while True:
-            option = await self._next()
-            try:
-                completion = await self._attempt(option)
-            finally:
-                self._release()
-            if completion:
+            if completion := await self._attempt(await self._next()):
                 return completion
 
     async def _attempt(self, option: Option) -> Completion | None:
@@ -73,18 +67,18 @@ class Execution:
         prefix = (cut and cut.prefix) or None
         words = prefix is not None and not option.prefills
         shares = self._chain.shares(option)
-        attempt = replace(
-            self._request,
-            number=len(progress.tried) + 1,
-            patience=decision.patience(self._deadline - began) if shares else None,
-            prefix=None if words else prefix,
-            thinking=progress.partial_thinking if prefix and not words else "",
-            slot=self._slot,
-            tried=[],
-        )
-        progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
-        call = self._call_of(option, prefix, began, words=words)
         try:
+            attempt = replace(
+                self._request,
+                number=len(progress.tried) + 1,
+                patience=decision.patience(self._deadline - began) if shares else None,
+                prefix=None if words else prefix,
+                thinking=progress.partial_thinking if prefix and not words else "",
+                slot=self._slot,
+                tried=[],
+            )
+            progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
+            call = self._call_of(option, prefix, began, words=words)
             work = option.provider.attempt(call, attempt)
             if cut:
                 work = partial(joined, work, Joiner(cut, words=words), option.name)
@@ -92,12 +86,14 @@ class Execution:
         except LLMError as error:
             self._release()
             stepped = bool(cut and cut.rest) and option.prefills
-            about = Situation(prefilled=prefix is not None and not words, stepped=stepped)
+            about = decision.Situation(prefilled=prefix is not None and not words, stepped=stepped)
             await self._failed(option, error, began, about, shares=shares)
             return None
         except BaseException:
             option.abandon()
             raise
+        finally:
+            self._release()
         option.succeeded(completion, clock)
         return progress.complete(completion, began, self._now)
 
@@ -117,7 +113,9 @@ class Execution:
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
-    async def _failed(self, option: Option, error: LLMError, at: float, about: Situation, *, shares: bool) -> None:
+    async def _failed(
+        self, option: Option, error: LLMError, at: float, about: decision.Situation, *, shares: bool
+    ) -> None:
         """Record the failure of an attempt that began ``at``, and do what it means. Raises it if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
         if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
@@ -142,7 +140,7 @@ class Execution:
         self._last = error
         await self._follow(option, error, replace(about, fresh=fresh))
 
-    async def _follow(self, option: Option | None, error: LLMError, about: Situation) -> None:
+    async def _follow(self, option: Option | None, error: LLMError, about: decision.Situation) -> None:
         """Do what is decided after a failure. Raises the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, seen = progress.text, not self._call.whole
@@ -226,13 +224,12 @@ class Execution:
                 chosen = self._with_free_slot(chosen, fit) or await self._queued(chosen, fit, ticket, since)
                 if chosen is None:
                     continue
-                if chosen.gate == "trial":
-                    chosen.begin()
+                chosen.begin()
                 return chosen
             if not fit:
                 if self._last is None:
                     raise self._progress.final(self._chain.unfit())
-                await self._follow(None, self._last, Situation())
+                await self._follow(None, self._last, decision.Situation())
                 continue
             first = last_resort(fit)
             opened = await self._still_open(first)
@@ -240,7 +237,7 @@ class Execution:
                 self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
                 return first
             self._last = first.failure = opened
-            await self._follow(first, opened, Situation())
+            await self._follow(first, opened, decision.Situation())
 
     def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
         """Take a slot of the chosen option, or of one that the request may spill to; None if all are full."""
@@ -302,9 +299,8 @@ class Execution:
             ready = [option for option in loading if not await option.loads_now()]
             if ready:
                 return ready
-        limit_s = self._chain.settings.llm_load_timeout
         for option in loading:
-            option.failed(errors.TimedOut(f"the model was not loaded within {limit_s:g} s"))
+            option.failed(errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT"))
         return []
 
     @property

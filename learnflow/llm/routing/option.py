@@ -22,7 +22,6 @@ from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import unrecorded
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
-from .decision import verdict
 
 PROBE_S: Final = 1.0
 _UNPROBED_S: Final = 15.0  # pause after a provider did not answer the probe before a request
@@ -70,9 +69,8 @@ class Option:
         return twin
 
     def use(self, model: str | None) -> None:
-        """Use this model."""
-        if model != self.model:
-            self.model, self._facts = model, None
+        """Use this model, with its facts of now."""
+        self.model, self._facts = model, None
 
     @property
     def facts(self) -> Facts:
@@ -80,10 +78,6 @@ class Option:
         if self._facts is None:
             self._facts = self.provider.facts(self.model)
         return self._facts
-
-    def update(self) -> None:
-        """Read the facts anew."""
-        self._facts = None
 
     @property
     def provider(self) -> RoutableProvider:
@@ -159,9 +153,9 @@ class Option:
 
     def failed(self, error: LLMError) -> None:
         """Record a failure."""
-        if self.registry.fail(self.target, error):
-            model, breaker = None if verdict(error).whole_address else self.target.model, self.opened[0]
-            events.emit(events.Opened(provider=self.name, model=model, error=breaker.error, seconds=breaker.period))
+        if opened := self.registry.fail(self.target, error):
+            error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period
+            events.emit(events.Opened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""
@@ -178,7 +172,7 @@ class Option:
         if now >= shared.probe_after:
             health = await asyncio.shield(shared.start("look", lambda: self.provider.refresh(within)))
             shared.probe_after = now + _UNPROBED_S if health.state == "down" else math.inf
-            self.update()
+            self.use(self.model)
 
     def recover(self) -> None:
         """Begin in the background what this option needs before requests use it: a probe, or a load of the model."""
@@ -216,7 +210,7 @@ class Option:
         if self.replays:
             return False
         state = (await self.provider.refresh(PROBE_S)).state
-        self.update()
+        self.use(self.model)
         return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
 
 

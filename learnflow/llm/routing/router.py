@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, Final, cast
 
 from .. import errors, events, settings
@@ -77,7 +78,9 @@ class RouterProvider(AbstractProvider):
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
         ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
-        flat = [(option, at) for at, equals in enumerate(ranks) for one in equals for option in self._flat(one)]
+        flat = [
+            (option, at) for at, equals in enumerate(ranks) for one in equals for option in _options_of(one, breakers)
+        ]
         self._members = _placed(flat)
         self._find = find
         self._tasks = SharedTasks()
@@ -91,12 +94,6 @@ class RouterProvider(AbstractProvider):
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         if self._members and all(option.broken for option in self._members):
             raise next(option.broken for option in self._members if option.broken)
-
-    def _flat(self, member: Member) -> list[Option]:
-        """Return the option of a member; the options of a router, unless they are yet to be found."""
-        if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
-            return member._members  # noqa: SLF001
-        return [_option(member, self._registry)]
 
     @property
     def _options(self) -> list[Option]:
@@ -216,15 +213,11 @@ class RouterProvider(AbstractProvider):
             needs = chain.needs
             curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
             within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
-            wanted, equals = list[Option](), Counter(option.rank for option in options)
-            for option in options:
-                if option.broken or option.gate != "closed":
-                    continue
-                if curious or option.facts.loads or equals[option.rank] > 1:  # equals share the load by their limits
-                    wanted.append(option)
-                else:
-                    break  # it gets the request, whatever those after it support
-            await asyncio.gather(*(option.look(within) for option in wanted))
+            closed = [option for option in options if not option.broken and option.gate == "closed"]
+            equals = Counter(option.rank for option in options)  # equals share the load by their limits
+            # any other option gets the request, whatever those after it support
+            doubtful = takewhile(lambda option: curious or option.facts.loads or equals[option.rank] > 1, closed)
+            await asyncio.gather(*(option.look(within) for option in doubtful))
         chain.choose_models()
         return chain
 
@@ -237,7 +230,9 @@ class RouterProvider(AbstractProvider):
         if not self._members and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
-                self._members = _placed([(_option(one, self._registry), at) for at, one in enumerate(providers)])
+                self._members = _placed(
+                    [(Option(one, registry=self._registry), at) for at, one in enumerate(providers)]
+                )
         return self._options
 
 
@@ -276,22 +271,26 @@ def _equals(given: Equals) -> list[Member]:
     return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
 
 
-def _option(member: Member, registry: BreakerRegistry) -> Option:
-    """Return the option of a member. One that cannot be created stays in the chain with its fault.
+def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
+    """Return the option of a member; the options of a router, unless they are yet to be found.
+
+    A provider that cannot be created stays in the chain with its fault.
 
     Raises:
         NotConfigured: its name is unknown.
     """
+    if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
+        return member._members  # noqa: SLF001
     if not isinstance(member, str):
-        return Option(member, registry=registry)
+        return [Option(member, registry=registry)]
     name = member.strip().lower()
     check(name)
     try:
-        return Option(build(name), registry=registry)
+        return [Option(build(name), registry=registry)]
     except LLMError as error:
         error.provider = error.provider or name
         events.emit(events.Failed(provider=name, model=None, error=error, total_s=0.0))
-        return Option(None, error, registry)
+        return [Option(None, error, registry)]
 
 
 def _raise_all(outcomes: Sequence[object]) -> None:

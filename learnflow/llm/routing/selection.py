@@ -67,7 +67,7 @@ class Chain:
             loading: the options that load; no option farther away is used meanwhile.
         """
         for option in self.options:
-            option.update()
+            option.use(option.model)
         fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
         fit = self.within(fit, loading)
         return fit, select(fit, self.settings.llm_routing, self.same_model)
@@ -133,14 +133,10 @@ class Chain:
     def unfit(self) -> LLMError:
         """Return the error for a request that no option can serve: what each of them lacks."""
         lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
-        short = all(not option.broken and _overflows(self.needs, option) for option in self.options)
+        served = [None if option.broken else option.facts.capabilities["context_served"] for option in self.options]
+        short = all(length is not None and self.needs.tokens > length for length in served)
         kind = errors.ContextOverflow if short else errors.Unsupported
         return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
-
-
-def _overflows(needs: Needs, option: Option) -> bool:
-    served = option.facts.capabilities["context_served"]
-    return served is not None and needs.tokens > served
 
 
 def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:

@@ -27,6 +27,7 @@ from .probe import as_error, better_setting, find_server, learn
 LONG_PROBE_S: Final = 10.0  # seconds for a probe of its own: a cloud's list of models may be long
 QUICK_S: Final = 2.0  # seconds for a probe before a request, which must not wait for it
 
+_LOADED: Final = "local-model"  # as a name: the model that a local server has loaded
 _MAX_NAMES: Final = 12  # of models in a sentence
 _MAX_NAME_CHARS: Final = 200
 _MAX_LEARNED: Final = 64  # models that are asked for one by one
@@ -154,12 +155,11 @@ class ModelCatalog:
 
     async def which(self, requested: str | None) -> str:
         """Choose the name to send: the requested one, else the loaded model, else the only one. Raise LLMError."""
-        if requested and requested not in self._spec.placeholders:
-            name = requested
-        else:
+        name = self._key(requested)
+        if name is None:
             if not self._spec.local:
-                self._chosen(Server(), requested)  # raises what to set, without a probe
-            name = (self._models.get(None) or await self.find(requested)).name
+                self._chosen(Server(), None)  # raises what to set, without a probe
+            name = (self._models.get(None) or await self.find(None)).name
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
@@ -210,7 +210,8 @@ class ModelCatalog:
         return merged(row, priced, known, self.stated)
 
     def _key(self, name: str | None) -> str | None:
-        return None if name in self._spec.placeholders else name
+        """Return the requested name; None if it leaves the choice to the server."""
+        return None if not name or (name == _LOADED and self._spec.local) else name
 
     async def _probe(self, requested: str | None, within: float, *, every: bool = False) -> ProbeResult:
         """Probe for at most ``within`` seconds, and remember. Raise NotRecorded, and no other error.
@@ -256,12 +257,12 @@ class ModelCatalog:
             NotConfigured: no model is named, and there are several.
         """
         spec = self._spec
-        if requested and requested not in spec.placeholders:
-            found = server.find(requested)
+        if name := self._key(requested):
+            found = server.find(name)
             if not found and server.models and spec.lists_all:
-                hint = self._alternatives(requested, server)
-                raise errors.ModelNotFound("the server does not have the model", model=requested, hint=hint)
-            return found or Model(name=requested)
+                hint = self._alternatives(name, server)
+                raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
+            return found or Model(name=name)
         set_model = f"Set {spec.variable('model')}{{}}, or give model="
         if not spec.local:
             raise errors.NotConfigured("no model is named", hint=set_model.format(""))

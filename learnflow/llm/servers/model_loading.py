@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from ..spec import ProviderSpec
 from ..transport.client import Client
 from .probe import fetch
 
-Watch = Callable[[float], None]
-
-AGAIN_S: Final = 0.5  # seconds between two looks at a server that is loading by itself
-_TICK_S: Final = 1.0
+AGAIN_S: Final = 0.5  # seconds between two probes of a server that is loading
 
 
 async def load(
@@ -35,25 +29,3 @@ async def load(
     if window and spec.window:
         body["options"] = {spec.window: window}
     await fetch(client, path, body)
-
-
-@asynccontextmanager
-async def ticking(watch: Watch | None) -> AsyncGenerator[None, None]:
-    """Call ``watch`` once a second with the seconds so far, while the block runs."""
-    if watch is None:
-        yield
-        return
-    task = asyncio.create_task(_tick(watch))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def _tick(watch: Watch) -> None:
-    started = asyncio.get_running_loop().time()
-    while True:
-        await asyncio.sleep(_TICK_S)
-        watch(asyncio.get_running_loop().time() - started)

@@ -355,7 +355,7 @@ def _left_over(response: httpx.Response) -> bool:
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    """JSON as bytes. Raises InvalidRequest: half of a character, escaped, is answered with 500 by llama.cpp."""
+    """Return JSON as bytes. Raise InvalidRequest: a server may respond to an escaped lone surrogate with a 500."""
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:

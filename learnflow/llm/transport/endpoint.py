@@ -12,6 +12,8 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
+from ..settings import ProviderSettings
+from ..settings_sources import provider_key
 from ..spec import CHAT_PATH, ProviderSpec
 
 _ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # http:/localhost
@@ -119,43 +121,45 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def settle(
     spec: ProviderSpec,
-    url: str | None,
-    key: str | None,
-    env_url: str | None,
-    env_key: str | None,
-    version: str | None,
+    own: ProviderSettings,
+    url: str | None = None,
+    key: str | None = None,
     *,
     keyless: bool = False,
-    apart: str = "",
     networks: tuple[str, ...] = (),
 ) -> Endpoint:
-    """The endpoint for what was given and what the environment says; what is given wins.
+    """Return the endpoint of a provider; an argument wins over the environment.
 
-    A key of the environment goes only to the host that it was issued for: the one that the environment names, else the
-    row's own; where neither is there, to the address that is given. A key that is given goes where its giver says;
-    an empty one is none. ``keyless``: nobody asks for a key. ``apart``: what to do where a key of the environment may
-    not go with its address.
+    A key of the environment goes only to the host that it was issued for: that of the environment's address, else the
+    provider's own, else the given one. A key that is an argument goes to any address; an empty one is none.
+
+    Args:
+        spec: the provider.
+        own: its settings in the environment.
+        url, key: arguments of the application.
+        keyless: no key is required.
+        networks: see ``Endpoint``.
 
     Raises:
-        NotConfigured: no address, or one that cannot be; KeyMissing: no key where one is needed.
+        NotConfigured: there is no address, or it is invalid.
+        KeyMissing: there is no key, and one is required.
     """
-    where = url or env_url or spec.default_url
+    env_key, apart = provider_key(spec, own.api_key)
+    where = url or own.base_url or spec.default_url
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
-    there = endpoint(spec, where, version=version)
+    there = endpoint(spec, where, version=own.api_version)
     hint = f"Set {spec.variable('api_key')}, or give api_key="
-    given, key, env_key = key is not None, str(key or "").strip(), str(env_key or "").strip()
-    if env_key and not given:
-        home = endpoint(spec, env_url or spec.default_url or where)
-        own = spec.default_url and endpoint(spec, spec.default_url).origin
-        if apart and there.origin != own:
+    env_key = None if key is not None else str(env_key or "").strip()
+    key = str(key or "").strip()
+    if env_key:
+        home = endpoint(spec, own.base_url or spec.default_url or where).origin
+        if apart and there.origin != (spec.default_url and endpoint(spec, spec.default_url).origin):
             hint = apart
-        elif there.origin == home.origin:
+        elif there.origin == home:
             key = env_key
         else:
-            hint = (
-                f"The environment's key belongs to {home.origin[1]}: give api_key=, or set {spec.variable('base_url')}"
-            )
+            hint = f"The environment's key belongs to {home[1]}: give api_key=, or set {spec.variable('base_url')}"
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key contains characters that no key can have", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:

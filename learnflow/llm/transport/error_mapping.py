@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+
 from .. import errors
 from ..errors import LLMError
 from .untrusted import non_negative_int, parse_json, printable, word
@@ -36,7 +38,7 @@ _CONTEXT = re.compile(
     r"|context length is only",
     re.IGNORECASE,
 )
-# llama.cpp: "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
+# As "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)", before that "you requested 10 tokens (9
 # in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
 _PROMPT_LENGTH = re.compile(
@@ -50,7 +52,7 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # llama.cpp says it with a 500
+_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # also with a 500
 _NO_MODEL = re.compile(
     r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
     r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for",
@@ -296,52 +298,28 @@ def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> L
     return error
 
 
-# What a library raised, by its own name: what is decisive of LiteLLM's judgement, asked where the status and the codes
-# leave it open, and httpx's and the system's where no answer came at all.
-CAUSES: Final[Mapping[str, type[LLMError]]] = {
-    "litellm.ContextWindowExceededError": errors.ContextOverflow,
-    "litellm.ContentPolicyViolationError": errors.ContentFiltered,
-    "litellm.UnsupportedParamsError": errors.Unsupported,
-    "httpx.ConnectTimeout": errors.ConnectTimeout,
-    "httpx.PoolTimeout": errors.Overloaded,
-    "httpx.ReadTimeout": errors.GapTimeout,
-    "httpx.WriteTimeout": errors.ConnectionFailed,
-    "httpx.ProxyError": errors.Misconfigured,
-    "httpx.UnsupportedProtocol": errors.NotConfigured,
-    "httpx.DecodingError": errors.MalformedAnswer,
-    "httpx.InvalidURL": errors.NotConfigured,
-    "httpx.StreamError": errors.AnswerCut,
-    "httpx.TransportError": errors.ConnectionFailed,
-    "httpx.RequestError": errors.ConnectionFailed,
-    "httpx.HTTPError": errors.ConnectionFailed,
-    "socket.gaierror": errors.ConnectionFailed,
-    "ssl.SSLError": errors.ConnectionFailed,
-    "builtins.OSError": errors.ConnectionFailed,
-}
-
-
-def leaf_of(cause: BaseException, other: type[LLMError] = errors.ServerFailed) -> type[LLMError]:
-    """The leaf for what a library raised, by the names of its class and its bases; ``other`` where none is known."""
-    for kind in type(cause).__mro__:
-        leaf = CAUSES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
-        if leaf:
-            return leaf
-    return other
+_CAUSES: Final = (
+    (httpx.ConnectTimeout, errors.ConnectTimeout),
+    (httpx.ProxyError, errors.Misconfigured),
+    (httpx.UnsupportedProtocol | httpx.InvalidURL, errors.NotConfigured),
+    (httpx.HTTPError | httpx.StreamError | OSError, errors.ConnectionFailed),
+)
 
 
 def failure_of(error: Exception) -> LLMError:
-    """The leaf for what happened on the way to a server and back; an LLMError is its own.
+    """Return the error for an exception raised between sending a request and reading its response.
 
-    The sentence says what it was, not which library said it, and repeats nothing that it said.
+    An LLMError is returned as it is. The message repeats nothing of a library's own words.
     """
     if isinstance(error, LLMError):
         return error
     chain = list(_chain(error))
-    kind = leaf_of(error, errors.MalformedAnswer)
-    if kind is errors.MalformedAnswer:  # a ValueError, a RecursionError: of what was read
-        return kind(f"what the server sent cannot be read ({type(error).__name__} at {_place(error)})")
-    if issubclass(kind, errors.TimedOut):
-        return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
+    kind = next((kind for cause, kind in _CAUSES if isinstance(error, cause)), None)
+    if kind is None:  # a ValueError, a RecursionError: of what was read
+        what = f"what the server sent cannot be read ({type(error).__name__} at {_place(error)})"
+        return errors.MalformedAnswer(what)
+    if kind is errors.ConnectTimeout:
+        return kind("no connection within LLM_CONNECT_TIMEOUT")
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return _not_listening("connection refused: no server is listening at this address")

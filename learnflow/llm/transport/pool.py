@@ -15,8 +15,8 @@ import httpx
 from ..process import kept, settle
 from .network import Backend
 
-# llama.cpp closes an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"): a shorter life of ours keeps the two
-# from racing.
+# A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Close it earlier, so that
+# a request does not race with that.
 _IDLE_S: Final = 3.0
 _IDLE: Final = 64
 
@@ -56,7 +56,7 @@ class Connections(httpx.AsyncHTTPTransport):
                 await made.aclose()
 
     async def leave(self, origin: tuple[str, str, int]) -> None:
-        """Close those to this server that nobody uses now."""
+        """Close the idle connections to a server."""
         for connection in list(self._pool.connections):
             # of a connection through a proxy, the server behind it
             known = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
@@ -73,24 +73,19 @@ class Pool:
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self._connections: dict[tuple[str, str | None, bool, tuple[str, ...]], Connections] = {}
+        self.connections: dict[tuple[str, str | None, bool, tuple[str, ...]], Connections] = {}
         self.closer: AsyncGenerator[None, None] | None = None
 
     def to(self, scheme: str, proxy: str | None, *, local_only: bool, networks: tuple[str, ...] = ()) -> Connections:
         """The connections for this scheme, through this proxy or none."""
         key = (scheme, proxy, local_only, networks)
-        if key not in self._connections:
-            self._connections[key] = Connections(scheme, proxy, local_only=local_only, networks=networks, idle=_IDLE)
-        return self._connections[key]
-
-    async def leave(self, origin: tuple[str, str, int]) -> None:
-        """Close those to this server that nobody uses now."""
-        for connections in self._connections.values():
-            await connections.leave(origin)
+        if key not in self.connections:
+            self.connections[key] = Connections(scheme, proxy, local_only=local_only, networks=networks, idle=_IDLE)
+        return self.connections[key]
 
     async def aclose(self) -> None:
         """Close them all."""
-        for connections in self._connections.values():
+        for connections in self.connections.values():
             await connections.aclose()
 
 
@@ -114,9 +109,10 @@ async def of_this_loop() -> Pool:
 
 
 async def leave(origin: tuple[str, str, int]) -> None:
-    """Close the running loop's connections to this server that nobody uses now."""
-    if pool := _pools.get(asyncio.get_running_loop()):
-        await pool.leave(origin)
+    """Close the idle connections of the running event loop to a server."""
+    pool = _pools.get(asyncio.get_running_loop(), Pool())
+    for connections in pool.connections.values():
+        await connections.leave(origin)
 
 
 async def _closer(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:

@@ -63,6 +63,11 @@ def text(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
 
 
+def texts(value: Any) -> tuple[str, ...]:
+    """Return the texts of a JSON list; empty for anything else."""
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+
+
 def part(value: Any, *keys: str) -> Mapping[str, Any]:
     """Return the JSON object under these keys; empty if there is none."""
     for key in keys:

@@ -102,10 +102,11 @@ def refusals_and_prices() -> None:
     from learnflow.llm import completion
     from learnflow.llm.adapter import _litellm
     from learnflow.llm.providers.registry import SPECS
+    from learnflow.llm.settings import ProviderSettings
     from learnflow.llm.transport.endpoint import settle
 
     for spec in SPECS.values():
-        _litellm._prepare(spec, settle(spec, "http://127.0.0.1:9", "k", None, None, None))
+        _litellm._prepare(spec, settle(spec, ProviderSettings(), "http://127.0.0.1:9", "k"))
         _litellm.judge(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
         _litellm.price(spec, "llama3", completion.Usage(1, 1, 2))
 
@@ -141,19 +142,20 @@ def written_requests() -> list[str]:
     from learnflow.llm.adapter import _litellm
     from learnflow.llm.providers.azure import V1
     from learnflow.llm.providers.registry import SPECS
+    from learnflow.llm.settings import ProviderSettings
     from learnflow.llm.transport.endpoint import settle
 
     def blocked(*_: object, **__: object) -> None:
         raise AssertionError("a request is written without a connection")
 
     for spec in (*SPECS.values(), V1):
-        _litellm._prepare(spec, settle(spec, "http://127.0.0.1:9", "key-of-ours", None, None, None))
+        _litellm._prepare(spec, settle(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours"))
     socket.socket.connect = socket.getaddrinfo = socket.create_connection = blocked  # type: ignore[assignment,method-assign]
     opened: list[str] = []
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ("open", "subprocess.Popen") else None)
     before = json.dumps(MESSAGES)
     for spec in (*SPECS.values(), V1):
-        there = settle(spec, "http://127.0.0.1:9", "key-of-ours", None, None, None)
+        there = settle(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours")
         parameters = {"temperature": 0.5, "max_tokens": 7, "extra_body": {"model": "another", "own": 1}}
         request = _litellm.write(spec, there, "some-model", MESSAGES, parameters)
         sent, body = json.dumps([request.url, request.body]), request.body or {}
@@ -172,9 +174,10 @@ def unsupported_parameter() -> list[str]:
     from learnflow.llm import errors
     from learnflow.llm.adapter import _litellm
     from learnflow.llm.providers.registry import SPECS
+    from learnflow.llm.settings import ProviderSettings
     from learnflow.llm.transport.endpoint import settle
 
-    there = settle(SPECS["openai"], None, "k", None, None, None)
+    there = settle(SPECS["openai"], ProviderSettings(), None, "k")
     try:
         _litellm.write(
             SPECS["openai"], there, "o3-mini", [{"role": "user", "content": "private"}], {"temperature": 0.5}

@@ -23,7 +23,7 @@ from test_terminal import on_a_terminal
 from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import part_file, pull
-from learnflow.llm.model_store import SMOLLM2
+from learnflow.llm.cli.pull import SMOLLM2
 
 MODEL = b"GGUF" + bytes(at * at % 251 for at in range(400_000))
 OTHER = b"GGUF" + bytes(at * at % 241 for at in range(400_000))

@@ -93,15 +93,6 @@ async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> No
             await OllamaProvider(base_url=server.base_url).warm_up()
 
 
-async def test_whoever_watches_is_told_each_second() -> None:
-    seconds: list[float] = []
-    async with Loader("ollama", tells=COLD) as server:
-        server.seconds = 1.2
-        await OllamaProvider(base_url=server.base_url).warm_up(watch=seconds.append)
-    assert len(seconds) == 1
-    assert 1 <= seconds[0] < 2
-
-
 async def test_what_keeps_it_from_loading_is_said() -> None:
     failed = (500, {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"})
     async with Loader("ollama", tells={**COLD, "/api/generate": failed}) as server:

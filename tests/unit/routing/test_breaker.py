@@ -63,7 +63,7 @@ def test_those_under_way_when_it_opened_do_not_make_it_longer() -> None:
     for _ in range(200):
         clock.now += 0.01
         newly.append(registry.fail(TARGET, made(errors.ServerFailed)))
-    assert newly == [True] + [False] * 199
+    assert newly == [TARGET] + [None] * 199
     assert opened(registry).period == 5
 
 
