@@ -240,24 +240,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-_WORDS: Final[Mapping[type[LLMError], str]] = {
-    errors.InvalidRequest: "the server refused the request",
-    errors.Unsupported: "the server or the model cannot do that",
-    errors.AuthenticationFailed: "the key is missing, wrong, or not allowed to do this",
-    errors.ModelNotFound: "the server does not have the model",
-    errors.Misconfigured: "this is not an address of the model's API",
-    errors.ContextOverflow: "the prompt is longer than the context that is served",
-    errors.ContentFiltered: "a content filter refused",
-    errors.QuotaExceeded: "the quota is used up",
-    errors.RateLimited: "too many requests",
-    errors.Overloaded: "the server is busy",
-    errors.ServerFailed: "the server failed",
-    errors.ModelLoading: "the model is loading",
-    errors.ErrorInAnswer: "the server reported an error in the middle of its answer",
-    errors.ErrorBody: "the server answered with an error object instead of an answer",
-}
-
-
 _HINTS: Final[Mapping[type[LLMError], str]] = {
     errors.InvalidRequest: "Change the request; the server's own words say what it does not take",
     errors.Unsupported: "Leave it out, or use a model or provider that can",
@@ -288,7 +270,7 @@ def _kind(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] 
 
 
 def _leaf(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
-    error = kind(_WORDS.get(kind, "the server refused"), status=status, hint=_HINTS.get(kind, ""))
+    error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
     shown = printable(complaint.message, _SHOWN)  # it may end up on a terminal
     error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
     error.code = complaint.codes[0] if complaint.codes else None
