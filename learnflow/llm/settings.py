@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsError
 from . import capabilities as known
 from . import settings_sources
 from .errors import NotConfigured
+from .provider_spec import ProviderSpec
 from .settings_sources import CONFIG
-from .spec import ProviderSpec
 
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]

@@ -28,7 +28,7 @@ from .. import errors
 from ..completion import Usage
 from ..errors import LLMError
 from ..process import kept
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
@@ -163,8 +163,8 @@ def _written(
             hint="Leave tools= or response_format= out, or choose another model",
         )
     known = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
-    if spec.chat_path:
-        url = endpoint.base + spec.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
+    if spec.api.chat_path:
+        url = endpoint.base + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
         url = config.get_complete_url(
             api_base=endpoint.base,

@@ -12,8 +12,8 @@ from .. import errors, events, log
 from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
+from ..provider_spec import ProviderSpec
 from ..servers.model_catalog import QUICK_S, ModelCatalog
-from ..spec import ProviderSpec
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
@@ -72,8 +72,10 @@ class Runner:
     @property
     def continuation_spec(self) -> ProviderSpec | None:
         """The spec by which an answer is continued: its own, or that of the detected server if the dialect matches."""
-        specs = self.spec, self.catalog.server and self.catalog.server.kind
-        return next((spec for spec in specs if spec and spec.continues and spec.parser is self.spec.parser), None)
+        for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
+            if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
+                return spec
+        return None
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
         """Return the work of an attempt, with its events. Nothing is sent before it runs.
@@ -253,12 +255,12 @@ class _Attempt:
 
     def _parser(self) -> StreamParser:
         never = self._catalog.stated.get("finish") is False
-        return (self._spec.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
+        return (self._spec.dialect.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""
         none = self._catalog.stated.get("json_schema") is False
-        return Variant(rung=1 if none and len(self._spec.structured) > 1 else 0)
+        return Variant(rung=1 if none and len(self._spec.dialect.structured) > 1 else 0)
 
     def _patient(self, budget: ContextBudget) -> Times:
         """Return the time limits: a load has its own, and other providers may need a share."""
@@ -282,13 +284,13 @@ class _Attempt:
         by = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and by is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
-        begun = attempt.raw if by and by.prefill else None
+        begun = attempt.raw if by and by.dialect.prefill else None
         messages, parameters = self._request.formatted(
             model, variant, context_length=budget.context_length, max_tokens=budget.answer, begun=begun
         )
-        if by and by.continuation:
+        if by and by.dialect.continuation:
             body = parameters.get("extra_body", {})
-            written: HttpRequest = await by.continuation(self._catalog.client, model, messages, body, attempt)
+            written: HttpRequest = await by.dialect.continuation(self._catalog.client, model, messages, body, attempt)
             return written
         return _litellm.write(spec, self._runner.endpoint, model, messages, parameters)
 

@@ -18,9 +18,9 @@ from ..base import Call
 from ..completion import Usage
 from ..errors import LLMError
 from ..process import kept
+from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_S, ModelCatalog
-from ..spec import Model, ProviderSpec
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
@@ -138,7 +138,7 @@ class ContextBudget:
     @property
     def _chooses(self) -> bool:
         """Whether the request carries a context length that the caller has not set."""
-        return self._spec.context_length is not None and not self._request.own_context
+        return self._spec.server.context_length is not None and not self._request.own_context
 
     @property
     def _stated(self) -> int | None:
@@ -186,12 +186,12 @@ class ContextBudget:
 
     def _fitting(self, prompt: int, loaded: int | None = None, *, limited: bool = True) -> int | None:
         """Return the context length for a prompt of so many tokens and its answer, limited to that of the training."""
-        assert self._spec.context_length  # noqa: S101  # else there is nothing to choose
+        assert self._spec.server.context_length  # noqa: S101  # else there is nothing to choose
         if self._stated:
             return self._stated
         need = prompt + int(self._request.sampling.get("max_tokens", 0))
         trained = self._known.known.get("context") if limited else None
-        return self._spec.context_length(need, loaded or self._loaded, trained)
+        return self._spec.server.context_length(need, loaded or self._loaded, trained)
 
     def _lengthened(self, length: int | None) -> str | None:
         """Request this context length; returns the change in words, None if there is none."""
@@ -217,7 +217,7 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server counted more than it serves.
         """
-        count, client = self._spec.count_tokens, self._catalog.client
+        count, client = self._spec.server.count_tokens, self._catalog.client
         fits = self._about + (self._request.ceiling or 0) <= wide
         counted = 0
         if not (fits or count is None or self._request.images or client.stopped or client.replays):
@@ -297,7 +297,7 @@ class ContextBudget:
     async def loss(self, usage: Usage) -> LLMError | None:
         """Return the error for a prompt whose beginning the server dropped, if its count leaves no doubt.
 
-        Only of servers that are known to do so (``ProviderSpec.drops_prompts``). The server is probed if unknown.
+        Only of servers that are known to do so (``ServerSupport.drops_prompts``). The server is probed if unknown.
         """
         read, least, catalog = usage.prompt_tokens, at_least(self._request.texts), self._catalog
         if read and not self._request.images:
@@ -308,8 +308,8 @@ class ContextBudget:
             await catalog.health(QUICK_S)
         server = catalog.server
         kind = server.kind if server else None
-        drops = kind.drops_prompts if kind else None
-        if not (server and kind and drops and drops(server.version, self._spec.parser is kind.parser)):
+        drops = kind.server.drops_prompts if kind else None
+        if not (server and kind and drops and drops(server.version, self._spec.dialect.parser is kind.dialect.parser)):
             return None
         what = f"the server read {read} tokens of a prompt that has at least {least}: it dropped the beginning"
         return _overflow(what, least, read)

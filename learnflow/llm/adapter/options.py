@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what it must be
 
@@ -48,7 +48,7 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
     for name in more:
         _check_known(spec, name, given=name in given)
     for name, value in given.items():
-        if name not in spec.parameters:
+        if name not in spec.dialect.parameters:
             raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out here")
         fits, wanted = _RULES.get(name, (None, ""))
         if fits and not fits(value):
@@ -147,8 +147,8 @@ def _check_format(spec: ProviderSpec, wanted: Any) -> None:
         if kind not in _FORMATS:
             formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
             raise _invalid("response_format", formats)
-        if kind != "text" and kind not in spec.structured:
-            hint = f"Use {spec.structured[0]}, or a pydantic class"
+        if kind != "text" and kind not in spec.dialect.structured:
+            hint = f"Use {spec.dialect.structured[0]}, or a pydantic class"
             raise Unsupported(f"{spec.title} does not know response_format {kind}", hint=hint)
         if kind == "json_schema" and not isinstance(wanted.get("json_schema"), Mapping):
             raise _invalid("response_format", 'given its schema under "json_schema"')
@@ -161,8 +161,8 @@ def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
         return
     if not tools:
         raise InvalidRequest("tool_choice= without tools=", hint="Give tools=, or leave it out")
-    if spec.tool_choices is not None and choice not in spec.tool_choices:
-        known = f"It knows {', '.join(spec.tool_choices)}"
+    if spec.dialect.tool_choices is not None and choice not in spec.dialect.tool_choices:
+        known = f"It knows {', '.join(spec.dialect.tool_choices)}"
         raise Unsupported(f"{spec.title} does not support this tool_choice=", hint=known)
 
 

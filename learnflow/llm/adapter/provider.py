@@ -12,10 +12,10 @@ from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
+from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_loading, model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
-from ..spec import Model, ProviderSpec
 from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
@@ -58,11 +58,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         row = self.spec
         common, own = settings.load(), settings.load_provider(row)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
-        if replay and not (base_url or own.base_url or row.default_url):
+        if replay and not (base_url or own.base_url or row.api.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
-        if row.variant:
-            self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
+        if row.api.variant:
+            self.spec = row.api.variant(row, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
@@ -100,7 +100,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.context_length and "context_served" not in self.catalog.stated:  # it grows up to that of the training
+        if (
+            spec.server.context_length and "context_served" not in self.catalog.stated
+        ):  # it grows up to that of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -111,7 +113,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             names=names_of(name),
             has_model=model is not None and self._has(model),
             cold=self.catalog.is_cold(name),
-            loads=bool(spec.load_path),
+            loads=bool(spec.server.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
@@ -201,7 +203,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
             LLMError: any other failure.
         """
-        if keep_alive is not None and not self.spec.keep:
+        if keep_alive is not None and not self.spec.server.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
@@ -223,7 +225,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def _loaded(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load the model, unless it is loaded."""
         model = await self._there(name)
-        if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
+        if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
             await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
             await self._there(name)

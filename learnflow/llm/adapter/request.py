@@ -18,7 +18,7 @@ from ..errors import (
     RequestError,
     Unsupported,
 )
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import messages_of, parts_of, rows, text_of
 
@@ -91,7 +91,7 @@ class Request:
     @property
     def own_context(self) -> bool:
         """Whether the caller sets the context length."""
-        options, written = self.extra_body.get("options"), self.spec.format_options
+        options, written = self.extra_body.get("options"), self.spec.dialect.format_options
         return bool(written and isinstance(options, Mapping) and written({}, 1).keys() & options.keys())
 
     @property
@@ -123,7 +123,7 @@ class Request:
             Unsupported: the model does not think.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
+        body = {**self.spec.dialect.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})
             body |= _GO_ON
@@ -134,8 +134,11 @@ class Request:
         }
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
-        if self.spec.format_options:
-            body["options"] = {**self.spec.format_options(sampling, context_length), **(body.get("options") or {})}
+        if self.spec.dialect.format_options:
+            body["options"] = {
+                **self.spec.dialect.format_options(sampling, context_length),
+                **(body.get("options") or {}),
+            }
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -143,13 +146,15 @@ class Request:
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
-            if self.tool_choice is not None and not (self.spec.format_options and self.tool_choice == "auto"):
+            if self.tool_choice is not None and not (self.spec.dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
-            response_format, words = structured_output.formatted(self.wanted, self.spec.structured[variant.rung])
+            response_format, words = structured_output.formatted(
+                self.wanted, self.spec.dialect.structured[variant.rung]
+            )
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_words(messages, words, self.corrections) if words else messages
-        if self.spec.stream_usage and "stream_options" not in variant.without:
+        if self.spec.dialect.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
@@ -179,9 +184,11 @@ class Request:
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.structured)
+        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.structured)
         if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return replace(variant, rung=variant.rung + 1), f"the schema as {self.spec.structured[variant.rung + 1]}"
+            return replace(
+                variant, rung=variant.rung + 1
+            ), f"the schema as {self.spec.dialect.structured[variant.rung + 1]}"
         return None
 
     def lasting(self, variant: Variant, before: Variant) -> Variant:
@@ -192,7 +199,7 @@ class Request:
 
     def _session(self, *, header: bool) -> Mapping[str, str]:
         """Return the session if the provider takes it in this place; a digest if the place does not take the text."""
-        place = self.spec.session
+        place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:
             return {}
         fits = len(self.session) <= place.most and (not header or _TOKEN.fullmatch(self.session))
@@ -202,12 +209,12 @@ class Request:
         """Return what ``reasoning=`` adds to the body."""
         if self.reasoning is None:
             return {}
-        thinks = self.spec.reasoning_models
+        thinks = self.spec.dialect.reasoning_models
         if thinks and not thinks.search(model):
             if self.reasoning is False:
                 return {}
             raise Unsupported(f"{model} does not think", hint="Leave reasoning= out, or choose a model that does")
-        return self.spec.reasoning[self.reasoning]
+        return self.spec.dialect.reasoning[self.reasoning]
 
 
 def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
@@ -216,7 +223,7 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
     extra_body = dict(given.pop("extra_body", {}))
-    open_turn = messages[-1]["role"] == "assistant" and not (spec.finishes_turns or extra_body.get(_CONTINUES))
+    open_turn = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or extra_body.get(_CONTINUES))
     if open_turn:
         messages.append(dict(_NEXT_TURN))
     if isinstance(stop, str):
@@ -271,10 +278,10 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
     """Raise for a part that the provider does not take. LiteLLM would drop it silently, or fetch a file by its URL."""
     for part in message["content"] if rows(message.get("content")) else []:
         kind, file = part.get("type"), part.get("file")
-        if kind not in spec.parts:
+        if kind not in spec.dialect.parts:
             what = f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}"
-            raise Unsupported(what, hint=f"It takes {', '.join(sorted(spec.parts))}")
-        if kind == "image_url" and not spec.reads_urls and not _is_data_url(part.get("image_url")):
+            raise Unsupported(what, hint=f"It takes {', '.join(sorted(spec.dialect.parts))}")
+        if kind == "image_url" and not spec.dialect.reads_urls and not _is_data_url(part.get("image_url")):
             what = f"{spec.title} reads no picture by URL; nothing was sent"
             raise Unsupported(what, hint="Give it as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..base import Attempt
 from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
-from ..spec import Rung
+from ..provider_spec import Rung
 from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
+from ..provider_spec import ProviderSpec, named
 from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import table as vendors
-from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
 from .command import ExitCode, command, provider_option, within_option
 from .status import chain_of, looked, recorded, state, used
@@ -128,8 +128,8 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
-    easiest = next(spec for spec in SPECS.values() if spec.start)
-    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.start}"
+    easiest = next(spec for spec in SPECS.values() if spec.server.start)
+    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start}"
 
 
 def _lines(found: Found) -> Iterator[str]:

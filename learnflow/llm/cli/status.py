@@ -17,10 +17,10 @@ from ..adapter.provider import BaseProvider
 from ..capabilities import Health
 from ..discovery import Found, scan, usable
 from ..errors import LLMError
+from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
 from ..providers.registry import table as vendors
 from ..replay import active
-from ..spec import Model, ProviderSpec
 from .command import ExitCode, command, json_option, provider_option, within_option
 from .terminal import progress, say, size, table, write, write_json
 
@@ -201,7 +201,7 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
 
 def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     keys = dict.fromkeys(spec.spellings("api_key"))
-    return (f"  {spec.name}", spec.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
+    return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
 def _row(each: Found, first: bool) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ class EmbeddedServer:
         starts = self._started_at
         if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
-            return errors.ConnectionFailed(what, hint=SPEC.down or "")
+            return errors.ConnectionFailed(what, hint=SPEC.server.down or "")
         return None
 
     @property
@@ -364,7 +364,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
 
     async def _sent(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.started())
-        if request.url.path == llamacpp.SPEC.load_path:
+        if request.url.path == llamacpp.SPEC.server.load_path:
             return httpx.Response(200, json={"success": True})
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
         request.headers["host"] = f"{address.host}:{address.port}"
@@ -388,13 +388,19 @@ SPEC: Final = replace(
     name="embedded",
     title="embedded llama.cpp",
     seen="xllamacpp 2026.10",
-    default_url=None,
+    api=replace(
+        llamacpp.SPEC.api,
+        default_url=None,
+    ),
+    server=replace(
+        llamacpp.SPEC.server,
+        service=None,
+        down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
+        start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
+    ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
     also={},
-    service=None,
     max_concurrency=_DEFAULT_SLOTS,
-    down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-    start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
 )
 
 

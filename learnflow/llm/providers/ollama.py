@@ -18,8 +18,20 @@ from ..base import Attempt
 from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
+from ..provider_spec import (
+    ALWAYS,
+    LEVELS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+)
 from ..servers.probe import fetch
-from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
@@ -241,42 +253,48 @@ SPEC: Final = ProviderSpec(
     evidence="server",
     seen="0.33, 0.24",
     litellm="ollama_chat",
-    parser=NDJSONParser,
-    local=True,
-    default_url="http://localhost:11434",
-    api_path="",
-    tails=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
-    cloud_host="ollama.com",
-    parts=frozenset({"text", "image_url"}),
-    reads_urls=False,
-    also={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
-    models_path="/api/tags",
-    models_key="models",
-    model_id="name",
-    forwards=True,
-    load_path="/api/generate",
-    keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
-    pull_command="ollama pull {model}",
-    context_length=_context_length,
-    service="ollama",
-    continuation=_continuation,
-    drops_prompts=_drops_prompts,
-    max_concurrency=4,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    format_options=_format_options,
-    tool_choices=("auto", "none"),
-    reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
-    # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
-    # a word; told not to, it says so (seen with 0.33; versions that do not know the fields ignore them).
-    body={"truncate": False, "shift": False},
-    stream_usage=False,
-    probe=Probe(
-        pages=("/api/version", "/api/tags", "/api/ps"),
-        read=_read,
-        question=lambda model: ("/api/show", {"model": model.name}),
-        learn=_learn,
+    dialect=Dialect(
+        parser=NDJSONParser,
+        parts=frozenset({"text", "image_url"}),
+        reads_urls=False,
+        continuation=_continuation,
+        parameters=ALWAYS | LOCAL_SAMPLING,
+        format_options=_format_options,
+        tool_choices=("auto", "none"),
+        reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
+        # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
+        # a word; told not to, it says so (seen with 0.33; versions that do not know the fields ignore them).
+        body={"truncate": False, "shift": False},
+        stream_usage=False,
     ),
-    own_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
-    start="`ollama serve` and `ollama pull qwen3:0.6b`",
+    api=Api(
+        default_url="http://localhost:11434",
+        api_path="",
+        tails=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
+        cloud_host="ollama.com",
+        models_path="/api/tags",
+        models_key="models",
+        model_id="name",
+    ),
+    server=ServerSupport(
+        forwards=True,
+        load_path="/api/generate",
+        keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        pull_command="ollama pull {model}",
+        context_length=_context_length,
+        service="ollama",
+        drops_prompts=_drops_prompts,
+        probe=Probe(
+            pages=("/api/version", "/api/tags", "/api/ps"),
+            read=_read,
+            question=lambda model: ("/api/show", {"model": model.name}),
+            learn=_learn,
+        ),
+        own_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
+        start="`ollama serve` and `ollama pull qwen3:0.6b`",
+    ),
+    local=True,
+    also={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
+    max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True),
 )

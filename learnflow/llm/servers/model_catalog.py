@@ -15,7 +15,7 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
-from ..spec import Model, ProviderSpec, Server
+from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
 from ..transport.endpoint import addressed
 from ..transport.network import is_near
@@ -104,9 +104,9 @@ class ModelCatalog:
 
     def _pull_command(self, model: str) -> str:
         """Return the server's own command that downloads a model; empty if it has none."""
-        if not self._spec.pull_command:
+        if not self._spec.server.pull_command:
             return ""
-        return f": `{self._spec.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
+        return f": `{self._spec.server.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
 
     def trouble(self, name: str | None) -> str | None:
         """Return why this model would not answer, as of the last probe; None if it would. A load is waited for."""
@@ -263,7 +263,7 @@ class ModelCatalog:
         spec = self._spec
         if name := self._key(requested):
             found = server.find(name)
-            if not found and server.models and spec.lists_all:
+            if not found and server.models and spec.api.lists_all:
                 hint = self._alternatives(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return found or Model(name=name)
@@ -292,7 +292,7 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.forwards), None)
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:

@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
+from ..provider_spec import CHAT_PATH, ProviderSpec
 from ..settings import ProviderSettings
 from ..settings_sources import provider_key
-from ..spec import CHAT_PATH, ProviderSpec
 
 _ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # http:/localhost
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
@@ -145,7 +145,7 @@ def settle(
         KeyMissing: there is no key, and one is required.
     """
     env_key, apart = provider_key(spec, own.api_key)
-    where = url or own.base_url or spec.default_url
+    where = url or own.base_url or spec.api.default_url
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
     there = endpoint(spec, where, version=own.api_version)
@@ -153,8 +153,8 @@ def settle(
     env_key = None if key is not None else str(env_key or "").strip()
     key = str(key or "").strip()
     if env_key:
-        home = endpoint(spec, own.base_url or spec.default_url or where).origin
-        if apart and there.origin != (spec.default_url and endpoint(spec, spec.default_url).origin):
+        home = endpoint(spec, own.base_url or spec.api.default_url or where).origin
+        if apart and there.origin != (spec.api.default_url and endpoint(spec, spec.api.default_url).origin):
             hint = apart
         elif there.origin == home:
             key = env_key
@@ -177,21 +177,21 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
         NotConfigured: the URL is invalid.
     """
     parts = _parts(spec, url)
-    home = urlsplit(spec.default_url or "")
+    home = urlsplit(spec.api.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in spec.tails:
+    for tail in spec.api.tails:
         path = path.removesuffix(tail)
-    if spec.cut_path:
-        path = path.partition(spec.cut_path)[0]
+    if spec.api.cut_path:
+        path = path.partition(spec.api.cut_path)[0]
     if (
-        spec.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH)
+        spec.api.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH)
     ):  # a complete URL is used as it is
-        path += spec.api_path
+        path += spec.api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
-    root = server + (_VERSION.split(path)[0] if spec.api_path else path)
-    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.default_version
+    root = server + (_VERSION.split(path)[0] if spec.api.api_path else path)
+    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.api.default_version
     return Endpoint(
-        root=root, base=server + path, version=version, key_header=spec.key_header, key_scheme=spec.key_scheme
+        root=root, base=server + path, version=version, key_header=spec.api.key_header, key_scheme=spec.api.key_scheme
     )
 
 
@@ -216,7 +216,7 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     if parts.username or parts.password:
         raise _unusable(spec, f"holds a user name or password: use {spec.variable('api_key')} for a key")
     if port is None and not has_scheme and parts.scheme == "http":
-        port = urlsplit(spec.default_url or "").port
+        port = urlsplit(spec.api.default_url or "").port
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
     return parts._replace(netloc=netloc, fragment="")
@@ -225,8 +225,8 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
 def _scheme(spec: ProviderSpec, text: str) -> str:
     """Return the scheme of a URL without one: http for a local server, else https."""
     host = text.partition("/")[0]
-    if spec.default_url and spec.local:
-        return "https" if host == spec.cloud_host else "http"
+    if spec.api.default_url and spec.local:
+        return "https" if host == spec.api.cloud_host else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
     own = _ip_version(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if own else "https"
@@ -243,7 +243,7 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
     return NotConfigured(
         f"the base URL {why}",
         provider=spec.name,
-        hint=f"Set {spec.variable('base_url')} like {spec.default_url or 'http://localhost:8080/v1'}",
+        hint=f"Set {spec.variable('base_url')} like {spec.api.default_url or 'http://localhost:8080/v1'}",
     )
 
 
@@ -263,9 +263,9 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     ):
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-        known = spec.default_url and spec.title != spec.name  # else its title is not the name of a program
+        known = spec.api.default_url and spec.title != spec.name  # else its title is not the name of a program
         start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
-        local = spec.down or start
+        local = spec.server.down or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error
