@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from learnflow.llm import settings
+from learnflow.llm import errors, settings
 from learnflow.llm.providers import CLASSES
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.routing import decision
@@ -165,6 +165,24 @@ def decision_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def error_tree(kind: type[errors.LLMError] = errors.LLMError, above: str = "", branch: str = "") -> Iterator[str]:
+    """Each class of errors with the first line of its docstring, below its base."""
+    said = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+    yield f"    {above}{branch}{kind.__name__}".ljust(33) + f" {said}"
+    below = [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
+    if branch:
+        above += "    " if branch.startswith("└") else "│   "
+    for each in below:
+        yield from error_tree(each, above or " ", "└─ " if each is below[-1] else "├─ ")
+
+
+def with_error_tree() -> str:
+    """The module of errors with the tree of its classes."""
+    source = Path(errors.__file__).read_text(encoding="utf-8")
+    tree = "".join(f"{line.rstrip()}\n" for line in error_tree())
+    return re.sub(r"(?<=\n\n)    LLMError\n(?:     .*\n)*", tree, source, count=1)
+
+
 def configuration(language: str) -> list[str]:
     """The tables of the page about configuration."""
     own = variable_table(language, settings.ProviderSettings, "<NAME>_")
@@ -183,7 +201,7 @@ def written() -> dict[str, str]:
         "docs/failover.md": [decision_tables()],
     }
     documents = {name: _with((ROOT / name).read_text(encoding="utf-8"), tables) for name, tables in blocks.items()}
-    return {**documents, "env.example": example()}
+    return {**documents, "env.example": example(), "learnflow/llm/errors.py": with_error_tree()}
 
 
 def _with(text: str, blocks: list[str]) -> str:

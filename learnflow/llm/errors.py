@@ -1,52 +1,52 @@
-"""The tree of what can go wrong; a leaf knows whether the same provider or another one may still help.
+"""The tree of errors. A class states whether the same provider or another one may still help.
 
-Must never know a server, a library or a status code: ``transport.error_mapping`` turns those into leaves.
-Everybody may import it; every exception that leaves the package is an ``LLMError``.
+Must never know a server, a library or a status code: ``transport.error_mapping`` turns those into these classes.
+Every exception that leaves the package is an ``LLMError``. ``make tables`` writes the tree from the classes:
 
     LLMError
-     ├─ ConfigError               will not mend itself: another provider may serve, and somebody must be told
-     │   ├─ NotConfigured         nothing named, no address, a variable that cannot be read
-     │   │   └─ KeyMissing        no key for this address
-     │   ├─ AuthenticationFailed  the key is missing, wrong or not allowed
-     │   ├─ ModelNotFound         the server is there, the model is not
-     │   ├─ Misconfigured         something else answers at this address: a web page, an unknown route, a proxy
+     ├─ ConfigError               A setting must be changed; another provider may serve meanwhile
+     │   ├─ NotConfigured         Nothing is named, there is no address, or a variable is invalid
+     │   │   └─ KeyMissing        There is no key for this address
+     │   ├─ AuthenticationFailed  The key is missing, wrong, or not allowed to do this
+     │   ├─ ModelNotFound         The server does not have the model
+     │   ├─ Misconfigured         Something else answers at this address: a web page, an unknown route, a proxy
      │   └─ NotLocal              LLM_LOCAL_ONLY refused the destination before a byte was sent
-     ├─ RequestError              wrong in itself: nobody else is asked
-     │   ├─ InvalidRequest        a keyword or a value that cannot be
-     │   └─ ContentFiltered       a filter or the model refused
-     ├─ CapabilityError           only a provider that can
-     │   ├─ ContextOverflow       longer than the window that is served; ``needed`` and ``window`` where they are known
-     │   └─ Unsupported           no vision, tools, schema, or a keyword that this provider cannot honour
-     ├─ Unavailable               may pass by itself
-     │   ├─ ConnectionFailed      refused, reset, DNS, TLS
-     │   ├─ ModelLoading          not dead: loading
-     │   ├─ Overloaded            busy
-     │   ├─ RateLimited           429; ``retry_after`` where the server said so
-     │   ├─ QuotaExceeded         out of money: waiting does not help
-     │   ├─ ServerFailed          another 5xx
-     │   └─ TimedOut
-     │       ├─ ConnectTimeout    LLM_CONNECT_TIMEOUT
-     │       ├─ FirstTokenTimeout LLM_FIRST_TOKEN_TIMEOUT
-     │       ├─ GapTimeout        LLM_GAP_TIMEOUT
-     │       └─ DeadlineExceeded  LLM_DEADLINE or ``timeout=``: time is over for everybody
-     ├─ NotRecorded               LLM_REPLAY plays cassettes, and this request is in none: a test's failure, no outage
-     └─ BrokenAnswer              a 200 that is not a whole answer
-         ├─ AnswerCut             the stream stopped in the middle
-         │   └─ NotContinued      what was to go on with it does not begin with the end of what was delivered
-         ├─ BodyCut               an answer in one piece stopped in the middle
-         ├─ FinishMissing         the end was marked (``[DONE]``, a whole body), but no finish_reason was given
-         ├─ AnswerNotDone         the last line says ``"done": false``
-         ├─ TokenRepeated         the server gave up after more than thirty equal tokens
-         ├─ UnknownFinish         a finish that means something else than whole ("abort", "error", "load")
-         ├─ ErrorInAnswer         an error object after the answer began
-         ├─ ErrorBody             an error object instead of an answer
-         ├─ AnswerTruncated       a schema, tool call or empty answer that ended at ``max_tokens`` or a full context
-         ├─ AnswerTooLong         many times as long as was asked for, and no end of it
-         ├─ MalformedAnswer       a line or a body that is not of the dialect
-         ├─ EmptyStream           a 200 with nothing in it
-         ├─ EmptyAnswer           finished properly, and said nothing
-         ├─ ThinkingLeaked        what was delivered as answer turned out to be thinking
-         └─ SchemaMismatch        not what ``response_format`` asked for
+     ├─ RequestError              The request is wrong in itself: no other provider is tried
+     │   ├─ InvalidRequest        A keyword or a value is invalid
+     │   └─ ContentFiltered       A content filter, or the model itself, refused to answer
+     ├─ CapabilityError           This provider cannot serve the request; another one may
+     │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the context that is served
+     │   └─ Unsupported           No vision, tools or schema, or a keyword that this provider does not honour
+     ├─ Unavailable               The provider cannot serve now; that may pass by itself
+     │   ├─ ConnectionFailed      Refused, reset, name not found, or TLS failed: no answer began
+     │   ├─ ModelLoading          The server is there and loads the model
+     │   ├─ Overloaded            The server is busy
+     │   ├─ RateLimited           Too many requests; ``retry_after`` has the seconds to wait, if the server sent them
+     │   ├─ QuotaExceeded         Out of quota or money: waiting does not help, another provider does
+     │   ├─ ServerFailed          The server failed (another 5xx)
+     │   └─ TimedOut              A time limit was reached
+     │       ├─ ConnectTimeout    No connection within LLM_CONNECT_TIMEOUT seconds
+     │       ├─ FirstTokenTimeout No token within LLM_FIRST_TOKEN_TIMEOUT seconds
+     │       ├─ GapTimeout        Nothing more within LLM_GAP_TIMEOUT seconds after the last token
+     │       └─ DeadlineExceeded  LLM_DEADLINE, or ``timeout=`` of the call, is over
+     ├─ NotRecorded               The cassettes of ``LLM_REPLAY`` do not have this request, or a test forbids real calls
+     └─ BrokenAnswer              A 200 that is not a complete answer
+         ├─ AnswerCut             The stream stopped in the middle
+         │   └─ NotContinued      The continuation does not begin with the end of the delivered text
+         ├─ BodyCut               An answer in one piece stopped in the middle
+         ├─ FinishMissing         The end was marked (``[DONE]``, a complete body), but no finish_reason was sent
+         ├─ AnswerNotDone         The last line says ``"done": false``
+         ├─ TokenRepeated         The server gave up after more than thirty equal tokens
+         ├─ UnknownFinish         A finish that does not mean complete ("abort", "error", "load")
+         ├─ ErrorInAnswer         An error object after the answer began
+         ├─ ErrorBody             An error object in a 200, instead of an answer
+         ├─ AnswerTooLong         Many times as long as ``max_tokens``, without an end
+         ├─ MalformedAnswer       A line or a body that is not of the dialect of the server
+         ├─ AnswerTruncated       A schema, a tool call or an empty answer ended at ``max_tokens`` or a full context
+         ├─ EmptyStream           A 200 with nothing in it
+         ├─ EmptyAnswer           Finished properly, without text
+         ├─ ThinkingLeaked        The text that was delivered as answer was thinking
+         └─ SchemaMismatch        Not what ``response_format`` requires
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class LLMError(Exception):
 
     retryable: bool = False
     failover: ClassVar[bool] = True
+    refusal: ClassVar[str] = "the server refused"  # what happened, if a server's refusal means this class
     advice: ClassVar[str] = ""
 
     def __init__(
@@ -165,11 +166,11 @@ def bare(error: LLMError) -> LLMError:
 
 
 class ConfigError(LLMError):
-    """Will not mend itself: another provider may serve meanwhile, but somebody must change a setting."""
+    """A setting must be changed; another provider may serve meanwhile."""
 
 
 class NotConfigured(ConfigError):
-    """Nothing named, no address, no key, or a variable that cannot be read."""
+    """Nothing is named, there is no address, or a variable is invalid."""
 
 
 class KeyMissing(NotConfigured):
@@ -179,13 +180,19 @@ class KeyMissing(NotConfigured):
 class AuthenticationFailed(ConfigError):
     """The key is missing, wrong, or not allowed to do this."""
 
+    refusal = "the key is missing, wrong, or not allowed to do this"
+
 
 class ModelNotFound(ConfigError):
-    """The server is there; the model is not."""
+    """The server does not have the model."""
+
+    refusal = "the server does not have the model"
 
 
 class Misconfigured(ConfigError):
-    """Something else than the expected server answers at this address."""
+    """Something else answers at this address: a web page, an unknown route, a proxy."""
+
+    refusal = "this is not an address of the model's API"
 
 
 class NotLocal(ConfigError):
@@ -193,42 +200,48 @@ class NotLocal(ConfigError):
 
 
 class RequestError(LLMError):
-    """Wrong in itself: it would fail everywhere, so nobody else is asked."""
+    """The request is wrong in itself: no other provider is tried."""
 
     failover = False
 
 
 class InvalidRequest(RequestError):
-    """A keyword or a value that cannot be."""
+    """A keyword or a value is invalid."""
+
+    refusal = "the server refused the request"
 
 
 class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
 
+    refusal = "a content filter refused"
     advice = "Rephrase the prompt; asking again will not help"
 
 
 class CapabilityError(LLMError):
-    """This provider cannot; one that can may."""
+    """This provider cannot serve the request; another one may."""
 
 
 class ContextOverflow(CapabilityError):
-    """The prompt (with the answer asked for) is longer than the window that is served.
+    """The prompt, with ``max_tokens``, is longer than the context that is served.
 
     ``needed`` and ``window`` are both lengths in tokens, where the server or an estimate tells them.
     """
 
+    refusal = "the prompt is longer than the context that is served"
     needed: int | None = None
     window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
 
 
 class Unsupported(CapabilityError):
-    """This provider or model has no vision, tools, schema, or a keyword that it cannot honour."""
+    """No vision, tools or schema, or a keyword that this provider does not honour."""
+
+    refusal = "the server or the model cannot do that"
 
 
 class Unavailable(LLMError):
-    """Not now; it may pass by itself."""
+    """The provider cannot serve now; that may pass by itself."""
 
     retryable = True
 
@@ -244,38 +257,43 @@ class ConnectionFailed(Unavailable):
 
 
 class ModelLoading(Unavailable):
-    """The server is there and loads the model: wait, do not hurry it."""
+    """The server is there and loads the model."""
 
+    refusal = "the model is loading"
     advice = "Wait until the model is loaded"
 
 
 class Overloaded(Unavailable):
     """The server is busy."""
 
+    refusal = "the server is busy"
     advice = "Ask again later, or ask less at once"
 
 
 class RateLimited(Unavailable):
-    """Too many requests; ``retry_after`` says how many seconds to wait, where the server said so."""
+    """Too many requests; ``retry_after`` has the seconds to wait, if the server sent them."""
 
+    refusal = "too many requests"
     advice = "Ask again later, or ask less at once"
 
 
 class QuotaExceeded(Unavailable):
     """Out of quota or money: waiting does not help, another provider does."""
 
+    refusal = "the quota is used up"
     retryable = False
     advice = "Raise the quota or pay at the provider, or set LLM_PROVIDER to another one"
 
 
 class ServerFailed(Unavailable):
-    """The server failed inside (5xx)."""
+    """The server failed (another 5xx)."""
 
+    refusal = "the server failed"
     advice = "Look into the server's log"
 
 
 class TimedOut(Unavailable):
-    """A budget of time was used up."""
+    """A time limit was reached."""
 
 
 class ConnectTimeout(TimedOut):
@@ -295,7 +313,7 @@ class GapTimeout(TimedOut):
 
 
 class DeadlineExceeded(TimedOut):
-    """LLM_DEADLINE, or the call's ``timeout=``, is over: there is no time left for anybody."""
+    """LLM_DEADLINE, or ``timeout=`` of the call, is over."""
 
     retryable = False
     failover = False
@@ -303,7 +321,7 @@ class DeadlineExceeded(TimedOut):
 
 
 class NotRecorded(LLMError):
-    """``LLM_REPLAY`` plays cassettes, and this request is in none of them; or a test forbids real model calls.
+    """The cassettes of ``LLM_REPLAY`` do not have this request, or a test forbids real calls.
 
     No fallback answers instead: what a test would show then is not what was recorded.
 
@@ -316,7 +334,7 @@ class NotRecorded(LLMError):
 
 
 class BrokenAnswer(LLMError):
-    """A 200 that is not a whole answer."""
+    """A 200 that is not a complete answer."""
 
     retryable = True
     advice = "What arrived is in .partial; ask again, and look into the server's log if it happens again"
@@ -327,7 +345,7 @@ class AnswerCut(BrokenAnswer):
 
 
 class NotContinued(AnswerCut):
-    """A broken answer could not be continued: what came does not begin with the end of what was delivered."""
+    """The continuation does not begin with the end of the delivered text."""
 
     retryable = False
     advice = "What was delivered is in .partial; ask again for a whole answer"
@@ -338,7 +356,7 @@ class BodyCut(BrokenAnswer):
 
 
 class FinishMissing(BrokenAnswer):
-    """The end was marked, but no finish_reason was given."""
+    """The end was marked (``[DONE]``, a complete body), but no finish_reason was sent."""
 
 
 class AnswerNotDone(BrokenAnswer):
@@ -350,36 +368,40 @@ class AnswerNotDone(BrokenAnswer):
 
 
 class TokenRepeated(BrokenAnswer):
-    """More than thirty equal tokens, at which the server ended the answer without its last line."""
+    """The server gave up after more than thirty equal tokens."""
 
     advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 
 
 class UnknownFinish(BrokenAnswer):
-    """A finish that is none of stop, length, tool_calls, content_filter."""
+    """A finish that does not mean complete ("abort", "error", "load")."""
 
 
 class ErrorInAnswer(BrokenAnswer):
     """An error object after the answer began."""
 
+    refusal = "the server reported an error in the middle of its answer"
+
 
 class ErrorBody(BrokenAnswer):
     """An error object in a 200, instead of an answer."""
 
+    refusal = "the server answered with an error object instead of an answer"
+
 
 class AnswerTooLong(BrokenAnswer):
-    """Many times as long as ``max_tokens`` can be, and no end of it; it is not continued."""
+    """Many times as long as ``max_tokens``, without an end."""
 
     retryable = False
     advice = "The server does not stop at max_tokens: look into its log, or use another model"
 
 
 class MalformedAnswer(BrokenAnswer):
-    """A line or a body that is not of the server's dialect."""
+    """A line or a body that is not of the dialect of the server."""
 
 
 class AnswerTruncated(BrokenAnswer):
-    """An answer that cannot be used in part ended at ``max_tokens``, or where the context was full.
+    """A schema, a tool call or an empty answer ended at ``max_tokens`` or a full context.
 
     It is a schema, a tool call, or empty: thinking used all tokens.
 
@@ -395,11 +417,11 @@ class EmptyStream(BrokenAnswer):
 
 
 class EmptyAnswer(BrokenAnswer):
-    """Finished properly, and said nothing."""
+    """Finished properly, without text."""
 
 
 class ThinkingLeaked(BrokenAnswer):
-    """A ``</think>`` without opening: the pieces that were delivered as answer were thinking."""
+    """The text that was delivered as answer was thinking."""
 
     advice = (
         "Drop what was shown and ask again: for this model the text is now held back until its thinking is over; "
@@ -408,7 +430,7 @@ class ThinkingLeaked(BrokenAnswer):
 
 
 class SchemaMismatch(BrokenAnswer):
-    """Not what ``response_format`` asked for.
+    """Not what ``response_format`` requires.
 
     Attributes:
         reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message

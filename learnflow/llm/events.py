@@ -206,7 +206,6 @@ class Said:
     completion: Completion
 
 
-_Silent = Began | Asked | Queued | Ended | Switched | Continued | Checked  # for sinks, not for the log
 LogEvent = (
     Answered
     | Failed
@@ -220,7 +219,13 @@ LogEvent = (
     | NothingConfigured
     | Replaying
     | RecordingFailed
-    | _Silent
+    | Began
+    | Asked
+    | Queued
+    | Ended
+    | Switched
+    | Continued
+    | Checked
 )
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
@@ -228,23 +233,22 @@ _S = TypeVar("_S")
 _sinks: Final = kept("sinks", list[Sink]())
 _content: Final = kept("sinks of content", list[Callable[[Said], None]]())
 _numbers: Final = itertools.count(1)
-# The names in the log, to be searched for.
-_NAMES: Final[dict[type[LogEvent], str]] = {
-    Answered: "llm.request_completed",
-    Failed: "llm.request_failed",
-    Left: "llm.request_left",
-    Truncated: "llm.answer_truncated",
-    Adjusted: "llm.request_adjusted",
-    Failover: "llm.failover",
-    Resumed: "llm.stream_continued",
-    Opened: "llm.breaker_opened",
-    Closed: "llm.breaker_closed",
-    NothingConfigured: "llm.nothing_configured",
-    Replaying: "llm.replaying",
-    RecordingFailed: "llm.recording_failed",
+# The names and levels of the events that are logged; all others are for sinks only.
+_LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
+    Answered: ("llm.request_completed", "info"),
+    Failed: ("llm.request_failed", "info"),
+    Left: ("llm.request_left", "info"),
+    Truncated: ("llm.answer_truncated", "warning"),
+    Adjusted: ("llm.request_adjusted", "info"),
+    Failover: ("llm.failover", "warning"),
+    Resumed: ("llm.stream_continued", "warning"),
+    Opened: ("llm.breaker_opened", "warning"),
+    Closed: ("llm.breaker_closed", "info"),
+    NothingConfigured: ("llm.nothing_configured", "warning"),
+    Replaying: ("llm.replaying", "warning"),
+    RecordingFailed: ("llm.recording_failed", "error"),
 }
 _UNLOGGED: Final = ("request", "tight")  # for sinks only
-_WARNINGS: Final = (Truncated, Failover, Resumed, Opened, NothingConfigured, Replaying)
 
 
 def next_request() -> int:
@@ -370,7 +374,7 @@ async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMEr
 
 def emit(event: LogEvent) -> None:
     """Pass an event to the log and to every sink."""
-    if not isinstance(event, _Silent):
+    if type(event) in _LOGGED:
         _guarded(_log, event)
     for sink in tuple(_sinks):
         _guarded(sink, event)
@@ -385,16 +389,16 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
 
 
 def _log(event: LogEvent) -> None:
-    loud = isinstance(event, RecordingFailed) or (isinstance(event, Failed) and event.loud)
-    warns = isinstance(event, _WARNINGS) or (isinstance(event, Adjusted) and event.tight)
-    level: log.Level = "error" if loud else "warning" if warns else "info"
+    name, level = _LOGGED[type(event)]
+    if isinstance(event, Failed) and event.loud:
+        level = "error"
+    if isinstance(event, Adjusted) and event.tight:
+        level = "warning"
     if log.wanted(level):
-        shown = {
-            name: value
-            for name, value in log_fields(event).items()
-            if value not in (None, {}) and name not in _UNLOGGED
-        }
-        log.line(level, _NAMES[type(event)], **shown)
+        fields_ = log_fields(event).items()
+        log.line(
+            level, name, **{key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
+        )
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from support import TEXT, heard, pair, provider_for, router
 
 from learnflow.llm import RouterProvider, errors
+from learnflow.llm.cli.explain import choices_of
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
@@ -20,7 +21,7 @@ async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_ser
         assert await heard(chain, "generate") == TEXT
         state = chain.status()[0]
         assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
-        assert "OPENAI_API_KEY" in chain.explain("hi")[0].why
+        assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].why
     with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
         RouterProvider(primary="openai")
     with pytest.raises(errors.NotConfigured, match="Did you mean openai"):
@@ -37,9 +38,9 @@ async def test_routing_by_cost_and_locality() -> None:
             )  # both are near
 
 
-async def test_explain_asks_nobody() -> None:
+async def test_explain_sends_nothing() -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
-        choices = chain.explain("hi")
+        choices = choices_of(chain, "hi")
         assert [(choice.provider, choice.serves) for choice in choices] == [("vllm", True), ("llamacpp", False)]
         assert one.pages == two.pages == []
 
@@ -50,13 +51,13 @@ async def test_explain_says_what_the_selection_does() -> None:
     ]
     async with FaultServer("openai", TEXT) as server:
         provider = CustomProvider(base_url=server.base_url, model="m")
-        (unknown,) = router(provider).explain(picture)
-        assert (unknown.serves, "nobody knows" in unknown.why) == (None, True)
-        (known,) = router(provider).explain("hi")
+        (unknown,) = choices_of(router(provider), picture)
+        assert (unknown.serves, "it is unknown whether" in unknown.why) == (None, True)
+        (known,) = choices_of(router(provider), "hi")
         assert known.serves is True
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
         monkeyed.catalog.stated = {"vision": False}
-        (refused,) = router(monkeyed).explain(picture)
+        (refused,) = choices_of(router(monkeyed), picture)
         assert (refused.serves, refused.why) == (False, "lacks vision")
 
 

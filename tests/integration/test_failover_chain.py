@@ -10,6 +10,7 @@ from support import JSON, KINDS, TEXT, Clock, Quiz, dead, heard, pair, provider_
 
 from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.cli.explain import choices_of
 from learnflow.llm.providers import OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
@@ -179,7 +180,7 @@ async def test_local_only_asks_no_cloud_at_all(monkeypatch: pytest.MonkeyPatch) 
             OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
         )
         assert (await chain.complete("hi")).attempts == 1
-        assert "LLM_LOCAL_ONLY" in chain.explain("hi")[0].why
+        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].why
 
 
 async def test_a_short_timeout_of_one_caller_is_nobodys_fault() -> None:

@@ -1,17 +1,21 @@
 """``explain``: which provider would serve a request, and why not the others.
 
-Must never send the prompt, or ask anybody unless told to look.
-The command line calls it.
+Must never send the prompt, or probe a server without ``--look``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Unpack
 
 import click
 
+from ..adapter.context_window import unknown
+from ..base import Call, Options, Prompt
 from ..factory import get_provider
-from ..routing.router import Choice
+from ..routing.option import Option
+from ..routing.router import RouterProvider
+from ..routing.selection import Chain, last_resort, select
 from .command import ExitCode, command, model_option, provider_option
 from .status import NOBODY
 from .terminal import progress, say, table
@@ -19,6 +23,23 @@ from .terminal import progress, say, table
 _MAX_TOKENS: Final = 10_000_000  # a text of so many is made
 _SERVES = {True: "yes", False: "no", None: "unknown"}
 _DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One provider, as a request sees it.
+
+    Attributes:
+        serves: whether it would get the request; None if its capabilities are unknown.
+        why: the reason.
+        rank: 0 is first; equals have the same.
+    """
+
+    provider: str
+    model: str | None
+    serves: bool | None
+    why: str
+    rank: int
 
 
 @command
@@ -42,7 +63,7 @@ async def explain(
     look: bool,
     provider: str | None,
 ) -> int:
-    """Tell who would serve a request, and why not the others. Nothing of the prompt is sent."""
+    """Show which provider would serve a request, and why the others would not. Nothing of the prompt is sent."""
     router = get_provider(provider)
     look = look or not router.providers
     if look:
@@ -53,17 +74,47 @@ async def explain(
     more: dict[str, Any] = {"tools": [{}]} if tools else {}
     if schema:
         more["response_format"] = {"type": "json_schema"}
-    choices = router.explain(request, model, **more)
+    choices = choices_of(router, request, model, **more)
     if choices:
-        rows = ((str(each.rank + 1), each.provider, each.model or "-", *_told(each, look)) for each in choices)
+        rows = ((str(each.rank + 1), each.provider, each.model or "-", *_serves(each, look)) for each in choices)
         table(("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), rows)
     else:
         say(NOBODY)
     return ExitCode.OK if any(each.serves is not False for each in choices) else ExitCode.NO_PROVIDER
 
 
-def _told(choice: Choice, look: bool) -> tuple[str, str]:
-    """Whether it would serve, and why; of one that was not looked at nobody knows."""
+def choices_of(
+    router: RouterProvider, prompt: Prompt, model: str | None = None, **more: Unpack[Options]
+) -> list[Choice]:
+    """Return which provider would serve a request, and why the others would not. Nothing is sent."""
+    chain = router.chain_now(Call(prompt, model, options=more))
+    order = chain.order()
+    fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
+    chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
+    return [_choice(option, chain, is_chosen=option is chosen) for option in order]
+
+
+def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
+    serves: bool | None = False
+    if lacking := chain.lacks(option):
+        why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
+    elif trouble := option.provider.trouble(option.model):
+        why = trouble
+    elif not is_chosen and not option.ready:
+        why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"
+    elif not is_chosen:
+        why = "would be used if the providers before it fail"
+    elif doubt := unknown(chain.needs, option.facts.capabilities):
+        serves, why = None, f"would be used; it is unknown whether it has {', '.join(doubt)}"
+    else:
+        serves, why = True, "would serve"
+    if serves is not False and option.cold:
+        why += ", once it has loaded the model"
+    return Choice(option.name, option.target.model, serves, why, option.rank)
+
+
+def _serves(choice: Choice, look: bool) -> tuple[str, str]:
+    """Return whether it would serve, and why. Without a look it is unknown."""
     if choice.serves and not look:
-        return "unknown", "would be asked; --look asks the servers whether they could answer"
+        return "unknown", "would be used; --look probes the servers first"
     return _SERVES[choice.serves], choice.why.removeprefix(f"{choice.provider}: ")

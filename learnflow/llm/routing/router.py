@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, Unpack, cast
+from typing import Any, Final, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..adapter.context_window import unknown
-from ..base import AbstractProvider, Attempt, Call, LLMProvider, Options, Prompt, Resume
+from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
 from ..capabilities import Capabilities, Health
 from ..capabilities import unknown as unknown_capabilities
 from ..completion import Completion
@@ -31,7 +30,7 @@ from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
 from .progress import Progress
-from .selection import Chain, Routing, last_resort, select
+from .selection import Chain, Routing
 
 Member = str | LLMProvider
 Equals = Member | list[Member] | tuple[Member, ...]
@@ -39,27 +38,6 @@ Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
 _RESUMES: Final = ("continue", "raise")
 _LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengths to be known
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What ``explain`` reports about one provider.
-
-    Attributes:
-        serves: whether it would get the request; None if its capabilities are unknown.
-        why: the reason.
-        rank: 0 is first; equals have the same.
-        in_flight: requests in flight there in this process.
-        cached: the share of prompt tokens that came from cache, from 0 to 1; None if unknown.
-    """
-
-    provider: str
-    model: str | None
-    serves: bool | None
-    why: str
-    rank: int = 0
-    in_flight: int = 0
-    cached: float | None = None
 
 
 class RouterProvider(AbstractProvider):
@@ -217,18 +195,11 @@ class RouterProvider(AbstractProvider):
             if not option.broken:
                 await option.provider.aclose()
 
-    def explain(self, prompt: Prompt, model: str | None = None, **more: Unpack[Options]) -> list[Choice]:
-        """Return which provider would serve a request, and why the others would not. Nothing is sent.
-
-        It rests on what is known now; ``refresh()`` of a provider updates that.
-        """
-        call = Call(prompt, model, options=more)
+    def chain_now(self, call: Call) -> Chain:
+        """Return the options for a call, by what is known now. Nothing is sent; even a sole option is checked."""
         chain = Chain(self._options, call, self._settings, explained=True)
         chain.choose_models()
-        order = chain.order()
-        fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
-        chosen = select(fit, self._settings.llm_routing) or (last_resort(fit) if fit else None)
-        return [_choice(option, chain, is_chosen=option is chosen) for option in order]
+        return chain
 
     def status(self) -> list[dict[str, Any]]:
         """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
@@ -270,27 +241,6 @@ def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
     ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
     ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
     return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
-
-
-def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
-    """Return what ``explain`` reports about an option."""
-    serves: bool | None = False
-    if lacking := chain.lacks(option):
-        why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
-    elif trouble := option.provider.trouble(option.model):
-        why = trouble
-    elif not is_chosen and not option.ready:
-        why = f"left alone after {type(option.opened[0].error).__name__}"
-    elif not is_chosen:
-        why = "would be asked if those before it fail"
-    elif doubt := unknown(chain.needs, option.facts.capabilities):
-        serves, why = None, f"would be asked; nobody knows whether it has {', '.join(doubt)}"
-    else:
-        serves, why = True, "would serve"
-    if serves is not False and option.cold:
-        why += ", once it has loaded the model"
-    in_flight = CAPACITY.in_flight(option.address)
-    return Choice(option.name, option.target.model, serves, why, option.rank, in_flight, option.record.cached)
 
 
 def _status(option: Option) -> dict[str, Any]:

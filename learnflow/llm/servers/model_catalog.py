@@ -234,17 +234,24 @@ class ModelCatalog:
             server = await learn(self.client, server, wanted, started + within)
             model = next((each for each in server.models if model and each.name == model.name), model)
             error = error or as_error(model)
-        now = self.probed_at = loop.time()
-        if server:
-            listed = {each.name: replace(each, learned_at=now) for each in server.models}
-            model = model and listed.get(model.name, model)
-            self.server = server = replace(server, learned_at=now, models=tuple(listed.values()))
-            if every:
-                self._models.update(listed)
-        if model:
-            self._models.update({model.name: model, self._key(requested): model})
+        self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
+        if server:
+            server, model = self._remembered(server, model, requested, every=every)
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
+
+    def _remembered(
+        self, server: Server, model: Model | None, requested: str | None, *, every: bool
+    ) -> tuple[Server, Model | None]:
+        """Remember the result of a probe. Return it with the time."""
+        listed = {each.name: replace(each, learned_at=self.probed_at) for each in server.models}
+        self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+        if every:
+            self._models.update(listed)
+        if model:
+            model = listed.get(model.name, model)
+            self._models.update({model.name: model, self._key(requested): model})
+        return self.server, model
 
     def _chosen(self, server: Server, requested: str | None) -> Model:
         """Choose the model: the requested one, else the loaded one, else the only one.

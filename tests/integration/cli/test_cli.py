@@ -173,7 +173,7 @@ def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: 
     ]
     assert ollama.split(maxsplit=4)[3:] == [
         "unknown",
-        "would be asked; --look asks the servers whether they could answer",
+        "would be used; --look probes the servers first",
     ]
     assert cli.main(["explain", "hi", "--image"]) == 3
     assert "lacks vision" in capsys.readouterr().out
