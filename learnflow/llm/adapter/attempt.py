@@ -182,11 +182,9 @@ class _Attempt:
         return budget
 
     def _new_answer(self, emit: Emit) -> Answer:
-        continues = self._attempt.prefix is not None  # a continuation is no thinking
+        continues = self._attempt.prefix is not None
         closes = self._model in self._runner.held or bool(OPENS_THINKING_ITSELF.search(self._model))
-        return Answer(
-            self._request, emit, hold=self._hold and not continues, closes=closes and not continues, continues=continues
-        )
+        return Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
 
     async def _slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server, unless the router has taken one. Waiting counts against the deadline only.
@@ -344,7 +342,7 @@ class Answer(Transcript):
         emit: of the attempt.
         hold: emit no text before it is certain not to be thinking.
         closes: the model's template opens the thinking, so that the answer only closes it.
-        continues: it is the rest of an answer, which may be empty.
+        continues: it is the rest of an answer, which may be empty and does not think.
 
     Attributes:
         parser: of the response.
@@ -360,7 +358,7 @@ class Answer(Transcript):
         self.first_delta_at: float | None = None
         self.deltas = 0
         self._request, self._continues = request, continues
-        self._splitter = ReasoningSplitter(hold=hold, closes=closes)
+        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
 
     def take(self, delta: Delta) -> None:
         """Add a delta of the wire. Raises ThinkingLeaked if emitted text turns out to be thinking."""

@@ -72,15 +72,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
-        self.runner = Runner(
-            self.spec,
-            client,
-            self._times,
-            self.catalog,
-            self.address,
-            log_content=common.llm_log_content,
-            reask=common.llm_reask,
-        )
+        log_content, reask = common.llm_log_content, common.llm_reask
+        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
