@@ -17,10 +17,7 @@ SPEC: Final = ProviderSpec(
     example_model="claude-sonnet-4-6",
     litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Anthropic's API
     priced="anthropic",
-    api=Api(
-        default_url="https://api.anthropic.com/v1",
-        lists_all=False,
-    ),
+    api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},

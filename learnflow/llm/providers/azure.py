@@ -32,10 +32,7 @@ SPEC: Final = ProviderSpec(
         models_path="/openai/models",
         lists_all=False,  # it lists what could be deployed, not what is
     ),
-    dialect=Dialect(
-        reasoning=effort(),
-        finishes_turns=True,
-    ),
+    dialect=Dialect(reasoning=effort(), finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
     also={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),

@@ -14,9 +14,6 @@ SPEC: Final = ProviderSpec(
     seen="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    dialect=Dialect(
-        parameters=ALWAYS | LOCAL_SAMPLING,
-        reasoning=effort(),
-    ),
+    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),
     capabilities=unknown(local=True, cost=None),
 )

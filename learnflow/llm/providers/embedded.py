@@ -388,10 +388,7 @@ SPEC: Final = replace(
     name="embedded",
     title="embedded llama.cpp",
     seen="xllamacpp 2026.10",
-    api=replace(
-        llamacpp.SPEC.api,
-        default_url=None,
-    ),
+    api=replace(llamacpp.SPEC.api, default_url=None),
     server=replace(
         llamacpp.SPEC.server,
         service=None,

@@ -12,10 +12,7 @@ SPEC: Final = ProviderSpec(
     title="Fireworks AI",
     example_model="accounts/fireworks/models/llama-v3p3-70b-instruct",
     litellm="fireworks_ai",
-    api=Api(
-        default_url="https://api.fireworks.ai/inference/v1",
-        lists_all=False,
-    ),
+    api=Api(default_url="https://api.fireworks.ai/inference/v1", lists_all=False),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
         reasoning=effort(),

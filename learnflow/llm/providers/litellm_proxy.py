@@ -34,18 +34,9 @@ SPEC: Final = ProviderSpec(
     seen="1.106.2",
     litellm="litellm_proxy",
     local=True,
-    api=Api(
-        default_url="http://localhost:4000",
-        api_path="",
-        lists_all=False,
-    ),
-    server=ServerSupport(
-        forwards=True,
-        probe=Probe(pages=(_READINESS, _MODELS), read=_read),
-    ),
-    dialect=Dialect(
-        parameters=(ALWAYS | SAMPLING) - {"reasoning"},
-    ),
+    api=Api(default_url="http://localhost:4000", api_path="", lists_all=False),
+    server=ServerSupport(forwards=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
+    dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
     also={"base_url": ("LITELLM_PROXY_API_BASE",)},
     capabilities=unknown(local=True, cost=None),
 )

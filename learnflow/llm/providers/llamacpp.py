@@ -128,9 +128,7 @@ SPEC: Final = ProviderSpec(
     seen="0c1e570",
     litellm="hosted_vllm",
     local=True,
-    api=Api(
-        default_url="http://localhost:8080/v1",
-    ),
+    api=Api(default_url="http://localhost:8080/v1"),
     server=ServerSupport(
         service="llamacpp",
         count_tokens=_count_tokens,
@@ -139,11 +137,7 @@ SPEC: Final = ProviderSpec(
         probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
         start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
-    dialect=Dialect(
-        prefill=True,
-        parameters=ALWAYS | LOCAL_SAMPLING,
-        reasoning=template_switch(),
-    ),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
     also={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True, prefill=True),

@@ -63,16 +63,11 @@ SPEC: Final = ProviderSpec(
     seen="0bdb372",
     litellm="hosted_vllm",
     local=True,
-    api=Api(
-        default_url="http://localhost:8080/v1",
-        lists_all=False,
-    ),
+    api=Api(default_url="http://localhost:8080/v1", lists_all=False),
     server=ServerSupport(
         forwards=True,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
-    dialect=Dialect(
-        parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
-    ),
+    dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
     capabilities=unknown(local=True, cost=None),
 )

@@ -87,9 +87,7 @@ SPEC: Final = ProviderSpec(
     example_model="local-model",
     litellm="hosted_vllm",
     local=True,
-    api=Api(
-        default_url="http://localhost:1234/v1",
-    ),
+    api=Api(default_url="http://localhost:1234/v1"),
     server=ServerSupport(
         load_path=f"{_MODELS}/load",
         keep=_load_for,

@@ -15,9 +15,7 @@ SPEC: Final = ProviderSpec(
     title="OpenAI",
     example_model="gpt-4o-mini",
     litellm="openai",
-    api=Api(
-        default_url="https://api.openai.com/v1",
-    ),
+    api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
         reasoning=effort(),
         reasoning_models=_THINKS,

@@ -54,19 +54,9 @@ SPEC: Final = ProviderSpec(
     seen="0.32",
     litellm="hosted_vllm",
     local=True,
-    api=Api(
-        default_url="http://localhost:8000/v1",
-    ),
-    server=ServerSupport(
-        service="vllm",
-        probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),
-    ),
-    dialect=Dialect(
-        prefill=True,
-        parameters=ALWAYS | LOCAL_SAMPLING,
-        reasoning=template_switch(),
-        finishes_turns=True,
-    ),
+    api=Api(default_url="http://localhost:8000/v1"),
+    server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch(), finishes_turns=True),
     also={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
     capabilities=unknown(local=True, json_schema=True, prefill=True),

@@ -15,15 +15,8 @@ SPEC: Final = ProviderSpec(
     title="YandexGPT",
     example_model="gpt://<folder>/yandexgpt/latest",
     litellm="hosted_vllm",
-    api=Api(
-        default_url="https://llm.api.cloud.yandex.net/v1",
-        key_scheme="Api-Key",
-        lists_all=False,
-    ),
-    dialect=Dialect(
-        parts=frozenset({"text"}),
-        parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"},
-    ),
+    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
+    dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
     also={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
     capabilities=unknown(local=False, vision=False),
 )
