@@ -76,13 +76,22 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """
     held = ExitStack()
     places = {}
-    for name in (name for name, spec in SPECS.items() if spec.default_url and spec.local):
+    for name in (name for name, spec in SPECS.items() if spec.api.default_url and spec.local):
         port = held.enter_context(socket.socket())
         port.bind(("127.0.0.1", 0))
         places[name] = f"http://127.0.0.1:{port.getsockname()[1]}"
 
     def elsewhere() -> dict[str, Any]:
-        return {name: replace(spec, default_url=places.get(name)) for name, spec in registry.places().items()}
+        return {
+            name: replace(
+                spec,
+                api=replace(
+                    spec.api,
+                    default_url=places.get(name),
+                ),
+            )
+            for name, spec in registry.places().items()
+        }
 
     monkeypatch.setattr(discovery, "places", elsewhere)
     monkeypatch.setattr(settings_sources, "in_container", lambda: False)

@@ -66,7 +66,7 @@ def provider_table(language: str) -> str:
         (
             code(row),
             code(CLASSES[row].__name__),
-            code(spec.default_url) if spec.default_url else starts if spec.starts_server else unset,
+            code(spec.api.default_url) if spec.api.default_url else starts if spec.starts_server else unset,
             none if spec.local else needed,
             spec.seen or no,
         )
@@ -125,8 +125,8 @@ def example() -> str:
         lines += ["", f"# {spec.title}"]
         for setting in spec.settings:
             ours, *others = spec.spellings(setting)
-            values = {"base_url": (spec.default_url or "").removesuffix("/v1") if spec.local else ""}
-            values |= {"model": spec.example_model or "", "api_version": spec.default_version or ""}
+            values = {"base_url": (spec.api.default_url or "").removesuffix("/v1") if spec.local else ""}
+            values |= {"model": spec.example_model or "", "api_version": spec.api.default_version or ""}
             if others:
                 lines.append(f"# Also read: {', '.join(others)}")
             lines += [f"{ours}={values.get(setting, '')}"]

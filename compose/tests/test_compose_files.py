@@ -51,12 +51,12 @@ RUNNING = sorted(set(SERVICES) - JOBS)
 
 
 def test_the_rows_that_have_a_service_have_it_here() -> None:
-    assert {spec.service for spec in SPECS.values() if spec.service} <= set(SERVICES)
+    assert {spec.server.service for spec in SPECS.values() if spec.server.service} <= set(SERVICES)
     for spec in SPECS.values():
-        if spec.service:
-            inside = SERVICES[spec.service]["ports"][0].rpartition(":")[2]
-            assert spec.default_url
-            assert spec.default_url.partition("://")[2].partition("/")[0].endswith(f":{inside}")
+        if spec.server.service:
+            inside = SERVICES[spec.server.service]["ports"][0].rpartition(":")[2]
+            assert spec.api.default_url
+            assert spec.api.default_url.partition("://")[2].partition("/")[0].endswith(f":{inside}")
 
 
 def test_nothing_starts_without_a_profile() -> None:

@@ -18,12 +18,12 @@ from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
 from .process import kept
+from .provider_spec import ProviderSpec, named
 from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table
 from .replay import active
 from .replay.transport import unrecorded
 from .servers.model_catalog import state_of, without_name
-from .spec import ProviderSpec, named
 from .transport import network
 from .transport.client import NETWORK
 
@@ -115,19 +115,19 @@ async def _embedded(there: Iterable[Found], within: float) -> list[Found]:
 
 async def _resolvable(within: float) -> set[str]:
     """Return the names that servers have for a container and that exist: of its services, of the host."""
-    names = [_HOST, *(spec.service for spec in SPECS.values() if spec.service)]
+    names = [_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
     there = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
     return {name for name, exists in zip(names, there, strict=True) if exists}
 
 
 def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
     """Return the usual addresses of a server: on loopback, and for a container its service's name and the host."""
-    if not spec.local or not spec.default_url:
+    if not spec.local or not spec.api.default_url:
         return []
-    port = urlsplit(spec.default_url).port
+    port = urlsplit(spec.api.default_url).port
     # by its number: a name would wait for name servers that may be dead
     here = [] if taken and not own else [f"http://127.0.0.1:{port}"]
-    return here + [f"http://{host}:{port}" for host in (spec.service, _HOST) if host in hosts]
+    return here + [f"http://{host}:{port}" for host in (spec.server.service, _HOST) if host in hosts]
 
 
 async def _configured(name: str, within: float) -> Found:
@@ -186,7 +186,7 @@ def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
 def _unnamed(spec: ProviderSpec, url: str) -> BaseProvider:
     """Return the provider for an address that is not configured: without a key, unless it is the key's own."""
     own, key = settings.load_provider(spec), ""
-    if own.api_key and not own.base_url and _same(url) == _same(spec.default_url or ""):
+    if own.api_key and not own.base_url and _same(url) == _same(spec.api.default_url or ""):
         key = own.api_key.get_secret_value()
     return build(spec.name, base_url=url, api_key=key)
 
@@ -286,5 +286,5 @@ def _nothing(there: Iterable[Found]) -> NotConfigured:
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
         hint=f"{_with_keys()}Name one with LLM_PROVIDER, or get a local model: "
-        f"{', or '.join(spec.start for spec in SPECS.values() if spec.start)}",
+        f"{', or '.join(spec.server.start for spec in SPECS.values() if spec.server.start)}",
     )

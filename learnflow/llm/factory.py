@@ -1,7 +1,7 @@
-"""``get_provider()``: from the environment to a provider, at once, without talking to anybody; and ``discover()``.
+"""``get_provider()`` makes a provider from the environment without a request; ``discover()`` finds servers.
 
-Must never wait or connect inside ``get_provider``, or choose a cloud that nobody named.
-LearnFlow and the command line call it.
+Must never wait or connect inside ``get_provider``, or choose a cloud that is not named.
+Applications and the command line call it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from .routing.router import RouterProvider
 
 
 def get_provider(name: str | None = None) -> RouterProvider:
-    """The providers that ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` names as one, or the one of the given name.
+    """Return a router over the providers that ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` names, or over the given ones.
 
-    With nothing named: the local servers that are ready, looked for at the first awaited call.
+    If nothing is named, it finds the local servers that are ready, at the first awaited call.
 
     Args:
-        name: a provider, or several with commas between them, instead of what the environment names.
+        name: a provider, or several with commas between them, instead of those of the environment.
 
     Returns:
-        A router of one provider or more; nobody was asked yet.
+        A router of one provider or more. No request was sent.
 
     Raises:
         NotConfigured: a name is unknown, or none of them has its address and key.
     """
     common = settings.load()
     if switches.watched and (common.llm_metrics_port or common.llm_opentelemetry):
-        from . import integrations  # noqa: PLC0415  # extras, which few want
+        from . import integrations  # noqa: PLC0415  # of extras
 
         integrations.attach(common)
     if _instead:
@@ -44,19 +44,21 @@ def get_provider(name: str | None = None) -> RouterProvider:
 
 
 def named() -> bool:
-    """Whether the environment names a provider (or a test put one there), so that none has to be looked for."""
+    """Return whether the environment names a provider, or a test replaced it, so that none has to be found."""
     return bool(_instead or settings.load().chain)
 
 
 async def discover(within: float = SCAN_S) -> list[Health]:
-    """The model servers that answer: at configured addresses, at the usual ones on loopback, and inside a container at
-    the service names of our compose file and on the host. The ready ones come first.
+    """Return the model servers that answer; the ready ones come first.
+
+    Probes the configured addresses and the usual ones on loopback, and inside a container the service names of the
+    compose file and the host.
 
     Args:
-        within: seconds; it takes as long as the slowest answer, and never longer than this.
+        within: seconds, at most.
 
     Returns:
-        What each said of itself.
+        The health of each server.
     """
     there = [each.health for each in await scan(within) if each.answers]
     return sorted(there, key=lambda health: not health.ready)
@@ -64,7 +66,7 @@ async def discover(within: float = SCAN_S) -> list[Health]:
 
 @contextmanager
 def instead(provider: LLMProvider) -> Iterator[None]:
-    """``get_provider()`` gives a router over this provider inside, whatever the environment says. For tests."""
+    """Let ``get_provider()`` return a router over this provider inside the block. For tests."""
     _instead.append(provider)
     try:
         yield

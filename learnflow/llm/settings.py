@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsError
 from . import capabilities as known
 from . import settings_sources
 from .errors import NotConfigured
+from .provider_spec import ProviderSpec
 from .settings_sources import CONFIG
-from .spec import ProviderSpec
 
 _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
@@ -145,7 +145,7 @@ class ProviderSettings(BaseSettings):
     api_version: str | None = None
     """The version of the API, where it has one in its address."""
     context: Annotated[int, Field(gt=0)] | None = None
-    """Tokens of context that are served, where the server does not tell, or that requests ask for at first."""
+    """Context length that is served, if the server does not report it. It is sent if a request takes it."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
     """Requests at once; the others wait."""
     slots: Annotated[int, Field(gt=0)] | None = None

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .errors import NotConfigured
-from .spec import ProviderSpec
+from .provider_spec import ProviderSpec
 
 Places = Mapping[str, Mapping[str, str | None]]
 

@@ -290,7 +290,7 @@ class TextStream(AsyncIterator[str]):
 
     async def _stop(self) -> None:
         """Cancel the task, and wait for its end."""
-        task, self._work = self._task, _closed
+        task = self._task
         if task and not task.done():
             if not task.cancelling():
                 task.cancel()
@@ -309,10 +309,6 @@ class TextStream(AsyncIterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-async def _closed(emit: Emit) -> Completion:  # noqa: ARG001
-    raise InvalidRequest("the stream was closed", hint=_ONCE)
 
 
 def _abandon(task: asyncio.Task[None]) -> None:

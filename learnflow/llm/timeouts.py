@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from .base import TimeOptions
 from .errors import NotConfigured
+from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
-from .spec import ProviderSpec
 
 # Seconds to the first token and between two, where nobody says otherwise: for one's own machine, and for a cloud.
 NEAR: Final = (180.0, 120.0)

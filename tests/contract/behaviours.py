@@ -186,7 +186,7 @@ async def tools(one: Subject) -> None:
 async def thinking(one: Subject) -> None:
     """Thinking is no part of the answer."""
     asked, provider = "Is 17 prime? Think first.", one.provider()
-    more: Any = {"reasoning": True} if True in provider.spec.reasoning else {}
+    more: Any = {"reasoning": True} if True in provider.spec.dialect.reasoning else {}
     more |= {"temperature": 0} if one.shows_thinking else {}  # models that hide it take none
     done = await provider.complete(asked, one.thinks, **more)
     one.said(asked, done.text)
@@ -206,7 +206,7 @@ async def length(one: Subject) -> None:
 
 async def models(one: Subject) -> None:
     """The models that it lists."""
-    assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.lists_all
+    assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.api.lists_all
 
 
 async def health(one: Subject) -> None:

@@ -77,7 +77,7 @@ def named(row: str) -> Subject | None:
     spec = SPECS[row]
     names = [name for setting in ("base_url", "api_key", "model") for name in spec.spellings(setting)]
     said = {name: value for name in names if (value := os.environ.get(name))}
-    url = next((said[name] for name in spec.spellings("base_url") if name in said), spec.default_url)
+    url = next((said[name] for name in spec.spellings("base_url") if name in said), spec.api.default_url)
     if not any(name in said for name in spec.spellings("base_url" if spec.local else "api_key")) or not url:
         return None
     model = next((said[name] for name in spec.spellings("model") if name in said), SUBJECTS[row].model)

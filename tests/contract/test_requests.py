@@ -35,7 +35,7 @@ def chats(row: str, behaviour: str) -> Iterator[dict[str, Any]]:
             yield each.request.body
 
 
-SPOKEN = [(row, behaviour) for row, behaviour in CELLS if SPECS[row].parser is None]
+SPOKEN = [(row, behaviour) for row, behaviour in CELLS if SPECS[row].dialect.parser is None]
 
 
 @pytest.mark.parametrize(("row", "behaviour"), SPOKEN)
@@ -54,7 +54,7 @@ def test_the_request_says_what_was_asked(row: str, behaviour: str) -> None:
         assert limit
         if behaviour != "thinking" or SUBJECTS[row].shows_thinking:
             assert options["temperature"] == 0
-        if behaviour == "usage" and SPECS[row].stream_usage:
+        if behaviour == "usage" and SPECS[row].dialect.stream_usage:
             assert body["stream_options"] == {"include_usage": True}
         if behaviour == "image":
             assert DOT in said

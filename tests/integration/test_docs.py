@@ -26,9 +26,9 @@ from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, se
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
+from learnflow.llm.provider_spec import named
 from learnflow.llm.providers import provider_of
 from learnflow.llm.providers.registry import CUSTOM, SPECS
-from learnflow.llm.spec import named
 from learnflow.llm.testing import FaultServer, replaying
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])

@@ -94,7 +94,7 @@ async def test_known_answers_letter_by_letter(row: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("reasoning", [True, False])
 async def test_thinking_on_and_off_never_reaches_the_answer(row: str, reasoning: bool) -> None:
     provider = build(row)
-    if not provider.spec.reasoning:
+    if not provider.spec.dialect.reasoning:
         with pytest.raises(errors.Unsupported):
             await provider.generate("hi", reasoning=reasoning)
         return

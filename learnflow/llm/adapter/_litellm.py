@@ -1,9 +1,9 @@
 """The only importer of LiteLLM: its provider configurations write the request, its tables judge a refusal and price it.
 
-Everything here is a function of its arguments: no connection, no retry, no callback. What is used of LiteLLM's insides,
-each named in ``docs/internals/litellm.md`` and held by ``tests/integration/adapter/test_litellm.py``:
+Everything here is a function of its arguments: no connection, no retry, no callback. What is used of LiteLLM's
+internals is named in ``docs/internals/litellm.md`` and tested by ``tests/integration/adapter/test_litellm.py``:
 
-- ``ProviderConfigManager.get_provider_chat_config``: which configuration writes for a provider and a model
+- ``ProviderConfigManager.get_provider_chat_config``: the configuration of a provider and a model
 - ``get_optional_params``: our parameters as the provider's own
 - ``get_complete_url``, ``transform_request``, ``get_error_class`` of that configuration
 - ``exception_type``: the class that LiteLLM gives to a refusal
@@ -28,7 +28,7 @@ from .. import errors
 from ..completion import Usage
 from ..errors import LLMError
 from ..process import kept
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
@@ -50,7 +50,7 @@ _prepared: Final = kept("configurations of LiteLLM that are ready", set[str]())
 
 
 async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
-    """Import LiteLLM and write one request of this row, in a thread: seconds the first time, nothing afterwards."""
+    """Import LiteLLM and write one request of this spec, in a thread: seconds the first time, nothing afterwards."""
     if spec.litellm not in _prepared:
         await asyncio.to_thread(_prepare, spec, endpoint)
         await NETWORK.prepare()
@@ -66,11 +66,11 @@ def write(
     """Let LiteLLM's configuration of this provider write the request.
 
     Args:
-        spec: the row.
-        endpoint: where it goes; its key travels in a header of the client's.
+        spec: of the provider.
+        endpoint: where it is sent; the client adds the key as a header.
         model: its name at the provider.
         messages: OpenAI-style; not changed.
-        parameters: OpenAI's keywords, and ``extra_body``, which is laid over the body as it is.
+        parameters: OpenAI's keywords, and ``extra_body``, which is merged into the body as it is.
 
     Raises:
         Unsupported: the model does not take a parameter, or is not served by chat completions.
@@ -91,7 +91,7 @@ def write(
 def judge(
     spec: ProviderSpec, model: str, status: int, body: bytes, headers: Mapping[str, str]
 ) -> type[LLMError] | None:
-    """The leaf for what LiteLLM makes of a refusal; None where it has no opinion."""
+    """Return the class of error that LiteLLM gives to a refusal; None if it gives none."""
     litellm = _load()
     message = body[:_JUDGED].decode("utf-8", "replace")
     try:
@@ -120,7 +120,7 @@ _JUDGED: Final = 4000  # bytes of a refusal: LiteLLM searches them for many sent
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
-    """US dollars for these tokens by LiteLLM's price map; None where it does not know the model or the tokens."""
+    """Return US dollars for these tokens by LiteLLM's price map; None if the model or the tokens are unknown."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     litellm = _load()
@@ -147,7 +147,7 @@ def _written(
     messages: list[dict[str, Any]],
     parameters: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
-    """Address and body, by the steps that ``base_llm_http_handler.completion`` takes."""
+    """Return URL and body, by the steps of ``base_llm_http_handler.completion``."""
     config = _config(litellm, spec, model)
     # copies: a configuration may write into what it is given (1.106), and its body holds parts of it
     messages = [{key: value for key, value in each.items() if value is not None} for each in copy.deepcopy(messages)]
@@ -163,8 +163,8 @@ def _written(
             hint="Leave tools= or response_format= out, or choose another model",
         )
     known = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
-    if spec.chat_path:
-        url = endpoint.base + spec.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
+    if spec.api.chat_path:
+        url = endpoint.base + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
         url = config.get_complete_url(
             api_base=endpoint.base,
@@ -182,15 +182,15 @@ def _written(
 
 @lru_cache(maxsize=256)
 def _optional_params(prefix: str, model: str, version: str | None, plain: str, schema: type | None) -> dict[str, Any]:
-    """Our parameters as the provider's own.
+    """Return our parameters as the provider's own.
 
-    Remembered: an application asks with the same few again and again, and for some providers LiteLLM searches its
-    whole table a dozen times for them (Fireworks: 3 ms, in which the event loop would stand still).
+    Cached: an application sends the same few, and for some providers LiteLLM searches its whole table a dozen times
+    (Fireworks: 3 ms, which would block the event loop).
 
     Args:
-        prefix, model, version: whose.
+        prefix, model, version: of the provider.
         plain: the parameters, as JSON.
-        schema: the class of ``response_format``, where it is one.
+        schema: the class of ``response_format``, if it is one.
     """
     parameters = json.loads(plain) | ({"response_format": schema} if schema else {})
     optional: dict[str, Any] = _load().utils.get_optional_params(
@@ -210,14 +210,14 @@ def _config(litellm: Any, spec: ProviderSpec, model: str) -> Any:
 
 
 def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str:
-    """How LiteLLM's table says that a cloud model is asked; "chat" where it does not know the model."""
+    """Return the mode of a cloud model in LiteLLM's table; "chat" if it does not have the model."""
     table = litellm.model_cost
     known = table.get(f"{spec.price_prefix}/{model}") or table.get(model) or {}
     return str(known.get("mode") or _MODE)
 
 
 def _refused(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
-    """Ours for what a configuration raised; its own words may repeat the request and are not read but for names."""
+    """Return our error for one of a configuration. Its words may repeat the request: only names are read from them."""
     if isinstance(error, LLMError):
         return error
     if _kind_of(error) is errors.Unsupported:
@@ -236,7 +236,7 @@ def _refused(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
 
 
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
-    """One request that is not sent: imports and caches are filled in this thread."""
+    """Write one request that is not sent, to fill imports and caches in this thread."""
     with _lock:
         if spec.litellm not in _prepared:
             with suppress(errors.Unsupported):  # a vendor of which LiteLLM knows no parameters
@@ -248,7 +248,7 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
 def _load() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import litellm  # noqa: PLC0415  # seconds, and wanted only by who asks a model
+    import litellm  # noqa: PLC0415  # it takes seconds, and only a request needs it
 
     litellm.drop_params = False  # LITELLM_DROP_PARAMS would drop a caller's word without one of its own
     litellm.suppress_debug_info = True

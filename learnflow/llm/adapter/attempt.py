@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -12,12 +12,12 @@ from .. import errors, events, log
 from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
+from ..provider_spec import ProviderSpec
 from ..servers.model_catalog import QUICK_S, ModelCatalog
-from ..spec import ProviderSpec
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import addressed
+from ..transport.endpoint import Endpoint, addressed
 from ..transport.error_mapping import failure_of
 from ..transport.reader import AnswerReader
 from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta, ReasoningSplitter
@@ -25,47 +25,43 @@ from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, structured_output
 from .capacity import CAPACITY
-from .context_budget import ContextBudget
+from .context_window import ContextBudget
 from .redaction import discreet
-from .request import Request, Variant, with_inline_images
+from .request import Request, Variant
 
 _TURN_ADDED: Final = "with a turn of the user behind the last assistant message, which the server may continue"
 _MAY_BE_OURS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
+@dataclass(slots=True, eq=False)
 class Runner:
     """Starts the attempts at one provider, and remembers what its server refused.
 
-    Args:
-        spec, client, times: the provider, its client, its time limits.
+    Attributes:
+        spec, client, times, catalog: of the provider.
         address: whose queue a request waits in.
-        catalog: of its models.
         log_content: log prompts and answers, at DEBUG.
         reask: how often an answer that does not fit its schema is sent back.
-
-    Attributes:
         variants: model -> how a request to it is written after its refusals.
         held: models whose answer is held back until it is certain not to be thinking.
         unreachable: the last failure to connect, and its time.
     """
 
-    def __init__(
-        self,
-        spec: ProviderSpec,
-        client: Client,
-        times: Times,
-        catalog: ModelCatalog,
-        address: str,
-        *,
-        log_content: bool,
-        reask: int,
-    ) -> None:
-        self.spec, self.client, self.times, self.catalog = spec, client, times, catalog
-        self.endpoint, self.address, self.log_content = client.endpoint, address, log_content
-        self.variants: dict[str, Variant] = {}
-        self.held: set[str] = set()
-        self.unreachable: tuple[float, LLMError] | None = None
-        self._reask = reask
+    spec: ProviderSpec
+    client: Client
+    times: Times
+    catalog: ModelCatalog
+    address: str
+    log_content: bool
+    reask: int
+    variants: dict[str, Variant] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    unreachable: tuple[float, LLMError] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address of the server."""
+        return self.client.endpoint
 
     @property
     def concurrency_limit(self) -> int | None:
@@ -76,8 +72,10 @@ class Runner:
     @property
     def continuation_spec(self) -> ProviderSpec | None:
         """The spec by which an answer is continued: its own, or that of the detected server if the dialect matches."""
-        specs = self.spec, self.catalog.server and self.catalog.server.kind
-        return next((spec for spec in specs if spec and spec.continues and spec.parser is self.spec.parser), None)
+        for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
+            if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
+                return spec
+        return None
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
         """Return the work of an attempt, with its events. Nothing is sent before it runs.
@@ -88,10 +86,10 @@ class Runner:
             buffered: the caller does not read pieces.
         """
         hold = buffered or request.reasoning not in (None, False)  # what may be thinking, until that is certain
-        if buffered and self._reask and attempt.prefix is None and structured_output.checks(request.wanted):
+        if buffered and self.reask and attempt.prefix is None and structured_output.checks(request.wanted):
             once = partial(self._once, hold=True)
             limit_s = request.timeout or self.times.deadline
-            return partial(structured_output.reasked, once, request, attempt, self._reask, limit_s, self.spec.name)
+            return partial(structured_output.reasked, once, request, attempt, self.reask, limit_s, self.spec.name)
         return self._once(request, attempt, hold=hold)
 
     def _once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
@@ -181,62 +179,41 @@ class _Attempt:
                 await _litellm.prepare(spec, runner.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline was over before the request could be sent") from None
-        if request.images and not spec.reads_urls:
-            self._request = await self._with_images(deadline)
         return budget
 
-    async def _with_images(self, deadline: float) -> Request:
-        """Return the request with its images inline, for a server that fetches none."""
-        limit = min(deadline, asyncio.get_running_loop().time() + self._times.first_token)
-        try:
-            async with asyncio.timeout_at(limit):
-                messages = await with_inline_images(self._request.messages, self._runner.client)
-        except TimeoutError:
-            what = "a picture was not read from its address in time"
-            raise errors.InvalidRequest(what, hint="Give it as a data URL") from None
-        return replace(self._request, messages=messages)
-
     def _new_answer(self, emit: Emit) -> Answer:
-        continues = self._attempt.prefix is not None  # a continuation is no thinking
+        continues = self._attempt.prefix is not None
         closes = self._model in self._runner.held or bool(OPENS_THINKING_ITSELF.search(self._model))
-        return Answer(
-            self._request, emit, hold=self._hold and not continues, closes=closes and not continues, continues=continues
-        )
+        return Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
 
     async def _slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot of the server, unless the router has taken one. Waiting counts against the deadline only."""
-        runner, limit = self._runner, self._runner.concurrency_limit
-        if (given := self._attempt.slot) is not None:
-            self._queued(given.waited_s, limit)
-            return None  # the router releases it
-        began = asyncio.get_running_loop().time()
-        try:
-            with emit.waiting(Waiting("queue", self._spec.name, self._model)):
+        """Wait for a slot of the server, unless the router has taken one. Waiting counts against the deadline only.
+
+        Raises:
+            DeadlineExceeded: no slot was free in time.
+            ConnectionFailed, ConnectTimeout: another request found the server unreachable meanwhile.
+        """
+        runner, slot, limit = self._runner, self._attempt.slot, self._runner.concurrency_limit
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if slot is None:
+            with emit.waiting(Waiting("queue", self._spec.name, self._model)), suppress(TimeoutError):
                 slot = await CAPACITY.acquire(runner.address, limit, deadline)
-        except TimeoutError:
-            self._queued(asyncio.get_running_loop().time() - began, limit)
-            self._raise_unreachable(began)
+        if limit is not None:
+            waited_s = slot.waited_s if slot else loop.time() - began
+            events.emit_lazily(events.Queued, provider=self._spec.name, seconds=waited_s)
+        if self._attempt.slot:
+            return None  # the router releases it
+        if runner.unreachable and runner.unreachable[0] >= began:
+            CAPACITY.release(slot)
+            error = runner.unreachable[1]
+            raise type(error)(error.what)
+        if slot is None:
             what = f"timed out waiting for a free slot (max_concurrency={limit})"
             variable = self._spec.variable("max_concurrency")
             hint = f"Raise timeout= or LLM_DEADLINE, or {variable} if the server can take more"
-            raise errors.DeadlineExceeded(what, hint=hint) from None
-        try:
-            self._queued(slot.waited_s, limit)
-            self._raise_unreachable(began)
-        except LLMError:
-            CAPACITY.release(slot)
-            raise
+            raise errors.DeadlineExceeded(what, hint=hint)
         return slot
-
-    def _queued(self, seconds: float, limit: int | None) -> None:
-        if limit is not None:
-            events.emit_lazily(events.Queued, provider=self._spec.name, seconds=seconds)
-
-    def _raise_unreachable(self, since: float) -> None:
-        """Raise if another request found the server unreachable while this one waited."""
-        if self._runner.unreachable and self._runner.unreachable[0] >= since:
-            error = self._runner.unreachable[1]
-            raise type(error)(error.what)
 
     async def _converse(self, answer: Answer, budget: ContextBudget, deadline: float, emit: Emit) -> None:
         """Send the request and read its response; again without a parameter of ours that the model refuses."""
@@ -257,7 +234,7 @@ class _Attempt:
                     raise
                 variant = self._otherwise(budget, variant, error)
         runner.variants[model] = self._request.lasting(variant, before)
-        budget.held()
+        budget.answered()
 
     def _otherwise(self, budget: ContextBudget, variant: Variant, error: LLMError) -> Variant:
         """Return the next variant after a refusal. Raises the refusal if nothing of ours was refused."""
@@ -276,20 +253,18 @@ class _Attempt:
 
     def _parser(self) -> StreamParser:
         never = self._catalog.stated.get("finish") is False
-        return (self._spec.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
+        return (self._spec.dialect.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
 
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""
         none = self._catalog.stated.get("json_schema") is False
-        return Variant(rung=1 if none and len(self._spec.structured) > 1 else 0)
+        return Variant(rung=1 if none and len(self._spec.dialect.structured) > 1 else 0)
 
     def _patient(self, budget: ContextBudget) -> Times:
         """Return the time limits: a load has its own, and other providers may need a share."""
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if budget.loads else times.first_token
-        if patience is not None:
-            first = min(first, patience)
-        return times if first == times.first_token else replace(times, first_token=first)
+        return replace(times, first_token=first if patience is None else min(first, patience))
 
     async def _send(self, variant: Variant, budget: ContextBudget, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
@@ -307,54 +282,49 @@ class _Attempt:
         by = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and by is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
-        begun = attempt.raw if by and by.prefill else None
-        messages, parameters = self._request.put(model, variant, budget.sending(), begun)
-        if by and by.continuation:
+        begun = attempt.raw if by and by.dialect.prefill else None
+        messages, parameters = self._request.formatted(
+            model, variant, context_length=budget.context_length, max_tokens=budget.answer, begun=begun
+        )
+        if by and by.dialect.continuation:
             body = parameters.get("extra_body", {})
-            written: HttpRequest = await by.continuation(self._catalog.client, model, messages, body, attempt)
+            written: HttpRequest = await by.dialect.continuation(self._catalog.client, model, messages, body, attempt)
             return written
         return _litellm.write(spec, self._runner.endpoint, model, messages, parameters)
 
     async def _completed(self, answer: Answer, budget: ContextBudget) -> Completion:
         """Return the completion. Raises LLMError if it is none; one that does not fit its schema carries it."""
-        spec, request, attempt = self._spec, self._request, self._attempt
+        request, attempt = self._request, self._attempt
+        completion: Completion | None = None
         try:
-            completion = answer.completion(spec.name, self._model)
-        except errors.BrokenAnswer as error:
-            if answer.parser.finish != "length":
-                raise self._repeatable(error) from None
-            what = f"{error.what}; it ended at {self._limit(answer.parser.usage)}"
-            hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
-            raise errors.AnswerTruncated(what, hint=hint) from None
-        if loss := await budget.loss(completion.usage):
-            raise loss
-        cost = completion.cost
-        if cost is None and spec.local:
-            cost = 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
-        elif cost is None:
-            cost = _litellm.price(spec, self._model, completion.usage)
-        completion = replace(completion, cost=cost)
-        try:
+            completion = answer.completion(self._spec.name, self._model)
+            if loss := await budget.loss(completion.usage):
+                raise loss
+            completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
-                with structured_output.cut(completion.finish):
-                    completion = replace(completion, parsed=structured_output.parsed(request.wanted, completion.text))
-        except errors.AnswerTruncated as error:
-            error.what = f"{error.what}; it ended at {self._limit(completion.usage)}"
+                completion = replace(completion, parsed=structured_output.parsed(request.wanted, completion.text))
+        except errors.BrokenAnswer as error:
+            if answer.parser.finish == "length":
+                what = f"{error.what}; it ended at {self._limit(answer.parser.usage)}"
+                hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
+                raise errors.AnswerTruncated(what, hint=hint) from None
+            if isinstance(error, errors.SchemaMismatch):
+                error.answer = completion  # it has a cost, too
+                if request.sampling.get("temperature") == 0:
+                    error.retryable = False  # without sampling, the same request gets the same answer again
             raise
-        except errors.SchemaMismatch as error:
-            error.answer = completion  # it has a cost, too
-            raise self._repeatable(error) from None
         events.content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
-    def _repeatable(self, error: LLMError) -> LLMError:
-        """Return the error of a complete answer. Without sampling, the same request would get the same answer again."""
-        if isinstance(error, errors.SchemaMismatch) and self._request.sampling.get("temperature") == 0:
-            error.retryable = False
-        return error
+    def _cost(self, completion: Completion) -> float | None:
+        if completion.cost is not None:
+            return completion.cost  # as the server reports it
+        if not self._spec.local:
+            return _litellm.price(self._spec, self._model, completion.usage)
+        return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _limit(self, usage: Usage) -> str:
         """Return the name of the limit at which an answer ended."""
@@ -372,7 +342,7 @@ class Answer(Transcript):
         emit: of the attempt.
         hold: emit no text before it is certain not to be thinking.
         closes: the model's template opens the thinking, so that the answer only closes it.
-        continues: it is the rest of an answer, which may be empty.
+        continues: it is the rest of an answer, which may be empty and does not think.
 
     Attributes:
         parser: of the response.
@@ -388,7 +358,7 @@ class Answer(Transcript):
         self.first_delta_at: float | None = None
         self.deltas = 0
         self._request, self._continues = request, continues
-        self._splitter = ReasoningSplitter(hold=hold, closes=closes)
+        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
 
     def take(self, delta: Delta) -> None:
         """Add a delta of the wire. Raises ThinkingLeaked if emitted text turns out to be thinking."""

@@ -141,11 +141,19 @@ class Joiner:
         again = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
         self._repeats = [_Repetition(text) for text in dict.fromkeys(again)]
 
-    def feed(self, text: str) -> str:
-        """Add a piece of the continuation; return the text that may be emitted."""
+    def feed(self, text: str, *, over: bool = False) -> str:
+        """Add a piece of the continuation, which may be ``over``; return the text that may be emitted."""
         if self._held is None:
             return text
-        return self._settled(text, over=False)
+        if not (self.words and self._held):  # in words, each repetition holds what it needs
+            self._held += text
+        if self.mismatched or not (self._held or over):
+            return ""
+        after = self._after_words(text, over=over) if self.words else self._after_prefix(self._held, over=over)
+        if after is None:
+            return ""
+        self._held = None
+        return after
 
     @property
     def settled(self) -> bool:
@@ -159,19 +167,7 @@ class Joiner:
 
     def end(self) -> str:
         """End the continuation; return the text that was held back."""
-        return "" if self._held is None else self._settled("", over=True)
-
-    def _settled(self, text: str, *, over: bool) -> str:
-        assert self._held is not None  # noqa: S101  # called only before the seam
-        if not (self.words and self._held):  # in words, each repetition holds what it needs
-            self._held += text
-        if self.mismatched or not (self._held or over):
-            return ""
-        after = self._after_words(text, over=over) if self.words else self._after_prefix(self._held, over=over)
-        if after is None:
-            return ""
-        self._held = None
-        return after
+        return self.feed("", over=True)
 
     def _after_prefix(self, held: str, *, over: bool) -> str | None:
         """Return what follows the emitted text after a prefill; None while that is open.

@@ -1,7 +1,6 @@
-"""The keywords of a call, checked: known, honoured by the row, and of a value that can be.
+"""The keywords of a call, checked: known, supported by the provider, and valid.
 
-Must never change what a caller meant, or let one pass that nobody will honour.
-The request asks it first.
+Must never change what a caller meant, or let a keyword pass that the provider ignores.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
+
+Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what it must be
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
 _ONE: Final = "Call it several times, with asyncio.gather for instance"
@@ -22,67 +23,43 @@ _NO_LOGPROBS: Final = "An answer may be continued by another model: probabilitie
 _ELSEWHERE: Final = {  # what people look for here
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set {context_variable}, in tokens; where the server takes it with a request, it grows by itself",
+    "num_ctx": "Set {context_variable}, in tokens; otherwise it grows by itself if the server takes it with a request",
 }
-_NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
-    "temperature": (0, math.inf),
-    "max_tokens": (1, math.inf),
-    "top_p": (0, 1),
-    "top_k": (-1, math.inf),  # vLLM: -1 for all
-    "min_p": (0, 1),
-    "frequency_penalty": (-math.inf, math.inf),
-    "presence_penalty": (-math.inf, math.inf),
-}
-_WHOLE: Final = ("max_tokens", "top_k", "seed")
-_REASONING: Final = (True, False, "low", "medium", "high")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 _SESSION: Final = 200  # characters
 
 
 def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that were given, None being not given.
+    """Return the keywords that were given; None counts as not given.
 
     Args:
-        spec: the row that shall honour them.
+        spec: of the provider.
         sampling: those that every call has.
         more: the caller's others.
 
     Raises:
-        InvalidRequest: an unknown keyword, or a value that cannot be.
-        Unsupported: a keyword that this provider cannot honour.
+        InvalidRequest: an unknown keyword, or an invalid value.
+        Unsupported: a keyword that this provider does not support.
     """
-    more = {name: value for name, value in more.items() if value is not None or name not in _ELSEWHERE}
-    number = more.pop("n", None)
-    if number is not None and not (type(number) is int and number == 1):
-        raise Unsupported("n= may be 1 only: there is one answer to a call", provider=spec.name, hint=_ONE)
-    for name in more:
-        if name in _ELSEWHERE:
-            raise Unsupported(
-                f"there is no {name}=",
-                provider=spec.name,
-                hint=_ELSEWHERE[name].format(context_variable=spec.variable("context")),
-            )
-        if name not in _KEYWORDS:
-            near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
-            hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"
-            raise InvalidRequest(
-                f"there is no keyword {name}=",
-                provider=spec.name,
-                hint=f"{hint}; extra_body= takes what only this server knows",
-            )
     given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
-    for name in given:
-        if name not in spec.parameters:
-            raise Unsupported(
-                f"{spec.title} does not support {name}=", provider=spec.name, hint=f"Leave {name}= out here"
-            )
-    _check_values(spec, given)
+    number = given.pop("n", 1)
+    if type(number) is not int or number != 1:
+        raise Unsupported("n= may be 1 only: there is one answer to a call", hint=_ONE)
+    for name in more:
+        _check_known(spec, name, given=name in given)
+    for name, value in given.items():
+        if name not in spec.dialect.parameters:
+            raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out here")
+        fits, wanted = _RULES.get(name, (None, ""))
+        if fits and not fits(value):
+            raise _invalid(name, wanted)
+    _check_format(spec, given.get("response_format"))
     _check_choice(spec, given.get("tool_choice"), given.get("tools"))
     return given
 
 
 def rows(value: Any) -> bool:
-    """Whether this is a list of objects."""
+    """Return whether this is a list of objects."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
 
 
@@ -104,23 +81,15 @@ def text_of(part: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _check_values(spec: ProviderSpec, given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        low, high = _NUMBERS.get(name, (-math.inf, math.inf))
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name in _WHOLE and not (number and isinstance(value, int) and value >= low):
-            raise _bad(spec, name, f"a whole number{f' from {low:g}' if low > -math.inf else ''}")
-        if name in _NUMBERS and not (number and low <= value <= high and value != math.inf):
-            raise _bad(
-                spec, name, f"a number from {low:g} to {high:g}" if high < math.inf else f"a number from {low:g}"
-            )
-    for name, (fits, wanted) in _SHAPES.items():
-        if name in given and not fits(given[name]):
-            raise _bad(spec, name, wanted)
-    reasoning = given.get("reasoning")
-    if reasoning is not None and not (isinstance(reasoning, (bool, str)) and reasoning in _REASONING):
-        raise _bad(spec, "reasoning", 'True, False, "low", "medium" or "high"')
-    _check_format(spec, given.get("response_format"))
+def _number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Rule:
+    kinds = (int,) if whole else (int, float)
+    bounds = (f" from {low:g}" if low > -math.inf else "") + (f" to {high:g}" if high < math.inf else "")
+
+    def fits(value: Any) -> bool:
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        return number and low <= value <= high and abs(value) != math.inf
+
+    return fits, f"a {'whole ' if whole else ''}number{bounds}"
 
 
 def _json(value: Any) -> bool:
@@ -135,7 +104,19 @@ def _texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
 
 
-_SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+_RULES: Final[Mapping[str, Rule]] = {
+    "temperature": _number(0),
+    "max_tokens": _number(1, whole=True),
+    "top_p": _number(0, 1),
+    "top_k": _number(-1, whole=True),  # vLLM: -1 for all
+    "min_p": _number(0, 1),
+    "seed": _number(whole=True),
+    "frequency_penalty": _number(),
+    "presence_penalty": _number(),
+    "reasoning": (
+        lambda value: isinstance(value, bool) or value in ("low", "medium", "high"),
+        'True, False, "low", "medium" or "high"',
+    ),
     "stop": (_texts, "a text or a list of texts"),
     "system": (lambda value: isinstance(value, str), "a text"),
     "tools": (lambda value: rows(value) and _json(value), "a list of OpenAI-style tools"),
@@ -148,37 +129,42 @@ _SHAPES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 }
 
 
+def _check_known(spec: ProviderSpec, name: str, *, given: bool) -> None:
+    if name in _ELSEWHERE and given:
+        hint = _ELSEWHERE[name].format(context_variable=spec.variable("context"))
+        raise Unsupported(f"there is no {name}=", hint=hint)
+    if name not in (*_KEYWORDS, *_ELSEWHERE):
+        near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
+        hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"
+        raise InvalidRequest(
+            f"there is no keyword {name}=", hint=f"{hint}; extra_body= takes what only this server knows"
+        )
+
+
 def _check_format(spec: ProviderSpec, wanted: Any) -> None:
     if isinstance(wanted, Mapping):
         kind = wanted.get("type")
         if kind not in _FORMATS:
-            raise _bad(
-                spec, "response_format", f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
-            )
-        if kind != "text" and kind not in spec.structured:
-            raise Unsupported(
-                f"{spec.title} does not know response_format {kind}",
-                provider=spec.name,
-                hint=f"Use {spec.structured[0]}, or a pydantic class",
-            )
+            formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
+            raise _invalid("response_format", formats)
+        if kind != "text" and kind not in spec.dialect.structured:
+            hint = f"Use {spec.dialect.structured[0]}, or a pydantic class"
+            raise Unsupported(f"{spec.title} does not know response_format {kind}", hint=hint)
         if kind == "json_schema" and not isinstance(wanted.get("json_schema"), Mapping):
-            raise _bad(spec, "response_format", 'given its schema under "json_schema"')
+            raise _invalid("response_format", 'given its schema under "json_schema"')
     elif wanted is not None and not (isinstance(wanted, type) and hasattr(wanted, "model_validate_json")):
-        raise _bad(spec, "response_format", "a pydantic class or a dict")
+        raise _invalid("response_format", "a pydantic class or a dict")
 
 
 def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
     if choice is None:
         return
     if not tools:
-        raise InvalidRequest("tool_choice= without tools=", provider=spec.name, hint="Give tools=, or leave it out")
-    if spec.tool_choices is not None and choice not in spec.tool_choices:
-        raise Unsupported(
-            f"{spec.title} does not support this tool_choice=",
-            provider=spec.name,
-            hint=f"It knows {', '.join(spec.tool_choices)}",
-        )
+        raise InvalidRequest("tool_choice= without tools=", hint="Give tools=, or leave it out")
+    if spec.dialect.tool_choices is not None and choice not in spec.dialect.tool_choices:
+        known = f"It knows {', '.join(spec.dialect.tool_choices)}"
+        raise Unsupported(f"{spec.title} does not support this tool_choice=", hint=known)
 
 
-def _bad(spec: ProviderSpec, name: str, wanted: str) -> InvalidRequest:
-    return InvalidRequest(f"{name}= must be {wanted}", provider=spec.name)
+def _invalid(name: str, wanted: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}= must be {wanted}")

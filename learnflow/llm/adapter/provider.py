@@ -1,4 +1,4 @@
-"""The one provider: a row and an address, a prompt in, a whole answer or a named failure out."""
+"""The base class of all providers: a spec and an address, a prompt in, a complete answer or a typed error out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
-from ..health import window
+from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_loading, model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
-from ..spec import Model, ProviderSpec
 from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
@@ -24,6 +23,7 @@ from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm
 from .attempt import Runner
+from .context_window import requested
 from .options import checked
 from .request import request
 from .routable import Facts, RoutableProvider, names_of
@@ -32,17 +32,17 @@ _T = TypeVar("_T")
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
-    """One provider. ``providers`` has a class for each vendor; what is not given is read from the row's variables.
+    """One provider. ``providers`` has a class for each vendor; the defaults come from the vendor's variables.
 
     Args:
         base_url: the server, with or without ``/v1`` and trailing slash.
-        model: the model to use where a call names none.
-        vision_model: the one for pictures, where that is another one.
+        model: the model of a call that names none.
+        vision_model: the one for images, if that is another one.
         api_key: the key; one from the environment goes only to the host that it was issued for.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout``, ``deadline`` (seconds), ``local_only``.
 
     Raises:
-        NotConfigured: an address that cannot be, or none, or a key that is missing.
+        NotConfigured: the address is invalid or missing, or the key is missing.
     """
 
     spec: ProviderSpec  # of the class; an address may have another one
@@ -58,11 +58,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         row = self.spec
         common, own = settings.load(), settings.load_provider(row)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
-        if replay and not (base_url or own.base_url or row.default_url):
+        if replay and not (base_url or own.base_url or row.api.default_url):
             base_url = replay.address(self.cassettes_of, near=row.local)
         replays = active.plays(replay)
-        if row.variant:
-            self.spec = row.variant(row, base_url or own.base_url or "", own.api_version)
+        if row.api.variant:
+            self.spec = row.api.variant(row, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
@@ -72,15 +72,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
-        self.runner = Runner(
-            self.spec,
-            client,
-            self._times,
-            self.catalog,
-            self.address,
-            log_content=common.llm_log_content,
-            reask=common.llm_reask,
-        )
+        log_content, reask = common.llm_log_content, common.llm_reask
+        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
         sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -88,7 +81,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def name(self) -> str:
-        """The row's name, as in ``LLM_PROVIDER``."""
+        """The name in ``LLM_PROVIDER``."""
         return self.spec.name
 
     @property
@@ -100,7 +93,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.window:  # the context grows with the request, up to what the model was trained for
+        if (
+            spec.server.context_length and "context_served" not in self.catalog.stated
+        ):  # it grows up to that of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -111,7 +106,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             names=names_of(name),
             has_model=model is not None and self._has(model),
             cold=self.catalog.is_cold(name),
-            loads=bool(spec.load_path),
+            loads=bool(spec.server.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
@@ -141,7 +136,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
-        made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        try:
+            made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+        except LLMError as error:
+            error.provider = self.name
+            raise
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
         return self.runner.start(made, attempt, buffered=call.whole)
@@ -151,38 +150,35 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop to its server that nobody uses; it may be asked again afterwards.
+        """Close idle connections of this event loop to its server. The provider can be used again afterwards.
 
         Not needed at the end of a program: the end of the event loop closes them.
         """
         await pool.leave(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
-        """The names that ``model=`` may take. Raises LLMError."""
+        """Return the names that ``model=`` may take. Raises LLMError."""
         return [model.name for model in await self._explained(self.catalog.models(every=False))]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
-        """The models that can answer, with what each of them can, within so many seconds. Raises LLMError."""
+        """Return the chat models with their capabilities, within so many seconds. Raises LLMError."""
         return await self._explained(self.catalog.models(within))
 
     async def health_check(self) -> bool:
-        """Whether it would answer now; reads a few pages, costs nothing, loads nothing. See ``LLMProvider``."""
+        """Return whether it would answer now; costs nothing and loads nothing. See ``LLMProvider``."""
         return (await self.refresh()).ready
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
-        """Look how it is and what it can, for ``within`` seconds at most, and remember; never raises.
-
-        Reads a few pages, as ``health_check`` does.
-        """
+        """Probe its state and capabilities, for at most ``within`` seconds, and remember them. Never raises."""
         health = await self.catalog.health(within)
         events.emit_lazily(events.Checked, provider=self.name, state=health.state)
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
-        """What is known about it, at once: what the last look showed, and what the row and the operator say.
+        """Return what is known now: from the last probe, the spec and the operator.
 
         Args:
-            model: None for the one that is used where a call names none.
+            model: None for the one of a call that names none.
         """
         can = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -190,17 +186,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return can
 
     async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
-        """Load the model by the server's own request, or wait until it is loaded, and load LiteLLM too.
+        """Load the model by the server's own request, or wait until it is loaded. Import LiteLLM, too.
 
         Args:
             model: as in ``generate``.
-            keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's own default.
+            keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's default.
 
         Raises:
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
-            LLMError: the server could not load it.
+            LLMError: any other failure.
         """
-        if keep_alive is not None and not self.spec.keep:
+        if keep_alive is not None and not self.spec.server.keep:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 
@@ -212,26 +208,26 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
-    async def _explained(self, asked: Awaitable[_T], model: str | None = None) -> _T:
-        """What it gives; an error says who failed, and which variable to set."""
+    async def _explained(self, result: Awaitable[_T], model: str | None = None) -> _T:
+        """Await it; an error names the provider and the variable to set."""
         try:
-            return await asked
+            return await result
         except LLMError as error:
             raise bare(self.runner.explained(error, model))  # noqa: B904  # that is what it does
 
-    async def _loaded(self, asked: str | None, keep_alive: str | float | None) -> None:
-        """Until the server has the model in memory."""
-        model = await self._there(asked)
-        if self.spec.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            wide = window.of(self.endpoint.base, model.name).size or self.catalog.stated.get("context_served")
-            await model_loading.load(self.spec, self.catalog.client, model.name, wide, keep_alive)
-            await self._there(asked)
+    async def _loaded(self, name: str | None, keep_alive: str | float | None) -> None:
+        """Load the model, unless it is loaded."""
+        model = await self._there(name)
+        if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
+            context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
+            await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
+            await self._there(name)
 
-    async def _there(self, asked: str | None) -> Model:
-        """The model, once the server is not loading any more."""
+    async def _there(self, name: str | None) -> Model:
+        """Wait until the server does not load any more; return the model."""
         while True:
             try:
-                return await self.catalog.find(asked)
+                return await self.catalog.find(name)
             except errors.ModelLoading:
                 await asyncio.sleep(model_loading.AGAIN_S)
 
@@ -241,9 +237,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def cassettes_of(self) -> str:
-        """The name under which its answers are recorded."""
+        """The folder of its cassettes."""
         return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        """The kinds of server that may be what answers at its address; by default, only its own."""
+        """Return the kinds of server that may answer at its address; by default only its own."""
         return (self.spec,)

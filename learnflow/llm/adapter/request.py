@@ -1,15 +1,13 @@
-"""What the caller asked, checked against the row, and put as LiteLLM wants it. Nothing is dropped in silence."""
+"""A request: the prompt and keywords of a call, checked and formatted for LiteLLM. Nothing is dropped silently."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import (
@@ -17,27 +15,20 @@ from ..errors import (
     ContextOverflow,
     InvalidRequest,
     LLMError,
-    NotLocal,
-    NotRecorded,
     RequestError,
     Unsupported,
 )
-from ..spec import ProviderSpec
-from ..transport.client import Client, HttpRequest
-from ..transport.endpoint import Endpoint, origin
+from ..provider_spec import ProviderSpec
 from . import structured_output
-from .options import rows
+from .options import messages_of, parts_of, rows, text_of
 
-_NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they travel in the body as they are
+_NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they are sent in the body as they are
 # One server requires both, another repeats the beginning without them.
 _CONTINUES: Final = "continue_final_message"
 _GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
 # For servers that would take a last assistant message as the beginning of the answer.
 _NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
-_TOKEN: Final = re.compile(r"[!-~]+")  # of a header's value: what no proxy takes apart or trims
-MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
-# The first bytes of an image; a content type may be wrong.
-_IMAGE_FORMATS: Final = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+_TOKEN: Final = re.compile(r"[!-~]+")  # a header's value that no proxy splits or trims
 _REFUSES: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -45,26 +36,26 @@ _REFUSES: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How it is put this time: what is left out because the model refused it, and which rung of the schema ladder."""
+    """How a request is formatted after refusals.
+
+    Attributes:
+        without: parameters of ours that the model refused.
+        rung: the fallback level for a schema.
+        newer_limit: ``max_completion_tokens`` instead of ``max_tokens``, which models that think require.
+    """
 
     without: frozenset[str] = frozenset()
     rung: int = 0
-    newer_limit: bool = False  # max_completion_tokens instead of max_tokens: models that think want it
-
-
-class Size(NamedTuple):
-    """How large it may be, in tokens: the context to send, and the answer, where that is less than was asked for."""
-
-    window: int | None = None
-    answer: int | None = None
+    newer_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One checked request; its repr shows no prompt.
 
-    ``corrections`` of its messages, the last ones, are not the caller's: an answer that is sent back, and why.
-    ``turn_added``: a short turn of the user follows the caller's last assistant message.
+    Attributes:
+        corrections: how many of the last messages are not the caller's: an answer that is sent back, and the reason.
+        turn_added: a short turn of the user follows the caller's last assistant message.
     """
 
     spec: ProviderSpec
@@ -83,54 +74,56 @@ class Request:
 
     @property
     def texts(self) -> list[str]:
-        """What the messages say."""
-        contents = [message.get("content") for message in self.messages]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        return [text for text in (*contents, *(part.get("text") for part in parts)) if isinstance(text, str)]
+        """The texts of the messages."""
+        return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
     def images(self) -> int:
-        """How many pictures it carries."""
-        contents = [message.get("content") for message in self.messages]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        return sum(part.get("type") == "image_url" for part in parts)
+        """The number of images."""
+        return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
     @property
     def ceiling(self) -> int | None:
-        """How many tokens the answer may have, where that is no demand."""
+        """The limit of tokens of the answer, if it is a ceiling and no demand."""
         most = self.sampling.get("max_tokens")
         return most if isinstance(most, AtMost) else None
 
     @property
-    def own_window(self) -> bool:
-        """Whether the caller says himself how wide the context shall be."""
-        options = self.extra_body.get("options")
-        return bool(self.spec.window and isinstance(options, Mapping) and self.spec.window in options)
+    def own_context(self) -> bool:
+        """Whether the caller sets the context length."""
+        options, written = self.extra_body.get("options"), self.spec.dialect.format_options
+        return bool(written and isinstance(options, Mapping) and written({}, 1).keys() & options.keys())
 
     @property
     def other_texts(self) -> list[str]:
-        """Everything else that is the caller's: images, tools, arguments."""
+        """The other texts of the caller: images, tools, arguments."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
 
     def corrected(self, text: str, reason: str) -> Request:
-        """The request that sends this answer back to the model, with what is wrong with it."""
+        """Return the request that sends an answer back to the model, with the reason."""
         sent_back = [
             {"role": "assistant", "content": text},
             {"role": "user", "content": structured_output.correction(reason)},
         ]
         return replace(self, messages=[*self.messages, *sent_back], corrections=self.corrections + len(sent_back))
 
-    def put(
-        self, model: str, variant: Variant, size: Size, begun: str | None
+    def formatted(
+        self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, begun: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Messages and parameters as LiteLLM takes them, of this size.
+        """Return messages and parameters as LiteLLM takes them.
 
-        ``begun`` is an answer to be continued, where the server takes one as the last message.
+        Args:
+            model: its name at the provider.
+            variant: what is left out.
+            context_length: to request, if the server takes one with a request.
+            max_tokens: the limit of the answer, if it is lower than the caller's ceiling.
+            begun: an answer to be continued, if the server takes one as the last message.
 
-        Raises Unsupported where the model does not support a parameter.
+        Raises:
+            Unsupported: the model does not think.
         """
         messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
+        body = {**self.spec.dialect.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})
             body |= _GO_ON
@@ -139,12 +132,13 @@ class Request:
             for name, value in self.sampling.items()
             if not (name in variant.without and may_be_left_out(value))  # never what the caller asked for
         }
-        if size.answer and "max_tokens" in sampling:
-            sampling["max_tokens"] = size.answer
-        if self.spec.options:
-            own = body.pop("options", None) or {}
-            wide = {self.spec.window: size.window} if self.spec.window and size.window else {}
-            body["options"] = {self.spec.options[name]: value for name, value in sampling.items()} | wide | dict(own)
+        if max_tokens and "max_tokens" in sampling:
+            sampling["max_tokens"] = max_tokens
+        if self.spec.dialect.format_options:
+            body["options"] = {
+                **self.spec.dialect.format_options(sampling, context_length),
+                **(body.get("options") or {}),
+            }
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -152,17 +146,15 @@ class Request:
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
-            if self.tool_choice is not None and not (self.spec.options and self.tool_choice == "auto"):
+            if self.tool_choice is not None and not (self.spec.dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
-            asked, words = (
-                (self.wanted, None)
-                if isinstance(self.wanted, dict)
-                else structured_output.asked_for(self.wanted, self.spec.structured[variant.rung])
+            response_format, words = structured_output.formatted(
+                self.wanted, self.spec.dialect.structured[variant.rung]
             )
-            parameters |= {"response_format": asked} if asked else {}
+            parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_words(messages, words, self.corrections) if words else messages
-        if self.spec.stream_usage and "stream_options" not in variant.without:
+        if self.spec.dialect.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
@@ -170,13 +162,13 @@ class Request:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What it adds to the headers."""
+        """The headers of the request's own."""
         return self._session(header=True)
 
     def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
-        """Another way to put it after this refusal, and what it leaves out; None where there is none.
+        """Return the variant to retry with after a refusal, and what changes; None if a retry cannot help.
 
-        Only what is ours is left out: our defaults, our wish for usage, the rung of our ladder. Never a caller's word.
+        Only what is ours is left out: defaults, ``stream_options``, a level of the schema. Never a caller's keyword.
         """
         if not isinstance(error, (CapabilityError, RequestError)):
             return None
@@ -192,48 +184,50 @@ class Request:
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.structured)
+        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.structured)
         if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return replace(variant, rung=variant.rung + 1), f"the schema as {self.spec.structured[variant.rung + 1]}"
+            return replace(
+                variant, rung=variant.rung + 1
+            ), f"the schema as {self.spec.dialect.structured[variant.rung + 1]}"
         return None
 
     def lasting(self, variant: Variant, before: Variant) -> Variant:
-        """What of this variant is true of the next request, too: not that this one's ceiling was too high."""
+        """Return the variant for later requests: a ceiling of this one that was too high says nothing about them."""
         if self.ceiling is None:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
     def _session(self, *, header: bool) -> Mapping[str, str]:
-        """The session, where the row takes it in this place; a digest of it where the place does not take the text."""
-        place = self.spec.session
+        """Return the session if the provider takes it in this place; a digest if the place does not take the text."""
+        place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:
             return {}
         fits = len(self.session) <= place.most and (not header or _TOKEN.fullmatch(self.session))
         return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
-        """What the row adds to the body for ``reasoning=``."""
+        """Return what ``reasoning=`` adds to the body."""
         if self.reasoning is None:
             return {}
-        thinks = self.spec.reasoning_models
+        thinks = self.spec.dialect.reasoning_models
         if thinks and not thinks.search(model):
             if self.reasoning is False:
                 return {}
             raise Unsupported(f"{model} does not think", hint="Leave reasoning= out, or choose a model that does")
-        return self.spec.reasoning[self.reasoning]
+        return self.spec.dialect.reasoning[self.reasoning]
 
 
 def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
-    """The request for a prompt and its checked keywords. Raises InvalidRequest where the prompt is none."""
+    """Return the request for a prompt and its checked keywords. Raises InvalidRequest for an invalid prompt."""
     wanted, stop = given.pop("response_format", None), given.get("stop")
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
     extra_body = dict(given.pop("extra_body", {}))
-    open_turn = messages[-1]["role"] == "assistant" and not (spec.finishes_turns or extra_body.get(_CONTINUES))
+    open_turn = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or extra_body.get(_CONTINUES))
     if open_turn:
         messages.append(dict(_NEXT_TURN))
     if isinstance(stop, str):
-        given["stop"] = [stop]  # Ollama takes a list only
+        given["stop"] = [stop]  # some servers take a list only
     return Request(
         spec=spec,
         messages=([{"role": "system", "content": system}] if system else []) + messages,
@@ -251,150 +245,61 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
-    """Copies, part by part: LiteLLM changes messages in place."""
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    messages = list(prompt) if rows(prompt) else []
-    for each in messages:
-        content = each.get("content")
-        if not isinstance(each.get("role"), str) or not (content is None or isinstance(content, str) or rows(content)):
-            messages = []
-            break
-    if not messages:
+    """Return copies of the messages, part by part: LiteLLM changes messages in place. Raises for an invalid prompt."""
+    messages = messages_of(prompt)
+    if not messages or not all(map(_is_message, messages)):
         raise InvalidRequest(
             "the prompt is neither a text nor a list of messages",
-            provider=spec.name,
             hint='A message is {"role": "user", "content": "…"}; content may be a list of text and image_url parts',
         )
     if not any(each.get("content") or each.get("tool_calls") for each in messages):
-        raise InvalidRequest("the prompt is empty", provider=spec.name, hint="Give a prompt with text in it")
+        raise InvalidRequest("the prompt is empty", hint="Give a prompt with text in it")
     for each in messages:
         _check_parts(spec, each)
     return [_copied(each) for each in messages]
 
 
+def _is_message(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(message.get("role"), str) and (content is None or isinstance(content, str) or rows(content))
+
+
 def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message, part by part; OpenAI's newer name for a system message as the one that everybody knows."""
-    copy = (
-        {**message, "content": [dict(part) for part in message["content"]]} if rows(message.get("content")) else message
-    )
-    return {**copy, "role": "system"} if message["role"] == "developer" else dict(copy)
+    """Return a copy of a message; OpenAI's newer role "developer" as "system", which every server supports."""
+    copy = dict(message)
+    if rows(copy.get("content")):
+        copy["content"] = [dict(part) for part in copy["content"]]
+    if copy["role"] == "developer":
+        copy["role"] = "system"
+    return copy
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """LiteLLM would leave a part that it does not know out in silence, and fetch a file that is an address."""
-    parts = message["content"] if rows(message.get("content")) else []
-    for part in parts:
-        kind = part.get("type")
-        if kind not in spec.parts:
-            known = ", ".join(sorted(spec.parts))
-            raise Unsupported(
-                f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}",
-                provider=spec.name,
-                hint=f"It takes {known}",
-            )
-        file = part.get("file")
+    """Raise for a part that the provider does not take. LiteLLM would drop it silently, or fetch a file by its URL."""
+    for part in message["content"] if rows(message.get("content")) else []:
+        kind, file = part.get("type"), part.get("file")
+        if kind not in spec.dialect.parts:
+            what = f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}"
+            raise Unsupported(what, hint=f"It takes {', '.join(sorted(spec.dialect.parts))}")
+        if kind == "image_url" and not spec.dialect.reads_urls and not _is_data_url(part.get("image_url")):
+            what = f"{spec.title} reads no picture by URL; nothing was sent"
+            raise Unsupported(what, hint="Give it as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
-            raise Unsupported(
-                "a file cannot be given by URL", provider=spec.name, hint='Give it inline, as "file_data"'
-            )
+            raise Unsupported("a file cannot be given by URL", hint='Give it inline, as "file_data"')
     if message.get("images"):
-        raise InvalidRequest(
-            'a message has "images"', provider=spec.name, hint="Give pictures as parts of type image_url in its content"
-        )
+        hint = "Give pictures as parts of type image_url in its content"
+        raise InvalidRequest('a message has "images"', hint=hint)
 
 
-async def with_inline_images(messages: list[dict[str, Any]], client: Client) -> list[dict[str, Any]]:
-    """Return the messages with each image inline that was given by URL, for a server that fetches none.
-
-    Args:
-        messages: OpenAI-style; not changed.
-        client: of the provider; its locality and transport are used, its key is not sent.
-
-    Raises:
-        InvalidRequest: no image at the URL, or one larger than ``MAX_IMAGE_BYTES``.
-        LLMError: the URL cannot be read; NotLocal under ``LLM_LOCAL_ONLY``.
-    """
-    urls = list(
-        dict.fromkeys(url for message in messages for part in _content_parts(message) if (url := _url_of(part)))
-    )
-    if not urls:
-        return messages
-    reading = [asyncio.ensure_future(_read_image(url, client)) for url in urls]
-    try:
-        read = dict(zip(urls, await asyncio.gather(*reading), strict=True))
-    finally:
-        for each in reading:
-            each.cancel()
-    return [
-        {**message, "content": [_with_image(part, read) for part in message["content"]]}
-        if _content_parts(message)
-        else message
-        for message in messages
-    ]
-
-
-def _content_parts(message: Mapping[str, Any]) -> list[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
-
-
-def _url_of(part: Any) -> str | None:
-    """Return the URL of an image that must be read; None for anything else."""
-    picture = part.get("image_url") if part.get("type") == "image_url" else None
-    url = picture.get("url") if isinstance(picture, Mapping) else picture
-    if not isinstance(url, str) or url.startswith("data:"):
-        return None
-    if not url.strip().lower().startswith(("http://", "https://")):
-        raise InvalidRequest("a picture has neither an http address nor a data URL", hint="Give one of the two")
-    return url.strip()
-
-
-def _with_image(part: Mapping[str, Any], read: Mapping[str, str]) -> Mapping[str, Any]:
-    url = _url_of(part)
-    if url is None:
-        return part
-    picture = part["image_url"]
-    more = {name: value for name, value in picture.items() if name != "url"} if isinstance(picture, Mapping) else {}
-    return {**part, "image_url": {"url": read[url], **more}}
-
-
-async def _read_image(url: str, client: Client) -> str:
-    """Return one image as a data URL."""
-    try:
-        origin(url)
-        place = Endpoint(root="", base=url)  # a recording keeps the whole path
-        reader = Client(place, client.connect_timeout, client.local_only, client.transport, client.replays)
-        response = await reader.ask(HttpRequest(url=url, direct=place.near))
-        try:
-            data = await response.beginning(MAX_IMAGE_BYTES + 1)
-        finally:
-            await response.aclose()
-    except ValueError:
-        raise InvalidRequest("the address of a picture is not a valid URL", hint="Give it as a data URL") from None
-    except LLMError as error:
-        raise _unread(error) from None
-    kind = next((name for start, name in _IMAGE_FORMATS if data.startswith(start)), None)
-    if not kind or len(data) > MAX_IMAGE_BYTES:
-        what = f"is larger than {MAX_IMAGE_BYTES >> 20} MiB" if kind else "is none (PNG, JPEG, GIF and WebP are)"
-        raise InvalidRequest(f"what was read as a picture {what}", hint="Give a smaller one, as a data URL")
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _unread(error: LLMError) -> LLMError:
-    """Return why an image could not be read: the caller's fault, not an outage of the provider."""
-    if isinstance(error, NotLocal | NotRecorded):
-        return error
-    return InvalidRequest(
-        f"the picture could not be read from its address ({type(error).__name__})",
-        hint="This server takes pictures inline only: give it as a data URL, or an address that answers",
-    )
+def _is_data_url(image: Any) -> bool:
+    url = image.get("url") if isinstance(image, Mapping) else image
+    return isinstance(url, str) and url.startswith("data:")
 
 
 def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
-    """The messages with our words in the last one of the user's: many templates want the roles to alternate.
+    """Add our words to the last message of the user: many templates require the roles to alternate.
 
-    ``behind`` of them are behind that one, and stay there.
+    ``behind`` messages follow that one, and stay there.
     """
     own = len(messages) - behind
     *before, last = messages[:own]
@@ -406,7 +311,7 @@ def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in it, however deep."""
+    """Yield every text in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -417,5 +322,5 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Our own kinds of numbers as the numbers that they are."""
+    """Return a number of a class of ours as the plain number."""
     return type(value).__mro__[1](value) if may_be_left_out(value) else value

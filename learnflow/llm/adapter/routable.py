@@ -167,12 +167,12 @@ class RoutableProvider(LLMProvider):
 
     async def _answered(self, call: Call, emit: Emit) -> Completion:
         """Call the provider's own methods, and emit what they return."""
-        arguments = call.prompt, call.model, call.temperature, call.max_tokens
+        arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
         if call.whole:
-            completion = await self.complete(*arguments, **_options(call))
+            completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion
-        left, stream = most_characters(call.max_tokens), self.stream(*arguments, **_options(call))
+        left, stream = most_characters(call.max_tokens), self.stream(*arguments, **options)
         async with aclosing(stream.events() if emit.all_events else stream) as pieces:
             async for piece in pieces:
                 left -= len(piece) if isinstance(piece, str) else 1
@@ -207,10 +207,6 @@ class _Bounded(Relay):
 def names_of(model: str | None) -> frozenset[str]:
     """Return the name of a model as other providers would spell it."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
-
-
-def _options(call: Call) -> Options:
-    return cast(Options, call.options)
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:

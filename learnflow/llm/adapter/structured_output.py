@@ -1,22 +1,21 @@
 """Structured output: how a schema is requested, fallback level by level, checked, and requested again.
 
-Must never trust a server's promise, or know which server it was.
-The request calls ``asked_for``, an attempt ``parsed``; ``reasked`` wraps attempts.
+Must never trust a server's promise, or know which server answered.
+The request calls ``formatted``, an attempt ``parsed``; ``reasked`` wraps attempts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..base import Attempt
 from ..completion import Completion, TextDelta
-from ..errors import AnswerTruncated, CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
-from ..spec import Rung
+from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
+from ..provider_spec import Rung
 from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
 
@@ -29,9 +28,9 @@ _REASON: Final = 1000  # characters of what is wrong with an answer: a message m
 _AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
 
 
-def asked_for(wanted: type[BaseModel], rung: Rung) -> tuple[Any, str | None]:
-    """What goes into ``response_format`` on this rung, and the words that go with it."""
-    if rung == "json_schema":
+def formatted(wanted: type[BaseModel] | dict[str, Any], rung: Rung) -> tuple[Any, str | None]:
+    """Return ``response_format`` on this fallback level, and the instruction that goes with it."""
+    if rung == "json_schema" or isinstance(wanted, dict):
         return wanted, None  # LiteLLM makes OpenAI's strict schema of a class
     schema = json.dumps(wanted.model_json_schema(), ensure_ascii=False)
     words = f"Answer with one JSON object and nothing else. It must fit this JSON schema:\n{schema}"
@@ -39,24 +38,13 @@ def asked_for(wanted: type[BaseModel], rung: Rung) -> tuple[Any, str | None]:
 
 
 def correction(reason: str) -> str:
-    """What a model is told whose answer failed its schema."""
+    """Return the message to a model whose answer failed its schema."""
     return f"Your answer above is not what was asked for: {reason}\n\n{_AGAIN}"
 
 
 def checks(wanted: Any) -> bool:
-    """Whether an answer to this ``response_format`` is checked at all."""
+    """Return whether an answer to this ``response_format`` is checked at all."""
     return wanted is not None and not (isinstance(wanted, dict) and wanted.get("type") == "text")
-
-
-@contextmanager
-def cut(finish: str) -> Iterator[None]:
-    """Raise AnswerTruncated instead of SchemaMismatch if the answer ended at a limit of tokens."""
-    try:
-        yield
-    except SchemaMismatch as error:
-        if finish != "length":
-            raise
-        raise AnswerTruncated(error.what) from None
 
 
 def parsed(wanted: Any, text: str) -> Any:
@@ -72,7 +60,7 @@ def parsed(wanted: Any, text: str) -> Any:
         if wanted.get("type") == "json_schema":
             _validate(said, wanted["json_schema"].get("schema"))
         return said
-    from pydantic import ValidationError  # noqa: PLC0415  # only who asks for a schema needs it
+    from pydantic import ValidationError  # noqa: PLC0415  # only a schema needs it
 
     try:
         return wanted.model_validate_json(_bare(text))
@@ -165,7 +153,7 @@ def _validate(said: Any, schema: Any) -> None:
     """Check an answer against a JSON schema. Raises SchemaMismatch; a schema that is none checks nothing."""
     if not isinstance(schema, dict):
         return
-    import jsonschema  # noqa: PLC0415  # only who asks for a schema needs it
+    import jsonschema  # noqa: PLC0415  # only a schema needs it
     from referencing import Registry  # noqa: PLC0415
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
@@ -193,7 +181,7 @@ def _validate(said: Any, schema: Any) -> None:
 
 
 def value(text: str) -> Any:
-    """What the JSON says. Raises SchemaMismatch where it is none."""
+    """Parse an answer as JSON. Raises SchemaMismatch if it is none."""
     try:
         return parse_json(_bare(text))
     except ValueError as error:
@@ -208,7 +196,7 @@ def _mismatch(what: str, reason: str) -> SchemaMismatch:
 
 
 def _bare(text: str) -> str:
-    """Without the fence that models like to put around it."""
+    """Remove the fence that many models put around an answer."""
     bare = text.strip()
     if not (bare.startswith("```") and bare.endswith("```") and "\n" in bare):
         return text

@@ -1,4 +1,4 @@
-"""``doctor``: explains this machine: what is set and what has no effect, what was tried, traps, the line to write.
+"""``doctor`` explains this machine: the variables that are set, the places that were probed, traps, the line to write.
 
 Must never print a key, or change anything.
 The command line calls it.
@@ -12,9 +12,9 @@ from contextlib import suppress
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
+from ..provider_spec import ProviderSpec, named
 from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import table as vendors
-from ..spec import ProviderSpec, named
 from ..transport.endpoint import endpoint, is_loopback
 from .command import ExitCode, command, provider_option, within_option
 from .status import chain_of, looked, recorded, state, used
@@ -43,17 +43,17 @@ async def doctor(within: float, provider: str | None) -> int:
 
 
 def _show(title: str, lines: Iterable[str]) -> None:
-    told = list(lines)
-    if told:
+    shown = list(lines)
+    if shown:
         write(f"\n{title}:")
-        for line in told:
+        for line in shown:
             write(line, indent="  ")
 
 
 def _specs(provider: str | None) -> list[ProviderSpec]:
-    """The rows whose variables are meant: those by hand, and those that are named."""
+    """Return the specs whose variables are checked: the known ones, and the named ones."""
     names: list[str] = []
-    with suppress(LLMError):  # said with what was tried
+    with suppress(LLMError):  # the probe reports it
         names = chain_of(provider)
     specs = dict(SPECS)
     for name in names:
@@ -91,7 +91,7 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
-    here = {each.health.provider for each in found if each.answers}  # whoever answers is reached as it is
+    here = {each.health.provider for each in found if each.answers}  # these are reached
     for each in found if settings_sources.in_container() else ():
         silent = each.configured and each.health.state == "down" and each.health.provider not in here
         there = each.provider.endpoint if each.provider and silent else None
@@ -103,7 +103,7 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _seen(found: Found) -> str:
-    """What the state does not say; that nobody is at a usual address needs no more words."""
+    """Return the details of a place; none for a usual address without a server."""
     nothing = found.health.state == "down" and not found.configured
     return "" if nothing or found.health.detail == "ready" else found.health.detail.removeprefix("ready; ")
 
@@ -115,7 +115,7 @@ def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
 
 
 def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
-    """What would make it work, or keep it working whatever else is started; nothing where that is said already."""
+    """Yield the lines of .env that make it work, or keep it working whatever else is started."""
     there = used(chain, found)
     if chain and any(each.ready for each in there):
         return
@@ -128,12 +128,12 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
-    easiest = next(spec for spec in SPECS.values() if spec.start)
-    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.start}"
+    easiest = next(spec for spec in SPECS.values() if spec.server.start)
+    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start}"
 
 
 def _lines(found: Found) -> Iterator[str]:
-    """What names this server and its model."""
+    """Yield the lines that name a server and its model."""
     assert found.provider  # noqa: S101  # a ready one has a provider
     spec, there = found.provider.spec, found.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"

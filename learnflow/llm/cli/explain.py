@@ -10,7 +10,7 @@ from typing import Any, Final, Unpack
 
 import click
 
-from ..adapter.context_budget import unknown
+from ..adapter.context_window import unknown
 from ..base import Call, Options, Prompt
 from ..factory import get_provider
 from ..routing.option import Option

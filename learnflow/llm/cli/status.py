@@ -17,10 +17,10 @@ from ..adapter.provider import BaseProvider
 from ..capabilities import Health
 from ..discovery import Found, scan, usable
 from ..errors import LLMError
+from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
 from ..providers.registry import table as vendors
 from ..replay import active
-from ..spec import Model, ProviderSpec
 from .command import ExitCode, command, json_option, provider_option, within_option
 from .terminal import progress, say, size, table, write, write_json
 
@@ -60,13 +60,13 @@ async def status(every: bool, as_json: bool, within: float, provider: str | None
 
 
 def _told(each: Found, chain: Sequence[str]) -> bool:
-    """Named by a variable, or a server that answers; the key of a cloud that nobody named is neither."""
+    """Return whether a provider is named or answers. A cloud with a key that is not named is neither."""
     local = each.provider is None or each.provider.spec.local
     return each.answers or (each.configured and (local or each.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
-    """What is to be said of those that are not simply ready, and of those that are not used although they are there."""
+    """Yield the details of providers that are not simply ready, and of servers that are not used."""
     for each in listed:
         name, named = each.health.provider, _twin(each, chain, listed)
         if each.health.detail != "ready":
@@ -83,7 +83,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
 
 
 def _twin(each: Found, chain: Sequence[str], found: Sequence[Found]) -> Found | None:
-    """The one of the same name that is used instead, where there is one."""
+    """Return the configured provider of the same name, which is used instead; None if there is none."""
     if each.configured or each.health.provider not in chain:
         return None
     return next((one for one in found if one.configured and one.health.provider == each.health.provider), None)
@@ -145,7 +145,7 @@ async def looked(provider: str | None, within: float) -> tuple[list[str], list[F
 
 
 def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
-    """Those that would be used: the named ones, or every local one that can be where none is named."""
+    """Return the providers that would be used: the named ones, else every usable local one."""
     if chain:
         mine = [each for each in found if each.health.provider in chain and each.configured]
         return sorted(mine, key=lambda each: chain.index(each.health.provider))
@@ -153,17 +153,17 @@ def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
 
 
 def recorded() -> None:
-    """Say that what follows is no server's, where it is not."""
+    """Print that the output comes from cassettes, if it does."""
     try:
         common = settings.load()
     except errors.NotConfigured:
-        return  # what cannot be read is said where it is wanted
+        return  # the command reports it
     if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
         say(f"LLM_REPLAY is set: what follows comes from the cassettes in {common.llm_replay}, not from servers")
 
 
 async def _models(found: Found, within: float) -> list[Model]:
-    assert isinstance(found.provider, BaseProvider)  # noqa: S101  # asked only of those
+    assert isinstance(found.provider, BaseProvider)  # noqa: S101  # it answers
     try:
         return await found.provider.models(within)
     except errors.NotRecorded:
@@ -201,7 +201,7 @@ def _model_object(found: Found, model: Model) -> dict[str, Any]:
 
 def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     keys = dict.fromkeys(spec.spellings("api_key"))
-    return (f"  {spec.name}", spec.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
+    return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
 def _row(each: Found, first: bool) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def _row(each: Found, first: bool) -> tuple[str, ...]:
 
 
 def state(health: Health) -> str:
-    """In a word, or two."""
+    """Return the state in one or two words."""
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
@@ -230,6 +230,6 @@ def _model_row(found: Found, model: Model) -> tuple[str, ...]:
 
 
 def _can(known: Mapping[str, Any]) -> str:
-    """What it can, with a question mark where nobody knows; what it cannot is left out."""
+    """Return the capabilities of a model, with a question mark if unknown."""
     can = [name + ("?" if known[name] is None else "") for name in _CAN if known[name] is not False]
     return " ".join(can) or "-"

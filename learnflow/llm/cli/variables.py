@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ..provider_spec import ProviderSpec
 from ..settings import Settings
 from ..settings_sources import places, places_of
-from ..spec import ProviderSpec
 
 _NODE: Final = "LLM_MODEL_"
 _ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
@@ -48,7 +48,7 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
     """
     specs = list(specs)
     ours = {name.upper() for name in Settings.model_fields} | _names(specs)
-    known = ours | _names(others) | {name for spec in specs for name in spec.own_variables}
+    known = ours | _names(others) | {name for spec in specs for name in spec.server.own_variables}
     for place, variables in places().items():
         for name in sorted(set(variables) - known):
             near = difflib.get_close_matches(name, ours, 1, _ALIKE) if not name.startswith(_NODE) else []

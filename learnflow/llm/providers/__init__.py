@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..adapter.provider import BaseProvider
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 from . import (
     anthropic,
     azure,

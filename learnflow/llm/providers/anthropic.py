@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, ProviderSpec
+from ..provider_spec import ALWAYS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="anthropic",
@@ -17,11 +17,12 @@ SPEC: Final = ProviderSpec(
     example_model="claude-sonnet-4-6",
     litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Anthropic's API
     priced="anthropic",
-    default_url="https://api.anthropic.com/v1",
+    api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
+    dialect=Dialect(
+        parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
+        parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
+        structured=("words",),
+    ),
     also={"base_url": ("ANTHROPIC_API_BASE",)},
-    lists_all=False,
-    parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
-    parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
-    structured=("words",),
     capabilities=unknown(local=False, json_schema=False),
 )

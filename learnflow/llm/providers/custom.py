@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, effort
+from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Dialect, ProviderSpec, effort
 
 SPEC: Final = ProviderSpec(
     name="custom",
@@ -14,7 +14,6 @@ SPEC: Final = ProviderSpec(
     seen="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    reasoning=effort(),
+    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),
     capabilities=unknown(local=True, cost=None),
 )

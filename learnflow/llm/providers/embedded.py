@@ -132,7 +132,7 @@ class EmbeddedServer:
         starts = self._started_at
         if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
-            return errors.ConnectionFailed(what, hint=SPEC.down or "")
+            return errors.ConnectionFailed(what, hint=SPEC.server.down or "")
         return None
 
     @property
@@ -172,14 +172,10 @@ class EmbeddedServer:
     def _start(self, ready: Future[str], within: float) -> None:
         try:
             address = self._started(ready, within)
-        except LLMError as error:
-            self._failed_at = monotonic()
-            ready.set_exception(error)
         except Exception as error:  # noqa: BLE001  # nothing raw leaves
+            what = f"the embedded server could not be started ({type(error).__name__})"
             self._failed_at = monotonic()
-            ready.set_exception(
-                errors.ConnectionFailed(f"the embedded server could not be started ({type(error).__name__})")
-            )
+            ready.set_exception(error if isinstance(error, LLMError) else errors.ConnectionFailed(what))
         else:
             self._failed_at = None
             ready.set_result(address)
@@ -258,16 +254,13 @@ class EmbeddedServer:
 
     def forget(self) -> None:
         """Drop the parent's server in a forked child, without stopping it and without keeping it alive."""
-        processes = {self._process, self._spawned} - {None}
+        for process in filter(None, {self._process, self._spawned}):
+            for pipe in filter(None, (process.stdin, process.stderr)):
+                pipe.close()
+            process.returncode = 0  # it is no child of this process: nothing is to be waited for
         self._process = self._spawned = self._ready = self._failed_at = None
         self._lock, self.users = threading.Lock(), WeakSet(self.users)
         self._started_at.clear()
-        for process in processes:
-            assert process  # noqa: S101  # None is not among them
-            for pipe in (process.stdin, process.stderr):
-                if pipe:
-                    pipe.close()
-            process.returncode = 0  # it is no child of this process: nothing is to be waited for
 
 
 _servers: Final = kept("embedded servers", dict[ServerConfig, EmbeddedServer]())
@@ -371,7 +364,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
 
     async def _sent(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.started())
-        if request.url.path == llamacpp.SPEC.load_path:
+        if request.url.path == llamacpp.SPEC.server.load_path:
             return httpx.Response(200, json={"success": True})
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
         request.headers["host"] = f"{address.host}:{address.port}"
@@ -395,13 +388,16 @@ SPEC: Final = replace(
     name="embedded",
     title="embedded llama.cpp",
     seen="xllamacpp 2026.10",
-    default_url=None,
+    api=replace(llamacpp.SPEC.api, default_url=None),
+    server=replace(
+        llamacpp.SPEC.server,
+        service=None,
+        down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
+        start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
+    ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
     also={},
-    service=None,
     max_concurrency=_DEFAULT_SLOTS,
-    down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-    start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
 )
 
 
@@ -445,11 +441,8 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 "For a server that runs already use LLM_PROVIDER=llamacpp",
             )
-        numbers = {
-            "context": own.context if context is None else context,
-            "slots": own.slots if slots is None else slots,
-            "threads": own.threads if threads is None else threads,
-        }
+        sizes = {"context": context, "slots": slots, "threads": threads}
+        numbers = {name: getattr(own, name) if value is None else value for name, value in sizes.items()}
         for name, value in numbers.items():
             if value is not None and (type(value) is not int or not 1 <= value <= _MOST[name]):
                 what = f"{name}= must be a whole number from 1 to {_MOST[name]}"

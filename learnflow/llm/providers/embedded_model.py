@@ -35,29 +35,21 @@ def available_cores() -> int:
 
 def model_file(provider: str, variable: str, model: str) -> Path:
     """Return the file of a model. Raises NotConfigured if there is none."""
-    if _is_path(model):
-        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
-        try:
-            path = Path(model).expanduser().absolute()
-            there = path.is_file()
-        except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
-            path, there = Path(model), False
-        if not there:
-            raise NotConfigured(
-                f"there is no file {printable(str(path), _MAX_PATH_CHARS)}", provider=provider, hint=hint
-            )
-        return path
-    path = model_store.path_of(model)
+    is_path = _is_path(model)
     try:
-        there = path.is_file()
-    except OSError:
-        there = False
-    if not there:
-        near = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB)"
-        what = f"the model {printable(model, 60)!r} is not in the store ({path.parent})"
-        hint = f"{near}, `{DOWNLOAD} https://…` any GGUF" + (f"; or set {variable}" if model != DEFAULT_MODEL else "")
-        raise NotConfigured(what, provider=provider, hint=hint)
-    return path
+        path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+        path = Path(model)
+    if is_path:
+        what = f"there is no file {printable(str(path), _MAX_PATH_CHARS)}"
+        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
+    else:
+        what = f"the model {printable(model, 60)!r} is not in the store ({model_store.folder()})"
+        hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
+        hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
+    raise NotConfigured(what, provider=provider, hint=hint)
 
 
 def _is_path(model: str) -> bool:

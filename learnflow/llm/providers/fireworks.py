@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, ProviderSpec, Session, effort
+from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session, effort
 
 SPEC: Final = ProviderSpec(
     name="fireworks",
     title="Fireworks AI",
     example_model="accounts/fireworks/models/llama-v3p3-70b-instruct",
     litellm="fireworks_ai",
-    default_url="https://api.fireworks.ai/inference/v1",
+    api=Api(default_url="https://api.fireworks.ai/inference/v1", lists_all=False),
+    dialect=Dialect(
+        parameters=ALWAYS | LOCAL_SAMPLING,
+        reasoning=effort(),
+        # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told
+        session=Session("x-session-affinity", 200, header=True),
+    ),
     also={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
-    lists_all=False,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    reasoning=effort(),
-    # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told
-    session=Session("x-session-affinity", 200, header=True),
     capabilities=unknown(local=False, json_schema=True),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, SAMPLING, ProviderSpec, effort
+from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, effort
 
 SPEC: Final = ProviderSpec(
     name="gemini",
@@ -13,12 +13,16 @@ SPEC: Final = ProviderSpec(
     example_model="gemini-3.5-flash",
     litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Google's API
     priced="gemini",
-    default_url="https://generativelanguage.googleapis.com/v1beta/openai",
-    api_path="/v1beta/openai",
+    api=Api(
+        default_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        api_path="/v1beta/openai",
+        lists_all=False,  # it lists them as "models/…", and takes them without
+    ),
+    dialect=Dialect(
+        # A field that it does not know is refused with a 400 ("Cannot find field"), never dropped.
+        parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
+        reasoning=effort(),
+    ),
     also={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
-    lists_all=False,  # it lists them as "models/…", and takes them without
-    # A field that it does not know is refused with a 400 ("Cannot find field"), never dropped.
-    parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
-    reasoning=effort(),
     capabilities=unknown(local=False),
 )

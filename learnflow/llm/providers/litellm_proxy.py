@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
+from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
-from ..spec import ALWAYS, SAMPLING, Page, Probe, ProviderSpec, Server
 from ..transport.untrusted import text
 
 _READINESS: Final = "/health/readiness"
@@ -35,12 +34,9 @@ SPEC: Final = ProviderSpec(
     seen="1.106.2",
     litellm="litellm_proxy",
     local=True,
-    default_url="http://localhost:4000",
-    api_path="",
+    api=Api(default_url="http://localhost:4000", api_path="", lists_all=False),
+    server=ServerSupport(forwards=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
+    dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
     also={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    lists_all=False,
-    forwards=re.compile(""),
-    parameters=(ALWAYS | SAMPLING) - {"reasoning"},
-    probe=Probe(pages=(_READINESS, _MODELS), read=_read),
     capabilities=unknown(local=True, cost=None),
 )

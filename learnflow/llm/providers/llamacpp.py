@@ -12,8 +12,20 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
+from ..provider_spec import (
+    ALWAYS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+    template_switch,
+)
 from ..servers.probe import fetch
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
@@ -116,17 +128,17 @@ SPEC: Final = ProviderSpec(
     seen="0c1e570",
     litellm="hosted_vllm",
     local=True,
-    default_url="http://localhost:8080/v1",
+    api=Api(default_url="http://localhost:8080/v1"),
+    server=ServerSupport(
+        service="llamacpp",
+        count_tokens=_count_tokens,
+        load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
+        pull_command="llama-server -hf {model}",
+        probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
+        start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+    ),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
     also={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
-    service="llamacpp",
-    count_tokens=_count_tokens,
-    load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
-    pull_command="llama-server -hf {model}",
-    prefill=True,
     max_concurrency=4,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    reasoning=template_switch(),
-    probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
-    start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )

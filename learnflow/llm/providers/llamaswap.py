@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..provider_spec import (
+    ALWAYS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+)
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
-_NONE: Final = re.compile(r"(?!)")
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -54,10 +63,11 @@ SPEC: Final = ProviderSpec(
     seen="0bdb372",
     litellm="hosted_vllm",
     local=True,
-    default_url="http://localhost:8080/v1",
-    lists_all=False,
-    forwards=_NONE,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
-    parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
-    probe=Probe(pages=(_MODELS,), read=_read),
+    api=Api(default_url="http://localhost:8080/v1", lists_all=False),
+    server=ServerSupport(
+        forwards=True,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
+        probe=Probe(pages=(_MODELS,), read=_read),
+    ),
+    dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
     capabilities=unknown(local=True, cost=None),
 )

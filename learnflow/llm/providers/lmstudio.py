@@ -12,7 +12,18 @@ from typing import Any, Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..provider_spec import (
+    ALWAYS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+)
 from ..transport.untrusted import flag, non_negative_int, part, text
 
 _MODELS: Final = "/api/v1/models"
@@ -76,15 +87,19 @@ SPEC: Final = ProviderSpec(
     example_model="local-model",
     litellm="hosted_vllm",
     local=True,
-    default_url="http://localhost:1234/v1",
+    api=Api(default_url="http://localhost:1234/v1"),
+    server=ServerSupport(
+        load_path=f"{_MODELS}/load",
+        keep=_load_for,
+        pull_command="lms get {model}",
+        probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
+    ),
+    dialect=Dialect(
+        parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
+        tool_choices=("auto", "none", "required"),
+        structured=("json_schema", "words"),
+    ),
     also={"base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"), "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN")},
-    load_path=f"{_MODELS}/load",
-    keep=_load_for,
-    pull_command="lms get {model}",
     max_concurrency=4,
-    parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
-    tool_choices=("auto", "none", "required"),
-    structured=("json_schema", "words"),
-    probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
     capabilities=unknown(local=True, json_schema=True),
 )

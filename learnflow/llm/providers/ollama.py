@@ -1,10 +1,11 @@
-"""Ollama (0.24 and 0.33 were run), by its own API: its row, its pages, and how it goes on with a broken answer.
+"""Ollama (0.24 and 0.33 were run), by its own API: its pages, its context length, its continuation and its stream.
 
 Its tags tell capabilities only since 0.30; ``/api/show`` reads the model's file and loads nothing.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,16 +13,39 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .. import errors
+from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..capabilities import unknown
+from ..completion import ToolCallDelta, Usage
+from ..errors import LLMError
+from ..provider_spec import (
+    ALWAYS,
+    LEVELS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+)
 from ..servers.probe import fetch
-from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server
+from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.ndjson_parser import NDJSONParser
-from ..transport.untrusted import non_negative_int, part, text
+from ..transport.reasoning import Delta
+from ..transport.stream_parser import MAX_NAME, StreamParser
+from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
+_CLOUD: Final = re.compile(r"[:-]cloud$")
+# The least context that it loads by itself (its documentation, 2026: 4096 below 24 GB of video memory).
+_DEFAULT_CONTEXT: Final = 4096
+# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
+# llm/llama_server.go): 31 equal ones arrive.
+_EQUAL: Final = 30
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
 _MARK: Final = "[learnflow: the answer begins here]"
@@ -32,7 +56,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if version is None or rows is None or llamacpp.sent(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
-    windows = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
+    lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     models = []
     for row in rows:
         name = text(row.get("name"))
@@ -41,14 +65,14 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         known = _can(row.get("capabilities"))
         known |= {
             "context": non_negative_int(part(row, "details").get("context_length")) or None,
-            "context_served": windows.get(name),
+            "context_served": lengths.get(name),
         }
-        remote = bool(row.get("remote_host") or row.get("remote_model"))
+        remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
         models.append(
             Model(
                 name=name,
                 aliases=(name.removesuffix(_NEWEST),) if name.endswith(_NEWEST) else (),
-                loaded=None if remote or running is None else name in windows,
+                loaded=None if remote or running is None else name in lengths,
                 chat=_chats(row.get("capabilities"), name),
                 remote=remote,
                 known=known,
@@ -57,36 +81,61 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     return Server(version=version, models=tuple(models))
 
 
-def _can(said: Any) -> dict[str, Any]:
-    if not isinstance(said, list):
+def _can(listed: Any) -> dict[str, Any]:
+    if not isinstance(listed, list):
         return {}
-    return {"vision": "vision" in said, "tools": "tools" in said, "reasoning": "thinking" in said}
+    return {"vision": "vision" in listed, "tools": "tools" in listed, "reasoning": "thinking" in listed}
 
 
-def _chats(said: Any, name: str) -> bool:
-    return "completion" in said if isinstance(said, list) else "embed" not in name.lower()
+def _chats(listed: Any, name: str) -> bool:
+    return "completion" in listed if isinstance(listed, list) else "embed" not in name.lower()
 
 
 def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
-    info, said = part(shown, "model_info"), shown.get("capabilities")
+    info, listed = part(shown, "model_info"), shown.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = shown.get("parameters")
-    asked = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    own = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    served = model.known.get("context_served") or (int(own[1]) if own else None)
     return replace(
         model,
-        chat=_chats(said, model.name) if isinstance(said, list) else model.chat,
+        chat=_chats(listed, model.name) if isinstance(listed, list) else model.chat,
         remote=model.remote or bool(shown.get("remote_host") or shown.get("remote_model")),
-        window=int(asked[1]) if asked else None,
-        known={**model.known, **_can(said), "context": trained or model.known.get("context")},
+        known={
+            **model.known,
+            **_can(listed),
+            "context": trained or model.known.get("context"),
+            "context_served": served,
+        },
     )
 
 
-def _drops_prompts(version: str | None) -> bool:
-    """Whether this version drops the beginning of a prompt, and counts what it has read.
+def _context_length(need: int, loaded: int | None, trained: int | None) -> int | None:
+    """Choose ``num_ctx`` for a request of so many tokens.
 
-    It knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and counts a prompt as a whole since 0.4. A
-    version that cannot be read is a new one.
+    The loaded one if it is enough, because another one loads the model again. Else the next power of two, so that a
+    slightly longer prompt does not, up to what the model was trained for. Never less than what is loaded.
     """
+    if need <= (loaded or _DEFAULT_CONTEXT):
+        return loaded
+    length = max(_DEFAULT_CONTEXT, 1 << (need - 1).bit_length())
+    return max(loaded or 0, min(length, trained or length))
+
+
+def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
+    """Write the ``options`` of a request."""
+    options = {"num_predict" if name == "max_tokens" else name: value for name, value in sampling.items()}
+    return {**options, "num_ctx": context_length} if context_length else options
+
+
+def _drops_prompts(version: str | None, own_api: bool) -> bool:
+    """Return whether it drops the beginning of a prompt, and counts what it has read.
+
+    By ``/v1`` any version does. Its own API knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and
+    counts a prompt as a whole since 0.4. A version that cannot be read is a new one.
+    """
+    if not own_api:
+        return True
     parts = (version or "").partition("-")[0].split(".")
     readable = all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
     return readable and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
@@ -95,18 +144,18 @@ def _drops_prompts(version: str | None) -> bool:
 async def _continuation(
     client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
-    """The request that continues an answer: the server's own template, rendered, and the text as it is.
+    """Write the request that continues an answer: the server's own template, rendered, and the text as it is.
 
-    Exact, whatever the template is: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries went on identically.
+    Exact with any template: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries continued identically.
 
     Raises:
         Unsupported: pictures and tool calls are no text, or this version does not render.
     """
     if any(_more_than_words(each) for each in messages):
         raise errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
-    plain = [{"role": each["role"], "content": _words(each.get("content"))} for each in messages]
+    plain = [{"role": each["role"], "content": "".join(map(text_of, parts_of(each)))} for each in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # other ones load it again
+    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # others load it again
     text: str | None = None
     if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
@@ -122,26 +171,80 @@ async def _continuation(
 
 
 async def _rendered(client: Client, body: Mapping[str, Any]) -> str:
-    """The prompt as the server's template makes it; nothing is generated. Raises LLMError."""
-    asked = {**body, "stream": False, "_debug_render_only": True}
+    """Return the prompt as the server's template renders it; nothing is generated. Raises LLMError."""
+    request = {**body, "stream": False, "_debug_render_only": True}
     text = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # no JSON, or an error instead of the template
-        text = part(await fetch(client, "/api/chat", asked), "_debug_info").get("rendered_template")
+        text = part(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
     if not isinstance(text, str):
         raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
     return text
 
 
 def _more_than_words(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    other = any(part.get("type") != "text" for part in parts)
-    return other or bool(message.get("images") or message.get("tool_calls")) or message["role"] == "tool"
+    other = any(part.get("type") != "text" for part in parts_of(message))
+    return other or bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
-def _words(content: Any) -> str:
-    parts = content if isinstance(content, list) else [{"text": content or ""}]
-    return "".join(str(part.get("text") or "") for part in parts)
+class NDJSONParser(StreamParser):
+    """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
+
+    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
+        super().__init__(max_tokens, finish_missing=finish_missing)
+        self._repeated: tuple[str, int] = ("", 0)  # the last token, blanks around it aside, and how often
+
+    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
+        return False
+
+    def _line(self, line: bytes) -> Delta | None:
+        if not line.strip():
+            return None
+        record = self._object(line, "a line of the stream")
+        if record is None:
+            return None
+        began, self._seen = self._seen, True
+        if record.get("error"):
+            self.fail(error_mapping.error_object(record, began=began))
+            return None
+        if not {"done", "message", "response"} & set(record):
+            self._malformed("a line of the stream")
+            return None
+        message = record.get("message") or {}
+        self.served = self.served or word(record.get("model"), MAX_NAME) or None
+        content = message.get("content") if message else record.get("response")  # the latter of /api/generate
+        text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
+        token, times = (text or thinking).strip(), self._repeated[1]
+        self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
+        calls: tuple[ToolCallDelta, ...] = ()
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") or {}
+            arguments = json.dumps(function.get("arguments") or {})
+            own, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
+            calls += self._called(len(self._calls), own, name, arguments) or ()
+        if record.get("done"):
+            self.ended = True
+            prompt, answer = (
+                non_negative_int(record.get("prompt_eval_count")),
+                non_negative_int(record.get("eval_count")),
+            )
+            total = prompt + answer if prompt is not None and answer is not None else None
+            self.usage = Usage(prompt, answer, total)
+            self._closed(record.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
+        return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
+
+    def _last(self, rest: bytes) -> Delta | None:
+        piece = self._read(rest)
+        if isinstance(self.fault, errors.MalformedAnswer):
+            cut = "the stream ended in the middle of a line"
+            self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
+        return piece
+
+    def _missing(self) -> LLMError:
+        if self._repeated[1] > _EQUAL:
+            return errors.TokenRepeated("the model wrote one token over and over, and the server gave up")
+        if self._seen:
+            return errors.AnswerNotDone('the server ended the answer with "done": false')
+        return super()._missing()
 
 
 SPEC: Final = ProviderSpec(
@@ -150,42 +253,48 @@ SPEC: Final = ProviderSpec(
     evidence="server",
     seen="0.33, 0.24",
     litellm="ollama_chat",
-    parser=NDJSONParser,
-    local=True,
-    default_url="http://localhost:11434",
-    api_path="",
-    tails=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
-    cloud_host="ollama.com",
-    parts=frozenset({"text", "image_url"}),
-    reads_urls=False,
-    also={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
-    models_path="/api/tags",
-    models_key="models",
-    model_id="name",
-    forwards=re.compile(r"[:-]cloud$"),
-    load_path="/api/generate",
-    keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
-    pull_command="ollama pull {model}",
-    window="num_ctx",
-    service="ollama",
-    continuation=_continuation,
-    drops_prompts=_drops_prompts,
-    max_concurrency=4,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    options={name: name for name in LOCAL_SAMPLING} | {"max_tokens": "num_predict"},
-    tool_choices=("auto", "none"),
-    reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
-    # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
-    # a word; told not to, it says so (seen with 0.33; versions that do not know the fields ignore them).
-    body={"truncate": False, "shift": False},
-    stream_usage=False,
-    probe=Probe(
-        pages=("/api/version", "/api/tags", "/api/ps"),
-        read=_read,
-        question=lambda model: ("/api/show", {"model": model.name}),
-        learn=_learn,
+    dialect=Dialect(
+        parser=NDJSONParser,
+        parts=frozenset({"text", "image_url"}),
+        reads_urls=False,
+        continuation=_continuation,
+        parameters=ALWAYS | LOCAL_SAMPLING,
+        format_options=_format_options,
+        tool_choices=("auto", "none"),
+        reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
+        # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
+        # a word; told not to, it says so (seen with 0.33; versions that do not know the fields ignore them).
+        body={"truncate": False, "shift": False},
+        stream_usage=False,
     ),
-    own_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
-    start="`ollama serve` and `ollama pull qwen3:0.6b`",
+    api=Api(
+        default_url="http://localhost:11434",
+        api_path="",
+        tails=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
+        cloud_host="ollama.com",
+        models_path="/api/tags",
+        models_key="models",
+        model_id="name",
+    ),
+    server=ServerSupport(
+        forwards=True,
+        load_path="/api/generate",
+        keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        pull_command="ollama pull {model}",
+        context_length=_context_length,
+        service="ollama",
+        drops_prompts=_drops_prompts,
+        probe=Probe(
+            pages=("/api/version", "/api/tags", "/api/ps"),
+            read=_read,
+            question=lambda model: ("/api/show", {"model": model.name}),
+            learn=_learn,
+        ),
+        own_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
+        start="`ollama serve` and `ollama pull qwen3:0.6b`",
+    ),
+    local=True,
+    also={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
+    max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True),
 )

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ProviderSpec, Session, effort
+from ..provider_spec import Api, Dialect, ProviderSpec, Session, effort
 
 _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
@@ -15,12 +15,14 @@ SPEC: Final = ProviderSpec(
     title="OpenAI",
     example_model="gpt-4o-mini",
     litellm="openai",
-    default_url="https://api.openai.com/v1",
+    api=Api(default_url="https://api.openai.com/v1"),
+    dialect=Dialect(
+        reasoning=effort(),
+        reasoning_models=_THINKS,
+        # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
+        session=Session("prompt_cache_key", 64),
+        finishes_turns=True,
+    ),
     also={"base_url": ("OPENAI_API_BASE",)},
-    reasoning=effort(),
-    reasoning_models=_THINKS,
-    # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
-    session=Session("prompt_cache_key", 64),
-    finishes_turns=True,
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )

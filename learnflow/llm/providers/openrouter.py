@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, LEVELS, LOCAL_SAMPLING, ProviderSpec, Session
+from ..provider_spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
     title="OpenRouter",
     example_model="meta-llama/llama-3.3-70b-instruct",
     litellm="openrouter",
-    default_url="https://openrouter.ai/api/v1",
+    api=Api(
+        default_url="https://openrouter.ai/api/v1",
+        lists_all=False,  # ":free", ":nitro" and their like are not listed
+    ),
+    dialect=Dialect(
+        parameters=ALWAYS | LOCAL_SAMPLING,
+        reasoning={
+            False: {"reasoning": {"enabled": False}},
+            True: {"reasoning": {"enabled": True}},
+            **{level: {"reasoning": {"effort": level}} for level in LEVELS},
+        },
+        # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
+        session=Session("session_id", 256),
+    ),
     also={"base_url": ("OPENROUTER_API_BASE",)},
-    lists_all=False,  # ":free", ":nitro" and their like are not listed
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    reasoning={
-        False: {"reasoning": {"enabled": False}},
-        True: {"reasoning": {"enabled": True}},
-        **{level: {"reasoning": {"effort": level}} for level in LEVELS},
-    },
-    # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
-    session=Session("session_id", 256),
     capabilities=unknown(local=False),
 )

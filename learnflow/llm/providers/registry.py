@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from .. import settings
 from ..capabilities import unknown
 from ..errors import NotConfigured
+from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, named
 from ..replay import active
-from ..spec import ALWAYS, SAMPLING, ProviderSpec, named
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
 from . import (
@@ -92,13 +92,17 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
         litellm=said["name"],
         evidence="table",
         local=said["local"],
-        default_url=said["base"],
-        api_path=path if has_version(path) else "",
-        cut_path=said["path"] or None,  # which LiteLLM adds
-        models_path=f"{said['path']}/models",
+        api=Api(
+            default_url=said["base"],
+            api_path=path if has_version(path) else "",
+            cut_path=said["path"] or None,  # which LiteLLM adds
+            models_path=f"{said['path']}/models",
+            lists_all=False,
+        ),
+        dialect=Dialect(
+            parameters=(ALWAYS | SAMPLING) - {"reasoning"},
+        ),
         also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
-        lists_all=False,
-        parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         capabilities=unknown(local=said["local"], cost=None),
     )
 

@@ -7,7 +7,19 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..spec import ALWAYS, LOCAL_SAMPLING, Model, Page, Probe, ProviderSpec, Server, template_switch
+from ..provider_spec import (
+    ALWAYS,
+    LOCAL_SAMPLING,
+    Api,
+    Dialect,
+    Model,
+    Page,
+    Probe,
+    ProviderSpec,
+    Server,
+    ServerSupport,
+    template_switch,
+)
 from ..transport.untrusted import non_negative_int, text
 
 
@@ -42,14 +54,10 @@ SPEC: Final = ProviderSpec(
     seen="0.32",
     litellm="hosted_vllm",
     local=True,
-    default_url="http://localhost:8000/v1",
+    api=Api(default_url="http://localhost:8000/v1"),
+    server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch(), finishes_turns=True),
     also={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
-    service="vllm",
-    prefill=True,
     max_concurrency=64,
-    parameters=ALWAYS | LOCAL_SAMPLING,
-    reasoning=template_switch(),
-    probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read),
-    finishes_turns=True,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )

@@ -8,18 +8,15 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..spec import ALWAYS, ProviderSpec
+from ..provider_spec import ALWAYS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
     title="YandexGPT",
     example_model="gpt://<folder>/yandexgpt/latest",
     litellm="hosted_vllm",
-    default_url="https://llm.api.cloud.yandex.net/v1",
+    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
+    dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
     also={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
-    key_scheme="Api-Key",
-    lists_all=False,
-    parts=frozenset({"text"}),
-    parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"},
     capabilities=unknown(local=False, vision=False),
 )

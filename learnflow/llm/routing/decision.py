@@ -18,15 +18,15 @@ from ..process import switches
 Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
 Text = Literal["keep", "forget"]
 
-LONGEST_S: Final = 300.0  # whatever a server asks for (429 with Retry-After: 86400 was seen)
+LONGEST_S: Final = 300.0  # whatever a server requests (429 with Retry-After: 86400 was seen)
 _BACK_OFF_S: Final = 0.5
 _BACK_OFF_MOST_S: Final = 8.0
-RESTART_PAUSE_S: Final = 1.0  # between two tries of a server that restarts
+RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that restarts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What a failure is judged by, beside itself.
+    """The state of a request in which a failure is judged.
 
     Attributes:
         shown: the caller has seen a part of the answer (more than white space).
@@ -35,12 +35,12 @@ class Situation:
         fresh: this attempt has added to it.
         rigid: it has a form that cannot be continued, as JSON has.
         called: the caller has seen a piece of a tool call.
-        resume: what the caller wants done with a stream that breaks.
-        prefilled: the request carried the beginning of the answer, which was our idea.
-        stepped: of a provider that takes a beginning, less was asked for than all: up to the last whole word.
-        others: somebody else can be asked now.
-        loading: somebody loads a model, and the time for that is not over.
-        not_continued: somebody could not go on with the answer, and it was not yet begun again for that.
+        resume: what to do if a stream breaks, as requested.
+        prefilled: the attempt sent the beginning of the answer as a prefix.
+        stepped: the prefix ended at the last whole word, before the end of the text.
+        others: another provider can be tried now.
+        loading: a provider loads a model, and the time limit for that is not over.
+        not_continued: a provider did not continue the answer, and the answer was not yet begun again for that.
         passes: a provider failed in a way that may pass, and there are retries (or LLM_PATIENCE, for a server that
             restarts) and time left for it.
         time_left: the caller's deadline is not over.
@@ -76,7 +76,7 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
     return lambda error, _: isinstance(error, kinds)
 
 
-# What arrived is worth nothing, or is not what was asked for: nobody continues it.
+# The answer is worthless, or not what was requested: it is not continued.
 _WORTHLESS: Final = (
     errors.ContextOverflow
     | errors.ThinkingLeaked
@@ -147,7 +147,7 @@ RULES: Final = (
     Rule("anything else that another provider may be able to do", lambda *_: True, "next", "forget"),
 )
 
-# Where the next one is wanted and there is none: again the first that fits.
+# If the action is "next" and no other provider is left: the first rule that fits.
 NOBODY_LEFT: Final = (
     Rule("somebody loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
     Rule(
@@ -180,9 +180,9 @@ class Verdict:
     """What a failure means for the provider that failed.
 
     Attributes:
-        opens: seconds for which its breaker opens at first; None where it is not to blame.
-        whole_address: every model at its address is concerned, not only this one.
-        visible: a probe that costs nothing sees whether it is over.
+        opens: seconds for which its circuit breaker opens at first; None if the provider is not at fault.
+        whole_address: the fault covers every model at the address.
+        visible: a probe shows whether the fault is over.
     """
 
     opens: float | None = None
@@ -224,40 +224,40 @@ _NOT_ITS_FAULT: Final = (
 
 
 def at_fault(error: LLMError) -> bool:
-    """Whether this is counted as a failure of the provider."""
+    """Return whether this counts as a failure of the provider."""
     return not isinstance(error, _NOT_ITS_FAULT)
 
 
 def verdict(error: LLMError) -> Verdict:
-    """What this failure means for the provider that failed."""
+    """Return what a failure means for the provider that failed."""
     return next((meant for kind, meant in VERDICTS if isinstance(error, kind)), _INNOCENT)
 
 
 def rounds(retries: int) -> int:
-    """How often those are asked again whose failure may pass: as configured, in tests at most what the test says."""
+    """Return the number of retries: as configured, at most the limit that a test sets."""
     return retries if switches.retries is None else min(retries, switches.retries)
 
 
 def may_restart(error: LLMError | None) -> bool:
-    """Whether this failure may be that of a server that restarts; a test that counts attempts does not wait for it."""
+    """Return whether the server may be restarting. A test that limits retries does not wait for it."""
     return switches.retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
-def back_off(times: int, chance: float, asked: float | None = None) -> float:
-    """Seconds before the same provider is asked again: doubling, with jitter, or what it asked for itself.
+def back_off(times: int, chance: float, retry_after: float | None = None) -> float:
+    """Return the seconds before the next retry: doubling, with jitter, or ``Retry-After``.
 
     Args:
-        times: how often this was waited for already.
+        times: the number of retries so far.
         chance: from 0 to 1.
-        asked: ``Retry-After``.
+        retry_after: what the server requested.
     """
     if switches.retries is not None:
         return 0.0
-    if asked is not None:
-        return min(asked, LONGEST_S) * (1 + chance / 10)
+    if retry_after is not None:
+        return min(retry_after, LONGEST_S) * (1 + chance / 10)
     return min(_BACK_OFF_S * 2.0**times, _BACK_OFF_MOST_S) * (0.5 + chance)
 
 
 def patience(remaining: float) -> float:
-    """Seconds that a provider may take to its first token where others behind it want a share of the time."""
+    """Return the seconds to the first token if other providers need a share of the time."""
     return remaining / 2

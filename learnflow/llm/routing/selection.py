@@ -12,7 +12,7 @@ from typing import Literal
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, digests_of
-from ..adapter.context_budget import Needs, lacks, needs_of
+from ..adapter.context_window import Needs, lacks, needs_of
 from ..base import Call
 from ..errors import LLMError
 from ..settings import Settings

@@ -15,8 +15,7 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, merged
 from ..errors import LLMError
-from ..health import window
-from ..spec import Model, ProviderSpec, Server
+from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
 from ..transport.endpoint import addressed
 from ..transport.network import is_near
@@ -105,9 +104,9 @@ class ModelCatalog:
 
     def _pull_command(self, model: str) -> str:
         """Return the server's own command that downloads a model; empty if it has none."""
-        if not self._spec.pull_command:
+        if not self._spec.server.pull_command:
             return ""
-        return f": `{self._spec.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
+        return f": `{self._spec.server.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
 
     def trouble(self, name: str | None) -> str | None:
         """Return why this model would not answer, as of the last probe; None if it would. A load is waited for."""
@@ -176,11 +175,12 @@ class ModelCatalog:
         model = self._models.get(self._key(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
-    def answered(self, name: str) -> None:
-        """Remember that this model has answered: it is loaded."""
+    def answered(self, name: str, context_length: int | None = None) -> None:
+        """Remember that this model has answered: it is loaded, with this context length if it is known."""
+        known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name) and not model.loaded:
-                self._models[key] = replace(model, loaded=True)
+            if model.called(name):
+                self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_S) -> Model:
         """Return what is known of this model; probe if nothing is. What cannot be learned stays unknown.
@@ -204,9 +204,6 @@ class ModelCatalog:
         row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
         priced = model_prices.known(spec.price_prefix, name) if name and not spec.local else {}
         known = dict(model.known) if model else {}
-        if spec.window and model:
-            sent = window.of(self.client.endpoint.base, model.name).size
-            known["context_served"] = sent or known.get("context_served") or model.window
         return merged(row, priced, known, self.stated)
 
     def _key(self, name: str | None) -> str | None:
@@ -237,17 +234,24 @@ class ModelCatalog:
             server = await learn(self.client, server, wanted, started + within)
             model = next((each for each in server.models if model and each.name == model.name), model)
             error = error or as_error(model)
-        now = self.probed_at = loop.time()
-        if server:
-            listed = {each.name: replace(each, learned_at=now) for each in server.models}
-            model = model and listed.get(model.name, model)
-            self.server = server = replace(server, learned_at=now, models=tuple(listed.values()))
-            if every:
-                self._models.update(listed)
-        if model:
-            self._models.update({model.name: model, self._key(requested): model})
+        self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
+        if server:
+            server, model = self._remembered(server, model, requested, every=every)
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
+
+    def _remembered(
+        self, server: Server, model: Model | None, requested: str | None, *, every: bool
+    ) -> tuple[Server, Model | None]:
+        """Remember the result of a probe. Return it with the time."""
+        listed = {each.name: replace(each, learned_at=self.probed_at) for each in server.models}
+        self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+        if every:
+            self._models.update(listed)
+        if model:
+            model = listed.get(model.name, model)
+            self._models.update({model.name: model, self._key(requested): model})
+        return self.server, model
 
     def _chosen(self, server: Server, requested: str | None) -> Model:
         """Choose the model: the requested one, else the loaded one, else the only one.
@@ -259,7 +263,7 @@ class ModelCatalog:
         spec = self._spec
         if name := self._key(requested):
             found = server.find(name)
-            if not found and server.models and spec.lists_all:
+            if not found and server.models and spec.api.lists_all:
                 hint = self._alternatives(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return found or Model(name=name)
@@ -288,14 +292,14 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.forwards), None)
-        if forwarder is None or forwarder.forwards is None:
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
+        if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
             unknown = "does not report whether it forwards this model elsewhere"
             hint = "Nothing was sent. Look into the server's log, or check the model's name"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {unknown}", hint=hint)
-        if model.remote or forwarder.forwards.search(name):
+        if model.remote:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..spec import ProviderSpec
+from ..provider_spec import ProviderSpec
 from ..transport.client import Client
 from .probe import fetch
 
@@ -23,9 +23,9 @@ async def load(
         window: the context length to load it with, in tokens; None for the server's own.
         keep_alive: how long it stays loaded; None for the server's own.
     """
-    path, body = str(spec.load_path), dict[str, Any](model=model)
-    if spec.keep and keep_alive is not None:
-        path, body = spec.keep(model, keep_alive)
-    if window and spec.window:
-        body["options"] = {spec.window: window}
+    path, body = str(spec.server.load_path), dict[str, Any](model=model)
+    if spec.server.keep and keep_alive is not None:
+        path, body = spec.server.keep(model, keep_alive)
+    if window and spec.dialect.format_options:
+        body["options"] = spec.dialect.format_options({}, window)
     await fetch(client, path, body)

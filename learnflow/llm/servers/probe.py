@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..errors import LLMError
-from ..spec import Model, Page, ProviderSpec, Server
+from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, text
@@ -34,8 +34,8 @@ async def find_server(
         deadline: on the clock of the loop.
     """
     endpoint = client.endpoint
-    paths = {path: endpoint.root + path for path in (spec.probe.pages if spec.probe else ())}
-    names = endpoint.base + spec.models_path
+    paths = {path: endpoint.root + path for path in (spec.server.probe.pages if spec.server.probe else ())}
+    names = endpoint.base + spec.api.models_path
     pages = await _pages(client, [*paths.values(), names], deadline)
     own = _read(spec, {path: pages[url] for path, url in paths.items()})
     trouble = _trouble(pages[names], pages.values())
@@ -45,10 +45,10 @@ async def find_server(
     server = own
     if server is None and not isinstance(trouble, errors.Unavailable):
         recognised = await _recognised(client, kinds, deadline)
-        server = recognised or read_model_list(pages[names], spec.models_key, spec.model_id)
+        server = recognised or read_model_list(pages[names], spec.api.models_key, spec.api.model_id)
     if server and server.trouble:
         return server, as_error(server)
-    if server and spec.parser and server.kind and server.kind.name != spec.name:
+    if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
         what = f"what answers is {server.kind.title}, not {spec.title}"
         hint = better_setting(spec, server.kind, endpoint.root)
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
@@ -62,7 +62,7 @@ async def find_server(
 
 async def learn(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
     """Return the server with what it reports of each of these models."""
-    probe = server.kind and server.kind.probe
+    probe = server.kind and server.kind.server.probe
     if not probe:
         return server
 
@@ -124,7 +124,9 @@ def as_error(one: Server | Model | None) -> LLMError | None:
 async def _recognised(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
     """Return the server, if it is one of these kinds."""
     root = client.endpoint.root
-    pages = await _pages(client, [root + path for kind in kinds if kind.probe for path in kind.probe.pages], deadline)
+    pages = await _pages(
+        client, [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages], deadline
+    )
     by_path = {url.removeprefix(root): page for url, page in pages.items()}
     return next((server for kind in kinds if (server := _read(kind, by_path))), None)
 
@@ -175,10 +177,10 @@ async def _fetched(client: Client, request: HttpRequest) -> Page:
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
     """Return what this kind reads from its pages; a page of an undocumented shape is not of its kind."""
-    if kind.probe is None:
+    if kind.server.probe is None:
         return None
     try:
-        server = kind.probe.read(pages)
+        server = kind.server.probe.read(pages)
     except Exception:  # noqa: BLE001  # an undocumented shape
         return None
     return server and replace(server, kind=kind)

@@ -1,4 +1,4 @@
-"""One address with its key: what people write, made into what a request needs. No name is looked up here."""
+"""The endpoint of a provider: a URL as operators write it, normalised, with its key. No name is looked up here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
+from ..provider_spec import CHAT_PATH, ProviderSpec
 from ..settings import ProviderSettings
 from ..settings_sources import provider_key
-from ..spec import CHAT_PATH, ProviderSpec
 
 _ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # http:/localhost
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
@@ -25,15 +25,15 @@ _PRIVATE: Final = tuple(
         *("::1/128", "fc00::/7", "fe80::/10"),
     )
 )
-# Where clouds answer a machine about itself, keys included (most of them; AWS and Google over IPv6; Alibaba): nobody's
-# model, and nobody's network.
+# The metadata services of clouds, which return keys (most clouds; AWS and Google over IPv6; Alibaba). They are never
+# local.
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
 
 
 def is_private(address: str, networks: Sequence[str] = ()) -> bool:
-    """Whether an IP address is this machine's, of a private network (RFC 1918, RFC 4193), or of one that is named.
+    """Return whether an IP address is of this machine, of a private network (RFC 1918, RFC 4193), or of ``networks``.
 
     Args:
         address: the address.
@@ -46,7 +46,7 @@ def is_private(address: str, networks: Sequence[str] = ()) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its name or address."""
+    """Return whether a host is this machine by its name or address."""
     return (
         host == "localhost"
         or host.endswith(".localhost")
@@ -54,27 +54,27 @@ def is_loopback(host: str) -> bool:
     )
 
 
-# A name without dots is one of the own network, unless it is a number: 134744072 is 8.8.8.8.
+# A name without dots belongs to the local network, unless it is a number: 134744072 is 8.8.8.8.
 _NEAR = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
 
 
 def has_version(path: str) -> bool:
-    """Whether a path holds a version of an API ("/v1", "/v1beta/openai"): it is the API's own then."""
+    """Return whether a path contains the version of an API ("/v1", "/v1beta/openai")."""
     return bool(_VERSION.search(path))
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a provider is.
+    """The address of a provider.
 
     Attributes:
-        root: the server.
-        base: what LiteLLM appends its path to.
-        key: never shown; None where there is none, or where the one there is belongs to another host.
-        key_hint: what to do about the key, should the server want one.
-        version: of the API, where the provider has versions.
-        key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
-        networks: those that count as one's own beside the private ones.
+        root: the URL of the server.
+        base: the URL to which LiteLLM appends its path.
+        key: never shown; None if there is none, or if it belongs to another host.
+        key_hint: what to do if the server requires a key.
+        version: of the API, if the provider has versions.
+        key_header, key_scheme: the header with the key, and the word before it in ``authorization``.
+        networks: count as private, too.
     """
 
     root: str
@@ -88,21 +88,21 @@ class Endpoint:
 
     @property
     def credentials(self) -> dict[str, str]:
-        """The header that carries the key; none where there is no key."""
+        """Return the header with the key; empty if there is no key."""
         if not self.key:
             return {}
         return {self.key_header: f"{self.key_scheme} {self.key}" if self.key_header == "authorization" else self.key}
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port: the only place that this endpoint's key may go to."""
+        """Return scheme, host and port: the only place that this endpoint's key is sent to."""
         return origin(self.base)
 
     @property
     def near(self) -> bool:
-        """Whether this is certainly this machine or a private network: by its address, or a name that is never public.
+        """Return whether it is certainly on this machine or a private network: by its address, or a name for such.
 
-        Where any other name leads, its look-up says (``network.is_near``).
+        Any other name is judged by its addresses (``network.is_near``).
         """
         return _is_near(self.origin[1], self.networks)
 
@@ -114,7 +114,7 @@ def _is_near(host: str, networks: tuple[str, ...]) -> bool:
 
 @lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL."""
+    """Return scheme, host and port of a URL."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -145,7 +145,7 @@ def settle(
         KeyMissing: there is no key, and one is required.
     """
     env_key, apart = provider_key(spec, own.api_key)
-    where = url or own.base_url or spec.default_url
+    where = url or own.base_url or spec.api.default_url
     if not where:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
     there = endpoint(spec, where, version=own.api_version)
@@ -153,8 +153,8 @@ def settle(
     env_key = None if key is not None else str(env_key or "").strip()
     key = str(key or "").strip()
     if env_key:
-        home = endpoint(spec, own.base_url or spec.default_url or where).origin
-        if apart and there.origin != (spec.default_url and endpoint(spec, spec.default_url).origin):
+        home = endpoint(spec, own.base_url or spec.api.default_url or where).origin
+        if apart and there.origin != (spec.api.default_url and endpoint(spec, spec.api.default_url).origin):
             hint = apart
         elif there.origin == home:
             key = env_key
@@ -168,33 +168,35 @@ def settle(
 
 
 def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
-    """The endpoint for an address as people write it: with or without scheme, port, ``/v1`` and trailing slash.
+    """Return the endpoint for a URL, with or without scheme, port, ``/v1`` and trailing slash.
 
     The forms of ``OLLAMA_HOST`` are those of Ollama's own ``envconfig.Host`` (2026-08): ``host``, ``:port``,
     ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80), ``https://host``, a path at the end; a bad port is an error here.
 
     Raises:
-        NotConfigured: it cannot be an address.
+        NotConfigured: the URL is invalid.
     """
     parts = _parts(spec, url)
-    home = urlsplit(spec.default_url or "")
+    home = urlsplit(spec.api.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in spec.tails:
+    for tail in spec.api.tails:
         path = path.removesuffix(tail)
-    if spec.cut_path:
-        path = path.partition(spec.cut_path)[0]
-    if spec.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH):  # who pastes all of it knows
-        path += spec.api_path
+    if spec.api.cut_path:
+        path = path.partition(spec.api.cut_path)[0]
+    if (
+        spec.api.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH)
+    ):  # a complete URL is used as it is
+        path += spec.api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
-    root = server + (_VERSION.split(path)[0] if spec.api_path else path)
-    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.default_version
+    root = server + (_VERSION.split(path)[0] if spec.api.api_path else path)
+    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.api.default_version
     return Endpoint(
-        root=root, base=server + path, version=version, key_header=spec.key_header, key_scheme=spec.key_scheme
+        root=root, base=server + path, version=version, key_header=spec.api.key_header, key_scheme=spec.api.key_scheme
     )
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
-    """Scheme, host:port and path, with what people leave out filled in."""
+    """Split a URL, with defaults for the missing parts."""
     text = str(url).strip().strip("\"'")
     has_scheme = "://" in text
     if _ONE_SLASH.match(text):
@@ -208,23 +210,23 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     except ValueError:
         parts = None
     if parts is None or text.endswith("://") or any(character.isspace() for character in text):
-        raise _unusable(spec, "is empty, or has a host or port that cannot be")
+        raise _unusable(spec, "is empty, or has an invalid host or port")
     if parts.scheme not in ("http", "https"):
         raise _unusable(spec, "must begin with http:// or https://")
     if parts.username or parts.password:
         raise _unusable(spec, f"holds a user name or password: use {spec.variable('api_key')} for a key")
     if port is None and not has_scheme and parts.scheme == "http":
-        port = urlsplit(spec.default_url or "").port
+        port = urlsplit(spec.api.default_url or "").port
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
     return parts._replace(netloc=netloc, fragment="")
 
 
 def _scheme(spec: ProviderSpec, text: str) -> str:
-    """What people mean who write no scheme: http for a server of one's own, else https."""
+    """Return the scheme of a URL without one: http for a local server, else https."""
     host = text.partition("/")[0]
-    if spec.default_url and spec.local:
-        return "https" if host == spec.cloud_host else "http"
+    if spec.api.default_url and spec.local:
+        return "https" if host == spec.api.cloud_host else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
     own = _ip_version(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if own else "https"
@@ -241,13 +243,13 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
     return NotConfigured(
         f"the base URL {why}",
         provider=spec.name,
-        hint=f"Set {spec.variable('base_url')} like {spec.default_url or 'http://localhost:8080/v1'}",
+        hint=f"Set {spec.variable('base_url')} like {spec.api.default_url or 'http://localhost:8080/v1'}",
     )
 
 
 def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
-    """The same error, which now says who failed and which variable to set."""
-    complete = error.provider is not None  # its hint names the variable already
+    """Add the provider and the variable to set to an error, and return it."""
+    complete = error.provider is not None  # its hint has the variable already
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
     if isinstance(error, errors.ModelNotFound):
@@ -261,9 +263,9 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     ):
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-        known = spec.default_url and spec.title != spec.name  # else its title is no name of a program
+        known = spec.api.default_url and spec.title != spec.name  # else its title is not the name of a program
         start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
-        local = spec.down or start
+        local = spec.server.down or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error

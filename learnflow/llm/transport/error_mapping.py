@@ -1,7 +1,7 @@
-"""One map of everything that goes wrong between us and a server: a status, an error object, a library's exception.
+"""Maps what goes wrong between the client and a server to errors: a status, an error object, a library's exception.
 
-Status and codes are asked before any sentence, and a sentence only for as long as it is short: what a server says is
-data.
+Codes and statuses decide before any sentence. A sentence is searched in its beginning only: what
+a server sends is data.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..errors import LLMError
 from .untrusted import non_negative_int, parse_json, printable, word
 
 Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
-"""What somebody else makes of a refusal: of its status, body and headers."""
+"""Returns another opinion of a refusal, from its status, body and headers; None if it has none."""
 
-_SHOWN: Final = 300  # characters of a server's own words that are shown
-_READ: Final = 2000  # characters of them that are looked at: an expression takes its time with a long text
+_SHOWN: Final = 300  # characters of a server's message that are shown
+_READ: Final = 2000  # characters of it that are searched: a regular expression is slow on a long text
 _DEPTH: Final = 8  # of objects in objects
 
 _CONTEXT = re.compile(
@@ -108,12 +108,12 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     529: errors.Overloaded,
 }
 
-_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # where LiteLLM's reading beats a bare status
+_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # LiteLLM's opinion counts before a bare status
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What a server's error body says, whatever its shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
+    """The content of a server's error body, in any shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
 
     message: str = ""
     codes: tuple[str, ...] = ()
@@ -121,8 +121,8 @@ class Complaint:
     lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and of the window, in tokens
 
 
-def complaint(body: bytes) -> Complaint:
-    """Read an error body, as far as it can be read."""
+def read_complaint(body: bytes) -> Complaint:
+    """Parse an error body, as far as possible."""
     text = body.decode("utf-8", "replace").strip()
     try:
         return _of(parse_json(text))
@@ -130,34 +130,34 @@ def complaint(body: bytes) -> Complaint:
         return Complaint(message=text[:_READ])
 
 
-def _of(said: Any, depth: int = 0) -> Complaint:
+def _of(value: Any, depth: int = 0) -> Complaint:
     if depth > _DEPTH:
         return Complaint()
-    if isinstance(said, str):
-        nested = said[said.find("{") :] if "{" in said else ""
+    if isinstance(value, str):
+        nested = value[value.find("{") :] if "{" in value else ""
         try:
             inner = _of(parse_json(nested), depth + 1) if nested else Complaint()
         except ValueError:
             inner = Complaint()
-        return Complaint(inner.message or said[:_READ], inner.codes, inner.param, inner.lengths)
-    if isinstance(said, list):
-        return _of(said[0], depth + 1) if said else Complaint()
-    if not isinstance(said, dict):
+        return Complaint(inner.message or value[:_READ], inner.codes, inner.param, inner.lengths)
+    if isinstance(value, list):
+        return _of(value[0], depth + 1) if value else Complaint()
+    if not isinstance(value, dict):
         return Complaint()
     for key in ("error", "detail", "errors"):
-        if said.get(key):
-            return _of(said[key], depth + 1)
-    inner_error = said.get("innererror")
+        if value.get(key):
+            return _of(value[key], depth + 1)
+    inner_error = value.get("innererror")
     inner_code = inner_error.get("code") if isinstance(inner_error, dict) else None
-    codes = tuple(filter(None, (word(code).lower() for code in (said.get("code"), said.get("type"), inner_code))))
-    inner = _of(said.get("message") or said.get("msg") or "", depth + 1)
-    lengths = non_negative_int(said.get("n_prompt_tokens")), non_negative_int(said.get("n_ctx"))
+    codes = tuple(filter(None, (word(code).lower() for code in (value.get("code"), value.get("type"), inner_code))))
+    inner = _of(value.get("message") or value.get("msg") or "", depth + 1)
+    lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _lengths(inner.message)
-    return Complaint(inner.message, codes + inner.codes, word(said.get("param")) or inner.param, lengths)
+    return Complaint(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
 
 
 def _lengths(message: str) -> tuple[int | None, int | None]:
-    """Of the prompt and of the window, where the sentence names them."""
+    """Return the lengths of the prompt and of the context, if the sentence names them."""
     prompt, size = _PROMPT_LENGTH.search(message), _WINDOW_LENGTH.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
@@ -168,13 +168,13 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     judge: Judge | None = None,
 ) -> LLMError:
-    """The leaf for an answer that is none: a status that is not 200.
+    """Return the error for a response whose status is not 2xx.
 
     Args:
         status: the HTTP status.
-        body: what came with it, or its beginning.
+        body: its body, or the beginning.
         headers: for ``Retry-After``; with lower-case names.
-        judge: says what LiteLLM makes of it; asked where codes, status and sentences leave it open.
+        judge: returns LiteLLM's opinion. Called if codes, status and sentences do not decide.
     """
     headers = headers or {}
     if 300 <= status < 400:
@@ -191,27 +191,27 @@ def refusal(
             hint="Some servers do so when the Host header is not theirs: use localhost or an IP address as base URL, "
             "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
         )
-    said = Complaint() if page else complaint(body)
-    error = _leaf(_kind(status, said, judge and partial(judge, status, body, headers)), said, status)
+    complaint = Complaint() if page else read_complaint(body)
+    error = _leaf(_kind(status, complaint, judge and partial(judge, status, body, headers)), complaint, status)
     error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
     return error
 
 
-def error_object(said: Any, *, began: bool) -> LLMError:
-    """The leaf for an error object inside a 200; ``began``: after the answer had begun."""
-    told = _of(said)
-    status = next((int(code) for code in told.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _kind(status, told, None) if status or told.codes or told.message else errors.ServerFailed
+def error_object(value: Any, *, began: bool) -> LLMError:
+    """Return the error for an error object inside a 200; ``began``: after the answer had begun."""
+    complaint = _of(value)
+    status = next((int(code) for code in complaint.codes if re.fullmatch("[0-9]{3}", code)), 0)
+    kind = _kind(status, complaint, None) if status or complaint.codes or complaint.message else errors.ServerFailed
     vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
     if issubclass(kind, vague):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
-    if not began and _NO_ROUTE.search(told.message):
+    if not began and _NO_ROUTE.search(complaint.message):
         return not_a_server(200)
-    return _leaf(kind, told)
+    return _leaf(kind, complaint)
 
 
 def not_a_server(status: int | None = None) -> LLMError:
-    """Something answers, but not the API."""
+    """Return the error for a response that is not the API's."""
     return errors.Misconfigured(
         "what answers at this address is not the model's API, but a web page or another route",
         status=status,
@@ -220,12 +220,12 @@ def not_a_server(status: int | None = None) -> LLMError:
 
 
 def web_page(body: bytes) -> bool:
-    """Whether this is HTML."""
+    """Return whether a body is HTML."""
     return body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date, read against ``Date``."""
+    """Return the seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date after ``Date``."""
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
         seconds = float(milliseconds) / 1000 if milliseconds else float(value)
@@ -247,36 +247,36 @@ _HINTS: Final[Mapping[type[LLMError], str]] = {
 }
 
 
-def _kind(status: int, said: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
-    """Codes, then the statuses that say it all, then sentences, then LiteLLM's judgement, then the bare status."""
-    for code in said.codes:
+def _kind(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
+    """Choose by the codes, the statuses that have one meaning, sentences, LiteLLM's opinion, then the bare status."""
+    for code in complaint.codes:
         if code in _CODES:
             return _CODES[code]
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # one status for two things: only the words tell a used-up quota
-        return errors.QuotaExceeded if _MONEY.search(said.message) else errors.RateLimited
+    if status == 429:  # one status with two meanings: only the message names a used-up quota
+        return errors.QuotaExceeded if _MONEY.search(complaint.message) else errors.RateLimited
     for pattern, kind in _SENTENCES:
-        if pattern.search(said.message):
+        if pattern.search(complaint.message):
             return kind
-    if status == 404 and said.param == "model":
+    if status == 404 and complaint.param == "model":
         return errors.ModelNotFound
-    if status < 500 and _UNSUPPORTED.search(said.message):
+    if status < 500 and _UNSUPPORTED.search(complaint.message):
         return errors.Unsupported
     opinion = judge() if judge else None
     if opinion and issubclass(opinion, _DECISIVE):
         return opinion
-    return _STATUSES.get(status, errors.ServerFailed)  # what nobody knows is the provider's: the next one is asked
+    return _STATUSES.get(status, errors.ServerFailed)  # an unknown refusal: the next provider is tried
 
 
-def _leaf(kind: type[LLMError], said: Complaint, status: int | None = None) -> LLMError:
+def _leaf(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
     error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
-    shown = printable(said.message, _SHOWN)  # it may end up on a terminal
+    shown = printable(complaint.message, _SHOWN)  # it may end up on a terminal
     error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
-    error.code = said.codes[0] if said.codes else None
-    error.params = (said.param,) if said.param else ()
+    error.code = complaint.codes[0] if complaint.codes else None
+    error.params = (complaint.param,) if complaint.param else ()
     if isinstance(error, errors.ContextOverflow):
-        error.needed, error.window = said.lengths
+        error.needed, error.window = complaint.lengths
     return error
 
 
@@ -314,12 +314,12 @@ def failure_of(error: Exception) -> LLMError:
             )
     if kind is errors.Misconfigured:
         return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
-    told = [cause for cause in chain if not isinstance(cause, LookupError)]  # how anyio finds out
-    return kind(f"the connection broke ({type((told or chain)[-1]).__name__})")
+    causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # internal to anyio
+    return kind(f"the connection broke ({type((causes or chain)[-1]).__name__})")
 
 
 def unresolved() -> LLMError:
-    """A host without an address: there is nothing to start at it."""
+    """Return the error for a host name without an address."""
     hint = "Check its spelling, the network and its name server"
     return _not_listening("the host name cannot be resolved", hint)
 
@@ -331,18 +331,18 @@ def _not_listening(what: str, hint: str = "") -> LLMError:
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised: for whoever reads the report of a fault that may be ours."""
+    """Return where an exception was raised, for the report of a fault that may be in this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+    causes: list[BaseException] = []
     todo: list[BaseException | None] = [error]
     while todo:
         one = todo.pop(0)
-        if one is not None and one not in found:
-            found.append(one)
+        if one is not None and one not in causes:
+            causes.append(one)
             todo += [one.__cause__, one.__context__]
             todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-    return found
+    return causes

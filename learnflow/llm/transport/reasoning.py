@@ -180,8 +180,5 @@ def _mentioned(before: str, after: str, *, over: bool = False) -> bool:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of the text may be the beginning of the tag."""
-    for length in range(min(len(tag) - 1, len(text)), 0, -1):
-        if text.endswith(tag[:length]):
-            return length
-    return 0
+    """Return how many characters at the end of the text may be the beginning of the tag."""
+    return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

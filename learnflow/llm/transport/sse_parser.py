@@ -16,7 +16,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import BOM, MAX_NAME, ODD, StreamParser
-from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, word
+from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -72,31 +72,31 @@ class SSEParser(StreamParser):
             self._seen = True
             return None
         self._seen = True
-        said = self._object(data, "an event of the stream")
-        if said is None:
+        chunk = self._object(data, "an event of the stream")
+        if chunk is None:
             return None
-        if event == b"error" or said.get("error") or said.get("object") == "error":
-            self.fail(error_mapping.error_object(said, began=True))
+        if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
+            self.fail(error_mapping.error_object(chunk, began=True))
             return None
-        return self._chunk(said, "delta")
+        return self._chunk(chunk, "delta")
 
-    def _chunk(self, said: dict[str, Any], where: str) -> Delta | None:
-        """A chunk's ``delta``, or a whole answer's ``message``."""
-        self.served = self.served or word(said.get("model"), MAX_NAME) or None
-        if said.get("usage"):
-            self._count(said["usage"])
-        if _is_notice(said):
+    def _chunk(self, chunk: dict[str, Any], key: str) -> Delta | None:
+        """Parse a chunk: its ``delta``, or the ``message`` of a complete answer."""
+        self.served = self.served or word(chunk.get("model"), MAX_NAME) or None
+        if chunk.get("usage"):
+            self._count(chunk["usage"])
+        if _is_notice(chunk):
             return None
-        choice = next((one for one in said.get("choices") or () if one.get("index") in (None, 0)), None)
+        choice = next((one for one in chunk.get("choices") or () if one.get("index") in (None, 0)), None)
         if choice is None:
             return None
-        delta = choice.get(where) or {}
+        delta = choice.get(key) or {}
         if not isinstance(delta, dict):
             self._malformed("a choice of the answer")
             return None
-        said_text, said_thinking = _parts(delta.get("content"))
-        text = self._text(said_text, "text")
-        thinking = self._text(said_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
+        content_text, content_thinking = _parts(delta.get("content"))
+        text = self._text(content_text, "text")
+        thinking = self._text(content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
         calls = self._collect(delta["tool_calls"]) if delta.get("tool_calls") else None
         if delta.get("refusal"):
             self.refused = True
@@ -105,13 +105,13 @@ class SSEParser(StreamParser):
         return Delta(text, thinking, calls or ()) if spoken else None
 
     def _collect(self, calls: Any) -> tuple[ToolCallDelta, ...] | None:
-        """Take pieces of tool calls; returns what to show of them, None where they said nothing."""
+        """Add pieces of tool calls. Returns the deltas to emit, None if the pieces are empty."""
         if not isinstance(calls, list):
             self._malformed("a tool call")
             return None
         pieces = [self._piece(call, call.get("function") or {}) for call in calls]
-        said = [piece for piece in pieces if piece is not None]
-        return tuple(itertools.chain(*said)) if said else None
+        visible = [piece for piece in pieces if piece is not None]
+        return tuple(itertools.chain(*visible)) if visible else None
 
     def _piece(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...] | None:
         own, index = word(call.get("id"), MAX_NAME), call.get("index")
@@ -123,16 +123,16 @@ class SSEParser(StreamParser):
         return self._called(index, own, word(function.get("name"), MAX_NAME), arguments)
 
     def _count(self, usage: Any) -> None:
-        """The tokens; an odd object leaves them unknown, and the answer as it is."""
-        usage = _mapping(usage)
+        """Record the tokens. An invalid object leaves them unknown, and the answer as it is."""
+        usage = part(usage)
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
-        answer, prompt = _mapping(usage.get("completion_tokens_details")), _mapping(usage.get("prompt_tokens_details"))
+        answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
         self.usage = Usage(*map(non_negative_int, counts))
         self.cost = dollars(usage.get("cost"))
 
     def _last(self, rest: bytes) -> Delta | None:
-        """The last event may lack its blank line; half an event is a cut, not a malformed one."""
+        """Parse the last event, which may lack its blank line. Half an event is a cut, not malformed."""
         if rest.strip():
             self._read(rest)
         piece = self._read(b"") if self._data and not self.fault else None
@@ -142,26 +142,26 @@ class SSEParser(StreamParser):
 
     def _whole(self, rest: bytes) -> Delta | None:
         try:
-            said = parse_json(rest.removeprefix(BOM))
+            chunk = parse_json(rest.removeprefix(BOM))
         except ValueError:
             self.fail(errors.BodyCut("the answer's JSON stops in the middle"))
             return None
         self._seen = True
-        if not isinstance(said, dict) or not said.get("choices"):
-            complains = isinstance(said, dict) and any(said.get(key) for key in ("error", "detail", "message"))
+        if not isinstance(chunk, dict) or not chunk.get("choices"):
+            complains = isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message"))
             self.fail(
-                error_mapping.error_object(said, began=False)
+                error_mapping.error_object(chunk, began=False)
                 if complains
                 else errors.MalformedAnswer("the server answered JSON that is not a chat completion")
             )
             return None
         try:
-            piece = self._chunk(said, "message")
+            piece = self._chunk(chunk, "message")
         except ODD:
             self._malformed("the answer")
             return None
-        if said.get("error"):
-            self.fail(error_mapping.error_object(said, began=True))
+        if chunk.get("error"):
+            self.fail(error_mapping.error_object(chunk, began=True))
         return piece
 
     def _missing(self) -> LLMError:
@@ -170,43 +170,34 @@ class SSEParser(StreamParser):
         return super()._missing()
 
 
-def _is_notice(said: dict[str, Any]) -> bool:
-    """Whether this is what llama-swap says while a model loads: reasoning, in an event that has nothing else.
+def _is_notice(chunk: dict[str, Any]) -> bool:
+    """Return whether this is a notice of llama-swap while a model loads: reasoning, in an event without other fields.
 
     It writes no id, object, model or index (``internal/router/loading.go`` in 0bdb372); a model's chunk has them.
     """
-    choices = said["choices"] if said.keys() == {"choices"} else None
+    choices = chunk["choices"] if chunk.keys() == {"choices"} else None
     delta = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     for name in ("delta", "reasoning_content"):
         delta = delta[name] if isinstance(delta, dict) and delta.keys() == {name} else None
     return delta is not None
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
 def _parts(content: Any) -> tuple[Any, str]:
-    """A content and the thinking in it: Mistral and some gateways send a list of typed parts instead of a text.
+    """Return the content and its thinking. Mistral and some gateways send a list of typed parts instead of a text.
 
     Raises:
-        TypeError: a part that nobody knows; to leave it out would lose a piece of the answer.
+        TypeError: the type of a part is unknown. Without the part, the answer would be incomplete.
     """
     if not isinstance(content, list):
         return content, ""
     texts, thoughts = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, str):
-            texts.append(part)
-        elif kind in _THINKING_PARTS:
-            thoughts.append(_string(_parts(part.get(kind))[0]))
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+    for one in content:
+        kind, text = part(one).get("type"), one if isinstance(one, str) else part(one).get("text")
+        if kind in _THINKING_PARTS:
+            thought = _parts(one.get(kind))[0]
+            thoughts.append(thought if isinstance(thought, str) else "")
+        elif isinstance(text, str):
+            texts.append(text)
         elif kind not in _SILENT_PARTS:
             raise TypeError("a part of a content that is no text")
     return "".join(texts), "".join(thoughts)

@@ -1,6 +1,6 @@
-"""What both dialects share: bytes in; text, thinking, tool calls, usage, and the finish or the named failure out.
+"""The base of the parsers: bytes in; text, thinking, tool calls, usage, and a finish or a named failure out.
 
-No I/O. An answer is whole only when the wire said so; whoever reads feeds a parser, and asks for ``fault`` after each
+No I/O. An answer is complete only if the wire reported it. The reader feeds a parser, and checks ``fault`` after every
 feed and at the end.
 """
 
@@ -39,7 +39,7 @@ def most_characters(max_tokens: int | None) -> int:
 
 
 class _Call:
-    """A tool call as it comes; what was shown of it never changes: nothing is, before its name.
+    """A tool call while it arrives. Nothing of it is emitted before its name, and nothing that was emitted changes.
 
     Args:
         at: its place among the calls of the answer, from 0.
@@ -52,12 +52,12 @@ class _Call:
         self._pieces: list[str] = []
 
     @property
-    def told(self) -> dict[str, str]:
-        """What came."""
+    def values(self) -> dict[str, str]:
+        """The call so far: id, name, and the arguments as the model wrote them."""
         return {"id": self.id or f"call_{self.at}", "name": self.name, "arguments": "".join(self._pieces)}
 
     def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
-        """Take a piece; returns what to show, None where it says nothing."""
+        """Add a piece. Returns the deltas to emit, None if the piece is empty."""
         self._pieces.append(arguments)
         self.id = self.id or own
         if self.name:
@@ -65,8 +65,8 @@ class _Call:
         if not name:
             return () if arguments else None
         self.name = name
-        self.id = self.told["id"]
-        return (ToolCallDelta(self.at, **self.told),)
+        self.id = self.values["id"]
+        return (ToolCallDelta(self.at, **self.values),)
 
 
 class StreamParser:
@@ -109,7 +109,7 @@ class StreamParser:
         return self.finish is not None and (self.ended or not (self._early or self._spoken))
 
     def feed(self, data: bytes) -> list[Delta]:
-        """The pieces that these bytes complete. After a fault there are none."""
+        """Return the deltas that these bytes complete. After a fault there are none."""
         if self.fault:
             return []
         data = self._normalised(data)
@@ -132,25 +132,26 @@ class StreamParser:
         return pieces
 
     def end(self) -> list[Delta]:
-        """The connection ended properly: the last pieces, and ``fault`` unless the answer is whole."""
+        """End the response. Returns the last deltas, and sets ``fault`` unless the answer is complete."""
         if self.fault:
             return []
         rest = self._take()
         piece = self._whole(rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
-            said, lone = piece or Delta(), self._lone()
-            piece = Delta(said.text + lone.text, said.thinking + lone.thinking, said.calls)
+            text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
+            piece = piece or Delta()
+            piece = Delta(piece.text + text, piece.thinking + thinking, piece.calls)
         if not self.fault and (self.finish is None or (self._early and not self.ended)):
             self.fail(self._missing())
         return [piece] if piece else []
 
     def broken(self, why: str) -> None:
-        """The connection broke; an answer that was certainly finished is whole all the same."""
+        """Record that the connection broke. An answer that had certainly finished is complete."""
         if not self.settled:
             self.fail(errors.AnswerCut(f"{why}, in the middle of the answer"))
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls, arguments parsed. Raises MalformedAnswer where the model wrote no JSON object."""
+        """Return the tool calls, arguments parsed. Raises MalformedAnswer if the model wrote no JSON object."""
         calls = []
         for call in self.calls:
             arguments = json_object(call["arguments"] or "{}")
@@ -166,10 +167,10 @@ class StreamParser:
     @property
     def calls(self) -> tuple[dict[str, str], ...]:
         """The tool calls as far as they came: id, name, and the arguments as the model wrote them."""
-        return tuple(call.told for call in self._calls.values())
+        return tuple(call.values for call in self._calls.values())
 
     def _called(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
-        """Take a piece of the tool call that has this index at the server; returns what to show, None for no piece."""
+        """Add a piece of the tool call with this index at the server; see ``_Call.add``."""
         call = self._calls.setdefault(index, _Call(len(self._calls)))
         arguments = self._text(arguments, f"call {call.at}")
         if len(self._calls) > MAX_CALLS:
@@ -177,20 +178,20 @@ class StreamParser:
         return call.add(own, name, arguments)
 
     def fail(self, fault: LLMError) -> None:
-        """The answer is not whole, for this reason; the first one stands."""
+        """Record why the answer is not complete. The first reason stands."""
         self.fault = self.fault or fault
 
     def _normalised(self, data: bytes) -> bytes:
-        """These bytes with the ends of lines as line feeds."""
+        """Return the bytes with each end of line as a line feed."""
         return data
 
     def _bound(self, size: int, most: int) -> None:
-        """Fail where so many bytes are more than a line, an event or a document may have."""
+        """Fail if a line, an event or a document has more bytes than allowed."""
         if size > most:
             self.fail(errors.MalformedAnswer(f"a line, an event or a body of more than {most >> 20} MiB"))
 
     def _goes_on(self, characters: int) -> None:
-        """The answer has so many more characters: a finish before them was none, and they may be too many."""
+        """Count more characters of the answer. A finish before them is ignored; too many of them are a fault."""
         if self.finish:
             self.finish, self._early = None, True
         self._silent = False
@@ -199,12 +200,12 @@ class StreamParser:
             self.fail(errors.AnswerTooLong("the answer is many times as long as max_tokens can be, and does not end"))
 
     def _take(self) -> bytes:
-        """All that waits."""
+        """Remove and return the bytes that are not yet parsed."""
         waiting, self._rest, self._waiting = b"".join(self._rest), [], 0
         return waiting
 
     def _begin(self) -> None:
-        """Tell a stream from one document by its first character; content types lie."""
+        """Distinguish a stream from one document by its first character: content types are unreliable."""
         data = self._take()
         start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
         kept = start or (data if BOM.startswith(data) else b"")  # white space before the beginning is nothing
@@ -215,7 +216,7 @@ class StreamParser:
             self._document = self._is_document(start)
 
     def _read(self, line: bytes) -> Delta | None:
-        """One line; a shape that nobody documented is a fault of the answer, never an exception of ours."""
+        """Parse a line. An undocumented shape is a fault of the answer, never an exception."""
         try:
             return self._line(line)
         except ODD:
@@ -226,37 +227,33 @@ class StreamParser:
         self.fail(errors.MalformedAnswer(f"{what} is not of the server's dialect"))
 
     def _object(self, data: bytes, what: str) -> dict[str, Any] | None:
-        """A JSON object, or None and a fault."""
-        said = json_object(data)
-        if said is None:
+        """Return the JSON object. If there is none, return None and record a fault."""
+        value = json_object(data)
+        if value is None:
             self._malformed(what)
-        return said
+        return value
 
-    def _text(self, said: Any, field: str) -> str:
-        """A piece of text; half of a surrogate pair waits for the other half."""
-        if not isinstance(said, str):
-            if said is not None:
+    def _text(self, text: Any, field: str) -> str:
+        """Return a piece of text. Half of a surrogate pair waits for the other half."""
+        if not isinstance(text, str):
+            if text is not None:
                 self._malformed("a content that is no text")
             return ""
-        if not said:
+        if not text:
             return ""
         if self.ended:
             self._malformed("text after the end")
             return ""
-        self._goes_on(len(said))
-        if not self._halves and (said.isascii() or not _HALF.search(said)):
-            return said
-        said = self._halves.pop(field, "") + said
-        if "\ud800" <= said[-1:] <= "\udbff":
-            said, self._halves[field] = said[:-1], said[-1]
-        return str(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-
-    def _lone(self) -> Delta:
-        text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
-        return Delta(text, thinking)
+        self._goes_on(len(text))
+        if not self._halves and (text.isascii() or not _HALF.search(text)):
+            return text
+        text = self._halves.pop(field, "") + text
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, self._halves[field] = text[:-1], text[-1]
+        return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _closed(self, reason: Any, *, spoken: bool = False) -> None:
-        """The wire's own word for the end; some servers say "" until it comes. ``spoken``: text came with it."""
+        """Record the finish reason; some servers send "" before it. ``spoken``: text came with it."""
         if reason is None or reason == "":
             return
         self._spoken = self._spoken or spoken or self._silent
@@ -269,7 +266,7 @@ class StreamParser:
             self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
 
     def _missing(self) -> LLMError:
-        """Why an answer without a finish is not whole."""
+        """Return the error for an answer without a finish."""
         if not self._seen:
             return errors.EmptyStream("the server answered 200 with an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
@@ -281,9 +278,9 @@ class StreamParser:
         raise NotImplementedError
 
     def _last(self, rest: bytes) -> Delta | None:
-        """What stood behind the last line end."""
+        """Parse the bytes after the last end of line."""
         raise NotImplementedError
 
     def _whole(self, rest: bytes) -> Delta | None:
-        """The one document."""
+        """Parse a response that is one document."""
         raise NotImplementedError

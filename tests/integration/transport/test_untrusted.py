@@ -26,10 +26,10 @@ from learnflow.llm.adapter import structured_output
 from learnflow.llm.adapter.joining import step_back
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
+from learnflow.llm.providers.ollama import NDJSONParser
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.transport import error_mapping
-from learnflow.llm.transport.ndjson_parser import NDJSONParser
 from learnflow.llm.transport.reasoning import ReasoningSplitter
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
@@ -448,50 +448,31 @@ async def test_no_file_descriptor_left_is_a_failure_with_a_name(monkeypatch: pyt
             await provider.generate("hi")
 
 
-# Pictures by address, for a server that takes them inline only.
-
-PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 64
+# Images by URL, for a server that takes them inline only.
 
 
 def picture(url: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}],
-        }
-    ]
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}]
 
 
-async def test_a_picture_by_address_reaches_ollama_inline() -> None:
-    async with FaultServer("ollama") as server, raw_server(http(PNG, b"content-type: text/plain")) as root:
-        await provider_for(server).generate(picture(f"{root}/cat"))
-        (image,) = server.seen[0].body["messages"][0]["images"]
-    assert image.startswith("iVBORw0KGgo")
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        http(b"<html>no picture</html>"),
-        http(PNG + b"0" * (21 << 20)),
-        http(b"", b"location: http://127.0.0.1:9/", status=b"302 Found"),
-        http(b"", status=b"404 Not Found"),
-        b"nonsense\r\n\r\n",
-    ],
-    ids=["page", "large", "redirect", "missing", "nonsense"],
-)
-async def test_a_picture_that_cannot_be_read_is_refused_by_name(answer: bytes) -> None:
-    async with FaultServer("ollama") as server, raw_server(answer) as root:
-        with pytest.raises(errors.InvalidRequest, match="picture"):
-            await provider_for(server).generate(picture(f"{root}/cat"))
-        assert not server.seen
-
-
-async def test_a_picture_is_not_read_from_elsewhere_under_local_only() -> None:
+async def test_ollama_gets_a_data_url_and_refuses_an_image_by_url_before_it_sends() -> None:
     async with FaultServer("ollama") as server:
-        with pytest.raises(errors.NotLocal):
-            await provider_for(server, local_only=True).generate(picture("http://93.184.215.14/cat.png"))
+        with pytest.raises(errors.Unsupported, match=r"Ollama.*data:image/png;base64"):
+            await provider_for(server).generate(picture("http://127.0.0.1:9/cat.png"))
         assert not server.seen
+        await provider_for(server).generate(picture("data:image/png;base64,iVBORw0KGgo="))
+        assert server.seen[0].body["messages"][0]["images"] == ["iVBORw0KGgo="]
+
+
+async def test_router_falls_back_to_a_provider_that_reads_an_image_by_url() -> None:
+    async with FaultServer("ollama") as first, FaultServer() as second:
+        router = RouterProvider(provider_for(first), [provider_for(second)])
+        done = await router.complete(picture("https://example.org/cat.png"))
+        assert done.provider == "custom"
+        assert not first.seen
+        assert second.seen[0].body["messages"][0]["content"][1]["image_url"]["url"] == "https://example.org/cat.png"
+        assert router.status()[0]["breaker"] == "closed"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm.adapter.context_budget import Needs, lacks
+from learnflow.llm.adapter.context_window import Needs, lacks
 from learnflow.llm.routing import selection
 from learnflow.llm.routing.breaker import Gate, Record
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnflow.llm import errors
+from learnflow.llm.providers.ollama import NDJSONParser
 from learnflow.llm.testing.dialects import Dialect
-from learnflow.llm.transport.ndjson_parser import NDJSONParser
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
 

@@ -28,11 +28,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
+from ...adapter.context_window import at_most
 from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
-from ...health import window
 from . import messages as put
 from . import schemas
 
@@ -118,7 +118,7 @@ class ChatLearnFlow(BaseChatModel):
 
     def get_num_tokens(self, text: str) -> int:
         """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
-        return window.at_most([text], 0, 0)
+        return at_most([text])
 
     def _resolve_model_profile(self) -> Any:
         """What LangChain's middleware asks for: a ModelProfile. Called once, where the caller has given none."""

@@ -17,7 +17,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
 from ...adapter import structured_output
-from ...errors import AnswerTruncated, InvalidRequest, SchemaMismatch, bare
+from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch, bare
 
 
 def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
@@ -42,12 +42,12 @@ def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
 
 def parsed(schema: Any, message: AIMessage) -> Any:
     """Parse a message as an instance or a dict. Raises SchemaMismatch, AnswerTruncated."""
-    finish = message.response_metadata.get("finish_reason", "stop")
     try:
-        with structured_output.cut(finish):
-            return _parsed(schema, message)
-    except (SchemaMismatch, AnswerTruncated) as error:
-        raise bare(error)  # noqa: B904  # that is what it does
+        return _parsed(schema, message)
+    except SchemaMismatch as error:
+        ended = message.response_metadata.get("finish_reason") == "length"
+        failure: LLMError = AnswerTruncated(error.what) if ended else error
+    raise bare(failure)
 
 
 def _parsed(schema: Any, message: AIMessage) -> Any:

@@ -1,4 +1,4 @@
-"""Ollama's window: what is sent, when it grows, and that nothing of a prompt is dropped in silence."""
+"""The context length of a request: what is sent, when it grows, and that nothing of a prompt is dropped silently."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from learnflow.llm import AtMost, RouterProvider, errors, events
-from learnflow.llm.health import window
+from learnflow.llm.adapter.context_window import at_least
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
+from learnflow.llm.providers.ollama import SPEC
 from learnflow.llm.testing import Fault, FaultServer
 
 TOO_LONG = b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (9009 tokens) exceeds the available context size (2048 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",\\"n_prompt_tokens\\":9009,\\"n_ctx\\":2048}}"}'  # noqa: E501  # as Ollama 0.33 says it
@@ -50,11 +51,11 @@ async def test_truncate_and_shift_are_sent_where_ollama_reads_them() -> None:
         (trained(40960, asked=6144), None, 6144),
         (trained(40960, loaded=8192, asked=6144), None, 8192),
         (trained(40960, loaded=8192), "16384", 16384),
-        (trained(8192), "65536", 65536),  # an operator's word is believed
+        (trained(8192), "65536", 65536),  # the operator may know better
     ],
     ids=["default", "loaded", "modelfile", "both", "operator", "operator beyond"],
 )
-async def test_where_the_window_begins(
+async def test_first_request_carries_the_known_context_length(
     pages: dict[str, Any], operator: str | None, first: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if operator:
@@ -64,7 +65,7 @@ async def test_where_the_window_begins(
         assert sent(server) == [first]
 
 
-async def test_it_grows_by_doubling_with_an_event_and_never_shrinks(events_seen: list[object]) -> None:
+async def test_context_length_grows_with_an_event_and_never_shrinks(events_seen: list[object]) -> None:
     async with FaultServer("ollama", tells=trained(100_000, loaded=2048)) as server:
         provider = ollama(server)
         await provider.generate("word " * 5000, max_tokens=100)  # at most 8333 tokens
@@ -105,17 +106,39 @@ async def test_an_overflow_names_both_lengths() -> None:
             await ollama(server).generate("hi")
 
 
-async def test_a_window_that_cannot_be_loaded_is_given_up(events_seen: list[object]) -> None:
-    async with FaultServer("ollama", tells=trained(40960, loaded=4096)) as server:
+async def test_refusal_as_too_long_is_retried_once() -> None:
+    async with FaultServer("ollama", tells=trained(40960, loaded=2048)) as server:
+        server.fault = Fault("refuse", refusal="overflow")  # without numbers
+        with pytest.raises(errors.ContextOverflow, match=r"about \d+ tokens, the window 4096"):
+            await ollama(server).generate("hi", max_tokens=10)
+        assert sent(server) == [2048, 4096]
+
+
+async def test_context_that_cannot_be_loaded_is_a_named_failure_and_shorter_requests_go_on() -> None:
+    async with FaultServer("ollama", tells=trained(40960, loaded=4096)) as server, FaultServer("openai") as second:
         provider = ollama(server)
         await provider.generate("hi", max_tokens=10)
-        server.script = [Fault("refuse", status=500, body=NO_LOAD), Fault("refuse", status=400, body=TOO_LONG)]
-        with pytest.raises(errors.ContextOverflow):
+        server.script = [Fault("refuse", status=500, body=NO_LOAD)]
+        with pytest.raises(errors.ContextOverflow, match=r"context of 16384 tokens.*HTTP 500.*OLLAMA_CONTEXT"):
             await provider.generate("word " * 5000, max_tokens=10)
-        assert sent(server) == [4096, 16384, 4096]
         await provider.generate("hi", max_tokens=10)
-        assert sent(server)[-1] == 4096
-        assert any("could not be loaded" in getattr(event, "why", "") for event in events_seen)
+        assert sent(server) == [4096, 16384, 4096]
+        server.script = [Fault("refuse", status=500, body=NO_LOAD)]
+        router = RouterProvider(provider, [CustomProvider(base_url=second.base_url, model="fault-model")])
+        assert (await router.complete("word " * 5000, max_tokens=10)).provider == "custom"
+        assert router.status()[0]["breaker"] == "closed"  # it serves shorter requests
+        assert (await router.complete("hi", max_tokens=10)).provider == "ollama"
+
+
+async def test_operators_context_that_cannot_be_loaded_opens_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_CONTEXT", "65536")
+    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server, FaultServer("openai") as second:
+        server.fault = Fault("refuse", status=500, body=NO_LOAD)
+        with pytest.raises(errors.ServerFailed, match=r"context of 65536 tokens.*OLLAMA_CONTEXT"):
+            await ollama(server).generate("hi")
+        router = RouterProvider(ollama(server), [CustomProvider(base_url=second.base_url, model="fault-model")])
+        assert (await router.complete("hi")).provider == "custom"
+        assert router.status()[0]["breaker"] != "closed"
 
 
 async def test_a_gateways_failure_is_no_failure_to_load() -> None:
@@ -129,21 +152,30 @@ async def test_a_gateways_failure_is_no_failure_to_load() -> None:
         assert sent(server) == [32768, 32768, 32768]
 
 
-async def test_what_another_request_sent_is_not_what_this_one_did() -> None:
-    """A small one under way while a large one widens, and fails to."""
+async def test_failed_load_is_the_failure_of_the_long_request_only() -> None:
     async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
         provider = ollama(server)
-        small = provider.stream("hi", max_tokens=10)
-        await anext(small)
+        short = provider.stream("hi", max_tokens=10)
+        await anext(short)
         server.script = [Fault("refuse", status=500, body=NO_LOAD)]
-        await provider.generate("word " * 3000, max_tokens=10)
-        async for _ in small:
+        with pytest.raises(errors.ContextOverflow, match="context of 8192 tokens"):
+            await provider.generate("word " * 3000, max_tokens=10)
+        async for _ in short:
             pass
         await provider.generate("hi", max_tokens=10)
-        assert sent(server) == [4096, 8192, 4096, 4096]
+        assert sent(server) == [4096, 8192, 4096]
 
 
-async def test_somebody_else_loaded_it_wider() -> None:
+async def test_long_request_uses_the_context_length_that_another_client_loaded() -> None:
+    async with FaultServer("ollama", tells=trained(131072)) as server:
+        provider = ollama(server)
+        await provider.generate("hi", max_tokens=10)
+        server.tells |= trained(131072, loaded=32768)
+        await provider.generate("word " * 3000, max_tokens=10)
+        assert sent(server) == [None, 32768]
+
+
+async def test_context_length_adopts_size_loaded_by_other_client() -> None:
     async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
         provider = ollama(server)
         await provider.generate("hi", max_tokens=10)
@@ -153,13 +185,13 @@ async def test_somebody_else_loaded_it_wider() -> None:
         assert sent(server) == [4096, 65536]
 
 
-def test_the_least_that_a_prompt_takes() -> None:
-    assert window.at_least(["one two", "three"]) == 3
-    assert window.at_least(["中" * 600]) == 101
-    assert window.at_least([""]) == 0
+def test_low_estimate_of_a_prompt() -> None:
+    assert at_least(["one two", "three"]) == 3
+    assert at_least(["中" * 600]) == 101
+    assert at_least([""]) == 0
 
 
-async def test_the_callers_own_window_is_left_alone() -> None:
+async def test_context_length_of_the_caller_is_sent() -> None:
     async with FaultServer("ollama", tells=trained(40960, loaded=8192)) as server:
         await ollama(server).generate("hi", extra_body={"options": {"num_ctx": 1024}})
         assert sent(server) == [1024]
@@ -323,13 +355,15 @@ async def test_a_resumed_answers_ceiling_knows_what_was_begun() -> None:
         assert second.seen[-1].body["max_tokens"] <= 400 - 100 - 230
 
 
-async def test_a_ceiling_does_not_widen_what_the_operator_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_context_length_of_the_operator_is_sent_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_CONTEXT", "8192")
     async with FaultServer("ollama", tells=trained(131072)) as server:
         await ollama(server).generate("word " * 50, max_tokens=AtMost(25_000))
         await ollama(server).generate("word " * 50, max_tokens=25_000)
         asked = [(seen.body["options"]["num_ctx"], seen.body["options"]["num_predict"]) for seen in server.seen]
-    assert asked == [(8192, 8142), (32768, 25_000)]
+        assert asked == [(8192, 8142), (8192, 25_000)]
+        with pytest.raises(errors.ContextOverflow, match="at least 9000 tokens, the model takes 8192"):
+            await ollama(server).generate("word " * 9000)
 
 
 async def test_a_schema_goes_in_words_to_whom_the_operator_says_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,16 +433,12 @@ async def test_a_dead_ollama_is_not_knocked_at_twice() -> None:
 
 
 @given(st.integers(1, 200_000), st.one_of(st.none(), st.integers(1, 200_000)), st.integers(1, 200_000))
-def test_a_window_never_shrinks_and_never_passes_its_limit(size: int, limit: int | None, need: int) -> None:
-    one = window.Window(size=size, limit=limit)
-    changed = one.widen(need, 0.0)
-    assert one.size is not None
-    assert one.size >= size
-    assert changed == (one.size != size)
-    if limit is not None and size < limit:
-        assert one.size <= limit
-    if limit is None:
-        assert one.size >= min(need, one.size)
-        assert one.size >= need
-    assert one.size < 2 * max(size, need)
-    assert not one.widen(need, 0.0)  # which is enough, or as far as it goes
+def test_context_length_never_shrinks_or_passes_the_training(loaded: int, trained: int | None, need: int) -> None:
+    assert SPEC.server.context_length
+    length = SPEC.server.context_length(need, loaded, trained)
+    assert length is not None
+    assert length >= loaded
+    assert length <= max(loaded, trained or length)
+    assert length >= min(need, trained or need)
+    assert length < 2 * max(loaded, need, 2049)
+    assert SPEC.server.context_length(need, length, trained) == length  # which is enough, or as far as it goes

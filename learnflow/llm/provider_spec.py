@@ -1,7 +1,7 @@
-"""What a row is: one provider as data, with the functions that only its vendor needs; and what a server said of itself.
+"""A provider as data, with the functions that only its vendor needs; and what a server reports of itself.
 
-Must never name a vendor: ``providers`` has a file for each. A row brings its parser, its probe and its continuation, so
-that what is below ``providers`` needs to know none of them.
+Names no vendor: ``providers`` has a file for each. A spec brings its parser, probe and continuation, so that the
+packages below ``providers`` need to import none of them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class Model:
         chat: False for embeddings and the like.
         remote: the server only forwards it elsewhere (Ollama's cloud models).
         trouble: it cannot be asked now: a state, and the sentence.
-        window: the context in tokens that its own settings ask for (Ollama's Modelfile), where they do.
         known: its capabilities, as far as the server reports them.
         learned_at: when the server reported it, on the clock of the event loop; None if it did not.
     """
@@ -62,7 +61,6 @@ class Model:
     chat: bool = True
     remote: bool = False
     trouble: tuple[State, str] | None = None
-    window: int | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
     learned_at: float | None = None
 
@@ -143,133 +141,166 @@ class Probe:
     learn: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ProviderSpec:
-    """One provider as data; an instance is a row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """Where an API is, how it is authenticated, and how its models are listed.
 
     Attributes:
-        name, title: what it is called in ``LLM_PROVIDER`` and in sentences.
-        priced: LiteLLM's prefix in its map of models and prices, where that is another one.
-        kind: the row that it was made of, for an endpoint that an operator calls by a name of his own.
-        evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
-            documents, or only from LiteLLM's "table".
-        seen: the versions that it was run against.
-        litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
-        parser: the class that reads its own dialect (a ``StreamParser``); None where it speaks OpenAI's.
-        local: usually a server of one's own: no key needed, longer budgets.
-        default_url: where it is when nobody says so; None where somebody must.
-        api_path: what follows the root of the server for its chat API, as LiteLLM's ``api_base`` wants it.
-        cut_path: what begins a path that people paste and LiteLLM adds itself.
-        tails: the ends of addresses that people paste.
-        cloud_host: the host of its own cloud, which is spoken to by TLS although the server is one's own.
-        settings: the settings that it has, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is its variable.
-        also: for a setting the variables that its users already have; ours wins.
-        example_model: what `env.example` shows as its model.
-        default_version: the API version where the provider wants one.
-        key_header, key_scheme: the header that carries the key, and the word before it in ``authorization``.
+        default_url: its address if none is configured; None if one must be.
+        api_path: what follows the root of the server, as LiteLLM's ``api_base`` wants it.
+        cut_path: the beginning of a path that LiteLLM adds itself, and that a pasted address may have.
+        tails: the ends of pasted addresses that are removed.
+        cloud_host: the host of the vendor's cloud, which needs TLS although the server is usually local.
+        default_version: the API version, if the vendor requires one.
+        key_header, key_scheme: the header with the key, and the word before the key in ``authorization``.
         variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
-        chat_path: what follows ``base`` for chat, with ``{model}`` and ``{version}`` in it; None where LiteLLM knows.
-        parts: the types of parts of a message's content that it takes.
-        reads_urls: it fetches a picture that is given by URL; otherwise we read it and put it inline.
-        models_path, models_key, model_id: where the list of models is, under which key, and which field names one.
-        lists_all: a model that is not in the list is not there.
-        forwards: names of models that it only forwards elsewhere.
-        load_path: what loads a model, from the server's root, given ``{"model": …}``; None where nothing does.
-        keep: what loads a model for a time: a path and a body, given its name and how long; None where nothing does.
-        pull_command: the server's own command that downloads a model, with ``{model}`` in it; None if it has none.
-        count_tokens: counts the tokens of a prompt at the server: given its client, the model, messages and tools.
-        window: its name for the context that a request asks for, in ``options``; None where a request cannot.
-        service: its name in our compose file.
-        start: how a person gets it running with a small model.
-        down: what to do if it does not answer; None for the usual hint, which names its address.
-        own_variables: variables of the server itself that resemble ours, and are none.
-        probe: how it is known by its pages, and what they tell; None where nothing tells it from others.
-        finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
-            To other servers such a message is the beginning of the answer.
-        prefill: it goes on with an assistant's message that is the last one.
-        continuation: writes the request that goes on with a broken answer, where the server has a way of its own: given
-            its client, the model, the messages, the body and the attempt. Where there is neither, it is asked in words.
-        drops_prompts: whether this version of it drops the beginning of a prompt that is too long, without a word, by
-            its own API; behind an OpenAI-compatible address any version does. None for a server that never does.
-        max_concurrency: requests at once; the others wait. None for any number.
-        parameters: the keywords that it honours.
-        options: our keyword -> its name in the ``options`` object of the body (Ollama), empty for OpenAI's places.
-        tool_choices: the values of ``tool_choice`` that it honours; None for all.
-        structured: the rungs for ``response_format`` with a class, the best first.
-        reasoning: for each value of ``reasoning=`` what is added to the body; empty where there is no switch.
-        reasoning_models: where set, only these models think; for others False is no change and True is an error.
-        session: where ``session=`` goes; None where nothing takes it, and it is not sent.
-        body: what is always added to the body.
-        stream_usage: it understands ``stream_options``.
-        genai: what OpenTelemetry calls it, where that is another name.
-        capabilities: what is known of it without asking.
+        chat_path: what follows the base for chat, with ``{model}`` and ``{version}``; None if LiteLLM decides.
+        models_path, models_key, model_id: the page with the list of models, its key, and the field with a name.
+        lists_all: a model that is not in the list does not exist.
     """
 
-    name: str
-    title: str
-    litellm: str
-    priced: str | None = None
-    kind: str | None = None
-    evidence: Evidence = "cassette"
-    seen: str | None = None
-    parser: type[Any] | None = None
-    local: bool = False
     default_url: str | None = None
     api_path: str = "/v1"
     cut_path: str | None = None
     tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
     cloud_host: str | None = None
-    settings: tuple[str, ...] = SETTINGS
-    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    example_model: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
     variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
-    parts: frozenset[str] = PARTS
-    reads_urls: bool = True
     models_path: str = "/models"
     models_key: str = "data"
     model_id: str = "id"
     lists_all: bool = True
-    forwards: re.Pattern[str] | None = None
-    load_path: str | None = None
-    count_tokens: Callable[..., Awaitable[int]] | None = None
-    keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
-    pull_command: str | None = None
-    window: str | None = None
-    service: str | None = None
-    start: str | None = None
-    down: str | None = None
-    own_variables: tuple[str, ...] = ()
-    probe: Probe | None = None
-    finishes_turns: bool = False
-    prefill: bool = False
-    continuation: Callable[..., Awaitable[Any]] | None = None
-    drops_prompts: Callable[[str | None], bool] | None = None
-    max_concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How a request is written and an answer is read.
+
+    Attributes:
+        parser: the ``StreamParser`` of its own dialect; None if it speaks OpenAI's.
+        parameters: the keywords that it honours.
+        parts: the types of the parts of a message that it takes.
+        reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
+        tool_choices: the values of ``tool_choice`` that it honours; None for all.
+        structured: the modes of a ``response_format`` with a class, the best first.
+        reasoning: for each value of ``reasoning=`` what is added to the body; empty if there is no switch.
+        reasoning_models: if set, only these models reason: for others False changes nothing, and True is an error.
+        session: where ``session=`` is sent; None if it is not.
+        body: what is always added to the body.
+        format_options: returns the ``options`` object of the body for our keywords and the context length; None if
+            they have OpenAI's places.
+        stream_usage: it supports ``stream_options``.
+        finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
+            Other servers continue such a message.
+        prefill: it continues an assistant's message that is the last one.
+        continuation: returns the request that continues a broken answer, if the server has a way of its own: given its
+            client, the model, the messages, the body and the attempt. Without either a prompt asks for the rest.
+    """
+
+    parser: type[Any] | None = None
     parameters: frozenset[str] = ALWAYS | SAMPLING
-    options: Mapping[str, str] = field(default_factory=dict)
+    parts: frozenset[str] = PARTS
+    reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None
     structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
     session: Session | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
+    format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     stream_usage: bool = True
+    finishes_turns: bool = False
+    prefill: bool = False
+    continuation: Callable[..., Awaitable[Any]] | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Return whether it continues a broken answer from its beginning."""
+        return self.prefill or self.continuation is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSupport:
+    """What a server of one's own supports beside chat, and what a person is told about it.
+
+    Attributes:
+        probe: how it is recognised; None if no page distinguishes it.
+        forwards: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
+        load_path: the page that loads a model, from the root, given ``{"model": …}``; None if there is none.
+        keep: returns the path and the body that load a model for a time, given its name and the time.
+        pull_command: the server's own command that downloads a model, with ``{model}``; None if there is none.
+        count_tokens: returns the number of tokens of a prompt, given its client, the model, messages and tools.
+        context_length: returns the context length of a request, if the server takes one: given the tokens of prompt
+            and answer, the loaded context length and that of the training. Returns None to leave it to the server.
+        drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
+            and whether its own API is used rather than OpenAI's. None for a server that never does.
+        service: its name in our compose file.
+        start: the command that starts it with a small model.
+        down: what to do if it does not answer; None for the usual hint, which names its address.
+        own_variables: variables of the server itself that resemble ours.
+    """
+
+    probe: Probe | None = None
+    forwards: bool = False
+    load_path: str | None = None
+    keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    pull_command: str | None = None
+    count_tokens: Callable[..., Awaitable[int]] | None = None
+    context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    drops_prompts: Callable[[str | None, bool], bool] | None = None
+    service: str | None = None
+    start: str | None = None
+    down: str | None = None
+    own_variables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProviderSpec:
+    """One provider as data.
+
+    Attributes:
+        name, title: its name in ``LLM_PROVIDER`` and in sentences.
+        litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
+        priced: LiteLLM's prefix in its map of models and prices, if that is another one.
+        genai: OpenTelemetry's name of it, if that is another one.
+        kind: the spec that it was copied from, for an endpoint with a name of the operator's.
+        evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
+            documents, or only from LiteLLM's "table".
+        seen: the versions that it was run against.
+        local: usually a server of one's own: no key is required, and time limits are longer.
+        api, dialect, server: its groups.
+        settings: its settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
+        also: for a setting the variables that its users already have; ours wins.
+        example_model: its model in ``env.example``.
+        max_concurrency: requests at once; the others wait. None for any number.
+        capabilities: what is known without a probe.
+    """
+
+    name: str
+    title: str
+    litellm: str
+    priced: str | None = None
     genai: str | None = None
+    kind: str | None = None
+    evidence: Evidence = "cassette"
+    seen: str | None = None
+    local: bool = False
+    api: Api = Api()
+    dialect: Dialect = Dialect()
+    server: ServerSupport = ServerSupport()
+    settings: tuple[str, ...] = SETTINGS
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    example_model: str | None = None
+    max_concurrency: int | None = None
     capabilities: Capabilities
 
     @property
     def price_prefix(self) -> str:
         """LiteLLM's prefix in its map of models and prices."""
         return self.priced or self.litellm
-
-    @property
-    def continues(self) -> bool:
-        """Whether it goes on with a broken answer from its beginning."""
-        return self.prefill or self.continuation is not None
 
     @property
     def starts_server(self) -> bool:
@@ -292,16 +323,15 @@ class ProviderSpec:
 
 @lru_cache(maxsize=256)
 def named(spec: ProviderSpec, name: str) -> ProviderSpec:
-    """The row for an endpoint of this kind that is called by another name: its variables are its own."""
+    """Return the spec of an endpoint of this kind with a name of the operator's, which has variables of its own."""
     return replace(
         spec,
         name=name,
         kind=spec.kind or spec.name,
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
-        default_url=None,
+        api=replace(spec.api, default_url=None),
+        server=replace(spec.server, service=None, start=None),
         also={},
-        service=None,
-        start=None,
     )
 
 
