@@ -57,11 +57,7 @@ async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
 
 
 def write(
-    spec: ProviderSpec,
-    endpoint: Endpoint,
-    model: str,
-    messages: list[dict[str, Any]],
-    parameters: Mapping[str, Any],
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
     """Let LiteLLM's configuration of this provider write the request.
 
@@ -76,13 +72,11 @@ def write(
         Unsupported: the model does not take a parameter, or is not served by chat completions.
         InvalidRequest: the messages cannot be written for this provider.
     """
-    litellm = _load()
-    if not spec.local and _mode(litellm, spec, model) != _MODE:
-        raise errors.Unsupported(
-            "this model is not served by chat completions", hint="Choose one that the chat API serves"
-        )
+    if _mode(spec, model) != _MODE and not spec.local:  # first, outside of the try: it imports LiteLLM
+        what = "this model is not served by chat completions"
+        raise errors.Unsupported(what, hint="Choose one that the chat API serves")
     try:
-        url, body = _written(litellm, spec, endpoint, model, messages, parameters)
+        url, body = _written(spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # whatever a configuration raises becomes ours, here and nowhere else
         raise _refused(error, parameters) from None
     return HttpRequest(url=url, body=body)
@@ -92,12 +86,10 @@ def judge(
     spec: ProviderSpec, model: str, status: int, body: bytes, headers: Mapping[str, str]
 ) -> type[LLMError] | None:
     """Return the class of error that LiteLLM gives to a refusal; None if it gives none."""
-    litellm = _load()
     message = body[:_JUDGED].decode("utf-8", "replace")
     try:
-        config = _config(litellm, spec, model)
-        cause = config.get_error_class(error_message=message, status_code=status, headers=dict(headers))
-        litellm.exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
+        cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers=dict(headers))
+        _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
     except Exception as error:  # noqa: BLE001  # it raises its judgement
         return _kind_of(error)
     return None
@@ -140,15 +132,10 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
 
 
 def _written(
-    litellm: Any,
-    spec: ProviderSpec,
-    endpoint: Endpoint,
-    model: str,
-    messages: list[dict[str, Any]],
-    parameters: Mapping[str, Any],
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Return URL and body, by the steps of ``base_llm_http_handler.completion``."""
-    config = _config(litellm, spec, model)
+    config = _config(spec, model)
     # copies: a configuration may write into what it is given (1.106), and its body holds parts of it
     messages = [{key: value for key, value in each.items() if value is not None} for each in copy.deepcopy(messages)]
     ours = dict(parameters)
@@ -163,20 +150,13 @@ def _written(
             hint="Leave tools= or response_format= out, or choose another model",
         )
     known = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
+    arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": known}
     if spec.api.chat_path:
         url = endpoint.base + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
-        url = config.get_complete_url(
-            api_base=endpoint.base,
-            api_key=endpoint.key or _NO_KEY,
-            model=model,
-            optional_params=optional,
-            litellm_params=known,
-            stream=True,
-        )
-    body = config.transform_request(
-        model=model, messages=messages, optional_params=optional, litellm_params=known, headers={}
-    )
+        key = endpoint.key or _NO_KEY
+        url = config.get_complete_url(api_base=endpoint.base, api_key=key, stream=True, **arguments)
+    body = config.transform_request(messages=messages, headers={}, **arguments)
     return str(url), {**body, **left, **extra}
 
 
@@ -194,24 +174,20 @@ def _optional_params(prefix: str, model: str, version: str | None, plain: str, s
     """
     parameters = json.loads(plain) | ({"response_format": schema} if schema else {})
     optional: dict[str, Any] = _load().utils.get_optional_params(
-        model=model,
-        custom_llm_provider=prefix,
-        stream=True,
-        drop_params=False,
-        api_version=version,
-        **parameters,
+        model=model, custom_llm_provider=prefix, stream=True, drop_params=False, api_version=version, **parameters
     )
     return optional
 
 
-def _config(litellm: Any, spec: ProviderSpec, model: str) -> Any:
+def _config(spec: ProviderSpec, model: str) -> Any:
+    litellm = _load()
     provider = litellm.types.utils.LlmProviders(spec.litellm)
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(model, provider)
 
 
-def _mode(litellm: Any, spec: ProviderSpec, model: str) -> str:
+def _mode(spec: ProviderSpec, model: str) -> str:
     """Return the mode of a cloud model in LiteLLM's table; "chat" if it does not have the model."""
-    table = litellm.model_cost
+    table = _load().model_cost
     known = table.get(f"{spec.price_prefix}/{model}") or table.get(model) or {}
     return str(known.get("mode") or _MODE)
 

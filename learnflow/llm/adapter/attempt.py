@@ -17,7 +17,7 @@ from ..servers.model_catalog import QUICK_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import Endpoint, addressed
+from ..transport.endpoint import addressed
 from ..transport.error_mapping import failure_of
 from ..transport.reader import AnswerReader
 from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta, ReasoningSplitter
@@ -59,11 +59,6 @@ class Runner:
     unreachable: tuple[float, LLMError] | None = None
 
     @property
-    def endpoint(self) -> Endpoint:
-        """The address of the server."""
-        return self.client.endpoint
-
-    @property
     def concurrency_limit(self) -> int | None:
         """The concurrency limit: as configured, else the slots that the server reports, else the spec's."""
         server = self.catalog.server
@@ -94,7 +89,7 @@ class Runner:
 
     def _once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         one = _Attempt(self, request, attempt, hold=hold)
-        about = events.About(self.spec.name, self.endpoint.base, request.sampling, attempt, one.sent)
+        about = events.About(self.spec.name, self.client.endpoint.base, request.sampling, attempt, one.sent)
         return partial(events.attempted, about, one.run)
 
     def explained(
@@ -103,12 +98,12 @@ class Runner:
         """Add the provider, the model and what to do to an error. Remove what is private, add what arrived."""
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
-        addressed(error, self.spec, self.endpoint, model)
+        addressed(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.held.add(error.model)
-        discreet(error, self.endpoint.key, request, answer.text if answer else "")
+        discreet(error, self.client.endpoint.key, request, answer.text if answer else "")
         if answer:
             answer.explain(error)
         return error
@@ -142,7 +137,9 @@ class _Attempt:
         failure: LLMError | None = None
         try:
             budget = await self._prepared(deadline)
-            answer = self._answer = self._new_answer(emit)
+            closes = self._model in self._runner.held or bool(OPENS_THINKING_ITSELF.search(self._model))
+            continues = self._attempt.prefix is not None
+            answer = self._answer = Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
             slot = await self._slot(deadline, emit)
             try:
                 await self._converse(answer, budget, deadline, emit)
@@ -163,7 +160,7 @@ class _Attempt:
     async def _prepared(self, deadline: float) -> ContextBudget:
         """Load LiteLLM, choose the model, and check that the request may fit it."""
         runner, spec, request = self._runner, self._spec, self._request
-        if self._times.local_only and not (spec.local or runner.endpoint.near):  # the name is not even looked up
+        if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # the name is not even looked up
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent",
                 hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
@@ -171,20 +168,15 @@ class _Attempt:
         try:
             async with asyncio.timeout_at(deadline):
                 model = self._model = await self._catalog.which(request.model)  # first: its errors need no LiteLLM
-                base, begun = runner.endpoint.base, self._attempt.raw
+                base, begun = runner.client.endpoint.base, self._attempt.raw
                 budget = self._budget = ContextBudget(spec, base, self._catalog, request, model, begun)
                 self._adjusted(await budget.before(min(QUICK_S, self._times.first_token)), tight=budget.tight)
                 if request.turn_added:
                     self._adjusted(_TURN_ADDED)
-                await _litellm.prepare(spec, runner.endpoint)
+                await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline was over before the request could be sent") from None
         return budget
-
-    def _new_answer(self, emit: Emit) -> Answer:
-        continues = self._attempt.prefix is not None
-        closes = self._model in self._runner.held or bool(OPENS_THINKING_ITSELF.search(self._model))
-        return Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
 
     async def _slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server, unless the router has taken one. Waiting counts against the deadline only.
@@ -219,9 +211,12 @@ class _Attempt:
         """Send the request and read its response; again without a parameter of ours that the model refuses."""
         runner, model = self._runner, self._model
         before = variant = runner.variants.get(model) or self._first_variant()
+        make_parser = self._spec.dialect.parser or SSEParser
+        finish_missing = self._catalog.stated.get("finish") is False
         while True:
-            reader = AnswerReader(self._parser(), self._patient(budget))
-            answer.parser, answer.sent_at = reader.parser, asyncio.get_running_loop().time()
+            parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
+            reader = AnswerReader(parser, self._patient(budget))
+            answer.parser, answer.sent_at = parser, asyncio.get_running_loop().time()
             try:
                 with ExitStack() as load:
                     if budget.loads and emit.all_events:
@@ -251,10 +246,6 @@ class _Attempt:
         if why:
             events.emit(events.Adjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
 
-    def _parser(self) -> StreamParser:
-        never = self._catalog.stated.get("finish") is False
-        return (self._spec.dialect.parser or SSEParser)(self._request.sampling.get("max_tokens"), finish_missing=never)
-
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""
         none = self._catalog.stated.get("json_schema") is False
@@ -269,7 +260,7 @@ class _Attempt:
     async def _send(self, variant: Variant, budget: ContextBudget, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
         request = await self._written(variant, budget)
-        request = replace(request, headers=self._request.headers, on_timeout=reader.on_timeout)
+        request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
             return await runner.client.ask(request, partial(_litellm.judge, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
@@ -290,7 +281,7 @@ class _Attempt:
             body = parameters.get("extra_body", {})
             written: HttpRequest = await by.dialect.continuation(self._catalog.client, model, messages, body, attempt)
             return written
-        return _litellm.write(spec, self._runner.endpoint, model, messages, parameters)
+        return _litellm.write(spec, self._runner.client.endpoint, model, messages, parameters)
 
     async def _completed(self, answer: Answer, budget: ContextBudget) -> Completion:
         """Return the completion. Raises LLMError if it is none; one that does not fit its schema carries it."""

@@ -140,21 +140,19 @@ class Capacity:
                 if slot := self.take(address, limit, digests):
                     return slot
             bisect.insort(self._waiters, waiter, key=lambda waiter: waiter.ticket.number)
-        accepted = False
         try:
             async with asyncio.timeout(timeout_s):
                 slot = await waiter.future
         except TimeoutError:
             return None
         else:
-            accepted = True
+            waiter.slot = None  # the caller releases it
             return slot
         finally:
             with self._lock:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-            if not accepted:
-                self.release(waiter.slot)
+            self.release(waiter.slot)
 
     async def acquire(self, address: str, limit: int | None, deadline: float) -> Slot:
         """Take a slot at one address, or wait for one. Raises TimeoutError at the deadline, in the loop's time."""

@@ -62,18 +62,10 @@ def requested(base: str, model: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a request requires of a provider; ``tokens``: of its prompt, at least."""
+    """What a request requires of a provider: capabilities by name, and the tokens of its prompt, at least."""
 
-    images: bool = False
-    tools: bool = False
-    schema: bool = False
+    capabilities: tuple[str, ...] = ()
     tokens: int = 0
-
-    @property
-    def named(self) -> list[str]:
-        """The names of the required capabilities."""
-        wanted = (("vision", self.images), ("tools", self.tools), ("json_schema", self.schema))
-        return [name for name, needed in wanted if needed]
 
 
 def needs_of(call: Call) -> Needs:
@@ -86,12 +78,13 @@ def needs_of(call: Call) -> Needs:
             texts.append(text_of(part))
     wanted = call.options.get("response_format")
     schema = isinstance(wanted, Mapping) and wanted.get("type") == "json_schema"
-    return Needs(images=images, tools=bool(call.options.get("tools")), schema=schema, tokens=at_least(texts))
+    required = {"vision": images, "tools": call.options.get("tools"), "json_schema": schema}
+    return Needs(capabilities=tuple(name for name, value in required.items() if value), tokens=at_least(texts))
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
     """Return what a provider certainly lacks for a request, in words. An unknown capability is not lacking."""
-    lacking = [name for name in needs.named if capabilities[name] is False]
+    lacking = [name for name in needs.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and needs.tokens > served:
         lacking.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
@@ -100,7 +93,7 @@ def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
 
 def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
     """Return the required capabilities that are unknown."""
-    return [name for name in needs.named if capabilities[name] is None]
+    return [name for name in needs.capabilities if capabilities[name] is None]
 
 
 class ContextBudget:
@@ -130,19 +123,12 @@ class ContextBudget:
         self._texts = [*request.texts, begun] if begun else request.texts
         self._begun = [{"role": "assistant", "content": begun}] if begun else []
         self._known = Model(name=model)
+        self._chooses = spec.server.context_length is not None and not request.own_context
+        self._stated: int | None = catalog.stated.get("context_served")
         self._retried = False
         self.context_length: int | None = None
         self.answer: int | None = None
         self.loads = self.tight = False
-
-    @property
-    def _chooses(self) -> bool:
-        """Whether the request carries a context length that the caller has not set."""
-        return self._spec.server.context_length is not None and not self._request.own_context
-
-    @property
-    def _stated(self) -> int | None:
-        return self._catalog.stated.get("context_served")
 
     async def before(self, within: float) -> str | None:
         """Look whether the request fits, for at most ``within`` seconds. Returns what was changed for it, in words.

@@ -24,6 +24,7 @@ from .. import errors
 from ..base import Prompt
 from ..completion import Completion, Event, Resumed, TextDelta, ToolCallDelta
 from ..stream import Emit, Relay, Work
+from .options import messages_of
 
 _MAX_STEP_CHARS: Final = 64  # text without spaces (Chinese, base64) has no word to step back to
 _MIN_WORDS: Final = 8  # the last words that a continuation in words must repeat
@@ -86,9 +87,8 @@ def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None
 
 def in_words(prompt: Prompt, prefix: str) -> list[Any]:
     """Return the messages that ask in words for a continuation, for a model that takes no prefix."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     instruction = f"{_INSTRUCTION}\n\n{end_of(prefix)}"
-    return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": instruction}]
+    return [*messages_of(prompt), {"role": "assistant", "content": prefix}, {"role": "user", "content": instruction}]
 
 
 def end_of(text: str) -> str:
@@ -179,7 +179,8 @@ class Joiner:
             settled = over or held.strip() or held.startswith(echo) or len(held) > _MAX_BLANK_CHARS
             return held.removeprefix(echo) if settled else None
         echoes = bool(self.cut.prefix and rest) and not echo.startswith(rest)
-        if not rest and len(echo) >= _MIN_WORDS_CHARS and not _is_pattern(echo):
+        start = echo[: _MIN_WORDS_CHARS // 2]  # a text in which its beginning occurs again has no certain echo
+        if not rest and len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :]:
             if held.startswith(echo):
                 return held[len(echo) :]
             if echo.startswith(held) and not over:
@@ -262,12 +263,6 @@ class _Repetition:
         lines = blank.count("\n") - self._blank.count("\n")
         indent, before = blank.rpartition("\n")[2] if "\n" in blank else "", self._blank.rpartition("\n")[2]
         return "\n" * lines + (indent if lines > 0 else indent.removeprefix(before)) + bare
-
-
-def _is_pattern(text: str) -> bool:
-    """Return whether the beginning of the text occurs again in it."""
-    start = _MIN_WORDS_CHARS // 2
-    return text[:start] in text[start:]
 
 
 @lru_cache(maxsize=4096)

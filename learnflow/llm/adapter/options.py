@@ -18,7 +18,6 @@ from ..provider_spec import ProviderSpec
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what it must be
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
-_ONE: Final = "Call it several times, with asyncio.gather for instance"
 _NO_LOGPROBS: Final = "An answer may be continued by another model: probabilities of its tokens would mean nothing"
 _ELSEWHERE: Final = {  # what people look for here
     "logprobs": _NO_LOGPROBS,
@@ -44,7 +43,8 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
     given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
     number = given.pop("n", 1)
     if type(number) is not int or number != 1:
-        raise Unsupported("n= may be 1 only: there is one answer to a call", hint=_ONE)
+        hint = "Call it several times, with asyncio.gather for instance"
+        raise Unsupported("n= may be 1 only: there is one answer to a call", hint=hint)
     for name in more:
         _check_known(spec, name, given=name in given)
     for name, value in given.items():

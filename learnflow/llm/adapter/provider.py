@@ -93,9 +93,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if (
-            spec.server.context_length and "context_served" not in self.catalog.stated
-        ):  # it grows up to that of the training
+        grows = spec.server.context_length and "context_served" not in self.catalog.stated
+        if grows:  # up to the context length of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(

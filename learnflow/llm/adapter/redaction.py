@@ -6,7 +6,6 @@ Must never let a doubtful sentence through: the whole sentence is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Final
 
 from ..errors import LLMError
@@ -46,8 +45,4 @@ def _repeats(said: str, text: str, *, short: bool) -> bool:
     letters = _letters(text[:_LOOKED_AT])
     if len(letters) < _WINDOW:
         return short and len(letters) >= _TELLING and letters in said
-    return any(said[at : at + _WINDOW] in letters for at in _windows(said, _WINDOW))
-
-
-def _windows(text: str, size: int) -> Iterable[int]:
-    return range(max(len(text) - size + 1, 0))
+    return any(said[at : at + _WINDOW] in letters for at in range(len(said) - _WINDOW + 1))

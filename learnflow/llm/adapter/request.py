@@ -9,15 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
-from ..errors import (
-    CapabilityError,
-    ContextOverflow,
-    InvalidRequest,
-    LLMError,
-    RequestError,
-    Unsupported,
-)
+from ..errors import InvalidRequest, LLMError, Unsupported
 from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import messages_of, parts_of, rows, text_of
@@ -122,8 +116,8 @@ class Request:
         Raises:
             Unsupported: the model does not think.
         """
-        messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.dialect.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
+        dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
+        body = {**dialect.body, **self._thinking(model), **self.session_field(header=False), **self.extra_body}
         if begun is not None:
             messages.append({"role": "assistant", "content": begun})
             body |= _GO_ON
@@ -134,11 +128,8 @@ class Request:
         }
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
-        if self.spec.dialect.format_options:
-            body["options"] = {
-                **self.spec.dialect.format_options(sampling, context_length),
-                **(body.get("options") or {}),
-            }
+        if dialect.format_options:
+            body["options"] = dialect.format_options(sampling, context_length) | (body.get("options") or {})
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -146,31 +137,24 @@ class Request:
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
-            if self.tool_choice is not None and not (self.spec.dialect.format_options and self.tool_choice == "auto"):
+            if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
-            response_format, words = structured_output.formatted(
-                self.wanted, self.spec.dialect.structured[variant.rung]
-            )
+            response_format, words = structured_output.formatted(self.wanted, dialect.structured[variant.rung])
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_words(messages, words, self.corrections) if words else messages
-        if self.spec.dialect.stream_usage and "stream_options" not in variant.without:
+        if dialect.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers of the request's own."""
-        return self._session(header=True)
 
     def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
         """Return the variant to retry with after a refusal, and what changes; None if a retry cannot help.
 
         Only what is ours is left out: defaults, ``stream_options``, a level of the schema. Never a caller's keyword.
         """
-        if not isinstance(error, (CapabilityError, RequestError)):
+        if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
             return None
         said = error.server_message.lower()
         if "max_completion_tokens" in said and not variant.newer_limit:
@@ -178,17 +162,15 @@ class Request:
         ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
         at_fault = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
         at_fault = at_fault or {name for name in ours if name in said and _REFUSES.search(said)}
-        overflow = isinstance(error, ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
+        overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if self.ceiling and (overflow or "max_tokens" in said):
             at_fault.add("max_tokens")  # a ceiling is no demand, whatever the words are
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.structured)
-        if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return replace(
-                variant, rung=variant.rung + 1
-            ), f"the schema as {self.spec.dialect.structured[variant.rung + 1]}"
+        lower = self.spec.dialect.structured[variant.rung + 1 :] if isinstance(self.wanted, type) else ()
+        if lower and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
+            return replace(variant, rung=variant.rung + 1), f"the schema as {lower[0]}"
         return None
 
     def lasting(self, variant: Variant, before: Variant) -> Variant:
@@ -197,7 +179,7 @@ class Request:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
-    def _session(self, *, header: bool) -> Mapping[str, str]:
+    def session_field(self, *, header: bool) -> Mapping[str, str]:
         """Return the session if the provider takes it in this place; a digest if the place does not take the text."""
         place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:

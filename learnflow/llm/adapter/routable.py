@@ -21,6 +21,7 @@ from ..stream import Emit, Relay, Work
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 from .capacity import CAPACITY
+from .options import messages_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,7 @@ class RoutableProvider(LLMProvider):
                 "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
             )
         if attempt.prefix is not None:
-            prompt = [{"role": "user", "content": call.prompt}] if isinstance(call.prompt, str) else list(call.prompt)
-            call = replace(call, prompt=[*prompt, {"role": "assistant", "content": attempt.prefix}])
+            call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
         about = events.About(self.name, facts.address, sampling, attempt, lambda: sent)

@@ -66,10 +66,10 @@ def parsed(wanted: Any, text: str) -> Any:
         return wanted.model_validate_json(_bare(text))
     except ValidationError as error:
         # names of fields only: deeper places may be keys that the model wrote
-        places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in error.errors(include_input=False)]
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        places = [str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults]
         named = [place for place in dict.fromkeys(places) if place == "JSON" or place in wanted.model_fields]
         what = f"the answer does not fit {wanted.__name__}: {', '.join(named)}".rstrip(": ")
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
         raise _mismatch(what, "; ".join(reasons)) from None
     except Exception as error:  # noqa: BLE001  # a validator of the caller's, given what a model wrote
@@ -145,10 +145,6 @@ def _together(completion: Completion, unfit: Sequence[Completion], later_s: floa
 _UNBOUNDED: Final = ("pattern", "patternProperties", "uniqueItems")
 
 
-def _nothing(*_: Any) -> None:
-    """Such a word checks nothing."""
-
-
 def _validate(said: Any, schema: Any) -> None:
     """Check an answer against a JSON schema. Raises SchemaMismatch; a schema that is none checks nothing."""
     if not isinstance(schema, dict):
@@ -160,7 +156,7 @@ def _validate(said: Any, schema: Any) -> None:
     try:
         kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         kind.check_schema(schema)
-        loose: Any = jsonschema.validators.extend(kind, dict.fromkeys(_UNBOUNDED, _nothing))  # type: ignore[no-untyped-call]
+        loose: Any = jsonschema.validators.extend(kind, dict.fromkeys(_UNBOUNDED, lambda *_: None))  # type: ignore[no-untyped-call]
     except Exception:  # noqa: BLE001  # the schema is none: the server has taken it
         return
     try:

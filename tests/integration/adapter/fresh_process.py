@@ -165,7 +165,7 @@ def written_requests() -> list[str]:
         assert body["own"] == 1, body
         assert body["model"].endswith("some-model"), body
         plain = _litellm.write(spec, there, "some-model", MESSAGES[:1], {"max_tokens": 7})
-        assert "extra_body" not in (plain.dialect.body or {}), plain.dialect.body
+        assert "extra_body" not in (plain.body or {}), plain.body
     assert json.dumps(MESSAGES) == before, "the messages were changed"
     return [path for path in opened if "__pycache__" not in path]
 
