@@ -1,7 +1,8 @@
 """Log events: frozen dataclasses that go to sinks. The first sink writes one log line for each attempt.
 
-An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only ``Said`` has
-it. A failing sink never fails a request. The adapter and the router emit; applications add sinks.
+An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only
+``ContentRecorded`` has text. A failing sink never fails a request. The adapter and the router emit events, and
+applications add sinks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Began:
+class RequestStarted:
     """A request begins. Not logged.
 
     Attributes:
@@ -39,7 +40,7 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class AttemptStarted:
     """An attempt of a request begins, with these ``sampling`` parameters at this ``address``. Not logged."""
 
     request: int
@@ -52,7 +53,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Queued:
+class RequestQueued:
     """A request waited ``seconds`` for a slot of a provider with a concurrency limit. Not logged."""
 
     provider: str
@@ -71,34 +72,34 @@ class AttemptEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered(AttemptEnded):
+class AttemptSucceeded(AttemptEnded):
     """An attempt succeeded. ``completion.total_s`` does not count its waiting."""
 
     completion: Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed(AttemptEnded):
+class AttemptFailed(AttemptEnded):
     """An attempt failed. In request 0 the provider could not be created."""
 
     model: str | None
     error: LLMError
 
     @property
-    def loud(self) -> bool:
+    def is_configuration_error(self) -> bool:
         """Whether a setting must be changed."""
         return isinstance(self.error, ConfigError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left(AttemptEnded):
+class AttemptCancelled(AttemptEnded):
     """The caller left before the answer had ended."""
 
     model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class RequestEnded:
     """A request has ended. ``outcome`` is None if the caller left. Not logged."""
 
     request: int
@@ -107,7 +108,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truncated:
+class AnswerCut:
     """An answer ended at the caller's ``max_tokens``: it was returned, but the model had more to write."""
 
     provider: str
@@ -116,7 +117,7 @@ class Truncated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adjusted:
+class RequestAdjusted:
     """A request was changed because the model refused a part of it; ``why`` names the part.
 
     ``tight``: less than a quarter of the caller's ``max_tokens`` is left for the answer; a warning.
@@ -129,7 +130,7 @@ class Adjusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Switched:
+class FailedOver:
     """The first piece came from ``to``, ``seconds`` after the failure of ``provider``. Not logged."""
 
     provider: str
@@ -138,7 +139,7 @@ class Switched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continued:
+class StreamContinued:
     """The outcome of a continuation: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
 
     provider: str
@@ -146,7 +147,7 @@ class Continued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class HealthChecked:
     """A provider was probed; see ``Health`` for its states. Not logged."""
 
     provider: str
@@ -154,7 +155,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class BreakerOpened:
     """A circuit breaker opened for ``seconds``. ``model`` is None if it covers the whole address."""
 
     provider: str
@@ -164,7 +165,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
+class BreakerClosed:
     """A circuit breaker closed, for this model and for the whole address."""
 
     provider: str
@@ -197,7 +198,7 @@ class RecordingFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class ContentRecorded:
     """A prompt and its answer; only for sinks that were added by ``add_content_sink``. Its repr shows no text."""
 
     request: int
@@ -207,43 +208,43 @@ class Said:
 
 
 LogEvent = (
-    Answered
-    | Failed
-    | Left
-    | Truncated
-    | Adjusted
+    AttemptSucceeded
+    | AttemptFailed
+    | AttemptCancelled
+    | AnswerCut
+    | RequestAdjusted
     | Failover
     | Resumed
-    | Opened
-    | Closed
+    | BreakerOpened
+    | BreakerClosed
     | NothingConfigured
     | Replaying
     | RecordingFailed
-    | Began
-    | Asked
-    | Queued
-    | Ended
-    | Switched
-    | Continued
-    | Checked
+    | RequestStarted
+    | AttemptStarted
+    | RequestQueued
+    | RequestEnded
+    | FailedOver
+    | StreamContinued
+    | HealthChecked
 )
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
 _sinks: Final = kept("sinks", list[Sink]())
-_content: Final = kept("sinks of content", list[Callable[[Said], None]]())
+_content: Final = kept("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
 # The names and levels of the events that are logged; all others are for sinks only.
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
-    Answered: ("llm.request_completed", "info"),
-    Failed: ("llm.request_failed", "info"),
-    Left: ("llm.request_left", "info"),
-    Truncated: ("llm.answer_truncated", "warning"),
-    Adjusted: ("llm.request_adjusted", "info"),
+    AttemptSucceeded: ("llm.request_completed", "info"),
+    AttemptFailed: ("llm.request_failed", "info"),
+    AttemptCancelled: ("llm.request_cancelled", "info"),
+    AnswerCut: ("llm.answer_truncated", "warning"),
+    RequestAdjusted: ("llm.request_adjusted", "info"),
     Failover: ("llm.failover", "warning"),
     Resumed: ("llm.stream_continued", "warning"),
-    Opened: ("llm.breaker_opened", "warning"),
-    Closed: ("llm.breaker_closed", "info"),
+    BreakerOpened: ("llm.breaker_opened", "warning"),
+    BreakerClosed: ("llm.breaker_closed", "info"),
     NothingConfigured: ("llm.nothing_configured", "warning"),
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
@@ -268,7 +269,7 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     return _added(_sinks, sink)
 
 
-def add_content_sink(sink: Callable[[Said], None]) -> Callable[[], None]:
+def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], None]:
     """Call a function with prompts and answers.
 
     Args:
@@ -299,7 +300,7 @@ def emit_lazily(kind: type[LogEvent], **values: Any) -> None:
 def content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
     """Pass a prompt and its answer to the sinks of content."""
     for sink in _content:
-        _guarded(sink, Said(request=request, attempt=attempt, messages=messages, completion=completion))
+        _guarded(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,19 +326,19 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
     attempt, started = about.attempt, time.monotonic()
     same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
     same["provider"] = provider = about.provider
-    emit_lazily(Asked, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
+    emit_lazily(AttemptStarted, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
 
     def ended(outcome: Completion | LLMError | None) -> None:
         same["total_s"] = time.monotonic() - started
         model, max_tokens = about.sent()
         if isinstance(outcome, Completion):
-            emit(Answered(completion=outcome.without_text(), **same))
+            emit(AttemptSucceeded(completion=outcome.without_text(), **same))
             if outcome.finish == "length":
-                emit(Truncated(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
+                emit(AnswerCut(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
         elif outcome:
-            emit(Failed(model=model, error=outcome.without_text(), **same))
+            emit(AttemptFailed(model=model, error=outcome.without_text(), **same))
         else:
-            emit(Left(model=model, **same))
+            emit(AttemptCancelled(model=model, **same))
 
     return await _reported(work, emit_, ended)
 
@@ -347,14 +348,14 @@ async def requested(
 ) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
     if _sinks:
-        emit(Began(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
+        emit(RequestStarted(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         attempts = len(attempt.tried) + 1
         if outcome:
             attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
             outcome = outcome.without_text()
-        emit_lazily(Ended, request=attempt.request, outcome=outcome, attempts=attempts)
+        emit_lazily(RequestEnded, request=attempt.request, outcome=outcome, attempts=attempts)
 
     return await _reported(work, emit_, ended)
 
@@ -390,9 +391,9 @@ def _guarded(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: LogEvent) -> None:
     name, level = _LOGGED[type(event)]
-    if isinstance(event, Failed) and event.loud:
+    if isinstance(event, AttemptFailed) and event.is_configuration_error:
         level = "error"
-    if isinstance(event, Adjusted) and event.tight:
+    if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
     if log.wanted(level):
         fields_ = log_fields(event).items()
@@ -411,5 +412,5 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
         values |= asdict(completion.usage)
     if isinstance(error, LLMError):
         values["error"] = type(error).__name__
-        values["status"] = error.status if isinstance(event, Failed) else None
+        values["status"] = error.status if isinstance(event, AttemptFailed) else None
     return values

@@ -166,7 +166,12 @@ async def test_leaving_is_told_once(events_seen: list[object]) -> None:
         async with provider_for(server).stream("hi") as answer:
             await anext(answer)
         await gone(server)
-    assert [type(event).__name__ for event in events_seen] == ["Began", "Asked", "Left", "Ended"]
+    assert [type(event).__name__ for event in events_seen] == [
+        "RequestStarted",
+        "AttemptStarted",
+        "AttemptCancelled",
+        "RequestEnded",
+    ]
 
 
 async def test_a_whole_answer_gives_its_connection_back() -> None:

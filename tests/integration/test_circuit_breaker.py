@@ -30,7 +30,7 @@ async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_s
             await asyncio.sleep(0.01)
         assert len(one.pages) > pages
         assert (await chain.complete("hi")).provider == "llamacpp"
-        assert [event for event in events_seen if isinstance(event, events.Closed)]
+        assert [event for event in events_seen if isinstance(event, events.BreakerClosed)]
 
 
 async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:

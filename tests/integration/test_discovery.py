@@ -158,7 +158,7 @@ def test_silent_servers_are_probed_at_the_same_time(
             monkeypatch.setenv(spec.variable("base_url"), urls.pop())
             monkeypatch.setenv(spec.variable("api_key"), "k")
             usual[name] = urls[0]
-        code, found = status(capsys, "--all", "--within", "0.5")
+        code, found = status(capsys, "--all", "--timeout", "0.5")
     assert {each["provider"] for each in found} == set(rows)
     assert {each["state"] for each in found} == {"down"}
     assert code == 3

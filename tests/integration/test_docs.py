@@ -161,7 +161,7 @@ def test_commands_run(
         monkeypatch.setenv(*setting.split("=", 1))
     if words[len(settings)] == "learnflow-llm":
         command = list(words[len(settings) + 1 :])
-        patience = ["--within", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
+        patience = ["--timeout", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
         assert cli.main(command + patience) == 0
     elif words[:2] == ("python", "tools/copy_into.py"):
         assert copy_into.main(list(words[2:])) == 0

@@ -40,7 +40,7 @@ async def test_an_endpoint_is_spoken_to_as_its_kind(monkeypatch: pytest.MonkeyPa
             assert (done.provider, provider.name, provider.facts(None).prefills) == (name, name, True)
             assert (await provider.refresh()).provider == name
         assert build("gpu-1").get_capabilities()["vision"] is False
-        answered = [event.provider for event in events_seen if isinstance(event, events.Answered)]
+        answered = [event.provider for event in events_seen if isinstance(event, events.AttemptSucceeded)]
         assert set(answered) == {"gpu-1", "gpu2"}
 
 
@@ -238,10 +238,10 @@ async def test_an_endpoint_that_is_down_has_events_like_any_other(
     with pytest.raises(errors.ConnectionFailed):
         await build("gpu1", model="m").generate("hi")
     kinds = [type(event) for event in events_seen]
-    assert [kind for kind in kinds if kind is not events.Checked] == [
-        events.Began,
-        events.Asked,
-        events.Failed,
-        events.Ended,
+    assert [kind for kind in kinds if kind is not events.HealthChecked] == [
+        events.RequestStarted,
+        events.AttemptStarted,
+        events.AttemptFailed,
+        events.RequestEnded,
     ]
     assert len({event.request for event in events_seen if hasattr(event, "request")}) == 1

@@ -36,7 +36,7 @@ async def test_events_hold_no_text_of_a_prompt_or_an_answer(events_seen: list[ev
     async with FaultServer("openai", fault=Fault("cut", after=3)) as one, FaultServer("vllm") as two:
         router = RouterProvider(provider_for(one), [provider_for(two)], breakers=BreakerRegistry())
         assert await router.generate("private prompt")
-    kinds = {events.Failed, events.Failover, events.Resumed, events.Answered, events.Ended}
+    kinds = {events.AttemptFailed, events.Failover, events.Resumed, events.AttemptSucceeded, events.RequestEnded}
     assert kinds <= {type(event) for event in events_seen}
     for event in events_seen:
         error = getattr(event, "error", None)

@@ -17,7 +17,9 @@ from learnflow.llm.testing import Fault, FaultServer
 async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_serve(events_seen: list[Any]) -> None:
     async with FaultServer("llamacpp", TEXT) as server:
         chain = RouterProvider(primary="openai", fallback=[provider_for(server)], breakers=BreakerRegistry())
-        assert [(event.provider, event.loud) for event in events_seen] == [("openai", True)]  # its key is missing
+        assert [(event.provider, event.is_configuration_error) for event in events_seen] == [
+            ("openai", True)
+        ]  # its key is missing
         assert await heard(chain, "generate") == TEXT
         state = chain.status()[0]
         assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)

@@ -36,8 +36,8 @@ async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
         assert (len(one.seen), len(two.seen)) == (1, 3)
         moved = [event for event in events_seen if isinstance(event, events.Failover)]
         assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
-        loud = [event for event in events_seen if isinstance(event, events.Failed)]
-        assert loud[0].loud is (refusal in ("key", "model"))  # which will not mend itself
+        loud = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
+        assert loud[0].is_configuration_error is (refusal in ("key", "model"))  # which will not mend itself
         state = chain.status()[0]
         assert (state["breaker"], state["failed"]) == ("open", 1)
         assert state["opens_in_s"] > 0
@@ -56,7 +56,7 @@ async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list
         assert await heard(chain, "stream") == TEXT
         assert await heard(chain, "stream") == TEXT
         assert len(one.seen) == 1
-        failed = [event for event in events_seen if isinstance(event, events.Failed)]
+        failed = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
         assert [(event.provider, type(event.error)) for event in failed] == [("vllm", errors.FirstTokenTimeout)]
 
 

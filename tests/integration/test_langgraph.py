@@ -102,7 +102,7 @@ async def test_the_graph_comes_to_its_end(fault: Fault | None, resumed: bool, ev
     assert len(pieces) > 5
     assert state["questions"] == ["Why?", "How?", "When?"]
     assert sorted(state["answers"]) == sorted(f"{question} {TEXT}" for question in state["questions"])
-    answered = [event for event in events_seen if isinstance(event, events.Answered)]
+    answered = [event for event in events_seen if isinstance(event, events.AttemptSucceeded)]
     assert len(answered) == 5
     assert {event.provider for event in answered} == ({"ollama"} if fault else {"custom"})
     assert any(isinstance(event, events.Failover) for event in events_seen) == bool(fault)

@@ -27,7 +27,12 @@ async def test_it_is_in_every_event_of_the_request_and_in_no_request_body(events
         assert await router.generate("hi", metadata=WHOSE)
         assert "".join([piece async for piece in provider_for(two).stream("hi", metadata=WHOSE)])
         told = [each for each in events_seen if hasattr(each, "metadata")]
-        assert {type(each) for each in told} == {events.Began, events.Asked, events.Failed, events.Answered}
+        assert {type(each) for each in told} == {
+            events.RequestStarted,
+            events.AttemptStarted,
+            events.AttemptFailed,
+            events.AttemptSucceeded,
+        }
         assert all(each.metadata == WHOSE for each in told)
         sent = [str(each.body) + str(each.headers) for each in (*one.seen, *two.seen)]
         assert sent
@@ -38,7 +43,11 @@ async def test_metadata_of_own_provider_is_in_events_and_not_in_its_arguments(ev
     router = RouterProvider(ScriptedProvider(["an answer"]), [ScriptedProvider(["another"])])
     assert await router.generate("hi", metadata=WHOSE) == "an answer"
     with_metadata = [event for event in events_seen if hasattr(event, "metadata")]
-    assert {type(event) for event in with_metadata} == {events.Began, events.Asked, events.Answered}
+    assert {type(event) for event in with_metadata} == {
+        events.RequestStarted,
+        events.AttemptStarted,
+        events.AttemptSucceeded,
+    }
     assert all(event.metadata == WHOSE for event in with_metadata)
 
 
@@ -108,5 +117,5 @@ async def test_langgraphs_node_is_filled_in_unless_the_caller_names_one(events_s
     await plan.compile().ainvoke({})
     asked = {name: value for name, value in model._identifying_params.items() if name == "metadata"}
     assert not asked  # a cache's key: whose request it is changes no answer
-    told = [each.metadata for each in events_seen if isinstance(each, events.Began)]
+    told = [each.metadata for each in events_seen if isinstance(each, events.RequestStarted)]
     assert told == [{"node": "generating_content"}, {"node": "mine", "user": "u-17"}, {"node": "generating_content"}]

@@ -92,7 +92,7 @@ async def test_an_applications_own_provider_is_a_full_member(events_seen: list[A
         async with chain.stream("hi") as answer:
             assert "".join([piece async for piece in answer]) == TEXT
         assert (answer.completion.provider, answer.completion.resumed) == ("own", 1)
-        assert [event.provider for event in events_seen if isinstance(event, events.Answered)] == ["own"]
+        assert [event.provider for event in events_seen if isinstance(event, events.AttemptSucceeded)] == ["own"]
         assert [event.in_words for event in events_seen if isinstance(event, events.Resumed)] == [False]
 
 
@@ -120,10 +120,19 @@ async def test_a_nested_router_is_one_request_of_the_outer_one(events_seen: list
         for how in ("stream", "generate", "complete"):
             events_seen.clear()
             assert await heard(router(router(provider_for(one), retries=0), provider_for(two)), how) == TEXT
-            kinds = (events.Began, events.Asked, events.Answered, events.Failed, events.Ended)
+            kinds = (
+                events.RequestStarted,
+                events.AttemptStarted,
+                events.AttemptSucceeded,
+                events.AttemptFailed,
+                events.RequestEnded,
+            )
             numbers = {event.request for event in events_seen if isinstance(event, kinds)}
             assert len(numbers) == 1, how
-            assert len([event for event in events_seen if isinstance(event, (events.Began, events.Ended))]) == 2
+            assert (
+                len([event for event in events_seen if isinstance(event, (events.RequestStarted, events.RequestEnded))])
+                == 2
+            )
 
 
 async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: list[Any]) -> None:
@@ -133,7 +142,7 @@ async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: 
     with pytest.raises(errors.NotConfigured, match="nobody is there"):
         await RouterProvider(find=find).generate("hi")
     began, ended = events_seen
-    assert (type(began), type(ended)) == (events.Began, events.Ended)
+    assert (type(began), type(ended)) == (events.RequestStarted, events.RequestEnded)
     assert (began.provider, ended.request) == ("local", began.request)
 
 

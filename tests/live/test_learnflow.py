@@ -114,7 +114,7 @@ def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def answers(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(event["provider"], event["finish"]) for event in of(events, "Answered")]
+    return [(event["provider"], event["finish"]) for event in of(events, "AttemptSucceeded")]
 
 
 def is_whole(state: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ async def test_its_graph_runs_to_its_end(checkout: Path, service: Any) -> None:
         state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=url)
     is_whole(state)
     assert answers(events) == [("llamacpp", "stop")] * CALLS
-    lowered = [event["why"] for event in of(events, "Adjusted")]
+    lowered = [event["why"] for event in of(events, "RequestAdjusted")]
     assert len([why for why in lowered if "instead of 25000" in why]) == 2  # content, synthesis
     told = [each["body"] for each in service.traced if each["type"] == "generation-update"]
     assert len(told) == CALLS
@@ -230,7 +230,7 @@ async def test_a_student_edits_twice_with_a_question_in_between(checkout: Path, 
     assert shown[2:4] == [["Which words?"], ["Правка внесена. Какие еще изменения нужны?"]]
     schemas = ("ActionDecision", "EditDetails", "EditMessageDetails")
     assert [len(named(proxy.requests, schema)) for schema in schemas] == [4, 2, 1], "each is requested once"
-    assert of(events, "Failed") == []
+    assert of(events, "AttemptFailed") == []
     assert len(state["questions_and_answers"]) == len(json.loads(known(PROMPTS["generating_questions"]))["questions"])
 
 
@@ -251,7 +251,7 @@ async def test_a_student_has_the_questions_changed(checkout: Path, service: Any)
     assert all(question in shown[3] for question in changed)
     answer = known(PROMPTS["answer_question"])
     assert sorted(state["questions_and_answers"]) == sorted(f"## {question}\n\n{answer}" for question in changed)
-    assert of(events, "Failed") == []
+    assert of(events, "AttemptFailed") == []
 
 
 async def test_a_guard_that_is_cut_is_not_asked_the_same_again(checkout: Path, service: Any) -> None:
@@ -276,7 +276,7 @@ async def test_a_name_that_is_cut_is_used_as_it_is(checkout: Path, service: Any)
             state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
     is_whole(state)
     assert len([body for body in proxy.requests if '"max_tokens": 3' in body]) == 1
-    assert [event["max_tokens"] for event in of(events, "Truncated")] == [3]
+    assert [event["max_tokens"] for event in of(events, "AnswerCut")] == [3]
     assert answers(events) == [("llamacpp", "stop"), ("llamacpp", "length"), *[("llamacpp", "stop")] * (CALLS - 2)]
     assert state["display_name"]
     assert state["display_name"] not in QUESTION, "it is the model's, not the first words of the question"

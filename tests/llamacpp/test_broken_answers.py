@@ -34,7 +34,7 @@ async def test_answer_cut_at_a_character_is_continued_to_the_identical_text(
     async with relay(llama_server.url, at) as url:
         chain = router(llama_server.provider(url), llama_server.provider())
         assert await answer(chain, how, prompt) == TEXTS[prompt]
-    failed = [event for event in events_seen if isinstance(event, events.Failed)]
+    failed = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
     assert [type(event.error).__name__ for event in failed] == ["AnswerCut"]
     resumed = [event for event in events_seen if isinstance(event, events.Resumed)]
     delivered = len(TEXTS[prompt][:at].rstrip())  # white space at the end is held back
@@ -50,8 +50,8 @@ async def test_two_servers_killed_in_turn_and_the_third_ends_the_answer(
         chain = router(one.provider(first), two.provider(second), llama_server.provider())
         assert await answer(chain, how, RSA) == TEXTS[RSA]
     assert (one.process.returncode, two.process.returncode) == (-9, -9)
-    asked = [event.attempt for event in events_seen if isinstance(event, events.Asked)]
-    ended = [event for event in events_seen if isinstance(event, events.Ended)]
+    asked = [event.attempt for event in events_seen if isinstance(event, events.AttemptStarted)]
+    ended = [event for event in events_seen if isinstance(event, events.RequestEnded)]
     assert asked == [1, 2, 3]
     assert [(event.attempts, event.outcome.resumed) for event in ended] == [(3, 2)]
 
@@ -77,7 +77,7 @@ async def test_cut_at_the_thinking_is_continued_to_the_identical_answer(
     async with relay(llama_server.url, at) as url:  # llama.cpp sends the tags as content for this model
         chain = router(llama_server.provider(url), llama_server.provider())
         assert await answer(chain, how, known.prompt) == known.answer
-    ended = [event for event in events_seen if isinstance(event, events.Ended)]
+    ended = [event for event in events_seen if isinstance(event, events.RequestEnded)]
     assert [event.attempts for event in ended] == [2]
 
 

@@ -82,7 +82,7 @@ async def test_assistant_message_is_finished_turn_and_not_beginning_of_answer(
 ) -> None:
     provider = llama_server.provider()
     text = await provider.generate(DECIDED, temperature=0, max_tokens=60)
-    (adjusted,) = [event for event in events_seen if isinstance(event, events.Adjusted)]
+    (adjusted,) = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
     assert "assistant message" in adjusted.why
     turn = {"role": "user", "content": "Please give your next message."}
     assert text == await provider.generate([*DECIDED, turn], temperature=0, max_tokens=60)
@@ -119,8 +119,8 @@ async def test_schema_cut_at_max_tokens_is_sent_once_and_error_names_limit(
     with pytest.raises(AnswerTruncated, match=r"ended at max_tokens=12.*Raise max_tokens") as caught:
         await router(llama_server.provider()).complete(QUESTIONS, temperature=0, max_tokens=12, response_format=wanted)
     assert caught.value.partial.startswith('{"questions"')
-    assert sum(isinstance(event, events.Asked) for event in events_seen) == 1
-    assert not any(isinstance(event, events.Opened) for event in events_seen)
+    assert sum(isinstance(event, events.AttemptStarted) for event in events_seen) == 1
+    assert not any(isinstance(event, events.BreakerOpened) for event in events_seen)
 
 
 async def test_sole_server_that_restarts_is_waited_for_and_its_text_continued(
@@ -161,7 +161,7 @@ async def test_server_that_answers_with_error_is_not_waited_for(
     monkeypatch.setenv("LLM_PATIENCE", "60")
     with pytest.raises(Exception, match="key"):
         await router(llama_server.provider(api_key="wrong"), retries=0).generate("hi")
-    assert sum(isinstance(event, events.Asked) for event in events_seen) == 1
+    assert sum(isinstance(event, events.AttemptStarted) for event in events_seen) == 1
 
 
 async def test_chain_leaves_server_that_refuses_at_once(
@@ -170,7 +170,7 @@ async def test_chain_leaves_server_that_refuses_at_once(
     monkeypatch.setenv("LLM_PATIENCE", "60")
     dead = LlamaCppProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="tiny")
     assert await router(dead, llama_server.provider()).generate("Say pong", temperature=0) == "pong"
-    assert sum(isinstance(event, events.Asked) for event in events_seen) == 2
+    assert sum(isinstance(event, events.AttemptStarted) for event in events_seen) == 2
 
 
 async def test_ceiling_is_lowered_to_what_the_server_counted(
@@ -182,7 +182,7 @@ async def test_ceiling_is_lowered_to_what_the_server_counted(
     done = await provider.complete(prompt, temperature=0, max_tokens=AtMost(1500))
     assert done.usage.prompt_tokens
     assert done.usage.prompt_tokens + (done.usage.completion_tokens or 0) <= 2048
-    (adjusted,) = [event for event in events_seen if isinstance(event, events.Adjusted)]
+    (adjusted,) = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
     assert adjusted.tight
     lowered = int(adjusted.why.partition("max_tokens=")[2].partition(" ")[0])
     assert 2048 - done.usage.prompt_tokens - 32 < lowered <= 2048 - done.usage.prompt_tokens

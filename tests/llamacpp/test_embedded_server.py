@@ -167,7 +167,7 @@ async def test_two_names_are_two_servers(
     provider = get_provider()
     texts = await asyncio.gather(*(provider.generate(known.prompt, **FIXED) for known in ANSWERS))
     assert texts == [known.answer for known in ANSWERS]
-    answered = {event.provider for event in events_seen if isinstance(event, events.Answered)}
+    answered = {event.provider for event in events_seen if isinstance(event, events.AttemptSucceeded)}
     assert answered == ({"one", "two"} if "+" in chain else {"one"})
     assert len(starts) == len(answered)
     await provider.aclose()

@@ -24,7 +24,7 @@ async def test_requests_with_the_same_prefix_stay_together(start_llama: Start, e
         material = materials[number % 3 % 2]
         prompt = [{"role": "system", "content": material}, {"role": "user", "content": f"Question {number}?"}]
         await equals.complete(prompt, temperature=0, max_tokens=4, extra_body=IN_WORDS, metadata={"node": material[:8]})
-    asked = [event for event in events_seen if isinstance(event, events.Asked)]
+    asked = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
     places = {node: {e.address for e in asked if e.metadata["node"] == node} for node in ("Lesson 1", "Lesson 2")}
     assert [len(each) for each in places.values()] == [1, 1]
 

@@ -193,7 +193,7 @@ class _Attempt:
                 slot = await CAPACITY.acquire(runner.address, limit, deadline)
         if limit is not None:
             waited_s = slot.waited_s if slot else loop.time() - began
-            events.emit_lazily(events.Queued, provider=self._spec.name, seconds=waited_s)
+            events.emit_lazily(events.RequestQueued, provider=self._spec.name, seconds=waited_s)
         if self._attempt.slot:
             return None  # the router releases it
         if runner.unreachable and runner.unreachable[0] >= began:
@@ -244,7 +244,7 @@ class _Attempt:
 
     def _adjusted(self, why: str | None, *, tight: bool = False) -> None:
         if why:
-            events.emit(events.Adjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
+            events.emit(events.RequestAdjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
 
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""

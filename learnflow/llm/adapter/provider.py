@@ -170,7 +170,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe its state and capabilities, for at most ``within`` seconds, and remember them. Never raises."""
         health = await self.catalog.health(within)
-        events.emit_lazily(events.Checked, provider=self.name, state=health.state)
+        events.emit_lazily(events.HealthChecked, provider=self.name, state=health.state)
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:

@@ -39,10 +39,10 @@ _TOOL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One question: whether it is kept (None: it cannot be told), and what was seen."""
+    """One check. ``passed`` is None if that is unknown."""
 
     question: str
-    kept: bool | None
+    passed: bool | None
     seen: str
 
 
@@ -65,17 +65,19 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     for question, ask in _Questions(server, model, long).all():
         with progress(f"{server.name}: {question}"):
             findings.append(await _asked(question, ask))
-        if question == "finish reason" and findings[-1].kept is False:
+        if question == "finish reason" and findings[-1].passed is False:
             break  # nothing else can be told
     words = _capabilities(findings)
     if as_json:
         write_json({"provider": server.name, "capabilities": words, "findings": [*map(asdict, findings)]})
     else:
         marks = {True: "yes", False: "NO", None: "-"}
-        table(("KEPT", "WHAT", "SEEN"), ((marks[each.kept], each.question, each.seen) for each in findings))
+        table(
+            ("PASS", "CHECK", "SEEN"), ((marks[finding.passed], finding.question, finding.seen) for finding in findings)
+        )
         write(f"{server.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
     relied = ("finish reason", "a stream")
-    unreliable = any(each.kept is False for each in findings if each.question in relied)
+    unreliable = any(each.passed is False for each in findings if each.question in relied)
     return ExitCode.FAILED if unreliable else ExitCode.OK
 
 
@@ -167,8 +169,8 @@ class _Questions:
         wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": _SCHEMA, "strict": True}}
         done = await self._complete('Give the word "pong" as JSON.', response_format=wanted)
         if done.attempts > 1:
-            return False, "kept only when asked once more, with what was wrong"
-        return (True, "kept") if done.finish == "stop" else (None, f"finish {done.finish}")
+            return False, "only on the second attempt, with what was wrong"
+        return (True, "fits") if done.finish == "stop" else (None, f"finish {done.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:
         """Whether a tool is called."""
@@ -199,21 +201,21 @@ class _Questions:
 async def _asked(question: str, ask: Ask) -> Finding:
     """The finding; an error is one, and says nothing of the answer."""
     try:
-        kept, seen = await ask()
+        passed, seen = await ask()
     except errors.NotRecorded:
         raise
     except LLMError as error:
         status = f" (HTTP {error.status})" if error.status else ""
         return Finding(question, False, f"{type(error).__name__}{status}: {error.what}")
-    return Finding(question, kept, seen)
+    return Finding(question, passed, seen)
 
 
 def _capabilities(findings: list[Finding]) -> str:
     """What follows for ``<NAME>_CAPABILITIES``."""
-    kept = {each.question: each.kept for each in findings}
+    passed = {each.question: each.passed for each in findings}
     missing_finish = any(each.question == "finish reason" and "FinishMissing" in each.seen for each in findings)
     words = ["no-finish"] if missing_finish else []
     for question, name in (("JSON schema", "json_schema"), ("tools", "tools")):
-        if kept.get(question) is not None:
-            words.append(name if kept[question] else f"no-{name}")
+        if passed.get(question) is not None:
+            words.append(name if passed[question] else f"no-{name}")
     return ",".join(words)

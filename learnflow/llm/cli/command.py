@@ -98,11 +98,12 @@ provider_option = click.option("--provider", "-p", help="Instead of LLM_PROVIDER
 model_option = click.option("--model", "-m", help="Instead of the provider's own.")
 json_option = partial(click.option, "--json", "as_json", is_flag=True)
 within_option = click.option(
-    "--within",
+    "--timeout",
+    "within",
     type=click.FloatRange(0, 3600, min_open=True),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
     callback=_finite,
-    help="For all of it.",
+    help="For all providers together.",
 )

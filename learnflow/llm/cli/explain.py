@@ -1,6 +1,6 @@
 """``explain``: which provider would serve a request, and why not the others.
 
-Must never send the prompt, or probe a server without ``--look``.
+Must never send the prompt, or probe a server without ``--probe``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Choice:
 @click.option("--image", is_flag=True, help="As if the request needed image.")
 @click.option("--tools", is_flag=True, help="As if the request needed tools.")
 @click.option("--schema", is_flag=True, help="As if the request needed schema.")
-@click.option("--look", is_flag=True, help="Ask the servers for their pages first.")
+@click.option("--probe", is_flag=True, help="Probe the servers first.")
 @provider_option
 async def explain(
     prompt: str,
@@ -60,13 +60,13 @@ async def explain(
     image: bool,
     tools: bool,
     schema: bool,
-    look: bool,
+    probe: bool,
     provider: str | None,
 ) -> int:
     """Show which provider would serve a request, and why the others would not. Nothing of the prompt is sent."""
     router = get_provider(provider)
-    look = look or not router.providers
-    if look:
+    probe = probe or not router.providers
+    if probe:
         with progress("looking"):
             await router.refresh()  # which finds them where none is named
     text = prompt + " word" * tokens
@@ -76,7 +76,7 @@ async def explain(
         more["response_format"] = {"type": "json_schema"}
     choices = choices_of(router, request, model, **more)
     if choices:
-        rows = ((str(each.rank + 1), each.provider, each.model or "-", *_serves(each, look)) for each in choices)
+        rows = ((str(each.rank + 1), each.provider, each.model or "-", *_serves(each, probe)) for each in choices)
         table(("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), rows)
     else:
         say(NOBODY)
@@ -113,8 +113,8 @@ def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     return Choice(option.name, option.target.model, serves, why, option.rank)
 
 
-def _serves(choice: Choice, look: bool) -> tuple[str, str]:
-    """Return whether it would serve, and why. Without a look it is unknown."""
-    if choice.serves and not look:
-        return "unknown", "would be used; --look probes the servers first"
+def _serves(choice: Choice, probe: bool) -> tuple[str, str]:
+    """Return whether it would serve, and why. Without a probe it is unknown."""
+    if choice.serves and not probe:
+        return "unknown", "would be used; use --probe to probe the servers first"
     return _SERVES[choice.serves], choice.why.removeprefix(f"{choice.provider}: ")

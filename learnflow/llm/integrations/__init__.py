@@ -39,9 +39,15 @@ def _metrics(host: str, port: int) -> None:
         prometheus.serve(host, port)
         _done.add((host, port))
     except ImportError:
-        _say("llm_no_metrics", "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)")
+        _say(
+            "llm.metrics_unavailable",
+            "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)",
+        )
     except (OSError, ValueError) as error:  # several processes of one application want the same port
-        _say("llm_no_metrics", f"{host}:{port} cannot be listened on (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}")
+        _say(
+            "llm.metrics_unavailable",
+            f"{host}:{port} cannot be listened on (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}",
+        )
 
 
 def _opentelemetry() -> None:

@@ -80,20 +80,20 @@ class Telemetry:
     def __call__(self, event: LogEvent) -> None:
         """Begin or end a span, and measure."""
         match event:
-            case events.Began():
+            case events.RequestStarted():
                 self._began(event)
-            case events.Asked():
+            case events.AttemptStarted():
                 self._asked(event)
-            case events.Answered():
+            case events.AttemptSucceeded():
                 self._answered(event)
-            case events.Failed() | events.Left():
+            case events.AttemptFailed() | events.AttemptCancelled():
                 self._failed(event)
-            case events.Ended():
+            case events.RequestEnded():
                 self._ended(event)
             case _:
                 pass
 
-    def said(self, event: events.Said) -> None:
+    def said(self, event: events.ContentRecorded) -> None:
         """Keep what was asked and answered on the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
@@ -104,11 +104,11 @@ class Telemetry:
             span.set_attribute("gen_ai.input.messages", _json([_message(each) for each in event.messages]))
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
-    def _began(self, event: events.Began) -> None:
+    def _began(self, event: events.RequestStarted) -> None:
         chain = {"learnflow_llm.providers": event.provider, **_whose(event)}
         self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=chain)
 
-    def _asked(self, event: events.Asked) -> None:
+    def _asked(self, event: events.AttemptStarted) -> None:
         where = urlsplit(event.address)
         row = SPECS.get(event.provider) or table().get(event.provider)
         common: dict[str, Any] = {
@@ -129,7 +129,7 @@ class Telemetry:
         )
         self._attempts[event.request, event.attempt] = span, common
 
-    def _answered(self, event: events.Answered) -> None:
+    def _answered(self, event: events.AttemptSucceeded) -> None:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
@@ -149,11 +149,11 @@ class Telemetry:
             self._first.record(completion.first_token_s, told)
         span.end()
 
-    def _failed(self, event: events.Failed | events.Left) -> None:
+    def _failed(self, event: events.AttemptFailed | events.AttemptCancelled) -> None:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
-        error = type(event.error).__name__ if isinstance(event, events.Failed) else None
+        error = type(event.error).__name__ if isinstance(event, events.AttemptFailed) else None
         told = {**common, **({"error.type": error} if error else {})}
         span.set_attributes(told)
         if error:
@@ -161,7 +161,7 @@ class Telemetry:
         self._duration.record(event.total_s, told)
         span.end()
 
-    def _ended(self, event: events.Ended) -> None:
+    def _ended(self, event: events.RequestEnded) -> None:
         span = self._requests.pop(event.request, None)
         if span is None:
             return
@@ -176,7 +176,7 @@ class Telemetry:
         span.end()
 
 
-def _whose(event: events.Began | events.Asked) -> dict[str, Any]:
+def _whose(event: events.RequestStarted | events.AttemptStarted) -> dict[str, Any]:
     """Whose request it is, as attributes of a span."""
     return {f"learnflow_llm.metadata.{name}": value for name, value in event.metadata.items() if value is not None}
 

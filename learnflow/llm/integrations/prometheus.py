@@ -24,7 +24,7 @@ _SLOW: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
 _detach: Final[dict[CollectorRegistry, Callable[[], None]]] = {}
-_Ended = events.Answered | events.Failed | events.Left
+_Ended = events.AttemptSucceeded | events.AttemptFailed | events.AttemptCancelled
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
@@ -101,17 +101,17 @@ class Metrics:
         self._nodes: set[str] = set()
 
         self._counts: dict[type[LogEvent], Callable[[Any], None]] = {
-            events.Asked: self._asked,
-            events.Answered: self._answered,
-            events.Failed: self._failed,
-            events.Left: self._left,
-            events.Queued: self._queued,
+            events.AttemptStarted: self._asked,
+            events.AttemptSucceeded: self._answered,
+            events.AttemptFailed: self._failed,
+            events.AttemptCancelled: self._left,
+            events.RequestQueued: self._queued,
             events.Failover: self._moves,
-            events.Switched: self._switches,
-            events.Continued: self._continued,
-            events.Checked: self._checked,
-            events.Opened: self._turned,
-            events.Closed: self._turned,
+            events.FailedOver: self._switches,
+            events.StreamContinued: self._continued,
+            events.HealthChecked: self._checked,
+            events.BreakerOpened: self._turned,
+            events.BreakerClosed: self._turned,
         }
 
     def __call__(self, event: LogEvent) -> None:
@@ -120,36 +120,36 @@ class Metrics:
         if count:
             count(event)
 
-    def _asked(self, event: events.Asked) -> None:
+    def _asked(self, event: events.AttemptStarted) -> None:
         self._under_way.add((event.request, event.attempt))
         self._flying.labels(self._provider(event.provider)).inc()
 
-    def _left(self, event: events.Left) -> None:
+    def _left(self, event: events.AttemptCancelled) -> None:
         self._ended(event, event.model, "left")
 
-    def _queued(self, event: events.Queued) -> None:
+    def _queued(self, event: events.RequestQueued) -> None:
         self._queue.labels(self._provider(event.provider)).observe(event.seconds)
 
     def _moves(self, event: events.Failover) -> None:
         self._moved.labels(self._provider(event.provider), self._provider(event.to), type(event.error).__name__).inc()
 
-    def _switches(self, event: events.Switched) -> None:
+    def _switches(self, event: events.FailedOver) -> None:
         self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
 
-    def _continued(self, event: events.Continued) -> None:
+    def _continued(self, event: events.StreamContinued) -> None:
         self._resumed.labels(self._provider(event.provider), event.outcome).inc()
 
-    def _checked(self, event: events.Checked) -> None:
+    def _checked(self, event: events.HealthChecked) -> None:
         self._checks.labels(self._provider(event.provider), event.state).inc()
 
-    def _turned(self, event: events.Opened | events.Closed) -> None:
-        if isinstance(event, events.Opened):
+    def _turned(self, event: events.BreakerOpened | events.BreakerClosed) -> None:
+        if isinstance(event, events.BreakerOpened):
             self._open.labels(*self._both(event.provider, event.model or _ALL)).set(1)
         else:
             for model in (event.model or _ALL, _ALL):
                 self._open.labels(*self._both(event.provider, model)).set(0)
 
-    def _answered(self, event: events.Answered) -> None:
+    def _answered(self, event: events.AttemptSucceeded) -> None:
         completion = event.completion
         labels = self._ended(event, completion.model.asked or completion.model, completion.finish)
         self._whole.labels(*labels).observe(event.total_s)
@@ -162,14 +162,14 @@ class Metrics:
         if completion.cost is not None:
             self._cost.labels(*labels, self._node(event)).inc(completion.cost)
 
-    def _failed(self, event: events.Failed) -> None:
+    def _failed(self, event: events.AttemptFailed) -> None:
         error = type(event.error).__name__
         self._ended(event, event.model, error)
-        if event.loud:
+        if event.is_configuration_error:
             self._loud.labels(self._provider(event.provider), error).inc()
 
     def _ended(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
-        labels = self._both(event.provider, model, answers=isinstance(event, events.Answered))
+        labels = self._both(event.provider, model, answers=isinstance(event, events.AttemptSucceeded))
         self._requests.labels(*labels, outcome, self._node(event)).inc()
         if (event.request, event.attempt) in self._under_way:
             self._under_way.remove((event.request, event.attempt))

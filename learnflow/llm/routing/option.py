@@ -149,13 +149,13 @@ class Option:
     def succeeded(self, completion: Completion, began: float) -> None:
         """Record a completion; ``began`` is when its attempt did, by the clock of the registry."""
         if self.registry.answer(self.target, completion, began):
-            events.emit(events.Closed(provider=self.name, model=self.target.model))
+            events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
 
     def failed(self, error: LLMError) -> None:
         """Record a failure."""
         if opened := self.registry.fail(self.target, error):
             error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period
-            events.emit(events.Opened(provider=self.name, model=opened.model, error=error, seconds=seconds))
+            events.emit(events.BreakerOpened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""
@@ -198,7 +198,7 @@ class Option:
                 raise
             self.registry.probed(self.target, ready=ready)
             if not self.opened:
-                events.emit(events.Closed(provider=self.name, model=self.target.model))
+                events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
             return ready
 
         if self._shared.is_idle("probe"):

@@ -289,7 +289,7 @@ def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
         return [Option(build(name), registry=registry)]
     except LLMError as error:
         error.provider = error.provider or name
-        events.emit(events.Failed(provider=name, model=None, error=error, total_s=0.0))
+        events.emit(events.AttemptFailed(provider=name, model=None, error=error, total_s=0.0))
         return [Option(None, error, registry)]
 
 

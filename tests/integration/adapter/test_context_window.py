@@ -72,7 +72,7 @@ async def test_context_length_grows_with_an_event_and_never_shrinks(events_seen:
         await provider.generate("hi", max_tokens=10)
         await ollama(server).generate("hi", max_tokens=10)  # another provider of the same process
         assert sent(server) == [16384, 16384, 16384]
-        adjusted = [event for event in events_seen if isinstance(event, events.Adjusted)]
+        adjusted = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
         assert len(adjusted) == 1
         assert "16384 tokens instead of 2048" in adjusted[0].why
         assert provider.get_capabilities()["context_served"] == 16384
@@ -301,7 +301,7 @@ async def test_a_ceiling_is_lowered_to_what_the_window_leaves(events_seen: list[
         await provider.generate("word " * 100, max_tokens=AtMost(100))
         await provider.generate("word " * 100, max_tokens=25_000)  # a demand
         assert [seen.body["max_tokens"] for seen in server.seen] == [412, 100, 25_000]
-        whys = [event.why for event in events_seen if isinstance(event, events.Adjusted)]
+        whys = [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)]
         assert whys == ["max_tokens=412 instead of 25000: there is room for no more"]
 
 

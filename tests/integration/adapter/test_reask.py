@@ -53,20 +53,31 @@ async def test_both_attempts_are_counted_and_told(events_seen: list[Any]) -> Non
         done = await provider.complete("hi", response_format=Quiz)
         assert (done.text, done.parsed, done.attempts) == (JSON, Quiz.model_validate_json(JSON), 2)
     told = {type(event).__name__: event for event in events_seen}
-    second = told["Answered"]
+    second = told["AttemptSucceeded"]
     prompt = second.completion.usage.prompt_tokens
     assert done.usage == Usage(3 + prompt, 2 + 7, 5 + prompt + 7)
     assert done.cost == pytest.approx((3 + prompt) * 2.5e-6 + (2 + 7) * 10e-6)
     assert second.completion.cost == pytest.approx(
         prompt * 2.5e-6 + 7 * 10e-6
     )  # its own: the other one's is not counted twice
-    asked = [event for event in events_seen if isinstance(event, events.Asked)]
+    asked = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
     assert [event.attempt for event in asked] == [1, 2]
-    assert (type(told["Failed"].error), told["Failed"].attempt, second.attempt) == (errors.SchemaMismatch, 1, 2)
-    assert (told["Ended"].attempts, told["Ended"].outcome.finish) == (2, "stop")
-    numbered = (events.Began, events.Asked, events.Failed, events.Answered, events.Ended)
+    assert (type(told["AttemptFailed"].error), told["AttemptFailed"].attempt, second.attempt) == (
+        errors.SchemaMismatch,
+        1,
+        2,
+    )
+    assert (told["RequestEnded"].attempts, told["RequestEnded"].outcome.finish) == (2, "stop")
+    numbered = (
+        events.RequestStarted,
+        events.AttemptStarted,
+        events.AttemptFailed,
+        events.AttemptSucceeded,
+        events.RequestEnded,
+    )
     assert [type(event) for event in events_seen if isinstance(event, numbered)] == [
-        events.Began, events.Asked, events.Failed, events.Asked, events.Answered, events.Ended,
+        events.RequestStarted, events.AttemptStarted, events.AttemptFailed, events.AttemptStarted,
+        events.AttemptSucceeded, events.RequestEnded,
     ]  # fmt: skip
     assert len({event.request for event in events_seen if isinstance(event, numbered)}) == 1
 
@@ -93,7 +104,7 @@ async def test_once_and_no_more_and_nothing_of_it_is_shown(
     assert error.partial == WRONG
     assert (error.__context__, error.__cause__) == (None, None)
     assert "private" not in f"{error} {error!r} {caplog.text}"
-    assert [event.attempts for event in events_seen if isinstance(event, events.Ended)] == [2]
+    assert [event.attempts for event in events_seen if isinstance(event, events.RequestEnded)] == [2]
 
 
 @pytest.mark.parametrize("times", [0, 2])
@@ -146,8 +157,8 @@ async def test_who_leaves_meanwhile_leaves_nothing_open(events_seen: list[Any]) 
         with pytest.raises(asyncio.CancelledError):
             await asking
         await asyncio.wait_for(server.seen[1].gone.wait(), 30)
-    assert [event.attempt for event in events_seen if isinstance(event, events.Left)] == [2]
-    assert [(e.outcome, e.attempts) for e in events_seen if isinstance(e, events.Ended)] == [(None, 2)]
+    assert [event.attempt for event in events_seen if isinstance(event, events.AttemptCancelled)] == [2]
+    assert [(e.outcome, e.attempts) for e in events_seen if isinstance(e, events.RequestEnded)] == [(None, 2)]
 
 
 async def test_the_next_provider_is_asked_only_then(events_seen: list[Any]) -> None:
@@ -157,7 +168,7 @@ async def test_the_next_provider_is_asked_only_then(events_seen: list[Any]) -> N
         assert (done.provider, done.text, done.attempts) == ("llamacpp", JSON, 3)
         assert (len(one.seen), len(two.seen)) == (2, 1)
         assert "private" not in str(two.seen[0].body)
-        attempts = [event.attempt for event in events_seen if isinstance(event, events.Asked)]
+        attempts = [event.attempt for event in events_seen if isinstance(event, events.AttemptStarted)]
         assert attempts == [1, 2, 3]
 
 

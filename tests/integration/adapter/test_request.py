@@ -122,7 +122,7 @@ async def test_a_default_of_ours_that_the_model_refuses_is_left_out(events_seen:
         assert body["max_completion_tokens"] == 1000
         with pytest.raises(errors.Unsupported, match="temperature"):
             await provider.generate("hi", temperature=0.7)  # the caller's own is not
-    assert [event.why for event in events_seen if isinstance(event, events.Adjusted)] == ["without temperature"]
+    assert [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)] == ["without temperature"]
 
 
 async def test_a_default_that_only_the_server_refuses_is_left_out_and_remembered() -> None:

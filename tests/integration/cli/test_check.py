@@ -22,7 +22,7 @@ async def checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     code = await asyncio.to_thread(cli.main, ["check", "-p", name, "-m", "fault-model", "--json"])
     told = capsys.readouterr()
     said = json.loads(told.out)
-    return code, said, {each["question"]: each["kept"] for each in said["findings"]}, told.err
+    return code, said, {each["question"]: each["passed"] for each in said["findings"]}, told.err
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -173,7 +173,7 @@ def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: 
     ]
     assert ollama.split(maxsplit=4)[3:] == [
         "unknown",
-        "would be used; --look probes the servers first",
+        "would be used; use --probe to probe the servers first",
     ]
     assert cli.main(["explain", "hi", "--image"]) == 3
     assert "lacks vision" in capsys.readouterr().out
@@ -189,14 +189,14 @@ def test_explain_that_has_looked_knows_who_would_serve(
     with serving("openai", tells={"/v1/models": models}) as two:
         monkeypatch.setenv("TWO_BASE_URL", two.base_url)
         monkeypatch.setenv("TWO_KIND", "custom")
-        assert cli.main(["explain", "hi", "--look"]) == 0
+        assert cli.main(["explain", "hi", "--probe"]) == 0
         rows = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()[1:]]
         assert [row[1:4] for row in rows] == [["gone", "-", "no"], ["two", "-", "no"], ["llamacpp", "-", "yes"]]
         assert "connection refused" in rows[0][4]
         assert "no model is named, and there are 2: a, b. Set TWO_MODEL" in rows[1][4]
         assert rows[2][4] == "would serve"
-        assert cli.main(["explain", "hi", "--look", "-p", "two", "--model", "b"]) == 0
-        assert cli.main(["explain", "hi", "--look", "-p", "two"]) == 3
+        assert cli.main(["explain", "hi", "--probe", "-p", "two", "--model", "b"]) == 0
+        assert cli.main(["explain", "hi", "--probe", "-p", "two"]) == 3
 
 
 def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not_set(
@@ -221,7 +221,7 @@ def test_the_command_line_leaves_the_port_to_the_application(
         socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)
 
 
-WRONG = [["status", "--within", "nan"], ["explain", "--tokens", "-5"]]
+WRONG = [["status", "--timeout", "nan"], ["explain", "--tokens", "-5"]]
 
 
 @pytest.mark.parametrize("words", WRONG)
@@ -239,10 +239,10 @@ def test_ask_waits_for_server_that_refuses_only_if_patience_is_set(
     monkeypatch.delenv("LLM_PATIENCE")
     assert cli.main(["ask", "hi"]) == 3
     assert "connection refused" in capsys.readouterr().err
-    (ended,) = [event for event in events_seen if isinstance(event, events.Ended)]
+    (ended,) = [event for event in events_seen if isinstance(event, events.RequestEnded)]
     at_once = len(ended.outcome.attempts)  # type: ignore[union-attr]
     events_seen.clear()
     monkeypatch.setenv("LLM_PATIENCE", "2")
     assert cli.main(["ask", "hi"]) == 3
-    (ended,) = [event for event in events_seen if isinstance(event, events.Ended)]
+    (ended,) = [event for event in events_seen if isinstance(event, events.RequestEnded)]
     assert len(ended.outcome.attempts) > at_once  # type: ignore[union-attr]

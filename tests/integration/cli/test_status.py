@@ -104,7 +104,7 @@ def test_doctor_explains(
         monkeypatch.setenv("VLLM_BASE_URL", "http://localhost:1")
         monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy:1")
         monkeypatch.setattr(settings_sources, "in_container", lambda: True)
-        code = main(["doctor", "--within", "5"])
+        code = main(["doctor", "--timeout", "5"])
         shown = capsys.readouterr().out
     assert code == 0
     for needed in (

@@ -63,7 +63,7 @@ def plain(text: str) -> list[str]:
 def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) -> None:
     server.tells["/api/tags"] = {"models": [{"name": LONG, "details": {"context_length": 262144}}]}
     server.tells["/api/ps"] = {"models": [{"name": LONG, "context_length": 4096}]}
-    for arguments in (("status", "--all"), ("models",), ("explain", "hi", "--look", "-m", LONG), ("doctor",)):
+    for arguments in (("status", "--all"), ("models",), ("explain", "hi", "--probe", "-m", LONG), ("doctor",)):
         shown, _ = on_a_terminal(*arguments)
         table = plain(shown)
         assert max(map(len, table)) <= 80, table

@@ -196,7 +196,7 @@ def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
 
     def answer(provider: str, model: str) -> None:
         completion = Completion(text="", finish="stop", provider=provider, model=ServedModel(model))
-        events.emit(events.Answered(provider=provider, completion=completion, total_s=1.0, request=1))
+        events.emit(events.AttemptSucceeded(provider=provider, completion=completion, total_s=1.0, request=1))
 
     for number in range(200):
         answer("ollama", f"model-{number}")
@@ -363,7 +363,7 @@ async def test_the_environment_attaches_them(
         with socket.create_server(("127.0.0.1", unused_tcp_port)):
             get_provider("ollama")  # taken: said in the log once, and no more
             get_provider("ollama")
-            assert caplog.text.count("llm_no_metrics") == 1
+            assert caplog.text.count("llm.metrics_unavailable") == 1
         get_provider("ollama")  # it is free now
         assert len(events._sinks) == len(before) + 2
         url = f"http://127.0.0.1:{unused_tcp_port}/metrics"

@@ -534,5 +534,5 @@ async def test_the_command_line_says_that_it_shows_cassettes(
         shown = capsys.readouterr()
         assert "LLM_REPLAY is set" in shown.err
         assert "fault-model" in shown.out
-    assert await asyncio.to_thread(cli.main, ["explain", "hi", "--look", "--provider", "openai"]) == 1
+    assert await asyncio.to_thread(cli.main, ["explain", "hi", "--probe", "--provider", "openai"]) == 1
     assert "not in a cassette" in capsys.readouterr().err
