@@ -237,21 +237,14 @@ class ModelCatalog:
         self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            server, model = self._remembered(server, model, requested, every=every)
+            listed = {each.name: replace(each, learned_at=self.probed_at) for each in server.models}
+            server = self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+            if every:
+                self._models.update(listed)
+            if model:
+                model = listed.get(model.name, model)
+                self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
-
-    def _remembered(
-        self, server: Server, model: Model | None, requested: str | None, *, every: bool
-    ) -> tuple[Server, Model | None]:
-        """Remember the result of a probe. Return it with the time."""
-        listed = {each.name: replace(each, learned_at=self.probed_at) for each in server.models}
-        self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
-        if every:
-            self._models.update(listed)
-        if model:
-            model = listed.get(model.name, model)
-            self._models.update({model.name: model, self._key(requested): model})
-        return self.server, model
 
     def _chosen(self, server: Server, requested: str | None) -> Model:
         """Choose the model: the requested one, else the loaded one, else the only one.
@@ -267,20 +260,18 @@ class ModelCatalog:
                 hint = self._alternatives(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return found or Model(name=name)
-        set_model = f"Set {spec.variable('model')}{{}}, or give model="
         if not spec.local:
-            raise errors.NotConfigured("no model is named", hint=set_model.format(""))
+            raise errors.NotConfigured("no model is named", hint=f"Set {spec.variable('model')}, or give model=")
         here = [model for model in server.chat_models if not model.remote]  # a remote one is used only if it is named
         candidates = [model for model in here if model.loaded] or here
         if len(candidates) == 1:
             return candidates[0]
+        hint = f"Set {spec.variable('model')} to one of them, or give model="
         if candidates:
             names = ", ".join(model.name for model in candidates[:20])
-            what = f"no model is named, and there are {len(candidates)}: {names}"
-            raise errors.NotConfigured(what, hint=set_model.format(" to one of them"))
+            raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            what = "no model is named, and those of the server leave this machine"
-            raise errors.ModelNotFound(what, hint=set_model.format(" to one of them"))
+            raise errors.ModelNotFound("no model is named, and those of the server leave this machine", hint=hint)
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:

@@ -124,9 +124,8 @@ def as_error(one: Server | Model | None) -> LLMError | None:
 async def _recognised(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
     """Return the server, if it is one of these kinds."""
     root = client.endpoint.root
-    pages = await _pages(
-        client, [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages], deadline
-    )
+    urls = [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
+    pages = await _pages(client, urls, deadline)
     by_path = {url.removeprefix(root): page for url, page in pages.items()}
     return next((server for kind in kinds if (server := _read(kind, by_path))), None)
 
