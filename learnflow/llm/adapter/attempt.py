@@ -13,7 +13,7 @@ from ..base import Attempt, Slot
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec
-from ..servers.model_catalog import QUICK_S, ModelCatalog
+from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
@@ -167,10 +167,12 @@ class _Attempt:
             )
         try:
             async with asyncio.timeout_at(deadline):
-                model = self._model = await self._catalog.which(request.model)  # first: its errors need no LiteLLM
+                model = self._model = await self._catalog.choose_name(
+                    request.model
+                )  # first: its errors need no LiteLLM
                 base, begun = runner.client.endpoint.base, self._attempt.raw
                 budget = self._budget = ContextBudget(spec, base, self._catalog, request, model, begun)
-                self._adjusted(await budget.before(min(QUICK_S, self._times.first_token)), tight=budget.tight)
+                self._adjusted(await budget.before(min(QUICK_PROBE_S, self._times.first_token)), tight=budget.tight)
                 if request.turn_added:
                     self._adjusted(_TURN_ADDED)
                 await _litellm.prepare(spec, runner.client.endpoint)

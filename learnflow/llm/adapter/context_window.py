@@ -20,7 +20,7 @@ from ..errors import LLMError
 from ..process import kept
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
-from ..servers.model_catalog import QUICK_S, ModelCatalog
+from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
@@ -191,7 +191,7 @@ class ContextBudget:
     async def _room(self) -> int | None:
         """Return how many tokens the answer can certainly have at most; None if nothing is known."""
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.table)  # a tenth of a second, once
+            await asyncio.to_thread(model_prices.price_map)  # a tenth of a second, once
         can = self._catalog.capabilities(self._model)
         wide = None if self._request.own_context else self.context_length or can["context_served"]
         left = (wide or 0) - (await self._counted(wide) if wide else 0)
@@ -208,7 +208,7 @@ class ContextBudget:
         counted = 0
         if not (fits or count is None or self._request.images or client.stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # it is only a better number
-                async with asyncio.timeout(QUICK_S):
+                async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._begun]
                     counted = await count(client, self._model, messages, self._request.tools)
                     self._learn(self._texts, counted)
@@ -278,7 +278,7 @@ class ContextBudget:
     def answered(self) -> None:
         """Remember that the model is loaded, with this context length."""
         if self.loads or self.context_length:
-            self._catalog.answered(self._model, self.context_length)
+            self._catalog.mark_loaded(self._model, self.context_length)
 
     async def loss(self, usage: Usage) -> LLMError | None:
         """Return the error for a prompt whose beginning the server dropped, if its count leaves no doubt.
@@ -291,7 +291,7 @@ class ContextBudget:
         if not read or usage.cached_tokens or not self._spec.local or least < _LARGE or read > least * _FAR_BELOW:
             return None
         if catalog.server is None:
-            await catalog.health(QUICK_S)
+            await catalog.health(QUICK_PROBE_S)
         server = catalog.server
         kind = server.kind if server else None
         drops = kind.server.drops_prompts if kind else None

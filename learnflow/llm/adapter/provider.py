@@ -120,7 +120,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(model_prices.known(self.spec.price_prefix, model)["context"])
+        return not self.spec.local and bool(model_prices.capabilities_of(self.spec.price_prefix, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """See ``RoutableProvider``."""
@@ -228,7 +228,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(model_loading.AGAIN_S)
+                await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
 
     def _network(self) -> Any:
         """Return the httpx transport of its requests; None for the network."""
