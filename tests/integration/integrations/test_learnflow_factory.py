@@ -106,7 +106,7 @@ async def test_every_node_goes_to_the_chain_that_is_named(
         ("b", 0.1, 6000),
     ]
     whys = [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert whys == ["max_tokens=8191 instead of 25000: there is room for no more"]
+    assert whys == ["max_tokens=8191 instead of 25000, because the context has no more room"]
 
 
 def test_a_provider_that_is_nowhere_is_an_error_at_the_start(manager: Manager) -> None:
