@@ -165,9 +165,9 @@ async def _page(client: Client, url: str, body: Mapping[str, Any] | None, deadli
 
 
 async def _fetched(client: Client, request: HttpRequest) -> Page:
-    headers, data, error = await client.page(request)
-    if error or not data.strip():
-        return Page(headers=headers, error=error)
+    headers, data = await client.page(request)
+    if isinstance(data, LLMError) or not data.strip():
+        return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
     said = json_object(data)
     if said is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))

@@ -97,8 +97,7 @@ class StreamParser:
         self.served: str | None = None
         self.cost: float | None = None
         self.refused = False
-        self._rest: list[bytes] = []  # read, but not yet a line
-        self._waiting = 0  # its length
+        self._rest = bytearray()  # read, but not yet a line
         self._seen = False  # anything of the dialect
         self._calls: dict[int, _Call] = {}  # by their index at the server
         self._halves: dict[str, str] = {}  # of characters, by field
@@ -119,15 +118,14 @@ class StreamParser:
         if self.fault:
             return []
         data = self._normalised(data)
-        self._rest.append(data)
-        self._waiting += len(data)
-        self._bound(self._waiting, MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
+        self._rest += data
+        self._bound(len(self._rest), MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
         if self._document is None:
             self._begin()
         if self._document is not False or self.fault or b"\n" not in data:
             return []
         *lines, rest = self._take().split(b"\n")
-        self._rest, self._waiting = [rest], len(rest)
+        self._rest += rest
         pieces: list[Delta] = []
         for line in lines:
             if piece := self._parsed(self._line, line):
@@ -206,15 +204,15 @@ class StreamParser:
 
     def _take(self) -> bytes:
         """Remove and return the bytes that are not yet parsed."""
-        waiting, self._rest, self._waiting = b"".join(self._rest), [], 0
-        return waiting
+        rest, self._rest = bytes(self._rest), bytearray()
+        return rest
 
     def _begin(self) -> None:
         """Distinguish a stream from one document by its first character: content types are unreliable."""
-        data = self._take()
-        start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
-        kept = start or (data if BOM.startswith(data) else b"")  # white space before the beginning is nothing
-        self._rest, self._waiting = [kept], len(kept)
+        if BOM.startswith(self._rest):  # nothing but a part of it
+            return
+        start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
+        self._rest += start
         if start[:1] == b"<":
             self.fail(error_mapping.not_a_server(200))
         if start:
