@@ -311,9 +311,8 @@ class _Attempt:
                 raise loss
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
-                completion = replace(
-                    completion, parsed=structured_output.parsed(request.response_format, completion.text)
-                )
+                parsed = structured_output.parsed(request.response_format, completion.text)
+                completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":
                 what = f"{error.what}; it ended at {self._limit(answer.parser.usage)}"
