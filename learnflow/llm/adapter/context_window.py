@@ -90,7 +90,7 @@ def needs_of(call: Call) -> Needs:
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of the requirements that a provider certainly does not meet. Unknown is not lacking."""
+    """Return descriptions of the requirements that a provider certainly does not meet."""
     lacking = [name for name in needs.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and needs.tokens > served:

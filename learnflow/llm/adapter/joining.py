@@ -117,7 +117,7 @@ def _ends_of(text: str) -> list[str]:
 
 
 def _begins(text: str, end: str) -> bool:
-    """Return whether a text begins with these words, compared like in ``_Repetition``."""
+    """Return whether a text begins with these words, compared as in ``_Repetition``."""
     expected = "".join(map(_plain, end))
     return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
 
@@ -293,7 +293,7 @@ class _Joining(Relay):
         if joiner.mismatched:
             return
         if isinstance(event, TextDelta):
-            self._text(joiner.feed(event.text))
+            self._emit_text(joiner.feed(event.text))
             if joiner.mismatched:
                 self._stop()
         elif isinstance(event, ToolCallDelta) and not joiner.settled:
@@ -316,11 +316,11 @@ class _Joining(Relay):
         if joiner.mismatched and not only_calls:
             what = "the continuation does not begin with the end of the broken answer"
             raise errors.NotContinued(what, provider=self._name)
-        self._text(text, resume=True)
+        self._emit_text(text, resume=True)
         for call in self._held_calls:
             self._emit(call)
 
-    def _text(self, text: str, *, resume: bool = False) -> None:
+    def _emit_text(self, text: str, *, resume: bool = False) -> None:
         if not self._resumed and (text or resume):
             self._resumed = True
             self._emit(Resumed(self._name, len(self._joiner.cut.text), in_words=self._joiner.words))

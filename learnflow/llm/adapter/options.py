@@ -22,7 +22,7 @@ _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabi
 _UNSUPPORTED: Final = {  # keywords of other libraries
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set {context_variable}, in tokens; otherwise it grows by itself if the server takes it with a request",
+    "num_ctx": "Set {context_variable}, in tokens. Without it, the context length grows if the server allows that",
 }
 _FORMATS: Final = ("text", "json_object", "json_schema")
 _MAX_SESSION_CHARS: Final = 200

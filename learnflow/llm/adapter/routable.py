@@ -39,7 +39,7 @@ class Facts:
         prefills: it continues a last assistant message, character by character.
         replays: it replays cassettes, so that a failure is no outage.
         concurrency_limit: the most requests in flight; None if unlimited.
-        near: it connects only to this machine or a private network. Any other connection is refused.
+        near: its address is probably on this machine or a private network. LLM_LOCAL_ONLY checks it on connecting.
         local_only: it is configured to be used only if it is local.
     """
 

@@ -18,7 +18,7 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
-_CONNECT_SHARE: Final = 0.9  # of the time for a page. A busy server accepts the connection and uses up the rest
+_CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address fails before the timeout of a busy server
 
 
 async def find_server(
@@ -207,7 +207,7 @@ def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
 
 
 def _first_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
-    """Return the most telling error: a refused key, else a load, else the error of the list of models."""
+    """Return the most specific error: a refused key, else a load, else the error of the list of models."""
     failures = [page.error for page in pages if page.error]
     kinds = errors.AuthenticationFailed, errors.ModelLoading
     return next((error for kind in kinds for error in failures if isinstance(error, kind)), model_list.error)
