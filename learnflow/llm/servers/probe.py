@@ -185,9 +185,9 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
 
 
 async def _read_page(client: Client, request: HttpRequest) -> Page:
-    headers, data, error = await client.page(request)
-    if error or not data.strip():
-        return Page(headers=headers, error=error)
+    headers, data = await client.page(request)
+    if isinstance(data, LLMError) or not data.strip():
+        return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
     content = json_object(data)
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))

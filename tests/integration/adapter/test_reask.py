@@ -23,7 +23,7 @@ DICT = {"type": "json_schema", "json_schema": {"name": "quiz", "schema": SCHEMA}
 
 def reply(server: FaultServer, text: str, finish: str = "stop", **usage: int) -> Fault:
     """Return a response with another text than the server's."""
-    body = server.dialect.whole(text, finish)
+    body = server.dialect.answer_body(text, finish)
     return Fault(
         "refuse", status=200, body=json.dumps({**json.loads(body), "usage": usage}).encode() if usage else body
     )
