@@ -234,7 +234,7 @@ class _Attempt:
                     if budget.loads and emit.all_events:
                         load.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
                     send = partial(self._send, variant, budget, reader)
-                    await reader.read(send, deadline, partial(_take, answer, load), emit.drain)
+                    await reader.read(send, deadline, partial(_feed, answer, load), emit.drain)
                 break
             except _RETRIED_REFUSALS as error:
                 if answer.first_delta_at is not None:
@@ -371,7 +371,7 @@ class Answer(Transcript):
         self._request, self._continues = request, continues
         self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
 
-    def take(self, delta: Delta) -> None:
+    def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
         self.deltas += 1
         if self.first_delta_at is None:
@@ -447,7 +447,7 @@ class Answer(Transcript):
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
 
 
-def _take(answer: Answer, load: ExitStack, delta: Delta) -> None:
+def _feed(answer: Answer, load: ExitStack, delta: Delta) -> None:
     if answer.first_delta_at is None:
         load.close()  # the model is loaded
-    answer.take(delta)
+    answer.feed(delta)

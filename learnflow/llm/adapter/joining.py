@@ -47,7 +47,7 @@ class CutPoint:
     """The emitted text, split into the prefix to send and the rest that the continuation must repeat."""
 
     prefix: str
-    rest: str
+    rest: str = ""
 
     @property
     def text(self) -> str:
@@ -56,19 +56,17 @@ class CutPoint:
 
 
 def step_back(text: str) -> CutPoint:
-    """Cut at the end of the last whole word. The prefix is empty if the text is one word."""
+    """Cut at the end of the last whole word, or at the end of a text without spaces.
+
+    The prefix is empty if the text is one word.
+    """
     tail = text[-_MAX_STEP_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
     before = tail[: len(tail) - len(last)].rstrip()
     start = len(text) - len(tail) + len(before)
     if len(text) - start > _MAX_STEP_CHARS:
-        return at_the_break(text)
+        return CutPoint(text)
     return CutPoint(text[:start], text[start:])
-
-
-def at_the_break(text: str) -> CutPoint:
-    """Cut at the end of the text, if it has no spaces or a continuation did not repeat the rest."""
-    return CutPoint(text, "")
 
 
 def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
@@ -76,13 +74,13 @@ def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None
 
     Args:
         text: as emitted.
-        steps_back: cut at the last whole word, if possible.
+        steps_back: cut at the last whole word, if possible. False if a continuation did not repeat the rest.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
         return CutPoint("", text) if text else None  # white space is not continued
     cut = step_back(text)
-    return cut if steps_back and (prefills or cut.prefix) else at_the_break(text)
+    return cut if steps_back and (prefills or cut.prefix) else CutPoint(text)
 
 
 def in_words(prompt: Prompt, prefix: str) -> list[Any]:
