@@ -154,7 +154,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         Not needed at the end of a program: the end of the event loop closes them.
         """
-        await pool.leave(self.endpoint.origin)
+        await pool.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names that ``model=`` may take. Raises LLMError."""

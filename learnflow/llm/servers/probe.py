@@ -165,7 +165,7 @@ async def _page(client: Client, url: str, body: Mapping[str, Any] | None, deadli
 
 
 async def _fetched(client: Client, request: HttpRequest) -> Page:
-    headers, data = await client.page(request)
+    headers, data = await client.fetch(request)
     if isinstance(data, LLMError) or not data.strip():
         return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
     said = json_object(data)
