@@ -143,15 +143,15 @@ def comment(text: str) -> list[str]:
 def decision_tables() -> str:
     """Return the tables of failures: the rules, the rules if no provider is left, and the breaker of each error."""
     does = {
-        "otherwise": "the same provider again: the beginning as it broke, or a prompt to continue",
+        "alternative": "the same provider again: a prefill of all of the text, or a prompt to continue",
         "next": "the next provider; if none is left, see below",
         "load": "wait for the load",
-        "again": "after a pause, those providers again whose failure may be transient",
-        "begin again": "those providers again, from the beginning, once",
-        "give up": "raise it",
+        "retry": "after a pause, retry the providers with a transient failure",
+        "restart": "those providers again, from the beginning, once",
+        "raise": "raise it",
     }
     lines: list[str] = []
-    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.NOBODY_LEFT)):
+    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
         lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in rules]
         lines.append("")

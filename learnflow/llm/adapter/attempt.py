@@ -274,7 +274,7 @@ class _Attempt:
         request = await self._write(variant, budget)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.ask(request, partial(_litellm.judge, self._spec, self._model))
+            return await runner.client.send(request, partial(_litellm.judge, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise

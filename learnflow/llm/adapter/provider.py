@@ -161,7 +161,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         A program need not call it at its end: the end of the event loop closes the connections.
         """
-        await pool.leave(self.endpoint.origin)
+        await pool.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""

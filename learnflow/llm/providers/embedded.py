@@ -512,4 +512,4 @@ class EmbeddedProvider(BaseProvider):
         transport = self._transport
         address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
         if address:
-            await pool.leave(origin(address))
+            await pool.close_idle(origin(address))

@@ -185,7 +185,7 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
 
 
 async def _read_page(client: Client, request: HttpRequest) -> Page:
-    headers, data = await client.page(request)
+    headers, data = await client.fetch(request)
     if isinstance(data, LLMError) or not data.strip():
         return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
     content = json_object(data)
