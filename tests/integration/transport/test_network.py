@@ -123,7 +123,7 @@ async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (leads[host], 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look)
-    monkeypatch.setattr(network, "_found", {})
+    monkeypatch.setattr(network, "_resolved", {})
     port = closed_port()
     for host, before, after, named in (
         ("box.vpn.example", False, False, True),
@@ -133,7 +133,7 @@ async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch:
         provider = LlamaCppProvider(base_url=f"http://{host}:{port}", local_only=True, connect_timeout=0.5)
         assert provider.get_capabilities()["local"] is before
         if named and not after:
-            await network.addresses(host, 1)
+            await network.resolve(host, 1)
         else:
             with pytest.raises(errors.ConnectionFailed if after else errors.NotLocal):
                 await provider.generate("hi")
@@ -141,7 +141,7 @@ async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch:
         monkeypatch.setenv("LLM_LOCAL_NETWORKS", "100.64.0.0/10")
         assert LlamaCppProvider(base_url=f"http://{host}:{port}").get_capabilities()["local"] is named
         monkeypatch.delenv("LLM_LOCAL_NETWORKS")
-        network._found.clear()
+        network._resolved.clear()
 
 
 def test_a_network_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ async def test_no_proxy_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_request_to_another_host_than_the_providers_is_refused() -> None:
     async with FaultServer() as other:
         client = Client(Endpoint(root="http://127.0.0.1:9", base="http://127.0.0.1:9"), connect_timeout=1.0)
-        with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
+        with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was not sent"):
             await client.send(HttpRequest(url=f"{other.root}/v1/models"))
         assert other.connections == 0
 
@@ -272,14 +272,14 @@ async def test_a_setting_that_keeps_us_from_connecting_is_named(
 ) -> None:
     from learnflow.llm.transport import pool  # noqa: PLC0415
 
-    pool._tls.cache_clear()
+    pool._tls_context.cache_clear()
     monkeypatch.setenv(name, value)
     scheme = "https" if name == "SSL_CERT_FILE" else "http"
     with pytest.raises(errors.NotConfigured, match=r"HTTPS_PROXY.*SSL_CERT_FILE") as caught:
         await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1", model="m").generate("hi")
     assert caught.value.failover
     assert not await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1").health_check()
-    pool._tls.cache_clear()
+    pool._tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("status", [201, 206])

@@ -46,37 +46,37 @@ def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) 
 @pytest.mark.parametrize(
     ("error", "now", "wanted"),
     [
-        (errors.ConnectionFailed("x"), {}, ("next", "forget")),
-        (errors.InvalidRequest("x"), {}, ("give up", "keep")),
-        (errors.ContentFiltered("x"), {"prefilled": True}, ("give up", "keep")),
-        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("otherwise", "keep")),
-        (errors.DeadlineExceeded("x"), {"time_left": False}, ("give up", "keep")),
-        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "forget")),
+        (errors.ConnectionFailed("x"), {}, ("next", "drop")),
+        (errors.InvalidRequest("x"), {}, ("raise", "keep")),
+        (errors.ContentFiltered("x"), {"prefilled": True}, ("raise", "keep")),
+        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("alternative", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
         (errors.ModelLoading("x"), {}, ("next", "keep")),  # who is no farther away
         (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
-        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "forget")),
-        (errors.ServerFailed("x"), {"others": False, "passes": True}, ("again", "forget")),
-        (errors.ServerFailed("x"), {"others": False}, ("give up", "forget")),
-        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "passes": True}, ("again", "keep")),
+        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "drop")),
+        (errors.ServerFailed("x"), {"others": False, "transient": True}, ("retry", "drop")),
+        (errors.ServerFailed("x"), {"others": False}, ("raise", "drop")),
+        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "transient": True}, ("retry", "keep")),
         (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
-        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("otherwise", "keep")),
+        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("alternative", "keep")),
         (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
-        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("begin again", "forget")),
+        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("restart", "drop")),
         (
             errors.NotContinued("x"),
             {"held": True, "shown": True, "others": False, "not_continued": True},
-            ("give up", "keep"),
+            ("raise", "keep"),
         ),
-        (errors.ContextOverflow("x"), {}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {}, ("next", "drop")),
         (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
-        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
-        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
+        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "drop")),
         (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("give up", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("raise", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("raise", "keep")),
         (errors.AnswerCut("x"), {"held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "forget")),
-        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "drop")),
+        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
     ],
 )
 def test_what_a_failure_means_for_the_request(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
@@ -88,5 +88,5 @@ def test_a_failure_after_the_finish_is_continued_by_nobody() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
     shown = decision.Situation(shown=True, held=True, fresh=True)
-    assert decision.decide(error, shown).action == "give up"
-    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "forget"
+    assert decision.decide(error, shown).action == "raise"
+    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "drop"

@@ -50,10 +50,10 @@ def test_who_comes_first() -> None:
         Option(1, cost=(0.0, 0.0), distance=0),
         Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
     ]
-    assert places(selection.ranked(chain, "order")) == [0, 1, 2]
-    assert places(selection.ranked(chain, "latency")) == [2, 0, 1]
-    assert places(selection.ranked(chain, "cost")) == [1, 0, 2]
-    assert places(selection.ranked(chain, "local-first")) == [1, 2, 0]
+    assert places(selection.sort_options(chain, "order")) == [0, 1, 2]
+    assert places(selection.sort_options(chain, "latency")) == [2, 0, 1]
+    assert places(selection.sort_options(chain, "cost")) == [1, 0, 2]
+    assert places(selection.sort_options(chain, "local-first")) == [1, 2, 0]
 
 
 def test_what_is_not_known_is_no_lack() -> None:
