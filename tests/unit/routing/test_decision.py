@@ -1,4 +1,4 @@
-"""What a failure means: the tables, line by line."""
+"""The tables of decisions, line by line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from learnflow.llm.routing import decision
 from learnflow.llm.transport import error_mapping
 
 
-def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
+def test_every_error_has_verdict_that_fits_its_base() -> None:
     def leaves(kind: type[LLMError]) -> list[type[LLMError]]:
-        return [leaf for each in kind.__subclasses__() for leaf in [each, *leaves(each)]]
+        return [leaf for subclass in kind.__subclasses__() for leaf in [subclass, *leaves(subclass)]]
 
     for leaf in leaves(LLMError):
         meant = decision.verdict(made(leaf))
@@ -28,15 +28,15 @@ def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
             assert (meant.whole_address, meant.visible) == (True, True)
 
 
-def test_litellms_judgement_of_a_status_is_ours() -> None:
-    """Its ``_should_retry`` is the raw material; a used-up quota is told by its words, not its status."""
+def test_retryable_statuses_match_litellm() -> None:
+    """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message."""
     litellm = _litellm._load()
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
         assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
-def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) -> None:
+def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -> None:
     seconds = decision.back_off(times, chance)
     assert 0.25 <= seconds <= 12
     assert decision.back_off(times, chance, 3.0) >= 3.0
@@ -52,13 +52,13 @@ def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) 
         (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("alternative", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
-        (errors.ModelLoading("x"), {}, ("next", "keep")),  # who is no farther away
+        (errors.ModelLoading("x"), {}, ("next", "keep")),  # the next one is no farther away
         (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
         (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "drop")),
         (errors.ServerFailed("x"), {"others": False, "transient": True}, ("retry", "drop")),
         (errors.ServerFailed("x"), {"others": False}, ("raise", "drop")),
         (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "transient": True}, ("retry", "keep")),
-        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
+        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # white space is not shown twice
         (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("alternative", "keep")),
         (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
         (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("restart", "drop")),
@@ -79,12 +79,12 @@ def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) 
         (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
     ],
 )
-def test_what_a_failure_means_for_the_request(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
+def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
     decided = decision.decide(error, decision.Situation(**now))
     assert (decided.action, decided.text) == wanted
 
 
-def test_a_failure_after_the_finish_is_continued_by_nobody() -> None:
+def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
     shown = decision.Situation(shown=True, held=True, fresh=True)
