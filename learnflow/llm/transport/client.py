@@ -78,7 +78,7 @@ class HttpResponse:
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. Raises LLMError if the connection broke."""
         self._reads += 1
-        if self._reads % _READS_BEFORE_YIELD == 0:  # awaiting data that has arrived does not
+        if self._reads % _READS_BEFORE_YIELD == 0:  # yield: a read of data that has arrived does not
             await asyncio.sleep(0)
         try:
             async for data in self._bytes:
@@ -170,7 +170,7 @@ class Client:
         finally:
             await response.aclose()
         if len(body) > MAX_JSON_BYTES:
-            what = f"the server sent a page of more than {MAX_JSON_BYTES >> 20} MiB"
+            what = f"the server sent a response of more than {MAX_JSON_BYTES >> 20} MiB"
             return response.headers, errors.MalformedAnswer(what)
         return response.headers, bytes(body)
 
