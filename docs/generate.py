@@ -19,7 +19,7 @@ PROVIDERS = {
         "class",
         "default address",
         "key",
-        "run against a real one",
+        "tested on a real server",
         "none: set it",
         "starts its own",
         "needed",
@@ -143,15 +143,15 @@ def comment(text: str) -> list[str]:
 def decision_tables() -> str:
     """Return the tables of failures: rules, rules if no provider is left, and circuit breakers."""
     actions = {
-        "otherwise": "the same provider again: with a longer prefill, or with a continuation in words",
+        "alternative": "the same provider again: a prefill of all of the text, or a prompt to continue",
         "next": "the next provider; if none is left, see below",
         "load": "wait for the load",
-        "again": "wait, then retry the providers with a temporary failure",
-        "begin again": "retry them once from the beginning",
-        "give up": "raise the error",
+        "retry": "after a pause, retry the providers with a transient failure",
+        "restart": "those providers again, from the beginning, once",
+        "raise": "raise it",
     }
     lines: list[str] = []
-    for title, rules in (("the first that fits", decision.RULES), ("nobody is left to ask", decision.NOBODY_LEFT)):
+    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
         lines += [f"| {rule.when} | {actions[rule.action]} | {rule.text} |" for rule in rules]
         lines.append("")

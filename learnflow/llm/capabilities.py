@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", "model_missing", "down"]
 
@@ -40,20 +40,9 @@ class Capabilities(TypedDict):
 
 def unknown(*, local: bool = True, **known: Any) -> Capabilities:
     """Nothing is known, but for what is given and that a server of one's own costs nothing."""
-    nothing = Capabilities(
-        streaming=True,
-        vision=None,
-        tools=None,
-        json_schema=None,
-        reasoning=None,
-        context=None,
-        context_served=None,
-        max_output=None,
-        prefill=None,
-        local=local,
-        cost=(0.0, 0.0) if local else None,
-    )
-    return Capabilities(**{**nothing, **known})  # type: ignore[typeddict-item]  # a merge of our own keys
+    nothing = dict.fromkeys(Capabilities.__annotations__)
+    certain = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
+    return cast(Capabilities, {**nothing, **certain, **known})
 
 
 def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
@@ -64,8 +53,9 @@ def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabiliti
     return cast(Capabilities, known)  # its own keys
 
 
-# "finish" is none of a provider's capabilities: "no-finish" declares a server that never sends a finish_reason.
-_YES_NO = ("finish", "streaming", "vision", "tools", "json_schema", "reasoning", "prefill", "local")
+YES_NO: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
+# "finish" is no capability: "no-finish" declares a server that never sends a finish_reason.
+_WORDS: Final = ("finish", *YES_NO)
 
 
 def stated(words: str) -> dict[str, Any]:
@@ -78,7 +68,7 @@ def stated(words: str) -> dict[str, Any]:
     for word in filter(None, (each.strip().lower() for each in words.split(","))):
         name, _, value = word.partition("=")
         yes = name.removeprefix("no-").replace("-", "_")
-        if yes in _YES_NO and not value:
+        if yes in _WORDS and not value:
             said[yes] = not name.startswith("no-")
         elif name in ("context", "context_served", "max_output") and value.isdecimal() and int(value):
             said[name] = int(value)
@@ -88,7 +78,7 @@ def stated(words: str) -> dict[str, Any]:
                 raise ValueError(f"{word!r} is no price")
             said[name] = (prompt, answer)
         else:
-            known = ", ".join(_YES_NO)
+            known = ", ".join(_WORDS)
             numbers = "context=, context_served=, max_output=, cost=IN/OUT"
             raise ValueError(f"{word!r} is none of {known}, the same with no- before it, {numbers}")
     return said

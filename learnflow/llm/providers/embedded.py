@@ -505,11 +505,11 @@ class EmbeddedProvider(BaseProvider):
 
     async def _started(self) -> None:
         if self._transport:
-            await self._explained(self._transport.started(), self.model)
+            await self._explain_errors(self._transport.started(), self.model)
 
     async def aclose(self) -> None:
         """Close its connections, and stop the server if no other provider uses it; a later request starts it again."""
         transport = self._transport
         address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
         if address:
-            await pool.leave(origin(address))
+            await pool.close_idle(origin(address))

@@ -58,7 +58,7 @@ def _parsed(schema: Any, message: AIMessage) -> Any:
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return structured_output.parsed(schema, text)
-    value = structured_output.value(text)
+    value = structured_output.parse_answer(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic 1
@@ -67,7 +67,7 @@ def _parsed(schema: Any, message: AIMessage) -> Any:
     try:
         return parse(value)
     except ValueError:
-        raise SchemaMismatch(f"the answer does not fit {schema.__name__}") from None
+        raise SchemaMismatch(f"the answer does not match {schema.__name__}") from None
 
 
 def _text(message: AIMessage) -> str:
