@@ -181,7 +181,7 @@ class Tally:
 
 
 async def ask(router: RouterProvider, tally: Tally, number: int, patience: int | None) -> None:
-    """Send a question. The caller leaves after ``patience`` pieces, or never if it is None."""
+    """Send a question. The caller leaves after ``patience`` pieces, if it is set."""
     text = ""
     try:
         async with router.stream(f"Question {number}.", timeout=_DEADLINE_S) as stream:
