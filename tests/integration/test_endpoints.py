@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support import TEXT, heard
+from support import TEXT, request_text
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm.cli.main import main
@@ -34,7 +34,7 @@ async def test_endpoint_uses_dialect_of_its_kind(monkeypatch: pytest.MonkeyPatch
         for name, server, path in (("gpu-1", one, "/api/chat"), ("gpu2", two, "/v1/chat/completions")):
             provider = build(name)
             for how in ("generate", "stream", "complete"):
-                assert await heard(provider, how) == TEXT
+                assert await request_text(provider, how) == TEXT
             assert {request.path for request in server.seen} == {path}
             done = await provider.complete("hi")
             assert (done.provider, provider.name, provider.facts(None).prefills) == (name, name, True)

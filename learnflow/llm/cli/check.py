@@ -38,7 +38,7 @@ _TOOL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check. ``passed`` is None if that is unknown."""
+    """One check. ``passed`` may be None: unknown."""
 
     question: str
     passed: bool | None

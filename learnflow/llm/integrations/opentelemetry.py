@@ -96,7 +96,7 @@ class Telemetry:
                 pass
 
     def record_content(self, event: events.ContentRecorded) -> None:
-        """Add the messages and the answer to the span of the attempt."""
+        """Add the messages and the response to the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
             completion = event.completion
