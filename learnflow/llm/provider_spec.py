@@ -14,20 +14,13 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .capabilities import Capabilities, State, nearest
 from .errors import LLMError
+from .parameters import ALWAYS, SAMPLING
 
 Evidence = Literal["server", "cassette", "table"]
 Rung = Literal["json_schema", "json_object", "words"]
 
-ALWAYS: Final = frozenset(
-    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
-)
-SAMPLING: Final = frozenset(
-    {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
-)
-LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 # Of a message's content, as OpenAI names them; LiteLLM passes them on, and leaves out those that it does not know.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
-LEVELS: Final = ("low", "medium", "high")
 CHAT_PATH: Final = "/chat/completions"
 SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
 
@@ -333,21 +326,3 @@ def named(spec: ProviderSpec, name: str) -> ProviderSpec:
         server=replace(spec.server, service=None, start=None),
         also={},
     )
-
-
-def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
-    """OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
-    values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in LEVELS}}
-    return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
-
-
-def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
-    levels: Mapping[bool | str, Mapping[str, Any]] = {
-        level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
-    }
-    return {
-        False: {"chat_template_kwargs": {"enable_thinking": False}},
-        True: {"chat_template_kwargs": {"enable_thinking": True}},
-        **levels,
-    }

@@ -11,7 +11,7 @@ from llama import MODEL, server_processes
 from support import ROOT
 
 from learnflow.llm import errors, get_provider
-from learnflow.llm.providers import EmbeddedProvider, embedded
+from learnflow.llm.providers import EmbeddedProvider, embedded, embedded_model
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_variables_choose_context_slots_and_threads(monkeypatch: pytest.MonkeyPa
 def test_defaults_are_the_trained_context_two_slots_and_the_cores() -> None:
     provider = EmbeddedProvider(model=str(MODEL))
     made = config(provider)
-    assert (made.context, made.slots, made.threads) == (2048, 2, embedded.available_cores())
+    assert (made.context, made.slots, made.threads) == (2048, 2, embedded_model.available_cores())
     assert provider.facts(None).concurrency_limit == 2
 
 

@@ -24,7 +24,7 @@ MODULES = sorted(HOUSE.rglob("*.py"))
 # Imports go one way: a package may import those above it here, and those beside it.
 FLOORS = [
     ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
-    ["provider_spec"],
+    ["parameters", "provider_spec"],
     ["log", "events"],
     ["settings_sources", "settings", "timeouts", "model_store"],
     ["transport"],

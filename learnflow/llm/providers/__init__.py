@@ -5,28 +5,15 @@ Applications and the factory import from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Final
 
 from ..adapter.provider import BaseProvider
 from ..provider_spec import ProviderSpec
-from . import (
-    anthropic,
-    azure,
-    custom,
-    fireworks,
-    gemini,
-    llamacpp,
-    lmstudio,
-    ollama,
-    openai,
-    openrouter,
-    registry,
-    vllm,
-    yandexgpt,
-)
+from . import registry
 from .embedded import EmbeddedProvider
+from .registry import SPECS
 
 __all__ = [
     "AnthropicProvider",
@@ -56,7 +43,7 @@ class VendorProvider(BaseProvider):
 class OpenAIProvider(VendorProvider):
     """OpenAI's own API. See ``BaseProvider``."""
 
-    spec = openai.SPEC
+    spec = SPECS["openai"]
 
 
 class AzureProvider(VendorProvider):
@@ -65,89 +52,71 @@ class AzureProvider(VendorProvider):
     An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
     """
 
-    spec = azure.SPEC
+    spec = SPECS["azure"]
 
 
 class OllamaProvider(VendorProvider):
     """An Ollama. See ``BaseProvider``."""
 
-    spec = ollama.SPEC
+    spec = SPECS["ollama"]
 
 
 class LMStudioProvider(VendorProvider):
     """LM Studio. See ``BaseProvider``."""
 
-    spec = lmstudio.SPEC
+    spec = SPECS["lmstudio"]
 
 
 class VLLMProvider(VendorProvider):
     """A vLLM. See ``BaseProvider``."""
 
-    spec = vllm.SPEC
+    spec = SPECS["vllm"]
 
 
 class LlamaCppProvider(VendorProvider):
     """A llama.cpp server. See ``BaseProvider``."""
 
-    spec = llamacpp.SPEC
+    spec = SPECS["llamacpp"]
 
 
 class OpenRouterProvider(VendorProvider):
     """OpenRouter. See ``BaseProvider``."""
 
-    spec = openrouter.SPEC
+    spec = SPECS["openrouter"]
 
 
 class FireworksProvider(VendorProvider):
     """Fireworks AI. See ``BaseProvider``."""
 
-    spec = fireworks.SPEC
+    spec = SPECS["fireworks"]
 
 
 class GeminiProvider(VendorProvider):
     """Google Gemini. See ``BaseProvider``."""
 
-    spec = gemini.SPEC
+    spec = SPECS["gemini"]
 
 
 class AnthropicProvider(VendorProvider):
     """Anthropic. See ``BaseProvider``."""
 
-    spec = anthropic.SPEC
+    spec = SPECS["anthropic"]
 
 
 class YandexGPTProvider(VendorProvider):
     """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
 
-    spec = yandexgpt.SPEC
+    spec = SPECS["yandexgpt"]
 
 
 class CustomProvider(VendorProvider):
     """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
 
-    spec = custom.SPEC
+    spec = SPECS["custom"]
 
 
-CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
-    {
-        kind.spec.name: kind
-        for kind in (
-            OpenAIProvider,
-            AzureProvider,
-            OllamaProvider,
-            LMStudioProvider,
-            VLLMProvider,
-            LlamaCppProvider,
-            EmbeddedProvider,
-            OpenRouterProvider,
-            FireworksProvider,
-            GeminiProvider,
-            AnthropicProvider,
-            YandexGPTProvider,
-            CustomProvider,
-        )
-    }
-)
+_classes: Sequence[type[BaseProvider]] = (EmbeddedProvider, *VendorProvider.__subclasses__())
+CLASSES: Final = MappingProxyType({kind.spec.name: kind for kind in _classes})
 
 
 def build(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, Api, Dialect, ProviderSpec
+from ..parameters import ALWAYS
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="anthropic",

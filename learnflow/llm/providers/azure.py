@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec, effort
+from ..parameters import effort
+from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
 # Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
 _NEWER: Final = Api(api_path="/openai/v1", lists_all=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Dialect, ProviderSpec, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..provider_spec import Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",

@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Final, Unpack
@@ -39,16 +39,7 @@ from ..transport import pool
 from ..transport.client import NETWORK
 from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
-from . import llamacpp
-from .embedded_model import (
-    DOWNLOAD,
-    EXTRA,
-    alias_of,
-    available_cores,
-    checked_gguf,
-    model_file,
-    require_xllamacpp,
-)
+from . import embedded_model, llamacpp
 
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a request at the most, unless the operator wants more
@@ -79,6 +70,7 @@ class ServerConfig:
         context: tokens of each slot.
         slots: requests that are answered at once.
         threads: for the computation.
+        trained: the context length that the model was trained for; None if unknown.
     """
 
     provider: str
@@ -87,6 +79,7 @@ class ServerConfig:
     context: int
     slots: int
     threads: int
+    trained: int | None = field(compare=False)
 
 
 class EmbeddedServer:
@@ -104,8 +97,7 @@ class EmbeddedServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready: Future[str] | None = None
-        self._spawned: subprocess.Popen[bytes] | None = None  # the last one, also if it was not recorded yet
-        self._failed_at: float | None = None
+        self._failure: tuple[float, LLMError] | None = None  # of the last start, and when
         self._started_at: deque[float] = deque(maxlen=_MAX_STARTS)
 
     def __deepcopy__(self, _: object) -> EmbeddedServer:
@@ -115,8 +107,7 @@ class EmbeddedServer:
     @property
     def running(self) -> bool:
         """Whether the server answers at its address, as far as its process tells."""
-        ready = self._ready
-        return self._alive() and ready is not None and ready.done() and ready.exception() is None
+        return self._alive() and not self.starting
 
     @property
     def starting(self) -> bool:
@@ -124,11 +115,10 @@ class EmbeddedServer:
         return self._ready is not None and not self._ready.done()
 
     @property
-    def failure(self) -> BaseException | None:
+    def failure(self) -> LLMError | None:
         """Why the last start failed, until the server may be started again."""
-        recent = self._failed_at is not None and monotonic() - self._failed_at < _RESTART_PAUSE_S
-        if recent and self._ready and self._ready.done():
-            return self._ready.exception()
+        if self._failure and monotonic() - self._failure[0] < _RESTART_PAUSE_S:
+            return copied(self._failure[1])
         starts = self._started_at
         if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
@@ -154,10 +144,9 @@ class EmbeddedServer:
             ConnectionFailed: it was killed or stopped before, or it died several times.
         """
         with self._lock:
-            failure = None if self.running or self.starting else self.failure
-            if isinstance(failure, LLMError):
-                raise copied(failure)
             if not (self.running or self.starting):
+                if failure := self.failure:
+                    raise failure
                 self._started_at.append(monotonic())
                 self._ready = Future()
                 self._ready.set_running_or_notify_cancel()  # no caller that leaves cancels the start
@@ -174,10 +163,11 @@ class EmbeddedServer:
             address = self._started(ready, within)
         except Exception as error:  # noqa: BLE001  # nothing raw leaves
             what = f"the embedded server could not be started ({type(error).__name__})"
-            self._failed_at = monotonic()
-            ready.set_exception(error if isinstance(error, LLMError) else errors.ConnectionFailed(what))
+            failure = error if isinstance(error, LLMError) else errors.ConnectionFailed(what)
+            self._failure = (monotonic(), failure) if self._ready is ready else None
+            ready.set_exception(failure)
         else:
-            self._failed_at = None
+            self._failure = None
             ready.set_result(address)
 
     def _started(self, ready: Future[str], within: float) -> str:
@@ -185,16 +175,13 @@ class EmbeddedServer:
         # -P: the folder of the program has modules named like libraries
         command = [sys.executable, "-P", str(_PROGRAM)]
         pipe = subprocess.PIPE
-        with _spawning:
-            process = self._spawned = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
-        with self._lock:
-            before, stopped = self._process, self._ready is not ready
-            self._process = None if stopped else process
-        if before and before.stdin:  # it died
-            before.stdin.close()
-        if stopped:
-            self._end(process)
-            raise _stopped()
+        with _spawning, self._lock:
+            if self._ready is not ready:
+                raise _stopped()
+            if self._process and self._process.stdin:  # it died
+                self._process.stdin.close()
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # ours
+            self._process = process
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
         log_lines = list[str]()
         reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
@@ -231,14 +218,14 @@ class EmbeddedServer:
         self.users.discard(transport)
         if self.users:
             return None
-        address = self._ready.result() if self.running and self._ready else None
+        address = self._ready.result() if self._ready and self.running else None
         self.stop()
         return address
 
     def stop(self) -> None:
         """Stop the server and wait for its end."""
         with self._lock:
-            process, self._process, self._ready = self._process, None, None
+            process, self._process, self._ready, self._failure = self._process, None, None, None
         if process is not None:
             self._end(process)
 
@@ -254,11 +241,11 @@ class EmbeddedServer:
 
     def forget(self) -> None:
         """Drop the parent's server in a forked child, without stopping it and without keeping it alive."""
-        for process in filter(None, {self._process, self._spawned}):
+        if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
             process.returncode = 0  # it is no child of this process: nothing is to be waited for
-        self._process = self._spawned = self._ready = self._failed_at = None
+        self._process = self._ready = self._failure = None
         self._lock, self.users = threading.Lock(), WeakSet(self.users)
         self._started_at.clear()
 
@@ -336,9 +323,8 @@ def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLME
 class EmbeddedTransport(httpx.AsyncBaseTransport):
     """Send requests to an embedded server, which the first request starts."""
 
-    def __init__(self, server: EmbeddedServer, trained: int | None, load_timeout: float) -> None:
+    def __init__(self, server: EmbeddedServer, load_timeout: float) -> None:
         self.server = server
-        self._trained = trained
         self._load_timeout = load_timeout
 
     @property
@@ -373,13 +359,12 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
 
     def _page(self, path: str) -> httpx.Response:
         """Return what llama.cpp's router returns for a model that is not loaded."""
-        failure = self.server.failure
-        if isinstance(failure, LLMError):
-            raise copied(failure)
+        if failure := self.server.failure:
+            raise failure
         if path != "/v1/models":
             return httpx.Response(404, headers=llamacpp.HEADERS, json={})
         config, loading = self.server.config, self.server.starting
-        models = llamacpp.unloaded(config.alias, self._trained, config.context, loading=loading)
+        models = llamacpp.unloaded(config.alias, config.trained, config.context, loading=loading)
         return httpx.Response(200, headers=llamacpp.HEADERS, json=models)
 
 
@@ -393,7 +378,7 @@ SPEC: Final = replace(
         llamacpp.SPEC.server,
         service=None,
         down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-        start=f"`{EXTRA}` and `{DOWNLOAD} {DEFAULT_MODEL}`",
+        start=f"`{embedded_model.EXTRA}` and `{embedded_model.DOWNLOAD} {DEFAULT_MODEL}`",
     ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
     also={},
@@ -451,34 +436,32 @@ class EmbeddedProvider(BaseProvider):
         self._transport: EmbeddedTransport | None = None
         wanted, key = model or own.model, None
         # Cassettes are of any model: if none is named, the page that lists it is one of them.
-        alias = alias_of(wanted) if wanted else None if replay else DEFAULT_MODEL
+        alias = embedded_model.alias_of(wanted) if wanted else None if replay else DEFAULT_MODEL
         if not active.plays(replay):
-            config, trained = self._config(wanted or DEFAULT_MODEL, **numbers)
+            config = self._config(wanted or DEFAULT_MODEL, **numbers)
             server = _servers.setdefault(config, EmbeddedServer(config))
-            self._transport, key = EmbeddedTransport(server, trained, common.llm_load_timeout), server.key
+            self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)
         host = f"http://{self.spec.name.replace('_', '-')}.localhost/v1"
         super().__init__(host, alias, key, **times)
 
-    def _config(
-        self, model: str, context: int | None, slots: int | None, threads: int | None
-    ) -> tuple[ServerConfig, int | None]:
-        """Return the configuration of the server, and the context length that the model was trained for, if known."""
-        path = model_file(self.spec.name, self.spec.variable("model"), model)
-        trained = checked_gguf(path, self.spec.name, self.spec.variable("model"))
-        require_xllamacpp(self.spec.name)
+    def _config(self, model: str, context: int | None, slots: int | None, threads: int | None) -> ServerConfig:
+        """Return the configuration of the server."""
+        path, trained = embedded_model.find(self.spec, model)
+        embedded_model.require_xllamacpp(self.spec.name)
         config = ServerConfig(
             provider=self.spec.name,
             model=path,
-            alias=alias_of(model),
+            alias=embedded_model.alias_of(model),
             context=context or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT),
             slots=slots or _DEFAULT_SLOTS,
-            threads=threads or available_cores(),
+            threads=threads or embedded_model.available_cores(),
+            trained=trained,
         )
         if config.context * config.slots > _MAX_TOKENS:
             what = f"context= times slots= is {config.context * config.slots} tokens"
             raise NotConfigured(what, provider=self.spec.name, hint=f"At most {_MAX_TOKENS} are possible")
-        return config, trained
+        return config
 
     def _network(self) -> EmbeddedTransport | None:
         """Send to the child process; under LLM_REPLAY there is none."""

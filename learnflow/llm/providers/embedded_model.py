@@ -11,6 +11,7 @@ from typing import Final
 from .. import model_store
 from ..errors import NotConfigured
 from ..model_store import DEFAULT_MODEL
+from ..provider_spec import ProviderSpec
 from ..transport.untrusted import printable
 from .gguf import trained_context
 
@@ -33,9 +34,30 @@ def available_cores() -> int:
     return cores
 
 
-def model_file(provider: str, variable: str, model: str) -> Path:
-    """Return the file of a model. Raises NotConfigured if there is none."""
-    is_path = _is_path(model)
+def find(spec: ProviderSpec, model: str) -> tuple[Path, int | None]:
+    """Return the file of a model, and the context length that the model was trained for, None if unknown.
+
+    Args:
+        spec: of the provider that errors name.
+        model: the path of a GGUF, or a name in the store.
+
+    Raises:
+        NotConfigured: the file does not exist, cannot be read, or is not a GGUF.
+    """
+    path, variable = _file(spec, model), spec.variable("model")
+    shown = printable(str(path), _MAX_PATH_CHARS)
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return path, trained_context(file)
+        what = f"{shown} is not a GGUF file"
+    except OSError as error:
+        what = f"{shown} cannot be read ({type(error).__name__})"
+    raise NotConfigured(what, provider=spec.name, hint=f"Set {variable} to the path of a GGUF")
+
+
+def _file(spec: ProviderSpec, model: str) -> Path:
+    is_path, variable = _is_path(model), spec.variable("model")
     try:
         path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)
         if path.is_file():
@@ -49,7 +71,7 @@ def model_file(provider: str, variable: str, model: str) -> Path:
         what = f"the model {printable(model, 60)!r} is not in the store ({model_store.folder()})"
         hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
         hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
-    raise NotConfigured(what, provider=provider, hint=hint)
+    raise NotConfigured(what, provider=spec.name, hint=hint)
 
 
 def _is_path(model: str) -> bool:
@@ -59,22 +81,6 @@ def _is_path(model: str) -> bool:
 def alias_of(model: str) -> str:
     """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
-
-
-def checked_gguf(path: Path, provider: str, variable: str) -> int | None:
-    """Return the context length that a GGUF was trained for, None if its header does not report it.
-
-    Raises:
-        NotConfigured: the file is not a GGUF, or cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return trained_context(file)
-        what = f"{printable(str(path), _MAX_PATH_CHARS)} is not a GGUF file"
-    except OSError as error:
-        what = f"{printable(str(path), _MAX_PATH_CHARS)} cannot be read ({type(error).__name__})"
-    raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
 
 
 def require_xllamacpp(provider: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
     name="fireworks",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, effort
+from ..parameters import ALWAYS, SAMPLING, effort
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="gemini",

@@ -8,7 +8,8 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..parameters import ALWAYS, SAMPLING
+from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
 from ..transport.untrusted import text
 

@@ -12,19 +12,8 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-    template_switch,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text, texts

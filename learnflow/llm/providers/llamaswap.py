@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..capabilities import unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"

@@ -12,18 +12,8 @@ from typing import Any, Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text
 
 _MODELS: Final = "/api/v1/models"

@@ -18,19 +18,8 @@ from ..base import Attempt
 from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
-from ..provider_spec import (
-    ALWAYS,
-    LEVELS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-)
+from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest

@@ -6,7 +6,8 @@ import re
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import Api, Dialect, ProviderSpec, Session, effort
+from ..parameters import effort
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 _THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 

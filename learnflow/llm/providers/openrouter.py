@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session
+from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
     name="openrouter",

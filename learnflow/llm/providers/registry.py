@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from .. import settings
 from ..capabilities import unknown
 from ..errors import NotConfigured
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, named
+from ..parameters import ALWAYS, SAMPLING
+from ..provider_spec import Api, Dialect, ProviderSpec, named
 from ..replay import active
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
@@ -37,22 +38,9 @@ from . import (
     yandexgpt,
 )
 
+_SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
 # In the order in which people are shown them.
-_TRIED: Final = (
-    openai,
-    azure,
-    ollama,
-    lmstudio,
-    vllm,
-    llamacpp,
-    embedded,
-    openrouter,
-    fireworks,
-    gemini,
-    anthropic,
-    yandexgpt,
-    custom,
-)
+_TRIED: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
 CUSTOM: Final = custom.SPEC  # speaks the API, and is none of the others
 EMBEDDED: Final = embedded.SPEC  # is used if nothing is named and no server answers
@@ -118,8 +106,7 @@ def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) ->
     Raises:
         NotConfigured: there is none, or the kind of the endpoint is not set.
     """
-    name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual_kind=usual_kind)
+    return kind_of(name) or _endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
 
 
 def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:

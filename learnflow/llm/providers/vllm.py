@@ -7,19 +7,8 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-    template_switch,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import non_negative_int, text
 
 
