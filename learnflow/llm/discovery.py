@@ -17,7 +17,7 @@ from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
-from .process import kept
+from .process import register
 from .provider_spec import ProviderSpec, named
 from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, places, spec_of, table
@@ -30,7 +30,7 @@ from .transport.client import NETWORK
 SCAN_S: Final = 1.0  # seconds for all of it
 _SMALL: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _HOST: Final = "host.docker.internal"
-_announced: Final = kept("embedded models announced", set[str | None](), learned=True)
+_announced: Final = register("embedded models announced", set[str | None](), learned=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +197,12 @@ def _same(url: str) -> str:
 
 
 def _once(found: Iterable[Found]) -> list[Found]:
-    """Return each place once, in the order of the providers; a configured one wins."""
+    """Return each place once: known providers in their order, then the others by name. A configured one wins."""
     seen: dict[tuple[str, str], Found] = {}
     for each in sorted(found, key=lambda one: not one.configured):
         seen.setdefault((each.health.provider, _same(each.health.base_url or "")), each)
-    return sorted(seen.values(), key=lambda one: _order(one.health.provider))
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Return the sort key of a provider: the known ones in their order, then the others by name."""
-    names = list(places())
-    return (names.index(name), "") if name in names else (len(names), name)
+    order = {name: at for at, name in enumerate(places())}
+    return sorted(seen.values(), key=lambda one: (order.get(one.health.provider, len(order)), one.health.provider))
 
 
 def _spec(name: str) -> ProviderSpec | None:
@@ -286,5 +281,5 @@ def _nothing(there: Iterable[Found]) -> NotConfigured:
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
         hint=f"{_with_keys()}Name one with LLM_PROVIDER, or get a local model: "
-        f"{', or '.join(spec.server.start for spec in SPECS.values() if spec.server.start)}",
+        f"{', or '.join(spec.server.start_command for spec in SPECS.values() if spec.server.start_command)}",
     )

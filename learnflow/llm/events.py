@@ -20,7 +20,7 @@ from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
 from .errors import ConfigError, LLMError
-from .process import kept
+from .process import register
 from .stream import Emit, Work
 
 
@@ -231,8 +231,8 @@ LogEvent = (
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
-_sinks: Final = kept("sinks", list[Sink]())
-_content: Final = kept("sinks of content", list[Callable[[ContentRecorded], None]]())
+_sinks: Final = register("sinks", list[Sink]())
+_content: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
 # The names and levels of the events that are logged; all others are for sinks only.
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
@@ -291,12 +291,6 @@ def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
     return remove
 
 
-def emit_lazily(kind: type[LogEvent], **values: Any) -> None:
-    """Emit an event that is not logged; it is made only if there is a sink."""
-    if _sinks:
-        emit(kind(**values))
-
-
 def content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
     """Pass a prompt and its answer to the sinks of content."""
     for sink in _content:
@@ -326,7 +320,7 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
     attempt, started = about.attempt, time.monotonic()
     same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
     same["provider"] = provider = about.provider
-    emit_lazily(AttemptStarted, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
+    emit(AttemptStarted(model=about.sent()[0], address=about.address, sampling=about.sampling, **same))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         same["total_s"] = time.monotonic() - started
@@ -343,19 +337,16 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
     return await _reported(work, emit_, ended)
 
 
-async def requested(
-    chain: Callable[[], str], model: str | None, attempt: Attempt, work: Work, emit_: Emit
-) -> Completion:
+async def requested(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
-    if _sinks:
-        emit(RequestStarted(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
+    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         attempts = len(attempt.tried) + 1
         if outcome:
             attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
             outcome = outcome.without_text()
-        emit_lazily(RequestEnded, request=attempt.request, outcome=outcome, attempts=attempts)
+        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts))
 
     return await _reported(work, emit_, ended)
 

@@ -14,7 +14,7 @@ from . import settings
 from .base import LLMProvider
 from .capabilities import Health
 from .discovery import SCAN_S, finder, scan
-from .process import kept, switches
+from .process import register, switches
 from .routing.router import RouterProvider
 
 
@@ -74,4 +74,4 @@ def instead(provider: LLMProvider) -> Iterator[None]:
         _instead.remove(provider)
 
 
-_instead: Final = kept("providers in place of the environment's", list[LLMProvider]())
+_instead: Final = register("providers in place of the environment's", list[LLMProvider]())

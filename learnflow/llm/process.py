@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 _C = TypeVar("_C", bound=Collection[Any])
-_kept: Final[dict[str, tuple[Any, bool]]] = {}
+_collections: Final[dict[str, tuple[Any, bool]]] = {}
 
 
-def kept(name: str, values: _C, *, learned: bool = False) -> _C:
+def register(name: str, values: _C, *, learned: bool = False) -> _C:
     """The collection itself, which is shown by ``state()``.
 
     Args:
@@ -22,7 +22,7 @@ def kept(name: str, values: _C, *, learned: bool = False) -> _C:
         values: what is kept.
         learned: it was learned from what happened, and ``forget()`` empties it.
     """
-    _kept[name] = values, learned
+    _collections[name] = values, learned
     return values
 
 
@@ -32,19 +32,19 @@ def state() -> dict[str, int]:
     Returns:
         How many there are of each kind: breakers, pools, sinks and so on.
     """
-    return {name: len(values) for name, (values, _) in _kept.items()}
+    return {name: len(values) for name, (values, _) in _collections.items()}
 
 
 def forget() -> None:
     """Nothing has happened yet: empties what was learned; connections, sinks and what stands in for others stay."""
-    for values, learned in _kept.values():
+    for values, learned in _collections.values():
         if learned:
             values.clear()
 
 
 # What goes on after its caller has left: dropped streams, closing connections. asyncio keeps only weak
 # references to tasks, and a loop must not be closed before they have ended.
-ending: Final = kept("tasks that are ending", set[asyncio.Future[Any]]())
+ending: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def settle() -> None:

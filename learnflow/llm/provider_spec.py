@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from .capabilities import Capabilities, State, nearest
+from .capabilities import Capabilities, State
 from .errors import LLMError
 from .parameters import ALWAYS, SAMPLING
 
 Evidence = Literal["server", "cassette", "table"]
-Rung = Literal["json_schema", "json_object", "words"]
+SchemaMode = Literal["json_schema", "json_object", "words"]
 
 # Of a message's content, as OpenAI names them; LiteLLM passes them on, and leaves out those that it does not know.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
@@ -29,7 +29,7 @@ class Session(NamedTuple):
     """Where ``session=`` goes: a field of the body, or a header, which take ``most`` characters."""
 
     name: str
-    most: int
+    max_chars: int
     header: bool = False
 
 
@@ -95,22 +95,18 @@ class Server:
             return self.models[0]
         return named[0] if named else None
 
-    def nearest(self, name: str) -> list[str]:
-        """The names most like this one."""
-        return nearest(name, [model.name for model in self.chat_models])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """One page of a server: the JSON object that it holds, or why there is none."""
 
-    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
         """The list of objects under this key; Ollama says null for an empty one. None where there is no such list."""
-        found = self.said.get(key, False)
+        found = self.body.get(key, False)
         if self.error or not (found is None or isinstance(found, list)):
             return None
         return [row for row in found or () if isinstance(row, dict)]
@@ -123,15 +119,15 @@ class Probe:
     Attributes:
         pages: what is read, from the server's root; none of them loads a model, costs money or carries user text.
         read: None where the pages are not those of this kind.
-        question: what tells more of one model (path and body of a POST, or a GET where there is none), where something
-            does.
-        learn: the model with what that page told.
+        model_request: returns the path and the body that request more about one model; without a body it is a GET.
+            Returns None if no page has more.
+        read_model: returns the model with what that page reports.
     """
 
     pages: tuple[str, ...]
     read: Callable[[Mapping[str, Page]], Server | None]
-    question: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
-    learn: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
+    model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
+    read_model: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +137,8 @@ class Api:
     Attributes:
         default_url: its address if none is configured; None if one must be.
         api_path: what follows the root of the server, as LiteLLM's ``api_base`` wants it.
-        cut_path: the beginning of a path that LiteLLM adds itself, and that a pasted address may have.
-        tails: the ends of pasted addresses that are removed.
+        litellm_path: the beginning of a path that LiteLLM adds itself, and that a pasted address may have.
+        removed_suffixes: the ends of pasted addresses that are removed.
         cloud_host: the host of the vendor's cloud, which needs TLS although the server is usually local.
         default_version: the API version, if the vendor requires one.
         key_header, key_scheme: the header with the key, and the word before the key in ``authorization``.
@@ -154,8 +150,8 @@ class Api:
 
     default_url: str | None = None
     api_path: str = "/v1"
-    cut_path: str | None = None
-    tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
+    litellm_path: str | None = None
+    removed_suffixes: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
     cloud_host: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
@@ -178,7 +174,7 @@ class Dialect:
         parts: the types of the parts of a message that it takes.
         reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
         tool_choices: the values of ``tool_choice`` that it honours; None for all.
-        structured: the modes of a ``response_format`` with a class, the best first.
+        schema_modes: the modes of a ``response_format`` with a class, the best first.
         reasoning: for each value of ``reasoning=`` what is added to the body; empty if there is no switch.
         reasoning_models: if set, only these models reason: for others False changes nothing, and True is an error.
         session: where ``session=`` is sent; None if it is not.
@@ -198,7 +194,7 @@ class Dialect:
     parts: frozenset[str] = PARTS
     reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None
-    structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
+    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
     session: Session | None = None
@@ -221,9 +217,9 @@ class ServerSupport:
 
     Attributes:
         probe: how it is recognised; None if no page distinguishes it.
-        forwards: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
+        forwards_requests: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
         load_path: the page that loads a model, from the root, given ``{"model": …}``; None if there is none.
-        keep: returns the path and the body that load a model for a time, given its name and the time.
+        load_for: returns the path and the body that load a model for a time, given its name and the time.
         pull_command: the server's own command that downloads a model, with ``{model}``; None if there is none.
         count_tokens: returns the number of tokens of a prompt, given its client, the model, messages and tools.
         context_length: returns the context length of a request, if the server takes one: given the tokens of prompt
@@ -231,23 +227,23 @@ class ServerSupport:
         drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
             and whether its own API is used rather than OpenAI's. None for a server that never does.
         service: its name in our compose file.
-        start: the command that starts it with a small model.
-        down: what to do if it does not answer; None for the usual hint, which names its address.
-        own_variables: variables of the server itself that resemble ours.
+        start_command: the command that starts it with a small model.
+        down_hint: what to do if it does not answer; None for the usual hint, which names its address.
+        server_variables: variables of the server itself that resemble ours.
     """
 
     probe: Probe | None = None
-    forwards: bool = False
+    forwards_requests: bool = False
     load_path: str | None = None
-    keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     context_length: Callable[[int, int | None, int | None], int | None] | None = None
     drops_prompts: Callable[[str | None, bool], bool] | None = None
     service: str | None = None
-    start: str | None = None
-    down: str | None = None
-    own_variables: tuple[str, ...] = ()
+    start_command: str | None = None
+    down_hint: str | None = None
+    server_variables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -262,11 +258,11 @@ class ProviderSpec:
         kind: the spec that it was copied from, for an endpoint with a name of the operator's.
         evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
             documents, or only from LiteLLM's "table".
-        seen: the versions that it was run against.
+        tested_versions: the versions that it was run against.
         local: usually a server of one's own: no key is required, and time limits are longer.
         api, dialect, server: its groups.
         settings: its settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
-        also: for a setting the variables that its users already have; ours wins.
+        other_spellings: for a setting the variables that its users already have; ours wins.
         example_model: its model in ``env.example``.
         max_concurrency: requests at once; the others wait. None for any number.
         capabilities: what is known without a probe.
@@ -279,13 +275,13 @@ class ProviderSpec:
     genai: str | None = None
     kind: str | None = None
     evidence: Evidence = "cassette"
-    seen: str | None = None
+    tested_versions: str | None = None
     local: bool = False
     api: Api = Api()
     dialect: Dialect = Dialect()
     server: ServerSupport = ServerSupport()
     settings: tuple[str, ...] = SETTINGS
-    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
     capabilities: Capabilities
@@ -300,18 +296,13 @@ class ProviderSpec:
         """Return whether this package starts its server, so that it has no address."""
         return "base_url" not in self.settings
 
-    @property
-    def genai_name(self) -> str:
-        """What OpenTelemetry's conventions call it; its own name where they do not know it."""
-        return self.genai or self.name
-
     def variable(self, setting: str) -> str:
         """Return the name of the environment variable of a setting."""
         return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
     def spellings(self, setting: str) -> tuple[str, ...]:
         """Return every environment variable that may hold a setting, ours first."""
-        return (self.variable(setting), *self.also.get(setting, ()))
+        return (self.variable(setting), *self.other_spellings.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
@@ -323,6 +314,6 @@ def named(spec: ProviderSpec, name: str) -> ProviderSpec:
         kind=spec.kind or spec.name,
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         api=replace(spec.api, default_url=None),
-        server=replace(spec.server, service=None, start=None),
-        also={},
+        server=replace(spec.server, service=None, start_command=None),
+        other_spellings={},
     )

@@ -119,7 +119,7 @@ def test_a_row_of_the_table_claims_nothing_that_is_not_known() -> None:
     for spec in table().values():
         claimed = {name for name, value in spec.capabilities.items() if value not in (None, spec.local)}
         assert claimed <= {"streaming", "local"}, spec.name
-        assert spec.evidence == "table" or spec.seen
+        assert spec.evidence == "table" or spec.tested_versions
 
 
 def test_a_key_is_wanted_and_the_variable_named() -> None:

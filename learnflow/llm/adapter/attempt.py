@@ -201,7 +201,7 @@ class _Attempt:
                 slot = await CAPACITY.acquire(runner.address, limit, deadline)
         if limit is not None:
             waited_s = slot.waited_s if slot else loop.time() - began
-            events.emit_lazily(events.RequestQueued, provider=self._spec.name, seconds=waited_s)
+            events.emit(events.RequestQueued(provider=self._spec.name, seconds=waited_s))
         if self._attempt.slot:
             return None  # the router releases it
         if runner.unreachable and runner.unreachable[0] >= began:
@@ -258,7 +258,7 @@ class _Attempt:
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal: a schema in words, if the operator states that the model has none."""
         none = self._catalog.stated.get("json_schema") is False
-        return Variant(rung=1 if none and len(self._spec.dialect.structured) > 1 else 0)
+        return Variant(rung=1 if none and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _patient(self, budget: ContextBudget) -> Times:
         """Return the time limits: a load has its own, and other providers may need a share."""

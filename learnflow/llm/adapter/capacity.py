@@ -21,7 +21,7 @@ from typing import Final, cast
 from weakref import WeakKeyDictionary
 
 from ..base import Call, Slot
-from ..process import kept
+from ..process import register
 from .options import messages_of, parts_of, text_of
 
 # How far above the average load an address may be before it gives way: the c of "Consistent Hashing with Bounded Loads"
@@ -242,6 +242,6 @@ def _digest(text: str) -> str:
 
 
 CAPACITY: Final = Capacity(
-    loops=kept("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    prompts=kept("beginnings held", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
+    loops=register("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
+    prompts=register("beginnings held", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
 )

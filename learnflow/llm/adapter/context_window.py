@@ -17,7 +17,7 @@ from .. import errors
 from ..base import Call
 from ..completion import Usage
 from ..errors import LLMError
-from ..process import kept
+from ..process import register
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_S, ModelCatalog
@@ -37,8 +37,8 @@ _LEARNS_FROM: Final = 100  # tokens: a shorter prompt is mostly template
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _CJK_MOST: Final = 6  # characters of these scripts in one token, at the most
 
-_ratios: Final = kept("tokens for each word", dict[tuple[str, str], float](), learned=True)
-_requested: Final = kept("context lengths that were requested", dict[tuple[str, str], int](), learned=True)
+_ratios: Final = register("tokens for each word", dict[tuple[str, str], float](), learned=True)
+_requested: Final = register("context lengths that were requested", dict[tuple[str, str], int](), learned=True)
 
 
 def at_most(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:

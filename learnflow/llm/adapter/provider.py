@@ -131,7 +131,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """See ``AbstractProvider``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
-        return partial(events.requested, lambda: self.name, model, attempt, self.attempt(call, attempt))
+        return partial(events.requested, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider``."""
@@ -171,7 +171,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe its state and capabilities, for at most ``within`` seconds, and remember them. Never raises."""
         health = await self.catalog.health(within)
-        events.emit_lazily(events.HealthChecked, provider=self.name, state=health.state)
+        events.emit(events.HealthChecked(provider=self.name, state=health.state))
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
@@ -196,7 +196,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
             LLMError: any other failure.
         """
-        if keep_alive is not None and not self.spec.server.keep:
+        if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
 

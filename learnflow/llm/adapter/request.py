@@ -150,7 +150,7 @@ class Request:
                 parameters["tool_choice"] = self.tool_choice
         if self.wanted is not None:
             response_format, words = structured_output.formatted(
-                self.wanted, self.spec.dialect.structured[variant.rung]
+                self.wanted, self.spec.dialect.schema_modes[variant.rung]
             )
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_words(messages, words, self.corrections) if words else messages
@@ -184,11 +184,11 @@ class Request:
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.structured)
+        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.schema_modes)
         if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
             return replace(
                 variant, rung=variant.rung + 1
-            ), f"the schema as {self.spec.dialect.structured[variant.rung + 1]}"
+            ), f"the schema as {self.spec.dialect.schema_modes[variant.rung + 1]}"
         return None
 
     def lasting(self, variant: Variant, before: Variant) -> Variant:
@@ -202,7 +202,7 @@ class Request:
         place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:
             return {}
-        fits = len(self.session) <= place.most and (not header or _TOKEN.fullmatch(self.session))
+        fits = len(self.session) <= place.max_chars and (not header or _TOKEN.fullmatch(self.session))
         return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:

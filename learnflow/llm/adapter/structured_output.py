@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..base import Attempt
 from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
-from ..provider_spec import Rung
+from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
 
@@ -28,7 +28,7 @@ _REASON: Final = 1000  # characters of what is wrong with an answer: a message m
 _AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
 
 
-def formatted(wanted: type[BaseModel] | dict[str, Any], rung: Rung) -> tuple[Any, str | None]:
+def formatted(wanted: type[BaseModel] | dict[str, Any], rung: SchemaMode) -> tuple[Any, str | None]:
     """Return ``response_format`` on this fallback level, and the instruction that goes with it."""
     if rung == "json_schema" or isinstance(wanted, dict):
         return wanted, None  # LiteLLM makes OpenAI's strict schema of a class

@@ -128,8 +128,8 @@ def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
-    easiest = next(spec for spec in SPECS.values() if spec.server.start)
-    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start}"
+    easiest = next(spec for spec in SPECS.values() if spec.server.start_command)
+    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start_command}"
 
 
 def _lines(found: Found) -> Iterator[str]:

@@ -10,12 +10,12 @@ import os
 from typing import Final
 
 from .. import log
-from ..process import kept
+from ..process import register
 from ..settings import Settings
 from ..settings_sources import in_container
 
-_done: Final = kept("ports of metrics", set[object]())
-_said: Final = kept("hints that were said", set[str]())
+_done: Final = register("ports of metrics", set[object]())
+_said: Final = register("hints that were said", set[str]())
 
 
 def attach(common: Settings) -> None:

@@ -113,7 +113,7 @@ class Telemetry:
         row = SPECS.get(event.provider) or table().get(event.provider)
         common: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": row.genai_name if row else event.provider,
+            "gen_ai.provider.name": (row.genai or row.name) if row else event.provider,
             "server.address": where.hostname or "",
             "server.port": where.port or (443 if where.scheme == "https" else 80),
         }

@@ -22,8 +22,8 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
-        structured=("words",),
+        schema_modes=("words",),
     ),
-    also={"base_url": ("ANTHROPIC_API_BASE",)},
+    other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
     capabilities=unknown(local=False, json_schema=False),
 )

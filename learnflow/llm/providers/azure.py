@@ -25,7 +25,7 @@ SPEC: Final = ProviderSpec(
     genai="azure.ai.openai",
     api=Api(
         api_path="",
-        cut_path="/openai",
+        litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",
         variant=_at,
@@ -35,7 +35,7 @@ SPEC: Final = ProviderSpec(
     ),
     dialect=Dialect(reasoning=effort(), finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
-    also={
+    other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
         "model": ("AZURE_OPENAI_DEPLOYMENT",),
         "api_key": ("AZURE_OPENAI_API_KEY",),

@@ -12,7 +12,7 @@ SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
     evidence="server",
-    seen="llama.cpp, Ollama behind it",
+    tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
     dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),

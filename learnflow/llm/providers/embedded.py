@@ -33,7 +33,7 @@ from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
 from ..model_store import DEFAULT_MODEL
-from ..process import kept
+from ..process import register
 from ..replay import active
 from ..transport import pool
 from ..transport.client import NETWORK
@@ -122,7 +122,7 @@ class EmbeddedServer:
         starts = self._started_at
         if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
-            return errors.ConnectionFailed(what, hint=SPEC.server.down or "")
+            return errors.ConnectionFailed(what, hint=SPEC.server.down_hint or "")
         return None
 
     @property
@@ -250,7 +250,7 @@ class EmbeddedServer:
         self._started_at.clear()
 
 
-_servers: Final = kept("embedded servers", dict[ServerConfig, EmbeddedServer]())
+_servers: Final = register("embedded servers", dict[ServerConfig, EmbeddedServer]())
 _spawning: Final = threading.Lock()  # held over a fork, so that no child inherits a pipe that nobody can close
 
 
@@ -372,16 +372,16 @@ SPEC: Final = replace(
     llamacpp.SPEC,
     name="embedded",
     title="embedded llama.cpp",
-    seen="xllamacpp 2026.10",
+    tested_versions="xllamacpp 2026.10",
     api=replace(llamacpp.SPEC.api, default_url=None),
     server=replace(
         llamacpp.SPEC.server,
         service=None,
-        down="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-        start=f"`{embedded_model.EXTRA}` and `{embedded_model.DOWNLOAD} {DEFAULT_MODEL}`",
+        down_hint="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
+        start_command=f"`{embedded_model.EXTRA}` and `{embedded_model.DOWNLOAD} {DEFAULT_MODEL}`",
     ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
-    also={},
+    other_spellings={},
     max_concurrency=_DEFAULT_SLOTS,
 )
 

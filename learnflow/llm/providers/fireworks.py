@@ -20,6 +20,6 @@ SPEC: Final = ProviderSpec(
         # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told
         session=Session("x-session-affinity", 200, header=True),
     ),
-    also={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
+    other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
     capabilities=unknown(local=False, json_schema=True),
 )

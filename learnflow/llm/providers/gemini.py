@@ -24,6 +24,6 @@ SPEC: Final = ProviderSpec(
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=effort(),
     ),
-    also={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
+    other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
     capabilities=unknown(local=False),
 )

@@ -28,7 +28,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     marked = any(sent(page) for page in pages.values())
     if not marked and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
         return None
-    props = pages["/props"].said
+    props = pages["/props"].body
     router = props.get("role") == "router" or any(part(row, "status") for row in rows)
     models = tuple(_learn(_model(row), {} if router else props) for row in rows if text(row.get("id")))
     loading = isinstance(pages["/health"].error, errors.ModelLoading)
@@ -114,7 +114,7 @@ SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
     evidence="server",
-    seen="0c1e570",
+    tested_versions="0c1e570",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1"),
@@ -123,11 +123,11 @@ SPEC: Final = ProviderSpec(
         count_tokens=_count_tokens,
         load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
         pull_command="llama-server -hf {model}",
-        probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
-        start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+        probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, model_request=_question, read_model=_learn),
+        start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
     dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
-    also={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
+    other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )

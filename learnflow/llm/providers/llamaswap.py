@@ -50,12 +50,13 @@ SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
     evidence="server",
-    seen="0bdb372",
+    tested_versions="0bdb372",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1", lists_all=False),
     server=ServerSupport(
-        forwards=True,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
+        # Its list marks a peer's models. Under LLM_LOCAL_ONLY a model that is not listed is refused.
+        forwards_requests=True,
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
     dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),

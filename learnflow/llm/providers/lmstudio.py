@@ -80,16 +80,19 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="http://localhost:1234/v1"),
     server=ServerSupport(
         load_path=f"{_MODELS}/load",
-        keep=_load_for,
+        load_for=_load_for,
         pull_command="lms get {model}",
         probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
     ),
     dialect=Dialect(
         parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
-        structured=("json_schema", "words"),
+        schema_modes=("json_schema", "words"),
     ),
-    also={"base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"), "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN")},
+    other_spellings={
+        "base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
+        "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
+    },
     max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True),
 )

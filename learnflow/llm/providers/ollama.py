@@ -41,7 +41,7 @@ _MARK: Final = "[learnflow: the answer begins here]"
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    version, rows = text(pages["/api/version"].said.get("version")), pages["/api/tags"].rows("models")
+    version, rows = text(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
     if version is None or rows is None or llamacpp.sent(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
@@ -240,7 +240,7 @@ SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
     evidence="server",
-    seen="0.33, 0.24",
+    tested_versions="0.33, 0.24",
     litellm="ollama_chat",
     dialect=Dialect(
         parser=NDJSONParser,
@@ -259,16 +259,16 @@ SPEC: Final = ProviderSpec(
     api=Api(
         default_url="http://localhost:11434",
         api_path="",
-        tails=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
+        removed_suffixes=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
         cloud_host="ollama.com",
         models_path="/api/tags",
         models_key="models",
         model_id="name",
     ),
     server=ServerSupport(
-        forwards=True,
+        forwards_requests=True,
         load_path="/api/generate",
-        keep=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        load_for=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
         context_length=_context_length,
         service="ollama",
@@ -276,14 +276,14 @@ SPEC: Final = ProviderSpec(
         probe=Probe(
             pages=("/api/version", "/api/tags", "/api/ps"),
             read=_read,
-            question=lambda model: ("/api/show", {"model": model.name}),
-            learn=_learn,
+            model_request=lambda model: ("/api/show", {"model": model.name}),
+            read_model=_learn,
         ),
-        own_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
-        start="`ollama serve` and `ollama pull qwen3:0.6b`",
+        server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
+        start_command="`ollama serve` and `ollama pull qwen3:0.6b`",
     ),
     local=True,
-    also={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
+    other_spellings={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True),
 )

@@ -24,6 +24,6 @@ SPEC: Final = ProviderSpec(
         session=Session("prompt_cache_key", 64),
         finishes_turns=True,
     ),
-    also={"base_url": ("OPENAI_API_BASE",)},
+    other_spellings={"base_url": ("OPENAI_API_BASE",)},
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )

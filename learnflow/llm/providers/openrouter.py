@@ -27,6 +27,6 @@ SPEC: Final = ProviderSpec(
         # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
         session=Session("session_id", 256),
     ),
-    also={"base_url": ("OPENROUTER_API_BASE",)},
+    other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
     capabilities=unknown(local=False),
 )

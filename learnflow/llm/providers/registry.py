@@ -83,14 +83,14 @@ def _row(said: Mapping[str, Any]) -> ProviderSpec:
         api=Api(
             default_url=said["base"],
             api_path=path if has_version(path) else "",
-            cut_path=said["path"] or None,  # which LiteLLM adds
+            litellm_path=said["path"] or None,  # which LiteLLM adds
             models_path=f"{said['path']}/models",
             lists_all=False,
         ),
         dialect=Dialect(
             parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         ),
-        also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
+        other_spellings={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
         capabilities=unknown(local=said["local"], cost=None),
     )
 

@@ -13,12 +13,12 @@ from ..transport.untrusted import non_negative_int, text
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    version = text(pages["/version"].said.get("version"))
+    version = text(pages["/version"].body.get("version"))
     rows = pages["/v1/models"].rows("data")
     refused, health = pages["/v1/models"].error, pages["/health"]
     locked = isinstance(refused, errors.AuthenticationFailed) and refused.server_message == "Unauthorized"
     locked = (
-        locked and bool(version) and health.error is None and not health.said
+        locked and bool(version) and health.error is None and not health.body
     )  # its own way to refuse, and to be well
     if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
         return None
@@ -40,13 +40,13 @@ SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
     evidence="server",
-    seen="0.32",
+    tested_versions="0.32",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
     server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
     dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch(), finishes_turns=True),
-    also={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
+    other_spellings={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from .. import errors, events
-from ..process import kept
+from ..process import register
 from .player import Player
 from .recorder import Recorder
 from .transport import Cassettes
@@ -18,8 +18,8 @@ Mode = Literal["play", "record"]
 
 D = TypeVar("D", bound="Cassettes | None")
 _MAKE: Final = "Set LLM_REPLAY to a folder with cassettes, or make them with LLM_REPLAY_MODE=record"
-_known: Final = kept("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
-_instead: Final = kept("cassettes in place of the environment's", list[Cassettes | None]())
+_known: Final = register("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
+_instead: Final = register("cassettes in place of the environment's", list[Cassettes | None]())
 
 
 def current(folder: Path | None, mode: Mode) -> Cassettes | None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ..completion import Completion
 from ..errors import LLMError
-from ..process import kept
+from ..process import register
 from .decision import LONGEST_S, at_fault, verdict
 
 Gate = Literal["closed", "open", "probe", "trial"]
@@ -181,6 +181,6 @@ class BreakerRegistry:
 
 
 REGISTRY = BreakerRegistry(
-    breakers=kept("breakers", dict[Target, Breaker](), learned=True),
-    records=kept("records of providers", dict[Target, Record](), learned=True),
+    breakers=register("breakers", dict[Target, Breaker](), learned=True),
+    records=register("records of providers", dict[Target, Record](), learned=True),
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged
+from ..capabilities import Capabilities, Health, State, merged, nearest
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -96,7 +96,8 @@ class ModelCatalog:
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names, near = [model.name for model in server.chat_models], server.nearest(requested)
+        names = [model.name for model in server.chat_models]
+        near = nearest(requested, names)
         there = f"{', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''}" if names else "no model"
         use = f"Set {self._spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._pull_command(requested)
@@ -292,7 +293,7 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:

@@ -24,8 +24,8 @@ async def load(
         keep_alive: how long it stays loaded; None for the server's own.
     """
     path, body = str(spec.server.load_path), dict[str, Any](model=model)
-    if spec.server.keep and keep_alive is not None:
-        path, body = spec.server.keep(model, keep_alive)
+    if spec.server.load_for and keep_alive is not None:
+        path, body = spec.server.load_for(model, keep_alive)
     if window and spec.dialect.format_options:
         body["options"] = spec.dialect.format_options({}, window)
     await fetch(client, path, body)

@@ -67,14 +67,14 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
         return server
 
     async def learned(model: Model) -> Model:
-        question = probe.question(model)
+        question = probe.model_request(model)
         if question is None:
             return model
         page = await _page(client, client.endpoint.root + question[0], question[1], deadline)
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
         try:
-            return model if page.error else probe.learn(model, page.said)
+            return model if page.error else probe.read_model(model, page.body)
         except Exception:  # noqa: BLE001  # an undocumented shape
             return model
 
@@ -87,7 +87,7 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
     page = await _fetched(client, HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near))
     if page.error:
         raise page.error
-    return page.said
+    return page.body
 
 
 def better_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
@@ -172,7 +172,7 @@ async def _fetched(client: Client, request: HttpRequest) -> Page:
     if said is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
     refused = error_mapping.error_object(said, began=False) if said.get("error") else None
-    return Page(said=said, headers=headers, error=refused)
+    return Page(body=said, headers=headers, error=refused)
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:

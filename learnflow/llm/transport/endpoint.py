@@ -179,10 +179,10 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     parts = _parts(spec, url)
     home = urlsplit(spec.api.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in spec.api.tails:
+    for tail in spec.api.removed_suffixes:
         path = path.removesuffix(tail)
-    if spec.api.cut_path:
-        path = path.partition(spec.api.cut_path)[0]
+    if spec.api.litellm_path:
+        path = path.partition(spec.api.litellm_path)[0]
     if (
         spec.api.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH)
     ):  # a complete URL is used as it is
@@ -265,7 +265,7 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         known = spec.api.default_url and spec.title != spec.name  # else its title is not the name of a program
         start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
-        local = spec.server.down or start
+        local = spec.server.down_hint or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error

@@ -20,7 +20,7 @@ import httpx
 
 from .. import errors, settings_sources
 from ..errors import LLMError
-from ..process import kept
+from ..process import register
 from . import error_mapping
 from .endpoint import Endpoint, is_private
 
@@ -34,7 +34,7 @@ _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Future[
 
 
 # Where names led when they were last connected to.
-_found: Final = kept("addresses of names", dict[str, list[str]](), learned=True)
+_found: Final = register("addresses of names", dict[str, list[str]](), learned=True)
 _MOST_NAMES: Final = 1000
 
 

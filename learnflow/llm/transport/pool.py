@@ -12,7 +12,7 @@ from typing import Final
 import httpcore
 import httpx
 
-from ..process import kept, settle
+from ..process import register, settle
 from .network import Backend
 
 # A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Close it earlier, so that
@@ -89,7 +89,7 @@ class Pool:
             await connections.aclose()
 
 
-_pools: Final = kept("pools", dict[asyncio.AbstractEventLoop, Pool]())  # without those of loops that were shut down
+_pools: Final = register("pools", dict[asyncio.AbstractEventLoop, Pool]())  # without those of loops that were shut down
 _lock = threading.Lock()
 
 
