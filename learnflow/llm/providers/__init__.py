@@ -1,6 +1,6 @@
-"""A class for each vendor, and ``build`` for a provider by its name. Each vendor has a file with its spec.
+"""The classes of the providers, and ``build``, which creates a provider by its name.
 
-Applications and the factory import from here.
+Each vendor has a file with its spec.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class VendorProvider(BaseProvider):
-    """A provider of this package, whose health checks recognise other kinds of server at its address."""
+    """Base of the vendors' classes. Its probes recognise every kind of server."""
 
     def _kinds(self) -> Sequence[ProviderSpec]:
         return registry.kinds()
@@ -49,14 +49,15 @@ class OpenAIProvider(VendorProvider):
 class AzureProvider(VendorProvider):
     """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
+    The newer API is used if the address ends in ``/openai/v1``, or the API version is ``v1``, ``latest`` or
+    ``preview``.
     """
 
     spec = SPECS["azure"]
 
 
 class OllamaProvider(VendorProvider):
-    """An Ollama. See ``BaseProvider``."""
+    """Ollama. See ``BaseProvider``."""
 
     spec = SPECS["ollama"]
 
@@ -68,13 +69,13 @@ class LMStudioProvider(VendorProvider):
 
 
 class VLLMProvider(VendorProvider):
-    """A vLLM. See ``BaseProvider``."""
+    """vLLM. See ``BaseProvider``."""
 
     spec = SPECS["vllm"]
 
 
 class LlamaCppProvider(VendorProvider):
-    """A llama.cpp server. See ``BaseProvider``."""
+    """llama.cpp's server. See ``BaseProvider``."""
 
     spec = SPECS["llamacpp"]
 
@@ -104,13 +105,13 @@ class AnthropicProvider(VendorProvider):
 
 
 class YandexGPTProvider(VendorProvider):
-    """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
+    """YandexGPT; ``model`` is a URI like ``gpt://<folder>/yandexgpt/latest``. See ``BaseProvider``."""
 
     spec = SPECS["yandexgpt"]
 
 
 class CustomProvider(VendorProvider):
-    """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
+    """Any other server with OpenAI's API. See ``BaseProvider``."""
 
     spec = SPECS["custom"]
 
@@ -126,22 +127,25 @@ def build(
     api_key: str | None = None,
     usual_kind: str | None = None,
 ) -> BaseProvider:
-    """Return the provider of this name. What is not given is read from the environment.
+    """Create a provider. The environment sets missing arguments.
 
     Args:
-        name: a vendor's, or an endpoint's: ``<NAME>_BASE_URL`` is its address, and ``<NAME>_KIND`` its kind of server.
+        name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
         base_url, model, api_key: see ``BaseProvider``.
         usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
 
+    Returns:
+        The provider. No request was sent.
+
     Raises:
-        NotConfigured: there is no such name, or the kind of the endpoint is not set.
+        NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
     spec = registry.spec_of(name, given=base_url is not None, usual_kind=usual_kind)
     return provider_of(spec, base_url, model, api_key)
 
 
 def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:
-    """Return the provider of a spec. An endpoint and a vendor of LiteLLM's table get a class of their own."""
+    """Create the provider of a spec. An endpoint, and a vendor of LiteLLM's table, get a new class."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})

@@ -1,7 +1,7 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
-It ignores in silence what it does not know: ``seed``, penalties, ``reasoning_effort``, ``response_format``, a tool's
-``strict``. So the first ones are refused here by name, and a schema is asked for in words; the answer is checked.
+The server silently ignores ``seed``, penalties, ``reasoning_effort``, ``response_format`` and a tool's ``strict``. So
+the spec refuses the first three, and a prompt requests the schema. The answer is validated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any other API that speaks OpenAI's dialect."""
+"""Any other server with OpenAI's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an embedded server needs before it is started: a model file, its name in requests, xllamacpp, cores."""
+"""The requirements of an embedded server: a model file, its name in requests, xllamacpp, cores."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from .gguf import trained_context
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"
 _MAX_PATH_CHARS: Final = 300
+_MAX_NAME_CHARS: Final = 60
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its cgroup (v2, v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
-            most, of = (int(number) for number in " ".join(texts).split())
+            quota_us, period_us = (int(number) for number in " ".join(texts).split())
         except (OSError, ValueError):  # "max": no quota
             continue
-        if most > 0 and of > 0:
-            cores = min(cores, max(1, most // of))
+        if quota_us > 0 and period_us > 0:
+            cores = min(cores, max(1, quota_us // period_us))
     return cores
 
 
 def find(spec: ProviderSpec, model: str) -> tuple[Path, int | None]:
-    """Return the file of a model, and the context length that the model was trained for, None if unknown.
+    """Return the file of a model, and the context length of its training; None if the header lacks it.
 
     Args:
         spec: of the provider that errors name.
@@ -65,10 +66,10 @@ def _file(spec: ProviderSpec, model: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
         path = Path(model)
     if is_path:
-        what = f"there is no file {printable(str(path), _MAX_PATH_CHARS)}"
-        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
+        what = f"the model file {printable(str(path), _MAX_PATH_CHARS)} does not exist"
+        hint = f"Set {variable} to the path of a GGUF, or to a name in the store: {DOWNLOAD} {DEFAULT_MODEL}"
     else:
-        what = f"the model {printable(model, 60)!r} is not in the store ({model_store.folder()})"
+        what = f"the model {printable(model, _MAX_NAME_CHARS)!r} is not in the store ({model_store.folder()})"
         hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
         hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
     raise NotConfigured(what, provider=spec.name, hint=hint)
@@ -79,7 +80,7 @@ def _is_path(model: str) -> bool:
 
 
 def alias_of(model: str) -> str:
-    """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
+    """Return the name of a model in requests: the printable file name without the suffix, or the name in the store."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
 
 

@@ -17,10 +17,10 @@ SPEC: Final = ProviderSpec(
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all=False,  # it lists them as "models/…", and takes them without
+        lists_all=False,  # it lists "models/…", but requests need no prefix
     ),
     dialect=Dialect(
-        # A field that it does not know is refused with a 400 ("Cannot find field"), never dropped.
+        # It refuses an unknown field with a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=effort(),
     ),

@@ -1,4 +1,7 @@
-"""LiteLLM's proxy (1.106.2): ``/health/readiness``. It forwards every model and does not report where."""
+"""LiteLLM's proxy (1.106.2), recognised by ``/health/readiness``.
+
+It forwards every model, and does not report to which server.
+"""
 
 from __future__ import annotations
 

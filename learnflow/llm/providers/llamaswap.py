@@ -1,4 +1,4 @@
-"""llama-swap (0bdb372): the owner and the metadata of its list of models."""
+"""llama-swap (0bdb372), recognised by the owner of its models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 
 
 def _type(row: Mapping[str, Any]) -> Any:
-    return part(row, "meta", "llamaswap").get("type", "model")  # older ones have no other
+    return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
 def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
     meta = part(row, "meta", "llamaswap")
     status = text(part(row, "status").get("value"))
-    # A peer is another machine; the server does not report the targets of a profile.
+    # A peer is another machine. The server does not report the targets of a profile.
     targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
     selects = bool(targets) and targets <= own
     context = non_negative_int(row.get("context_length")) or None

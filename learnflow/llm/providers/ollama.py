@@ -1,6 +1,6 @@
-"""Ollama (0.24 and 0.33 were run), by its own API: its pages, its context length, its continuation and its stream.
+"""Ollama (tested with 0.24 and 0.33), by its own API: probe, context length, continuation and stream.
 
-Its tags tell capabilities only since 0.30; ``/api/show`` reads the model's file and loads nothing.
+``/api/tags`` reports capabilities since 0.30. ``/api/show`` reads the file of a model without loading it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _CLOUD: Final = re.compile(r"[:-]cloud$")
-# The least context that it loads by itself (its documentation, 2026: 4096 below 24 GB of video memory).
+# The smallest default context length (documentation, 2026: 4096 below 24 GB of video memory).
 _DEFAULT_CONTEXT: Final = 4096
-# Ollama gives up after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
-# llm/llama_server.go): 31 equal ones arrive.
-_EQUAL: Final = 30
+# Ollama ends an answer after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
+# llm/llama_server.go), so that 31 equal tokens arrive.
+_MAX_EQUAL_TOKENS: Final = 30
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
 _MARK: Final = "[learnflow: the answer begins here]"
@@ -51,7 +51,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         name = text(row.get("name"))
         if not name:
             continue
-        known = _can(row.get("capabilities"))
+        known = _flags(row.get("capabilities"))
         known |= {
             "context": non_negative_int(part(row, "details").get("context_length")) or None,
             "context_served": lengths.get(name),
@@ -70,7 +70,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     return Server(version=version, models=tuple(models))
 
 
-def _can(listed: Any) -> dict[str, Any]:
+def _flags(listed: Any) -> dict[str, Any]:
     if not isinstance(listed, list):
         return {}
     return {"vision": "vision" in listed, "tools": "tools" in listed, "reasoning": "thinking" in listed}
@@ -80,19 +80,19 @@ def _chats(listed: Any, name: str) -> bool:
     return "completion" in listed if isinstance(listed, list) else "embed" not in name.lower()
 
 
-def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
-    info, listed = part(shown, "model_info"), shown.get("capabilities")
+def _read_model(model: Model, page: Mapping[str, Any]) -> Model:
+    info, listed = part(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
-    parameters = shown.get("parameters")
-    own = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
-    served = model.known.get("context_served") or (int(own[1]) if own else None)
+    parameters = page.get("parameters")
+    num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    served = model.known.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
     return replace(
         model,
         chat=_chats(listed, model.name) if isinstance(listed, list) else model.chat,
-        remote=model.remote or bool(shown.get("remote_host") or shown.get("remote_model")),
+        remote=model.remote or bool(page.get("remote_host") or page.get("remote_model")),
         known={
             **model.known,
-            **_can(listed),
+            **_flags(listed),
             "context": trained or model.known.get("context"),
             "context_served": served,
         },
@@ -100,10 +100,11 @@ def _learn(model: Model, shown: Mapping[str, Any]) -> Model:
 
 
 def _context_length(need: int, loaded: int | None, trained: int | None) -> int | None:
-    """Choose ``num_ctx`` for a request of so many tokens.
+    """Choose ``num_ctx`` for a request of ``need`` tokens.
 
-    The loaded one if it is enough, because another one loads the model again. Else the next power of two, so that a
-    slightly longer prompt does not, up to what the model was trained for. Never less than what is loaded.
+    It is the loaded context length if that is enough, because another one reloads the model. Otherwise it is the next
+    power of two, so that a slightly longer prompt does not reload it again. It is at most the context length of the
+    training, but at least the loaded one.
     """
     if need <= (loaded or _DEFAULT_CONTEXT):
         return loaded
@@ -112,16 +113,16 @@ def _context_length(need: int, loaded: int | None, trained: int | None) -> int |
 
 
 def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
-    """Write the ``options`` of a request."""
+    """Return the ``options`` of a request."""
     options = {"num_predict" if name == "max_tokens" else name: value for name, value in sampling.items()}
     return {**options, "num_ctx": context_length} if context_length else options
 
 
 def _drops_prompts(version: str | None, own_api: bool) -> bool:
-    """Return whether it drops the beginning of a prompt, and counts what it has read.
+    """Return whether Ollama drops the beginning of a long prompt, and counts only the rest.
 
-    By ``/v1`` any version does. Its own API knows ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and
-    counts a prompt as a whole since 0.4. A version that cannot be read is a new one.
+    By ``/v1`` every version does. Its own API supports ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and
+    counts the tokens of a full prompt since 0.4. An unreadable version counts as a new one.
     """
     if not own_api:
         return True
@@ -133,20 +134,20 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
 async def _continuation(
     client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
 ) -> HttpRequest:
-    """Write the request that continues an answer: the server's own template, rendered, and the text as it is.
+    """Return the request that continues an answer: the prompt in the server's template, followed by the text.
 
-    Exact with any template: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries continued identically.
+    It is exact with any template: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries continued identically.
 
     Raises:
-        Unsupported: pictures and tool calls are no text, or this version does not render.
+        Unsupported: the messages have images or tool calls, or this version cannot render its template.
     """
-    if any(_more_than_words(each) for each in messages):
-        raise errors.Unsupported("pictures and tool calls cannot be rendered as text, so the answer is not continued")
-    plain = [{"role": each["role"], "content": "".join(map(text_of, parts_of(each)))} for each in messages]
+    if any(_has_more_than_text(message) for message in messages):
+        raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
+    plain = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # others load it again
+    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # others reload the model
     text: str | None = None
-    if begun.thinking:  # where the template places thinking itself, the mark shows where the answer begins
+    if begun.thinking:  # if the template places the thinking, the mark shows the beginning of the answer
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
         rendered = await _rendered(client, {"model": model, "messages": [*plain, marked], **same, **think})
         if begun.thinking in rendered and _MARK in rendered:
@@ -160,29 +161,29 @@ async def _continuation(
 
 
 async def _rendered(client: Client, body: Mapping[str, Any]) -> str:
-    """Return the prompt as the server's template renders it; nothing is generated. Raises LLMError."""
+    """Return the prompt in the server's template. Nothing is generated. Raise LLMError if that fails."""
     request = {**body, "stream": False, "_debug_render_only": True}
     text = None
-    with suppress(errors.Misconfigured, errors.ErrorBody):  # no JSON, or an error instead of the template
+    with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
         text = part(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
     if not isinstance(text, str):
-        raise errors.Unsupported("this version does not render its template, so it cannot continue an answer")
+        raise errors.Unsupported("this version of Ollama cannot render its template, so the answer is not continued")
     return text
 
 
-def _more_than_words(message: Mapping[str, Any]) -> bool:
+def _has_more_than_text(message: Mapping[str, Any]) -> bool:
     other = any(part.get("type") != "text" for part in parts_of(message))
     return other or bool(message.get("tool_calls")) or message["role"] == "tool"
 
 
 class NDJSONParser(StreamParser):
-    """Lines of JSON objects, the last one with ``"done": true``; an answer in one piece is just one line."""
+    """Parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token, blanks around it aside, and how often
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and its count
 
-    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # one document is one line here
+    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # a buffered response is a line, too
         return False
 
     def _line(self, line: bytes) -> Delta | None:
@@ -200,7 +201,7 @@ class NDJSONParser(StreamParser):
             return None
         message = record.get("message") or {}
         self.served = self.served or word(record.get("model"), MAX_NAME) or None
-        content = message.get("content") if message else record.get("response")  # the latter of /api/generate
+        content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
@@ -208,17 +209,15 @@ class NDJSONParser(StreamParser):
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
-            own, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
-            calls += self._called(len(self._calls), own, name, arguments) or ()
+            call_id, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
+            calls += self._called(len(self._calls), call_id, name, arguments) or ()
         if record.get("done"):
             self.ended = True
-            prompt, answer = (
-                non_negative_int(record.get("prompt_eval_count")),
-                non_negative_int(record.get("eval_count")),
-            )
+            prompt = non_negative_int(record.get("prompt_eval_count"))
+            answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
-            self._closed(record.get("done_reason") or "stop")  # before 0.3 there was no reason, only done
+            self._closed(record.get("done_reason") or "stop")  # before 0.3 there is no reason
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _last(self, rest: bytes) -> Delta | None:
@@ -229,8 +228,8 @@ class NDJSONParser(StreamParser):
         return piece
 
     def _missing(self) -> LLMError:
-        if self._repeated[1] > _EQUAL:
-            return errors.TokenRepeated("the model wrote one token over and over, and the server gave up")
+        if self._repeated[1] > _MAX_EQUAL_TOKENS:
+            return errors.TokenRepeated("the model repeated one token, and the server ended the answer")
         if self._seen:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
         return super()._missing()
@@ -251,8 +250,8 @@ SPEC: Final = ProviderSpec(
         format_options=_format_options,
         tool_choices=("auto", "none"),
         reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
-        # Ollama drops the beginning of a prompt that does not fit, and shifts the window while answering, both without
-        # a word; told not to, it says so (seen with 0.33; versions that do not know the fields ignore them).
+        # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
+        # these fields it returns an error (0.33); older versions ignore them.
         body={"truncate": False, "shift": False},
         stream_usage=False,
     ),
@@ -277,7 +276,7 @@ SPEC: Final = ProviderSpec(
             pages=("/api/version", "/api/tags", "/api/ps"),
             read=_read,
             model_request=lambda model: ("/api/show", {"model": model.name}),
-            read_model=_learn,
+            read_model=_read_model,
         ),
         server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
         start_command="`ollama serve` and `ollama pull qwen3:0.6b`",

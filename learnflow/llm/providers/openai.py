@@ -9,7 +9,7 @@ from ..capabilities import unknown
 from ..parameters import effort
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
-_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
+_REASONING_MODELS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
 SPEC: Final = ProviderSpec(
     name="openai",
@@ -19,8 +19,8 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
         reasoning=effort(),
-        reasoning_models=_THINKS,
-        # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
+        reasoning_models=_REASONING_MODELS,
+        # https://developers.openai.com/docs/guides/prompt-caching; it refuses a longer key ("string too long")
         session=Session("prompt_cache_key", 64),
         finishes_turns=True,
     ),

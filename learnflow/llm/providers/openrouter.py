@@ -15,7 +15,7 @@ SPEC: Final = ProviderSpec(
     litellm="openrouter",
     api=Api(
         default_url="https://openrouter.ai/api/v1",
-        lists_all=False,  # ":free", ":nitro" and their like are not listed
+        lists_all=False,  # the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,

@@ -1,4 +1,4 @@
-"""vLLM (0.32): ``owned_by`` and ``/version`` tell it; ``max_model_len`` is what it serves."""
+"""vLLM (0.32), recognised by ``owned_by`` and ``/version``. ``max_model_len`` is the served context length."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data")
     refused, health = pages["/v1/models"].error, pages["/health"]
     locked = isinstance(refused, errors.AuthenticationFailed) and refused.server_message == "Unauthorized"
-    locked = (
-        locked and bool(version) and health.error is None and not health.body
-    )  # its own way to refuse, and to be well
+    # vLLM's way to refuse a key, while its health page is an empty 200.
+    locked = locked and bool(version) and health.error is None and not health.body
     if not locked and not (version and rows and any(row.get("owned_by") == "vllm" for row in rows)):
         return None
     lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows or []}
@@ -27,12 +26,12 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     for row in rows or []:
         name = text(row.get("id"))
         if name:
-            served = lengths[name] or lengths.get(row.get("parent"))  # an adapter has its base model's
+            served = lengths[name] or lengths.get(row.get("parent"))  # an adapter has that of its base model
             models.append(Model(name=name, loaded=True, known={"context_served": served}))
     dead = pages["/health"].error
     trouble = None
     if isinstance(dead, errors.Overloaded | errors.ServerFailed):
-        trouble = ("down", "its engine is dead (/health says so): look into its log and restart it")
+        trouble = ("down", "its engine is dead, according to /health: check its log and restart it")
     return Server(version=version, models=tuple(models), trouble=trouble)  # type: ignore[arg-type]
 
 
