@@ -90,10 +90,10 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
                     default_url=places.get(name),
                 ),
             )
-            for name, spec in registry.places().items()
+            for name, spec in registry.discoverable().items()
         }
 
-    monkeypatch.setattr(discovery, "places", elsewhere)
+    monkeypatch.setattr(discovery, "discoverable", elsewhere)
     monkeypatch.setattr(settings_sources, "in_container", lambda: False)
     with held:
         yield places

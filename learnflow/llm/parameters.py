@@ -19,13 +19,13 @@ LEVELS: Final = ("low", "medium", "high")
 
 
 def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
-    """OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
+    """Return OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
     values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in LEVELS}}
     return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
 
 
 def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
+    """Return the chat template's variable (Qwen3, Granite, DeepSeek-V3.1) for each value of ``reasoning=``."""
     levels: Mapping[bool | str, Mapping[str, Any]] = {
         level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
     }

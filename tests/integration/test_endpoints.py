@@ -46,7 +46,7 @@ async def test_an_endpoint_is_spoken_to_as_its_kind(monkeypatch: pytest.MonkeyPa
 
 NOT_SET = (
     "gpu1: GPU1_KIND is not set. Set it to the kind of server (ollama, vllm, llamacpp, lmstudio, embedded, custom or "
-    "any provider's name); `learnflow-llm status -p gpu1` shows what answers there."
+    "any provider's name); `learnflow-llm status -p gpu1` probes the server."
 )
 
 
@@ -79,7 +79,7 @@ async def test_status_and_doctor_show_the_kind_to_set(
         assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 3
         shown = capsys.readouterr().out
         assert re.search(r"gpu1 +misconfigured", shown)
-        assert f"set GPU1_KIND={kind}" in shown
+        assert f"Set GPU1_KIND={kind}" in shown
         assert await asyncio.to_thread(main, ["doctor", "-p", "gpu1"]) == 3
         shown = capsys.readouterr().out
         assert "GPU1_BASE_URL (in the environment)" in shown
@@ -144,9 +144,9 @@ async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
     [
         ("gpu1", "GPU1_BASE_URL, and GPU1_KIND"),
         ("olama", r"Did you mean ollama\?"),
-        ("my gpu", "begins with a letter"),
-        ("1gpu", "begins with a letter"),
-        ("", "is no name of a provider"),
+        ("my gpu", "starting with a letter"),
+        ("1gpu", "starting with a letter"),
+        ("", "invalid provider name"),
     ],
 )
 def test_a_name_with_no_variable_says_what_was_looked_for(name: str, said: str) -> None:
@@ -157,7 +157,7 @@ def test_a_name_with_no_variable_says_what_was_looked_for(name: str, said: str) 
 def test_a_kind_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GPU1_KIND", "vlm")
-    with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is no kind of server.*vllm"):
+    with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is not a kind of server.*vllm"):
         build("gpu1")
 
 

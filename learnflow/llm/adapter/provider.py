@@ -143,7 +143,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and made.images:
             made = replace(made, model=self.vision_model)
-        return self.runner.start(made, attempt, buffered=call.whole)
+        return self.runner.start(made, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
         """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""

@@ -149,9 +149,11 @@ class RoutableProvider(LLMProvider):
             if attempt.slot is None:
                 with emit.waiting(Waiting("queue", self.name, call.model)):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
-            first = min(filter(None, [attempt.patience, None if call.whole else facts.first_token_s]), default=deadline)
+            first = min(
+                filter(None, [attempt.patience, None if call.buffered else facts.first_token_s]), default=deadline
+            )
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
-                bounded = _Bounded(emit, scope, deadline, deadline if call.whole else facts.gap_s)
+                bounded = _Bounded(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
                 return await self._answered(call, bounded)
         except TimeoutError:
             queued = slot is None and attempt.slot is None
@@ -168,7 +170,7 @@ class RoutableProvider(LLMProvider):
     async def _answered(self, call: Call, emit: Emit) -> Completion:
         """Call the provider's own methods, and emit what they return."""
         arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
-        if call.whole:
+        if call.buffered:
             completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion

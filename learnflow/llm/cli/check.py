@@ -14,7 +14,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
-from ..discovery import found
+from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
 from ..stream import Emit
@@ -83,7 +83,7 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
 
 async def _provider(name: str | None) -> BaseProvider:
     chain = chain_of(name)
-    provider = build(chain[0]) if chain else (await found())[0]
+    provider = build(chain[0]) if chain else (await find_providers())[0]
     await provider.refresh()
     return provider
 

@@ -13,7 +13,7 @@ import click
 
 from .. import errors
 from ..adapter.provider import BaseProvider
-from ..discovery import found
+from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
 from .command import ExitCode, command, model_option, provider_option
@@ -27,7 +27,7 @@ from .terminal import progress, say, write
 @provider_option
 async def warm_up(model: str | None, keep_alive: str | None, provider: str | None) -> int:
     """Load the model now. The first answer does not wait for it then."""
-    providers = chain_of(provider) or await found()
+    providers = chain_of(provider) or await find_providers()
     loaded = 0
     for each in providers:
         try:

@@ -143,7 +143,7 @@ class Execution:
     async def _follow(self, option: Option | None, error: LLMError, about: decision.Situation) -> None:
         """Do what is decided after a failure. Raises the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, seen = progress.text, not self._call.whole
+        text, seen = progress.text, not self._call.buffered
         held, pause = bool(text.strip()), self._pause()
         strayed, loading = chain.failures(errors.NotContinued), self._loading()
         situation = replace(

@@ -180,7 +180,7 @@ class ModelCatalog:
         """Remember that this model has answered: it is loaded, with this context length if it is known."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name):
+            if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_S) -> Model:

@@ -98,7 +98,7 @@ async def test_half_a_character_is_refused_and_opens_no_breaker(more: dict[str, 
 
 async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
     async with FaultServer() as server:
-        with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):
+        with pytest.raises(errors.InvalidRequest, match=r"generate\(\) does not support tools"):
             await provider_for(server).generate("hi", tools=[TOOL])
         assert server.connections == 0
 

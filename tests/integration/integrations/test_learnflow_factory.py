@@ -165,7 +165,7 @@ def test_a_tests_own_provider_answers_every_node(manager: Manager) -> None:
 
 def test_a_strange_name_without_an_address(manager: Manager) -> None:
     manager.rows["home"] = row("home")
-    with pytest.raises(errors.NotConfigured, match=r"there is no provider 'home'.*base_url in configs/providers.yaml"):
+    with pytest.raises(errors.NotConfigured, match=r"unknown provider 'home'.*base_url in configs/providers.yaml"):
         initialize_model_factory(None, manager)
 
 
