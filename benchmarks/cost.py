@@ -57,7 +57,7 @@ def serve(pipe: Connection, chunks: int) -> None:
             asked = json.dumps(body["messages"])
             words = [f"word{n} " for n in range(SHORT if "short" in asked else chunks)]
             if not body.get("stream"):
-                whole = say.whole("".join(words))
+                whole = say.answer_body("".join(words))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
                 writer.write(f"content-length: {len(whole)}\r\n\r\n".encode() + whole)
                 continue

@@ -72,7 +72,7 @@ def serve(pipe: Connection, chunks: int) -> None:
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     streams = {"short": head + stream(1) + b"0\r\n\r\n", "long": head + stream(chunks) + b"0\r\n\r\n"}
     held = head + stream(1).partition(b'"finish_reason": "stop"')[0].rpartition(b"\r\n")[0].rpartition(b"\r\n")[0]
-    body = say.whole("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
+    body = say.answer_body("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
     whole = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Writes what the documents have from the code, between their marks: ``make tables``. A test compares them."""
+"""Write the tables of the documents from the code, between their marks: ``make tables``. A test compares them."""
 
 import re
 import textwrap
@@ -19,7 +19,7 @@ PROVIDERS = {
         "class",
         "default address",
         "key",
-        "run against a real one",
+        "tested on a real server",
         "none: set it",
         "starts its own",
         "needed",
@@ -47,7 +47,7 @@ RUSSIAN = yaml.safe_load((ROOT / "docs/settings.ru.yaml").read_text(encoding="ut
 
 
 def markdown(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return (
         "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
@@ -55,22 +55,22 @@ def markdown(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def code(*names: str) -> str:
-    """Names as code, one beside the other."""
+    """Return the names as code, separated by commas."""
     return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
 
 
 def provider_table(language: str) -> str:
-    """The rows by hand."""
+    """Return the table of the providers under contract."""
     *header, unset, starts, needed, none, no = PROVIDERS[language]
     rows = (
         (
-            code(row),
-            code(CLASSES[row].__name__),
+            code(name),
+            code(CLASSES[name].__name__),
             code(spec.api.default_url) if spec.api.default_url else starts if spec.starts_server else unset,
             none if spec.local else needed,
             spec.tested_versions or no,
         )
-        for row, spec in SPECS.items()
+        for name, spec in SPECS.items()
     )
     return markdown(("`LLM_PROVIDER`", *header), rows)
 
@@ -82,28 +82,28 @@ def fields(of: type[settings.BaseSettings]) -> Iterator[tuple[str, str, str]]:
 
 
 def shown(default: object) -> str:
-    """A default as one would write it into .env."""
+    """Return a default as it is written in .env."""
     if isinstance(default, bool):
         return str(default).lower()
     return f"{default:g}" if isinstance(default, float) else "" if default in (None, ()) else str(default)
 
 
 def variable_table(language: str, of: type[settings.BaseSettings], prefix: str = "") -> str:
-    """The variables of one class of settings."""
+    """Return the table of the variables of one class of settings."""
     texts = RUSSIAN if language == "ru" else {}
     rows = (
-        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, said))
-        for name, default, said in fields(of)
+        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, text))
+        for name, default, text in fields(of)
     )
     return markdown(VARIABLES[language], rows)
 
 
 def spelling_table(language: str) -> str:
-    """What else the variables of each provider may be called; the first that is set counts."""
+    """Return the table of the accepted names of each provider's variables; the first that is set counts."""
     settings = ("base_url", "model", "api_key", "api_version")
     rows = (
-        (code(row), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
-        for row, spec in SPECS.items()
+        (code(spec.name), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
+        for spec in SPECS.values()
     )
     return markdown(SPELLINGS[language], rows)
 
@@ -115,12 +115,12 @@ def example() -> str:
         "If both files set a variable, .env wins. The process's environment wins over both. Empty means not set."
     )
     lines.append("")
-    for name, default, said in fields(settings.Settings):
-        lines += [*comment(said), f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}"]
+    for name, default, text in fields(settings.Settings):
+        lines += [*comment(text), f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}"]
     lines += ["", *comment("Inside LearnFlow, LLM_MODEL_<NODE> is the model of one node."), ""]
-    lines += comment("What follows are the variables of each provider:")
-    for name, _, said in fields(settings.ProviderSettings):
-        lines += comment(f"<NAME>_{name}: {said}")
+    lines += comment("The variables of each provider:")
+    for name, _, text in fields(settings.ProviderSettings):
+        lines += comment(f"<NAME>_{name}: {text}")
     for spec in SPECS.values():
         lines += ["", f"# {spec.title}"]
         for setting in spec.settings:
@@ -141,17 +141,17 @@ def comment(text: str) -> list[str]:
 
 
 def decision_tables() -> str:
-    """The tables of a failure: rules, where nobody is left, and what opens a breaker."""
+    """Return the tables of failures: the rules, the rules if no provider is left, and the breaker of each error."""
     does = {
-        "otherwise": "the same provider again: the beginning as it broke, or asked in words",
-        "next": "the next provider; where there is none, see below",
+        "otherwise": "the same provider again: the beginning as it broke, or a prompt to continue",
+        "next": "the next provider; if none is left, see below",
         "load": "wait for the load",
-        "again": "wait a little, and ask again those whose failure may pass",
-        "begin again": "ask those from the beginning, once",
+        "again": "after a pause, those providers again whose failure may be transient",
+        "begin again": "those providers again, from the beginning, once",
         "give up": "raise it",
     }
     lines: list[str] = []
-    for title, rules in (("the first that fits", decision.RULES), ("nobody is left to ask", decision.NOBODY_LEFT)):
+    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.NOBODY_LEFT)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
         lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in rules]
         lines.append("")
@@ -166,31 +166,31 @@ def decision_tables() -> str:
 
 
 def error_tree(kind: type[errors.LLMError] = errors.LLMError, above: str = "", branch: str = "") -> Iterator[str]:
-    """Each class of errors with the first line of its docstring, below its base."""
-    said = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
-    yield f"    {above}{branch}{kind.__name__}".ljust(33) + f" {said}"
-    below = [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
+    """Yield each class of errors with the first line of its docstring, below its base."""
+    summary = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+    yield f"    {above}{branch}{kind.__name__}".ljust(33) + f" {summary}"
+    subclasses = [subclass for subclass in kind.__subclasses__() if subclass.__module__ == errors.__name__]
     if branch:
         above += "    " if branch.startswith("└") else "│   "
-    for each in below:
-        yield from error_tree(each, above or " ", "└─ " if each is below[-1] else "├─ ")
+    for subclass in subclasses:
+        yield from error_tree(subclass, above or " ", "└─ " if subclass is subclasses[-1] else "├─ ")
 
 
 def with_error_tree() -> str:
-    """The module of errors with the tree of its classes."""
+    """Return the module of errors with the tree of its classes."""
     source = Path(errors.__file__).read_text(encoding="utf-8")
     tree = "".join(f"{line.rstrip()}\n" for line in error_tree())
     return re.sub(r"(?<=\n\n)    LLMError\n(?:     .*\n)*", tree, source, count=1)
 
 
 def configuration(language: str) -> list[str]:
-    """The tables of the page about configuration."""
+    """Return the tables of the page about configuration."""
     own = variable_table(language, settings.ProviderSettings, "<NAME>_")
     return [variable_table(language, settings.Settings), own, spelling_table(language)]
 
 
 def written() -> dict[str, str]:
-    """Each document as it must be."""
+    """Return each document as it must be."""
     blocks = {
         "README.md": [provider_table("en")],
         "README.ru.md": [provider_table("ru")],
@@ -206,7 +206,7 @@ def written() -> dict[str, str]:
 
 def _with(text: str, blocks: list[str]) -> str:
     if len(MARKS.findall(text)) != len(blocks):
-        raise SystemExit("a document has lost its marks")
+        raise SystemExit("a document has lost its marks: restore 'from the code: make tables' and 'end'")
     return MARKS.sub(lambda found: found[1] + blocks.pop(0) + found[3], text)
 
 

@@ -1,11 +1,11 @@
-"""Copies ``learnflow.llm`` into LearnFlow's tree, and prints what else has to change there.
+"""Copy ``learnflow.llm`` into LearnFlow's tree and print the other changes that LearnFlow needs.
 
     python tools/copy_into.py PATH [--check] [--diff] [--force]
 
-Must never import LearnFlow or the package, nor write anything outside the copied folder.
-The copy carries three files of its own: ``requirements.txt`` for ``uv add -r``, ``ruff.toml``, which excludes the copy
-from LearnFlow's ``ruff format``, and ``VERSION`` with its sums, as ``sha256sum -c`` reads them.
-Exit codes: 0 done, 1 ``--check`` found something to do, 2 refused.
+It imports neither LearnFlow nor the package, and writes only into the copied folder. The copy has three more files:
+``requirements.txt`` for ``uv add -r``, ``ruff.toml``, which excludes the copy from LearnFlow's ``ruff format``, and
+``VERSION`` with the checksums of the files in the format of ``sha256sum -c``.
+Exit codes: 0 success, 1 ``--check`` found something to do, 2 the path was refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = ROOT / "learnflow" / "llm"
 VERSION: Final = "VERSION"
 REQUIREMENTS: Final = "requirements.txt"
-# LearnFlow formats with ruff's defaults: without it, `ruff format learnflow/` would edit most files of the copy.
+# LearnFlow formats with ruff's defaults. Without this file, `ruff format learnflow/` would edit most of the copy.
 RUFF: Final = b'cache-dir = "../../.ruff_cache"\nexclude = ["*"]\n'
-# Below 1, as LearnFlow's Langfuse requires: uv resolves the lock anew, and would choose the newest.
+# LearnFlow's Langfuse requires a version below 1. Without the bound, uv would choose the newest.
 _LANGCHAIN: Final = "langchain-core<1,>=0.3.72"
 IMPORT: Final = (
     "from ..llm.integrations.learnflow import "
@@ -36,7 +36,7 @@ IMPORT: Final = (
 
 
 class RefusedError(Exception):
-    """The path cannot be used, or something there would be lost."""
+    """The path cannot be used, or the copy would overwrite edits."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +79,12 @@ def _run(root: Path, options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Copy:
-    """The folder of a copy: the files of the package, and sums: of the package, of the folder, of its ``VERSION``."""
+    """The folder of a copy.
+
+    Attributes:
+        package: contents of the files to copy.
+        ours, there, recorded: checksums of the package, of the folder, and in the folder's ``VERSION``.
+    """
 
     folder: Path
     package: Mapping[str, bytes]
@@ -89,28 +94,28 @@ class _Copy:
 
     @property
     def changed(self) -> list[str]:
-        """The files that copying would write or remove."""
+        """Return the files that copying would write or remove."""
         names = self.ours.keys() | self.recorded.keys()
         return sorted(name for name in names if self.ours.get(name) != self.there.get(name))
 
     @property
     def edited(self) -> list[str]:
-        """The files that were changed there since they were copied."""
+        """Return the files that were edited in the folder since they were copied."""
         return [name for name in self.changed if self.there.get(name) not in (None, self.recorded.get(name))]
 
     def findings(self) -> Iterator[str]:
-        """Yield what a check finds in the folder."""
+        """Yield a sentence for each difference between the folder and this version."""
         if not self.recorded:
-            yield "learnflow/llm is no copy: tools/copy_into.py without --check makes it"
+            yield "learnflow/llm is not a copy. Run tools/copy_into.py without --check"
             return
         for name in self.changed:
-            what = "was edited there" if name in self.edited else "is not the one of this version"
+            what = "was edited there" if name in self.edited else "is from another version"
             yield f"learnflow/llm/{name} {what if name in self.there else 'is missing'}"
         for name in sorted(self.there.keys() - self.ours.keys() - self.recorded.keys()):
             yield f"learnflow/llm/{name} is not part of learnflow-llm"
 
     def diff(self) -> str:
-        """Return the differences from the folder to the package, as ``diff -u`` prints them."""
+        """Return the differences between the folder and the package in the format of ``diff -u``."""
         return "".join(line for name in self.changed for line in self._diff(name))
 
     def _diff(self, name: str) -> Iterator[str]:
@@ -138,7 +143,7 @@ def _sums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """Return the sums of ``VERSION``, of files below the folder; none if there is no such file."""
+    """Return the checksums in ``VERSION``, or an empty dict if there is no such file."""
     file = folder / VERSION
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     lines = re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)
@@ -146,7 +151,7 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 def _write(copy: _Copy, *, force: bool) -> None:
-    """Write the folder; ``VERSION`` last, so that an interrupted copy fails the check."""
+    """Write the folder. ``VERSION`` is written last, so that an interrupted copy fails the check."""
     linked = [path for path in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if path.is_symlink()]
     if linked:
         raise RefusedError(f"{linked[0]} is a link: the copy would be written elsewhere. Remove it")
@@ -189,13 +194,13 @@ def _title() -> str:
 
 
 def _requirements() -> list[str]:
-    """Return what the package needs inside LearnFlow, its extra for LangChain included."""
+    """Return the dependencies of the package inside LearnFlow, including those of the extra for LangChain."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return sorted([*project["dependencies"], _LANGCHAIN])
 
 
 def _steps(root: Path) -> Iterator[str]:
-    """Yield what still has to change outside the folder."""
+    """Yield the changes that are still needed outside the folder."""
     file = root / "learnflow" / "pyproject.toml"
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -221,7 +226,7 @@ def _own_requirements(root: Path) -> list[str]:
 
 
 def _parsed(requirement: str) -> tuple[str, frozenset[str]]:
-    """Return the name and the bounds, whose order may differ."""
+    """Return the name and the version bounds. Two requirements may list the same bounds in another order."""
     name, bounds = re.findall(r"^([\w.-]+?)(?:\[.*\])?\s*([^\w.\[-].*)?$", requirement.partition(";")[0].strip())[0]
     return name.lower().replace("_", "-"), frozenset(bound.strip() for bound in bounds.split(",") if bound)
 

@@ -354,7 +354,7 @@ class AbstractProvider(LLMProvider):
             Unsupported: the provider does not support a keyword.
         """
 
-    async def _completion(self, call: Call) -> Completion:
+    async def _run_call(self, call: Call) -> Completion:
         """Run a call in the caller's task, without a buffer for its events."""
         try:
             return await self.start(call)(Emit())
@@ -370,7 +370,7 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        return (await self._completion(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
+        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
 
     @override
     def stream(
@@ -392,4 +392,4 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        return await self._completion(Call(prompt, model, temperature, max_tokens, more, "complete"))
+        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete"))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", "model_missing", "down"]
 
@@ -45,20 +45,9 @@ class Capabilities(TypedDict):
 
 def unknown(*, local: bool = True, **known: Any) -> Capabilities:
     """Return capabilities that are unknown except ``known``. A local server costs nothing."""
-    default = Capabilities(
-        streaming=True,
-        vision=None,
-        tools=None,
-        json_schema=None,
-        reasoning=None,
-        context=None,
-        context_served=None,
-        max_output=None,
-        prefill=None,
-        local=local,
-        cost=(0.0, 0.0) if local else None,
-    )
-    return Capabilities(**{**default, **known})  # type: ignore[typeddict-item]  # the keys are those of the class
+    nothing = dict.fromkeys(Capabilities.__annotations__)
+    certain = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
+    return cast(Capabilities, {**nothing, **certain, **known})
 
 
 def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
@@ -69,8 +58,9 @@ def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabiliti
     return cast(Capabilities, known)  # no new key
 
 
+YES_NO: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
 # "finish" is not in Capabilities: "no-finish" declares a server that never sends a finish_reason.
-_FLAGS = ("finish", "streaming", "vision", "tools", "json_schema", "reasoning", "prefill", "local")
+_FLAGS: Final = ("finish", *YES_NO)
 
 
 def stated(words: str) -> dict[str, Any]:

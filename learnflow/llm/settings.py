@@ -57,62 +57,62 @@ class Settings(BaseSettings):
     model_config = CONFIG
 
     llm_provider: str | None = None
-    """Which provider: a name of the tables in docs/providers.md, or one of your own (`GPU1_BASE_URL` says where `gpu1`
-    is)."""
+    """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
+    `gpu1`)."""
     llm_providers: Annotated[str | None, NoDecode] = None
-    """Several, in order of preference: a comma goes on to the next rank, `+` joins equals (`gpu1+gpu2,openai`). Wins
-    over `LLM_PROVIDER`."""
+    """Several providers in order of preference: a comma begins the next rank, `+` joins equals (`gpu1+gpu2,openai`).
+    Overrides `LLM_PROVIDER`."""
     llm_fallback_enabled: bool = True
-    """With `false` only the first of them is used."""
+    """If `false`, only the first rank is used."""
     llm_connect_timeout: _Seconds = 3.0
-    """Seconds for the name, for TCP and for TLS, each."""
+    """Seconds for each step of connecting: name look-up, TCP and TLS."""
     llm_first_token_timeout: _Seconds | None = None
-    """Seconds until the first token. Unset: 60, and 180 for servers of your own, which may have to read a long
+    """Seconds until the first token. Unset: 60, and 180 for self-hosted servers, which may have to read a long
     prompt."""
     llm_gap_timeout: _Seconds | None = None
-    """Seconds between two tokens. Unset: 30, and 120 for servers of your own."""
+    """Seconds between two tokens. Unset: 30, and 120 for self-hosted servers."""
     llm_deadline: _Seconds = 3600.0
-    """Seconds for a whole request, all its providers and retries; `timeout=` of a call wins."""
+    """Seconds for a request with all its providers and retries; `timeout=` of a call overrides it."""
     llm_load_timeout: _Seconds = 600.0
-    """Seconds that a model may take to load."""
+    """Seconds for loading a model."""
     llm_reask: Annotated[int, Field(ge=0)] = 1
-    """How often an answer that fails its schema is sent back to the model with the reason, before the next provider is
-    asked; 0: never."""
+    """How often an answer that fails its schema is sent back to the model with the reason, before the next provider
+    gets the request. 0: never."""
     llm_retries: Annotated[int, Field(ge=0)] = 2
-    """How often a provider is asked again after a failure that may pass, when no other can help."""
+    """How often a request is retried after a transient failure, if no other provider can serve it."""
     llm_patience: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds for which a server of your own that refuses connections is tried again, if no other provider can help: it
-    may be restarting. 0: only `LLM_RETRIES` times. The command line waits only if it is set."""
+    """Seconds for which a self-hosted server that refuses connections is retried, if no other provider can serve the
+    request: it may be restarting. 0: only `LLM_RETRIES` times. The command line waits only if it is set."""
     llm_spill: Literal["no", "local", "cloud"] = "no"
-    """While all equals of a rank are full, a request waits for one of them (`no`), or goes on to a rank that is no
-    farther away (`local`), or to any (`cloud`)."""
+    """If all equals of a rank are full, a request waits for one of them (`no`), moves to a rank that is no farther away
+    (`local`), or to any rank (`cloud`)."""
     llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
-    """Who is asked first: `order` (as named), `latency`, `cost`, `local-first`, or `warm-first` (a loaded model before
-    one that has to be loaded first, even if it is a cloud's)."""
+    """The order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or `warm-first` (a loaded model
+    before one that must be loaded first, even if it is a cloud's)."""
     llm_local_only: bool = False
-    """With `true` no byte leaves this machine and its private network."""
+    """If `true`, no byte leaves this machine and its private network."""
     llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)] = ()
-    """Networks that are yours although their addresses are not private, for example a VPN's: `100.64.0.0/10`; separated
-    by commas."""
+    """Networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`; separated by commas."""
     llm_log_content: bool = False
-    """With `true` prompts and answers are logged, at DEBUG."""
+    """If `true`, prompts and answers are logged, at DEBUG."""
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
-    """Shows metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra `[prometheus]`). Unset:
-    none."""
+    """Serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra `[prometheus]`).
+    Unset: no metrics."""
     llm_metrics_host: str | None = None
-    """Unset: 127.0.0.1, inside a container 0.0.0.0. On a host, 0.0.0.0 lets a Prometheus in Docker in."""
+    """The address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0. On a host, 0.0.0.0 admits a
+    Prometheus in Docker."""
     llm_opentelemetry: bool = False
-    """With `true` spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
+    """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
     otel_instrumentation_genai_capture_message_content: str | None = None
-    """OpenTelemetry's own switch: with `true` prompts and answers are kept on spans."""
+    """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
     llm_replay: Path | None = None
-    """Answers from the cassettes in this folder, with no server, no key and no network. Unset: the servers are
-    asked."""
+    """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
+    servers."""
     llm_replay_mode: Literal["play", "record"] = "play"
-    """`play` answers from the cassettes; `record` asks the servers and keeps what they answer in `LLM_REPLAY`."""
+    """`play` replays the cassettes; `record` sends the requests and records the responses in `LLM_REPLAY`."""
     llm_models_dir: Annotated[Path | None, AfterValidator(_absolute)] = None
-    """The folder of the model store, where `learnflow-llm pull` stores models. `~` expands. Unset:
-    `learnflow-llm/models` in the user's cache folder."""
+    """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
+    cache folder."""
 
     @property
     def captures_content(self) -> bool:
@@ -133,29 +133,31 @@ class ProviderSettings(BaseSettings):
     model_config = CONFIG
 
     base_url: str | None = None
-    """Its address; may end in `/v1` or a slash, or not."""
+    """The address; `/v1` and a slash at the end are optional."""
     kind: str | None = None
-    """The kind of server behind a name of your own: a name of the tables. It must be set."""
+    """The kind of server behind a name of your own: a name of the tables. Required for such a name."""
     model: str | None = None
-    """The model, where a call names none. Unset, on a server of your own: the one that is loaded, or the only one."""
+    """The model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only one."""
     vision_model: str | None = None
-    """The model for requests with pictures, where it is another one."""
+    """The model of requests with images, if it is another one."""
     api_key: SecretStr | None = None
-    """The key. It goes only to the address above, or the provider's own."""
+    """The key. It is sent only to the address above, or to the provider's own."""
     api_version: str | None = None
-    """The version of the API, where it has one in its address."""
+    """The version of the API, if it is part of the address."""
     context: Annotated[int, Field(gt=0)] | None = None
-    """Context length that is served, if the server does not report it. It is sent if a request takes it."""
+    """The context length that is served, if the server does not report it. It is sent if the API has such a
+    parameter."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
-    """Requests at once; the others wait."""
+    """The concurrency limit; further requests wait."""
     slots: Annotated[int, Field(gt=0)] | None = None
-    """Of a server that the package starts: requests that it answers at once. Unset: 2."""
+    """For a server that the package starts: its number of concurrent requests. Unset: 2."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """Of a server that the package starts: threads for the computation. Unset: the cores that the process may use."""
+    """For a server that the package starts: its number of computing threads. Unset: the cores that the process may
+    use."""
     capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
-    """What it can, where that is not known, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
-    `prefill`, each with `no-` before it for no; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
-    answer tokens; `no-finish`: it never sends a finish."""
+    """Capabilities that are not known otherwise, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
+    `prefill`, each negated by `no-` before it; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
+    answer tokens; `no-finish`: the server never sends a finish reason."""
 
     @property
     def stated(self) -> dict[str, Any]:

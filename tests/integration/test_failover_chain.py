@@ -10,10 +10,14 @@ from support import JSON, KINDS, TEXT, Clock, Quiz, dead, heard, pair, provider_
 
 from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
+from learnflow.llm.adapter.routable import RoutableProvider
+from learnflow.llm.base import Attempt, Call
 from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.completion import Completion, TextDelta
 from learnflow.llm.providers import OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.stream import Emit, Work
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 MOVES = {"failed": 500, "rate": 429, "quota": 429, "key": 401, "model": 404, "busy": 503}
 
@@ -232,3 +236,33 @@ async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_a
         for chain in (router(provider_for(one), hangs), router(router(provider_for(one)), hangs)):
             done = await chain.complete("hi")
             assert (done.text, done.provider, done.attempts) == (TEXT, "custom", 1)
+
+
+class _OwnAttempt(RoutableProvider, ScriptedProvider):
+    """An application's provider with its own ``attempt()``, which raises before or while it runs."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(name="own")
+        self._when = when
+
+    def attempt(self, call: Call, attempt: Attempt) -> Work:
+        """Return work that emits a piece of the text and raises, or raise at once."""
+        if self._when == "at once":
+            raise KeyError(call.prompt)
+
+        async def work(emit: Emit) -> Completion:
+            emit(TextDelta(TEXT[:9]))
+            raise KeyError(call.prompt)
+
+        return work
+
+
+@pytest.mark.parametrize("when", ["at once", "while it runs"])
+async def test_raw_exception_of_overridden_attempt_becomes_server_failed(when: str) -> None:
+    with pytest.raises(errors.ServerFailed, match="own: the provider raised KeyError") as caught:
+        await router(_OwnAttempt(when), retries=0).generate("my notes")
+    assert (caught.value.provider, caught.value.__context__) == ("own", None)
+    assert "my notes" not in str(caught.value)
+    async with FaultServer("vllm", TEXT) as server:
+        done = await router(_OwnAttempt(when), provider_for(server)).complete("hi")
+        assert (done.text, done.provider, done.attempts) == (TEXT, "vllm", 2)

@@ -1,1 +1,1 @@
-"""One provider: a checked request, written by LiteLLM's configuration, sent and read by ``transport``."""
+"""One provider: check a request, write it with LiteLLM's configuration, send it and read the response."""

@@ -1,8 +1,8 @@
-"""The queue of each server address: how many requests are in flight there, and which waiting request is sent next.
+"""The queue of each server address: the requests in flight, and which waiting request is sent next.
 
-Must never send anything, or see a prompt: it compares digests of how prompts begin.
-The router takes a slot when it chooses among equal providers; an attempt without one waits for its own. Shared by all
-providers and routers of the process, so that two provider objects of one address share its concurrency limit.
+The router acquires a slot when it chooses among equal providers. An attempt without one acquires its own. All providers
+and routers of the process share the queues, so that two providers with one address share its concurrency limit.
+No prompt is stored: digests of the beginnings of prompts are compared.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from ..base import Call, Slot
 from ..process import register
 from .options import messages_of, parts_of, text_of
 
-# How far above the average load an address may be before it gives way: the c of "Consistent Hashing with Bounded Loads"
-# (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its authors' examples.
+# The load of an address relative to the average, above which it is used last: the c of "Consistent Hashing with Bounded
+# Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
 _LOAD_BOUND: Final = 1.25
-_MAX_PASSED: Final = 16  # times that a waiting request lets others go first
-_MAX_PROMPTS: Final = 64  # prompts remembered for each address
+_MAX_PASSED: Final = 16  # later requests that are sent before a waiting one
+_MAX_PROMPTS: Final = 64  # of each address
 _MAX_ADDRESSES: Final = 256
 _MIN_DIGEST_CHARS: Final = 256
-_MAX_COMPARED: Final = 64  # waiting requests that are compared at once
+_MAX_COMPARED: Final = 64  # waiting requests
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
-Digests = tuple[str, ...]  # of longer and longer beginnings of one prompt
+Digests = tuple[str, ...]  # of beginnings of one prompt, the shortest first
 Limits = Mapping[str, int | None]  # address -> concurrency limit; None if unlimited
 
 
 @dataclass(slots=True)
 class Ticket:
-    """The turn of a waiting request; a smaller number has waited longer.
+    """The place of a waiting request in the queues.
 
     Attributes:
-        passed: slots that went to later requests meanwhile.
+        number: a smaller one has waited longer.
+        passed: the number of slots that went to later requests.
     """
 
     number: int
@@ -65,8 +66,8 @@ class Capacity:
     """The slots and queues of all addresses.
 
     Attributes:
-        loops: event loop -> address -> requests in flight. Those of a closed event loop do not count.
-        prompts: address -> digests of the prompts that it was sent, the newest last.
+        loops: event loop -> address -> requests in flight. Those of a closed event loop are ignored.
+        prompts: address -> digests of its last prompts, the newest last.
     """
 
     loops: Loops = field(default_factory=WeakKeyDictionary)
@@ -76,7 +77,7 @@ class Capacity:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def in_flight(self, address: str) -> int:
-        """Return how many requests are in flight at an address."""
+        """Return the number of requests in flight at an address."""
         with self._lock:
             return sum(counts[address] for loop, counts in list(self.loops.items()) if not loop.is_closed())
 
@@ -85,13 +86,18 @@ class Capacity:
         return limit is not None and self.in_flight(address) >= limit
 
     def ordered(self, limits: Limits, digests: Digests) -> list[str]:
-        """Sort the addresses of equal providers: the one to use first comes first.
+        """Sort the addresses of equal providers, the one to use first.
 
-        An address that was sent the longest beginning of this prompt comes first, then the order is by the hash of
-        prompt and address (rendezvous hashing). An address that is full, or clearly above its share, gives way.
+        An address that is full, or clearly above its share of the load, comes last. The others are sorted by the length
+        of the beginning of this prompt that they were sent before, then by the hash of prompt and address (rendezvous
+        hashing).
+
+        Args:
+            limits: address -> concurrency limit.
+            digests: of the prompt.
         """
         known = [limit for limit in limits.values() if limit is not None]
-        even = len(known) < len(limits)  # shares by size only if all sizes are known
+        even = len(known) < len(limits)  # equal shares unless all limits are known
 
         def key(address: str) -> tuple[bool, bool, int, int, str]:
             limit, in_flight = limits[address], self.in_flight(address)
@@ -106,12 +112,12 @@ class Capacity:
             return sorted(limits, key=key)
 
     def take(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
-        """Take a slot for a request of the running event loop; None if the address is full."""
+        """Acquire a slot for a request of the running event loop. Return None if the address is full."""
         with self._lock:
             return None if self.is_full(address, limit) else self._take(address, digests, asyncio.get_running_loop())
 
     def release(self, slot: Slot | None) -> None:
-        """Free a slot. It goes to a waiting request, first to one that only this server has cached."""
+        """Release a slot to a waiting request, preferably to one with a prompt that only this server has cached."""
         if slot is None:
             return
         with self._lock:
@@ -123,16 +129,26 @@ class Capacity:
             while waiter := self._next(slot.address):
                 self._waiters.remove(waiter)
                 waiter.slot = self._take(slot.address, waiter.digests, waiter.loop)
-                with suppress(RuntimeError):  # its event loop was closed at this moment
+                with suppress(RuntimeError):  # its event loop has just been closed
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
 
     def ticket(self) -> Ticket:
-        """Return a ticket for a request that begins to wait. It keeps the ticket if it waits again."""
+        """Return a ticket for a request that begins to wait. It is used again if the request waits again."""
         return Ticket(next(self._numbers))
 
     async def wait(self, limits: Limits, digests: Digests, ticket: Ticket, timeout_s: float) -> Slot | None:
-        """Wait for the next free slot at one of the addresses, and take it; None after ``timeout_s`` seconds."""
+        """Wait for the next free slot at one of several addresses, and acquire it.
+
+        Args:
+            limits: address -> concurrency limit.
+            digests: of the prompt.
+            ticket: of the request.
+            timeout_s: seconds.
+
+        Returns:
+            The slot; None after the timeout.
+        """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(ticket, digests, limits, loop, loop.create_future())
         with self._lock:
@@ -140,24 +156,31 @@ class Capacity:
                 if slot := self.take(address, limit, digests):
                     return slot
             bisect.insort(self._waiters, waiter, key=lambda waiter: waiter.ticket.number)
-        accepted = False
         try:
             async with asyncio.timeout(timeout_s):
                 slot = await waiter.future
         except TimeoutError:
             return None
         else:
-            accepted = True
+            waiter.slot = None  # the caller releases it
             return slot
         finally:
             with self._lock:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-            if not accepted:
-                self.release(waiter.slot)
+            self.release(waiter.slot)
 
     async def acquire(self, address: str, limit: int | None, deadline: float) -> Slot:
-        """Take a slot at one address, or wait for one. Raises TimeoutError at the deadline, in the loop's time."""
+        """Acquire a slot at one address, or wait for one.
+
+        Args:
+            address: of the server.
+            limit: its concurrency limit; None if unlimited.
+            deadline: in seconds, on the clock of the event loop.
+
+        Raises:
+            TimeoutError: the deadline passed.
+        """
         began = asyncio.get_running_loop().time()
         if slot := self.take(address, limit):
             return slot
@@ -188,25 +211,24 @@ class Capacity:
         return address in waiter.limits and not self.is_full(address, waiter.limits[address])
 
     def _next(self, address: str) -> _Waiter | None:
-        """Choose the waiting request that gets this slot, among those that have waited longest."""
-        able = list(
-            itertools.islice((waiter for waiter in self._waiters if self._fits(waiter, address)), _MAX_COMPARED)
-        )
-        limits = {other: limit for waiter in able for other, limit in waiter.limits.items()}
+        """Choose the waiting request that gets a slot, among those that have waited longest."""
+        fitting = (waiter for waiter in self._waiters if self._fits(waiter, address))
+        candidates = list(itertools.islice(fitting, _MAX_COMPARED))
+        limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
         cached = {other: self._recent(other, limit) for other, limit in limits.items()}
-        seen = self._recent(address, _MAX_PROMPTS) if able else set()
+        seen = self._recent(address, _MAX_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """First prompts that only this server has cached, then those of no server, last those of other servers."""
+            """Sort prompts that only this server has cached first, and those that other servers have cached last."""
             if waiter.ticket.passed >= _MAX_PASSED:
                 return False, 0, 0, 0, waiter.ticket.number
             here = _depth(waiter.digests, cached[address])
             elsewhere = [_depth(waiter.digests, cached[other]) for other in waiter.limits if other != address]
-            away = max(elsewhere, default=0) - here
-            return True, away, here, -_depth(waiter.digests, seen), waiter.ticket.number
+            lost = max(elsewhere, default=0) - here
+            return True, lost, here, -_depth(waiter.digests, seen), waiter.ticket.number
 
-        chosen = min(able, key=key, default=None)
-        for waiter in able:
+        chosen = min(candidates, key=key, default=None)
+        for waiter in candidates:
             waiter.ticket.passed += 1
         return chosen
 
@@ -217,15 +239,14 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
 
 
 def _depth(digests: Digests, known: set[str]) -> int:
-    """Return how many of the digests are known: how much of the prompt's beginning."""
+    """Return how many digests are known, which measures the known beginning of the prompt."""
     return sum(digest in known for digest in digests)
 
 
 def digests_of(call: Call) -> Digests:
     """Return digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
 
-    Two questions about one text have the same digests, wherever the text stands. Two texts after one long system prompt
-    have not.
+    Two questions about one long text have the same digests. Two long texts after one system prompt have different ones.
     """
     text = "\n".join(text_of(part) for message in messages_of(call.prompt) for part in parts_of(message))
     length = _MIN_DIGEST_CHARS
@@ -243,5 +264,5 @@ def _digest(text: str) -> str:
 
 CAPACITY: Final = Capacity(
     loops=register("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    prompts=register("beginnings held", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
+    prompts=register("addresses with prompt digests", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
 )

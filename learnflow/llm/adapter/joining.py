@@ -1,12 +1,12 @@
-"""Joining a broken text and its continuation: where to cut, what the continuation must repeat, what follows it.
+"""Joining of a broken text and its continuation: where to cut, what must be repeated, and what follows.
 
-Must never join what cannot be verified: a continuation begins with the end of the emitted text.
-The router makes a ``CutPoint`` of the emitted text, and wraps the attempt that continues it with ``joined``.
+The router makes a ``CutPoint`` of the emitted text, and wraps the attempt that continues it with ``joined``. A
+continuation is joined only if it begins with the end of the emitted text.
 
-A prefix that ends inside a token makes a model derail, and the next provider has another tokenizer. So the prefix in
-the request ends with the last whole word, and the continuation must first repeat the rest. Measured on
-three servers with the same model on both sides (2026-11): 3,021 of 3,027 cuts gave the identical text, the six others
-were broken connections; cut where the text broke, 575 of 1,639 (ADR 4).
+If a prefill ends inside a token, the model derails, and the next provider has another tokenizer. So the prefill ends at
+the last whole word, and the continuation must first repeat the rest. Measured on three servers with the same model on
+both sides (2026-11): 3,021 of 3,027 cuts gave the identical text, and the other six were broken connections. Cut at the
+break itself, 575 of 1,639 did (ADR 4).
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from .. import errors
 from ..base import Prompt
 from ..completion import Completion, Event, Resumed, TextDelta, ToolCallDelta
 from ..stream import Emit, Relay, Work
+from .options import messages_of
 
 _MAX_STEP_CHARS: Final = 64  # text without spaces (Chinese, base64) has no word to step back to
-_MIN_WORDS: Final = 8  # the last words that a continuation in words must repeat
+_MIN_WORDS: Final = 8  # that an instructed continuation repeats
 _MIN_WORDS_CHARS: Final = 24
 _MAX_WORDS_CHARS: Final = 400
 _MAX_BLANK_CHARS: Final = 1000  # of white space that is compared
 
-# The instruction for a model that cannot be given the beginning of its answer. Its continuation is verified against it.
+# Sent to a model without prefill. Its continuation is checked against it.
 _INSTRUCTION: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
@@ -43,19 +44,19 @@ _QUOTES: Final = dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02\u301d
 
 @dataclass(frozen=True, slots=True)
 class CutPoint:
-    """The emitted text, cut into the prefix to send and the rest that the continuation must repeat."""
+    """The emitted text, split into the prefix to send and the rest that the continuation must repeat."""
 
     prefix: str
     rest: str
 
     @property
     def text(self) -> str:
-        """The emitted text."""
+        """Return the emitted text."""
         return self.prefix + self.rest
 
 
 def step_back(text: str) -> CutPoint:
-    """Cut at the end of the last whole word. Within the first word the prefix is empty."""
+    """Cut at the end of the last whole word. The prefix is empty if the text is one word."""
     tail = text[-_MAX_STEP_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
     before = tail[: len(tail) - len(last)].rstrip()
@@ -66,17 +67,17 @@ def step_back(text: str) -> CutPoint:
 
 
 def at_the_break(text: str) -> CutPoint:
-    """Cut where the text broke: if it has no words, or if the continuation did not repeat the rest."""
+    """Cut at the end of the text, if it has no spaces or a continuation did not repeat the rest."""
     return CutPoint(text, "")
 
 
 def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
-    """Return where a text is cut for its continuation; None if there is none, so that the attempt begins.
+    """Return the cut of a text for its continuation; None if there is no text.
 
     Args:
         text: as emitted.
-        steps_back: cut at the last whole word, if that is possible.
-        prefills: the provider takes a prefix.
+        steps_back: cut at the last whole word, if possible.
+        prefills: the provider supports a prefill.
     """
     if not text.strip():
         return CutPoint("", text) if text else None  # white space is not continued
@@ -85,71 +86,70 @@ def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None
 
 
 def in_words(prompt: Prompt, prefix: str) -> list[Any]:
-    """Return the messages that ask in words for a continuation, for a model that takes no prefix."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    """Return the messages that instruct a model without prefill to continue a text."""
     instruction = f"{_INSTRUCTION}\n\n{end_of(prefix)}"
-    return [*messages, {"role": "assistant", "content": prefix}, {"role": "user", "content": instruction}]
+    return [*messages_of(prompt), {"role": "assistant", "content": prefix}, {"role": "user", "content": instruction}]
 
 
 def end_of(text: str) -> str:
-    """Return the last words, with which a continuation in words must begin: enough of them to be recognised.
+    """Return the last words of a text, which an instructed continuation must repeat.
 
-    At least eight words of 24 characters together; 64 characters if there are no words; the whole text if it is
-    shorter. More if the text begins with the same words: a continuation would look like a new beginning.
+    They are at least eight words and 24 characters, or 64 characters if there are no spaces, or the whole text if it is
+    shorter. They are more if the text begins with the same words, because the model might have begun again.
     """
     return _ends_of(text)[0]
 
 
 def _ends_of(text: str) -> list[str]:
-    """Return ``end_of`` and longer ends that verify as much, for a model that begins with a whole sentence."""
-    starts, begun = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
+    """Return ``end_of`` a text and longer ends, for a model that repeats a whole sentence."""
+    starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_WORDS + 1] or starts[:1]):
         end = text[start:]
         if len(end) > (_MAX_WORDS_CHARS if len(starts) > 1 else _MAX_STEP_CHARS):
             break
-        if start == starts[0] or (len(end) >= _MIN_WORDS_CHARS and not _begins(begun, end)):
+        if start == starts[0] or (len(end) >= _MIN_WORDS_CHARS and not _begins(stripped, end)):
             ends.append(end)
     if not ends:
         end = text[-_MAX_STEP_CHARS:]
-        ends.append(text if _begins(begun, end) else end)
+        ends.append(text if _begins(stripped, end) else end)
     return ends
 
 
 def _begins(text: str, end: str) -> bool:
-    """Return whether the text begins with these words, compared as ``_Repetition`` does."""
-    wanted = "".join(map(_plain, end))
-    return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(wanted))) == wanted
+    """Return whether a text begins with these words, compared like in ``_Repetition``."""
+    expected = "".join(map(_plain, end))
+    return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
 
 
 class Joiner:
-    """Splits a continuation into what it repeats and what follows the emitted text.
+    """Splits a continuation into the repeated text and the new text.
 
     Args:
         cut: the emitted text.
-        words: the continuation was requested in words, to begin with ``end_of`` the prefix.
+        words: the continuation was instructed to begin with ``end_of`` the prefix. Otherwise the prefix was a prefill.
 
     Attributes:
-        mismatched: the continuation does not begin with what it must repeat. Nothing of it was returned.
+        mismatched: the continuation does not repeat the required text, and nothing of it was returned.
     """
 
     def __init__(self, cut: CutPoint, *, words: bool = False) -> None:
         self.mismatched = False
         self.words = words
         self.cut = cut
-        self._held: str | None = ""  # None after the seam
-        again = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
-        self._repeats = [_Repetition(text) for text in dict.fromkeys(again)]
+        self._held: str | None = ""  # None after the repeated text
+        expected = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
+        self._repeats = [_Repetition(text) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, over: bool = False) -> str:
-        """Add a piece of the continuation, which may be ``over``; return the text that may be emitted."""
+        """Add a piece of the continuation, the last one if ``over``. Return the text to emit."""
         if self._held is None:
             return text
-        if not (self.words and self._held):  # in words, each repetition holds what it needs
+        if not (self.words and self._held):  # every ``_Repetition`` holds its own text
             self._held += text
         if self.mismatched or not (self._held or over):
             return ""
-        after = self._after_words(text, over=over) if self.words else self._after_prefix(self._held, over=over)
+        after = self._after_words(text, over=over) if self.words else self._after_prefill(self._held, over=over)
         if after is None:
             return ""
         self._held = None
@@ -157,29 +157,30 @@ class Joiner:
 
     @property
     def settled(self) -> bool:
-        """Whether the seam has passed: everything from now on follows the emitted text."""
+        """Return whether the repeated text has ended, so that all later text is new."""
         return self._held is None
 
     @property
     def silent(self) -> bool:
-        """Whether the continuation ended empty, without even what it must repeat."""
+        """Return whether the continuation was empty, although it had to repeat text."""
         return self.mismatched and not self._held
 
     def end(self) -> str:
-        """End the continuation; return the text that was held back."""
+        """End the continuation. Return the text that was held back."""
         return self.feed("", over=True)
 
-    def _after_prefix(self, held: str, *, over: bool) -> str | None:
-        """Return what follows the emitted text after a prefill; None while that is open.
+    def _after_prefill(self, held: str, *, over: bool) -> str | None:
+        """Return the new text after a prefill; None while that is undecided.
 
-        Some servers echo the whole prefix. An echo counts as one only if it cannot be what must be repeated.
+        Some servers echo the whole prefill. It is an echo only if it cannot be the rest that must be repeated.
         """
         rest, echo = self.cut.rest, self.cut.text
-        if not echo.strip():  # white space alone counts as no text: it is not emitted twice
+        if not echo.strip():  # only white space was emitted: it is removed once
             settled = over or held.strip() or held.startswith(echo) or len(held) > _MAX_BLANK_CHARS
             return held.removeprefix(echo) if settled else None
         echoes = bool(self.cut.prefix and rest) and not echo.startswith(rest)
-        if not rest and len(echo) >= _MIN_WORDS_CHARS and not _is_pattern(echo):
+        start = echo[: _MIN_WORDS_CHARS // 2]  # if it occurs again in the text, an echo is not certain
+        if not rest and len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :]:
             if held.startswith(echo):
                 return held[len(echo) :]
             if echo.startswith(held) and not over:
@@ -193,61 +194,61 @@ class Joiner:
         return None
 
     def _after_words(self, text: str, *, over: bool) -> str | None:
-        """Return what follows the emitted text after a request in words; None while that is open.
+        """Return the new text of an instructed continuation; None while that is undecided.
 
-        The continuation begins with the end, as instructed, or with the whole text.
+        The continuation repeats one of the ends of the emitted text, or all of it.
         """
         for repetition in self._repeats:
             repetition.feed(text)
-        rests = (repeat.rest(over=over) for repeat in self._repeats if repeat.came and not repeat.other)
+        rests = (repeat.rest(over=over) for repeat in self._repeats if repeat.complete and not repeat.differs)
         after = next((rest for rest in rests if rest is not None), None)
-        if after is None and (over or all(repeat.other for repeat in self._repeats)):
+        if after is None and (over or all(repeat.differs for repeat in self._repeats)):
             self.mismatched = True
         return after
 
 
 class _Repetition:
-    """Compares the start of a continuation with a text, and holds what follows.
+    """Compares the start of a continuation with a text, and holds the text after it.
 
-    White space, Unicode form and kinds of quotation marks do not count.
+    White space, Unicode normalization and kinds of quotation marks are ignored.
 
     Attributes:
-        other: the continuation begins with something else.
+        differs: the continuation begins with other text.
     """
 
     def __init__(self, text: str) -> None:
-        self.other = False
-        self._wanted = "".join(map(_plain, text))
+        self.differs = False
+        self._expected = "".join(map(_plain, text))
         self._blank = text[len(text.rstrip()) :]
         self._at = 0
         self._after = ""
 
     @property
-    def came(self) -> bool:
-        """Whether the continuation has repeated the whole text."""
-        return self._at == len(self._wanted)
+    def complete(self) -> bool:
+        """Return whether the continuation has repeated the whole text."""
+        return self._at == len(self._expected)
 
     def feed(self, piece: str) -> None:
         """Add a piece of the continuation."""
-        if self.other or self.came:
+        if self.differs or self.complete:
             self._after += piece
             return
         for at, character in enumerate(piece):
             plain = _plain(character)
             for inner, letter in enumerate(plain):
-                if self.came:  # the text ends inside this character: the accent follows
+                if self.complete:  # the text ends inside this character: an accent follows
                     self._after = plain[inner:] + piece[at + 1 :]
                     return
-                if letter != self._wanted[self._at]:
-                    self.other = True
+                if letter != self._expected[self._at]:
+                    self.differs = True
                     return
                 self._at += 1
-            if self.came:
+            if self.complete:
                 self._after = piece[at + 1 :]
                 return
 
     def rest(self, *, over: bool) -> str | None:
-        """Return what follows the text; None while it may be the white space with which the emitted text ended."""
+        """Return the new text; None while it may still be white space that the emitted text ended with."""
         after, bare = self._after, self._after.lstrip()
         if not self._blank:
             return after
@@ -256,42 +257,36 @@ class _Repetition:
         blank = after[: len(after) - len(bare)]
         if blank.startswith(self._blank):
             return after[len(self._blank) :]
-        if not blank and self._wanted[-1:].isalnum() and bare[:1].isalnum():
-            self.other = True  # it extends a word that had ended
+        if not blank and self._expected[-1:].isalnum() and bare[:1].isalnum():
+            self.differs = True  # it extends the last word, after which the emitted text has white space
             return None
         lines = blank.count("\n") - self._blank.count("\n")
         indent, before = blank.rpartition("\n")[2] if "\n" in blank else "", self._blank.rpartition("\n")[2]
         return "\n" * lines + (indent if lines > 0 else indent.removeprefix(before)) + bare
 
 
-def _is_pattern(text: str) -> bool:
-    """Return whether the beginning of the text occurs again in it."""
-    start = _MIN_WORDS_CHARS // 2
-    return text[:start] in text[start:]
-
-
 @lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
-    """Return a character as it is compared: decomposed, without white space, one kind of quotation marks."""
+    """Return a character in the form for comparison: decomposed, without white space, with plain quotation marks."""
     letters = unicodedata.normalize("NFKD", _QUOTES.get(character, character))
     return "".join(_QUOTES.get(letter, letter) for letter in letters if not letter.isspace())
 
 
 class _Joining(Relay):
-    """Emits only what follows the emitted text, and holds the rest of the continuation back until it is verified.
+    """Emits the new text of a continuation. Tool calls are held back until the repeated text has ended.
 
     Args:
         name: of the provider that continues the text.
         joiner: splits the continuation.
         emit: of the request.
-        stop: called if the continuation does not fit.
+        stop: called if the continuation does not repeat the required text.
     """
 
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed = not joiner.cut.text.strip()  # there is nothing to resume, or it was emitted
-        self._held: list[ToolCallDelta] = []
+        self._resumed = not joiner.cut.text.strip()  # the event is not needed, or was emitted
+        self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
         joiner = self._joiner
@@ -302,22 +297,27 @@ class _Joining(Relay):
             if joiner.mismatched:
                 self._stop()
         elif isinstance(event, ToolCallDelta) and not joiner.settled:
-            self._held.append(event)
+            self._held_calls.append(event)
         else:
             self._emit(event)
 
     def end(self, completion: Completion | None) -> None:
-        """Emit what was held back. Raises NotContinued if it does not fit, and EmptyAnswer if there was nothing."""
+        """Emit the text and the tool calls that were held back.
+
+        Raises:
+            EmptyAnswer: the continuation is empty.
+            NotContinued: the continuation does not repeat the required text.
+        """
         joiner = self._joiner
         text = joiner.end()
-        instead = joiner.silent and completion is not None and completion.tool_calls
-        if joiner.silent and not instead:  # the last word had to be repeated: this may not have been the end
+        only_calls = joiner.silent and completion is not None and completion.tool_calls
+        if joiner.silent and not only_calls:
             raise errors.EmptyAnswer("the continuation of a broken answer is empty", provider=self._name)
-        if joiner.mismatched and not instead:
+        if joiner.mismatched and not only_calls:
             what = "the continuation does not begin with the end of the broken answer"
             raise errors.NotContinued(what, provider=self._name)
         self._text(text, resume=True)
-        for call in self._held:
+        for call in self._held_calls:
             self._emit(call)
 
     def _text(self, text: str, *, resume: bool = False) -> None:
@@ -329,13 +329,18 @@ class _Joining(Relay):
 
 
 async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
-    """Run an attempt that continues a broken text. Raises LLMError as the attempt does, NotContinued, EmptyAnswer.
+    """Run an attempt that continues a broken text.
 
     Args:
-        work: the attempt.
+        work: of the attempt.
         joiner: splits its text.
         name: of the provider.
-        emit: gets what follows the emitted text.
+        emit: receives the new text.
+
+    Raises:
+        EmptyAnswer: the continuation is empty.
+        NotContinued: the continuation does not repeat the required text.
+        LLMError: the attempt failed.
     """
     completion: Completion | None = None
     try:
@@ -347,5 +352,5 @@ async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completio
         if not joiner.mismatched:
             raise
     relay.end(completion)
-    assert completion  # noqa: S101  # else ``end`` has raised
+    assert completion  # noqa: S101  # otherwise ``end`` has raised
     return completion

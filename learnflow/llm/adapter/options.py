@@ -1,6 +1,6 @@
-"""The keywords of a call, checked: known, supported by the provider, and valid.
+"""Check the keywords of a call: each is known, supported by the provider, and valid.
 
-Must never change what a caller meant, or let a keyword pass that the provider ignores.
+No value is changed. A keyword that the provider would ignore is an error.
 """
 
 from __future__ import annotations
@@ -15,61 +15,63 @@ from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
 from ..provider_spec import ProviderSpec
 
-Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what it must be
+Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # returns whether a value is valid; describes a valid one
 
 _KEYWORDS: Final = tuple(Options.__annotations__)
-_ONE: Final = "Call it several times, with asyncio.gather for instance"
-_NO_LOGPROBS: Final = "An answer may be continued by another model: probabilities of its tokens would mean nothing"
-_ELSEWHERE: Final = {  # what people look for here
+_NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
+_UNSUPPORTED: Final = {  # keywords of other libraries
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
     "num_ctx": "Set {context_variable}, in tokens; otherwise it grows by itself if the server takes it with a request",
 }
 _FORMATS: Final = ("text", "json_object", "json_schema")
-_SESSION: Final = 200  # characters
+_MAX_SESSION_CHARS: Final = 200
 
 
 def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that were given; None counts as not given.
+    """Return the keywords that are not None, without ``n``.
 
     Args:
         spec: of the provider.
-        sampling: those that every call has.
-        more: the caller's others.
+        sampling: ``temperature`` and ``max_tokens``, which every call has.
+        more: the other keywords of the call.
 
     Raises:
-        InvalidRequest: an unknown keyword, or an invalid value.
-        Unsupported: a keyword that this provider does not support.
+        InvalidRequest: a keyword is unknown, or its value is invalid.
+        Unsupported: the provider does not support a keyword.
     """
     given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
     number = given.pop("n", 1)
     if type(number) is not int or number != 1:
-        raise Unsupported("n= may be 1 only: there is one answer to a call", hint=_ONE)
+        hint = "Call it several times, with asyncio.gather for instance"
+        raise Unsupported("n= must be 1: a call has one answer", hint=hint)
     for name in more:
         _check_known(spec, name, given=name in given)
     for name, value in given.items():
         if name not in spec.dialect.parameters:
-            raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out here")
-        fits, wanted = _RULES.get(name, (None, ""))
-        if fits and not fits(value):
-            raise _invalid(name, wanted)
+            raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out")
+        is_valid, valid = _RULES.get(name, (None, ""))
+        if is_valid and not is_valid(value):
+            raise _invalid(name, valid)
     _check_format(spec, given.get("response_format"))
-    _check_choice(spec, given.get("tool_choice"), given.get("tools"))
+    _check_tool_choice(spec, given.get("tool_choice"), given.get("tools"))
     return given
 
 
-def rows(value: Any) -> bool:
-    """Return whether this is a list of objects."""
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
+def is_list_of_objects(value: Any) -> bool:
+    """Return whether a value is a list of JSON objects."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(row, Mapping) for row in value)
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:
-    """Return the messages of a prompt. The request raises for an invalid prompt."""
-    return prompt if not isinstance(prompt, str) and rows(prompt) else [{"role": "user", "content": prompt}]
+    """Return the messages of a prompt. An invalid prompt is one message here; ``request`` raises for it."""
+    return (
+        prompt if not isinstance(prompt, str) and is_list_of_objects(prompt) else [{"role": "user", "content": prompt}]
+    )
 
 
 def parts_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the parts of a message's content; a text is one part. The request raises for an invalid part."""
+    """Return the parts of a message's content; a text is one part. Invalid parts are left out."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     return [part for part in parts if isinstance(part, Mapping)]
@@ -81,18 +83,18 @@ def text_of(part: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Rule:
-    kinds = (int,) if whole else (int, float)
+def _number(low: float = -math.inf, high: float = math.inf, *, integer: bool = False) -> Rule:
+    kinds = (int,) if integer else (int, float)
     bounds = (f" from {low:g}" if low > -math.inf else "") + (f" to {high:g}" if high < math.inf else "")
 
-    def fits(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         number = isinstance(value, kinds) and not isinstance(value, bool)
         return number and low <= value <= high and abs(value) != math.inf
 
-    return fits, f"a {'whole ' if whole else ''}number{bounds}"
+    return is_valid, f"{'an integer' if integer else 'a number'}{bounds}"
 
 
-def _json(value: Any) -> bool:
+def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, default=dict)
     except (TypeError, ValueError):
@@ -100,71 +102,74 @@ def _json(value: Any) -> bool:
     return True
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
+def _is_text_or_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value))
 
 
 _RULES: Final[Mapping[str, Rule]] = {
     "temperature": _number(0),
-    "max_tokens": _number(1, whole=True),
+    "max_tokens": _number(1, integer=True),
     "top_p": _number(0, 1),
-    "top_k": _number(-1, whole=True),  # vLLM: -1 for all
+    "top_k": _number(-1, integer=True),  # vLLM: -1 for all
     "min_p": _number(0, 1),
-    "seed": _number(whole=True),
+    "seed": _number(integer=True),
     "frequency_penalty": _number(),
     "presence_penalty": _number(),
     "reasoning": (
         lambda value: isinstance(value, bool) or value in ("low", "medium", "high"),
         'True, False, "low", "medium" or "high"',
     ),
-    "stop": (_texts, "a text or a list of texts"),
+    "stop": (_is_text_or_texts, "a text or a list of texts"),
     "system": (lambda value: isinstance(value, str), "a text"),
-    "tools": (lambda value: rows(value) and _json(value), "a list of OpenAI-style tools"),
-    "extra_body": (lambda value: isinstance(value, Mapping) and _json(value), "a dict that JSON can hold"),
+    "tools": (lambda value: is_list_of_objects(value) and _is_json(value), "a list of OpenAI-style tools"),
+    "extra_body": (lambda value: isinstance(value, Mapping) and _is_json(value), "a dict that JSON can hold"),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
     "session": (
-        lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _SESSION,
-        f"a text of 1 to {_SESSION} printable characters",
+        lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_SESSION_CHARS,
+        f"a text of 1 to {_MAX_SESSION_CHARS} printable characters",
     ),
 }
 
 
 def _check_known(spec: ProviderSpec, name: str, *, given: bool) -> None:
-    if name in _ELSEWHERE and given:
-        hint = _ELSEWHERE[name].format(context_variable=spec.variable("context"))
+    """Raise if there is no such keyword, with a hint."""
+    if name in _UNSUPPORTED and given:
+        hint = _UNSUPPORTED[name].format(context_variable=spec.variable("context"))
         raise Unsupported(f"there is no {name}=", hint=hint)
-    if name not in (*_KEYWORDS, *_ELSEWHERE):
+    if name not in (*_KEYWORDS, *_UNSUPPORTED):
         near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
-        hint = f"Did you mean {near[0]}=?" if near else f"Known are {', '.join(_KEYWORDS)}"
+        hint = f"Did you mean {near[0]}=?" if near else f"The keywords are {', '.join(_KEYWORDS)}"
         raise InvalidRequest(
-            f"there is no keyword {name}=", hint=f"{hint}; extra_body= takes what only this server knows"
+            f"there is no keyword {name}=", hint=f"{hint}. A parameter of one server goes into extra_body="
         )
 
 
-def _check_format(spec: ProviderSpec, wanted: Any) -> None:
-    if isinstance(wanted, Mapping):
-        kind = wanted.get("type")
+def _check_format(spec: ProviderSpec, response_format: Any) -> None:
+    if isinstance(response_format, Mapping):
+        kind = response_format.get("type")
         if kind not in _FORMATS:
             formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
             raise _invalid("response_format", formats)
         if kind != "text" and kind not in spec.dialect.schema_modes:
             hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
-            raise Unsupported(f"{spec.title} does not know response_format {kind}", hint=hint)
-        if kind == "json_schema" and not isinstance(wanted.get("json_schema"), Mapping):
-            raise _invalid("response_format", 'given its schema under "json_schema"')
-    elif wanted is not None and not (isinstance(wanted, type) and hasattr(wanted, "model_validate_json")):
+            raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
+        if kind == "json_schema" and not isinstance(response_format.get("json_schema"), Mapping):
+            raise _invalid("response_format", 'a dict with a schema under "json_schema"')
+    elif response_format is not None and not (
+        isinstance(response_format, type) and hasattr(response_format, "model_validate_json")
+    ):
         raise _invalid("response_format", "a pydantic class or a dict")
 
 
-def _check_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
+def _check_tool_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
     if choice is None:
         return
     if not tools:
-        raise InvalidRequest("tool_choice= without tools=", hint="Give tools=, or leave it out")
+        raise InvalidRequest("tool_choice= without tools=", hint="Give tools=, or leave tool_choice= out")
     if spec.dialect.tool_choices is not None and choice not in spec.dialect.tool_choices:
-        known = f"It knows {', '.join(spec.dialect.tool_choices)}"
-        raise Unsupported(f"{spec.title} does not support this tool_choice=", hint=known)
+        hint = f"Use {' or '.join(spec.dialect.tool_choices)}"
+        raise Unsupported(f"{spec.title} does not support this tool_choice=", hint=hint)
 
 
-def _invalid(name: str, wanted: str) -> InvalidRequest:
-    return InvalidRequest(f"{name}= must be {wanted}")
+def _invalid(name: str, valid: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}= must be {valid}")

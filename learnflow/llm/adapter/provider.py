@@ -1,4 +1,4 @@
-"""The base class of all providers: a spec and an address, a prompt in, a complete answer or a typed error out."""
+"""The base class of all providers: a spec and an address. It returns a complete answer, or raises a typed error."""
 
 from __future__ import annotations
 
@@ -32,20 +32,22 @@ _T = TypeVar("_T")
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
-    """One provider. ``providers`` has a class for each vendor; the defaults come from the vendor's variables.
+    """One provider. ``providers`` has a class for each vendor. Defaults come from the vendor's environment variables.
 
     Args:
-        base_url: the server, with or without ``/v1`` and trailing slash.
-        model: the model of a call that names none.
-        vision_model: the one for images, if that is another one.
-        api_key: the key; one from the environment goes only to the host that it was issued for.
-        times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout``, ``deadline`` (seconds), ``local_only``.
+        base_url: the address of the server, with or without ``/v1`` and trailing slash.
+        model: the default model of a call.
+        api_key: the API key. A key from the environment is sent only to the host that it was issued for.
+        vision_model: the default model for prompts with images; None for ``model``.
+        times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
+            ``local_only``; ``max_concurrency``.
 
     Raises:
-        NotConfigured: the address is invalid or missing, or the key is missing.
+        NotConfigured: the address is invalid or missing.
+        KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # of the class; an address may have another one
+    spec: ProviderSpec  # of the class; an instance may have a variant
 
     def __init__(
         self,
@@ -55,14 +57,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         vision_model: str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
-        row = self.spec
-        common, own = settings.load(), settings.load_provider(row)
+        spec = self.spec
+        common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
-        if replay and not (base_url or own.base_url or row.api.default_url):
-            base_url = replay.address(self.cassettes_of, near=row.local)
+        if replay and not (base_url or own.base_url or spec.api.default_url):
+            base_url = replay.address(self.cassettes_of, near=spec.local)
         replays = active.plays(replay)
-        if row.api.variant:
-            self.spec = row.api.variant(row, base_url or own.base_url or "", own.api_version)
+        if spec.api.variant:
+            self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
@@ -76,26 +78,29 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
-        sees = f", vision_model={self.vision_model!r}" if self.vision_model else ""
-        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r}{sees})"
+        vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
+        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r}{vision})"
 
     @property
     def name(self) -> str:
-        """The name in ``LLM_PROVIDER``."""
+        """Return the name in ``LLM_PROVIDER``."""
         return self.spec.name
 
     @property
     def address(self) -> str:
-        """The key of its circuit breakers and its queue. An endpoint with a name of its own shares none."""
+        """Return the key of the circuit breakers and the queue. Endpoints with a configured name do not share them."""
         return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
     def facts(self, model: str | None) -> Facts:
-        """Return what is known now, from the spec, the configuration and the last probe; see ``RoutableProvider``."""
+        """Return the known properties, from the spec, the configuration and the last probe.
+
+        Args:
+            model: the name of the model; None for the default model.
+        """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if (
-            spec.server.context_length and "context_served" not in self.catalog.stated
-        ):  # it grows up to that of the training
+        grows = spec.server.context_length and "context_served" not in self.catalog.stated
+        if grows:  # the server loads it with up to the context length of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -110,18 +115,18 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,  # if its name leads elsewhere, the connection is refused
+            near=spec.local or endpoint.near,  # a connection to a public address is refused
             local_only=times.local_only,
         )
 
     def _has(self, model: str) -> bool:
-        """Return whether it has a model: by its configuration, its server's list, or LiteLLM's map of models."""
+        """Return whether the provider has a model, by its configuration, its server's list, or the price map."""
         server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(model_prices.known(self.spec.price_prefix, model)["context"])
+        return not self.spec.local and bool(model_prices.capabilities_of(self.spec.price_prefix, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """See ``RoutableProvider``."""
@@ -146,55 +151,73 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.runner.start(made, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
-        """Import LiteLLM now, in a thread: seconds that the first request would pay. For an application's start."""
+        """Import LiteLLM now, in a thread, which would delay the first request by seconds. Call it at startup."""
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
-        """Close idle connections of this event loop to its server. The provider can be used again afterwards.
+        """Close idle connections of this event loop to the server. The provider can be used again afterwards.
 
-        Not needed at the end of a program: the end of the event loop closes them.
+        A program need not call it at its end: the end of the event loop closes the connections.
         """
         await pool.leave(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
-        """Return the names that ``model=`` may take. Raises LLMError."""
+        """Return the names of the chat models. Raise LLMError if they cannot be listed."""
         return [model.name for model in await self._explained(self.catalog.models(every=False))]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
-        """Return the chat models with their capabilities, within so many seconds. Raises LLMError."""
+        """Return the chat models with their capabilities.
+
+        Args:
+            within: seconds.
+
+        Raises:
+            LLMError: the models cannot be listed.
+        """
         return await self._explained(self.catalog.models(within))
 
     async def health_check(self) -> bool:
-        """Return whether it would answer now; costs nothing and loads nothing. See ``LLMProvider``."""
+        """Return whether a request would succeed now. A probe costs nothing and loads no model."""
         return (await self.refresh()).ready
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe its state and capabilities, for at most ``within`` seconds, and remember them. Never raises."""
+        """Probe the state and the capabilities of the server, and cache them.
+
+        Args:
+            within: seconds.
+
+        Returns:
+            The state. A failure is a state, and is not raised.
+
+        Raises:
+            NotRecorded: the cassettes of LLM_REPLAY have no page of the server.
+        """
         health = await self.catalog.health(within)
         events.emit(events.HealthChecked(provider=self.name, state=health.state))
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
-        """Return what is known now: from the last probe, the spec and the operator.
+        """Return the capabilities of a model, from the last probe, the spec and the operator. Sends nothing.
 
         Args:
-            model: None for the one of a call that names none.
+            model: the name of the model; None for the default models.
         """
-        can = self.catalog.capabilities(model)
+        capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
-            can["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
-        return can
+            capabilities["vision"] = self.catalog.capabilities(self.vision_model)["vision"]
+        return capabilities
 
     async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
-        """Load the model by the server's own request, or wait until it is loaded. Import LiteLLM, too.
+        """Load a model, or wait until the server has loaded it. Import LiteLLM meanwhile.
 
         Args:
-            model: as in ``generate``.
-            keep_alive: how long it stays loaded, in seconds or like "30m"; None for the server's default.
+            model: the name of the model; None for the default model.
+            keep_alive: how long the model stays loaded, in seconds or like "30m"; None for the server's default.
 
         Raises:
-            ModelLoading: LLM_LOAD_TIMEOUT seconds were not enough.
-            LLMError: any other failure.
+            ModelLoading: the model was not loaded within LLM_LOAD_TIMEOUT seconds.
+            Unsupported: the server does not support ``keep_alive``.
+            LLMError: the server cannot be reached, or cannot load the model.
         """
         if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
@@ -203,43 +226,43 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:
             async with asyncio.timeout(self._times.load):
-                await asyncio.gather(self.prepare(), self._loaded(model, keep_alive))
+                await asyncio.gather(self.prepare(), self._load(model, keep_alive))
         except TimeoutError:
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
     async def _explained(self, result: Awaitable[_T], model: str | None = None) -> _T:
-        """Await it; an error names the provider and the variable to set."""
+        """Await a result. An error names the provider and the variable to set."""
         try:
             return await result
         except LLMError as error:
-            raise bare(self.runner.explained(error, model))  # noqa: B904  # that is what it does
+            raise bare(self.runner.explained(error, model))  # noqa: B904  # ``bare`` removes the context
 
-    async def _loaded(self, name: str | None, keep_alive: str | float | None) -> None:
-        """Load the model, unless it is loaded."""
-        model = await self._there(name)
+    async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
+        """Load a model unless it is loaded."""
+        model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
             await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
-            await self._there(name)
+            await self._wait_for(name)
 
-    async def _there(self, name: str | None) -> Model:
-        """Wait until the server does not load any more; return the model."""
+    async def _wait_for(self, name: str | None) -> Model:
+        """Wait while the server is loading. Return the model."""
         while True:
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(model_loading.AGAIN_S)
+                await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
 
     def _network(self) -> Any:
-        """Return the httpx transport of its requests; None for the network."""
+        """Return the httpx transport of the requests; None for the network."""
         return None
 
     @property
     def cassettes_of(self) -> str:
-        """The folder of its cassettes."""
+        """Return the name of the folder with the cassettes."""
         return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        """Return the kinds of server that may answer at its address; by default only its own."""
+        """Return the kinds of server that are recognised at the address; by default only its own."""
         return (self.spec,)

@@ -1,4 +1,4 @@
-"""A request: the prompt and keywords of a call, checked and formatted for LiteLLM. Nothing is dropped silently."""
+"""A request: the prompt and keywords of a call, checked, and formatted for LiteLLM. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -9,53 +9,48 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
-from ..errors import (
-    CapabilityError,
-    ContextOverflow,
-    InvalidRequest,
-    LLMError,
-    RequestError,
-    Unsupported,
-)
+from ..errors import InvalidRequest, LLMError, Unsupported
 from ..provider_spec import ProviderSpec
 from . import structured_output
-from .options import messages_of, parts_of, rows, text_of
+from .options import is_list_of_objects, messages_of, parts_of, text_of
 
-_NOT_OPENAI: Final = ("top_k", "min_p")  # not parameters of OpenAI's: they are sent in the body as they are
-# One server requires both, another repeats the beginning without them.
+_NOT_OPENAI: Final = ("top_k", "min_p")  # OpenAI has no such parameters: they go into the body unchanged
+# One server requires both. Another repeats the prefill without them.
 _CONTINUES: Final = "continue_final_message"
-_GO_ON: Final = {_CONTINUES: True, "add_generation_prompt": False}
-# For servers that would take a last assistant message as the beginning of the answer.
+_PREFILL_FIELDS: Final = {_CONTINUES: True, "add_generation_prompt": False}
+# Added after a last assistant message if the server would continue that message.
 _NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
-_TOKEN: Final = re.compile(r"[!-~]+")  # a header's value that no proxy splits or trims
-_REFUSES: Final = re.compile(
+_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # no proxy splits or trims it
+_MAX_TYPE_CHARS: Final = 40
+_REFUSAL_WORDS: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How a request is formatted after refusals.
+    """The format of a request after refusals.
 
     Attributes:
-        without: parameters of ours that the model refused.
-        rung: the fallback level for a schema.
-        newer_limit: ``max_completion_tokens`` instead of ``max_tokens``, which models that think require.
+        without: parameters that this package added and the model refused.
+        fallback_level: of the schema, an index into ``Dialect.structured``.
+        newer_limit: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     without: frozenset[str] = frozenset()
-    rung: int = 0
+    fallback_level: int = 0
     newer_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One checked request; its repr shows no prompt.
+    """One checked request. Its repr shows no prompt.
 
     Attributes:
-        corrections: how many of the last messages are not the caller's: an answer that is sent back, and the reason.
-        turn_added: a short turn of the user follows the caller's last assistant message.
+        corrections: the number of messages at the end that ask for a correction: wrong answers and their faults.
+        turn_added: a short user message was added after the caller's last assistant message.
     """
 
     spec: ProviderSpec
@@ -64,7 +59,7 @@ class Request:
     sampling: dict[str, Any]
     tools: list[dict[str, Any]] = field(repr=False)
     tool_choice: Any
-    wanted: Any = field(repr=False)
+    response_format: Any = field(repr=False)
     reasoning: bool | str | None
     timeout: float | None
     extra_body: dict[str, Any] = field(repr=False)
@@ -74,71 +69,68 @@ class Request:
 
     @property
     def texts(self) -> list[str]:
-        """The texts of the messages."""
+        """Return the texts of the messages."""
         return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
     def images(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
     @property
     def ceiling(self) -> int | None:
-        """The limit of tokens of the answer, if it is a ceiling and no demand."""
-        most = self.sampling.get("max_tokens")
-        return most if isinstance(most, AtMost) else None
+        """Return ``max_tokens`` if it is a ceiling (``AtMost``), which may be lowered; None if it is a demand."""
+        max_tokens = self.sampling.get("max_tokens")
+        return max_tokens if isinstance(max_tokens, AtMost) else None
 
     @property
     def own_context(self) -> bool:
-        """Whether the caller sets the context length."""
-        options, written = self.extra_body.get("options"), self.spec.dialect.format_options
-        return bool(written and isinstance(options, Mapping) and written({}, 1).keys() & options.keys())
+        """Return whether ``extra_body`` sets the context length."""
+        options, format_options = self.extra_body.get("options"), self.spec.dialect.format_options
+        return bool(format_options and isinstance(options, Mapping) and format_options({}, 1).keys() & options.keys())
 
     @property
     def other_texts(self) -> list[str]:
-        """The other texts of the caller: images, tools, arguments."""
-        return list(_strings([self.messages, self.tools, self.extra_body, self.wanted]))
+        """Return every text of the caller, those in images, tools and the schema included."""
+        return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
 
     def corrected(self, text: str, reason: str) -> Request:
-        """Return the request that sends an answer back to the model, with the reason."""
-        sent_back = [
+        """Return the request that asks the model to correct an answer, given its fault."""
+        correction = [
             {"role": "assistant", "content": text},
             {"role": "user", "content": structured_output.correction(reason)},
         ]
-        return replace(self, messages=[*self.messages, *sent_back], corrections=self.corrections + len(sent_back))
+        return replace(self, messages=[*self.messages, *correction], corrections=self.corrections + len(correction))
 
     def formatted(
-        self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, begun: str | None
+        self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages and parameters as LiteLLM takes them.
+        """Return messages and parameters in LiteLLM's format.
 
         Args:
             model: its name at the provider.
-            variant: what is left out.
-            context_length: to request, if the server takes one with a request.
+            variant: the format after refusals.
+            context_length: in tokens, if the server accepts one; None for the server's default.
             max_tokens: the limit of the answer, if it is lower than the caller's ceiling.
-            begun: an answer to be continued, if the server takes one as the last message.
+            prefill: the beginning of an answer to continue, as the last message; None to begin an answer.
 
         Raises:
-            Unsupported: the model does not think.
+            Unsupported: the call requires reasoning, and the model does not support it.
         """
-        messages, parameters = list(self.messages), dict[str, Any]()
-        body = {**self.spec.dialect.body, **self._thinking(model), **self._session(header=False), **self.extra_body}
-        if begun is not None:
-            messages.append({"role": "assistant", "content": begun})
-            body |= _GO_ON
+        dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
+        body = {**dialect.body, **self._thinking(model), **self.session_field(header=False), **self.extra_body}
+        if prefill is not None:
+            messages.append({"role": "assistant", "content": prefill})
+            body |= _PREFILL_FIELDS
         sampling = {
             name: value
             for name, value in self.sampling.items()
-            if not (name in variant.without and may_be_left_out(value))  # never what the caller asked for
+            if not (name in variant.without and may_be_left_out(value))  # the caller's own value is always sent
         }
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
-        if self.spec.dialect.format_options:
-            body["options"] = {
-                **self.spec.dialect.format_options(sampling, context_length),
-                **(body.get("options") or {}),
-            }
+        if dialect.format_options:
+            body["options"] = dialect.format_options(sampling, context_length) | (body.get("options") or {})
         else:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
@@ -146,80 +138,94 @@ class Request:
             parameters |= {name: _plain(value) for name, value in sampling.items()}
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
-            if self.tool_choice is not None and not (self.spec.dialect.format_options and self.tool_choice == "auto"):
+            if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
-        if self.wanted is not None:
-            response_format, words = structured_output.formatted(
-                self.wanted, self.spec.dialect.schema_modes[variant.rung]
+        if self.response_format is not None:
+            response_format, instruction = structured_output.formatted(
+                self.response_format, dialect.schema_modes[variant.fallback_level]
             )
             parameters |= {"response_format": response_format} if response_format else {}
-            messages = _with_words(messages, words, self.corrections) if words else messages
-        if self.spec.dialect.stream_usage and "stream_options" not in variant.without:
+            messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
+        if dialect.stream_usage and "stream_options" not in variant.without:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers of the request's own."""
-        return self._session(header=True)
+    def variant_after(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
+        """Return the variant to retry with after a refusal, and a description of the change; None if no retry helps.
 
-    def otherwise(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
-        """Return the variant to retry with after a refusal, and what changes; None if a retry cannot help.
-
-        Only what is ours is left out: defaults, ``stream_options``, a level of the schema. Never a caller's keyword.
+        A retry omits only what this package added: defaults, ``stream_options``, a mode of the schema. It never omits
+        a keyword of the caller.
         """
-        if not isinstance(error, (CapabilityError, RequestError)):
+        if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
             return None
-        said = error.server_message.lower()
-        if "max_completion_tokens" in said and not variant.newer_limit:
+        message = error.server_message.lower()
+        if "max_completion_tokens" in message and not variant.newer_limit:
             return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
         ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
         at_fault = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        at_fault = at_fault or {name for name in ours if name in said and _REFUSES.search(said)}
-        overflow = isinstance(error, ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if self.ceiling and (overflow or "max_tokens" in said):
-            at_fault.add("max_tokens")  # a ceiling is no demand, whatever the words are
+        at_fault = at_fault or {name for name in ours if name in message and _REFUSAL_WORDS.search(message)}
+        overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
+        if self.ceiling and (overflow or "max_tokens" in message):
+            at_fault.add("max_tokens")  # a ceiling may be omitted whatever the message is
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        ladder = isinstance(self.wanted, type) and variant.rung + 1 < len(self.spec.dialect.schema_modes)
-        if ladder and any(word in said for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return replace(
-                variant, rung=variant.rung + 1
-            ), f"the schema as {self.spec.dialect.schema_modes[variant.rung + 1]}"
+        lower = (
+            self.spec.dialect.schema_modes[variant.fallback_level + 1 :]
+            if isinstance(self.response_format, type)
+            else ()
+        )
+        if lower and any(word in message for word in ("response_format", "schema", "format", "grammar", "structured")):
+            return replace(variant, fallback_level=variant.fallback_level + 1), f"the schema as {lower[0]}"
         return None
 
-    def lasting(self, variant: Variant, before: Variant) -> Variant:
-        """Return the variant for later requests: a ceiling of this one that was too high says nothing about them."""
+    def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
+        """Return the variant for later requests. The refusal of a ceiling concerns this request only."""
         if self.ceiling is None:
             return variant
         return replace(variant, without=variant.without - {"max_tokens"} | before.without)
 
-    def _session(self, *, header: bool) -> Mapping[str, str]:
-        """Return the session if the provider takes it in this place; a digest if the place does not take the text."""
+    def session_field(self, *, header: bool) -> Mapping[str, str]:
+        """Return the header, or the field of the body, with the session; empty if the provider has none.
+
+        A session that is too long, or invalid in a header, is sent as a digest.
+        """
         place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:
             return {}
-        fits = len(self.session) <= place.max_chars and (not header or _TOKEN.fullmatch(self.session))
+        fits = len(self.session) <= place.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
         return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
-        """Return what ``reasoning=`` adds to the body."""
+        """Return the fields of the body for ``reasoning=``."""
         if self.reasoning is None:
             return {}
-        thinks = self.spec.dialect.reasoning_models
-        if thinks and not thinks.search(model):
+        reasoning_models = self.spec.dialect.reasoning_models
+        if reasoning_models and not reasoning_models.search(model):
             if self.reasoning is False:
                 return {}
-            raise Unsupported(f"{model} does not think", hint="Leave reasoning= out, or choose a model that does")
+            raise Unsupported(
+                f"{model} does not support reasoning", hint="Leave reasoning= out, or choose another model"
+            )
         return self.spec.dialect.reasoning[self.reasoning]
 
 
 def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
-    """Return the request for a prompt and its checked keywords. Raises InvalidRequest for an invalid prompt."""
-    wanted, stop = given.pop("response_format", None), given.get("stop")
+    """Return the request for a prompt and its keywords.
+
+    Args:
+        spec: of the provider.
+        prompt: a text or messages.
+        model: its name at the provider; None to choose it later.
+        given: the checked keywords. The call empties them.
+
+    Raises:
+        InvalidRequest: the prompt is invalid.
+        Unsupported: the provider does not support a part of a message.
+    """
+    response_format, stop = given.pop("response_format", None), given.get("stop")
     system = given.pop("system", None)
     messages = _messages(spec, prompt)
     extra_body = dict(given.pop("extra_body", {}))
@@ -227,14 +233,14 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
     if open_turn:
         messages.append(dict(_NEXT_TURN))
     if isinstance(stop, str):
-        given["stop"] = [stop]  # some servers take a list only
+        given["stop"] = [stop]  # some servers require a list
     return Request(
         spec=spec,
         messages=([{"role": "system", "content": system}] if system else []) + messages,
         model=model,
         tools=[dict(tool) for tool in given.pop("tools", ())],
         tool_choice=given.pop("tool_choice", None),
-        wanted=dict(wanted) if isinstance(wanted, Mapping) else wanted,
+        response_format=dict(response_format) if isinstance(response_format, Mapping) else response_format,
         reasoning=given.pop("reasoning", None),
         timeout=given.pop("timeout", None),
         extra_body=extra_body,
@@ -245,29 +251,31 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[s
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
-    """Return copies of the messages, part by part: LiteLLM changes messages in place. Raises for an invalid prompt."""
+    """Check the messages, and return deep copies of them: LiteLLM changes messages in place."""
     messages = messages_of(prompt)
     if not messages or not all(map(_is_message, messages)):
         raise InvalidRequest(
             "the prompt is neither a text nor a list of messages",
-            hint='A message is {"role": "user", "content": "…"}; content may be a list of text and image_url parts',
+            hint='A message is {"role": "user", "content": "…"}. Content may be a list of text and image_url parts',
         )
-    if not any(each.get("content") or each.get("tool_calls") for each in messages):
-        raise InvalidRequest("the prompt is empty", hint="Give a prompt with text in it")
-    for each in messages:
-        _check_parts(spec, each)
-    return [_copied(each) for each in messages]
+    if not any(message.get("content") or message.get("tool_calls") for message in messages):
+        raise InvalidRequest("the prompt is empty", hint="Give a prompt with text")
+    for message in messages:
+        _check_parts(spec, message)
+    return [_copied(message) for message in messages]
 
 
 def _is_message(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
-    return isinstance(message.get("role"), str) and (content is None or isinstance(content, str) or rows(content))
+    return isinstance(message.get("role"), str) and (
+        content is None or isinstance(content, str) or is_list_of_objects(content)
+    )
 
 
 def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a message; OpenAI's newer role "developer" as "system", which every server supports."""
+    """Return a copy of a message. The role "developer" becomes "system", which every server supports."""
     copy = dict(message)
-    if rows(copy.get("content")):
+    if is_list_of_objects(copy.get("content")):
         copy["content"] = [dict(part) for part in copy["content"]]
     if copy["role"] == "developer":
         copy["role"] = "system"
@@ -275,20 +283,20 @@ def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise for a part that the provider does not take. LiteLLM would drop it silently, or fetch a file by its URL."""
-    for part in message["content"] if rows(message.get("content")) else []:
+    """Raise if the provider does not support a part. LiteLLM would drop it silently, or fetch a file by its URL."""
+    for part in message["content"] if is_list_of_objects(message.get("content")) else []:
         kind, file = part.get("type"), part.get("file")
         if kind not in spec.dialect.parts:
-            what = f"{spec.title} cannot be sent a part of type {str(kind)[:40]!r}"
-            raise Unsupported(what, hint=f"It takes {', '.join(sorted(spec.dialect.parts))}")
+            what = f"{spec.title} does not support a part of type {str(kind)[:_MAX_TYPE_CHARS]!r}"
+            raise Unsupported(what, hint=f"It supports {', '.join(sorted(spec.dialect.parts))}")
         if kind == "image_url" and not spec.dialect.reads_urls and not _is_data_url(part.get("image_url")):
-            what = f"{spec.title} reads no picture by URL; nothing was sent"
-            raise Unsupported(what, hint="Give it as a data URL: data:image/png;base64,…")
+            what = f"{spec.title} does not read images by URL; nothing was sent"
+            raise Unsupported(what, hint="Give the image as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):
-            raise Unsupported("a file cannot be given by URL", hint='Give it inline, as "file_data"')
+            raise Unsupported("a file cannot be given by URL", hint='Give its content as "file_data"')
     if message.get("images"):
-        hint = "Give pictures as parts of type image_url in its content"
-        raise InvalidRequest('a message has "images"', hint=hint)
+        hint = "Give images as parts of type image_url in the content"
+        raise InvalidRequest('a message has a field "images"', hint=hint)
 
 
 def _is_data_url(image: Any) -> bool:
@@ -296,18 +304,15 @@ def _is_data_url(image: Any) -> bool:
     return isinstance(url, str) and url.startswith("data:")
 
 
-def _with_words(messages: list[dict[str, Any]], words: str, behind: int) -> list[dict[str, Any]]:
-    """Add our words to the last message of the user: many templates require the roles to alternate.
-
-    ``behind`` messages follow that one, and stay there.
-    """
-    own = len(messages) - behind
-    *before, last = messages[:own]
+def _with_instruction(messages: list[dict[str, Any]], instruction: str, corrections: int) -> list[dict[str, Any]]:
+    """Add an instruction to the last user message, before the corrections: many templates require alternating roles."""
+    end = len(messages) - corrections
+    *before, last = messages[:end]
     if last["role"] != "user":
-        return [*before, last, {"role": "user", "content": words}, *messages[own:]]
-    said = last["content"]
-    with_words = [*said, {"type": "text", "text": words}] if isinstance(said, list) else f"{said}\n\n{words}"
-    return [*before, {**last, "content": with_words}, *messages[own:]]
+        return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]
+    text = last["content"]
+    content = [*text, {"type": "text", "text": instruction}] if isinstance(text, list) else f"{text}\n\n{instruction}"
+    return [*before, {**last, "content": content}, *messages[end:]]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -317,10 +322,10 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         yield from _strings([*value, *value.values()])
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _strings(each)
+        for item in value:
+            yield from _strings(item)
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of a class of ours as the plain number."""
+    """Return a default or a ceiling as a plain int or float."""
     return type(value).__mro__[1](value) if may_be_left_out(value) else value

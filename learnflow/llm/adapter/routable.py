@@ -1,7 +1,7 @@
-"""What a router needs of a provider beyond ``LLMProvider``; all of it has defaults.
+"""The methods of a provider that a router uses beyond ``LLMProvider``, with defaults.
 
-An application's own provider needs none of it: ``routable`` wraps it. One that inherits from ``RoutableProvider`` and
-overrides more is ordered, continued and probed like the providers of this package.
+A router wraps an application's own provider with ``routable``. A provider that inherits from ``RoutableProvider`` and
+overrides its methods is ordered, continued and probed like the providers of this package.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from ..stream import Emit, Relay, Work
 from ..timeouts import FAR, NEAR
 from ..transport.stream_parser import most_characters
 from .capacity import CAPACITY
+from .options import messages_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known about a provider and one of its models, without a request.
+    """The properties of a provider and one of its models, as far as they are known without a request.
 
     Attributes:
-        address: the key of its circuit breakers and its queue: providers of one address fail and wait together.
-        capabilities: of the model; ``context_served`` is the largest context that it can be served with.
-        first_token_s, gap_s: its time limits, in seconds.
-        names: of the model, to recognise it at another provider; a digest is a name, too.
+        address: the key of its circuit breakers and its queue. Providers with one address share both.
+        capabilities: of the model. ``context_served`` is the longest context that the server can load it with.
+        first_token_s, gap_s: timeouts, in seconds.
+        names: of the model, to recognise it at another provider. A digest is a name, too.
         has_model: the provider has the model.
-        cold: the server would have to load the model first.
-        loads: the server may have to load a model.
-        prefills: it continues, character by character, an assistant's message that is the last one.
-        replays: it answers from cassettes, so that no failure is an outage.
-        concurrency_limit: requests in flight, at most; None if unlimited.
-        near: it connects to this machine or a private network only, or is refused when it connects.
-        local_only: it was configured to be used only if it is local.
+        cold: the server loads the model before it responds.
+        loads: the server loads models on request.
+        prefills: it continues a last assistant message, character by character.
+        replays: it replays cassettes, so that a failure is no outage.
+        concurrency_limit: the most requests in flight; None if unlimited.
+        near: it connects only to this machine or a private network. Any other connection is refused.
+        local_only: it is configured to be used only if it is local.
     """
 
     address: str
@@ -57,16 +58,16 @@ class Facts:
     local_only: bool = False
 
     def permitted(self, *, local_only: bool) -> bool:
-        """Return whether LLM_LOCAL_ONLY allows a request; the connection decides in the end."""
+        """Return whether LLM_LOCAL_ONLY allows a request. The address is checked again when it connects."""
         return self.near or not (local_only or self.local_only) or self.capabilities["local"]
 
 
 class RoutableProvider(LLMProvider):
-    """An ``LLMProvider`` of which a router knows more.
+    """An ``LLMProvider`` with the methods that a router uses.
 
     Attributes:
-        model: the model of a call that names none; None if unknown.
-        vision_model: the one for images, if that is another one.
+        model: the default model; None if unknown.
+        vision_model: the default model for prompts with images; None if it is ``model``.
     """
 
     model: str | None = None
@@ -74,12 +75,15 @@ class RoutableProvider(LLMProvider):
 
     @cached_property
     def _settings(self) -> settings.Settings:
-        return settings.load()  # once: it takes a millisecond
+        return settings.load()  # cached, because it takes a millisecond
 
     def facts(self, model: str | None) -> Facts:
-        """Return what is known now about the provider and a model, its own if None. Sends nothing.
+        """Return the known properties of the provider and a model, by default its own. Sends nothing.
 
-        An override calls it, and changes the result with ``dataclasses.replace``.
+        An override calls this method, and changes the result with ``dataclasses.replace``.
+
+        Args:
+            model: the name of the model; None for the default model.
         """
         capabilities, common, name = self.get_capabilities(), self._settings, model or self.model
         first, gap = NEAR if capabilities["local"] else FAR
@@ -93,29 +97,29 @@ class RoutableProvider(LLMProvider):
         )
 
     def trouble(self, model: str | None) -> str | None:  # noqa: ARG002  # a default
-        """Return why the provider would not answer for this model, as of the last probe; None if it would."""
+        """Return why a request for this model would fail, as of the last probe; None if it would succeed."""
         return None
 
     async def refresh(self, within: float = 10.0) -> Health:
-        """Probe its state, for at most ``within`` seconds, and remember it. Never raises."""
+        """Probe the state of the provider, for at most ``within`` seconds, and cache it. Raises nothing."""
         ready = False
-        with suppress(Exception):  # whatever it raises, the provider would not answer
+        with suppress(Exception):  # an application's own provider may raise anything
             async with asyncio.timeout(within):
                 ready = await self.health_check()
         return Health(
             state="ready" if ready else "down",
             provider=self.name,
             base_url=None,
-            detail="ready" if ready else "its health_check() says that it would not answer",
+            detail="ready" if ready else "its health_check() failed or returned False",
             model=self.model,
             capabilities=self.get_capabilities(),
         )
 
     async def prepare(self) -> None:  # a default that does nothing
-        """Do now what would delay the first request."""
+        """Prepare now what would delay the first request."""
 
     async def warm_up(self, model: str | None = None) -> None:
-        """Load this model, if the provider loads models. Raises LLMError."""
+        """Load a model, if the provider loads models. Raise LLMError if that fails."""
 
     async def aclose(self) -> None:  # a default that does nothing
         """Close idle connections. The provider can be used again afterwards."""
@@ -124,8 +128,11 @@ class RoutableProvider(LLMProvider):
         """Return the work of one attempt, within its time limits.
 
         Args:
-            call: the call.
+            call: of the request.
             attempt: its number, its share of the time, and the text to continue.
+
+        Raises:
+            NotLocal: LLM_LOCAL_ONLY is set, and the provider is not local.
         """
         facts = self.facts(call.model)
         if not facts.permitted(local_only=self._settings.llm_local_only):
@@ -133,15 +140,14 @@ class RoutableProvider(LLMProvider):
                 "LLM_LOCAL_ONLY is set, and the provider is not local; nothing was sent", provider=self.name
             )
         if attempt.prefix is not None:
-            prompt = [{"role": "user", "content": call.prompt}] if isinstance(call.prompt, str) else list(call.prompt)
-            call = replace(call, prompt=[*prompt, {"role": "assistant", "content": attempt.prefix}])
+            call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
         about = events.About(self.name, facts.address, sampling, attempt, lambda: sent)
         return partial(events.attempted, about, partial(self._bounded, call, attempt, facts))
 
     async def _bounded(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
-        """Run the call within time limits and a slot: an application's provider need not know them, nor our errors."""
+        """Run the call within a slot and time limits, and convert any exception to an LLMError."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + call.options.get("timeout", self._settings.llm_deadline)
         slot = None
@@ -154,20 +160,20 @@ class RoutableProvider(LLMProvider):
             )
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
                 bounded = _Bounded(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
-                return await self._answered(call, bounded)
+                return await self._call(call, bounded)
         except TimeoutError:
             queued = slot is None and attempt.slot is None
             kind = errors.DeadlineExceeded if queued or loop.time() >= deadline else bounded.late
-            failure: LLMError = kind("no answer in time", provider=self.name)
+            failure: LLMError = kind("the provider did not answer in time", provider=self.name)
         except LLMError as error:
             failure = error
-        except Exception as error:  # noqa: BLE001  # whatever an application's own provider raises
+        except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
             failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
         finally:
             CAPACITY.release(slot)
         raise failure.with_traceback(None)
 
-    async def _answered(self, call: Call, emit: Emit) -> Completion:
+    async def _call(self, call: Call, emit: Emit) -> Completion:
         """Call the provider's own methods, and emit what they return."""
         arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
         if call.buffered:
@@ -179,7 +185,7 @@ class RoutableProvider(LLMProvider):
             async for piece in pieces:
                 left -= len(piece) if isinstance(piece, str) else 1
                 if left < 0:
-                    raise errors.AnswerTooLong("the answer is many times as long as max_tokens can be")
+                    raise errors.AnswerTooLong("the answer is many times as long as max_tokens allows")
                 if not isinstance(piece, Finished):
                     emit(TextDelta(piece) if isinstance(piece, str) else piece)
                 await emit.drain()
@@ -187,7 +193,7 @@ class RoutableProvider(LLMProvider):
 
 
 class _Bounded(Relay):
-    """Moves the time limit with each event. The time that the reader takes does not count."""
+    """Moves the deadline of an attempt with each event. The time that the reader takes does not count."""
 
     def __init__(self, emit: Emit, scope: asyncio.Timeout, deadline: float, gap_s: float) -> None:
         super().__init__(emit)
@@ -200,40 +206,40 @@ class _Bounded(Relay):
         self._emit(event)
 
     async def drain(self) -> None:
-        """Wait without a limit, then start the limit anew."""
+        """Wait for the reader without a limit, then start the gap timeout again."""
         self._scope.reschedule(None)
         await self._emit.drain()
         self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
 
 
 def names_of(model: str | None) -> frozenset[str]:
-    """Return the name of a model as other providers would spell it."""
+    """Return the name of a model without vendor, ``:latest`` and case, to compare it with other providers' names."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
-    """Return the provider itself, or a wrapper with the defaults around an application's own."""
-    return provider if isinstance(provider, RoutableProvider) else _Plain(provider)
+    """Return the provider itself, or a wrapper with defaults around an application's own provider."""
+    return provider if isinstance(provider, RoutableProvider) else _Wrapper(provider)
 
 
-def _own(name: str) -> Any:
-    return property(lambda plain: getattr(plain.provider, name))
+def _delegated(name: str) -> Any:
+    return property(lambda wrapper: getattr(wrapper.provider, name))
 
 
-class _Plain(RoutableProvider):
-    """An application's provider that has the methods of ``LLMProvider`` and nothing else."""
+class _Wrapper(RoutableProvider):
+    """A wrapper around an application's provider that has only the methods of ``LLMProvider``."""
 
-    name = _own("name")
-    generate, stream, complete = _own("generate"), _own("stream"), _own("complete")
-    list_models, health_check = _own("list_models"), _own("health_check")
+    name = _delegated("name")
+    generate, stream, complete = _delegated("generate"), _delegated("stream"), _delegated("complete")
+    list_models, health_check = _delegated("list_models"), _delegated("health_check")
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return its capabilities; those that it leaves out are unknown."""
+        """Return the capabilities of the provider. Those that it omits are unknown."""
         return {**unknown(cost=None), **self.provider.get_capabilities()}
 
     def facts(self, model: str | None) -> Facts:
-        """Return the defaults, with an address that is the same however often the provider is wrapped."""
+        """Return the defaults, with the same address if the provider is wrapped again."""
         return replace(super().facts(model), address=f"{self.name}#{id(self.provider)}")

@@ -14,7 +14,7 @@ import click
 
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
-from ..capabilities import Health
+from ..capabilities import YES_NO, Health
 from ..discovery import Found, scan, usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
@@ -25,7 +25,7 @@ from .command import ExitCode, command, json_option, provider_option, within_opt
 from .terminal import progress, say, size, table, write, write_json
 
 NOBODY: Final = "no provider is named, and no server answers on this machine; learnflow-llm doctor says what to do"
-_CAN: Final = ("vision", "tools", "json_schema", "reasoning", "prefill")
+_CAN: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
 
 
 @command

@@ -1,12 +1,14 @@
-"""Sinks beside the log: Prometheus and OpenTelemetry, each an extra; attached by hand, or by the environment.
+"""Optional sinks besides the log: Prometheus and OpenTelemetry.
 
-Must never be imported before somebody wants one, nor let the want of a library or a port stop an application.
-``get_provider()`` asks for what the environment names.
+``get_provider()`` attaches those that the environment names. An application attaches them by ``prometheus.attach()``
+and ``opentelemetry.attach()``. Their libraries are extras, imported only on use. A missing library or a port in use is
+logged and never stops an application.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from .. import log
@@ -14,59 +16,82 @@ from ..process import register
 from ..settings import Settings
 from ..settings_sources import in_container
 
-_done: Final = register("ports of metrics", set[object]())
-_said: Final = register("hints that were said", set[str]())
+_served: Final = register("ports of metrics", set[object]())
+_logged: Final = register("hints that were logged", set[str]())
+_detachers: Final[dict[tuple[object, ...], Callable[[], None]]] = {}
 
 
 def attach(common: Settings) -> None:
-    """Attach what ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY`` ask for, once in a process."""
+    """Attach the sinks of ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY``, once in a process."""
     if common.llm_metrics_port:
-        # a container has a network of its own, and is watched from outside
-        usual = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
-        _metrics(common.llm_metrics_host or usual, common.llm_metrics_port)
+        # a container has a network of its own and is scraped from outside
+        default_host = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
+        _serve_metrics(common.llm_metrics_host or default_host, common.llm_metrics_port)
     if common.llm_opentelemetry:
-        _opentelemetry()
+        _attach_opentelemetry()
 
 
-def _metrics(host: str, port: int) -> None:
-    """Count, and show it; a port that is taken is tried again the next time."""
-    if (host, port) in _done:
+def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """Add a sink, unless one with this key is attached.
+
+    Args:
+        key: identifies the sink and its target.
+        add: adds the sink and returns a function that removes it.
+
+    Returns:
+        A function that detaches the sink of this key. Further calls of it do nothing.
+    """
+    if key in _detachers:
+        return _detachers[key]
+    remove = add()
+
+    def detach() -> None:
+        if _detachers.pop(key, None):
+            remove()
+
+    _detachers[key] = detach
+    return detach
+
+
+def _serve_metrics(host: str, port: int) -> None:
+    """Count events and serve the metrics. If the port is in use, the next call tries again."""
+    if (host, port) in _served:
         return
     try:
         from . import prometheus  # noqa: PLC0415  # an extra
 
         prometheus.attach()
         prometheus.serve(host, port)
-        _done.add((host, port))
+        _served.add((host, port))
     except ImportError:
-        _say(
+        _log_once(
             "llm.metrics_unavailable",
             "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)",
         )
-    except (OSError, ValueError) as error:  # several processes of one application want the same port
-        _say(
+    except (OSError, ValueError) as error:  # for example, a second process of the same application
+        _log_once(
             "llm.metrics_unavailable",
-            f"{host}:{port} cannot be listened on (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}",
+            f"{host}:{port} cannot be used (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}",
         )
 
 
-def _opentelemetry() -> None:
+def _attach_opentelemetry() -> None:
     try:
         from . import opentelemetry  # noqa: PLC0415  # an extra
 
         opentelemetry.attach()
     except ImportError:
-        _say(
+        _log_once(
             "llm_no_telemetry", "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)"
         )
 
 
-def _say(what: str, hint: str) -> None:
-    """Once in a process."""
-    if hint not in _said:
-        _said.add(hint)
-        log.line("error", what, hint=hint)
+def _log_once(event: str, hint: str) -> None:
+    """Log an error with this hint once in a process."""
+    if hint not in _logged:
+        _logged.add(hint)
+        log.line("error", event, hint=hint)
 
 
-if hasattr(os, "register_at_fork"):  # the thread that shows the metrics stays behind
-    os.register_at_fork(after_in_child=_done.clear)
+if hasattr(os, "register_at_fork"):  # the thread that serves the metrics is not in the child
+    os.register_at_fork(after_in_child=_served.clear)

@@ -1,7 +1,7 @@
-"""LearnFlow's ``models/model_factory.py`` on this package: the same names; the nodes' models are our providers.
+"""A replacement for LearnFlow's ``models/model_factory.py`` with the same names.
 
-Must never import LearnFlow or read its files: LearnFlow hands over its own ``config_manager``.
-LearnFlow imports this module instead of its own. It needs the extra ``[langchain]``.
+LearnFlow imports this module instead of its own and passes its ``config_manager``. This module neither imports
+LearnFlow nor reads its files. It needs the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .public_messages import public_message
 
 
 class ConfigManager(Protocol):
-    """LearnFlow's ``GraphConfigManager``, which has read ``configs/graph.yaml`` and ``configs/providers.yaml``."""
+    """LearnFlow's ``GraphConfigManager``, which reads ``configs/graph.yaml`` and ``configs/providers.yaml``."""
 
     def get_model_config(self, node_name: str) -> Any:
         """Return the node's ``ModelConfig``, or the default one."""
@@ -38,15 +38,15 @@ class ConfigManager(Protocol):
 
 
 class ModelFactory:
-    """Makes the model of each node.
+    """A factory of the chat models of LearnFlow's nodes.
 
-    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, that chain answers every node, with each provider's own model (for
-    pictures, its ``<NAME>_VISION_MODEL``). Otherwise the provider and model of ``graph.yaml`` answer.
-    ``LLM_MODEL_<NODE>`` is a node's model in both cases; temperature and the like are the node's.
+    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain, with the model of each provider (for
+    images, ``<NAME>_VISION_MODEL``). Otherwise a node uses the provider and model of ``graph.yaml``. In both cases
+    ``LLM_MODEL_<NODE>`` overrides the model of a node, and ``graph.yaml`` sets temperature and the other parameters.
 
     Args:
-        config_manager: LearnFlow's.
-        api_key: OpenAI's, used if ``providers.yaml`` names no provider.
+        config_manager: LearnFlow's configuration.
+        api_key: OpenAI's key, used if ``providers.yaml`` is empty.
 
     Raises:
         NotConfigured: the environment names an unknown provider.
@@ -60,25 +60,29 @@ class ModelFactory:
 
     @property
     def providers(self) -> list[LLMProvider]:
-        """The providers of the chain, or of the models made so far."""
+        """Return the providers of the chain, or of the models that were created so far."""
         routers = [self._chain] if self._chain else self._built.values()
         return [provider for router in routers for provider in router.providers]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
-        """Return the model for a node's ``ModelConfig``. LearnFlow's guard gives no node: its name is looked up.
+        """Create the model of a node.
 
-        ``max_tokens`` is a ceiling: it is lowered to what the served context leaves, with an event.
+        ``max_tokens`` is an upper limit. It is lowered with an event if the context length leaves fewer tokens.
+
+        Args:
+            config: the ``ModelConfig`` of the node.
+            node: the name of the node. If None, it is looked up; LearnFlow's guard does not pass it.
 
         Raises:
-            NotConfigured: ``providers.yaml`` does not have the node's provider, or it has no address or key.
-            Unsupported: the node requires structured output, and the provider has none.
+            NotConfigured: the node's provider is not in ``providers.yaml``, or has no address or key.
+            Unsupported: the node requires structured output, and the provider does not support it.
         """
         node = node or self._node_of(config)
-        provider, model = self._chain or self._own(config, node), None if self._chain else config.model_name
+        provider, model = self._chain or self._configured(config, node), None if self._chain else config.model_name
         if config.requires_structured_output and provider.get_capabilities()["json_schema"] is False:
             raise Unsupported(
                 f"{node} requires structured output, and no provider of {provider.name} supports it",
-                hint="Name another provider or model; <NAME>_CAPABILITIES=json_schema if it has it after all",
+                hint="Name another provider or model, or set <NAME>_CAPABILITIES=json_schema if it does support it",
             )
         return ChatLearnFlow(
             provider=provider,
@@ -91,56 +95,56 @@ class ModelFactory:
         )
 
     def create_model_for_node(self, node_name: str) -> ChatLearnFlow:
-        """Return the model of this node, or the default one. Raise as ``create_model`` does."""
+        """Create the model of a node, or the default one if it has none. Raise as ``create_model`` does."""
         return self.create_model(self._config_manager.get_model_config(node_name), node_name)
 
     def _node_of(self, config: Any) -> str:
         nodes = self._config_manager.get_full_config().models.nodes
         return next((name for name, known in nodes.items() if known is config), "default")
 
-    def _own(self, config: Any, node: str) -> RouterProvider:
-        """Return the provider that ``graph.yaml`` names: one for all nodes that name it."""
+    def _configured(self, config: Any, node: str) -> RouterProvider:
+        """Return the provider that ``graph.yaml`` names. Nodes with the same provider share it."""
         name = config.provider
         if name not in self._built:
             self._built[name] = RouterProvider(self._build(name, node))
-        row = self._config_manager.get_providers_config().get(name)
-        if config.requires_structured_output and row and not row.supports_structured_output:
+        provider = self._config_manager.get_providers_config().get(name)
+        if config.requires_structured_output and provider and not provider.supports_structured_output:
             raise Unsupported(
-                f"{node} requires structured output, and configs/providers.yaml says that {name!r} has none",
+                f"{node} requires structured output, and {name!r} in configs/providers.yaml does not support it",
                 hint="Name another provider in configs/graph.yaml, or set supports_structured_output: true",
             )
         return self._built[name]
 
     def _build(self, name: str, node: str) -> LLMProvider:
-        rows = self._config_manager.get_providers_config()
-        if not rows and name == "openai":
+        providers = self._config_manager.get_providers_config()
+        if not providers and name == "openai":
             return build(name, api_key=self._api_key)
-        if name not in rows:
+        if name not in providers:
             raise NotConfigured(
                 f"{node} requires provider {name!r}, which is not in configs/providers.yaml",
-                hint=f"Name one of {', '.join(rows) or 'openai'} in configs/graph.yaml, or set LLM_PROVIDER",
+                hint=f"Name one of {', '.join(providers) or 'openai'} in configs/graph.yaml, or set LLM_PROVIDER",
             )
-        row = rows[name]
-        given = (row.base_url or None, row.default_model or None, row.api_key or None)
+        config = providers[name]
+        arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            return build(row.name, *given, usual_kind=CUSTOM.name)  # LearnFlow's rows are OpenAI-compatible servers
+            return build(config.name, *arguments, usual_kind=CUSTOM.name)  # its providers are OpenAI-compatible
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise
 
 
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
-    """Make the factory that the other functions use, and the model of every node.
+    """Create the factory that the other functions use, and check the model of every node.
 
-    A node without a model is an error now: LearnFlow only warns later, and runs without its guard.
+    A node without a model is an error at this point. LearnFlow itself only warns and then runs without its guard.
 
     Args:
-        api_key: OpenAI's, used if ``providers.yaml`` names no provider.
-        config_manager: what LearnFlow's ``initialize_config_manager()`` returns.
+        api_key: OpenAI's key, used if ``providers.yaml`` is empty.
+        config_manager: the result of LearnFlow's ``initialize_config_manager()``.
 
     Raises:
         NotConfigured: a variable is invalid, or a node's provider is unknown.
-        Unsupported: a node requires structured output, and its provider has none.
+        Unsupported: a node requires structured output, and its provider does not support it.
     """
     global _factory  # noqa: PLW0603  # as LearnFlow has it
     factory = ModelFactory(config_manager, api_key)
@@ -158,14 +162,14 @@ def get_model_factory() -> ModelFactory:
 
 
 def create_model_for_node(node_name: str) -> ChatLearnFlow:
-    """Return the model of this node; see ``ModelFactory``."""
+    """Create the model of a node. See ``ModelFactory``."""
     return get_model_factory().create_model_for_node(node_name)
 
 
 async def health() -> dict[str, bool]:
-    """Return whether each provider of the nodes would answer now, by name: for LearnFlow's ``/health``.
+    """Return whether each provider of the nodes is ready, by name. For LearnFlow's ``/health``.
 
-    It loads no model. Raises NotConfigured before ``initialize_model_factory()``.
+    It loads no model. Raise NotConfigured before ``initialize_model_factory()``.
     """
     providers = {provider.name: provider for provider in get_model_factory().providers}
     ready = await asyncio.gather(*(provider.health_check() for provider in providers.values()))

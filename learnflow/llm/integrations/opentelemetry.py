@@ -1,9 +1,10 @@
-"""Events as OpenTelemetry spans and metrics, by its conventions for generative AI, on its API package alone.
+"""OpenTelemetry spans and metrics by its conventions for generative AI.
 
-Must never record what was said, unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT asks for it.
-An application that configured the SDK attaches it, or ``LLM_OPENTELEMETRY`` does; needs the extra ``[opentelemetry]``.
+An application that configures the SDK calls ``attach``, or ``LLM_OPENTELEMETRY`` attaches it. It needs the extra
+``[opentelemetry]``, which is the API package only. It records no prompt and no answer, unless
+OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT is set.
 
-One span a request; under it one of kind CLIENT an attempt, which is what the conventions call an inference. Names and
+Each request is a span. Each attempt is a child span of kind CLIENT, which the conventions call an inference. Names and
 buckets: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (November 2026).
 """
 
@@ -22,146 +23,147 @@ from .. import events, settings
 from ..errors import LLMError
 from ..events import LogEvent
 from ..providers.registry import SPECS, table
+from . import attach_once
 
 _NAME: Final = "learnflow.llm"
-_TOKENS: Final = [4**power for power in range(14)]
-_SECONDS: Final = [0.01 * 2**power for power in range(14)]
+_TOKEN_BUCKETS: Final = [4**power for power in range(14)]
+_SECONDS_BUCKETS: Final = [0.01 * 2**power for power in range(14)]
 _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
-
-_detach: Final[dict[tuple[object, object], Callable[[], None]]] = {}
 
 
 def attach(
     tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Make spans and metrics of every event from now on, where that is not done yet.
+    """Emit spans and metrics for every event from now on. A second call with the same providers changes nothing.
 
     Args:
-        tracers: the application's provider of tracers; the global one where None.
-        meters: the application's provider of meters; the global one where None.
+        tracers: the tracer provider; None for the global one.
+        meters: the meter provider; None for the global one.
 
     Returns:
-        A function that takes it off again.
+        A function that detaches them.
     """
-    if (tracers, meters) in _detach:
-        return _detach[tracers, meters]
+    return attach_once(("opentelemetry", tracers, meters), lambda: _add_sinks(tracers, meters))
+
+
+def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvider | None) -> Callable[[], None]:
     tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
     telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
     removers = [events.add_sink(telemetry)]
     if settings.load().captures_content:
-        removers.append(events.add_content_sink(telemetry.said))
+        removers.append(events.add_content_sink(telemetry.record_content))
 
-    def detach() -> None:
-        _detach.pop((tracers, meters), None)
-        for remove in removers:
-            remove()
+    def remove() -> None:
+        for remover in removers:
+            remover()
 
-    _detach[tracers, meters] = detach
-    return detach
+    return remove
 
 
 class Telemetry:
-    """The sink. Times in seconds."""
+    """A sink that emits spans and metrics. Durations are in seconds."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
         self._requests: dict[int, Span] = {}
         self._attempts: dict[tuple[int, int], tuple[Span, dict[str, Any]]] = {}
 
-        def histogram(name: str, unit: str, says: str, buckets: Sequence[float]) -> metrics.Histogram:
+        def histogram(name: str, unit: str, description: str, buckets: Sequence[float]) -> metrics.Histogram:
             return meter.create_histogram(
-                f"gen_ai.client.{name}", unit, says, explicit_bucket_boundaries_advisory=buckets
+                f"gen_ai.client.{name}", unit, description, explicit_bucket_boundaries_advisory=buckets
             )
 
-        self._duration = histogram("operation.duration", "s", "GenAI operation duration.", _SECONDS)
-        self._first = histogram("operation.time_to_first_chunk", "s", "Time to receive the first chunk.", _SECONDS)
-        self._usage = histogram("token.usage", "{token}", "Number of input and output tokens used.", _TOKENS)
+        self._duration = histogram("operation.duration", "s", "GenAI operation duration.", _SECONDS_BUCKETS)
+        self._first_token = histogram(
+            "operation.time_to_first_chunk", "s", "Time to receive the first chunk.", _SECONDS_BUCKETS
+        )
+        self._usage = histogram("token.usage", "{token}", "Number of input and output tokens used.", _TOKEN_BUCKETS)
 
     def __call__(self, event: LogEvent) -> None:
-        """Begin or end a span, and measure."""
+        """Start or end the span of the event, and record its metrics."""
         match event:
             case events.RequestStarted():
-                self._began(event)
+                self._start_request(event)
             case events.AttemptStarted():
-                self._asked(event)
+                self._start_attempt(event)
             case events.AttemptSucceeded():
-                self._answered(event)
+                self._end_success(event)
             case events.AttemptFailed() | events.AttemptCancelled():
-                self._failed(event)
+                self._end_failure(event)
             case events.RequestEnded():
-                self._ended(event)
+                self._end_request(event)
             case _:
                 pass
 
-    def said(self, event: events.ContentRecorded) -> None:
-        """Keep what was asked and answered on the span of the attempt."""
+    def record_content(self, event: events.ContentRecorded) -> None:
+        """Add the messages and the answer to the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
             completion = event.completion
-            said = [_part(completion.text)] if completion.text else []
+            text = [_part(completion.text)] if completion.text else []
             calls = [{"type": "tool_call", **asdict(call)} for call in completion.tool_calls]
-            answer = {"role": "assistant", "parts": [*said, *calls], "finish_reason": completion.finish}
-            span.set_attribute("gen_ai.input.messages", _json([_message(each) for each in event.messages]))
+            answer = {"role": "assistant", "parts": [*text, *calls], "finish_reason": completion.finish}
+            span.set_attribute("gen_ai.input.messages", _json([_message(message) for message in event.messages]))
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
-    def _began(self, event: events.RequestStarted) -> None:
-        chain = {"learnflow_llm.providers": event.provider, **_whose(event)}
+    def _start_request(self, event: events.RequestStarted) -> None:
+        chain = {"learnflow_llm.providers": event.provider, **_metadata(event)}
         self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=chain)
 
-    def _asked(self, event: events.AttemptStarted) -> None:
-        where = urlsplit(event.address)
-        row = SPECS.get(event.provider) or table().get(event.provider)
+    def _start_attempt(self, event: events.AttemptStarted) -> None:
+        address = urlsplit(event.address)
+        spec = SPECS.get(event.provider) or table().get(event.provider)
         common: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": (row.genai or row.name) if row else event.provider,
-            "server.address": where.hostname or "",
-            "server.port": where.port or (443 if where.scheme == "https" else 80),
+            "gen_ai.provider.name": (spec.genai or spec.name) if spec else event.provider,
+            "server.address": address.hostname or "",
+            "server.port": address.port or (443 if address.scheme == "https" else 80),
         }
         if event.model:
             common["gen_ai.request.model"] = event.model
         sampling = {f"gen_ai.request.{name}": event.sampling[name] for name in _SAMPLING if name in event.sampling}
-        above = self._requests.get(event.request)
+        parent = self._requests.get(event.request)
         span = self._tracer.start_span(
             f"chat {event.model}" if event.model else "chat",
-            context=trace.set_span_in_context(above) if above else None,
+            context=trace.set_span_in_context(parent) if parent else None,
             kind=SpanKind.CLIENT,
-            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt, **_whose(event)},
+            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt, **_metadata(event)},
         )
         self._attempts[event.request, event.attempt] = span, common
 
-    def _answered(self, event: events.AttemptSucceeded) -> None:
+    def _end_success(self, event: events.AttemptSucceeded) -> None:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
         completion, model = event.completion, str(event.completion.model)
-        told = {**common, "gen_ai.response.model": model}
-        told.setdefault("gen_ai.request.model", model)
+        attributes = {**common, "gen_ai.response.model": model}
+        attributes.setdefault("gen_ai.request.model", model)
         counted = {"input": completion.usage.prompt_tokens, "output": completion.usage.completion_tokens}
-        span.set_attributes({**told, "gen_ai.response.finish_reasons": [completion.finish]})
+        span.set_attributes({**attributes, "gen_ai.response.finish_reasons": [completion.finish]})
         for kind, tokens in counted.items():
             if tokens is not None:
                 span.set_attribute(f"gen_ai.usage.{kind}_tokens", tokens)
-                self._usage.record(tokens, {**told, "gen_ai.token.type": kind})
+                self._usage.record(tokens, {**attributes, "gen_ai.token.type": kind})
         if completion.cost is not None:
             span.set_attribute("learnflow_llm.cost_dollars", completion.cost)
-        self._duration.record(event.total_s, told)
+        self._duration.record(event.total_s, attributes)
         if completion.first_token_s is not None:
-            self._first.record(completion.first_token_s, told)
+            self._first_token.record(completion.first_token_s, attributes)
         span.end()
 
-    def _failed(self, event: events.AttemptFailed | events.AttemptCancelled) -> None:
+    def _end_failure(self, event: events.AttemptFailed | events.AttemptCancelled) -> None:
         span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
         error = type(event.error).__name__ if isinstance(event, events.AttemptFailed) else None
-        told = {**common, **({"error.type": error} if error else {})}
-        span.set_attributes(told)
+        attributes = {**common, **({"error.type": error} if error else {})}
+        span.set_attributes(attributes)
         if error:
             span.set_status(Status(StatusCode.ERROR, error))
-        self._duration.record(event.total_s, told)
+        self._duration.record(event.total_s, attributes)
         span.end()
 
-    def _ended(self, event: events.RequestEnded) -> None:
+    def _end_request(self, event: events.RequestEnded) -> None:
         span = self._requests.pop(event.request, None)
         if span is None:
             return
@@ -176,25 +178,27 @@ class Telemetry:
         span.end()
 
 
-def _whose(event: events.RequestStarted | events.AttemptStarted) -> dict[str, Any]:
-    """Whose request it is, as attributes of a span."""
+def _metadata(event: events.RequestStarted | events.AttemptStarted) -> dict[str, Any]:
+    """Return the caller's metadata as attributes of a span."""
     return {f"learnflow_llm.metadata.{name}": value for name, value in event.metadata.items() if value is not None}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message in the conventions' form; of pictures only that they were there."""
+    """Return a message in the format of the conventions. Parts other than text have only their type."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
-    put: list[dict[str, Any]] = [
+    converted: list[dict[str, Any]] = [
         _part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts
     ]
     for call in message.get("tool_calls") or ():
-        asked = call.get("function") or {}
-        told = {"id": call.get("id"), "name": asked.get("name"), "arguments": asked.get("arguments")}
-        put.append({"type": "tool_call", **told})
+        function = call.get("function") or {}
+        arguments = function.get("arguments")
+        converted.append(
+            {"type": "tool_call", "id": call.get("id"), "name": function.get("name"), "arguments": arguments}
+        )
     if message.get("role") == "tool":
-        put = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
-    return {"role": message.get("role"), "parts": put}
+        converted = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
+    return {"role": message.get("role"), "parts": converted}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What an end user reads of an error, in the two languages of LearnFlow. ``str()`` of an error is for the operator.
+"""Error messages for end users, in Russian and English. ``str()`` of an error is for the operator.
 
-Must never repeat anything of an error: the message is chosen by its class alone.
+A message depends only on the class of the error and repeats nothing of its text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNUSABLE: Final = (
     "Модель дала непригодный ответ. Попробуйте ещё раз или измените запрос.",
     "The model gave an answer that cannot be used. Please try again, or change the request.",
 )
-# A class without a message of its own has that of its nearest base.
+# A class that is not listed has the message of its nearest base.
 _MESSAGES: Final[dict[type, tuple[str, str]]] = {
     BaseException: (
         "Не удалось получить ответ модели. Попробуйте ещё раз позже.",
@@ -73,11 +73,11 @@ _MESSAGES: Final[dict[type, tuple[str, str]]] = {
 
 
 def public_message(error: BaseException, language: str = "ru") -> str:
-    """Return a sentence for the end user. It names no provider, model, address or variable.
+    """Return a message for the end user. It names no provider, model, address or variable.
 
     Args:
         error: an error of any library.
-        language: "ru"; anything else is English.
+        language: "ru" for Russian; anything else is English.
     """
     russian, english = next(_MESSAGES[kind] for kind in type(error).__mro__ if kind in _MESSAGES)
     return russian if language == "ru" else english

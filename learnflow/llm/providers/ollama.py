@@ -24,7 +24,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME, StreamParser
+from ..transport.stream_parser import MAX_NAME, StreamParser, malformed
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -190,15 +190,11 @@ class NDJSONParser(StreamParser):
         if not line.strip():
             return None
         record = self._object(line, "a line of the stream")
-        if record is None:
-            return None
         began, self._seen = self._seen, True
         if record.get("error"):
-            self.fail(error_mapping.error_object(record, began=began))
-            return None
+            raise error_mapping.error_object(record, began=began)
         if not {"done", "message", "response"} & set(record):
-            self._malformed("a line of the stream")
-            return None
+            raise malformed("a line of the stream")
         message = record.get("message") or {}
         self.served = self.served or word(record.get("model"), MAX_NAME) or None
         content = message.get("content") if message else record.get("response")  # of /api/generate
@@ -221,7 +217,7 @@ class NDJSONParser(StreamParser):
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _last(self, rest: bytes) -> Delta | None:
-        piece = self._read(rest)
+        piece = self._parsed(self._line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             cut = "the stream ended in the middle of a line"
             self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)

@@ -19,6 +19,7 @@ from ..adapter.joining import Joiner, cut_point, end_of, in_words, joined
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
+from ..stream import Emit, Work
 from . import decision
 from .option import Option, chain_name
 from .progress import Progress
@@ -79,7 +80,7 @@ class Execution:
             )
             progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
             call = self._call_of(option, prefix, began, words=words)
-            work = option.provider.attempt(call, attempt)
+            work: Work = partial(_attempted, option, call, attempt)
             if cut:
                 work = partial(joined, work, Joiner(cut, words=words), option.name)
             completion = await work(progress)
@@ -306,3 +307,14 @@ class Execution:
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+async def _attempted(option: Option, call: Call, attempt: Attempt, emit: Emit) -> Completion:
+    """Run an attempt. Raises nothing but LLMError: an application may override ``attempt()``, and raise anything."""
+    try:
+        return await option.provider.attempt(call, attempt)(emit)
+    except LLMError:
+        raise
+    except Exception as error:  # noqa: BLE001  # its message may quote the prompt, and is dropped
+        failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=option.name)
+    raise failure

@@ -211,7 +211,7 @@ class RouterProvider(AbstractProvider):
         options = chain.options
         if len(options) > 1:
             needs = chain.needs
-            curious = needs.images or needs.tools or needs.schema or needs.tokens > _LONG_TOKENS or call.model
+            curious = needs.capabilities or needs.tokens > _LONG_TOKENS or call.model
             within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [option for option in options if not option.broken and option.gate == "closed"]
             equals = Counter(option.rank for option in options)  # equals share the load by their limits

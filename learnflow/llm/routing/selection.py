@@ -58,7 +58,7 @@ class Chain:
             may_have = not having and option.rank == self.options[0].rank
             if not wanted or not (option in having or may_have or len(self.options) == 1):
                 vision_model = option.provider.vision_model
-                option.use(vision_model if vision_model and self.needs.images else None)
+                option.use(vision_model if "vision" in self.needs.capabilities else None)
 
     def next(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
         """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.

@@ -1,1 +1,1 @@
-"""Model servers: probes of their pages, a catalog of their models, prices, and how a model is loaded."""
+"""Model servers: probes of their pages, a catalog of their models, prices, and the loading of a model."""

@@ -1,7 +1,7 @@
-"""What is known of one provider's server and its models: probed once, remembered, and probed again after a failure.
+"""The state, models and capabilities of one provider's server: probed once, cached, and probed again after a failure.
 
-Must never send a prompt or decide how a request is written.
-The adapter asks it for a model's name and capabilities; the command line and discovery for a ``Health``.
+The adapter reads the name and the capabilities of a model from it; the command line and discovery read a ``Health``.
+No prompt is sent, and how a request is written is not decided here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..transport.endpoint import addressed
 from ..transport.network import is_near
 from ..transport.untrusted import printable
 from . import model_prices
-from .probe import as_error, better_setting, find_server, learn
+from .probe import better_setting, error_of, find_server, learn
 
-LONG_PROBE_S: Final = 10.0  # seconds for a probe of its own: a cloud's list of models may be long
-QUICK_S: Final = 2.0  # seconds for a probe before a request, which must not wait for it
+LONG_PROBE_S: Final = 10.0  # for a probe alone: a cloud's list of models may be long
+QUICK_PROBE_S: Final = 2.0  # for a probe that delays a request
 
-_LOADED: Final = "local-model"  # as a name: the model that a local server has loaded
-_MAX_NAMES: Final = 12  # of models in a sentence
+_LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
+_MAX_NAMES: Final = 12  # of models in a hint
 _MAX_NAME_CHARS: Final = 200
-_MAX_LEARNED: Final = 64  # models that are asked for one by one
+_MAX_LEARNED_MODELS: Final = 64  # each costs a request
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
     (errors.KeyMissing, "unauthorised"),
@@ -40,7 +40,7 @@ _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
 
 
 def state_of(error: LLMError) -> State:
-    """Return the state of a server that raises this error."""
+    """Return the state of a server from the error of its probe."""
     return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
 
 
@@ -49,10 +49,10 @@ class ProbeResult:
     """The result of one probe.
 
     Attributes:
-        server: the server, with everything known of ``model``; None if no server of a known shape responded.
-        model: the model that would be used; None if that is not clear.
-        error: why it would not answer, or why it is not clear which model would.
-        latency_s: seconds until it had responded; None if it did not.
+        server: with the capabilities of ``model``; None if no known kind of server responded.
+        model: the model that a request would use; None if that is ambiguous.
+        error: the error that a request would raise now, or the reason why the model is ambiguous.
+        latency_s: seconds until the server had responded; None if it did not respond.
     """
 
     server: Server | None = None
@@ -62,14 +62,14 @@ class ProbeResult:
 
 
 class ModelCatalog:
-    """Probes one server, and remembers the server and its models, each with the time when it was learned.
+    """A cache of what the probes of one server reported, each part with its time.
 
     Args:
         spec: the provider.
         client: of its endpoint.
-        kinds: the kinds of server that may answer there.
+        kinds: the kinds of server that are recognised at the endpoint.
         model: the configured model.
-        stated: capabilities in the operator's own words, which are believed.
+        stated: the capabilities that the operator configured. They override every other source.
 
     Attributes:
         server: as of the last probe that reached one; None before.
@@ -88,49 +88,54 @@ class ModelCatalog:
         self.server: Server | None = None
         self.probed_at: float | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
-        self._failure: LLMError | None = None  # of the last probe, if no server was usable
-        self._models: dict[str | None, Model] = {}  # by requested name; None: of a request without a model
+        self._failure: LLMError | None = None  # of the last probe, if it reached no usable server
+        self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives(self, requested: str | None) -> str:
-        """Return what to do if the server does not have this model; "" if its models are not known."""
+        """Return a hint if the server does not have the requested model; "" if its models are unknown."""
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names = [model.name for model in server.chat_models]
-        near = nearest(requested, names)
-        there = f"{', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''}" if names else "no model"
+        names, near = (
+            [model.name for model in server.chat_models],
+            nearest(requested, [model.name for model in server.chat_models]),
+        )
+        listed = f"{', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''}" if names else "no model"
         use = f"Set {self._spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._pull_command(requested)
-        return ". ".join(filter(None, [use, f"It has {there}", command and f"Get the model{command}"]))
+        return ". ".join(filter(None, [use, f"It has {listed}", command and f"Get the model{command}"]))
 
     def _pull_command(self, model: str) -> str:
-        """Return the server's own command that downloads a model; empty if it has none."""
+        """Return a colon and the server's command that downloads a model; "" if it has no such command."""
         if not self._spec.server.pull_command:
             return ""
         return f": `{self._spec.server.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
 
     def trouble(self, name: str | None) -> str | None:
-        """Return why this model would not answer, as of the last probe; None if it would. A load is waited for."""
+        """Return why a request for this model would fail, as of the last probe; None if it would succeed.
+
+        A model that is loading is no failure: the request waits.
+        """
         error = self._failure
         try:
             if self.server and not error:
-                self._chosen(self.server, name)
-        except LLMError as unclear:
-            error = unclear
+                self._choose(self.server, name)
+        except LLMError as ambiguous:
+            error = ambiguous
         return None if error is None or isinstance(error, errors.ModelLoading) else without_name(error)
 
     def forget(self) -> None:
-        """Forget the models, so that the next request probes again."""
+        """Clear the models, so that the next request probes again."""
         self._models.clear()
 
     async def health(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe for at most ``within`` seconds, and remember."""
+        """Probe for at most ``within`` seconds, cache the result, and return the state of the server."""
         result = await self._probe(self._model, within)
-        unclear = isinstance(result.error, errors.NotConfigured) and result.server is not None
-        error = None if unclear else result.error
+        ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
+        error = None if ambiguous else result.error
         if error:
             addressed(error, self._spec, self.client.endpoint, None)
-        model = result.model.name if result.model else self._model
+        name = result.model.name if result.model else self._model
         server = result.server or Server()
         return Health(
             state=state_of(error) if error else "ready",
@@ -140,51 +145,69 @@ class ModelCatalog:
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
             version=server.version,
-            model=model,
+            model=name,
             cold=None if result.model is None or result.model.loaded is None else not result.model.loaded,
-            models=tuple(each.name for each in server.chat_models),
-            capabilities=self.capabilities(model),
+            models=tuple(model.name for model in server.chat_models),
+            capabilities=self.capabilities(name),
         )
 
     async def models(self, within: float = LONG_PROBE_S, *, every: bool = True) -> list[Model]:
-        """Return the chat models; with ``every``, with the capabilities of each. Raise LLMError."""
+        """Probe, and return the chat models.
+
+        Args:
+            within: seconds.
+            every: probe the capabilities of every model.
+
+        Raises:
+            LLMError: the models could not be listed.
+        """
         result = await self._probe(self._model, within, every=every)
         if result.server and isinstance(result.error, errors.NotConfigured | errors.ModelNotFound | None):
             return result.server.chat_models
         raise result.error or errors.ServerFailed("the models could not be listed")
 
-    async def which(self, requested: str | None) -> str:
-        """Choose the name to send: the requested one, else the loaded model, else the only one. Raise LLMError."""
+    async def choose_name(self, requested: str | None) -> str:
+        """Choose the name of the model to send: the requested one, else the loaded one, else the only one.
+
+        Raises:
+            NotConfigured: no model is requested, and the server has several.
+            NotLocal: LLM_LOCAL_ONLY is set, and the server forwards the model, or may do so.
+            LLMError: the server could not be probed.
+        """
         name = self._key(requested)
         if name is None:
             if not self._spec.local:
-                self._chosen(Server(), None)  # raises what to set, without a probe
+                self._choose(Server(), None)  # raises: a cloud is not probed for this
             name = (self._models.get(None) or await self.find(None)).name
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
 
     async def find(self, requested: str | None) -> Model:
-        """Probe, and return the model that would be used. Raise LLMError if it would not answer."""
+        """Probe, and return the model that a request would use. Raise LLMError if the request would fail."""
         result = await self._probe(requested, LONG_PROBE_S)
         if result.error or result.model is None:
             raise result.error or errors.ModelNotFound("the server has no model")
         return result.model
 
     def is_cold(self, name: str | None) -> bool:
-        """Return whether the server would have to load this model, as of the last probe."""
+        """Return whether the server would load this model first, as of the last probe."""
         model = self._models.get(self._key(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
-    def answered(self, name: str, context_length: int | None = None) -> None:
-        """Remember that this model has answered: it is loaded, with this context length if it is known."""
+    def mark_loaded(self, name: str, context_length: int | None = None) -> None:
+        """Record that this model has responded, so that it is loaded, and its context length if that is known."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
             if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
-    async def describe(self, name: str, within: float = QUICK_S) -> Model:
-        """Return what is known of this model; probe if nothing is. What cannot be learned stays unknown.
+    async def describe(self, name: str, within: float = QUICK_PROBE_S) -> Model:
+        """Return this model from the cache; probe if it is not there. Its properties are unknown if the probe fails.
+
+        Args:
+            name: of the model.
+            within: seconds for the probe.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
@@ -197,95 +220,91 @@ class ModelCatalog:
         return self._models[name]
 
     def capabilities(self, name: str | None = None) -> Capabilities:
-        """Return what is known of a model, by default the configured one: spec, price map, server, operator."""
+        """Return the capabilities of a model, by default the configured one. Sends nothing.
+
+        They come from the spec, the price map, the server and the operator. A later source wins.
+        """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._key(name))
         near = is_near(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
-        away = {} if near or not spec.local else {"cost": None}
-        row = Capabilities(**{**spec.capabilities, "local": near, **away})  # type: ignore[typeddict-item]
-        priced = model_prices.known(spec.price_prefix, name) if name and not spec.local else {}
-        known = dict(model.known) if model else {}
-        return merged(row, priced, known, self.stated)
+        cost = {} if near or not spec.local else {"cost": None}  # a server elsewhere may be a paid service
+        by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
+        priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
+        reported = dict(model.known) if model else {}
+        return merged(by_spec, priced, reported, self.stated)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it leaves the choice to the server."""
-        return None if not name or (name == _LOADED and self._spec.local) else name
+        return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
 
     async def _probe(self, requested: str | None, within: float, *, every: bool = False) -> ProbeResult:
-        """Probe for at most ``within`` seconds, and remember. Raise NotRecorded, and no other error.
+        """Probe the server, and cache the result. Raise NotRecorded, and no other error.
 
         Args:
-            requested: the model that would be requested.
+            requested: the model of the request.
             within: seconds.
-            every: learn the capabilities of every model, not only of the one that would be used.
+            every: probe the capabilities of every model, not only of the one that a request would use.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.table)  # a tenth of a second, once
+            await asyncio.to_thread(model_prices.price_map)  # a tenth of a second, once
         server, error = await find_server(self._spec, self.client, self._kinds, started + within)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started
         if server and not error:
             try:
-                model = self._chosen(server, requested)
-            except LLMError as unclear:
-                error = unclear
-            wanted = server.models[:_MAX_LEARNED] if every else [model] if model else []
-            server = await learn(self.client, server, wanted, started + within)
-            model = next((each for each in server.models if model and each.name == model.name), model)
-            error = error or as_error(model)
+                model = self._choose(server, requested)
+            except LLMError as ambiguous:
+                error = ambiguous
+            to_learn = server.models[:_MAX_LEARNED_MODELS] if every else [model] if model else []
+            server = await learn(self.client, server, to_learn, started + within)
+            model = next((other for other in server.models if model and other.name == model.name), model)
+            error = error or error_of(model)
         self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            server, model = self._remembered(server, model, requested, every=every)
+            listed = {other.name: replace(other, learned_at=self.probed_at) for other in server.models}
+            server = self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+            if every:
+                self._models.update(listed)
+            if model:
+                model = listed.get(model.name, model)
+                self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
-    def _remembered(
-        self, server: Server, model: Model | None, requested: str | None, *, every: bool
-    ) -> tuple[Server, Model | None]:
-        """Remember the result of a probe. Return it with the time."""
-        listed = {each.name: replace(each, learned_at=self.probed_at) for each in server.models}
-        self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
-        if every:
-            self._models.update(listed)
-        if model:
-            model = listed.get(model.name, model)
-            self._models.update({model.name: model, self._key(requested): model})
-        return self.server, model
-
-    def _chosen(self, server: Server, requested: str | None) -> Model:
+    def _choose(self, server: Server, requested: str | None) -> Model:
         """Choose the model: the requested one, else the loaded one, else the only one.
 
         Raises:
-            ModelNotFound: the server does not have it, or has none.
-            NotConfigured: no model is named, and there are several.
+            ModelNotFound: the server does not have the requested model, or has no model.
+            NotConfigured: no model is requested, and the server has several.
         """
         spec = self._spec
         if name := self._key(requested):
-            found = server.find(name)
-            if not found and server.models and spec.api.lists_all:
+            model = server.find(name)
+            if not model and server.models and spec.api.lists_all:
                 hint = self._alternatives(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
-            return found or Model(name=name)
-        set_model = f"Set {spec.variable('model')}{{}}, or give model="
+            return model or Model(name=name)
         if not spec.local:
-            raise errors.NotConfigured("no model is named", hint=set_model.format(""))
-        here = [model for model in server.chat_models if not model.remote]  # a remote one is used only if it is named
+            raise errors.NotConfigured("no model is named", hint=f"Set {spec.variable('model')}, or give model=")
+        here = [model for model in server.chat_models if not model.remote]  # a remote one must be requested
         candidates = [model for model in here if model.loaded] or here
         if len(candidates) == 1:
             return candidates[0]
+        hint = f"Set {spec.variable('model')} to one of them, or give model="
         if candidates:
             names = ", ".join(model.name for model in candidates[:20])
-            what = f"no model is named, and there are {len(candidates)}: {names}"
-            raise errors.NotConfigured(what, hint=set_model.format(" to one of them"))
+            raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            what = "no model is named, and those of the server leave this machine"
-            raise errors.ModelNotFound(what, hint=set_model.format(" to one of them"))
+            raise errors.ModelNotFound(
+                "no model is named, and prompts to those of the server leave this machine", hint=hint
+            )
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal, under LLM_LOCAL_ONLY, if the server forwards this model or that is not known."""
+        """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
         model = self._models.get(name)
         if model is None or self.server is None:
             result = await self._probe(name, LONG_PROBE_S)
@@ -298,7 +317,7 @@ class ModelCatalog:
             return
         if model is None or self.server is None or self.server.find(name) is None:
             unknown = "does not report whether it forwards this model elsewhere"
-            hint = "Nothing was sent. Look into the server's log, or check the model's name"
+            hint = "Nothing was sent. Check the model's name, or look into the server's log"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {unknown}", hint=hint)
         if model.remote:
             raise errors.NotLocal(
@@ -307,21 +326,21 @@ class ModelCatalog:
             )
 
     def _remarks(self, result: ProbeResult) -> str:
-        """Return the state of a server that is ready, with what is worth reporting."""
+        """Return "ready" and remarks: a cold model, an ambiguous one, another kind of server, an untested vendor."""
         remarks = ["ready"]
         if result.model and result.model.loaded is False:
-            remarks.append(f"cold: {result.model.name} is not loaded yet, the first answer waits for it")
+            remarks.append(f"cold: {result.model.name} is not loaded yet, the first request waits for it")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
             setting = better_setting(self._spec, kind, self.client.endpoint.root)
-            remarks.append(f"this is {kind.title}. {setting}: more is known of it then")
+            remarks.append(f"this is {kind.title}. {setting}, so that its own features are used")
         if self._spec.evidence == "table":
-            remarks.append("its row is from documents and LiteLLM's table: this project never ran one")
+            remarks.append("untested: its settings come from documents and LiteLLM's table")
         return "; ".join(remarks)
 
 
 def without_name(error: LLMError) -> str:
-    """Return the sentence of an error without its provider, which is shown beside it."""
+    """Return the message of an error without its provider, which is shown beside it."""
     return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

@@ -1,7 +1,7 @@
-"""Capabilities and prices of cloud models: LiteLLM's own price map, read as a JSON file.
+"""Capabilities and prices of cloud models, from the price map in LiteLLM's package.
 
-Must never import LiteLLM or download anything.
-The model catalog uses it for providers whose servers do not report them.
+The map is read as a JSON file: LiteLLM is not imported, and nothing is downloaded. The model catalog uses it for
+clouds, because their lists of models do not report capabilities.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
 _MILLION: Final = 1_000_000
-_CAN: Final = {
+_CAPABILITY_KEYS: Final = {
     "vision": "supports_vision",
     "tools": "supports_function_calling",
     "json_schema": "supports_response_schema",
@@ -25,27 +25,32 @@ _CAN: Final = {
 
 
 @cache
-def table() -> Mapping[str, Mapping[str, Any]]:
-    """Return the whole map; a tenth of a second the first time. Empty if LiteLLM has none."""
-    found = importlib.util.find_spec("litellm")  # finds, and does not import
-    for folder in (found and found.submodule_search_locations) or ():
+def price_map() -> Mapping[str, Mapping[str, Any]]:
+    """Return the price map. Reading it takes a tenth of a second, once. Empty if LiteLLM has no such file."""
+    package = importlib.util.find_spec("litellm")  # does not import it
+    for folder in (package and package.submodule_search_locations) or ():
         try:
-            rows = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
+            models = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(rows, dict):
-            return rows
+        if isinstance(models, dict):
+            return models
     return {}
 
 
-def known(prefix: str, model: str) -> dict[str, Any]:
-    """Return capabilities of a model, by LiteLLM's prefix of its provider; None for what the map does not have."""
-    row = table().get(f"{prefix}/{model}") or table().get(model) or {}
+def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
+    """Return the capabilities of a model that the price map contains.
+
+    Args:
+        prefix: LiteLLM's prefix of the provider.
+        model: its name at the provider.
+    """
+    row = price_map().get(f"{prefix}/{model}") or price_map().get(model) or {}
     context, answer = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
     return {
-        **{name: row[key] for name, key in _CAN.items() if isinstance(row.get(key), bool)},
+        **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
         "context": context if isinstance(context, int) else None,
         "context_served": context if isinstance(context, int) else None,
         "max_output": answer if isinstance(answer, int) else None,

@@ -1,7 +1,6 @@
-"""Read a server's pages: its kind, its state, its models and their capabilities.
+"""Probe a server: read its kind, its state, its models and their capabilities from its pages.
 
-Must never cost money, load a model or send user text, or use a proxy for a local server.
-The model catalog probes with it.
+A probe costs nothing, loads no model and sends no prompt. A local server is probed without a proxy.
 """
 
 from __future__ import annotations
@@ -19,49 +18,50 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
-_CONNECT_SHARE: Final = 0.9  # of the time for a page: what is left tells a busy server from a dead address
+_CONNECT_SHARE: Final = 0.9  # of the time for a page. A busy server accepts the connection and uses up the rest
 
 
 async def find_server(
     spec: ProviderSpec, client: Client, kinds: Sequence[ProviderSpec], deadline: float
 ) -> tuple[Server | None, LLMError | None]:
-    """Return the server at the client's endpoint, and the error that it would respond with.
+    """Probe an endpoint. Return the server if one was recognised, and the error that a request would raise now.
 
     Args:
         spec: the configured provider.
-        client: of its endpoint.
-        kinds: the kinds of server that are recognised; a cloud is not probed for other servers' pages.
-        deadline: on the clock of the loop.
+        client: of the endpoint.
+        kinds: the kinds of server to recognise. They are not used for a cloud.
+        deadline: in seconds, on the clock of the event loop.
     """
     endpoint = client.endpoint
     paths = {path: endpoint.root + path for path in (spec.server.probe.pages if spec.server.probe else ())}
-    names = endpoint.base + spec.api.models_path
-    pages = await _pages(client, [*paths.values(), names], deadline)
+    model_list = endpoint.base + spec.api.models_path
+    pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
     own = _read(spec, {path: pages[url] for path, url in paths.items()})
-    trouble = _trouble(pages[names], pages.values())
+    error = _first_error(pages[model_list], pages.values())
     kinds = kinds if spec.local or endpoint.near else ()
-    if isinstance(trouble, errors.AuthenticationFailed) or (own and own.trouble):
-        return own or await _recognised(client, kinds, deadline), trouble or as_error(own)
+    if isinstance(error, errors.AuthenticationFailed) or (own and own.trouble):
+        return own or await _recognise(client, kinds, deadline), error or error_of(own)
     server = own
-    if server is None and not isinstance(trouble, errors.Unavailable):
-        recognised = await _recognised(client, kinds, deadline)
-        server = recognised or read_model_list(pages[names], spec.api.models_key, spec.api.model_id)
+    if server is None and not isinstance(error, errors.Unavailable):
+        recognised = await _recognise(client, kinds, deadline)
+        server = recognised or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
     if server and server.trouble:
-        return server, as_error(server)
+        return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
-        what = f"what answers is {server.kind.title}, not {spec.title}"
+        what = f"the server is {server.kind.title}, not {spec.title}"
         hint = better_setting(spec, server.kind, endpoint.root)
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
-    if server is None and trouble is None:
-        trouble = error_mapping.not_a_server()
-    if isinstance(trouble, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
-        chats = await _chats(client, deadline)  # an API without a list of models
-        return (server or Server(), None) if chats else (server, trouble)
-    return server, None if server else trouble
+    if server is None and error is None:
+        error = error_mapping.not_a_server()
+    if isinstance(error, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
+        if await _has_chat_route(client, deadline):  # an API without a list of models
+            return server or Server(), None
+        return server, error
+    return server, None if server else error
 
 
 async def learn(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
-    """Return the server with what it reports of each of these models."""
+    """Return the server with the capabilities that it reports for these models, each on a page of its own."""
     probe = server.kind and server.kind.server.probe
     if not probe:
         return server
@@ -70,7 +70,8 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
         question = probe.model_request(model)
         if question is None:
             return model
-        page = await _page(client, client.endpoint.root + question[0], question[1], deadline)
+        path, body = question
+        page = await _fetch_page(client, client.endpoint.root + path, body, deadline)
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
         try:
@@ -83,100 +84,123 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
 
 
 async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Return the JSON object of a page, or the response to a body; empty if there is none. Raise LLMError."""
-    page = await _fetched(client, HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near))
+    """Return the JSON object of a page, or of the response to a body; empty if the response is empty.
+
+    Args:
+        client: of the server.
+        path: of the page, from the root of the server.
+        body: to POST; None for a GET.
+
+    Raises:
+        LLMError: the server cannot be reached, refused, or did not send JSON.
+    """
+    page = await _read_page(
+        client, HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near)
+    )
     if page.error:
         raise page.error
     return page.body
 
 
 def better_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
-    """Return what to set for a server of another kind than the configured one."""
+    """Return which variables to set if the server is of another kind than the configured one."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
 
 
-def read_model_list(page: Page, key: str, name: str) -> Server | None:
-    """Return the server behind a list of models; None if the page is no such list. It may report the context too."""
+def read_model_list(page: Page, key: str, name_field: str) -> Server | None:
+    """Return a server with the listed models and their context lengths; None if the page has no list of models.
+
+    Args:
+        page: the page.
+        key: of the list in the page.
+        name_field: the field of a row that holds the name of its model.
+    """
     rows = page.rows(key)
     if rows is None:
         return None
     models = []
     for row in rows:
-        called = text(row.get(name))
-        if called:
+        name = text(row.get(name_field))
+        if name:
             lengths = (non_negative_int(row.get(field)) for field in ("context_length", "max_model_len"))
             context = next(filter(None, lengths), None)
             known = {"context": context, "context_served": context}
-            models.append(Model(name=called, chat="embed" not in called.lower(), known=known))
+            models.append(Model(name=name, chat="embed" not in name.lower(), known=known))
     return Server(models=tuple(models))
 
 
-def as_error(one: Server | Model | None) -> LLMError | None:
-    """Return the error for the trouble that a server or a model reports."""
-    if one is None or one.trouble is None:
+def error_of(subject: Server | Model | None) -> LLMError | None:
+    """Return the error for the trouble that a server or a model reports; None if it reports none."""
+    if subject is None or subject.trouble is None:
         return None
-    state, sentence = one.trouble
+    state, sentence = subject.trouble
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
 
 
-async def _recognised(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
-    """Return the server, if it is one of these kinds."""
+async def _recognise(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
+    """Return the server if it is of one of these kinds."""
     root = client.endpoint.root
-    pages = await _pages(
-        client, [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages], deadline
-    )
+    urls = [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
+    pages = await _fetch_pages(client, urls, deadline)
     by_path = {url.removeprefix(root): page for url, page in pages.items()}
     return next((server for kind in kinds if (server := _read(kind, by_path))), None)
 
 
-async def _chats(client: Client, deadline: float) -> bool:
-    """Return whether the chat route exists: it requires another method, and an unknown page does not."""
-    here, nowhere = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
-    pages = await _pages(client, [here, nowhere], deadline)
+async def _has_chat_route(client: Client, deadline: float) -> bool:
+    """Return whether the chat route exists: it rejects the method GET, and an unknown page does not."""
+    chat, unknown = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
+    pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
     return [status == _METHOD_NOT_ALLOWED for status in statuses] == [True, False]
 
 
-async def _pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
-    """Read pages at once. Raise NotRecorded if a replay has none of them: a cassette may be older than a kind."""
-    wanted = list(dict.fromkeys(urls))
-    pages = await asyncio.gather(*(_page(client, url, None, deadline) for url in wanted))
+async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
+    """Read pages concurrently. Raise NotRecorded if a replay has none of them.
+
+    A replay may lack some: its cassette may be older than a kind of server.
+    """
+    urls = list(dict.fromkeys(urls))
+    pages = await asyncio.gather(*(_fetch_page(client, url, None, deadline) for url in urls))
     missing = [page.error for page in pages if isinstance(page.error, errors.NotRecorded)]
-    if missing and len(missing) == len(wanted):
+    if missing and len(missing) == len(urls):
         raise missing[0]
-    return dict(zip(wanted, pages, strict=True))
+    return dict(zip(urls, pages, strict=True))
 
 
-async def _page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
-    """Read one page; whatever is wrong with it is its error."""
+async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
+    """Read one page. A failure is the error of the page; it is not raised."""
     endpoint, left = client.endpoint, deadline - asyncio.get_running_loop().time()
     query = f"?api-version={endpoint.version}" if endpoint.version else ""
     connect_s = max(0.001, left * _CONNECT_SHARE)
     request = HttpRequest(url=url + query, body=body, direct=endpoint.near, connect_timeout=connect_s)
     try:
         async with asyncio.timeout_at(deadline):
-            return await _fetched(client, request)
+            return await _read_page(client, request)
     except TimeoutError:
-        return Page(error=errors.FirstTokenTimeout("no answer in time", hint="It may be busy: look into its log"))
-    except LLMError as failed:
-        return Page(error=failed)
+        return Page(
+            error=errors.FirstTokenTimeout(
+                "the server did not respond in time", hint="It may be busy: look into its log"
+            )
+        )
+    except LLMError as error:
+        return Page(error=error)
 
 
-async def _fetched(client: Client, request: HttpRequest) -> Page:
-    headers, data, error = await client.page(request)
-    if error or not data.strip():
-        return Page(headers=headers, error=error)
-    said = json_object(data)
-    if said is None:
+async def _read_page(client: Client, request: HttpRequest) -> Page:
+    headers, data = await client.page(request)
+    if isinstance(data, LLMError) or not data.strip():
+        return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
+    content = json_object(data)
+    if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
-    refused = error_mapping.error_object(said, began=False) if said.get("error") else None
-    return Page(body=said, headers=headers, error=refused)
+    refused = error_mapping.error_object(content, began=False) if content.get("error") else None
+    return Page(body=content, headers=headers, error=refused)
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
-    """Return what this kind reads from its pages; a page of an undocumented shape is not of its kind."""
+    """Return the server if these are the pages of this kind. Pages of an undocumented shape are not."""
     if kind.server.probe is None:
         return None
     try:
@@ -186,8 +210,8 @@ def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
     return server and replace(server, kind=kind)
 
 
-def _trouble(names: Page, pages: Iterable[Page]) -> LLMError | None:
-    """Return the error of the pages: a refused key, then a load, then that of the list of models."""
-    found = [page.error for page in pages if page.error]
+def _first_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
+    """Return the most telling error: a refused key, else a load, else the error of the list of models."""
+    failures = [page.error for page in pages if page.error]
     kinds = errors.AuthenticationFailed, errors.ModelLoading
-    return next((error for kind in kinds for error in found if isinstance(error, kind)), names.error)
+    return next((error for kind in kinds for error in failures if isinstance(error, kind)), model_list.error)

@@ -1,7 +1,7 @@
-"""For tests of applications: cassettes, a scripted provider, a server that speaks five dialects and fails by name.
+"""Tools for the tests of applications: cassettes, a scripted provider, and a server with faults.
 
-Must never be imported by the package itself, nor need pytest; names are fetched when they are asked for, because
-pytest loads ``plugin`` wherever the package is installed.
+``FaultServer`` speaks the dialects of five servers. The package itself imports nothing from here, and only ``plugin``
+needs pytest. Names are imported on first use, because pytest loads ``plugin`` wherever the package is installed.
 """
 
 import importlib
@@ -29,17 +29,14 @@ __all__ = [
     "replaying",
 ]
 
-_WHERE = {
-    **dict.fromkeys(("Fault", "FaultServer", "Seen", "closed_port"), ".fault_server"),
-    **dict.fromkeys(("no_model_calls", "no_waiting", "provided", "recording", "replaying"), ".kit"),
-    "forget": "..process",
-    **dict.fromkeys(("Cut", "ScriptedRequest", "ScriptedProvider"), ".scripted"),
-}
+_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # the lightest first
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name], __name__), name)
+    if name in __all__:
+        for module in (importlib.import_module(path, __name__) for path in _MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,7 +1,6 @@
-"""How five servers say the same things on the wire: pieces, ends, errors, lists of models, as bytes.
+"""The wire formats of five servers: streams, responses, errors and pages, as bytes for ``FaultServer``.
 
-Must never open a socket. What is not recorded from a real server is authored from its documented facts.
-The fault server speaks through it.
+It opens no socket. Bodies are recorded from real servers, or authored from their documentation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 MODEL: Final = "fault-model"
 _ASSISTANT: Final = "<|assistant|>"
 
-_Refusal = tuple[int, Any]
+_Refusal = tuple[int, Any]  # status and body
 
 
 def _refusal(status: int, /, **error: Any) -> _Refusal:
@@ -31,8 +30,8 @@ def _openai(status: int, message: str, kind: str, code: str | None = None, param
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
-# A refusal of each server, by its subject: status and body. Of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 as they
-# were seen; of OpenAI and LM Studio as documented. Authored cassettes have the sentences from here.
+# The refusals of each server by reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 were recorded, those of
+# OpenAI and LM Studio are authored from their documentation. Authored cassettes use these texts.
 REFUSALS: Final[Mapping[DialectName, Mapping[str, _Refusal]]] = {
     "openai": {
         "key": _openai(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -93,27 +92,27 @@ REFUSALS: Final[Mapping[DialectName, Mapping[str, _Refusal]]] = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """One server's way to say things."""
+    """The wire format of one server."""
 
     name: DialectName
 
     @property
     def lines(self) -> bool:
-        """Lines of JSON (Ollama) instead of server-sent events."""
+        """Return whether streams are lines of JSON (Ollama) instead of server-sent events."""
         return self.name == "ollama"
 
     @property
     def chat_path(self) -> str:
-        """How the path ends where it is asked."""
+        """Return the last part of the path of chat requests."""
         return "/api/chat" if self.lines else "/chat/completions"
 
     @property
     def content_type(self) -> str:
-        """Of a stream."""
+        """Return the content type of a stream."""
         return "application/x-ndjson" if self.lines else "text/event-stream; charset=utf-8"
 
     def piece(self, text: str = "", thinking: str = "") -> bytes:
-        """A piece of the answer."""
+        """Return a piece of the answer."""
         if self.lines:
             message = {"role": "assistant", "content": text} | ({"thinking": thinking} if thinking else {})
             return _line({"model": MODEL, "message": message, "done": False})
@@ -122,25 +121,30 @@ class Dialect:
         return self._chunk(delta, None)
 
     def call(self, piece: ToolCallDelta) -> bytes:
-        """A piece of a tool call; the first of a call carries its id and its name."""
+        """Return a piece of a tool call. The first piece of a call has its id and name."""
         function: dict[str, Any] = {"name": piece.name} if piece.name else {}
         if self.lines:
             function["arguments"] = json.loads(piece.arguments)
             message = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
             return _line({"model": MODEL, "message": message, "done": False})
-        own = {"id": piece.id, "type": "function"} if piece.id else {}
+        first = {"id": piece.id, "type": "function"} if piece.id else {}
         function["arguments"] = piece.arguments
-        return self._chunk({"tool_calls": [{"index": piece.index, **own, "function": function}]}, None)
+        return self._chunk({"tool_calls": [{"index": piece.index, **first, "function": function}]}, None)
 
     def opening(self) -> bytes:
-        """What comes before the first piece."""
+        """Return the bytes before the first piece."""
         if self.lines:
             return b""
         comment = b": ping\n\n" if self.name in ("llamacpp", "vllm") else b""
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
     def end(self, finish: str | None = "stop", prompt: int = 5) -> bytes:
-        """The last piece, with its finish; None says that there is none. ``prompt``: the tokens of the question."""
+        """Return the last piece.
+
+        Args:
+            finish: the finish reason; None for a piece without one.
+            prompt: the number of prompt tokens that it reports.
+        """
         if not self.lines:
             return self._chunk({}, finish)
         done: dict[str, Any] = {"done": finish is not None}
@@ -149,16 +153,16 @@ class Dialect:
         return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
 
     def done(self) -> bytes:
-        """What comes after the last piece."""
+        """Return the bytes after the last piece."""
         return b"" if self.lines else b"data: [DONE]\n\n"
 
     def usage(self, prompt: int = 5) -> bytes:
-        """The tokens, where they come apart."""
+        """Return the piece that reports the tokens, if the server sends one."""
         usage = {"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": prompt + 7}
         return b"" if self.lines else _event({"model": MODEL, "choices": [], "usage": usage})
 
-    def whole(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
-        """The answer in one piece."""
+    def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
+        """Return the body of a response that is not a stream."""
         if self.lines:
             return self.end(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
         message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
@@ -171,7 +175,7 @@ class Dialect:
         ).encode()
 
     def error(self, message: str = "the engine died") -> bytes:
-        """An error after the answer began, as this server sends it."""
+        """Return an error in the middle of a stream."""
         if self.lines:
             return _line({"error": message})
         name = b"event: error\n" if self.name == "lmstudio" else b""
@@ -179,65 +183,65 @@ class Dialect:
         return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + after
 
     def error_body(self) -> bytes:
-        """A 200 that is an error: LM Studio's answer to any unknown route, and its like."""
+        """Return an error body that is sent with status 200, like LM Studio's for any unknown route."""
         if self.name == "lmstudio":
             return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
-        said: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
-        return json.dumps({"error": said}).encode()
+        error: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
+        return json.dumps({"error": error}).encode()
 
-    def begun(self, body: Any) -> str | None:
-        """The part of the answer that a request wants continued; None where it wants a new one."""
+    def prefill(self, body: Any) -> str | None:
+        """Return the beginning of the answer that a request continues. Return None if it is a new request."""
         if "prompt" in body:
-            said = body["prompt"].rpartition(_ASSISTANT)[2]
+            begun = body["prompt"].rpartition(_ASSISTANT)[2]
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
-            said = body["messages"][-1]["content"]
+            begun = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            again = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the words with which it shall begin
-            said = str(body["messages"][-2]["content"]).removesuffix(again)
+            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the answer must repeat these words
+            begun = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
             return None
-        return str(said).rpartition("</think>")[2]
+        return str(begun).rpartition("</think>")[2]
 
     def rendered(self, messages: Any) -> bytes:
-        """Ollama's answer to ``_debug_render_only``."""
-        text = "".join(f"<|{each['role']}|>{each['content']}\n" for each in messages) + _ASSISTANT
+        """Return Ollama's response to ``_debug_render_only``."""
+        text = "".join(f"<|{message['role']}|>{message['content']}\n" for message in messages) + _ASSISTANT
         return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What it says of itself on every page."""
+        """Return the headers of every page."""
         return {"server": "llama.cpp"} if self.name == "llamacpp" else {}
 
     def pages(self) -> Mapping[str, Any]:
-        """What it says of itself: path, and the JSON there. In the shapes of the real servers of 2026."""
-        can = ["completion", "vision", "tools", "thinking"]
-        row: dict[str, Any] = {"id": MODEL, "object": "model"}
+        """Return the pages about models and the server by path, in the format of the real servers of 2026."""
+        capabilities = ["completion", "vision", "tools", "thinking"]
+        model: dict[str, Any] = {"id": MODEL, "object": "model"}
         pages: dict[DialectName, dict[str, Any]] = {
-            "openai": {"/v1/models": {"object": "list", "data": [row]}},
+            "openai": {"/v1/models": {"object": "list", "data": [model]}},
             "lmstudio": {
-                "/v1/models": {"object": "list", "data": [row | {"owned_by": "organization_owner"}]},
+                "/v1/models": {"object": "list", "data": [model | {"owned_by": "organization_owner"}]},
                 "/api/v0/models": {
-                    "data": [row | {"type": "llm", "state": "loaded", "max_context_length": 8192}],
+                    "data": [model | {"type": "llm", "state": "loaded", "max_context_length": 8192}],
                 },
             },
             "vllm": {
-                "/v1/models": {"object": "list", "data": [row | {"owned_by": "vllm", "max_model_len": 8192}]},
+                "/v1/models": {"object": "list", "data": [model | {"owned_by": "vllm", "max_model_len": 8192}]},
                 "/version": {"version": "0.32.0"},
                 "/health": {},
             },
             "llamacpp": {
                 "/v1/models": {
-                    "data": [row | {"owned_by": "llamacpp", "meta": {"n_ctx": 8192, "n_ctx_train": 8192}}],
+                    "data": [model | {"owned_by": "llamacpp", "meta": {"n_ctx": 8192, "n_ctx_train": 8192}}],
                 },
                 "/props": {"default_generation_settings": {"n_ctx": 8192}, "build_info": "b1-0c1e570"},
                 "/health": {"status": "ok"},
             },
             "ollama": {
                 "/api/version": {"version": "0.33.0"},
-                "/api/tags": {"models": [{"name": MODEL, "model": MODEL, "capabilities": can}]},
+                "/api/tags": {"models": [{"name": MODEL, "model": MODEL, "capabilities": capabilities}]},
                 "/api/ps": {"models": [{"name": MODEL, "context_length": 8192}]},
                 "/api/show": {
-                    "capabilities": can,
+                    "capabilities": capabilities,
                     "model_info": {"llama.context_length": 8192},
                 },
             },
@@ -249,9 +253,9 @@ class Dialect:
         return _event({"object": "chat.completion.chunk", "model": MODEL, "choices": [choice]})
 
 
-def _event(said: Any) -> bytes:
-    return b"data: " + _line(said) + b"\n"
+def _event(data: Any) -> bytes:
+    return b"data: " + _line(data) + b"\n"
 
 
-def _line(said: Any) -> bytes:
-    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
+def _line(data: Any) -> bytes:
+    return json.dumps(data, ensure_ascii=False).encode() + b"\n"

@@ -1,7 +1,6 @@
-"""A model server on loopback that answers like five real ones, and fails by name.
+"""A model server with faults, for the tests of this project and of applications.
 
-Must never listen anywhere but on loopback.
-Tests of this project and of applications use it; it needs nothing but the standard library.
+It speaks the dialects of five real servers. It listens on loopback only, and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 from ..completion import ToolCallDelta
@@ -22,52 +20,55 @@ from ..transport.endpoint import origin
 from .dialects import REFUSALS, Dialect, DialectName
 
 FaultName = Literal[
-    "cut",  # the stream ends properly in the middle
-    "half_line",  # the stream ends properly in the middle of a line
+    "cut",  # the stream ends between two pieces, with the end of the body
+    "half_line",  # the stream ends inside a line, with the end of the body
     "drop",  # the connection closes in the middle, without the end of the body
     "reset",  # the connection is reset in the middle
-    "stall",  # nothing more comes
+    "stall",  # the stream stops in the middle, and the connection stays open
     "slow",  # no fault, but ``seconds`` between the pieces
-    "drip",  # pieces come for ever, one every ``seconds``
-    "done_without_finish",  # [DONE], but no finish_reason (Ollama: "done": false)
-    "no_finish",  # the last piece has no finish, and nothing follows
-    "error_frame",  # an error object in the middle, as the dialect sends it
+    "drip",  # endless pieces, one every ``seconds``
+    "done_without_finish",  # [DONE] without finish_reason (Ollama: "done": false)
+    "no_finish",  # the last piece has no finish reason, and nothing follows
+    "error_frame",  # an error object in the middle, in the dialect's format
     "error_first",  # an error object before any text
-    "error_after_finish",  # an error object after the finish
-    "malformed",  # a line that is none
-    "unknown_finish",  # a finish that does not mean whole
-    "filtered",  # finish content_filter
-    "silent",  # finished properly, and no text
-    "empty",  # a 200 with nothing in it
-    "error_body",  # a 200 with an error object
-    "page",  # a 200 with a web page
-    "lingers",  # no fault in the answer, but the connection is not ended
-    "whole",  # no fault: the answer in one piece although a stream was asked for
-    "whole_cut",  # in one piece, and the JSON is cut in half
-    "whole_no_finish",  # in one piece, finish_reason null (Ollama: "done": false)
+    "error_after_finish",  # an error object after the finish reason
+    "malformed",  # a line that is not valid
+    "unknown_finish",  # a finish reason that does not mean success
+    "filtered",  # finish reason content_filter
+    "silent",  # a finish reason without any text
+    "empty",  # status 200 with an empty body
+    "error_body",  # status 200 with an error object
+    "page",  # status 200 with a web page
+    "lingers",  # the stream is complete, but the response does not end
+    "whole",  # no fault, but a response in one piece although the request was for a stream
+    "whole_cut",  # one piece, JSON that ends in the middle
+    "whole_no_finish",  # one piece, finish_reason null (Ollama: "done": false)
     "refuse",  # the status and body that ``refusal`` names
-    "hang",  # nothing comes at all
-    "close",  # the connection closes before a byte was sent
-    "redirect",  # a 307 to elsewhere
+    "hang",  # no response, and the connection stays open
+    "close",  # the connection closes before the first byte
+    "redirect",  # status 307 to another host
 ]
+_NO_ANSWER: Final = ("refuse", "redirect", "hang", "close")
+_ONE_PIECE: Final = ("whole", "whole_cut", "whole_no_finish", "empty", "error_body", "page")
+_IN_ANSWER: Final = ("cut", "half_line", "drop", "reset", "stall", "drip", "error_frame", "malformed")
 
 
-# Where those listen that run now: scheme, host, port.
+# Scheme, host and port of each running server.
 RUNNING: Final[set[tuple[str, str, int]]] = set()
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one answer.
+    """A fault of one response.
 
     Attributes:
         name: see ``FaultName``.
-        after: how many pieces come before it.
+        after: the number of pieces before it.
         refusal: for "refuse": key, model, overflow, rate, quota, busy, loading, failed, request, filter.
-        headers: added to the answer.
-        body: instead of the dialect's own body of a refusal.
-        status: the HTTP status of a refusal, instead of its usual one.
-        seconds: between two pieces, for "slow" and "drip".
+        headers: additional headers of a refusal or redirect.
+        body: the body of a refusal; None for the dialect's own.
+        status: the HTTP status of a refusal; None for the dialect's own.
+        seconds: the pause between two pieces, for "slow" and "drip".
     """
 
     name: FaultName
@@ -81,7 +82,7 @@ class Fault:
 
 @dataclass
 class Seen:
-    """A request that came, and what became of it."""
+    """A request that arrived. ``gone`` is set when the client closes the connection."""
 
     method: str
     path: str
@@ -92,25 +93,26 @@ class Seen:
 
 
 class FaultServer:
-    """``async with FaultServer("vllm") as server:`` then ask ``server.base_url``.
+    """A model server: ``async with FaultServer("vllm") as server:``, then send requests to ``server.base_url``.
 
     Args:
         dialect: openai, lmstudio, vllm, llamacpp or ollama.
-        answer: the pieces of its answer; a text is cut into words.
-        thinking: sent before, in the dialect's own field.
-        calls: pieces of tool calls, sent after the answer; Ollama's come whole.
-        fault: what goes wrong with each answer; None for none.
-        slice_bytes: write the body in slices of so many bytes.
-        key: a key that must be sent.
-        reads: how many tokens of a question it says it has read; None for as many as there are words.
-        tells: pages about itself beside its dialect's own: JSON, bytes, or a status and either, by path.
+        answer: the pieces of the answer. A text is split into words.
+        thinking: the reasoning before the answer, in the dialect's own field.
+        calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
+        fault: the fault of every response, or None.
+        slice_bytes: write a stream in slices of this many bytes.
+        key: the API key that requests must have.
+        reads: the number of prompt tokens that it reports; by default the number of words.
+        tells: pages in addition to the dialect's own, by path: JSON, bytes, or a tuple of a status and one of these.
 
     Attributes:
-        seen: the requests that came to the chat route.
-        pages: those that came elsewhere, as method and path.
-        tells: what it says of itself there; may be changed at any time.
-        derailed: the pieces that it goes on with where the beginning that it is given is not its answer's.
-        fault: may be changed at any time; ``script`` is used up first, one entry a request.
+        seen: the chat requests.
+        pages: method and path of all other requests.
+        tells: the pages. Tests may change it at any time.
+        derailed: the pieces of a continuation if the request's beginning is not that of the answer.
+        fault: the fault. Tests may change it at any time.
+        script: the faults of the next responses, one for each request. It takes precedence over ``fault``.
     """
 
     def __init__(
@@ -128,9 +130,7 @@ class FaultServer:
     ) -> None:
         assert dialect in get_args(DialectName)  # noqa: S101  # a test's own mistake
         self.dialect: Final = Dialect(dialect)
-        self.pieces: list[str] = [word + " " for word in answer.split(" ")] if isinstance(answer, str) else answer
-        if isinstance(answer, str):
-            self.pieces[-1] = self.pieces[-1][:-1]
+        self.pieces: list[str] = re.split(r"(?<= )", answer) if isinstance(answer, str) else answer
         self.thinking = thinking
         self.calls = calls
         self.derailed = ["something ", "else"]
@@ -149,13 +149,13 @@ class FaultServer:
 
     @property
     def root(self) -> str:
-        """``http://127.0.0.1:PORT``."""
-        assert self._server  # noqa: S101  # asked for after __aenter__
+        """Return ``http://127.0.0.1:PORT``."""
+        assert self._server  # noqa: S101  # it is running
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     @property
     def base_url(self) -> str:
-        """As a client wants it."""
+        """Return the base URL for a client."""
         return self.root if self.dialect.lines else f"{self.root}/v1"
 
     async def __aenter__(self) -> Self:
@@ -163,16 +163,14 @@ class FaultServer:
         RUNNING.add(origin(self.root))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         assert self._server  # noqa: S101
         RUNNING.discard(origin(self.root))
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:  # what nobody reads any more must not keep a socket open
+        for writer in self._writers:  # a client that no longer reads must not keep a socket open
             writer.transport.abort()
         await asyncio.sleep(0)
 
@@ -194,36 +192,40 @@ class FaultServer:
             writer.close()
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; False closes the connection."""
-        raw = self.dialect.lines and seen.method == "POST" and seen.path == "/api/generate" and "prompt" in seen.body
-        if not raw and not seen.path.partition("?")[0].endswith(self.dialect.chat_path):
-            self.pages.append((seen.method, seen.path))
+        """Respond to one request. Return False to close the connection."""
+        if not self._is_chat(seen):
             return await self._page(seen, writer)
-        if seen.body and seen.body.get("_debug_render_only"):
+        if seen.body.get("_debug_render_only"):
             await _send(writer, 200, {"content-type": "application/json"}, self.dialect.rendered(seen.body["messages"]))
             return True
-        if not isinstance(seen.body, dict):
-            self.pages.append((seen.method, seen.path))
-            return await self._page(seen, writer)
         self.seen.append(seen)
         fault = self.script.pop(0) if self.script else self.fault
-        if self.key and f"Bearer {self.key}" != seen.headers.get("authorization"):
+        if not self._authorized(seen):
             fault = Fault("refuse", refusal="key")
-        if fault and fault.name in ("refuse", "redirect", "hang", "close"):
+        if fault and fault.name in _NO_ANSWER:
             return await self._no_answer(fault, seen, reader, writer)
-        if fault and fault.name in ("whole", "whole_cut", "whole_no_finish", "empty", "error_body", "page"):
+        if fault and fault.name in _ONE_PIECE:
             kind, body = self._one_piece(fault)
             await _send(writer, 200, {"content-type": kind}, body)
             return True
         return await self._stream(fault, seen, reader, writer)
 
+    def _is_chat(self, seen: Seen) -> bool:
+        if not isinstance(seen.body, dict):
+            return False
+        is_raw = self.dialect.lines and seen.path == "/api/generate" and "prompt" in seen.body
+        return is_raw or seen.path.partition("?")[0].endswith(self.dialect.chat_path)
+
+    def _authorized(self, seen: Seen) -> bool:
+        return not self.key or seen.headers.get("authorization") == f"Bearer {self.key}"
+
     async def _page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
-        """What it says of itself."""
-        told = self.tells.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
-        status, said = told if isinstance(told, tuple) else (200, told)
-        if self.key and f"Bearer {self.key}" != seen.headers.get("authorization") and not seen.path.endswith("/health"):
-            status, said = REFUSALS[self.dialect.name]["key"]
-        body = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.pages.append((seen.method, seen.path))
+        page = self.tells.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
+        status, content = page if isinstance(page, tuple) else (200, page)
+        if not self._authorized(seen) and not seen.path.endswith("/health"):
+            status, content = REFUSALS[self.dialect.name]["key"]
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         kind = "text/html" if body.startswith(b"<") else "application/json"
         await _send(writer, status, {"content-type": kind, **self.dialect.headers}, body)
         return True
@@ -236,23 +238,23 @@ class FaultServer:
         elif fault.name == "redirect":
             await _send(writer, 307, {"location": "http://example.org/v1/chat/completions", **fault.headers}, b"")
         elif fault.name == "refuse":
-            status, said = REFUSALS[self.dialect.name].get(fault.refusal, (500, {"error": "?"}))
-            body = fault.body if fault.body is not None else json.dumps(said).encode()
+            status, content = REFUSALS[self.dialect.name].get(fault.refusal, (500, {"error": "?"}))
+            body = fault.body if fault.body is not None else json.dumps(content).encode()
             await _send(writer, fault.status or status, {"content-type": "application/json", **fault.headers}, body)
             return True
         return False
 
     def _one_piece(self, fault: Fault) -> tuple[str, bytes]:
-        say, text = self.dialect, "".join(self.pieces)
+        dialect, text = self.dialect, "".join(self.pieces)
         if fault.name == "empty":
-            return say.content_type, b""
+            return dialect.content_type, b""
         if fault.name == "page":
             return "text/html", b"<!DOCTYPE html><html><body>Sign in</body></html>"
         body = {
-            "whole": say.whole(text, thinking=self.thinking),
-            "whole_cut": say.whole(text)[:-25],
-            "whole_no_finish": say.whole(text, finish=None),
-            "error_body": say.error_body(),
+            "whole": dialect.answer_body(text, thinking=self.thinking),
+            "whole_cut": dialect.answer_body(text)[:-25],
+            "whole_no_finish": dialect.answer_body(text, finish=None),
+            "error_body": dialect.error_body(),
         }[fault.name]
         return "application/json", body
 
@@ -272,11 +274,11 @@ class FaultServer:
                 await asyncio.sleep(fault.seconds)
             if fault and fault.name in ("stall", "lingers"):
                 await seen.gone.wait()
-        except OSError:  # the client left while a part was written
+        except OSError:  # the client disconnected during a write
             seen.gone.set()
             raise
         finally:
-            watcher.cancel()  # before the end of the body: the next byte belongs to the next request
+            watcher.cancel()  # before the end of the body, because the next byte belongs to the next request
             with suppress(asyncio.CancelledError):
                 await watcher
         if fault and fault.name == "reset":
@@ -287,47 +289,48 @@ class FaultServer:
         await writer.drain()
         return True
 
-    def _goes_on(self, seen: Seen) -> list[str]:
-        """The pieces of the answer, or of what follows the part that the request gives it."""
-        begun, text = self.dialect.begun(seen.body), "".join(self.pieces)
-        if begun is None:
+    def _answer_pieces(self, seen: Seen) -> list[str]:
+        """Return the pieces of the answer, or those that follow the prefill of the request."""
+        prefill, text = self.dialect.prefill(seen.body), "".join(self.pieces)
+        if prefill is None:
             return self.pieces
-        rest = text.removeprefix(begun)
-        if rest == text and begun:
-            return self.derailed  # what a model does with a beginning that is not its own
-        return [each for each in re.split(r"(?<=\s)|(?=\s)", rest) if each]
+        rest = text.removeprefix(prefill)
+        if rest == text and prefill:
+            return self.derailed  # as a model continues a text that is not its own
+        return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
     def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
-        """The stream, piece by piece, up to where it breaks."""
-        say, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
-        all_pieces = self._goes_on(seen)
+        """Yield the parts of the stream up to the fault."""
+        dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
+        pieces = self._answer_pieces(seen)
         if name == "error_first":
-            yield say.error()
+            yield dialect.error()
             return
-        yield say.opening()
-        if self.thinking and all_pieces is self.pieces:
-            yield say.piece(thinking=self.thinking)
-        asked = [each.get("content") for each in seen.body.get("messages", ())] or [seen.body.get("prompt")]
-        prompt = self.reads or max(5, sum(len(str(text).split()) for text in asked))
-        whole = ("", "error_after_finish", "unknown_finish", "filtered", "no_finish", "done_without_finish", "lingers")
-        parts = [*map(say.piece, all_pieces), *map(say.call, self.calls)]
-        parts = parts if not fault or name in whole else parts[: fault.after]
+        yield dialect.opening()
+        if self.thinking and pieces is self.pieces:  # not before a continuation
+            yield dialect.piece(thinking=self.thinking)
+        texts = [message.get("content") for message in seen.body.get("messages", ())] or [seen.body.get("prompt")]
+        prompt = self.reads or max(5, sum(len(str(text).split()) for text in texts))
+        parts = [*map(dialect.piece, pieces), *map(dialect.call, self.calls)]
+        if fault and name in _IN_ANSWER:
+            parts = parts[: fault.after]
         yield from parts if name != "silent" else []
-        finish = "tool_calls" if self.calls and not say.lines else "stop"
-        breaks: dict[str, list[bytes]] = {
-            "half_line": [say.piece("half")[:-9]],
-            "error_frame": [say.error()],
-            "malformed": [b"data: {not json}\n\n" if not say.lines else b"{not json}\n", say.end(), say.done()],
-            "unknown_finish": [say.end("load" if say.lines else "abort"), say.done()],
-            "filtered": [say.end("content_filter"), say.done()],
-            "done_without_finish": [say.end(None) if say.lines else say.done()],
-            "no_finish": [say.end(None)],
-            "error_after_finish": [say.end(), say.error(), say.done()],
-            "silent": [say.end(), say.done()],
-            "lingers": [say.end()],
-            "": [say.end(finish, prompt), say.usage(prompt), say.done()],
+        finish = "tool_calls" if self.calls and not dialect.lines else "stop"
+        bad_line = b"{not json}\n" if dialect.lines else b"data: {not json}\n\n"
+        ends: dict[str, list[bytes]] = {
+            "half_line": [dialect.piece("half")[:-9]],
+            "error_frame": [dialect.error()],
+            "malformed": [bad_line, dialect.end(), dialect.done()],
+            "unknown_finish": [dialect.end("load" if dialect.lines else "abort"), dialect.done()],
+            "filtered": [dialect.end("content_filter"), dialect.done()],
+            "done_without_finish": [dialect.end(None) if dialect.lines else dialect.done()],
+            "no_finish": [dialect.end(None)],
+            "error_after_finish": [dialect.end(), dialect.error(), dialect.done()],
+            "silent": [dialect.end(), dialect.done()],
+            "lingers": [dialect.end()],
+            "": [dialect.end(finish, prompt), dialect.usage(prompt), dialect.done()],
         }
-        yield from breaks.get(name, [])
+        yield from ends.get(name, [])
 
     async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
         size = self.slice_bytes or len(part) or 1
@@ -340,18 +343,14 @@ class FaultServer:
 
 
 def closed_port() -> int:
-    """A port of loopback where nobody listens, for a server that refuses connections.
-
-    Returns:
-        The number of the port.
-    """
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Return a free port of loopback, for a server that refuses connections."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:
-    """One request, or None when the client has gone."""
+    """Read a request. Return None if the client closed the connection."""
     head = await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
     if not head:
         return None
@@ -369,14 +368,14 @@ async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str,
 
 
 async def _gone(seen: Seen, reader: asyncio.StreamReader) -> None:
-    """Wait until the client closes its end."""
+    """Set ``seen.gone`` when the client closes the connection."""
     with suppress(OSError):
         await reader.read(1)
     seen.gone.set()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close so that the client sees a reset, not an end."""
+    """Reset the connection instead of closing it."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,7 +1,6 @@
-"""What a test puts in place of the world: cassettes for servers, a scripted provider, nobody at all.
+"""Context managers for tests: replay, recording, a provider for ``get_provider()``, no retries, no real requests.
 
-Must never need pytest: ``plugin`` makes fixtures of it.
-Applications' tests and the plugin use it.
+They work without pytest. ``plugin`` has fixtures for pytest.
 """
 
 from __future__ import annotations
@@ -21,33 +20,36 @@ from .fault_server import RUNNING
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Providers that are made inside answer from cassettes: no server, no key, no network.
+    """Let providers that are created inside answer from cassettes, without a server, a key or a network.
 
     Args:
-        folders: where the cassettes are; a single file is one, too.
-        hint: what errors say about making them; None for LLM_REPLAY_MODE=record.
+        folders: folders of cassettes, or single cassettes.
+        hint: the hint of errors about missing cassettes; None for the one about LLM_REPLAY_MODE=record.
 
     Yields:
-        The player, which tells afterwards what was ``missing`` and what is ``unplayed``.
+        The player. Its ``missing`` and ``unplayed`` list the requests without a cassette, and the reverse.
 
     Raises:
-        NotConfigured: a folder is not there, or a cassette cannot be read.
+        NotConfigured: a folder does not exist, or a cassette cannot be read.
     """
-    more = (hint,) if hint else ()
-    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *more).items()}
-    with active.instead(Player(cassettes, *more)) as player:
+    hints = (hint,) if hint else ()
+    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *hints).items()}
+    with active.instead(Player(cassettes, *hints)) as player:
         yield player
 
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Providers that are made inside ask their servers, and what they answer is kept.
+    """Record the responses to providers that are created inside.
 
     Args:
-        folder: where the cassettes go; it is made where it is missing.
+        folder: the folder of the cassettes. It is created if it is missing.
 
     Yields:
         The recorder.
+
+    Raises:
+        NotConfigured: the folder cannot be created.
     """
     with active.instead(Recorder(Path(folder))) as recorder:
         yield recorder
@@ -55,7 +57,7 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
 
 @contextmanager
 def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
-    """``get_provider()`` gives a router over this provider inside, whatever the environment says.
+    """Let ``get_provider()`` return a router over this provider inside, regardless of the environment.
 
     Args:
         provider: usually a ``ScriptedProvider``, or a router over one.
@@ -69,12 +71,12 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """No router waits inside before it asks again.
+    """Let routers retry without a pause inside, for tests of an application with failing providers.
 
-    For tests of what an application does when its providers fail; loads and timeouts are not touched.
+    It changes neither timeouts nor the wait for a cold model.
 
     Args:
-        attempts: how often each provider is asked for one request, at the most.
+        attempts: the maximum of attempts at each provider for one request.
     """
     before, switches.retries = switches.retries, attempts - 1
     try:
@@ -85,9 +87,9 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 
 @contextmanager
 def no_model_calls() -> Iterator[None]:
-    """No request leaves inside, but for those to a FaultServer: whoever tries gets NotRecorded.
+    """Raise NotRecorded for each request inside, except for those to a ``FaultServer``.
 
-    For providers that exist already, too.
+    It covers providers that were created before, too.
     """
     before, switches.allowed = switches.allowed, RUNNING
     try:

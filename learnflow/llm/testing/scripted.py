@@ -1,7 +1,6 @@
-"""A provider that answers from a script and remembers what it was asked, for tests of applications.
+"""A provider that answers from a script and records its requests, for tests of applications.
 
-Must never connect anywhere.
-Applications' tests give it to what they test, or to ``get_provider()`` through ``provided``.
+A test passes it to the tested code, or to ``get_provider()`` through ``provided``. It opens no connection.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Cut:
     """An answer that breaks.
 
     Attributes:
-        text: what arrives before: a text, which comes in words, or its pieces.
+        text: the text before the break. A ``str`` is split into words, a list has the pieces.
     """
 
     text: str | list[str]
@@ -36,14 +35,14 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedRequest:
-    """What it was asked.
+    """A request to a ``ScriptedProvider``.
 
     Attributes:
         call: generate, stream or complete.
-        prompt: as it was given; in no repr.
-        model: None where the call named none.
-        temperature: as it was given, or the default.
-        max_tokens: as it was given, or the default.
+        prompt: a copy of the prompt; not in the repr.
+        model: the model; None if the call did not name one.
+        temperature: the temperature, or its default.
+        max_tokens: the limit of the answer in tokens, or its default.
         more: the other keywords.
     """
 
@@ -59,19 +58,25 @@ Answer = str | list[str] | Completion | Cut | BaseException | type[BaseException
 
 
 class ScriptedProvider(AbstractProvider):
-    """``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])`` answers so, in this order.
+    """A provider that answers from a script: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It
+    beg")])``.
 
-    A text comes in words, a list in its own pieces, a ``Completion`` as it is (its text in words); an exception is
-    raised; a ``Cut`` breaks after its text. Where ``response_format`` is a pydantic class, ``parsed`` is read from the
-    text. A request beyond the script raises NotRecorded, which no fallback hides.
+    Each request gets the next answer. A text is streamed in words, a list in its own pieces. A ``Completion`` is
+    returned unchanged, with its text streamed in words. An exception is raised, and a ``Cut`` breaks after its text. If
+    ``response_format`` is a pydantic class, ``parsed`` is read from the text. A request after the end of the script
+    raises NotRecorded, which is not a reason for a fallback.
 
     Args:
-        answers: the script, or its only text; ``answers`` may be added to at any time.
-        name: what it goes by in logs and errors.
-        capabilities: what it says it can, beside being local.
+        answers: the script, or its only text.
+        name: the name in logs and errors.
+        capabilities: the capabilities that it reports, by name. It is always local.
 
     Attributes:
+        answers: the rest of the script. A test may append to it.
         history: the requests so far.
+
+    Raises:
+        InvalidRequest: a capability is unknown.
     """
 
     def __init__(self, answers: Iterable[Answer] = (), *, name: str = "scripted", **capabilities: Any) -> None:
@@ -81,69 +86,69 @@ class ScriptedProvider(AbstractProvider):
         unknown = set(capabilities) - set(Capabilities.__annotations__)
         if unknown:
             raise errors.InvalidRequest(f"there is no capability {', '.join(sorted(unknown))}")
-        can = {"vision": True, "tools": True, "json_schema": True, "cost": None}
-        self._capabilities = nothing_known(**{**can, **capabilities})
+        defaults = {"vision": True, "tools": True, "json_schema": True, "cost": None}
+        self._capabilities = nothing_known(**{**defaults, **capabilities})
 
     @property
     def name(self) -> str:
-        """What it goes by."""
+        """Return the name in logs and errors."""
         return self._name
 
     def start(self, call: Call) -> Work:
-        """The next answer; it is taken from the script when the first piece is asked for."""
-        asked = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
-        return partial(self._answer, asked)
+        """Return the work of a request. It uses the next answer of the script when it runs."""
+        request = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
+        return partial(self._answer, request)
 
     async def list_models(self) -> list[str]:
-        """Its only model."""
+        """Return the name of its only model, which is its own name."""
         return [self._name]
 
     async def health_check(self) -> bool:
-        """Whether there is an answer left."""
+        """Return whether the script has another answer."""
         return bool(self.answers)
 
     def get_capabilities(self) -> Capabilities:
-        """What it was made to say."""
+        """Return the capabilities."""
         return self._capabilities
 
-    async def _answer(self, asked: ScriptedRequest, emit: Emit) -> Completion:
-        self.history.append(replace(asked, prompt=copy.deepcopy(asked.prompt), more=dict(asked.more)))
-        unknown = set(asked.more) - set(Options.__annotations__)
+    async def _answer(self, request: ScriptedRequest, emit: Emit) -> Completion:
+        self.history.append(replace(request, prompt=copy.deepcopy(request.prompt), more=dict(request.more)))
+        unknown = set(request.more) - set(Options.__annotations__)
         if unknown:
             raise errors.InvalidRequest(f"unknown keyword {', '.join(sorted(unknown))}", provider=self._name)
         if not self.answers:
             raise errors.NotRecorded(
                 f"the script has no answer for request {len(self.history)}",
                 provider=self._name,
-                hint="Give ScriptedProvider one answer more, or find out who asks once more",
+                hint="Add an answer to ScriptedProvider, or check why the code sends this request",
             )
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, type):
-            raise answer("as the script has it")
-        said = answer.text if isinstance(answer, Cut | Completion) else answer
-        text = "".join(said)
+            raise answer("raised by the script")
+        pieces = answer.text if isinstance(answer, Cut | Completion) else answer
+        text = "".join(pieces)
         if isinstance(answer, Completion) and answer.reasoning:
             emit(ReasoningDelta(answer.reasoning))
-        for piece in said if isinstance(said, list) else re.findall(r"\S+\s*|\s+", said):
+        for piece in pieces if isinstance(pieces, list) else re.findall(r"\S+\s*|\s+", pieces):
             emit(TextDelta(piece))
             await emit.drain()
-        for at, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
-            emit(ToolCallDelta(at, call.id, call.name, json.dumps(call.arguments)))
+        for index, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
+            emit(ToolCallDelta(index, call.id, call.name, json.dumps(call.arguments)))
         if isinstance(answer, Cut):
-            cut = errors.AnswerCut("the script cuts it here", provider=self._name)
+            cut = errors.AnswerCut("the script breaks the answer here", provider=self._name)
             cut.partial = text
             raise cut
-        return answer if isinstance(answer, Completion) else self._made(asked, text)
+        return answer if isinstance(answer, Completion) else self._completion(request, text)
 
-    def _made(self, asked: ScriptedRequest, text: str) -> Completion:
-        wanted = asked.more.get("response_format")
+    def _completion(self, request: ScriptedRequest, text: str) -> Completion:
+        response_format = request.more.get("response_format")
         return Completion(
             text=text,
             finish="stop",
             provider=self._name,
-            model=ServedModel(asked.model or self._name),
-            parsed=structured_output.parsed(wanted, text),
+            model=ServedModel(request.model or self._name),
+            parsed=structured_output.parsed(response_format, text),
             cost=0.0,
         )

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import httpcore
 import httpx
@@ -70,17 +68,19 @@ class HttpResponse:
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        self.headers: Mapping[str, str] = {
-            name: value for name, value in response.headers.items() if name != "set-cookie"
-        }
+        self.headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
         self._response = response
-        said = [each.strip() for each in self.headers.get("content-encoding", "").lower().split(",")]
-        encodings = [each for each in said if each in _COMPRESSED]
+        encodings = map(str.strip, self.headers.get("content-encoding", "").lower().split(","))
+        compressed = [encoding for encoding in encodings if encoding in _COMPRESSED]
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        self._bytes = _inflated(stream, encodings) if encodings else stream
+        self._bytes = _inflated(stream, compressed) if compressed else stream
+        self._reads = 0
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises an LLMError where the connection broke."""
+        self._reads += 1
+        if self._reads % _UNINTERRUPTED == 0:  # data that has arrived does not wait: let other tasks run
+            await asyncio.sleep(0)
         try:
             async for data in self._bytes:
                 if data:
@@ -89,22 +89,10 @@ class HttpResponse:
             raise error_mapping.failure_of(error) from None
         return b""
 
-    async def beginning(self, limit: int, data: bytearray | None = None) -> bytes:
-        """The body, or its first ``limit`` bytes. Raises an LLMError where the connection broke.
-
-        Args:
-            limit: bytes.
-            data: where it is gathered, for who wants what came before it broke.
-        """
-        data = bytearray() if data is None else data
-        for reads in itertools.count(1):
-            more = await self.read()
-            data += more
-            if not more or len(data) >= limit:
-                break
-            if reads % _UNINTERRUPTED == 0:  # what has been read already does not wait: nobody else would go on
-                await asyncio.sleep(0)
-        return bytes(data[:limit])
+    async def read_into(self, body: bytearray, limit: int) -> None:
+        """Append the body, until it has ``limit`` bytes or more. Raises LLMError if the connection breaks."""
+        while len(body) < limit and (data := await self.read()):
+            body += data
 
     async def aclose(self) -> None:
         """Close the connection, or give it back to the pool where everything was read.
@@ -112,12 +100,9 @@ class HttpResponse:
         It comes to its end even if whoever waits for it is cancelled: half closed, httpcore would keep it for ever.
         """
         closing = asyncio.ensure_future(self._close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            ending.add(closing)
-            closing.add_done_callback(ending.discard)
-            raise
+        ending.add(closing)
+        closing.add_done_callback(ending.discard)
+        await asyncio.shield(closing)
 
     async def _close(self) -> None:
         with suppress(Exception):  # what is closed may be broken already
@@ -125,14 +110,6 @@ class HttpResponse:
                 await self._bytes.aclose()
         with suppress(Exception):
             await self._response.aclose()
-
-
-class Fetched(NamedTuple):
-    """What stands at an address: headers and body, or why that is none."""
-
-    headers: Mapping[str, str]
-    data: bytes
-    error: LLMError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +153,20 @@ class Client:
             raise await self._refusal(request, response, judge)
         return response
 
-    async def page(self, request: HttpRequest) -> Fetched:
-        """Read a page of a server, or what a JSON body gets as answer. Raises an LLMError where no answer came."""
+    async def page(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
+        """Return the headers and the body of a response, or why there is none. Raises LLMError if none came."""
         response = await self.send(request)
         if not 200 <= response.status < 300:
-            return Fetched(response.headers, b"", await self._refusal(request, response, None))
+            return response.headers, await self._refusal(request, response, None)
+        body = bytearray()
         try:
-            data = await response.beginning(MAX_JSON_BYTES + 1)
+            await response.read_into(body, MAX_JSON_BYTES + 1)
         finally:
             await response.aclose()
-        if len(data) > MAX_JSON_BYTES:
-            failure = errors.MalformedAnswer(f"the server sent a page of more than {MAX_JSON_BYTES >> 20} MiB")
-            return Fetched(response.headers, b"", failure)
-        return Fetched(response.headers, data)
+        if len(body) > MAX_JSON_BYTES:
+            what = f"the server sent a page of more than {MAX_JSON_BYTES >> 20} MiB"
+            return response.headers, errors.MalformedAnswer(what)
+        return response.headers, bytes(body)
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request; the answer may have any status. Raises an LLMError where none came."""
@@ -209,7 +187,7 @@ class Client:
         body = bytearray()
         try:
             async with asyncio.timeout(_REFUSAL_S):
-                await response.beginning(_REFUSAL_BYTES, body)
+                await response.read_into(body, _REFUSAL_BYTES)
         except (TimeoutError, LLMError):
             pass  # the status says enough, with as much of the body as came
         finally:
@@ -224,9 +202,8 @@ class Client:
             host = httpx.URL(request.url).host
             raise errors.Misconfigured(f"a request to {host} was refused: it is not the provider's own address")
         headers = {**request.headers, **_HEADERS, **self.endpoint.credentials}
-        content = None
-        if request.body is not None:
-            content = _encoded(request.body)
+        content = None if request.body is None else _encoded(request.body)
+        if content is not None:
             headers["content-type"] = "application/json"
         connect = min(self.connect_timeout, request.connect_timeout or self.connect_timeout)
         return httpx.Request(
@@ -256,15 +233,15 @@ class NetworkTransport(httpx.AsyncBaseTransport):
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Give it cassettes, or a FaultServer"
             )
-        local_only, scheme = request.extensions["local_only"], request.url.scheme
-        networks = request.extensions["endpoint"].networks
+        extensions = request.extensions
+        local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
-            connections = await pool.of_this_loop()
-            proxy = None
-            if not (local_only or request.extensions["direct"]):
-                budget = request.extensions["timeout"]["connect"]
-                proxy = await network.proxy_for(connections.proxies, request.url, budget, networks)
-            kept = connections.to(scheme, proxy, local_only=local_only, networks=networks)
+            own, proxy = await pool.of_this_loop(), None
+            if not (local_only or extensions["direct"]):
+                budget = extensions["timeout"]["connect"]
+                proxy = await network.proxy_for(own.proxies, request.url, budget, networks)
+            route = pool.Route(request.url.scheme, proxy, local_only, networks)
+            connections = own.to(route)
         except _SET_UP as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -272,12 +249,11 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             ) from None
-        fresh = partial(pool.Connections, scheme, proxy, local_only=local_only, networks=networks)
-        return await _sent(request, kept, fresh)
+        return await _sent(request, connections, route)
 
     async def prepare(self) -> None:
         """Load what connecting needs, without connecting: httpx imports its engine only with its first transport."""
-        await pool.Connections("http", None, local_only=False).aclose()
+        await pool.Connections(pool.Route("http")).aclose()
 
 
 NETWORK: Final = NetworkTransport()
@@ -302,9 +278,7 @@ class _Body(httpx.AsyncByteStream):
             await self._alone.aclose()
 
 
-async def _sent(
-    request: httpx.Request, kept: pool.Connections, fresh: Callable[[], pool.Connections]
-) -> httpx.Response:
+async def _sent(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
     """Send it; a kept connection that turns out stale before the answer began costs one more try, on a fresh one."""
     made: httpcore.AsyncNetworkStream | None = None  # a connection of its own, rather than one of the pool
 
@@ -316,16 +290,16 @@ async def _sent(
     request.extensions = {**request.extensions, "trace": trace}
     alone: pool.Connections | None = None
     try:
-        response = await kept.handle_async_request(request)
+        response = await connections.handle_async_request(request)
     except asyncio.CancelledError:
         if made:
-            await kept.discard(made)
+            await connections.discard(made)
         raise
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
         nonsense = isinstance(error, httpx.RemoteProtocolError) and _NO_ANSWER not in str(error)
         if made or nonsense:
             raise
-        alone = fresh()
+        alone = pool.Connections(route)
         try:
             response = await alone.handle_async_request(request)
         except BaseException:

@@ -18,13 +18,10 @@ from ..settings_sources import provider_key
 
 _ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # http:/localhost
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
-_PRIVATE: Final = tuple(
+_PRIVATE: Final = [
     ipaddress.ip_network(net)
-    for net in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
-        *("::1/128", "fc00::/7", "fe80::/10"),
-    )
-)
+    for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
+]
 # The metadata services of clouds, which return keys (most clouds; AWS and Google over IPv6; Alibaba). They are never
 # local.
 _METADATA: Final = tuple(
@@ -47,11 +44,8 @@ def is_private(address: str, networks: Sequence[str] = ()) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Return whether a host is this machine by its name or address."""
-    return (
-        host == "localhost"
-        or host.endswith(".localhost")
-        or (_ip_version(host) is not None and ipaddress.ip_address(host).is_loopback)
-    )
+    ip = _ip(host)
+    return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
 # A name without dots belongs to the local network, unless it is a number: 134744072 is 8.8.8.8.
@@ -109,7 +103,7 @@ class Endpoint:
 
 @lru_cache(maxsize=256)  # a router reads it for each choice
 def _is_near(host: str, networks: tuple[str, ...]) -> bool:
-    return is_private(host, networks) if _ip_version(host) else bool(_NEAR.search(host))
+    return is_private(host, networks) if _ip(host) else bool(_NEAR.search(host))
 
 
 @lru_cache(maxsize=256)
@@ -176,23 +170,19 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     Raises:
         NotConfigured: the URL is invalid.
     """
-    parts = _parts(spec, url)
-    home = urlsplit(spec.api.default_url or "")
+    api, parts = spec.api, _parts(spec, url)
+    home = urlsplit(api.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in spec.api.removed_suffixes:
+    for tail in api.removed_suffixes:
         path = path.removesuffix(tail)
-    if spec.api.litellm_path:
-        path = path.partition(spec.api.litellm_path)[0]
-    if (
-        spec.api.api_path and not _VERSION.search(path) and not pasted.endswith(CHAT_PATH)
-    ):  # a complete URL is used as it is
-        path += spec.api.api_path
+    if api.litellm_path:
+        path = path.partition(api.litellm_path)[0]
+    if api.api_path and not has_version(path) and not pasted.endswith(CHAT_PATH):  # a complete URL is used as it is
+        path += api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
-    root = server + (_VERSION.split(path)[0] if spec.api.api_path else path)
-    version = version or parse_qs(parts.query).get("api-version", [None])[0] or spec.api.default_version
-    return Endpoint(
-        root=root, base=server + path, version=version, key_header=spec.api.key_header, key_scheme=spec.api.key_scheme
-    )
+    root = server + (_VERSION.split(path)[0] if api.api_path else path)
+    version = version or parse_qs(parts.query).get("api-version", [None])[0] or api.default_version
+    return Endpoint(root, server + path, version=version, key_header=api.key_header, key_scheme=api.key_scheme)
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
@@ -202,7 +192,7 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     if _ONE_SLASH.match(text):
         raise _unusable(spec, "must begin with http:// or https://, with two slashes")
     if not has_scheme:
-        text = f"[{text}]" if _ip_version(text) == 6 else text
+        text = f"[{text}]" if isinstance(_ip(text), ipaddress.IPv6Address) else text
         text = f"{_scheme(spec, text)}://{text}"
     try:
         parts = urlsplit(text)
@@ -228,13 +218,14 @@ def _scheme(spec: ProviderSpec, text: str) -> str:
     if spec.api.default_url and spec.local:
         return "https" if host == spec.api.cloud_host else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
-    own = _ip_version(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
+    own = _ip(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if own else "https"
 
 
-def _ip_version(text: str) -> int | None:
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address; None if the text is a name."""
     try:
-        return ipaddress.ip_address(text).version
+        return ipaddress.ip_address(text)
     except ValueError:
         return None
 
@@ -250,17 +241,14 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
 def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
     """Add the provider and the variable to set to an error, and return it."""
     complete = error.provider is not None  # its hint has the variable already
+    hinted = error.hint and not (complete or spec.starts_server)
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
     if isinstance(error, errors.ModelNotFound):
         error.hint = error.hint or f"Set {spec.variable('model')} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
-    elif (
-        isinstance(error, errors.Misconfigured | errors.ConnectionFailed)
-        and error.hint
-        and not (complete or spec.starts_server)
-    ):
+    elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and hinted:
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         known = spec.api.default_url and spec.title != spec.name  # else its title is not the name of a program

@@ -12,7 +12,7 @@ import socket
 import ssl
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import non_negative_int, parse_json, printable, word
+from .untrusted import json_object, non_negative_int, parse_json, printable, word
 
 Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 """Returns another opinion of a refusal, from its status, body and headers; None if it has none."""
@@ -31,13 +31,6 @@ _SHOWN: Final = 300  # characters of a server's message that are shown
 _READ: Final = 2000  # characters of it that are searched: a regular expression is slow on a long text
 _DEPTH: Final = 8  # of objects in objects
 
-_CONTEXT = re.compile(
-    r"maximum context length|exceeds the available context size|tokens to keep from the initial prompt"
-    r"|longer than the (maximum )?(model )?context length|context size has been exceeded|exceeds the context length"
-    r"|input length .{0,80}exceeds|prompt is too long|max_tokens.{0,80}greater than max_model_len"
-    r"|context length is only",
-    re.IGNORECASE,
-)
 # As "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)", before that "you requested 10 tokens (9
 # in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
@@ -52,46 +45,34 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-_NO_IMAGES = re.compile(r"image input is not supported|mmproj", re.IGNORECASE)  # also with a 500
-_NO_MODEL = re.compile(
-    r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded|try pulling it"
-    r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for",
-    re.IGNORECASE,
-)
-_MONEY = re.compile(
-    r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)", re.IGNORECASE
-)
-_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key", re.IGNORECASE)
 _NO_ROUTE = re.compile("unexpected endpoint", re.IGNORECASE)  # LM Studio's answer to any unknown route, with a 200
-_LOADING = re.compile(r"loading model|model is loading|still loading", re.IGNORECASE)
-_SENTENCES: Final = (
-    (_CONTEXT, errors.ContextOverflow),
-    (_NO_MODEL, errors.ModelNotFound),
-    (_LOADING, errors.ModelLoading),
-    (_NO_IMAGES, errors.Unsupported),
-    (_KEY, errors.AuthenticationFailed),
-    (_MONEY, errors.QuotaExceeded),
-)
-
-_CODES: Final[Mapping[str, type[LLMError]]] = {
-    "context_length_exceeded": errors.ContextOverflow,
-    "exceed_context_size_error": errors.ContextOverflow,
-    "content_filter": errors.ContentFiltered,
-    "content_policy_violation": errors.ContentFiltered,
-    "responsibleaipolicyviolation": errors.ContentFiltered,
-    "model_not_found": errors.ModelNotFound,
-    "deploymentnotfound": errors.ModelNotFound,
-    "invalid_api_key": errors.AuthenticationFailed,
-    "authentication_error": errors.AuthenticationFailed,
-    "no_db_connection": errors.AuthenticationFailed,  # LiteLLM's proxy without a database, of any key but its master's
-    "insufficient_quota": errors.QuotaExceeded,
-    "credit_balance_exhausted": errors.QuotaExceeded,
-    "unsupported_parameter": errors.Unsupported,
-    "unsupported_value": errors.Unsupported,
-    "not_supported_error": errors.Unsupported,
-    "rate_limit_exceeded": errors.RateLimited,
-    "server_is_overloaded": errors.Overloaded,
+_SENTENCES: Final[Mapping[type[LLMError], str]] = {
+    errors.ContextOverflow: r"maximum context length|exceeds the available context size|prompt is too long"
+    r"|tokens to keep from the initial prompt|longer than the (maximum )?(model )?context length"
+    r"|context size has been exceeded|exceeds the context length|input length .{0,80}exceeds"
+    r"|max_tokens.{0,80}greater than max_model_len|context length is only",
+    errors.ModelNotFound: r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded"
+    r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for"
+    r"|try pulling it",
+    errors.ModelLoading: "loading model|model is loading|still loading",
+    errors.Unsupported: "image input is not supported|mmproj",  # also with a 500
+    errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key",
+    errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)",
 }
+_PATTERNS: Final = {kind: re.compile(sentences, re.IGNORECASE) for kind, sentences in _SENTENCES.items()}
+
+_CODES: Final[Mapping[type[LLMError], tuple[str, ...]]] = {
+    errors.ContextOverflow: ("context_length_exceeded", "exceed_context_size_error"),
+    errors.ContentFiltered: ("content_filter", "content_policy_violation", "responsibleaipolicyviolation"),
+    errors.ModelNotFound: ("model_not_found", "deploymentnotfound"),
+    # no_db_connection: LiteLLM's proxy without a database, for any key but its master key
+    errors.AuthenticationFailed: ("invalid_api_key", "authentication_error", "no_db_connection"),
+    errors.QuotaExceeded: ("insufficient_quota", "credit_balance_exhausted"),
+    errors.Unsupported: ("unsupported_parameter", "unsupported_value", "not_supported_error"),
+    errors.RateLimited: ("rate_limit_exceeded",),
+    errors.Overloaded: ("server_is_overloaded",),
+}
+_KINDS_BY_CODE: Final = {code: kind for kind, codes in _CODES.items() for code in codes}
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     400: errors.InvalidRequest,
     401: errors.AuthenticationFailed,
@@ -134,12 +115,8 @@ def _of(value: Any, depth: int = 0) -> Complaint:
     if depth > _DEPTH:
         return Complaint()
     if isinstance(value, str):
-        nested = value[value.find("{") :] if "{" in value else ""
-        try:
-            inner = _of(parse_json(nested), depth + 1) if nested else Complaint()
-        except ValueError:
-            inner = Complaint()
-        return Complaint(inner.message or value[:_READ], inner.codes, inner.param, inner.lengths)
+        inner = _of(json_object("".join(value.partition("{")[1:])), depth + 1)
+        return replace(inner, message=inner.message or value[:_READ])
     if isinstance(value, list):
         return _of(value[0], depth + 1) if value else Complaint()
     if not isinstance(value, dict):
@@ -162,12 +139,7 @@ def _lengths(message: str) -> tuple[int | None, int | None]:
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
-def refusal(
-    status: int,
-    body: bytes,
-    headers: Mapping[str, str] | None = None,
-    judge: Judge | None = None,
-) -> LLMError:
+def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None, judge: Judge | None = None) -> LLMError:
     """Return the error for a response whose status is not 2xx.
 
     Args:
@@ -250,13 +222,14 @@ _HINTS: Final[Mapping[type[LLMError], str]] = {
 def _kind(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
     """Choose by the codes, the statuses that have one meaning, sentences, LiteLLM's opinion, then the bare status."""
     for code in complaint.codes:
-        if code in _CODES:
-            return _CODES[code]
+        if code in _KINDS_BY_CODE:
+            return _KINDS_BY_CODE[code]
     if status in (401, 402, 407):
         return _STATUSES[status]
     if status == 429:  # one status with two meanings: only the message names a used-up quota
-        return errors.QuotaExceeded if _MONEY.search(complaint.message) else errors.RateLimited
-    for pattern, kind in _SENTENCES:
+        quota = _PATTERNS[errors.QuotaExceeded].search(complaint.message)
+        return errors.QuotaExceeded if quota else errors.RateLimited
+    for kind, pattern in _PATTERNS.items():
         if pattern.search(complaint.message):
             return kind
     if status == 404 and complaint.param == "model":
@@ -280,14 +253,6 @@ def _leaf(kind: type[LLMError], complaint: Complaint, status: int | None = None)
     return error
 
 
-_CAUSES: Final = (
-    (httpx.ConnectTimeout, errors.ConnectTimeout),
-    (httpx.ProxyError, errors.Misconfigured),
-    (httpx.UnsupportedProtocol | httpx.InvalidURL, errors.NotConfigured),
-    (httpx.HTTPError | httpx.StreamError | OSError, errors.ConnectionFailed),
-)
-
-
 def failure_of(error: Exception) -> LLMError:
     """Return the error for an exception raised between sending a request and reading its response.
 
@@ -295,13 +260,12 @@ def failure_of(error: Exception) -> LLMError:
     """
     if isinstance(error, LLMError):
         return error
-    chain = list(_chain(error))
-    kind = next((kind for cause, kind in _CAUSES if isinstance(error, cause)), None)
-    if kind is None:  # a ValueError, a RecursionError: of what was read
+    if isinstance(error, httpx.ConnectTimeout):
+        return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
+    if not isinstance(error, (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)):
         what = f"what the server sent cannot be read ({type(error).__name__} at {_place(error)})"
-        return errors.MalformedAnswer(what)
-    if kind is errors.ConnectTimeout:
-        return kind("no connection within LLM_CONNECT_TIMEOUT")
+        return errors.MalformedAnswer(what)  # a ValueError, a RecursionError: of what was read
+    chain = _chain(error)
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return _not_listening("connection refused: no server is listening at this address")
@@ -312,8 +276,11 @@ def failure_of(error: Exception) -> LLMError:
                 f"TLS failed ({cause.reason or 'no reason given'})",
                 hint="Check the certificate, the scheme and SSL_CERT_FILE",
             )
-    if kind is errors.Misconfigured:
-        return kind("the proxy refused the connection", hint="Check HTTPS_PROXY, or name the host in NO_PROXY")
+    if isinstance(error, httpx.ProxyError):
+        hint = "Check HTTPS_PROXY, or name the host in NO_PROXY"
+        return errors.Misconfigured("the proxy refused the connection", hint=hint)
+    invalid = isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL))
+    kind = errors.NotConfigured if invalid else errors.ConnectionFailed
     causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # internal to anyio
     return kind(f"the connection broke ({type((causes or chain)[-1]).__name__})")
 

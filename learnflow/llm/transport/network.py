@@ -27,12 +27,9 @@ from .endpoint import Endpoint, is_private
 # Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
 _NEXT_ADDRESS_S: Final = 0.25
 
+_Addresses = asyncio.Future[list[str]]
 # What is being looked up now, for all who wait for the same name.
-_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Future[list[str] | None]]] = (
-    WeakKeyDictionary()
-)
-
-
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Addresses]] = WeakKeyDictionary()
 # Where names led when they were last connected to.
 _found: Final = register("addresses of names", dict[str, list[str]](), learned=True)
 _MOST_NAMES: Final = 1000
@@ -157,28 +154,27 @@ async def exists(host: str, within: float) -> bool:
         return False
 
 
-def _look_up(host: str, pending: dict[str, asyncio.Future[list[str] | None]]) -> asyncio.Future[list[str] | None]:
-    """Begin to look up a name; the future gives its addresses, None where there are none."""
+def _look_up(host: str, pending: dict[str, _Addresses]) -> _Addresses:
+    """Begin to look up a name; the future gives its addresses, none if there is no such name."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[str] | None] = loop.create_future()
+    future: _Addresses = loop.create_future()
 
-    def tell(found: list[str] | None) -> None:
+    def tell(found: list[str]) -> None:
         pending.pop(host, None)
         if not future.done():
             future.set_result(found)
 
     def look() -> None:
         try:
-            said = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except Exception:  # noqa: BLE001  # UnicodeError: a label that cannot be a name's; nobody may wait in vain
-            found = None
-        else:
-            found = list(dict.fromkeys(str(entry[4][0]) for entry in said))
+            entries = []
+        found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(tell, found)
 
     try:
         threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
     except RuntimeError:  # no thread is left
-        loop.call_soon(tell, None)
+        loop.call_soon(tell, [])
     return future

@@ -7,7 +7,7 @@ import ssl
 import threading
 from collections.abc import AsyncGenerator
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpcore
 import httpx
@@ -21,6 +21,22 @@ _IDLE_S: Final = 3.0
 _IDLE: Final = 64
 
 
+class Route(NamedTuple):
+    """The way to a server; requests with the same route share connections.
+
+    Attributes:
+        scheme: "http" or "https".
+        proxy: the URL of a proxy, or None.
+        local_only: connect to loopback and private addresses only.
+        networks: those that count as private, too.
+    """
+
+    scheme: str
+    proxy: str | None = None
+    local_only: bool = False
+    networks: tuple[str, ...] = ()
+
+
 class Connections(httpx.AsyncHTTPTransport):
     """httpx's connections, opened by our own backend.
 
@@ -29,20 +45,15 @@ class Connections(httpx.AsyncHTTPTransport):
     a method of httpx's, can play.
 
     Args:
-        scheme: "http" or "https".
-        proxy: the URL of a proxy, or None.
-        local_only: connect to loopback and private addresses only.
-        networks: those that count as private, too.
+        route: of every connection.
         idle: how many connections are kept for later.
     """
 
-    def __init__(
-        self, scheme: str, proxy: str | None, *, local_only: bool, networks: tuple[str, ...] = (), idle: int = 0
-    ) -> None:
+    def __init__(self, route: Route, idle: int = 0) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
-        secure = scheme == "https" or (proxy or "").startswith("https")
-        super().__init__(verify=_tls(secure), limits=limits, proxy=proxy, trust_env=False)
-        self._pool._network_backend = Backend(local_only=local_only, networks=networks)  # noqa: SLF001
+        secure = route.scheme == "https" or (route.proxy or "").startswith("https")
+        super().__init__(verify=_tls(secure), limits=limits, proxy=route.proxy, trust_env=False)
+        self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
         """Close a new connection whose request was cancelled before it was sent.
@@ -73,15 +84,14 @@ class Pool:
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self.connections: dict[tuple[str, str | None, bool, tuple[str, ...]], Connections] = {}
+        self.connections: dict[Route, Connections] = {}
         self.closer: AsyncGenerator[None, None] | None = None
 
-    def to(self, scheme: str, proxy: str | None, *, local_only: bool, networks: tuple[str, ...] = ()) -> Connections:
-        """The connections for this scheme, through this proxy or none."""
-        key = (scheme, proxy, local_only, networks)
-        if key not in self.connections:
-            self.connections[key] = Connections(scheme, proxy, local_only=local_only, networks=networks, idle=_IDLE)
-        return self.connections[key]
+    def to(self, route: Route) -> Connections:
+        """Return the connections of this route."""
+        if route not in self.connections:
+            self.connections[route] = Connections(route, _IDLE)
+        return self.connections[route]
 
     async def aclose(self) -> None:
         """Close them all."""

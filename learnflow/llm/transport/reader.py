@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,7 +21,6 @@ Drain = Callable[[], Awaitable[None]]
 # which is closed otherwise, not reused.
 _AFTER_FINISH_S: Final = 2.0
 _AFTER_END_S: Final = 0.25
-_UNINTERRUPTED: Final = 64  # reads of data that has arrived: they do not yield to other tasks
 
 
 class AnswerReader:
@@ -62,7 +60,7 @@ class AnswerReader:
         try:
             async with asyncio.timeout_at(limit) as budget:
                 response = await send()
-                for reads in itertools.count(1):
+                while True:
                     data = await self._data(response)
                     if self._taken(data, take):
                         budget.reschedule(None)  # the reader's own time is not the server's silence
@@ -72,8 +70,6 @@ class AnswerReader:
                         break
                     limit = min(self._limit(heard), deadline)
                     budget.reschedule(limit)
-                    if reads % _UNINTERRUPTED == 0:
-                        await asyncio.sleep(0)
         except TimeoutError:
             if not parser.settled:
                 raise self._late(limit, deadline) from None

@@ -9,10 +9,7 @@ from ..completion import ToolCallDelta
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = {
-    **dict(zip("`'\"(*_|", "`'\")*_|", strict=True)),
-    **dict(zip("«“„\u2018", "»”“\u2019", strict=True)),
-}
+_QUOTES: Final = dict(zip("`'\"(*_|«“„\u2018", "`'\")*_|»”“\u2019", strict=True))
 _GOES_ON: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the sentence, behind the tag
 _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, in the next line
 _SENTENCE_ENDS: Final = ".!?…:;"

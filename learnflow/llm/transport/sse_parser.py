@@ -15,7 +15,7 @@ from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME, ODD, StreamParser
+from .stream_parser import BOM, MAX_NAME, StreamParser, malformed
 from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
@@ -57,7 +57,7 @@ class SSEParser(StreamParser):
         if name == b"event":
             self._event = value.strip()
         elif name and not _FIELD.fullmatch(name):  # no name is a comment; a name that is none was something else once
-            self._malformed("a line of the stream")
+            raise malformed("a line of the stream")
         return None
 
     def _dispatch(self) -> Delta | None:
@@ -73,11 +73,8 @@ class SSEParser(StreamParser):
             return None
         self._seen = True
         chunk = self._object(data, "an event of the stream")
-        if chunk is None:
-            return None
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
-            self.fail(error_mapping.error_object(chunk, began=True))
-            return None
+            raise error_mapping.error_object(chunk, began=True)
         return self._chunk(chunk, "delta")
 
     def _chunk(self, chunk: dict[str, Any], key: str) -> Delta | None:
@@ -92,8 +89,7 @@ class SSEParser(StreamParser):
             return None
         delta = choice.get(key) or {}
         if not isinstance(delta, dict):
-            self._malformed("a choice of the answer")
-            return None
+            raise malformed("a choice of the answer")
         content_text, content_thinking = _parts(delta.get("content"))
         text = self._text(content_text, "text")
         thinking = self._text(content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking")
@@ -107,8 +103,7 @@ class SSEParser(StreamParser):
     def _collect(self, calls: Any) -> tuple[ToolCallDelta, ...] | None:
         """Add pieces of tool calls. Returns the deltas to emit, None if the pieces are empty."""
         if not isinstance(calls, list):
-            self._malformed("a tool call")
-            return None
+            raise malformed("a tool call")
         pieces = [self._piece(call, call.get("function") or {}) for call in calls]
         visible = [piece for piece in pieces if piece is not None]
         return tuple(itertools.chain(*visible)) if visible else None
@@ -134,8 +129,8 @@ class SSEParser(StreamParser):
     def _last(self, rest: bytes) -> Delta | None:
         """Parse the last event, which may lack its blank line. Half an event is a cut, not malformed."""
         if rest.strip():
-            self._read(rest)
-        piece = self._read(b"") if self._data and not self.fault else None
+            self._parsed(self._line, rest)
+        piece = self._parsed(self._line, b"") if self._data and not self.fault else None
         if isinstance(self.fault, errors.MalformedAnswer):
             self.fault = None if self.settled else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
@@ -149,17 +144,10 @@ class SSEParser(StreamParser):
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
             complains = isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message"))
-            self.fail(
-                error_mapping.error_object(chunk, began=False)
-                if complains
-                else errors.MalformedAnswer("the server answered JSON that is not a chat completion")
-            )
-            return None
-        try:
-            piece = self._chunk(chunk, "message")
-        except ODD:
-            self._malformed("the answer")
-            return None
+            if complains:
+                raise error_mapping.error_object(chunk, began=False)
+            raise errors.MalformedAnswer("the server answered JSON that is not a chat completion")
+        piece = self._chunk(chunk, "message")
         if chunk.get("error"):
             self.fail(error_mapping.error_object(chunk, began=True))
         return piece

@@ -7,6 +7,7 @@ feed and at the end.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from .. import errors
@@ -24,13 +25,18 @@ _FINISHES: Final[dict[str, Finish]] = {
 }
 BOM: Final = b"\xef\xbb\xbf"
 _HALF: Final = re.compile("[\ud800-\udfff]")
-ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
+_ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
 MAX_NAME: Final = 300  # characters of a model's name
 MAX_CALLS: Final = 1000  # tool calls of one answer
 # Characters of one answer where nothing else limits it, and for each token that was asked for: a token is one word of
 # some characters, a run of blanks may be one of a hundred.
 _MAX_CHARACTERS: Final = 1024 * 1024
 _MAX_TOKEN: Final = 64
+
+
+def malformed(what: str) -> LLMError:
+    """Return the fault for a part of a response that its dialect does not have."""
+    return errors.MalformedAnswer(f"{what} is not of the server's dialect")
 
 
 def most_characters(max_tokens: int | None) -> int:
@@ -91,8 +97,7 @@ class StreamParser:
         self.served: str | None = None
         self.cost: float | None = None
         self.refused = False
-        self._rest: list[bytes] = []  # read, but not yet a line
-        self._waiting = 0  # its length
+        self._rest = bytearray()  # read, but not yet a line
         self._seen = False  # anything of the dialect
         self._calls: dict[int, _Call] = {}  # by their index at the server
         self._halves: dict[str, str] = {}  # of characters, by field
@@ -113,19 +118,17 @@ class StreamParser:
         if self.fault:
             return []
         data = self._normalised(data)
-        self._rest.append(data)
-        self._waiting += len(data)
-        self._bound(self._waiting, MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
+        self._rest += data
+        self._bound(len(self._rest), MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
         if self._document is None:
             self._begin()
         if self._document is not False or self.fault or b"\n" not in data:
             return []
         *lines, rest = self._take().split(b"\n")
-        self._rest, self._waiting = [rest], len(rest)
+        self._rest += rest
         pieces: list[Delta] = []
         for line in lines:
-            piece = self._read(line)
-            if piece is not None:
+            if piece := self._parsed(self._line, line):
                 pieces.append(piece)
             if self.fault:
                 break
@@ -136,7 +139,7 @@ class StreamParser:
         if self.fault:
             return []
         rest = self._take()
-        piece = self._whole(rest) if self._document else self._last(rest)
+        piece = self._parsed(self._whole, rest) if self._document else self._last(rest)
         if self._halves:  # the other half of a character never came
             text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
             piece = piece or Delta()
@@ -174,7 +177,7 @@ class StreamParser:
         call = self._calls.setdefault(index, _Call(len(self._calls)))
         arguments = self._text(arguments, f"call {call.at}")
         if len(self._calls) > MAX_CALLS:
-            self._malformed("an answer of so many tool calls")
+            raise malformed("an answer of so many tool calls")
         return call.add(own, name, arguments)
 
     def fail(self, fault: LLMError) -> None:
@@ -201,49 +204,43 @@ class StreamParser:
 
     def _take(self) -> bytes:
         """Remove and return the bytes that are not yet parsed."""
-        waiting, self._rest, self._waiting = b"".join(self._rest), [], 0
-        return waiting
+        rest, self._rest = bytes(self._rest), bytearray()
+        return rest
 
     def _begin(self) -> None:
         """Distinguish a stream from one document by its first character: content types are unreliable."""
-        data = self._take()
-        start = b"" if BOM.startswith(data) else data.removeprefix(BOM).lstrip(b" \t\r\n")
-        kept = start or (data if BOM.startswith(data) else b"")  # white space before the beginning is nothing
-        self._rest, self._waiting = [kept], len(kept)
+        if BOM.startswith(self._rest):  # nothing but a part of it
+            return
+        start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
+        self._rest += start
         if start[:1] == b"<":
             self.fail(error_mapping.not_a_server(200))
         if start:
             self._document = self._is_document(start)
 
-    def _read(self, line: bytes) -> Delta | None:
-        """Parse a line. An undocumented shape is a fault of the answer, never an exception."""
+    def _parsed(self, parse: Callable[[bytes], Delta | None], data: bytes) -> Delta | None:
+        """Return the delta in these bytes. An undocumented shape is a fault of the answer, never an exception."""
         try:
-            return self._line(line)
-        except ODD:
-            self._malformed("a line of the stream")
-            return None
+            return parse(data)
+        except LLMError as fault:
+            self.fail(fault.with_traceback(None))
+        except _ODD:
+            self.fail(malformed("the answer" if self._document else "a line of the stream"))
+        return None
 
-    def _malformed(self, what: str) -> None:
-        self.fail(errors.MalformedAnswer(f"{what} is not of the server's dialect"))
-
-    def _object(self, data: bytes, what: str) -> dict[str, Any] | None:
-        """Return the JSON object. If there is none, return None and record a fault."""
+    def _object(self, data: bytes, what: str) -> dict[str, Any]:
+        """Return the JSON object in these bytes. Raises MalformedAnswer if there is none."""
         value = json_object(data)
         if value is None:
-            self._malformed(what)
+            raise malformed(what)
         return value
 
     def _text(self, text: Any, field: str) -> str:
         """Return a piece of text. Half of a surrogate pair waits for the other half."""
-        if not isinstance(text, str):
-            if text is not None:
-                self._malformed("a content that is no text")
+        if text is None or text == "":
             return ""
-        if not text:
-            return ""
-        if self.ended:
-            self._malformed("text after the end")
-            return ""
+        if self.ended or not isinstance(text, str):
+            raise malformed("text after the end" if self.ended else "a content that is no text")
         self._goes_on(len(text))
         if not self._halves and (text.isascii() or not _HALF.search(text)):
             return text

@@ -1,6 +1,6 @@
-"""What a new process does with LiteLLM, seen from outside of it: run by test_litellm.py, once for all its tests.
+"""What a new process does with LiteLLM: run by test_litellm.py, once for all its tests.
 
-Prints one JSON object: the name of each check below and what it returned. The order matters: the first checks need a
+It prints one JSON object: the name and the result of each check. The order matters: the first checks need a
 process that has not imported LiteLLM.
 """
 
@@ -77,7 +77,7 @@ async def first_call() -> dict[str, object]:
 
 
 async def requests() -> dict[str, list[str]]:
-    """Send what makes LiteLLM download a tokenizer, look up a model, or print its own words after a failure."""
+    """Send requests for which LiteLLM would download a tokenizer, look up a model, or print after a failure."""
     from learnflow.llm.errors import LLMError
     from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
     from learnflow.llm.testing import Fault, FaultServer
@@ -165,7 +165,7 @@ def written_requests() -> list[str]:
         assert body["own"] == 1, body
         assert body["model"].endswith("some-model"), body
         plain = _litellm.write(spec, there, "some-model", MESSAGES[:1], {"max_tokens": 7})
-        assert "extra_body" not in (plain.dialect.body or {}), plain.dialect.body
+        assert "extra_body" not in (plain.body or {}), plain.body
     assert json.dumps(MESSAGES) == before, "the messages were changed"
     return [path for path in opened if "__pycache__" not in path]
 
@@ -198,6 +198,6 @@ if __name__ == "__main__":
         try:
             result = check()
             results[check.__name__] = asyncio.run(result) if asyncio.iscoroutine(result) else result
-        except Exception:  # noqa: BLE001  # one check that fails is one test that fails
+        except Exception:  # noqa: BLE001  # one failing check fails one test
             results[check.__name__] = traceback.format_exc()
     print(json.dumps(results))

@@ -1,4 +1,4 @@
-"""LiteLLM stays quiet, offline, in one module, and out of the way until it is needed."""
+"""LiteLLM is silent, offline, used by one module, and imported only if a request needs it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_requests_of_litellm_send_no_byte_and_look_up_no_name_of_their_own(fresh
     assert fresh["connections_and_names"] == []
     pages = fresh["requests"]
     assert pages["openai"] == []
-    # The package's own look, once for each model: its context length, and whether it can see.
+    # The package's own probes, once for each model: its context length, and whether it supports images.
     assert set(pages["ollama"]) <= {"/api/version", "/api/tags", "/api/ps", "/api/show"}
     assert pages["ollama"].count("/api/tags") == 3
 
@@ -147,14 +147,14 @@ async def test_debug_log_holds_prompt_only_if_allowed(
 
 
 @pytest.mark.parametrize("bad", ["1.82.7", "1.82.8"])
-def test_the_malicious_versions_stay_excluded(bad: str) -> None:
+def test_malicious_versions_are_excluded(bad: str) -> None:
     assert f"!={bad}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_what_is_used_of_litellms_insides_is_there() -> None:
-    """The one list of it: should a new version move something, this says what."""
+def test_used_internals_of_litellm_exist() -> None:
+    """Check the one list of what is used, so that a new version of LiteLLM fails here."""
     litellm = _load()
-    takes = {
+    parameters_of = {
         litellm.utils.get_optional_params: {
             *("model", "custom_llm_provider", "stream", "drop_params", "api_version"),
             *("temperature", "max_tokens", "tools", "tool_choice", "response_format", "stream_options", "stop", "seed"),
@@ -162,8 +162,8 @@ def test_what_is_used_of_litellms_insides_is_there() -> None:
         litellm.exception_type: {"model", "original_exception", "custom_llm_provider"},
         litellm.cost_per_token: {"model", "prompt_tokens", "completion_tokens"},
     }
-    for function, wanted in takes.items():
-        assert wanted <= set(inspect.signature(function).parameters), function
+    for function, used in parameters_of.items():
+        assert used <= set(inspect.signature(function).parameters), function
     for spec in SPECS.values():
         provider = litellm.types.utils.LlmProviders(spec.litellm)
         config = litellm.utils.ProviderConfigManager.get_provider_chat_config("m", provider)
@@ -172,7 +172,7 @@ def test_what_is_used_of_litellms_insides_is_there() -> None:
             config.transform_request: {"model", "messages", "optional_params", "litellm_params", "headers"},
             config.get_error_class: {"error_message", "status_code", "headers"},
         }
-        for method, wanted in methods.items():
-            assert wanted <= set(inspect.signature(method).parameters), (spec.name, method)
+        for method, used in methods.items():
+            assert used <= set(inspect.signature(method).parameters), (spec.name, method)
     assert "gpt-4o" in litellm.model_cost
     assert litellm.drop_params is False

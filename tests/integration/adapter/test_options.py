@@ -1,4 +1,4 @@
-"""Keywords of a call: unknown ones and values that cannot be are refused before anything is sent."""
+"""Keywords of a call: unknown ones and invalid values are refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from learnflow.llm.testing.fault_server import Seen
 
 
 @pytest.mark.parametrize(
-    ("more", "kind", "said"),
+    ("more", "kind", "message"),
     [
         ({"temprature": 1}, errors.InvalidRequest, "Did you mean temperature="),
         ({"temperature": -1}, errors.InvalidRequest, "temperature= must be"),
@@ -59,35 +59,35 @@ from learnflow.llm.testing.fault_server import Seen
         ({"prompt": [{"content": "x"}]}, errors.InvalidRequest, "neither a text nor a list"),
     ],
 )
-async def test_bad_input_is_refused_before_anything_is_sent(more: dict[str, Any], kind: type, said: str) -> None:
+async def test_invalid_input_is_refused_before_sending(more: dict[str, Any], kind: type, message: str) -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
         prompt = more.pop("prompt", "hi")
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=message):
             await provider.generate(prompt, **more)
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=message):
             provider.stream(prompt, **more)
         assert server.connections == 0
 
 
-async def test_what_people_look_for_is_refused_with_the_way_to_go() -> None:
+async def test_keyword_of_other_library_is_refused_with_hint() -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
         assert await provider.generate("hi", n=1)
         assert "n" not in server.seen[0].body
-        for more, said in (
-            ({"n": 2}, "one answer to a call"),
+        for more, message in (
+            ({"n": 2}, "a call has one answer"),
             ({"logprobs": True}, "logprobs"),
-            ({"top_logprobs": 5}, "another model"),
+            ({"top_logprobs": 5}, "Another model"),
             ({"num_ctx": 8192}, "CUSTOM_CONTEXT"),
         ):
-            with pytest.raises(errors.Unsupported, match=said):
+            with pytest.raises(errors.Unsupported, match=message):
                 provider.stream("hi", **more)
         assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize("more", [{"prompt": "a\ud83d"}, {"prompt": "hi", "system": "\udfff"}])
-async def test_half_a_character_is_refused_and_opens_no_breaker(more: dict[str, Any]) -> None:
+async def test_lone_surrogate_is_refused_and_opens_no_breaker(more: dict[str, Any]) -> None:
     async with FaultServer("llamacpp") as server:
         chain = router(provider_for(server))
         with pytest.raises(errors.InvalidRequest, match="half of a character"):
@@ -96,7 +96,7 @@ async def test_half_a_character_is_refused_and_opens_no_breaker(more: dict[str, 
         assert await chain.generate("hi")
 
 
-async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
+async def test_generate_with_tools_raises_invalid_request() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.InvalidRequest, match=r"generate\(\) does not support tools"):
             await provider_for(server).generate("hi", tools=[TOOL])
@@ -113,13 +113,13 @@ async def test_generate_takes_no_tools_as_a_text_carries_no_call() -> None:
         (LMStudioProvider, {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}}),
     ],
 )
-async def test_what_a_row_cannot_honour_is_an_error(kind: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(errors.Unsupported, match=r"does not support|does not know"):
+async def test_unsupported_keyword_of_provider_raises_unsupported(kind: Any, more: dict[str, Any]) -> None:
+    with pytest.raises(errors.Unsupported, match="does not support"):
         await kind(base_url="http://127.0.0.1:9", model="m", api_key="k").complete("hi", **more)
 
 
 def fields(seen: Seen) -> dict[str, Any]:
-    """Everything that was sent, by its place."""
+    """Return the headers and the fields of the body of a request."""
     headers = {f"header {name}": value for name, value in seen.headers.items() if name != "content-length"}
     return {**headers, **{f"body {name}": value for name, value in seen.body.items()}}
 
@@ -136,7 +136,7 @@ def fields(seen: Seen) -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize("how", ["generate", "stream", "complete"])
-async def test_a_session_goes_where_the_row_says_and_nowhere_else(kind: Any, place: str | None, how: str) -> None:
+async def test_session_is_sent_in_place_of_provider_only(kind: Any, place: str | None, how: str) -> None:
     async with FaultServer("ollama" if kind is OllamaProvider else "openai") as server:
         chain = router(kind(base_url=server.base_url, model="m", api_key="k"))
         await heard(chain, how)
@@ -150,11 +150,11 @@ async def test_a_session_goes_where_the_row_says_and_nowhere_else(kind: Any, pla
 @pytest.mark.parametrize(
     ("kind", "place", "sessions"),
     [
-        (OpenAIProvider, "body prompt_cache_key", ["x" * 65, "x" * 200]),  # which OpenAI refuses
-        (FireworksProvider, "header x-session-affinity", ["lesson 7", "урок-7"]),  # which a header does not carry
+        (OpenAIProvider, "body prompt_cache_key", ["x" * 65, "x" * 200]),  # too long for OpenAI
+        (FireworksProvider, "header x-session-affinity", ["lesson 7", "урок-7"]),  # invalid in a header
     ],
 )
-async def test_a_session_that_its_place_does_not_take_is_still_told_from_others(
+async def test_session_that_is_invalid_in_its_place_is_sent_as_digest(
     kind: Any, place: str, sessions: list[str]
 ) -> None:
     async with FaultServer() as server:
@@ -167,7 +167,7 @@ async def test_a_session_that_its_place_does_not_take_is_still_told_from_others(
     assert all(len(value) <= 64 and value.isascii() and value.isprintable() for value in sent)
 
 
-async def test_extra_body_has_the_last_word_about_a_session() -> None:
+async def test_extra_body_overrides_session() -> None:
     async with FaultServer() as server:
         provider = OpenAIProvider(base_url=server.base_url, model="m", api_key="k")
         await provider.generate("hi", session="one", extra_body={"prompt_cache_key": "two"})

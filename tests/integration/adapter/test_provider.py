@@ -1,4 +1,4 @@
-"""One provider: whole answers, tools, models, thinking, costs."""
+"""One provider: answers, tools, models, thinking, costs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from learnflow.llm.providers import (
 from learnflow.llm.testing import Fault, FaultServer
 
 
-async def test_what_a_server_separates_keeps_its_tags() -> None:
+async def test_think_tags_in_text_stay_if_server_separates_thinking() -> None:
     async with FaultServer("llamacpp", ["<think>x</think>", " and </think>\n"], thinking="hm") as server:
         done = await provider_for(server).complete("hi")
         assert (done.text, done.reasoning) == ("<think>x</think> and </think>\n", "hm")
 
 
-async def test_tools_come_back_parsed() -> None:
+async def test_arguments_of_tool_calls_are_parsed() -> None:
     call = {"id": "c1", "index": 0, "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
     async with FaultServer() as server:
         provider = provider_for(server)
-        whole = {"choices": [{"message": {"tool_calls": [call], "content": None}, "finish_reason": "stop"}]}
-        server.script = [Fault("refuse", status=200, body=json.dumps(whole).encode())]
+        body = {"choices": [{"message": {"tool_calls": [call], "content": None}, "finish_reason": "stop"}]}
+        server.script = [Fault("refuse", status=200, body=json.dumps(body).encode())]
         done = await provider.complete("Weather?", tools=[TOOL], tool_choice="required")
         assert server.seen[0].body["tools"] == [TOOL]
         assert server.seen[0].body["tool_choice"] == "required"
@@ -39,7 +39,7 @@ async def test_tools_come_back_parsed() -> None:
     assert done.tool_calls[0].arguments == {"city": "Paris"}
 
 
-async def test_a_tool_that_was_required_and_not_called_is_no_answer() -> None:
+async def test_missing_required_tool_call_raises_schema_mismatch() -> None:
     async with FaultServer("llamacpp") as server:
         provider = provider_for(server)
         with pytest.raises(errors.SchemaMismatch, match="has none"):
@@ -49,7 +49,7 @@ async def test_a_tool_that_was_required_and_not_called_is_no_answer() -> None:
         assert "tools" not in server.seen[-1].body
 
 
-async def test_an_answer_that_ends_at_max_tokens_is_returned_with_a_warning(events_seen: list[Any]) -> None:
+async def test_answer_that_ends_at_max_tokens_is_returned_with_event(events_seen: list[Any]) -> None:
     body = {"choices": [{"message": {"content": "half"}, "finish_reason": "length"}]}
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=200, body=json.dumps(body).encode())]
@@ -58,7 +58,7 @@ async def test_an_answer_that_ends_at_max_tokens_is_returned_with_a_warning(even
     assert [event.max_tokens for event in events_seen if isinstance(event, events.AnswerCut)] == [1]
 
 
-async def test_max_tokens_used_up_by_thinking_says_so() -> None:
+async def test_thinking_that_uses_all_tokens_raises_answer_truncated() -> None:
     body = {"choices": [{"message": {"content": "<think>long"}, "finish_reason": "length"}]}
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=200, body=json.dumps(body).encode())]
@@ -68,7 +68,7 @@ async def test_max_tokens_used_up_by_thinking_says_so() -> None:
 
 
 @pytest.mark.parametrize("hold", ["stream", "generate"])
-async def test_inline_thinking_never_reaches_the_answer(hold: str) -> None:
+async def test_inline_thinking_is_separated_from_text(hold: str) -> None:
     async with FaultServer("llamacpp", ["<thi", "nk>I wonder</th", "ink>\n\nYes", ", it is."]) as server:
         provider = provider_for(server)
         if hold == "generate":
@@ -80,38 +80,38 @@ async def test_inline_thinking_never_reaches_the_answer(hold: str) -> None:
     assert (done.text, done.reasoning) == ("Yes, it is.", "I wonder")
 
 
-async def test_a_closing_tag_alone() -> None:
+async def test_closing_tag_alone_raises_thinking_leaked_in_stream() -> None:
     async with FaultServer("vllm", ["I won", "der</think>", "Yes."]) as server:
         provider = provider_for(server)
         done = await provider.complete("hi")
         assert (done.text, done.reasoning) == ("Yes.", "I wonder")
         assert await provider.generate("hi") == "Yes."
-        with pytest.raises(errors.ThinkingLeaked) as caught:  # what was shown cannot be taken back, so it is named
+        with pytest.raises(errors.ThinkingLeaked) as caught:  # emitted text cannot be withdrawn
             async for _ in provider.stream("hi"):
                 pass
         assert (caught.value.partial, caught.value.thinking) == ("", "I wonder")
-        assert [piece async for piece in provider.stream("hi")] == ["Yes."]  # and from now on held back
+        assert [piece async for piece in provider.stream("hi")] == ["Yes."]  # later text is held back
         assert [piece async for piece in provider_for(server).stream("hi", reasoning=True)] == ["Yes."]
         known = VLLMProvider(base_url=server.base_url, model="deepseek-r1-distill-qwen-7b")
         assert [piece async for piece in known.stream("hi")] == ["Yes."]
 
 
-async def test_no_model_named_means_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_without_model_uses_only_model(monkeypatch: pytest.MonkeyPatch) -> None:
     for dialect in ("openai", "ollama"):
         async with FaultServer(dialect) as server:  # type: ignore[arg-type]
             kind = OllamaProvider if dialect == "ollama" else CustomProvider
             provider = kind(base_url=server.base_url)
             done = await provider.complete("hi")
             assert done.model.asked == "fault-model"
-            asked_before = len(server.pages)
+            pages_before = len(server.pages)
             await provider.generate("hi")
-            assert len(server.pages) == asked_before
+            assert len(server.pages) == pages_before
             for name in ("local-model", "fault-model"):
                 await kind(base_url=server.base_url, model=name).generate("hi")
                 assert server.seen[-1].body["model"] == "fault-model"
 
 
-async def test_several_models_and_none_named_lists_them() -> None:
+async def test_call_without_model_lists_several_models() -> None:
     async with FaultServer(
         "ollama", tells={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}, "/api/ps": {"models": []}}
     ) as server:
@@ -122,18 +122,18 @@ async def test_several_models_and_none_named_lists_them() -> None:
         assert (await provider.complete("hi")).model.asked == "b"
 
 
-async def test_a_server_without_models() -> None:
+async def test_server_without_models_raises_model_not_found() -> None:
     async with FaultServer("ollama", tells={"/api/tags": {"models": None}}) as server:
         with pytest.raises(errors.ModelNotFound, match="no model"):
             await OllamaProvider(base_url=server.base_url).generate("hi")
 
 
-async def test_a_cloud_wants_a_model_named() -> None:
+async def test_call_without_model_at_cloud_raises_not_configured() -> None:
     with pytest.raises(errors.NotConfigured, match="OPENAI_MODEL"):
         await OpenAIProvider(api_key="k").generate("hi")
 
 
-async def test_list_models_and_health_check() -> None:
+async def test_list_models_and_health_check_load_nothing_and_check_key() -> None:
     for dialect in ("openai", "ollama", "vllm"):
         async with FaultServer(dialect, key="right") as server:  # type: ignore[arg-type]
             provider = provider_for(server, api_key="right")
@@ -147,7 +147,7 @@ async def test_list_models_and_health_check() -> None:
         assert not await provider.health_check()
 
 
-async def test_costs_are_known_unknown_or_nothing() -> None:
+async def test_cost_is_computed_unknown_or_zero() -> None:
     async with FaultServer() as server:
         paid = OpenAIProvider(base_url=server.base_url, api_key="k")
         assert (await paid.complete("hi", model="gpt-4o")).cost == pytest.approx(5 * 2.5e-6 + 7 * 10e-6)
@@ -156,7 +156,7 @@ async def test_costs_are_known_unknown_or_nothing() -> None:
         assert (await CustomProvider(base_url=server.base_url, model="m").complete("hi")).cost is None
 
 
-async def test_a_completion_says_what_is_known_and_shows_no_answer_in_a_log() -> None:
+async def test_completion_is_immutable_and_its_repr_shows_no_text() -> None:
     async with FaultServer() as server:
         provider: LLMProvider = provider_for(server)
         done: Completion = await provider.complete("hi")

@@ -1,4 +1,4 @@
-"""An answer that fails its schema is sent back to the model once, with the reason, before anybody else is asked."""
+"""After a schema mismatch the model may correct its answer once, before the next provider is used."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SCHEMA = {"type": "object", "properties": {"questions": {"type": "array"}}, "req
 DICT = {"type": "json_schema", "json_schema": {"name": "quiz", "schema": SCHEMA}}
 
 
-def said(server: FaultServer, text: str, finish: str = "stop", **usage: int) -> Fault:
-    """One answer other than the server's usual one."""
-    body = server.dialect.whole(text, finish)
+def reply(server: FaultServer, text: str, finish: str = "stop", **usage: int) -> Fault:
+    """Return a response with another text than the server's."""
+    body = server.dialect.answer_body(text, finish)
     return Fault(
         "refuse", status=200, body=json.dumps({**json.loads(body), "usage": usage}).encode() if usage else body
     )
@@ -32,10 +32,10 @@ def said(server: FaultServer, text: str, finish: str = "stop", **usage: int) -> 
 @pytest.mark.parametrize("wanted", [Quiz, DICT, {"type": "json_object"}], ids=["class", "schema", "object"])
 @pytest.mark.parametrize("how", ["generate", "complete"])
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "ollama"])
-async def test_the_model_is_told_what_is_wrong_with_its_own_text(dialect: Any, how: str, wanted: Any) -> None:
+async def test_request_for_correction_has_answer_and_fault(dialect: Any, how: str, wanted: Any) -> None:
     wrong = '{"title": ' if wanted == {"type": "json_object"} else WRONG
     async with FaultServer(dialect, [JSON]) as server:
-        server.script = [said(server, wrong)]
+        server.script = [reply(server, wrong)]
         assert await heard(provider_for(server), how, response_format=wanted) == JSON
         first, second = (seen.body for seen in server.seen)
         *before, answer, reason = second["messages"]
@@ -46,28 +46,26 @@ async def test_the_model_is_told_what_is_wrong_with_its_own_text(dialect: Any, h
         assert {name: second[name] for name in unchanged} == {name: first[name] for name in unchanged}
 
 
-async def test_both_attempts_are_counted_and_told(events_seen: list[Any]) -> None:
+async def test_usage_cost_and_events_cover_both_attempts(events_seen: list[Any]) -> None:
     async with FaultServer("openai", [JSON]) as server:
-        server.script = [said(server, WRONG, prompt_tokens=3, completion_tokens=2, total_tokens=5)]
+        server.script = [reply(server, WRONG, prompt_tokens=3, completion_tokens=2, total_tokens=5)]
         provider = OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o")
         done = await provider.complete("hi", response_format=Quiz)
         assert (done.text, done.parsed, done.attempts) == (JSON, Quiz.model_validate_json(JSON), 2)
-    told = {type(event).__name__: event for event in events_seen}
-    second = told["AttemptSucceeded"]
+    by_type = {type(event).__name__: event for event in events_seen}
+    second = by_type["AttemptSucceeded"]
     prompt = second.completion.usage.prompt_tokens
     assert done.usage == Usage(3 + prompt, 2 + 7, 5 + prompt + 7)
     assert done.cost == pytest.approx((3 + prompt) * 2.5e-6 + (2 + 7) * 10e-6)
-    assert second.completion.cost == pytest.approx(
-        prompt * 2.5e-6 + 7 * 10e-6
-    )  # its own: the other one's is not counted twice
-    asked = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
-    assert [event.attempt for event in asked] == [1, 2]
-    assert (type(told["AttemptFailed"].error), told["AttemptFailed"].attempt, second.attempt) == (
+    assert second.completion.cost == pytest.approx(prompt * 2.5e-6 + 7 * 10e-6)  # without the first attempt
+    started = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
+    assert [event.attempt for event in started] == [1, 2]
+    assert (type(by_type["AttemptFailed"].error), by_type["AttemptFailed"].attempt, second.attempt) == (
         errors.SchemaMismatch,
         1,
         2,
     )
-    assert (told["RequestEnded"].attempts, told["RequestEnded"].outcome.finish) == (2, "stop")
+    assert (by_type["RequestEnded"].attempts, by_type["RequestEnded"].outcome.finish) == (2, "stop")
     numbered = (
         events.RequestStarted,
         events.AttemptStarted,
@@ -82,16 +80,16 @@ async def test_both_attempts_are_counted_and_told(events_seen: list[Any]) -> Non
     assert len({event.request for event in events_seen if isinstance(event, numbered)}) == 1
 
 
-async def test_what_nobody_counted_of_one_attempt_is_unknown_of_both() -> None:
+async def test_usage_is_unknown_if_one_attempt_reports_none() -> None:
     async with FaultServer("openai", [JSON]) as server:
-        server.script = [said(server, WRONG)]
+        server.script = [reply(server, WRONG)]
         provider = OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o")
         done = await provider.complete("hi", response_format=Quiz)
     assert (done.usage, done.cost, done.attempts) == (Usage(), None, 2)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_once_and_no_more_and_nothing_of_it_is_shown(
+async def test_second_mismatch_is_raised_without_quoting_answer(
     dialect: Any, events_seen: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -100,7 +98,7 @@ async def test_once_and_no_more_and_nothing_of_it_is_shown(
             await provider_for(server).generate("hi", response_format=Quiz)
         assert len(server.seen) == 2
     error = caught.value
-    assert [each.error for each in error.attempts] == ["SchemaMismatch", "SchemaMismatch"]
+    assert [tried.error for tried in error.attempts] == ["SchemaMismatch", "SchemaMismatch"]
     assert error.partial == WRONG
     assert (error.__context__, error.__cause__) == (None, None)
     assert "private" not in f"{error} {error!r} {caplog.text}"
@@ -108,7 +106,7 @@ async def test_once_and_no_more_and_nothing_of_it_is_shown(
 
 
 @pytest.mark.parametrize("times", [0, 2])
-async def test_how_often_is_a_setting(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_corrections_is_a_setting(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_REASK", str(times))
     async with FaultServer("vllm", [WRONG]) as server:
         with pytest.raises(errors.SchemaMismatch):
@@ -116,12 +114,12 @@ async def test_how_often_is_a_setting(times: int, monkeypatch: pytest.MonkeyPatc
         assert len(server.seen) == 1 + times
 
 
-async def test_a_cut_answer_is_not_sent_back() -> None:
+async def test_truncated_answer_is_not_corrected() -> None:
     async with FaultServer("vllm", [JSON]) as server:
-        server.script = [said(server, '{"questions": ["o', "length")]
+        server.script = [reply(server, '{"questions": ["o', "length")]
         with pytest.raises(errors.AnswerTruncated, match="ended at max_tokens=1000"):
             await provider_for(server).generate("hi", response_format=Quiz)
-        server.script = [said(server, '{"questions": ["o', "length")]
+        server.script = [reply(server, '{"questions": ["o', "length")]
         with pytest.raises(errors.AnswerTruncated, match="ended at max_tokens=7"):
             await provider_for(server).complete("hi", response_format=DICT, max_tokens=7)
         server.script = [Fault("cut", after=1)]
@@ -130,7 +128,7 @@ async def test_a_cut_answer_is_not_sent_back() -> None:
         assert len(server.seen) == 3
 
 
-async def test_what_was_shown_is_not_taken_back() -> None:
+async def test_streamed_answer_is_not_corrected() -> None:
     async with FaultServer("vllm", [WRONG]) as server:
         pieces = []
         with pytest.raises(errors.SchemaMismatch):
@@ -139,17 +137,17 @@ async def test_what_was_shown_is_not_taken_back() -> None:
         assert ("".join(pieces), len(server.seen)) == (WRONG, 1)
 
 
-async def test_it_is_one_request_with_one_deadline() -> None:
+async def test_corrections_share_deadline_of_request() -> None:
     async with FaultServer("vllm", [JSON]) as server:
-        server.script = [said(server, WRONG), Fault("hang")]
+        server.script = [reply(server, WRONG), Fault("hang")]
         with pytest.raises(errors.DeadlineExceeded) as caught:
             await provider_for(server).generate("hi", response_format=Quiz, timeout=0.5)
-        assert [each.error for each in caught.value.attempts] == ["SchemaMismatch", "DeadlineExceeded"]
+        assert [tried.error for tried in caught.value.attempts] == ["SchemaMismatch", "DeadlineExceeded"]
 
 
-async def test_who_leaves_meanwhile_leaves_nothing_open(events_seen: list[Any]) -> None:
+async def test_cancelled_correction_closes_connection(events_seen: list[Any]) -> None:
     async with FaultServer("vllm", [JSON]) as server:
-        server.script = [said(server, WRONG), Fault("hang")]
+        server.script = [reply(server, WRONG), Fault("hang")]
         asking = asyncio.create_task(provider_for(server).complete("hi", response_format=Quiz))
         while len(server.seen) < 2:
             await asyncio.sleep(0.01)
@@ -161,7 +159,7 @@ async def test_who_leaves_meanwhile_leaves_nothing_open(events_seen: list[Any]) 
     assert [(e.outcome, e.attempts) for e in events_seen if isinstance(e, events.RequestEnded)] == [(None, 2)]
 
 
-async def test_the_next_provider_is_asked_only_then(events_seen: list[Any]) -> None:
+async def test_next_provider_follows_after_correction_fails(events_seen: list[Any]) -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
         one.pieces, two.pieces = [WRONG], [JSON]
         done = await chain.complete("hi", response_format=Quiz)
@@ -173,35 +171,35 @@ async def test_the_next_provider_is_asked_only_then(events_seen: list[Any]) -> N
 
 
 @pytest.mark.parametrize("how", ["generate", "complete"])
-async def test_within_a_chain_the_caller_gets_the_second_answer_alone(how: str) -> None:
+async def test_router_returns_only_corrected_answer(how: str) -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
-        one.pieces, one.script = [JSON], [said(one, WRONG)]
+        one.pieces, one.script = [JSON], [reply(one, WRONG)]
         assert await heard(chain, how, response_format=Quiz) == JSON
         done = await router(chain, provider_for(two)).complete("hi", response_format=Quiz)
         assert (done.provider, done.attempts, len(one.seen), two.seen) == ("vllm", 1, 3, [])
 
 
 @pytest.mark.parametrize("refusal", ["request", "filter", "overflow"])
-async def test_a_refusal_of_what_was_sent_back_is_no_refusal_of_the_request(refusal: str) -> None:
+async def test_refused_correction_raises_schema_mismatch(refusal: str) -> None:
     refused = Fault("refuse", refusal=refusal)
     async with pair("openai", "llamacpp") as (one, two, chain):
-        one.script, two.pieces = [said(one, WRONG), refused, said(one, WRONG), refused], [JSON]
+        one.script, two.pieces = [reply(one, WRONG), refused, reply(one, WRONG), refused], [JSON]
         with pytest.raises(errors.SchemaMismatch):
             await provider_for(one).generate("hi", response_format=Quiz)
         assert (await chain.complete("hi", response_format=Quiz)).provider == "llamacpp"
 
 
-async def test_another_failure_the_second_time_is_the_one_that_counts() -> None:
+async def test_failure_of_correction_is_raised_with_mismatch_before_it() -> None:
     async with FaultServer("vllm", [JSON]) as server:
-        server.script = [said(server, WRONG), Fault("refuse", refusal="busy")]
+        server.script = [reply(server, WRONG), Fault("refuse", refusal="busy")]
         with pytest.raises(errors.Overloaded, match="Tried before: vllm SchemaMismatch"):
             await provider_for(server).generate("hi", response_format=Quiz)
 
 
-async def test_a_schema_in_words_stays_where_it_was_said() -> None:
+async def test_schema_instruction_stays_before_correction() -> None:
     refuse = Fault("refuse", status=400, body=b'{"error": "response_format is not supported"}')
     async with FaultServer("openai", ['{"title": "RSA", "questions": []}']) as server:
-        server.script = [refuse, said(server, WRONG)]
+        server.script = [refuse, reply(server, WRONG)]
         await provider_for(server).complete("hi", response_format=TitledQuiz)
         first, second = (seen.body["messages"] for seen in server.seen[1:])
         assert "Answer with one JSON object" in first[0]["content"]
@@ -209,17 +207,17 @@ async def test_a_schema_in_words_stays_where_it_was_said() -> None:
         assert "questions: Field required" in second[-1]["content"]
 
 
-async def test_the_reason_has_a_limit() -> None:
-    """Of a schema that is a dict it quotes the answer."""
+async def test_fault_in_correction_is_limited() -> None:
+    """Check a schema that is a dict, because its fault quotes the answer."""
     async with FaultServer("openai", [JSON]) as server:
-        server.script = [said(server, json.dumps({"questions": "many words " * 1000}))]
+        server.script = [reply(server, json.dumps({"questions": "many words " * 1000}))]
         await provider_for(server).complete("hi", response_format=DICT)
         assert 1000 < len(server.seen[1].body["messages"][-1]["content"]) < 1300
 
 
-async def test_the_second_request_is_another_one_on_the_cassette(tmp_path: Path) -> None:
+async def test_correction_is_recorded_as_separate_interaction(tmp_path: Path) -> None:
     async with FaultServer("llamacpp", [JSON]) as server:
-        server.script = [said(server, WRONG)]
+        server.script = [reply(server, WRONG)]
         with recording(tmp_path):
             assert await provider_for(server).generate("hi", response_format=Quiz, temperature=0) == JSON
         seen = len(server.seen)
@@ -228,7 +226,9 @@ async def test_the_second_request_is_another_one_on_the_cassette(tmp_path: Path)
         assert (done.text, done.attempts, len(server.seen)) == (JSON, 2, seen)
 
 
-async def test_a_cassette_without_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replay_without_recorded_correction_raises_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_REASK", "0")
     async with FaultServer("llamacpp", [WRONG]) as server:
         with recording(tmp_path), pytest.raises(errors.SchemaMismatch):
@@ -248,7 +248,7 @@ ENDED = {
 
 
 @pytest.mark.parametrize("message", ENDED.values(), ids=ENDED.keys())
-async def test_answer_of_no_use_at_the_limit_is_sent_once_and_error_names_limit(message: dict[str, Any]) -> None:
+async def test_unusable_answer_at_limit_is_not_retried_and_error_names_limit(message: dict[str, Any]) -> None:
     choice = message["content"] == "I would"
     async with FaultServer("llamacpp") as server:
         body = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
@@ -260,7 +260,7 @@ async def test_answer_of_no_use_at_the_limit_is_sent_once_and_error_names_limit(
 
 
 @pytest.mark.parametrize(("temperature", "requests"), [(0, 1), (0.5, 3)])
-async def test_wrong_answer_is_repeated_only_with_sampling(
+async def test_wrong_answer_is_retried_only_with_sampling(
     temperature: float, requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_REASK", "0")

@@ -1,4 +1,4 @@
-"""How a call is put for each provider, and what is left out after a refusal."""
+"""How a call is written for each provider, and what is omitted after a refusal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from learnflow.llm.testing import Fault, FaultServer
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 
 
-async def test_keywords_arrive_at_an_openai_server() -> None:
+async def test_keywords_are_sent_to_openai_server() -> None:
     async with FaultServer() as server:
         body = await sent(
             provider_for(server),
@@ -57,7 +57,7 @@ async def test_keywords_arrive_at_an_openai_server() -> None:
     }
 
 
-async def test_keywords_arrive_in_ollamas_places() -> None:
+async def test_keywords_are_sent_to_ollama_in_options() -> None:
     async with FaultServer("ollama") as server:
         body = await sent(
             provider_for(server),
@@ -99,33 +99,35 @@ async def test_keywords_arrive_in_ollamas_places() -> None:
         (FireworksProvider, False, {"reasoning_effort": "none"}),
     ],
 )
-async def test_reasoning_is_put_as_the_row_says(kind: Any, reasoning: Any, part: dict[str, Any]) -> None:
+async def test_reasoning_is_sent_in_fields_of_provider(kind: Any, reasoning: Any, part: dict[str, Any]) -> None:
     async with FaultServer() as server:
         body = await sent(kind(base_url=server.base_url, model="m", api_key="k"), server, reasoning=reasoning)
     assert body.items() >= part.items()
 
 
-async def test_reasoning_of_a_cloud_model_that_does_not_think() -> None:
+async def test_reasoning_of_cloud_model_without_reasoning_is_refused() -> None:
     async with FaultServer() as server:
         provider = OpenAIProvider(base_url=server.base_url, api_key="k")
         assert "reasoning_effort" not in await sent(provider, server, model="gpt-4o", reasoning=False)
-        with pytest.raises(errors.Unsupported, match="gpt-4o does not think"):
+        with pytest.raises(errors.Unsupported, match="does not support reasoning"):
             await provider.generate("hi", model="gpt-4o", reasoning=True)
         assert (await sent(provider, server, model="o3", reasoning="low"))["reasoning_effort"] == "low"
 
 
-async def test_a_default_of_ours_that_the_model_refuses_is_left_out(events_seen: list[Any]) -> None:
+async def test_default_that_model_refuses_is_omitted(events_seen: list[Any]) -> None:
     async with FaultServer() as server:
-        provider = OpenAIProvider(base_url=server.base_url, model="gpt-5", api_key="k")  # LiteLLM knows that it refuses
+        provider = OpenAIProvider(
+            base_url=server.base_url, model="gpt-5", api_key="k"
+        )  # LiteLLM's table has the refusal
         body = await sent(provider, server)
         assert "temperature" not in body
         assert body["max_completion_tokens"] == 1000
         with pytest.raises(errors.Unsupported, match="temperature"):
-            await provider.generate("hi", temperature=0.7)  # the caller's own is not
+            await provider.generate("hi", temperature=0.7)  # the caller's own value is sent
     assert [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)] == ["without temperature"]
 
 
-async def test_a_default_that_only_the_server_refuses_is_left_out_and_remembered() -> None:
+async def test_default_that_server_refuses_is_omitted_from_later_requests() -> None:
     no = {"message": "Unsupported value", "code": "unsupported_value", "param": "temperature"}
     refuse = Fault("refuse", status=400, body=json.dumps({"error": no}).encode())
     async with FaultServer() as server:
@@ -140,7 +142,7 @@ async def test_a_default_that_only_the_server_refuses_is_left_out_and_remembered
             await provider.generate("hi", temperature=0.3)
 
 
-async def test_a_prompt_that_a_server_quotes_changes_no_parameter() -> None:
+async def test_refusal_that_quotes_prompt_changes_no_parameter() -> None:
     body = json.dumps({"error": {"message": "invalid: what is the temperature today, and max_tokens"}}).encode()
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=400, body=body)] * 2
@@ -151,12 +153,12 @@ async def test_a_prompt_that_a_server_quotes_changes_no_parameter() -> None:
         assert server.seen[-1].body["temperature"] == 0.7
 
 
-async def test_one_stop_text_is_a_list_for_ollama() -> None:
+async def test_single_stop_text_is_sent_to_ollama_as_list() -> None:
     async with FaultServer("ollama") as server:
         assert (await sent(provider_for(server), server, stop="x"))["options"]["stop"] == ["x"]
 
 
-async def test_max_tokens_travels_under_its_newer_name_where_the_server_wants_that() -> None:
+async def test_max_tokens_is_sent_as_max_completion_tokens_after_refusal() -> None:
     no = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "param": "max_tokens"}
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=400, body=json.dumps({"error": no}).encode())]
@@ -165,7 +167,7 @@ async def test_max_tokens_travels_under_its_newer_name_where_the_server_wants_th
         assert "max_tokens" not in server.seen[1].body
 
 
-async def test_a_server_that_does_not_know_stream_options_is_asked_without() -> None:
+async def test_stream_options_are_omitted_after_refusal() -> None:
     async with FaultServer() as server:
         server.script = [Fault("refuse", status=400, body=b'{"error": "unknown field stream_options"}')]
         done = await provider_for(server).complete("hi")
@@ -173,7 +175,7 @@ async def test_a_server_that_does_not_know_stream_options_is_asked_without() -> 
         assert done.text.endswith("dog.")
 
 
-async def test_the_callers_messages_are_not_changed() -> None:
+async def test_messages_of_caller_are_not_changed() -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}, dict(IMAGE)]}]
     before = json.dumps(messages)
     async with FaultServer("ollama") as server:

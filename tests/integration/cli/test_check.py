@@ -69,7 +69,7 @@ async def test_a_schema_that_is_kept_only_when_asked_once_more_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer("vllm", '{"word": "pong"}') as server:
-        no_json = Fault("refuse", status=200, body=server.dialect.whole("pong"))
+        no_json = Fault("refuse", status=200, body=server.dialect.answer_body("pong"))
         await checked(monkeypatch, capsys, server)
         at = next(at for at, seen in enumerate(server.seen) if "response_format" in seen.body)
         server.script = [*[None] * at, no_json]

@@ -1,4 +1,4 @@
-"""ChatLearnFlow: LangChain's own unit tests, and what its users would notice."""
+"""ChatLearnFlow, with LangChain's standard unit tests."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def whole(text: str = "", **more: Any) -> Completion:
+def completion(text: str = "", **more: Any) -> Completion:
     given: dict[str, Any] = {"finish": "stop", "provider": "scripted", "model": ServedModel("asked", "served")}
     return Completion(text=text, **{**given, **more})
 
 
 class TestStandard(ChatModelUnitTests):
-    """The keys and retries of LangChain's standard parameters are the provider's own."""
+    """LangChain's standard tests. The provider has its own keys and retries."""
 
     @property
     def chat_model_class(self) -> type[ChatLearnFlow]:
@@ -65,7 +65,7 @@ class TestStandard(ChatModelUnitTests):
         return {"LLM_PROVIDER": "ollama"}, {}, {"model": None}
 
 
-async def test_messages_are_put_as_openais() -> None:
+async def test_messages_are_converted_to_openai_format() -> None:
     provider = ScriptedProvider(["fine"])
     picture = base64.b64encode(b"hi").decode()
     call = {"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1", "type": "tool_call"}
@@ -99,7 +99,7 @@ async def test_messages_are_put_as_openais() -> None:
     ]
 
 
-async def test_keywords_of_the_model_and_of_the_call() -> None:
+async def test_call_keywords_override_model_keywords() -> None:
     provider = ScriptedProvider(["fine"] * 3)
     model = ChatLearnFlow(
         provider=provider, temperature=0.2, max_tokens=AtMost(9), top_p=0.5, model_kwargs={"min_p": 0.1}
@@ -118,15 +118,15 @@ async def test_keywords_of_the_model_and_of_the_call() -> None:
     assert "SECRET" not in str(caught.value)
 
 
-async def test_what_an_answer_says_of_itself() -> None:
+async def test_message_has_usage_and_response_metadata() -> None:
     usage = Usage(prompt_tokens=5, completion_tokens=7, total_tokens=12, reasoning_tokens=3, cached_tokens=2)
-    done = whole("Yes.", reasoning="Hm.", usage=usage, cost=0.5, attempts=2, resumed=1, finish="length")
+    done = completion("Yes.", reasoning="Hm.", usage=usage, cost=0.5, attempts=2, resumed=1, finish="length")
     seen = UsageMetadataCallbackHandler()
     model = ChatLearnFlow(provider=ScriptedProvider([done] * 3))
-    told = await model.ainvoke("hi", config={"callbacks": [seen]})
+    invoked = await model.ainvoke("hi", config={"callbacks": [seen]})
     chunks = [chunk async for chunk in model.astream("hi")]
     streamed: AIMessageChunk = sum(chunks[1:], chunks[0])
-    for message in (told, streamed):
+    for message in (invoked, streamed):
         assert message.content == "Yes."
         assert message.additional_kwargs["reasoning_content"] == "Hm."
         metadata = {"finish_reason": "length", "model_name": "served", "provider": "scripted", "attempts": 2}
@@ -140,23 +140,23 @@ async def test_what_an_answer_says_of_itself() -> None:
         }
     assert seen.usage_metadata["served"]["total_tokens"] == 12
     assert (await model.agenerate([[HumanMessage("hi")]])).llm_output == {"model_name": "served"}
-    unknown = await ChatLearnFlow(provider=ScriptedProvider([whole("Yes.")])).ainvoke("hi")
+    unknown = await ChatLearnFlow(provider=ScriptedProvider([completion("Yes.")])).ainvoke("hi")
     assert unknown.usage_metadata is None
 
 
-async def test_tools() -> None:
-    called = whole(tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
+async def test_bound_tools_are_sent_and_called() -> None:
+    called = completion(tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
     provider = ScriptedProvider([called, called, "3"])
     model = ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="any")
-    told = await model.ainvoke("1 + 2?")
-    assert told.tool_calls == [{"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1", "type": "tool_call"}]
-    (chunk,) = [each async for each in model.astream("1 + 2?") if each.tool_calls]
-    assert chunk.tool_calls == told.tool_calls
+    invoked = await model.ainvoke("1 + 2?")
+    assert invoked.tool_calls == [{"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1", "type": "tool_call"}]
+    (chunk,) = [chunk async for chunk in model.astream("1 + 2?") if chunk.tool_calls]
+    assert chunk.tool_calls == invoked.tool_calls
     await ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="add").ainvoke("1 + 2?")
     choices = [request.more["tool_choice"] for request in provider.history]
     assert choices == ["required", "required", {"type": "function", "function": {"name": "add"}}]
     assert provider.history[0].more["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
-    with pytest.raises(errors.InvalidRequest, match="They are add"):
+    with pytest.raises(errors.InvalidRequest, match="Use one of add"):
         ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="subtract")
 
 
@@ -166,24 +166,24 @@ CALL = [
 ]
 
 
-async def test_a_stream_has_tool_calls_and_thinking_in_pieces() -> None:
+async def test_stream_has_pieces_of_tool_calls_and_reasoning() -> None:
     async with FaultServer("vllm", "So: ", thinking="Let me add.", calls=CALL) as server:
         chat = ChatLearnFlow(provider=VLLMProvider(base_url=server.base_url, model="fault-model"))
         chunks = [chunk async for chunk in chat.bind_tools([add]).astream("1 + 2?")]
-        whole = await chat.bind_tools([add]).ainvoke("1 + 2?")
+        complete_message = await chat.bind_tools([add]).ainvoke("1 + 2?")
     grown = [piece["args"] for chunk in chunks for piece in chunk.tool_call_chunks]
     assert grown == ["", '{"a"', ": 1, ", '"b":', " 2}"]
-    told = sum(chunks[1:], chunks[0])
-    assert told.tool_calls == whole.tool_calls
-    assert told.usage_metadata == whole.usage_metadata is not None
-    assert told.additional_kwargs == whole.additional_kwargs == {"reasoning_content": "Let me add."}
-    assert told.response_metadata["finish_reason"] == "tool_calls"
-    blocks = [block["type"] for block in told.content_blocks]
-    assert blocks == [block["type"] for block in whole.content_blocks] == ["reasoning", "text", "tool_call"]
+    streamed = sum(chunks[1:], chunks[0])
+    assert streamed.tool_calls == complete_message.tool_calls
+    assert streamed.usage_metadata == complete_message.usage_metadata is not None
+    assert streamed.additional_kwargs == complete_message.additional_kwargs == {"reasoning_content": "Let me add."}
+    assert streamed.response_metadata["finish_reason"] == "tool_calls"
+    blocks = [block["type"] for block in streamed.content_blocks]
+    assert blocks == [block["type"] for block in complete_message.content_blocks] == ["reasoning", "text", "tool_call"]
     assert [block["type"] for block in chunks[0].content_blocks] == ["reasoning"]
 
 
-async def test_a_schema_comes_whole_so_that_it_can_be_asked_for_again_or_streams_where_told() -> None:
+async def test_structured_answer_arrives_in_one_piece_unless_stream_structured() -> None:
     async with FaultServer("vllm", THREE) as one, FaultServer("vllm", THREE) as two:
         for streams in (False, True):
             one.fault = Fault("cut", after=2)
@@ -202,15 +202,15 @@ async def test_a_schema_comes_whole_so_that_it_can_be_asked_for_again_or_streams
             assert (len(chunks) > 1) is streams
 
 
-async def test_function_calling_comes_whole_likewise() -> None:
+async def test_function_calling_answer_arrives_in_one_piece() -> None:
     async with FaultServer("vllm", [], calls=CALL) as server:
         chat = ChatLearnFlow(provider=VLLMProvider(base_url=server.base_url, model="fault-model"))
         model = chat.with_structured_output(add.args_schema, method="function_calling")
-        assert [said.a + said.b async for said in model.astream("1 + 2?")] == [3]
+        assert [result.a + result.b async for result in model.astream("1 + 2?")] == [3]
         assert "structured" not in str(server.seen[0].body)
 
 
-async def test_the_profile_says_what_is_known() -> None:
+async def test_profile_has_known_capabilities_unless_caller_passes_one() -> None:
     async with FaultServer("llamacpp", "Yes.") as server:
         provider = LlamaCppProvider(base_url=server.base_url, model="fault-model")
         chat = ChatLearnFlow(provider=provider)
@@ -227,16 +227,16 @@ async def test_the_profile_says_what_is_known() -> None:
         assert own.profile == {"max_input_tokens": 1000}
 
 
-async def test_blocks_of_a_stream_are_those_of_the_whole_message() -> None:
+async def test_content_blocks_of_stream_equal_those_of_message() -> None:
     async with FaultServer("vllm", "So: ", thinking="Let me add.", calls=CALL) as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         chat = ChatLearnFlow(provider=provider, output_version="v1").bind_tools([add])
         chunks = [chunk async for chunk in chat.astream("1 + 2?")]
-        whole = await chat.ainvoke("1 + 2?")
-    told = sum(chunks[1:], chunks[0])
-    names = [{name: value for name, value in block.items() if name != "index"} for block in told.content]
+        complete_message = await chat.ainvoke("1 + 2?")
+    streamed = sum(chunks[1:], chunks[0])
+    names = [{name: value for name, value in block.items() if name != "index"} for block in streamed.content]
     assert [block["type"] for block in names] == ["reasoning", "text", "tool_call"]
-    assert told.tool_calls == whole.tool_calls
+    assert streamed.tool_calls == complete_message.tool_calls
     assert names[1]["text"] == "So: "
 
 
@@ -251,55 +251,58 @@ class First(FirstBaseModel):
 
 
 @pytest.mark.parametrize("schema", [Questions, Brief, First, Questions.model_json_schema()])
-async def test_structured_output(schema: Any) -> None:
+async def test_structured_output_accepts_every_kind_of_schema(schema: Any) -> None:
     async with FaultServer("openai", THREE) as server:
         provider = CustomProvider(base_url=server.base_url, model="fault-model")
         model = ChatLearnFlow(provider=provider).with_structured_output(schema)
-        said = await model.ainvoke("ask")
-        assert (said if isinstance(said, dict) else vars(said))["questions"][2] == "Когда?"
-        assert isinstance(said, schema if schema in (Questions, First) else dict)
-        assert [each async for each in model.astream("ask")] == [said]
+        result = await model.ainvoke("ask")
+        assert (result if isinstance(result, dict) else vars(result))["questions"][2] == "Когда?"
+        assert isinstance(result, schema if schema in (Questions, First) else dict)
+        assert [chunk async for chunk in model.astream("ask")] == [result]
         raw = await ChatLearnFlow(provider=provider).with_structured_output(schema, include_raw=True).ainvoke("ask")
-        assert (raw["raw"].content, raw["parsed"], raw["parsing_error"]) == (THREE, said, None)
-        asked = server.seen[0].body["response_format"]
-        assert asked["type"] == "json_schema"
-        assert asked["json_schema"]["schema"]["properties"]["questions"]["type"] == "array"
+        assert (raw["raw"].content, raw["parsed"], raw["parsing_error"]) == (THREE, result, None)
+        response_format = server.seen[0].body["response_format"]
+        assert response_format["type"] == "json_schema"
+        assert response_format["json_schema"]["schema"]["properties"]["questions"]["type"] == "array"
 
 
 @pytest.mark.parametrize("schema", [Questions, First])
-async def test_an_answer_that_does_not_fit(schema: Any) -> None:
+async def test_schema_mismatch_is_raised_or_returned_with_raw_message(schema: Any) -> None:
     async with FaultServer("openai", '{"questions": 31337}') as server:
         chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
         with pytest.raises(errors.SchemaMismatch) as caught:
             await chat.with_structured_output(schema).ainvoke("ask")
         assert "31337" not in str(caught.value)
-        told = await chat.with_structured_output(schema, include_raw=True).ainvoke("ask")
-        assert (told["raw"].content, told["parsed"]) == ('{"questions": 31337}', None)
-        assert isinstance(told["parsing_error"], errors.SchemaMismatch)
+        message = await chat.with_structured_output(schema, include_raw=True).ainvoke("ask")
+        assert (message["raw"].content, message["parsed"]) == ('{"questions": 31337}', None)
+        assert isinstance(message["parsing_error"], errors.SchemaMismatch)
 
 
-async def test_json_mode_and_function_calling() -> None:
-    called = whole(tool_calls=(ToolCall("call_1", "Questions", {"questions": ["Why?"]}),), finish="tool_calls")
+async def test_json_mode_and_function_calling_parse_answers() -> None:
+    called = completion(tool_calls=(ToolCall("call_1", "Questions", {"questions": ["Why?"]}),), finish="tool_calls")
     provider = ScriptedProvider([THREE, called])
     chat = ChatLearnFlow(provider=provider)
     assert len((await chat.with_structured_output(Questions, method="json_mode").ainvoke("ask")).questions) == 3
     assert provider.history[0].more["response_format"] == {"type": "json_object"}
-    said = await chat.with_structured_output(Questions, method="function_calling").ainvoke("ask")
-    assert said == Questions(questions=["Why?"])
+    result = await chat.with_structured_output(Questions, method="function_calling").ainvoke("ask")
+    assert result == Questions(questions=["Why?"])
     assert provider.history[1].more["tool_choice"]["function"]["name"] == "Questions"
     with pytest.raises(errors.InvalidRequest, match="json_schema, json_mode"):
         chat.with_structured_output(Questions, method="magic")  # type: ignore[arg-type]
 
 
-async def test_the_fallback_survives_what_is_bound() -> None:
+async def test_failover_works_with_bound_schema_and_tools() -> None:
     async with FaultServer("openai", fault=Fault("refuse", status=500)) as dead, FaultServer("ollama", THREE) as other:
         chat = ChatLearnFlow(provider=chain(dead, other))
         assert (await chat.with_structured_output(Questions).ainvoke("ask")).questions[0] == "Why?"
-        told = await chat.bind_tools([add]).ainvoke("ask")
-        assert (told.response_metadata["provider"], other.seen[-1].body["tools"][0]["type"]) == ("ollama", "function")
+        message = await chat.bind_tools([add]).ainvoke("ask")
+        assert (message.response_metadata["provider"], other.seen[-1].body["tools"][0]["type"]) == (
+            "ollama",
+            "function",
+        )
 
 
-async def test_a_stream_that_breaks_is_one_text(events_seen: list[object]) -> None:
+async def test_broken_stream_continues_as_one_text(events_seen: list[object]) -> None:
     text = "one two three four five six seven eight"
     async with (
         FaultServer("openai", text, fault=Fault("cut", after=4)) as dying,
@@ -316,7 +319,7 @@ def chain(first: FaultServer, second: FaultServer) -> RouterProvider:
     return RouterProvider(one, [OllamaProvider(base_url=second.base_url, model="fault-model")])
 
 
-async def test_leaving_a_stream_frees_the_server() -> None:
+async def test_abandoned_stream_closes_connection() -> None:
     async with FaultServer("openai", "word " * 50, fault=Fault("stall", after=3)) as server:
         chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
         async for _ in chat.astream("hi"):
@@ -324,17 +327,17 @@ async def test_leaving_a_stream_frees_the_server() -> None:
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
-async def test_code_that_is_not_asynchronous() -> None:
+async def test_sync_methods_share_connections_and_stop_abandoned_streams() -> None:
     async with FaultServer("openai", "one two three") as server:
         chat = ChatLearnFlow(provider=CustomProvider(base_url=server.base_url, model="fault-model"))
         assert (await asyncio.to_thread(chat.invoke, "hi")).content == "one two three"
         chunks = await asyncio.to_thread(lambda: list(chat.stream("hi")))
         assert [chunk.content for chunk in chunks][:3] == ["one ", "two ", "three"]
-        assert [each.content for each in await asyncio.to_thread(chat.batch, ["a", "b"])] == ["one two three"] * 2
-        assert [each.content for each in await chat.abatch(["a", "b"])] == ["one two three"] * 2
+        assert [chunk.content for chunk in await asyncio.to_thread(chat.batch, ["a", "b"])] == ["one two three"] * 2
+        assert [chunk.content for chunk in await chat.abatch(["a", "b"])] == ["one two three"] * 2
         before = server.connections
         await asyncio.to_thread(chat.invoke, "hi")
-        assert server.connections == before  # kept
+        assert server.connections == before  # the connection is reused
 
         texts = await asyncio.gather(*(asyncio.to_thread(lambda: len(list(chat.stream("hi")))) for _ in range(16)))
         assert set(texts) == {len(chunks)}
@@ -348,14 +351,14 @@ async def test_code_that_is_not_asynchronous() -> None:
         await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
 
 
-async def test_what_cannot_be_put_is_said_without_its_content() -> None:
+async def test_unsupported_part_raises_without_its_content() -> None:
     with pytest.raises(errors.InvalidRequest, match="cannot be converted") as caught:
         await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage([{"type": "odd", "data": "SECRET"}])])
     assert "SECRET" not in repr(caught.value)
     assert caught.value.__context__ is None
 
 
-async def test_what_tracing_is_told() -> None:
+async def test_tracing_parameters_have_no_key() -> None:
     chat = ChatLearnFlow(provider=ScriptedProvider(name="scripted"), model="small", temperature=0.1, max_tokens=5)
     assert chat._get_ls_params() == {
         "ls_provider": "scripted",
@@ -367,7 +370,7 @@ async def test_what_tracing_is_told() -> None:
     assert "key" not in repr(ChatLearnFlow(provider=CustomProvider("http://localhost:1", "m", "key-of-custom")))
 
 
-async def test_errors_are_ours() -> None:
+async def test_provider_errors_pass_unchanged() -> None:
     chat = ChatLearnFlow(provider=ScriptedProvider([errors.RateLimited("busy"), Cut("It beg")]))
     with pytest.raises(errors.RateLimited):
         await chat.ainvoke("hi")
@@ -376,7 +379,7 @@ async def test_errors_are_ours() -> None:
     assert caught.value.partial == "It beg"
 
 
-async def test_a_call_that_would_wait_for_itself_is_an_error() -> None:
+async def test_sync_call_inside_background_loop_raises() -> None:
     chat = ChatLearnFlow(provider=ScriptedProvider(["a"]))
 
     async def inside() -> object:
@@ -395,20 +398,20 @@ def one():
     chat = ChatLearnFlow(provider=ScriptedProvider(["one two three"]))
     ends.append("".join(chunk.content for chunk in chat.stream("hi")))
 threads = [threading.Thread(target=one) for _ in range(16)]
-for each in threads: each.start()
-for each in threads: each.join()
+for thread in threads: thread.start()
+for thread in threads: thread.join()
 stream = ChatLearnFlow(provider=ScriptedProvider(["one two three"])).stream("hi")
 print(next(stream).content, len(ends), set(ends))
 """
 
 
-async def test_a_process_ends_with_a_stream_unfinished_and_threads_share_one_loop() -> None:
+async def test_process_exits_with_unfinished_stream() -> None:
     command = [sys.executable, "-W", "ignore", "-c", UNFINISHED]
     ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.stdout, ran.returncode) == ("one  16 {'one two three'}\n", 0), ran.stderr
 
 
-def test_a_cache_tells_models_and_addresses_apart() -> None:
+def test_cache_keys_differ_by_model_and_address() -> None:
     keys = {
         ChatLearnFlow(provider=RouterProvider(CustomProvider(f"http://localhost:{port}", model)))._get_llm_string()
         for port, model in ((1, "a"), (1, "b"), (2, "a"))
@@ -416,25 +419,25 @@ def test_a_cache_tells_models_and_addresses_apart() -> None:
     assert len(keys) == 3
 
 
-async def test_tools_in_two_turns_with_langchains_own_blocks() -> None:
-    called = whole("Let me see.", tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
+async def test_second_turn_sends_tool_calls_of_content_blocks() -> None:
+    called = completion("Let me see.", tool_calls=(ToolCall("call_1", "add", {"a": 1, "b": 2}),), finish="tool_calls")
     provider = ScriptedProvider([called, "3"])
     chat = ChatLearnFlow(provider=provider, output_version="v1").bind_tools([add])
-    asked = HumanMessage("1 + 2?")
-    first = await chat.ainvoke([asked])
-    await chat.ainvoke([asked, first, ToolMessage("3", tool_call_id="call_1")])
-    told = provider.history[1].prompt[1]
-    assert told["content"] == [{"type": "text", "text": "Let me see."}]
-    assert told["tool_calls"][0]["function"]["name"] == "add"
+    response_format = HumanMessage("1 + 2?")
+    first = await chat.ainvoke([response_format])
+    await chat.ainvoke([response_format, first, ToolMessage("3", tool_call_id="call_1")])
+    message = provider.history[1].prompt[1]
+    assert message["content"] == [{"type": "text", "text": "Let me see."}]
+    assert message["tool_calls"][0]["function"]["name"] == "add"
 
 
 @pytest.mark.parametrize("content", [[{"image_url": {"url": "x"}}], [{"a": 1}]])
-async def test_parts_without_a_type(content: Any) -> None:
+async def test_part_without_type_raises(content: Any) -> None:
     with pytest.raises(errors.InvalidRequest, match="cannot be converted"):
         await ChatLearnFlow(provider=ScriptedProvider()).ainvoke([HumanMessage(content)])
 
 
-async def test_odd_tools_and_answers() -> None:
+async def test_builtin_tool_raises_and_empty_tools_are_not_sent() -> None:
     chat = ChatLearnFlow(provider=ScriptedProvider(["fine", "[1]"]))
     with pytest.raises(errors.Unsupported, match="functions only"):
         chat.bind_tools([{"type": "web_search"}])
@@ -457,13 +460,13 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-async def test_a_forked_process_has_a_loop_of_its_own() -> None:
+async def test_forked_process_starts_own_loop() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "0\n", ran.stderr
 
 
-def test_without_its_extra_it_says_what_to_install() -> None:
+def test_import_without_langchain_names_package_to_install() -> None:
     code = (
         "import sys; sys.modules['langchain_core'] = None\n"
         "try:\n    import learnflow.llm.integrations.langchain\nexcept ModuleNotFoundError as error:\n    print(error)"

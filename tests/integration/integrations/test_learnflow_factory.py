@@ -1,4 +1,4 @@
-"""LearnFlow's model factory in new: its functions, and the providers that its files or the environment name."""
+"""The replacement of LearnFlow's model factory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 
 
 class Manager:
-    """LearnFlow's ``GraphConfigManager``, as far as the factory uses it."""
+    """The methods of LearnFlow's ``GraphConfigManager`` that the factory calls."""
 
     def __init__(self) -> None:
         self.default = node("openai", "gpt-4.1-mini", max_tokens=4000)
@@ -28,9 +28,9 @@ class Manager:
             "generating_questions": node("openai", "gpt-4.1", max_tokens=6000, requires_structured_output=True),
             "recognition_handwritten": node("home", "sees", max_tokens=6000),
         }
-        self.rows = {
-            "openai": row("openai", api_key="key-of-openai", supports_structured_output=True),
-            "home": row("home", base_url="http://localhost:1", api_key="key-of-home", default_model="big"),
+        self.providers = {
+            "openai": provider_config("openai", api_key="key-of-openai", supports_structured_output=True),
+            "home": provider_config("home", base_url="http://localhost:1", api_key="key-of-home", default_model="big"),
         }
 
     def get_model_config(self, node_name: str) -> Any:
@@ -40,30 +40,30 @@ class Manager:
         return SimpleNamespace(models=SimpleNamespace(default=self.default, nodes=self.nodes))
 
     def get_providers_config(self) -> Any:
-        return self.rows
+        return self.providers
 
 
-def node(provider: str, model_name: str, **given: Any) -> Any:
-    usual = {"temperature": 0.1, "max_tokens": 4000, "requires_structured_output": False}
-    usual |= dict.fromkeys(("top_p", "frequency_penalty", "presence_penalty"))
-    return SimpleNamespace(**{**usual, **given}, provider=provider, model_name=model_name)
+def node(provider: str, model_name: str, **fields: Any) -> Any:
+    defaults = {"temperature": 0.1, "max_tokens": 4000, "requires_structured_output": False}
+    defaults |= dict.fromkeys(("top_p", "frequency_penalty", "presence_penalty"))
+    return SimpleNamespace(**{**defaults, **fields}, provider=provider, model_name=model_name)
 
 
-def row(name: str, **given: Any) -> Any:
-    usual = {"base_url": None, "api_key": None, "supports_structured_output": False, "default_model": None}
-    return SimpleNamespace(**{**usual, **given}, name=name)
+def provider_config(name: str, **fields: Any) -> Any:
+    defaults = {"base_url": None, "api_key": None, "supports_structured_output": False, "default_model": None}
+    return SimpleNamespace(**{**defaults, **fields}, name=name)
 
 
 @pytest.fixture(autouse=True)
 def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
-    """What LearnFlow hands over, and no factory yet."""
+    """Return LearnFlow's configuration. No factory exists yet."""
     monkeypatch.setattr(model_factory, "_factory", None)
     return Manager()
 
 
-async def test_learnflows_configuration_decides_if_no_provider_is_named(manager: Manager) -> None:
+async def test_graph_configuration_applies_if_no_provider_is_set(manager: Manager) -> None:
     async with FaultServer("openai", key="key-of-home") as server:
-        manager.rows["home"].base_url = server.base_url
+        manager.providers["home"].base_url = server.base_url
         initialize_model_factory(None, manager)
         model = create_model_for_node("generating_content")
         assert (await model.ainvoke("hi")).response_metadata["provider"] == "home"
@@ -71,7 +71,7 @@ async def test_learnflows_configuration_decides_if_no_provider_is_named(manager:
         assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("big", 0.5, 0.9, 25_000)
         assert isinstance(model.max_tokens, AtMost)
         sees = create_model_for_node("recognition_handwritten")
-        assert sees.provider is model.provider  # its limits are for all nodes together
+        assert sees.provider is model.provider  # its concurrency limit is shared
         await sees.ainvoke("hi")
         assert server.seen[1].body["model"] == "sees"
     assert create_model_for_node("generating_questions").provider.name == "openai"
@@ -79,7 +79,7 @@ async def test_learnflows_configuration_decides_if_no_provider_is_named(manager:
     assert (default.model, default.temperature, default.max_tokens) == ("gpt-4.1-mini", 0.1, 4000)
 
 
-async def test_every_node_goes_to_the_chain_that_is_named(
+async def test_every_node_uses_chain_of_environment(
     manager: Manager, monkeypatch: pytest.MonkeyPatch, events_seen: list[object]
 ) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
@@ -98,18 +98,18 @@ async def test_every_node_goes_to_the_chain_that_is_named(
         for node in ("generating_content", "generating_questions", "input_processing"):
             await create_model_for_node(node).ainvoke("hi")
         await create_model_for_node("recognition_handwritten").ainvoke([{"role": "user", "content": [picture]}])
-        asked = [(seen.body["model"], seen.body["temperature"], seen.body["max_tokens"]) for seen in server.seen]
-    assert asked == [
+        sent = [(seen.body["model"], seen.body["temperature"], seen.body["max_tokens"]) for seen in server.seen]
+    assert sent == [
         ("a", 0.5, 8191),
         ("b", 0.1, 6000),
         ("b", 0.1, 4000),
         ("b", 0.1, 6000),
     ]
     whys = [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert whys == ["max_tokens=8191 instead of 25000: there is room for no more"]
+    assert whys == ["max_tokens=8191 instead of 25000, because the context has no more room"]
 
 
-def test_a_provider_that_is_nowhere_is_an_error_at_the_start(manager: Manager) -> None:
+def test_unknown_provider_raises_at_initialization(manager: Manager) -> None:
     manager.nodes["strange"] = node("nowhere", "x")
     with pytest.raises(errors.NotConfigured, match=r"strange requires provider 'nowhere'.*openai, home.*LLM_PROVIDER"):
         initialize_model_factory(None, manager)
@@ -117,9 +117,11 @@ def test_a_provider_that_is_nowhere_is_an_error_at_the_start(manager: Manager) -
         get_model_factory()
 
 
-def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, manager: Manager) -> None:
+def test_node_with_structured_output_requires_support(monkeypatch: pytest.MonkeyPatch, manager: Manager) -> None:
     manager.nodes["needs"] = node("home", "big", requires_structured_output=True)
-    with pytest.raises(errors.Unsupported, match=r"needs requires structured output.*'home' has none"):
+    with pytest.raises(
+        errors.Unsupported, match=r"needs requires structured output.*'home' in configs/providers.yaml does not"
+    ):
         initialize_model_factory(None, manager)
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_CAPABILITIES", "no-json_schema")
@@ -130,10 +132,12 @@ def test_structured_output_is_checked(monkeypatch: pytest.MonkeyPatch, manager: 
     assert create_model_for_node("needs").provider.name == "llamacpp"
 
 
-def test_a_node_variable_counts_for_a_configuration_without_a_node(manager: Manager) -> None:
-    """LearnFlow's guard gives its configuration only."""
+def test_node_variable_applies_to_configuration_without_node_name(manager: Manager) -> None:
+    """LearnFlow's guard passes only its configuration."""
     guard = manager.nodes["security_guard"] = node("mine", "small", max_tokens=1000, requires_structured_output=True)
-    manager.rows["mine"] = row("ollama", base_url="http://localhost:1", api_key="", supports_structured_output=True)
+    manager.providers["mine"] = provider_config(
+        "ollama", base_url="http://localhost:1", api_key="", supports_structured_output=True
+    )
     factory = initialize_model_factory("key", manager)
     assert get_model_factory() is factory
     model = factory.create_model(guard)
@@ -142,10 +146,10 @@ def test_a_node_variable_counts_for_a_configuration_without_a_node(manager: Mana
     assert factory.create_model(guard).model == "smaller"
 
 
-async def test_the_key_that_is_handed_over_is_openais_if_there_is_no_row(
+async def test_api_key_argument_is_used_if_providers_are_empty(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager.rows.clear()
+    manager.providers.clear()
     manager.nodes = {"generating_questions": node("openai", "gpt-4.1", requires_structured_output=True)}
     async with FaultServer("openai", key="key-handed-over") as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -157,24 +161,26 @@ async def test_the_key_that_is_handed_over_is_openais_if_there_is_no_row(
         initialize_model_factory("key-handed-over", manager)
 
 
-def test_a_tests_own_provider_answers_every_node(manager: Manager) -> None:
+def test_provided_provider_answers_every_node(manager: Manager) -> None:
     with provided(ScriptedProvider(["fine"])):
         initialize_model_factory(None, manager)
         assert create_model_for_node("generating_content").invoke("hi").content == "fine"
 
 
-def test_a_strange_name_without_an_address(manager: Manager) -> None:
-    manager.rows["home"] = row("home")
+def test_custom_provider_without_address_raises(manager: Manager) -> None:
+    manager.providers["home"] = provider_config("home")
     with pytest.raises(errors.NotConfigured, match=r"unknown provider 'home'.*base_url in configs/providers.yaml"):
         initialize_model_factory(None, manager)
 
 
-def test_before_it_is_made() -> None:
+def test_functions_raise_before_initialization() -> None:
     with pytest.raises(errors.NotConfigured, match=r"initialize_model_factory\(\) first"):
         create_model_for_node("generating_content")
 
 
-async def test_learnflows_health_can_show_who_would_answer(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_reports_readiness_without_requests_to_models(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(errors.NotConfigured):
         await model_factory.health()
     async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "a", "owned_by": "vllm"}]}}) as server:

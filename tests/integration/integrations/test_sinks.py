@@ -1,4 +1,4 @@
-"""Prometheus and OpenTelemetry: what happened is counted, bounded, by the conventions, and never in a request's way."""
+"""The sinks for Prometheus and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def registry() -> Iterator[CollectorRegistry]:
 
 
 def shown(registry: CollectorRegistry) -> dict[str, float]:
-    """Every sample that is not nothing, as ``name{labels}``; of a histogram its count only."""
-    found = {}
+    """Return the samples that are not 0 as ``name{labels}``; of a histogram only its count."""
+    samples = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             if sample.name.endswith(("_bucket", "_sum", "_created")):
                 continue
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()) if value)
             if sample.value:
-                found[f"{sample.name.removeprefix('learnflow_llm_')}{{{labels}}}"] = sample.value
-    return found
+                samples[f"{sample.name.removeprefix('learnflow_llm_')}{{{labels}}}"] = sample.value
+    return samples
 
 
 def chain(first: FaultServer, second: FaultServer, **more: Any) -> RouterProvider:
@@ -65,7 +65,7 @@ def chain(first: FaultServer, second: FaultServer, **more: Any) -> RouterProvide
     )
 
 
-async def test_what_an_answer_leaves_in_the_metrics(registry: CollectorRegistry) -> None:
+async def test_successful_attempt_updates_metrics(registry: CollectorRegistry) -> None:
     async with FaultServer("ollama", TEXT) as server:
         provider = OllamaProvider(base_url=server.base_url, model="fault-model", max_concurrency=2)
         stream = provider.stream("hi there")
@@ -75,30 +75,30 @@ async def test_what_an_answer_leaves_in_the_metrics(registry: CollectorRegistry)
             pass
         await provider.refresh()
     one = "{model=fault-model,provider=ollama}"
-    found = shown(registry)
-    assert found["requests_total{model=fault-model,outcome=stop,provider=ollama}"] == 1
-    assert found[f"request_seconds_count{one}"] == found[f"first_token_seconds_count{one}"] == 1
-    assert found["tokens_total{direction=in,model=fault-model,provider=ollama}"] == 5
-    assert found["tokens_total{direction=out,model=fault-model,provider=ollama}"] == 7
-    assert found["queue_seconds_count{provider=ollama}"] == 1
-    assert found["health_checks_total{provider=ollama,state=ready}"] == 1
-    assert not any(name.startswith(("requests_in_flight", "failovers")) for name in found)
+    samples = shown(registry)
+    assert samples["requests_total{model=fault-model,outcome=stop,provider=ollama}"] == 1
+    assert samples[f"request_seconds_count{one}"] == samples[f"first_token_seconds_count{one}"] == 1
+    assert samples["tokens_total{direction=in,model=fault-model,provider=ollama}"] == 5
+    assert samples["tokens_total{direction=out,model=fault-model,provider=ollama}"] == 7
+    assert samples["queue_seconds_count{provider=ollama}"] == 1
+    assert samples["health_checks_total{provider=ollama,state=ready}"] == 1
+    assert not any(name.startswith(("requests_in_flight", "failovers")) for name in samples)
 
 
-async def test_a_failover_and_a_continuation(registry: CollectorRegistry) -> None:
+async def test_failover_and_continuation_update_metrics(registry: CollectorRegistry) -> None:
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("ollama", TEXT) as other:
         assert await chain(dying, other).generate("hi") == TEXT
         await chain(dying, other).generate("hi")
-    found = shown(registry)
-    assert found["failovers_total{from=custom,reason=AnswerCut,to=ollama}"] == 2
-    assert found["switch_seconds_count{from=custom,to=ollama}"] == 2
-    assert found["resumes_total{outcome=whole,provider=ollama}"] == 2
-    assert found["breaker_open{model=fault-model,provider=custom}"] == 1
-    assert found["requests_total{model=fault-model,outcome=AnswerCut,provider=custom}"] == 2
-    assert not any(name.startswith("requests_in_flight") for name in found)
+    samples = shown(registry)
+    assert samples["failovers_total{from=custom,reason=AnswerCut,to=ollama}"] == 2
+    assert samples["switch_seconds_count{from=custom,to=ollama}"] == 2
+    assert samples["resumes_total{outcome=whole,provider=ollama}"] == 2
+    assert samples["breaker_open{model=fault-model,provider=custom}"] == 1
+    assert samples["requests_total{model=fault-model,outcome=AnswerCut,provider=custom}"] == 2
+    assert not any(name.startswith("requests_in_flight") for name in samples)
 
 
-async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -> None:
+async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> None:
     async with (
         FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying,
         FaultServer("ollama", TEXT, fault=Fault("cut", after=4)) as other,
@@ -108,17 +108,17 @@ async def test_continuations_that_come_to_nothing(registry: CollectorRegistry) -
     assert shown(registry)["resumes_total{outcome=broken,provider=ollama}"] == 1
 
 
-def test_a_continuation_that_was_another_answer(registry: CollectorRegistry) -> None:
+def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
     progress = Progress(Emit(), 0.0, [])
     for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
         progress.begin(Option(OllamaProvider()), None, continues=True)
         progress.failed(error, [], 2.0, free=True)
-    found = shown(registry)
-    assert found["resumes_total{outcome=mismatched,provider=ollama}"] == 1
-    assert found["resumes_total{outcome=broken,provider=ollama}"] == 1
+    samples = shown(registry)
+    assert samples["resumes_total{outcome=mismatched,provider=ollama}"] == 1
+    assert samples["resumes_total{outcome=broken,provider=ollama}"] == 1
 
 
-async def test_a_wrong_key_and_a_caller_who_leaves(registry: CollectorRegistry) -> None:
+async def test_configuration_error_and_cancelled_attempt_are_counted(registry: CollectorRegistry) -> None:
     async with FaultServer("openai", TEXT, key="key-of-custom") as server:
         with pytest.raises(errors.AuthenticationFailed):
             await CustomProvider(base_url=server.base_url, model="fault-model").generate("hi")
@@ -127,13 +127,13 @@ async def test_a_wrong_key_and_a_caller_who_leaves(registry: CollectorRegistry) 
         async for _ in right.stream("hi"):
             break
         await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
-    found = shown(registry)
-    assert found["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
-    assert found["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
-    assert not any(name.startswith("requests_in_flight") for name in found)
+    samples = shown(registry)
+    assert samples["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
+    assert samples["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
+    assert not any(name.startswith("requests_in_flight") for name in samples)
 
 
-async def test_the_time_of_switching_counts_from_the_first_failure(registry: CollectorRegistry) -> None:
+async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry) -> None:
     dead = Fault("refuse", status=500)
     async with (
         FaultServer("openai", TEXT, fault=dead) as one,
@@ -147,8 +147,8 @@ async def test_the_time_of_switching_counts_from_the_first_failure(registry: Col
     assert {name for name in shown(registry) if name.startswith("switch")} == {
         "switch_seconds_count{from=custom,to=ollama}"
     }
-    told = []
-    remove = events.add_sink(told.append)
+    seen = []
+    remove = events.add_sink(seen.append)
     now = asyncio.get_running_loop().time()
     progress = Progress(Emit(), now, [])
     for at in (now - 9.0, now):
@@ -157,13 +157,13 @@ async def test_the_time_of_switching_counts_from_the_first_failure(registry: Col
     progress.begin(Option(OllamaProvider()), None, continues=False)
     progress(TextDelta("one"))
     remove()
-    (switched,) = told
+    (switched,) = seen
     assert (switched.provider, switched.to) == ("custom", "ollama")
     assert switched.seconds >= 9.0
 
 
-async def test_a_breaker_that_is_over_is_shown_so(registry: CollectorRegistry) -> None:
-    """A refused key is the whole address's: whatever model answers closes it."""
+async def test_breaker_gauge_resets_when_any_model_succeeds(registry: CollectorRegistry) -> None:
+    """A refused key opens the breaker of the whole address. A success of any model closes it."""
     async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="key")) as server:
         clock = [0.0]
         router = RouterProvider(
@@ -179,7 +179,7 @@ async def test_a_breaker_that_is_over_is_shown_so(registry: CollectorRegistry) -
     assert not any(name.startswith("breaker_open") for name in shown(registry))
 
 
-async def test_what_began_before_somebody_watched_is_not_in_flight() -> None:
+async def test_attempt_started_before_attach_is_not_in_flight() -> None:
     own = CollectorRegistry()
     async with FaultServer("openai", TEXT) as server:
         stream = CustomProvider(base_url=server.base_url, model="fault-model").stream("hi")
@@ -192,7 +192,7 @@ async def test_what_began_before_somebody_watched_is_not_in_flight() -> None:
     detach()
 
 
-def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
+def test_label_values_are_bounded(registry: CollectorRegistry) -> None:
 
     def answer(provider: str, model: str) -> None:
         completion = Completion(text="", finish="stop", provider=provider, model=ServedModel(model))
@@ -201,14 +201,14 @@ def test_labels_do_not_grow_without_bound(registry: CollectorRegistry) -> None:
     for number in range(200):
         answer("ollama", f"model-{number}")
         answer(f"provider-{number}", "m")
-    found = shown(registry)
-    assert found["requests_total{model=other,outcome=stop,provider=ollama}"] == 150
-    assert len(found) < 200
+    samples = shown(registry)
+    assert samples["requests_total{model=other,outcome=stop,provider=ollama}"] == 150
+    assert len(samples) < 200
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's prometheus) is not here")
-async def test_promtool_finds_nothing_to_say(registry: CollectorRegistry) -> None:
-    await test_a_failover_and_a_continuation(registry)
+async def test_promtool_accepts_metrics(registry: CollectorRegistry) -> None:
+    await test_failover_and_continuation_update_metrics(registry)
     ran = await asyncio.to_thread(
         subprocess.run,
         ["promtool", "check", "metrics"],
@@ -221,7 +221,7 @@ async def test_promtool_finds_nothing_to_say(registry: CollectorRegistry) -> Non
 
 @pytest.fixture
 def telemetry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
-    """The spans and the metrics of OpenTelemetry's own exporters in memory."""
+    """Attach OpenTelemetry with exporters in memory."""
     if getattr(request, "param", None):
         monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", request.param)
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -238,35 +238,35 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_one_span_a_request_and_one_child_an_attempt(telemetry: tuple[Any, Any]) -> None:
+async def test_request_span_has_one_child_per_attempt(telemetry: tuple[Any, Any]) -> None:
     tracers, (exporter, reader) = telemetry
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("ollama", TEXT) as other:
         with tracers.get_tracer("application").start_as_current_span("study"):
             await chain(dying, other).complete("hi there", temperature=0.3, max_tokens=50, top_p=0.9)
         port = int(other.base_url.rpartition(":")[2])
-    broken, whole, request, study = exporter.get_finished_spans()
+    broken, second, request, study = exporter.get_finished_spans()
     assert request.parent.span_id == study.context.span_id
-    assert {broken.parent.span_id, whole.parent.span_id} == {request.context.span_id}
-    assert (request.name, broken.name, whole.name) == ("request custom,ollama", "chat fault-model", "chat fault-model")
-    assert (request.kind, whole.kind) == (SpanKind.INTERNAL, SpanKind.CLIENT)
+    assert {broken.parent.span_id, second.parent.span_id} == {request.context.span_id}
+    assert (request.name, broken.name, second.name) == ("request custom,ollama", "chat fault-model", "chat fault-model")
+    assert (request.kind, second.kind) == (SpanKind.INTERNAL, SpanKind.CLIENT)
     assert attributes(request) == {
         "learnflow_llm.providers": "custom,ollama",
         "learnflow_llm.provider": "ollama",
         "learnflow_llm.attempts": 2,
         "learnflow_llm.resumed": 1,
     }
-    told = attributes(whole)
-    assert told == {
+    recorded = attributes(second)
+    assert recorded == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "ollama",
         "gen_ai.request.model": "fault-model",
         "gen_ai.request.temperature": 0.3,
-        "gen_ai.request.max_tokens": told["gen_ai.request.max_tokens"],
+        "gen_ai.request.max_tokens": recorded["gen_ai.request.max_tokens"],
         "gen_ai.request.top_p": 0.9,
         "gen_ai.response.model": "fault-model",
         "gen_ai.response.finish_reasons": ("stop",),
-        "gen_ai.usage.input_tokens": told["gen_ai.usage.input_tokens"],
-        "gen_ai.usage.output_tokens": told["gen_ai.usage.output_tokens"],
+        "gen_ai.usage.input_tokens": recorded["gen_ai.usage.input_tokens"],
+        "gen_ai.usage.output_tokens": recorded["gen_ai.usage.output_tokens"],
         "server.address": "127.0.0.1",
         "server.port": port,
         "learnflow_llm.attempt": 2,
@@ -289,7 +289,7 @@ async def test_one_span_a_request_and_one_child_an_attempt(telemetry: tuple[Any,
     assert (unit, sorted(point["gen_ai.token.type"] for point in points)) == ("{token}", ["input", "output"])
 
 
-async def test_a_continuation_in_words_is_of_the_same_request(telemetry: tuple[Any, Any]) -> None:
+async def test_continuation_attempt_belongs_to_same_request_span(telemetry: tuple[Any, Any]) -> None:
     _, (exporter, _) = telemetry
     async with FaultServer("ollama", TEXT, fault=Fault("cut", after=3)) as dying, FaultServer("openai", TEXT) as other:
         first = OllamaProvider(base_url=dying.base_url, model="fault-model")
@@ -300,7 +300,7 @@ async def test_a_continuation_in_words_is_of_the_same_request(telemetry: tuple[A
     assert attributes(request)["learnflow_llm.attempts"] == 2
 
 
-async def test_a_request_that_fails_and_one_that_is_left(telemetry: tuple[Any, Any]) -> None:
+async def test_failed_span_has_error_and_cancelled_span_has_none(telemetry: tuple[Any, Any]) -> None:
     _, (exporter, _) = telemetry
     async with FaultServer("openai", TEXT, fault=Fault("refuse", status=500)) as server:
         provider = AzureProvider(base_url=f"{server.base_url}/openai/v1", model="fault-model", api_key="k")
@@ -319,7 +319,7 @@ async def test_a_request_that_fails_and_one_that_is_left(telemetry: tuple[Any, A
 
 
 @pytest.mark.parametrize("telemetry", ["true"], indirect=True)
-async def test_content_only_by_the_conventions_own_switch(telemetry: tuple[Any, Any]) -> None:
+async def test_content_is_recorded_if_variable_is_set(telemetry: tuple[Any, Any]) -> None:
     _, (exporter, _) = telemetry
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     async with FaultServer("openai", TEXT) as server:
@@ -327,16 +327,16 @@ async def test_content_only_by_the_conventions_own_switch(telemetry: tuple[Any, 
         await provider.generate(
             [{"role": "user", "content": [{"type": "text", "text": "hi"}, picture]}], system="Be brief."
         )
-    told = attributes(exporter.get_finished_spans()[0])
-    assert json.loads(told["gen_ai.input.messages"]) == [
+    recorded = attributes(exporter.get_finished_spans()[0])
+    assert json.loads(recorded["gen_ai.input.messages"]) == [
         {"role": "system", "parts": [{"type": "text", "content": "Be brief."}]},
         {"role": "user", "parts": [{"type": "text", "content": "hi"}, {"type": "image_url"}]},
     ]
-    said = {"role": "assistant", "parts": [{"type": "text", "content": TEXT}], "finish_reason": "stop"}
-    assert json.loads(told["gen_ai.output.messages"]) == [said]
+    answer = {"role": "assistant", "parts": [{"type": "text", "content": TEXT}], "finish_reason": "stop"}
+    assert json.loads(recorded["gen_ai.output.messages"]) == [answer]
 
 
-async def test_a_sink_that_fails_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_sink_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
     def broken(event: object) -> None:
         raise RuntimeError("SECRET")
 
@@ -352,16 +352,16 @@ async def test_a_sink_that_fails_fails_nothing(caplog: pytest.LogCaptureFixture)
     assert "SECRET" not in caplog.text
 
 
-async def test_the_environment_attaches_them(
+async def test_environment_variables_attach_sinks(
     monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
     monkeypatch.setenv("LLM_OPENTELEMETRY", "true")
-    monkeypatch.setattr(sinks, "_done", set())
+    monkeypatch.setattr(sinks, "_served", set())
     before = list(events._sinks)
     try:
         with socket.create_server(("127.0.0.1", unused_tcp_port)):
-            get_provider("ollama")  # taken: said in the log once, and no more
+            get_provider("ollama")  # the port is in use: logged once
             get_provider("ollama")
             assert caplog.text.count("llm.metrics_unavailable") == 1
         get_provider("ollama")  # it is free now
@@ -386,6 +386,6 @@ print([name for name in sys.modules if name.split(".")[0] in ("prometheus_client
 """
 
 
-def test_nothing_of_them_is_imported_where_nobody_wants_them() -> None:
+def test_sink_libraries_are_not_imported_by_default() -> None:
     ran = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "[]\n", ran.stderr

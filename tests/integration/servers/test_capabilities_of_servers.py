@@ -1,4 +1,4 @@
-"""Capabilities that a server reports, and what the operator says of them."""
+"""Capabilities that a server reports, and those that the operator configures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from learnflow.llm.providers import (
 from learnflow.llm.testing import FaultServer
 
 
-async def test_an_operators_word_stands_above_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_configured_context_overrides_reported_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMACPP_CONTEXT", "1234")
     async with FaultServer("llamacpp") as server:
         health = await LlamaCppProvider(base_url=server.base_url).refresh()
         assert (health.capabilities["context_served"], health.capabilities["context"]) == (1234, 8192)
 
 
-async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_forwarded_model_is_not_local_and_refused_under_local_only(monkeypatch: pytest.MonkeyPatch) -> None:
     tags = {"models": [{"name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com"}, {"name": "small"}]}
     async with FaultServer("ollama", tells={"/api/tags": tags, "/api/show": (404, {})}) as server:
         away = OllamaProvider(base_url=server.base_url, model="gpt-oss:120b-cloud")
@@ -33,9 +33,9 @@ async def test_a_model_that_the_server_forwards_is_not_local(monkeypatch: pytest
         with pytest.raises(errors.NotLocal):  # the same server by its other address
             await CustomProvider(base_url=server.base_url, model="gpt-oss:120b-cloud").generate("hi")
         good, server.tells["/api/tags"] = server.tells["/api/tags"], (500, {"error": "?"})
-        with pytest.raises(errors.LLMError):  # what cannot be learned is not sent
+        with pytest.raises(errors.LLMError):  # no probe, no request
             await OllamaProvider(base_url=server.base_url, model="small").generate("hi")
         server.tells["/api/tags"] = good
         assert server.seen == []
-        await OllamaProvider(base_url=server.base_url).generate("hi")  # the only one that is left
+        await OllamaProvider(base_url=server.base_url).generate("hi")  # the only local one
         assert server.seen[0].body["model"] == "small"

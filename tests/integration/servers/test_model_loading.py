@@ -1,4 +1,4 @@
-"""Loading a model by the server's own means, within LLM_LOAD_TIMEOUT, and telling whoever watches."""
+"""``warm_up``: a model is loaded by the server's own request, within LLM_LOAD_TIMEOUT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOADING = (503, {"error": {"message": "Loading model", "type": "unavailable_erro
 
 
 class Loader(FaultServer):
-    """Also takes what loads a model, and how long that takes."""
+    """A server that records the requests that load a model, and takes ``seconds`` for each."""
 
     loads: list[Any]
     seconds: float = 0.0
@@ -30,7 +30,7 @@ class Loader(FaultServer):
         return await super()._page(seen, writer)
 
 
-async def test_ollama_loads_with_the_window_that_requests_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ollama_loads_model_with_context_length_of_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Loader("ollama", tells=COLD) as server:
         await OllamaProvider(base_url=server.base_url).warm_up(keep_alive="30m")
         assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m"})]
@@ -46,15 +46,15 @@ async def test_ollama_loads_with_the_window_that_requests_will_ask_for(monkeypat
         assert len(server.loads) == 2  # it is loaded
 
 
-async def test_lmstudio_has_a_call_of_its_own() -> None:
+async def test_lmstudio_loads_model_by_its_load_route() -> None:
     tells = {"/api/v1/models": {"models": [UNLOADED]}, "/api/v1/models/load": {"status": "loaded"}}
     async with Loader("lmstudio", tells=tells) as server:
         await LMStudioProvider(base_url=server.base_url).warm_up()
         assert server.loads == [("/api/v1/models/load", {"model": "m"})]
 
 
-async def test_lmstudio_loads_for_a_time_by_a_request_of_one_token() -> None:
-    """Its own call refuses ``ttl``: seen by others with 0.4.25."""
+async def test_lmstudio_with_keep_alive_loads_by_request_of_one_token() -> None:
+    """Its load route rejects ``ttl``, as users of 0.4.25 report."""
     async with FaultServer(
         "lmstudio", tells={"/api/v1/models": {"models": [UNLOADED]}}, fault=Fault("whole")
     ) as server:
@@ -72,7 +72,7 @@ async def test_lmstudio_loads_for_a_time_by_a_request_of_one_token() -> None:
             await VLLMProvider(base_url=vllm.base_url).warm_up(keep_alive="30m")
 
 
-async def test_a_server_that_loads_by_itself_is_waited_for() -> None:
+async def test_warm_up_waits_for_server_that_loads_by_itself() -> None:
     pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
     async with FaultServer("llamacpp", tells=pages) as server:
         provider = LlamaCppProvider(base_url=server.base_url)
@@ -85,7 +85,7 @@ async def test_a_server_that_loads_by_itself_is_waited_for() -> None:
         assert await provider.health_check()
 
 
-async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_load_beyond_timeout_raises_model_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOAD_TIMEOUT", "0.2")
     async with Loader("ollama", tells=COLD) as server:
         server.seconds = 30
@@ -93,7 +93,7 @@ async def test_a_load_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> No
             await OllamaProvider(base_url=server.base_url).warm_up()
 
 
-async def test_what_keeps_it_from_loading_is_said() -> None:
+async def test_failed_load_raises_reason_of_server() -> None:
     failed = (500, {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"})
     async with Loader("ollama", tells={**COLD, "/api/generate": failed}) as server:
         with pytest.raises(errors.ServerFailed, match="more system memory"):
@@ -105,7 +105,7 @@ async def test_what_keeps_it_from_loading_is_said() -> None:
             await VLLMProvider(base_url=vllm.base_url, model="faultmodel").warm_up()
 
 
-async def test_missing_model_is_named_with_those_there_and_the_servers_own_command() -> None:
+async def test_missing_model_hint_lists_models_and_pull_command() -> None:
     tags = {"models": [{"name": "llama3:latest"}, {"name": "qwen3:0.6b"}]}
     for name, command in (("qwen3:0.5b", "qwen3:0.5b"), ("qwen3 0.6; rm", "'qwen3 0.6; rm'")):
         async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
@@ -117,7 +117,9 @@ async def test_missing_model_is_named_with_those_there_and_the_servers_own_comma
         )
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warm_up_command_without_server_exits_with_3_and_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:1")
     assert main(["warm-up", "-p", "ollama"]) == 3
     assert "Start Ollama" in capsys.readouterr().err

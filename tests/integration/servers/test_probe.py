@@ -1,7 +1,7 @@
-"""Servers as they describe themselves: identity, state, models, window, abilities.
+"""Probes: kind, state, models, context length and capabilities of a server, read from its pages.
 
-The pages are authored after the servers' documentation (2026-11-22), those of llama.cpp 0c1e570, vLLM 0.32,
-Ollama 0.33 and 0.24 after what the real ones answer; ``make live`` asks real ones.
+The pages follow the servers' documentation (2026-11-22). Those of llama.cpp 0c1e570, vLLM 0.32, Ollama 0.33 and 0.24
+follow the responses of real servers; ``make live`` probes real ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from learnflow.llm.providers import (
 from learnflow.llm.testing import FaultServer
 
 GONE = (404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}})
-WRONG = {"error": "Unexpected endpoint or method. (GET /x)"}  # LM Studio's 200 for whatever it does not know
+WRONG = {"error": "Unexpected endpoint or method. (GET /x)"}  # LM Studio's 200 for an unknown route
 V1_ROW = {
     "type": "llm",
     "key": "qwen3-4b",
@@ -56,8 +56,8 @@ async def look(dialect: str, tells: dict[str, Any], model: str | None = None, **
         return await KINDS[dialect](base_url=server.base_url, model=model).refresh()
 
 
-def told(health: Health) -> dict[str, Any]:
-    """What is known of what it can."""
+def capabilities_of(health: Health) -> dict[str, Any]:
+    """Return some capabilities of a probed model."""
     names = ("vision", "tools", "reasoning", "context", "context_served")
     return {name: health.capabilities[name] for name in names}  # type: ignore[literal-required]
 
@@ -65,17 +65,17 @@ def told(health: Health) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("tells", "can", "cold"),
     [
-        (  # 0.30 and newer: the tags tell
+        (  # 0.30 and newer: /api/tags reports capabilities
             {"/api/tags": {"models": [NEW_TAG]}, "/api/show": (404, {"error": "?"})},
             {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": None},
             True,
         ),
-        (  # before 0.30: only /api/show tells
+        (  # before 0.30: only /api/show does
             {"/api/tags": {"models": [TAG]}, "/api/show": SHOW, "/api/version": {"version": "0.24.0"}},
             {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": 8192},
             True,
         ),
-        (  # loaded: what it really has
+        (  # loaded: /api/ps reports the context length
             {
                 "/api/tags": {"models": [NEW_TAG]},
                 "/api/ps": {"models": [{"name": "qwen3:0.6b", "context_length": 16384}]},
@@ -84,7 +84,7 @@ def told(health: Health) -> dict[str, Any]:
             {"vision": False, "tools": True, "reasoning": True, "context": 40960, "context_served": 16384},
             False,
         ),
-        (  # before 0.6.4: no capabilities anywhere, which is not "no"
+        (  # before 0.6.4: no capabilities anywhere, so they are unknown
             {"/api/tags": {"models": [TAG]}, "/api/show": {"model_info": {}, "parameters": ""}},
             {"vision": None, "tools": None, "reasoning": None, "context": None, "context_served": None},
             True,
@@ -97,14 +97,16 @@ def told(health: Health) -> dict[str, Any]:
     ],
     ids=["tags", "show", "loaded", "silent", "old"],
 )
-async def test_ollama(tells: dict[str, Any], can: dict[str, Any], cold: bool | None) -> None:
+async def test_ollama_capabilities_are_read_from_pages_of_each_version(
+    tells: dict[str, Any], can: dict[str, Any], cold: bool | None
+) -> None:
     health = await look("ollama", tells)
     assert (health.state, health.server, health.model, health.cold) == ("ready", "Ollama", "qwen3:0.6b", cold)
-    assert told(health) == can
+    assert capabilities_of(health) == can
     assert ("not loaded yet" in health.detail) is (cold is True)
 
 
-async def test_ollamas_latest_is_the_name_without_a_tag() -> None:
+async def test_ollama_name_without_tag_finds_latest() -> None:
     health = await look("ollama", {"/api/tags": {"models": [{"name": "llama3:latest"}]}}, model="llama3")
     assert (health.state, health.model) == ("ready", "llama3:latest")
 
@@ -128,7 +130,7 @@ async def test_ollamas_latest_is_the_name_without_a_tag() -> None:
     ],
     ids=["0.4", "0.3.16", "0.3.6", "before"],
 )
-async def test_lmstudios_three_apis(
+async def test_lmstudio_is_recognised_by_each_version_of_its_api(
     tells: dict[str, Any], server: str | None, context: int | None, served: int | None, tools: bool | None
 ) -> None:
     health = await look("lmstudio", {"/v1/models": {"data": [{"id": "qwen3-4b"}, {"id": "nomic-embed"}]}, **tells})
@@ -137,13 +139,13 @@ async def test_lmstudios_three_apis(
     assert (can["context"], can["context_served"], can["tools"]) == (context, served, tools)
 
 
-async def test_lmstudio_has_a_model_and_has_not_loaded_it() -> None:
+async def test_lmstudio_unloaded_model_is_cold_without_served_context() -> None:
     unloaded = V1_ROW | {"loaded_instances": []}
     health = await look("lmstudio", {"/api/v1/models": {"models": [unloaded]}})
     assert (health.state, health.cold, health.capabilities["context_served"]) == ("ready", True, None)
 
 
-async def test_lmstudio_wants_its_token() -> None:
+async def test_lmstudio_without_token_is_unauthorised() -> None:
     refused = {"error": {"type": "invalid_request", "code": "invalid_api_key", "message": "An LM Studio API token …"}}
     for status in (200, 401):  # the status is not documented
         pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), (status, refused))
@@ -152,7 +154,7 @@ async def test_lmstudio_wants_its_token() -> None:
         assert "LMSTUDIO_API_KEY" in health.detail
 
 
-async def test_vllm() -> None:
+async def test_vllm_lora_has_context_of_base_model_and_dead_engine_is_down() -> None:
     health = await look("vllm", {"/v1/models": {"object": "list", "data": [BASE, LORA]}}, model="my-lora")
     assert (health.state, health.server, health.version) == ("ready", "vLLM", "0.32.0")
     assert health.capabilities["context_served"] == 40960  # its base model's
@@ -161,7 +163,7 @@ async def test_vllm() -> None:
     assert "engine is dead" in dead.detail
 
 
-async def test_llamacpp() -> None:
+async def test_llamacpp_serves_one_model_under_any_name_and_reports_loading() -> None:
     props = {
         "default_generation_settings": {"n_ctx": 2048},
         "modalities": {"vision": True, "audio": False},
@@ -170,28 +172,34 @@ async def test_llamacpp() -> None:
     }
     health = await look("llamacpp", {"/props": props}, model="whatever")
     assert (health.state, health.server, health.version) == ("ready", "llama.cpp", "b1-0c1e570")
-    assert health.model == "fault-model"  # it serves its one model whatever the name
-    assert told(health) == {"vision": True, "tools": True, "reasoning": None, "context": 8192, "context_served": 2048}
+    assert health.model == "fault-model"  # any name means its one model
+    assert capabilities_of(health) == {
+        "vision": True,
+        "tools": True,
+        "reasoning": None,
+        "context": 8192,
+        "context_served": 2048,
+    }
     loading = (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
     assert (await look("llamacpp", dict.fromkeys(("/health", "/v1/models", "/props"), loading))).state == "loading"
 
 
-async def test_llamacpps_router_is_never_made_to_load() -> None:
+async def test_probe_of_llamacpp_router_loads_no_model() -> None:
     props = {"role": "router", "default_generation_settings": {"n_ctx": 0}}
     async with FaultServer("llamacpp", tells={"/v1/models": {"data": ROUTED}, "/props": props}) as server:
         provider = LlamaCppProvider(base_url=server.base_url)
         health = await provider.refresh()
-        assert (health.state, health.model, health.models) == ("ready", "a", ("a", "b"))  # a is the one that is loaded
+        assert (health.state, health.model, health.models) == ("ready", "a", ("a", "b"))  # "a" is loaded
         cold = await LlamaCppProvider(base_url=server.base_url, model="b").refresh()
         assert (cold.state, cold.cold) == ("ready", True)
-        asked = [path for _, path in server.pages if "model=" in path]
-        assert asked
-        assert all("autoload=false" in path for path in asked)
+        model_pages = [path for _, path in server.pages if "model=" in path]
+        assert model_pages
+        assert all("autoload=false" in path for path in model_pages)
         missing = await LlamaCppProvider(base_url=server.base_url, model="c").refresh()
         assert missing.state == "model_missing"
 
 
-async def test_keys_are_missing_or_wrong() -> None:
+async def test_missing_or_wrong_key_is_unauthorised_with_variable() -> None:
     for dialect in ("openai", "vllm", "llamacpp", "lmstudio", "ollama"):
         async with FaultServer(dialect, key="right") as server:  # type: ignore[arg-type]
             for key in (None, "wrong"):
@@ -208,7 +216,7 @@ PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
     "tells",
     [
         {"/v1/models": (404, {"detail": "Not Found"}), "/health": {"status": "ok"}},  # a FastAPI app, LearnFlow itself
-        {"/v1/models": PAGE, "/health": PAGE, "/version": PAGE, "/props": PAGE, "/": PAGE},  # something with a login
+        {"/v1/models": PAGE, "/health": PAGE, "/version": PAGE, "/props": PAGE, "/": PAGE},  # a site with a login
         {"/v1/models": (403, PAGE)},
         {"/v1/models": b"OK"},
         {"/v1/models": {"hello": "world"}},
@@ -217,14 +225,16 @@ PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
     ids=["fastapi", "page", "refused page", "text", "json", "empty 403"],
 )
 @pytest.mark.parametrize("provider", [VLLMProvider, LlamaCppProvider, LMStudioProvider, CustomProvider])
-async def test_what_is_no_model_server_is_misconfigured(provider: type[VLLMProvider], tells: dict[str, Any]) -> None:
+async def test_other_web_server_is_misconfigured_with_variable(
+    provider: type[VLLMProvider], tells: dict[str, Any]
+) -> None:
     async with FaultServer("openai", tells=tells) as server:
         health = await provider(base_url=server.base_url).refresh()
         assert (health.state, health.server) == ("misconfigured", None)
         assert provider(base_url="http://x").spec.variable("base_url") in health.detail
 
 
-async def test_ollamas_empty_403() -> None:
+async def test_empty_403_of_ollama_hints_at_host_header() -> None:
     health = await look("ollama", dict.fromkeys(("/api/tags", "/api/version", "/api/ps"), (403, b"")))
     assert health.state == "misconfigured"
     assert "Host header" in health.detail
@@ -250,7 +260,7 @@ async def test_api_without_v1_in_its_path_is_reached_by_its_full_address() -> No
         assert await provider.generate("hi", model="m")
 
 
-async def test_an_api_without_a_list_of_models_is_no_fault() -> None:
+async def test_api_without_model_list_is_ready() -> None:
     tells = {"/v1/models": (404, {"detail": "Not Found"}), "/v1/chat/completions": (405, {"detail": "Method"})}
 
     class Server(FaultServer):
@@ -265,12 +275,12 @@ async def test_an_api_without_a_list_of_models_is_no_fault() -> None:
         assert await provider.health_check()
 
 
-async def test_another_server_than_the_rows() -> None:
+async def test_other_kind_of_server_is_named_with_its_settings() -> None:
     async with FaultServer("llamacpp") as server:
         wrong = await OllamaProvider(base_url=server.root).refresh()
         assert wrong.state == "misconfigured"
         assert f"LLM_PROVIDER=llamacpp with LLAMACPP_BASE_URL={server.root}" in wrong.detail
-        other = await VLLMProvider(base_url=server.root).refresh()  # which speaks the same API
+        other = await VLLMProvider(base_url=server.root).refresh()  # the same API
         assert (other.state, other.server) == ("ready", "llama.cpp")
         assert "LLM_PROVIDER=llamacpp" in other.detail
         assert other.capabilities["context_served"] == 8192
@@ -280,7 +290,7 @@ async def test_another_server_than_the_rows() -> None:
         assert "OLLAMA_BASE_URL" in hidden.detail
 
 
-async def test_probe_keeps_time_of_each_thing_it_learns() -> None:
+async def test_probe_records_when_server_and_models_were_learned() -> None:
     loop = asyncio.get_running_loop()
     async with FaultServer("vllm") as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
@@ -291,11 +301,11 @@ async def test_probe_keeps_time_of_each_thing_it_learns() -> None:
         assert learned.learned_at
         assert before < learned.learned_at == model.learned_at == provider.catalog.probed_at <= loop.time()
     assert (await provider.refresh()).state == "down"
-    assert provider.catalog.server is learned  # a failed probe makes it older, and learns nothing
+    assert provider.catalog.server is learned  # a failed probe changes nothing
     assert provider.catalog.probed_at > learned.learned_at
 
 
-async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
+async def test_missing_model_hint_names_nearest_model() -> None:
     tags = {"models": [{"name": "llama3.1:8b"}, {"name": "Qwen3:0.6b"}, {"name": "gemma4:e2b"}]}
     health = await look("ollama", {"/api/tags": tags}, model="qwen3")
     assert health.state == "model_missing"
@@ -304,7 +314,7 @@ async def test_a_model_that_is_missing_and_the_nearest_names() -> None:
     assert none.state == "model_missing"
 
 
-async def test_clouds() -> None:
+async def test_cloud_states_and_capabilities_follow_from_list_and_price_map() -> None:
     async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "gpt-4o"}, {"id": "gpt-5"}]}}) as server:
         good = await OpenAIProvider(base_url=server.base_url, api_key="k", model="gpt-4o").refresh()
         assert (good.state, good.model, good.cold) == ("ready", "gpt-4o", None)
@@ -321,18 +331,18 @@ async def test_clouds() -> None:
         unnamed = await OpenAIProvider(base_url=server.base_url, api_key="k").refresh()
         assert (unnamed.state, "OPENAI_MODEL" in unnamed.detail) == ("ready", True)
         free = await OpenRouterProvider(base_url=server.base_url, api_key="k", model="x/y:free").refresh()
-        assert free.state == "ready"  # which it does not list
+        assert free.state == "ready"  # the list lacks free models
     models = {"data": [{"id": "x/y", "context_length": 131072}]}
     async with FaultServer("openai", tells={"/v1/models": models}) as server:
         router = OpenRouterProvider(base_url=server.base_url, api_key="k", model="x/y")
         assert (await router.refresh()).capabilities["context_served"] == 131072
     assert (await router.refresh()).state == "down"
     unknown = OpenAIProvider(api_key="k", model="unheard-of").get_capabilities()
-    assert (unknown["vision"], unknown["context"], unknown["cost"]) == (None, None, None)  # unknown is not "no"
+    assert (unknown["vision"], unknown["context"], unknown["cost"]) == (None, None, None)  # unknown is not False
 
 
-async def test_a_clouds_variable_that_leads_to_a_server_of_ones_own_is_told() -> None:
-    """LearnFlow's README has Ollama behind OPENAI_BASE_URL: more is known of it by its own row."""
+async def test_local_server_behind_cloud_variable_is_named_with_its_settings() -> None:
+    """Check the hint for LearnFlow's README, which sets OPENAI_BASE_URL to Ollama."""
     async with FaultServer("vllm") as server:
         health = await OpenAIProvider(base_url=server.base_url, api_key="k", model="fault-model").refresh()
         assert health.state == "ready"

@@ -1,4 +1,4 @@
-"""The kit for tests of applications: a scripted provider, fixtures, and nobody asked by mistake."""
+"""The tools for tests of applications: scripted provider, context managers, pytest plugin."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from learnflow.llm.testing.fault_server import Seen
 pytest_plugins = ["pytester"]
 
 
-async def test_a_script_is_answered_in_its_order_and_every_request_is_remembered() -> None:
+async def test_script_answers_in_order_and_records_requests() -> None:
     script = ScriptedProvider(["First answer.", ["sec", "ond"], errors.RateLimited("busy")])
     assert isinstance(script, LLMProvider)
     assert await script.health_check()
@@ -38,7 +38,7 @@ async def test_a_script_is_answered_in_its_order_and_every_request_is_remembered
     assert [piece async for piece in script.stream("two")] == ["sec", "ond"]
     with pytest.raises(errors.RateLimited, match="busy"):
         await script.complete("three", model="m")
-    assert [(each.call, each.prompt, each.model) for each in script.history] == [
+    assert [(request.call, request.prompt, request.model) for request in script.history] == [
         ("generate", "one", None),
         ("stream", "two", None),
         ("complete", "three", "m"),
@@ -50,19 +50,19 @@ async def test_a_script_is_answered_in_its_order_and_every_request_is_remembered
         await script.generate("four")
 
 
-async def test_a_script_fills_a_class_and_gives_completions_as_they_are() -> None:
+async def test_script_parses_schema_and_returns_completions_unchanged() -> None:
     class Quiz(BaseModel):
         questions: list[str]
 
-    whole = Completion(text="as it is", finish="length", provider="x", model=ServedModel("m"))
-    script = ScriptedProvider(['{"questions": ["why?"]}', "no JSON", whole])
+    completion = Completion(text="as it is", finish="length", provider="x", model=ServedModel("m"))
+    script = ScriptedProvider(['{"questions": ["why?"]}', "no JSON", completion])
     assert (await script.complete("q", response_format=Quiz)).parsed == Quiz(questions=["why?"])
     with pytest.raises(errors.SchemaMismatch):
         await script.complete("q", response_format=Quiz)
-    assert await script.complete("q") is whole
+    assert await script.complete("q") is completion
 
 
-async def test_an_application_can_try_what_happens_when_its_provider_dies() -> None:
+async def test_cut_answer_continues_at_fallback() -> None:
     dying = ScriptedProvider([Cut("The answer is ")])
     other = ScriptedProvider(["The answer is forty-two."], name="other")
     with provided(RouterProvider(dying, [other])):
@@ -74,13 +74,13 @@ async def test_an_application_can_try_what_happens_when_its_provider_dies() -> N
     assert get_provider().name != "scripted"
 
 
-async def test_the_end_of_a_script_is_no_outage() -> None:
+async def test_end_of_script_causes_no_failover() -> None:
     router = RouterProvider(ScriptedProvider([]), [ScriptedProvider(["hidden"], name="other")])
     with pytest.raises(errors.NotRecorded):
         await router.generate("hi")
 
 
-async def test_nobody_is_asked_by_mistake() -> None:
+async def test_no_model_calls_allows_only_fault_servers() -> None:
     existing = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
     async with FaultServer("openai") as server:
         with no_model_calls():
@@ -113,12 +113,12 @@ def _cassettes(folder: Path) -> None:
 
 
 def run(pytester: pytest.Pytester, tests: str, *options: str, **settings: str) -> pytest.RunResult:
-    """Run the tests of an application in this process, where LiteLLM is imported already."""
+    """Run the tests of an application in this process, which has imported LiteLLM."""
     loop = {"asyncio_mode": "auto", "asyncio_default_fixture_loop_scope": "function"}
     pytester.makeini("\n".join(["[pytest]", *(f"{name} = {value}" for name, value in (loop | settings).items())]))
     pytester.makepyfile(test_app=APPLICATION.format(tests=tests))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # the others take seconds to import
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other plugins take seconds to import
         return pytester.runpytest_inprocess("-p", "asyncio", "-p", "learnflow_llm", *options)
 
 
@@ -129,7 +129,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_the_plugin_replays_and_fails_what_was_missing_or_left(
+def test_llm_replay_fails_missing_and_unplayed_requests(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
     _cassettes(pytester.path / "cassettes")
@@ -156,11 +156,11 @@ async def test_swallowed(llm_replay):
     )
     ran.assert_outcomes(passed=3, errors=2)
     ran.stdout.fnmatch_lines(["*not played: *v1-chat-completions*"])
-    ran.stdout.fnmatch_lines(["*not in a cassette: *nearest*Record it: pytest --llm-record*"])
+    ran.stdout.fnmatch_lines(["*not in a cassette: *nearest*Record it with pytest --llm-record*"])
     assert "LLM_REPLAY" not in ran.stdout.str()
 
 
-def test_the_plugin_records(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
+def test_llm_record_replaces_cassettes_of_test(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
     test = """
 async def test_it(llm_replay):
     assert await ask("hi") == "answer"
@@ -178,7 +178,9 @@ async def test_it(llm_replay):
     run(pytester, test).assert_outcomes(passed=1)
 
 
-def test_the_plugin_forbids_real_calls(pytester: pytest.Pytester, environment: pytest.MonkeyPatch) -> None:
+def test_setting_forbids_real_model_calls_unless_marked(
+    pytester: pytest.Pytester, environment: pytest.MonkeyPatch
+) -> None:
     environment.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     tests = """
 from learnflow.llm.errors import NotRecorded, ConnectionFailed
@@ -195,7 +197,7 @@ async def test_allowed():
     run(pytester, tests, llm_no_model_calls="true").assert_outcomes(passed=2)
 
 
-def test_the_plugin_costs_nothing_until_it_is_asked_for(pytester: pytest.Pytester) -> None:
+def test_plugin_imports_only_pytest(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
 def test_light():
     import sys
@@ -207,11 +209,11 @@ def test_light():
     ran.assert_outcomes(passed=1)
 
 
-async def test_a_script_refuses_what_a_real_provider_refuses() -> None:
+async def test_script_refuses_invalid_keywords() -> None:
     script = ScriptedProvider("its only answer")
-    asked: list[dict[str, str]] = [{"role": "user", "content": "hi"}]
-    assert await script.generate(asked) == "its only answer"
-    asked.append({"role": "assistant", "content": "later"})
+    prompt: list[dict[str, str]] = [{"role": "user", "content": "hi"}]
+    assert await script.generate(prompt) == "its only answer"
+    prompt.append({"role": "assistant", "content": "later"})
     assert len(script.history[0].prompt) == 1
     script.answers += ["one", "two", errors.RateLimited]
     with pytest.raises(errors.InvalidRequest, match="temprature"):
@@ -226,14 +228,14 @@ async def test_a_script_refuses_what_a_real_provider_refuses() -> None:
     assert await script.list_models() == ["scripted"]
 
 
-def test_a_marker_without_a_folder_is_explained(pytester: pytest.Pytester) -> None:
+def test_marker_without_folder_fails_with_example(pytester: pytest.Pytester) -> None:
     test = "@pytest.mark.llm_replay()\nasync def test_it(llm_replay): pass"
     ran = run(pytester, test)
     ran.assert_outcomes(errors=1)
-    ran.stdout.fnmatch_lines(["*llm_replay wants one folder*"])
+    ran.stdout.fnmatch_lines(["*llm_replay needs one folder*"])
 
 
-def test_a_failing_test_makes_no_cassettes_and_a_shared_folder_loses_none(
+def test_failing_test_records_nothing_and_shared_folder_is_extended(
     pytester: pytest.Pytester, environment: pytest.MonkeyPatch
 ) -> None:
     test = """
@@ -258,9 +260,9 @@ async def test_wrong(llm_replay):
     assert not (pytester.path / "cassettes").exists()
 
 
-async def test_a_client_that_leaves_before_the_first_byte_is_seen_to_be_gone() -> None:
+async def test_fault_server_notices_client_that_resets_before_response() -> None:
     class Vanishing(FaultServer):
-        """Its client resets the connection between the request and the response."""
+        """A server with a client that resets the connection between request and response."""
 
         def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

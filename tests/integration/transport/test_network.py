@@ -285,7 +285,7 @@ async def test_a_setting_that_keeps_us_from_connecting_is_named(
 @pytest.mark.parametrize("status", [201, 206])
 async def test_another_success_is_read_like_a_200(status: int) -> None:
     async with FaultServer() as server:
-        whole = server.dialect.whole("fine")
+        whole = server.dialect.answer_body("fine")
         server.script = [Fault("refuse", status=status, body=whole), Fault("refuse", status=204, body=b"")]
         assert await provider_for(server).generate("hi") == "fine"
         with pytest.raises(errors.EmptyStream):

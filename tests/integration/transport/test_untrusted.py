@@ -564,7 +564,7 @@ def test_white_space_costs_no_time(blank: str) -> None:
     step_back("a" + blank * 300_000)
     for text in ("```" + blank * 300_000 + "x", "```json\n" + blank * 300_000):
         with suppress(errors.SchemaMismatch):
-            structured_output.value(text)
+            structured_output.parse_answer(text)
     splitter = ReasoningSplitter()
     for _ in range(20_000):
         splitter.feed(blank)

@@ -1,4 +1,4 @@
-"""Joining a broken text, over every cut: nothing lost, nothing twice, nothing invented."""
+"""Joining of a broken text and its continuation: nothing is lost or repeated, whatever the cut."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TEXT = WORDS.map("".join).filter(lambda text: text.strip())
 
 
 def pieces(text: str, sizes: list[int]) -> list[str]:
-    """A text as another tokenizer would cut it."""
-    found, at = [], 0
+    """Split a text into pieces, like another tokenizer."""
+    parts, at = [], 0
     while at < len(text):
-        size = sizes[len(found) % len(sizes)]
-        found.append(text[at : at + size])
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(text[at : at + size])
         at += size
-    return found
+    return parts
 
 
 def joined(cut: joining.CutPoint, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
@@ -39,7 +39,7 @@ def joined(cut: joining.CutPoint, parts: list[str], *, words: bool = False) -> t
 
 
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
-def test_every_cut_after_a_prefill(text: str, data: st.DataObject, sizes: list[int]) -> None:
+def test_continuation_after_prefill_is_joined_at_every_cut(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
     cut = joining.step_back(text[:at])
     assert cut.text == text[:at]
@@ -48,7 +48,7 @@ def test_every_cut_after_a_prefill(text: str, data: st.DataObject, sizes: list[i
 
 
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
-def test_an_echo_of_the_whole_prefix_is_removed(text: str, data: st.DataObject, sizes: list[int]) -> None:
+def test_echo_of_prefill_is_removed(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
     cut = joining.step_back(text[:at])
     if cut.prefix and cut.rest and not text.startswith(cut.rest):
@@ -56,9 +56,7 @@ def test_an_echo_of_the_whole_prefix_is_removed(text: str, data: st.DataObject, 
 
 
 @given(TEXT, TEXT, st.data())
-def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
-    text: str, other: str, data: st.DataObject
-) -> None:
+def test_continuation_with_other_text_is_mismatched_and_not_emitted(text: str, other: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(text)))
     cut = joining.step_back(text[:at])
     assume(cut.text.strip())
@@ -67,21 +65,21 @@ def test_what_is_not_what_was_delivered_is_torn_and_nothing_of_it_given_out(
         assert after == text[:at]
         assert not other.startswith(cut.rest)
         again = joining.at_the_break(cut.text)
-        assert joined(again, list(other))[1] is False  # there is nothing to compare any more
+        assert joined(again, list(other))[1] is False  # nothing is compared
     else:
         assert other.startswith((cut.rest, cut.text))
 
 
-def test_where_it_steps_back_to() -> None:
+def test_step_back_cuts_at_last_whole_word() -> None:
     assert joining.step_back("one two thr") == joining.CutPoint("one two", " thr")
     assert joining.step_back("one two ") == joining.CutPoint("one two", " ")
     assert joining.step_back("one\n\n") == joining.CutPoint("one", "\n\n")
-    assert joining.step_back("on") == joining.CutPoint("", "on")  # within the first word: begin again, and compare
+    assert joining.step_back("on") == joining.CutPoint("", "on")  # one word: begin again, and compare
     assert joining.step_back("x" * 65) == joining.CutPoint("x" * 65, "")  # no word to step back to
     assert joining.step_back("one " + "中" * 200) == joining.CutPoint("one " + "中" * 200, "")
 
 
-def test_what_the_model_honestly_says_twice_stays() -> None:
+def test_repeated_words_of_model_are_not_removed() -> None:
     assert joined(joining.step_back("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
     assert joined(joining.at_the_break("ha"), ["ha"]) == ("haha", False)
     assert joined(joining.step_back("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
@@ -89,33 +87,33 @@ def test_what_the_model_honestly_says_twice_stays() -> None:
     assert joined(joining.step_back(text), [" ", "La la la la."]) == (text + "La la la la.", False)
 
 
-DELIVERED = "RSA is a public-key cryptosystem. A key pair is built from two large prime num"
+EMITTED = "RSA is a public-key cryptosystem. A key pair is built from two large prime num"
 
 
-END = "key pair is built from two large prime num"  # the last eight whole words, and the one that broke
+END = "key pair is built from two large prime num"  # the last eight whole words, and the broken one
 
 
 @pytest.mark.parametrize(
-    "said",
+    "continuation",
     [
         END + "bers.",
         "  \n" + END + "bers.",
         END.replace(" ", "\n") + "bers.",
         END.replace(" ", "  ") + "bers.",
-        "A " + END + "bers.",  # it began with the whole sentence
-        DELIVERED + "bers.",  # it began again
-        "\n" + DELIVERED + "bers.",
+        "A " + END + "bers.",  # from the beginning of the sentence
+        EMITTED + "bers.",  # from the beginning
+        "\n" + EMITTED + "bers.",
     ],
 )
-def test_a_continuation_in_words_begins_with_the_end(said: str) -> None:
+def test_instructed_continuation_that_begins_with_end_is_joined(continuation: str) -> None:
     for size in (1, 3, 100):
-        assert joined(joining.step_back(DELIVERED), pieces(said, [size]), words=True) == (
-            DELIVERED + "bers.",
+        assert joined(joining.step_back(EMITTED), pieces(continuation, [size]), words=True) == (
+            EMITTED + "bers.",
             False,
         )
 
 
-# What models say instead: a preface, another beginning, a contradiction, an overlap that is none, nothing of it.
+# Deviations of models: a preface, another beginning, a contradiction, a false overlap, no overlap.
 DEVIATIONS = {
     "a preface": f"Sure, here is the rest: {END}bers.",
     "a preface on its own line": f"Of course!\n\n{END}bers.",
@@ -123,13 +121,13 @@ DEVIATIONS = {
     "Markdown around it": f"**{END}**bers.",
     "quoted": f"\u201c{END}\u201dbers.",
     "an ellipsis": f"...{END}bers.",
-    "the very next character, which nobody can verify": "bers.",
+    "the next characters, which cannot be verified": "bers.",
     "the next words": "bers. Then the product n is made public.",
     "the last word only": "numbers.",
     "fewer words": "large prime numbers.",
     "other words": END.replace("large", "big") + "bers.",
     "a word left out": END.replace("two ", "") + "bers.",
-    "a correction of the word that broke": END.removesuffix("num") + "numerals.",
+    "a correction of the broken word": END.removesuffix("num") + "numerals.",
     "another beginning": "RSA is an algorithm. " + END + "bers.",
     "another language": "RSA est un algorithme de chiffrement.",
     "a refusal": "I'm sorry, but I can't continue an answer that I did not write.",
@@ -138,17 +136,17 @@ DEVIATIONS = {
 }
 
 
-@pytest.mark.parametrize("said", DEVIATIONS.values(), ids=DEVIATIONS)
-def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
+@pytest.mark.parametrize("continuation", DEVIATIONS.values(), ids=DEVIATIONS)
+def test_instructed_continuation_that_deviates_is_mismatched(continuation: str) -> None:
     for size in (1, 5, 1000):
-        right = (DELIVERED, True)
-        if said.startswith(END.removesuffix("num") + "num"):  # the word that broke ends otherwise: it is the text
-            right = (DELIVERED + "erals.", False)
-        assert joined(joining.step_back(DELIVERED), pieces(said, [size]), words=True) == right
+        right = (EMITTED, True)
+        if continuation.startswith(END.removesuffix("num") + "num"):  # the broken word has another end, which is valid
+            right = (EMITTED + "erals.", False)
+        assert joined(joining.step_back(EMITTED), pieces(continuation, [size]), words=True) == right
 
 
 @pytest.mark.parametrize(
-    ("delivered", "said", "text"),
+    ("emitted", "continuation", "text"),
     [
         # white space at the seam
         ("one two three four five six seven eight ", "one two three four five six seven eight nine", " nine"),
@@ -160,57 +158,61 @@ def test_what_cannot_be_verified_is_not_joined(said: str) -> None:
             "one two three four five six seven eight:\n    nine",
             "\n\n    nine",
         ),
-        # Unicode forms: what was composed comes decomposed, and the other way round
+        # Unicode forms: composed, then decomposed, and vice versa
         ("Die Schl\u00fcssell\u00e4nge ist", "Die Schlu\u0308ssella\u0308nge ist 2048", " 2048"),
         ("Die Schlu\u0308ssella\u0308nge ist", "Die Schl\u00fcssell\u00e4nge ist 2048", " 2048"),
         ("Он читает книгу и й", "Он читает книгу и \u0438\u0306\u043e\u0434", "\u043e\u0434"),
         ("It ends within an e", "It ends within an \u00e9t\u00e9", "\u0301t\u00e9"),
         # quotation marks
-        ("He said \u201chello\u201d and", 'He said "hello" and left', " left"),
+        ("He continuation \u201chello\u201d and", 'He continuation "hello" and left', " left"),
         ("It\u2019s called \u00abRSA\u00bb and", 'It\'s called "RSA" and works', " works"),
     ],
 )
-def test_the_comparison_forgives_form_and_the_text_is_right(delivered: str, said: str, text: str) -> None:
+def test_comparison_ignores_white_space_unicode_form_and_quotation_marks(
+    emitted: str, continuation: str, text: str
+) -> None:
     for size in (1, 2, 1000):
-        whole = delivered.rstrip() + text
-        assert joined(joining.at_the_break(delivered), pieces(said, [size]), words=True) == (whole, False)
+        expected = emitted.rstrip() + text
+        assert joined(joining.at_the_break(emitted), pieces(continuation, [size]), words=True) == (expected, False)
 
 
-def test_a_word_that_goes_on_where_it_had_ended_is_another_text() -> None:
-    delivered = "The cat sat, and then it saw a "
-    assert joined(joining.at_the_break(delivered), list("The cat sat, and then it saw another."), words=True) == (
-        delivered,
+def test_longer_word_at_seam_is_mismatched() -> None:
+    emitted = "The cat sat, and then it saw a "
+    assert joined(joining.at_the_break(emitted), list("The cat sat, and then it saw another."), words=True) == (
+        emitted,
         True,
     )
 
 
-def test_an_echo_of_a_text_without_spaces_is_removed() -> None:
+def test_echo_of_text_without_spaces_is_removed() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E60)))
     assert joined(joining.at_the_break(text), list(text + "\u5b57")) == (text + "\u5b57", False)
 
 
-def test_what_must_come_again() -> None:
-    assert joining.end_of(DELIVERED) == "pair is built from two large prime num"
-    assert joining.end_of("one two") == "one two"  # everything, where that is less
+def test_end_of_text_has_enough_words_to_be_recognised() -> None:
+    assert joining.end_of(EMITTED) == "pair is built from two large prime num"
+    assert joining.end_of("one two") == "one two"  # the whole text
     assert joining.end_of("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
-    assert joining.end_of("中" * 300) == "中" * 300  # it is how the text begins, too
+    assert joining.end_of("中" * 300) == "中" * 300  # the text begins with it, too
     assert joining.end_of("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
     twice = "one two three four five six seven eight "
-    assert joining.end_of(twice + "and " + twice.rstrip()).startswith("and one")  # else it might be beginning again
+    assert joining.end_of(twice + "and " + twice.rstrip()).startswith(
+        "and one"
+    )  # otherwise it might be a new beginning
 
 
-def test_white_space_alone_counts_as_nothing_delivered() -> None:
-    for said, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
-        assert joined(joining.CutPoint("", "\n"), list(said)) == (text, False)
+def test_emitted_white_space_alone_is_removed_once() -> None:
+    for continuation, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
+        assert joined(joining.CutPoint("", "\n"), list(continuation)) == (text, False)
 
 
-def test_words_that_begin_the_text_with_other_white_space_are_not_enough_to_go_on() -> None:
+def test_words_that_also_begin_the_text_do_not_identify_its_end() -> None:
     text = "ha ha ha \n\nha ha ha ha ha ha a"
     assert joined(joining.step_back(text[:29]), re.split(r"(?<=\s)", text), words=True) == (text, False)
 
 
 @given(TEXT, st.data())
-def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> None:
+def test_instructed_continuation_that_begins_again_is_joined_at_every_cut(text: str, data: st.DataObject) -> None:
     text = text.strip()
     at = data.draw(st.integers(1, len(text)))
     cut = joining.step_back(text[:at])
@@ -218,11 +220,11 @@ def test_a_restart_in_words_over_every_cut(text: str, data: st.DataObject) -> No
         assert joined(cut, re.split(r"(?<=\s)", text), words=True) == (text, False)
 
 
-def test_endless_white_space_costs_no_time() -> None:
+def test_endless_white_space_takes_linear_time() -> None:
     began = time.process_time()
-    for cut, words in ((joining.at_the_break(DELIVERED + " "), True), (joining.CutPoint("", "\n"), False)):
+    for cut, words in ((joining.at_the_break(EMITTED + " "), True), (joining.CutPoint("", "\n"), False)):
         joiner = joining.Joiner(cut, words=words)
-        joiner.feed(DELIVERED if words else "")
+        joiner.feed(EMITTED if words else "")
         for _ in range(200_000):
             joiner.feed(" ")
         assert not joiner.mismatched

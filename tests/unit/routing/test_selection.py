@@ -58,9 +58,9 @@ def test_who_comes_first() -> None:
 
 def test_what_is_not_known_is_no_lack() -> None:
     can: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
-    assert lacks(Needs(images=True, schema=True, tokens=10**9), can) == []
+    assert lacks(Needs(capabilities=("vision", "json_schema"), tokens=10**9), can) == []
     can["context_served"] = 8
-    assert lacks(Needs(tools=True, tokens=9), can) == [
+    assert lacks(Needs(capabilities=("tools",), tokens=9), can) == [
         "tools",
         "context (9 tokens or more needed, 8 served)",
     ]

@@ -1,4 +1,4 @@
-"""What is known without asking, what an operator says, and what follows from an address."""
+"""Capabilities without a probe: of the spec, the price map, the operator, and the address."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learnflow.llm.providers import (
 )
 
 
-def test_an_operators_word_stands_above_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configured_capabilities_override_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CONTEXT", "32768")
     monkeypatch.setenv("VLLM_CAPABILITIES", "vision, tools,no-json_schema,max_output=4096,cost=0.15/0.6")
     can = VLLMProvider().get_capabilities()
@@ -26,7 +26,7 @@ def test_an_operators_word_stands_above_everything(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("words", ["visoin", "vision=yes", "no-max_output=3", "cost=1", "cost=a/b", "max_output=0"])
-def test_words_that_are_none(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_capabilities_variable_is_named(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_CAPABILITIES", words)
     with pytest.raises(errors.NotConfigured, match="OLLAMA_CAPABILITIES"):
         OllamaProvider()
@@ -46,14 +46,14 @@ def test_words_that_are_none(words: str, monkeypatch: pytest.MonkeyPatch) -> Non
         ("http://8.8.8.8:8080", False),
     ],
 )
-def test_local_is_told_by_the_address(url: str, local: bool) -> None:
+def test_local_capability_follows_from_address(url: str, local: bool) -> None:
     for provider in (CustomProvider(base_url=url), VLLMProvider(base_url=url)):
         assert provider.get_capabilities()["local"] is local
     assert VLLMProvider(base_url=url).get_capabilities()["cost"] == ((0.0, 0.0) if local else None)
     assert OpenAIProvider(base_url=url, api_key="k").get_capabilities()["local"] is local
 
 
-async def test_a_server_at_a_public_address_is_refused_for_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_public_address_is_refused_under_local_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
     monkeypatch.setenv("FAR_KIND", "ollama")
     for model in (None, "x"):
@@ -73,7 +73,7 @@ def test_cloud_providers_read_capabilities_from_price_map() -> None:
     assert fireworks["context_served"] == 131072
 
 
-def test_every_provider_knows_the_same_keys_at_once() -> None:
+def test_every_provider_has_all_capabilities_without_probe() -> None:
     clouds = (OpenAIProvider(api_key="k"), AzureProvider("https://x.openai.azure.com", api_key="k"))
     for provider in (*clouds, FireworksProvider(api_key="k"), OllamaProvider(), CustomProvider("http://h")):
         assert set(provider.get_capabilities()) == set(Capabilities.__annotations__)

@@ -120,7 +120,7 @@ def test_a_folder_that_is_not_learnflows_is_refused(
 
 def test_a_check_before_the_copy_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert copy_into.main(["--check", str(root)]) == 1
-    assert capsys.readouterr().out.count("copy_into.py without --check makes it") == 1
+    assert capsys.readouterr().out.count("Run tools/copy_into.py without --check") == 1
     assert not (root / "learnflow" / "llm").exists()
 
 

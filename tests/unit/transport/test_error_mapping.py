@@ -144,4 +144,4 @@ def test_table_of_litellm_exceptions_names_only_what_exists() -> None:
     _litellm._load()
     import litellm.exceptions  # noqa: PLC0415
 
-    assert [name for name in _litellm._KINDS if not hasattr(litellm.exceptions, name)] == []
+    assert [name for name in _litellm._CLASSES if not hasattr(litellm.exceptions, name)] == []

@@ -71,7 +71,7 @@ def test_an_answer_cut_before_its_finish_is_never_whole(dialect: str, pieces: li
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(text=TEXT, cuts=st.lists(st.integers(0, 10**6), max_size=5), cut=st.integers(1, 10**6))
 def test_an_answer_in_one_piece_is_whole_or_named(dialect: str, text: str, cuts: list[int], cut: int) -> None:
-    body = Dialect(dialect).whole(text)  # type: ignore[arg-type]
+    body = Dialect(dialect).answer_body(text)  # type: ignore[arg-type]
     wire = reader(dialect)
     assert read(wire, body, cuts)[0] == text
     assert whole(wire)

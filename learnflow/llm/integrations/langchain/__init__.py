@@ -1,7 +1,7 @@
-"""A LangChain chat model over any provider: LangChain's messages in and out, the fallback inside.
+"""A LangChain chat model over any provider, for LangChain and LangGraph.
 
-Must never choose, retry or judge an answer: the provider does. Nothing of LangChain is imported elsewhere.
-LearnFlow's factory makes them, and whoever uses LangChain or LangGraph; needs the extra ``[langchain]``.
+The provider chooses, retries and falls back; this package only converts. It is the only importer of LangChain, and
+needs the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, cast
 try:
     import langchain_core  # noqa: F401
 except ModuleNotFoundError as missing:
-    what = "ChatLearnFlow needs the package langchain-core (pip install langchain-core, or the extra langchain)"
-    raise ModuleNotFoundError(what, name=missing.name) from None
+    message = "ChatLearnFlow needs the package langchain-core (pip install langchain-core, or the extra langchain)"
+    raise ModuleNotFoundError(message, name=missing.name) from None
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -33,11 +33,11 @@ from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
-from . import messages as put
+from . import messages as convert
 from . import schemas
 
-_SHOWN: Final = 200  # characters, as metadata= takes them
-_ASKED: Final = (
+_MAX_NODE_CHARS: Final = 200  # the limit of a value in metadata=
+_PARAMETERS: Final = (
     "model",
     "temperature",
     "max_tokens",
@@ -49,27 +49,27 @@ _ASKED: Final = (
     "presence_penalty",
     "reasoning",
 )
-_OURS: Final = ("stream", "structured")  # keywords that LangChain or we bind, and no provider knows
+_BOUND: Final = ("stream", "structured")  # keywords that LangChain or this class binds, unknown to providers
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 class ChatLearnFlow(BaseChatModel):
-    """A chat model that is answered by a provider, or by a router over several; every error in it is an ``LLMError``.
+    """A LangChain chat model that sends its requests to a provider or a router. Its errors are ``LLMError``.
 
-    An answer's ``response_metadata`` says ``finish_reason``, ``model_name``, ``provider``, ``attempts``, ``resumed``,
-    ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream has tool calls and thinking in pieces,
-    too. ``profile`` (of langchain-core 1.1) says what is known of the provider: after its ``refresh()``, or an answer,
-    that is more than before.
+    The ``response_metadata`` of an answer has ``finish_reason``, ``model_name``, ``provider``, ``attempts``,
+    ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream also has pieces of tool
+    calls and reasoning. ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. Its
+    ``refresh()`` and each answer may add to them.
 
     Attributes:
-        provider: who answers; a name, or nothing for what the environment names.
-        model: as in ``generate``; the provider's own where None.
+        provider: a provider, a router, or a name; by default the chain of the environment.
+        model: the model, as in ``generate``; None for the provider's default.
         temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as in
-            ``generate``; what is None is left to the provider. ``max_tokens`` may be ``AtMost``.
-        model_kwargs: more keywords of ``generate``.
-        streaming: ask for a stream, whoever asks; for callbacks that want tokens.
-        stream_structured: stream answers of ``with_structured_output``, too. Without it they come whole, because one
-            that breaks, or does not fit, can be asked for again only while nothing of it was shown.
+            ``generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
+        model_kwargs: further keywords of ``generate``.
+        streaming: always request a stream, for callbacks that need tokens.
+        stream_structured: stream the answers of ``with_structured_output``, too. By default they arrive in one piece,
+            because an answer that breaks or does not fit can be retried only before any of it was shown.
     """
 
     model_config = ConfigDict(
@@ -90,17 +90,17 @@ class ChatLearnFlow(BaseChatModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     streaming: bool = False
     stream_structured: bool = False
-    _learns: bool = PrivateAttr(default=False)  # the profile is ours
+    _updates_profile: bool = PrivateAttr(default=False)  # False if the caller passed a profile
 
     @field_validator("provider", mode="before")
     @classmethod
-    def _named(cls, provider: Any) -> Any:
+    def _provider_of_name(cls, provider: Any) -> Any:
         return get_provider(provider) if provider is None or isinstance(provider, str) else provider
 
     @field_validator("max_tokens", mode="wrap")
     @classmethod
-    def _ceiling(cls, most: Any, check: Callable[[Any], int | None]) -> int | None:
-        return most if isinstance(most, AtMost) else check(most)  # pydantic would make a plain number of it
+    def _validate_max_tokens(cls, value: Any, check: Callable[[Any], int | None]) -> int | None:
+        return value if isinstance(value, AtMost) else check(value)  # pydantic would convert it to int
 
     @property
     def _llm_type(self) -> str:
@@ -108,43 +108,43 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"provider": repr(self.provider), **self._asked(None, {})}  # a cache's key: it must name the models
+        return {"provider": repr(self.provider), **self._options(None, {})}  # a cache key: it must name the models
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        told = super()._get_ls_params(stop=stop, **kwargs)
+        params = super()._get_ls_params(stop=stop, **kwargs)
         first = next(iter(getattr(self.provider, "providers", [self.provider])), self.provider)
         model = kwargs.get("model") or self.model or getattr(first, "model", None) or self.provider.name
-        return {**told, "ls_provider": self.provider.name, "ls_model_name": model}
+        return {**params, "ls_provider": self.provider.name, "ls_model_name": model}
 
     def get_num_tokens(self, text: str) -> int:
-        """About how many tokens a text takes, estimated high; nothing is loaded or asked for it."""
+        """Estimate the tokens of a text from above. It loads no tokenizer and sends no request."""
         return at_most([text])
 
     def _resolve_model_profile(self) -> Any:
-        """What LangChain's middleware asks for: a ModelProfile. Called once, where the caller has given none."""
-        self._learns = True
-        return put.profile(self.provider.get_capabilities())
+        """Return a ModelProfile for LangChain's middleware. LangChain calls it once, unless the caller passed one."""
+        self._updates_profile = True
+        return convert.profile(self.provider.get_capabilities())
 
-    def _learned(self) -> None:
-        """The provider may know more of itself after an answer."""
-        if self._learns:
-            self.profile = cast(Any, put.profile(self.provider.get_capabilities()))
+    def _update_profile(self) -> None:
+        """Update the profile after an answer, which may have made more capabilities known."""
+        if self._updates_profile:
+            self.profile = cast(Any, convert.profile(self.provider.get_capabilities()))
 
-    def _asked(self, stop: list[str] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords for the provider; a call's own win."""
-        own = {name: getattr(self, name) for name in _ASKED} | self.model_kwargs
-        given = own | {name: value for name, value in more.items() if value is not None and name not in _OURS}
-        given["stop"] = stop or given["stop"] or None
-        return {name: value for name, value in given.items() if value is not None}
+    def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keywords for the provider. Keywords of the call override those of the model."""
+        options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
+        options |= {name: value for name, value in call.items() if value is not None and name not in _BOUND}
+        options["stop"] = stop or options["stop"] or None
+        return {name: value for name, value in options.items() if value is not None}
 
-    def _whose(self, run: Any) -> dict[str, Any]:
-        """``metadata=``: LangGraph's node; over it what the ``config`` has in its metadata under "learnflow_llm"."""
-        # LangChain streams without a manager of the run; what surrounds it is known all the same
-        told = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
-        node, own = told.get("langgraph_node"), told.get("learnflow_llm")
-        named = {"node": node[:_SHOWN]} if isinstance(node, str) and node.isprintable() else {}
-        given = {**named, **(own if isinstance(own, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
-        return {"metadata": given} if given else {}
+    def _metadata(self, run: Any) -> dict[str, Any]:
+        """Return ``metadata=``: LangGraph's node, updated by "learnflow_llm" in the metadata of the ``config``."""
+        # LangChain streams without a run manager, but the surrounding config has the same metadata
+        known = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
+        node, own = known.get("langgraph_node"), known.get("learnflow_llm")
+        named = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
+        metadata = {**named, **(own if isinstance(own, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
+        return {"metadata": metadata} if metadata else {}
 
     async def _agenerate(
         self,
@@ -153,16 +153,17 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        done = await self.provider.complete(put.put(messages), **(self._asked(stop, kwargs) | self._whose(run_manager)))
+        options = self._options(stop, kwargs) | self._metadata(run_manager)
+        done = await self.provider.complete(convert.to_openai(messages), **options)
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
         ]
-        message = AIMessage(content=done.text, tool_calls=calls, **put.told(done))
-        self._learned()
+        message = AIMessage(content=done.text, tool_calls=calls, **convert.metadata(done))
+        self._update_profile()
         return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": str(done.model)})
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        return next(filter(None, llm_outputs), {})  # where Langfuse 2 looks for the model
+        return next(filter(None, llm_outputs), {})  # Langfuse 2 reads the model from it
 
     async def _astream(
         self,
@@ -171,17 +172,17 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = self._asked(stop, kwargs) | self._whose(run_manager)
-        if not self.stream_structured and (kwargs.get("structured") or asked.get("response_format")):
-            whole = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
-            yield ChatGenerationChunk(message=put.as_chunk(cast(AIMessage, whole)))
+        options = self._options(stop, kwargs) | self._metadata(run_manager)
+        if not self.stream_structured and (kwargs.get("structured") or options.get("response_format")):
+            message = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
+            yield ChatGenerationChunk(message=convert.as_chunk(cast(AIMessage, message)))
             return
-        called, asked_for_blocks = set[int](), getattr(self, "output_version", None) == "v1"
-        async with aclosing(self.provider.stream(put.put(messages), **asked).events()) as events:
+        called, blocks = set[int](), getattr(self, "output_version", None) == "v1"
+        async with aclosing(self.provider.stream(convert.to_openai(messages), **options).events()) as events:
             async for event in events:
-                if chunk := put.chunk(event, called, apart=asked_for_blocks):
+                if chunk := convert.chunk(event, called, apart=blocks):
                     yield ChatGenerationChunk(message=chunk)
-        self._learned()
+        self._update_profile()
 
     def _generate(
         self,
@@ -210,22 +211,27 @@ class ChatLearnFlow(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with these tools.
+        """Return the model with these tools.
 
         Args:
             tools: functions, classes, LangChain tools, or OpenAI-style dicts.
-            tool_choice: "auto", "none", "any" (or True: one of them must be called), or the name of one.
-            strict: ask for arguments that fit exactly, where the server can.
+            tool_choice: "auto", "none", "any" or True (at least one tool must be called), or the name of a tool.
+            strict: require arguments that fit the schema exactly, if the server supports that.
             kwargs: keywords of ``generate``.
+
+        Raises:
+            InvalidRequest: ``tool_choice`` names none of the tools.
+            Unsupported: a tool is built into one provider.
         """
         try:
-            put = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        except ValueError:  # langchain-core before 0.3.76, of a tool that is a provider's own
-            put = [{}]
-        if not all("function" in tool for tool in put):
-            raise Unsupported("a tool that a provider has built in is not for all of them", hint="Give functions only")
-        names = [tool["function"]["name"] for tool in put]
-        return self.bind(tools=put, tool_choice=schemas.choice(tool_choice, names) if put else None, **kwargs)
+            converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        except ValueError:  # langchain-core before 0.3.76, for a provider's built-in tool
+            converted = [{}]
+        if not all("function" in tool for tool in converted):
+            raise Unsupported("a tool is built into one provider and unknown to others", hint="Use functions only")
+        names = [tool["function"]["name"] for tool in converted]
+        choice = schemas.choice(tool_choice, names) if converted else None
+        return self.bind(tools=converted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
         self,
@@ -236,36 +242,39 @@ class ChatLearnFlow(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """The model, whose answers are instances of ``schema``, or dicts where it is no pydantic class.
+        """Return a runnable that returns instances of a pydantic class, or dicts for any other schema.
+
+        It raises SchemaMismatch if no provider's answer fits, unless ``include_raw`` is set. With "json_schema" and a
+        pydantic class each provider's answer is validated. Otherwise it only must be a JSON object.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
-            include_raw: answer ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
-            method: "json_schema", which falls back by itself where the model refuses it; "json_mode": any JSON is
-                asked for; "function_calling": by a tool.
-            strict: of schemas that are no pydantic class: ask for answers that fit exactly, where the server can.
+            include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
+            method: "json_schema" requests the schema, and describes it in the prompt if the model refuses that;
+                "json_mode" requests any JSON; "function_calling" uses a tool.
+            strict: require answers that fit exactly, if the server supports that. Not for pydantic classes, which
+                always require it.
             kwargs: keywords of ``generate``.
 
-        Raises (when asked):
-            SchemaMismatch: nobody's answer fits, and ``include_raw`` is not set. Only of a pydantic class (with
-                "json_schema") every provider's answer is checked; of others that it is a JSON object.
+        Raises:
+            InvalidRequest: ``method`` is unknown.
         """
         if method not in _METHODS:
             raise InvalidRequest(f"method= must be one of {', '.join(_METHODS)}")
-        how = {"kwargs": {"method": method}, "schema": schema}
+        output_format = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]
             model = self.bind_tools(
                 [schema],
                 tool_choice=name,
                 strict=strict,
-                ls_structured_output_format=how,
+                ls_structured_output_format=output_format,
                 structured=True,
                 **kwargs,
             )
         else:
-            wanted = {"type": "json_object"} if method == "json_mode" else schemas.wanted(schema, strict)
-            model = self.bind(response_format=wanted, ls_structured_output_format=how, **kwargs)
+            form = {"type": "json_object"} if method == "json_mode" else schemas.response_format(schema, strict)
+            model = self.bind(response_format=form, ls_structured_output_format=output_format, **kwargs)
 
         def read(message: AIMessage) -> Any:
             return schemas.parsed(schema, message)

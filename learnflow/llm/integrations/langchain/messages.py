@@ -1,7 +1,6 @@
-"""LangChain's messages: put for a provider, and made of its answers.
+"""Conversion between LangChain's messages and those of a provider. ``ChatLearnFlow`` uses it.
 
-Must never ask a provider, or let what a message says into an error.
-Only ``ChatLearnFlow`` uses it.
+It sends no request, and its errors repeat nothing of a message.
 """
 
 from __future__ import annotations
@@ -17,58 +16,59 @@ from ...capabilities import Capabilities
 from ...completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from ...errors import InvalidRequest
 
-_APART: Final = 1000
+_FIRST_CALL_INDEX: Final = 1000
 _PARTS: Final = ("text", "image_url", "input_audio", "file")
 
 
-def put(messages: list[BaseMessage]) -> list[dict[str, Any]]:
-    """OpenAI-style messages. Raises InvalidRequest where a message holds what nobody can be told."""
+def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
+    """Convert messages to OpenAI's format. Raise InvalidRequest if one contains a part that providers do not accept."""
     try:
-        put: list[dict[str, Any]] = convert_to_openai_messages(messages)
-    except (ValueError, TypeError, KeyError):  # its words hold the content
-        put = []
-    fits = bool(put)
-    for message in put:
+        converted: list[dict[str, Any]] = convert_to_openai_messages(messages)
+    except (ValueError, TypeError, KeyError):  # its text contains the message
+        converted = []
+    fits = bool(converted)
+    for message in converted:
         if isinstance(message["content"], list):
-            kept = [part for part in message["content"] if part.get("type") in _PARTS]
-            # of an answer its thoughts are not told again, and its tool calls stand elsewhere
-            fits = fits and (message["role"] == "assistant" or len(kept) == len(message["content"]))
-            message["content"] = kept or ""
+            parts = [part for part in message["content"] if part.get("type") in _PARTS]
+            # an answer's reasoning is not sent back, and its tool calls are in another field
+            fits = fits and (message["role"] == "assistant" or len(parts) == len(message["content"]))
+            message["content"] = parts or ""
     if not fits:
         raise InvalidRequest(
             "a message cannot be converted to OpenAI's format",
-            hint="Content is text, or a list of text and image parts, in the form of OpenAI or LangChain",
+            hint="Give text, or a list of text and image parts in the format of OpenAI or LangChain",
         )
-    return put
+    return converted
 
 
 def chunk(event: Event, called: set[int], *, apart: bool) -> AIMessageChunk | None:
-    """An event of a stream as LangChain's chunk; None where it has none for it.
+    """Convert an event of a stream to a chunk. Return None if LangChain has no chunk for it.
 
     Args:
-        event: of the stream.
-        called: the tool calls so far, by index, to be added to: LangChain joins the names of all pieces of a call.
-        apart: with ``output_version="v1"`` LangChain counts the blocks of text and thinking from 0, and joins what has
-            one index: calls are counted from ``_APART``.
+        event: the event.
+        called: the indices of the tool calls so far; it is updated. Only the first chunk of a call has its name,
+            because LangChain concatenates the names of all chunks.
+        apart: number tool calls from ``_FIRST_CALL_INDEX``. With ``output_version="v1"`` LangChain numbers the blocks
+            of text and reasoning from 0, and would merge a tool call with the same index.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
-    if isinstance(event, ReasoningDelta):  # LangChain 1 makes content blocks of it
+    if isinstance(event, ReasoningDelta):  # LangChain 1 converts it to content blocks
         return AIMessageChunk(content="", additional_kwargs={"reasoning_content": event.text})
     if isinstance(event, ToolCallDelta):
         first = event.index not in called
         called.add(event.index)
-        own = (event.name, event.id) if first else (None, None)
-        index = event.index + (_APART if apart else 0)
-        piece = tool_call_chunk(name=own[0], args=event.arguments, id=own[1], index=index)
+        name, call_id = (event.name, event.id) if first else (None, None)
+        index = event.index + (_FIRST_CALL_INDEX if apart else 0)
+        piece = tool_call_chunk(name=name, args=event.arguments, id=call_id, index=index)
         return AIMessageChunk(content="", tool_call_chunks=[piece])
     if isinstance(event, Finished):
-        return AIMessageChunk(content="", **{**told(event.completion), "additional_kwargs": {}})
+        return AIMessageChunk(content="", **{**metadata(event.completion), "additional_kwargs": {}})
     return None
 
 
 def profile(can: Capabilities) -> dict[str, Any]:
-    """A provider's capabilities as LangChain's ModelProfile; what is not known is left out."""
+    """Return a provider's capabilities as LangChain's ModelProfile, without the unknown ones."""
     known = {
         "max_input_tokens": can["context_served"] or can["context"],
         "max_output_tokens": can["max_output"],
@@ -82,8 +82,8 @@ def profile(can: Capabilities) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def told(done: Completion) -> dict[str, Any]:
-    """What a message says beside its text."""
+def metadata(done: Completion) -> dict[str, Any]:
+    """Return the fields of a message besides its text and tool calls."""
     known = {
         "finish_reason": done.finish,
         "model_name": str(done.model),
@@ -102,20 +102,22 @@ def told(done: Completion) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> UsageMetadata | None:
-    """Tokens in LangChain's words; None where they were not counted."""
-    read, written = usage.prompt_tokens, usage.completion_tokens
-    if read is None or written is None:
+    """Return the tokens as LangChain's ``UsageMetadata``, or None if the server did not report them."""
+    prompt, answer = usage.prompt_tokens, usage.completion_tokens
+    if prompt is None or answer is None:
         return None
-    told = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=usage.total_tokens or read + written)
+    metadata = UsageMetadata(
+        input_tokens=prompt, output_tokens=answer, total_tokens=usage.total_tokens or prompt + answer
+    )
     if usage.cached_tokens is not None:
-        told["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+        metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
     if usage.reasoning_tokens is not None:
-        told["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
-    return told
+        metadata["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
+    return metadata
 
 
 def as_chunk(message: AIMessage) -> AIMessageChunk:
-    """The whole message as the only piece of a stream."""
+    """Return the message as the only chunk of a stream."""
     return AIMessageChunk(
         content=message.content,
         tool_calls=message.tool_calls,

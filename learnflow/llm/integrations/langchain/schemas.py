@@ -1,7 +1,6 @@
-"""LangChain's schemas and tool choices: put for a provider, and answers read by them.
+"""LangChain's schemas and tool choices in the format of providers, and the parsing of answers.
 
-Must never ask a provider but through the model that it is given.
-Only ``ChatLearnFlow`` uses it.
+``ChatLearnFlow`` uses it. Requests are sent only by the model that a caller passes.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch,
 
 
 def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
-    """OpenAI's ``tool_choice`` for LangChain's. Raises InvalidRequest where no tool has that name."""
+    """Convert LangChain's ``tool_choice`` to OpenAI's. Raise InvalidRequest if no tool has its name."""
     if choice in (True, "any", "required"):
         return "required"
     if not choice or choice in ("auto", "none") or isinstance(choice, dict):
         return choice or None
     if choice not in names:
-        raise InvalidRequest("tool_choice= names none of the tools", hint=f"They are {', '.join(names)}")
+        raise InvalidRequest("tool_choice= names none of the tools", hint=f"Use one of {', '.join(names)}")
     return {"type": "function", "function": {"name": choice}}
 
 
-def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
-    """``response_format=`` for what LangChain takes as a schema; a pydantic class is asked for strictly by itself."""
+def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
+    """Return ``response_format=`` for a schema of LangChain. A pydantic class is strict by itself."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     body = convert_to_json_schema(schema)
@@ -41,7 +40,12 @@ def wanted(schema: dict[str, Any] | type, strict: bool | None) -> Any:
 
 
 def parsed(schema: Any, message: AIMessage) -> Any:
-    """Parse a message as an instance or a dict. Raises SchemaMismatch, AnswerTruncated."""
+    """Parse an answer into an instance of the schema, or into a dict.
+
+    Raises:
+        SchemaMismatch: the answer does not fit the schema.
+        AnswerTruncated: it does not fit because it ended at ``max_tokens``.
+    """
     try:
         return _parsed(schema, message)
     except SchemaMismatch as error:
@@ -54,20 +58,20 @@ def _parsed(schema: Any, message: AIMessage) -> Any:
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return structured_output.parsed(schema, text)
-    value = structured_output.value(text)
+    value = structured_output.parse_answer(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
-    parse = getattr(schema, "parse_obj", None)  # a class of pydantic's first version
+    parse = getattr(schema, "parse_obj", None)  # a class of pydantic 1
     if parse is None:
         return value
     try:
         return parse(value)
     except ValueError:
-        raise SchemaMismatch(f"the answer does not fit {schema.__name__}") from None
+        raise SchemaMismatch(f"the answer does not match {schema.__name__}") from None
 
 
 def _text(message: AIMessage) -> str:
-    """What it says; with ``output_version="v1"`` the content is a list of blocks."""
+    """Return the text of a message. With ``output_version="v1"`` its content is a list of blocks."""
     blocks = [message.content] if isinstance(message.content, str) else message.content
     return "".join(block if isinstance(block, str) else block.get("text", "") for block in blocks)
 
@@ -75,9 +79,9 @@ def _text(message: AIMessage) -> str:
 def with_raw(
     model: Runnable[LanguageModelInput, AIMessage], read: Callable[[AIMessage], Any]
 ) -> Runnable[LanguageModelInput, dict[str, Any]]:
-    """The answer together with what was made of it, even where nothing could be."""
+    """Return the model with ``include_raw``: a dict of the message, the parsed value, and the parsing error."""
 
-    def told(message: AIMessage) -> dict[str, Any]:
+    def succeeded(message: AIMessage) -> dict[str, Any]:
         try:
             return {"raw": message, "parsed": read(message), "parsing_error": None}
         except SchemaMismatch as error:
@@ -88,16 +92,16 @@ def with_raw(
         raw = AIMessage(content=error.partial, response_metadata=metadata)
         return {"raw": raw, "parsed": None, "parsing_error": error}
 
-    def whole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+    def invoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return told(model.invoke(given, config))
+            return succeeded(model.invoke(model_input, config))
         except SchemaMismatch as error:
             return failed(error)
 
-    async def awhole(given: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+    async def ainvoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return told(await model.ainvoke(given, config))
+            return succeeded(await model.ainvoke(model_input, config))
         except SchemaMismatch as error:
             return failed(error)
 
-    return RunnableLambda(whole, awhole)
+    return RunnableLambda(invoke, ainvoke)
