@@ -72,7 +72,8 @@ WEATHER: Final = {
 
 
 class Quiz(BaseModel):
-    """The schema of ``schema``."""
+    # The docstring is the description in the recorded schemas.
+    """What ``schema`` asks for."""
 
     questions: list[str]
 
@@ -126,7 +127,7 @@ async def stream(one: Subject) -> None:
     one.check(prompt, done.text)
     assert "".join(pieces) == done.text
     assert len(pieces) > 5
-    assert (done.finish, done.provider, done.model.prompt) == ("stop", one.row, one.model)
+    assert (done.finish, done.provider, done.model.asked) == ("stop", one.row, one.model)
     assert done.model.served
 
 
