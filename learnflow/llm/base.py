@@ -128,7 +128,7 @@ class Call:
     def __post_init__(self) -> None:
         if "metadata" in self.options:
             others = {name: value for name, value in self.options.items() if name != "metadata"}
-            object.__setattr__(self, "metadata", _labels(self.options["metadata"]))
+            object.__setattr__(self, "metadata", _parse_labels(self.options["metadata"]))
             object.__setattr__(self, "options", others)
         if self.options.get("tools") and self.method == "generate":
             raise InvalidRequest(
@@ -201,7 +201,7 @@ _MAX_LABELS: Final = 16
 _MAX_LABEL_CHARS: Final = 200
 
 
-def _labels(metadata: Any) -> dict[str, Any]:
+def _parse_labels(metadata: Any) -> dict[str, Any]:
     """Return the metadata as a dict. Raise InvalidRequest if a log or OpenTelemetry cannot hold it."""
     valid = isinstance(metadata, Mapping) and len(metadata) <= _MAX_LABELS
     for name, value in metadata.items() if valid else ():

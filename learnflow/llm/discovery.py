@@ -18,9 +18,9 @@ from .adapter.provider import BaseProvider
 from .capabilities import Health, unknown
 from .errors import KeyMissing, LLMError, NotConfigured
 from .process import register
-from .provider_spec import ProviderSpec, named
+from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, build, provider_of, registry
-from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of, table
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of, vendor_specs
 from .replay import active
 from .replay.transport import unrecorded
 from .servers.model_catalog import state_of, without_name
@@ -28,7 +28,7 @@ from .transport import network
 from .transport.client import NETWORK
 
 SCAN_S: Final = 1.0  # seconds for the whole search
-_SMALL: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
+_EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _HOST: Final = "host.docker.internal"
 _announced: Final = register("embedded models announced", set[str | None](), learned=True)
 
@@ -80,31 +80,33 @@ async def scan(
     common = settings.load()
     recorded = active.current(common.llm_replay, common.llm_replay_mode)
     if recorded and recorded.providers is not None:  # a replay has no default ports
-        names = {*named, *filter(_spec, recorded.providers)}
-        return _once(await asyncio.gather(*(_configured(name, within) for name in names)))
-    hosts = await _resolvable(within) if settings_sources.in_container() else set()
+        names = {*named, *filter(_spec_or_none, recorded.providers)}
+        return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))
+    hosts = await _resolvable_hosts(within) if settings_sources.in_container() else set()
     specs, probed = discoverable(), set[str]()
-    probes = [_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
+    probes = [_probe_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
         try:
             own = settings.load_provider(spec)
         except LLMError as error:
-            probes.append(_unreadable(name, error))
+            probes.append(_invalid(name, error))
             continue
         configured = bool(own.base_url or (own.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
-            probes.append(_configured(name, within))
-        usual = [url for url in _addresses(spec, own.base_url, hosts, taken=name in named) if url not in probed]
-        probed.update(usual)  # several kinds have the same default port
-        probes += [_usual(spec, url, within) for url in usual]
+            probes.append(_probe_configured(name, within))
+        defaults = [
+            url for url in _default_addresses(spec, own.base_url, hosts, taken=name in named) if url not in probed
+        ]
+        probed.update(defaults)  # several kinds have the same default port
+        probes += [_probe_default(spec, url, within) for url in defaults]
     await NETWORK.prepare()  # its imports do not count as latency
-    places = _once(await asyncio.gather(*probes))
+    places = _without_duplicates(await asyncio.gather(*probes))
     rare = set(specs) - set(SPECS)  # hidden if it was not found
     places = [one for one in places if one.configured or one.health.provider not in rare or one.health.state != "down"]
-    return places if named or not embedded else places + await _embedded(places, within)
+    return places if named or not embedded else places + await _probe_embedded(places, within)
 
 
-async def _embedded(places: Iterable[Found], within: float) -> list[Found]:
+async def _probe_embedded(places: Iterable[Found], within: float) -> list[Found]:
     """Return the embedded model, unless a local server is configured or responds, or it cannot be started."""
     if any(place.answers or (place.configured and _is_local(place.health.provider)) for place in places):
         return []
@@ -112,18 +114,18 @@ async def _embedded(places: Iterable[Found], within: float) -> list[Found]:
         provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the header of a file
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
-        return [await _unreadable(EMBEDDED.name, error)] if is_set else []
+        return [await _invalid(EMBEDDED.name, error)] if is_set else []
     return [Found(await provider.refresh(within), provider, configured=False)]
 
 
-async def _resolvable(within: float) -> set[str]:
+async def _resolvable_hosts(within: float) -> set[str]:
     """Return the host names that resolve in this container: the services of the compose file, and the host."""
     names = [_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
     existing = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
     return {name for name, exists in zip(names, existing, strict=True) if exists}
 
 
-def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
+def _default_addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
     """Return the default addresses of a server: on loopback, and in a container at its service and at the host."""
     if not spec.local or not spec.api.default_url:
         return []
@@ -133,15 +135,15 @@ def _addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: b
     return loopback + [f"http://{host}:{port}" for host in (spec.server.service, _HOST) if host in hosts]
 
 
-async def _configured(name: str, within: float) -> Found:
+async def _probe_configured(name: str, within: float) -> Found:
     try:
         provider = build(name)
     except LLMError as error:
-        return await _without_kind(name, within) or await _unreadable(name, error)
+        return await _probe_without_kind(name, within) or await _invalid(name, error)
     return Found(await provider.refresh(within), provider, configured=True)
 
 
-async def _unreadable(name: str, error: LLMError) -> Found:
+async def _invalid(name: str, error: LLMError) -> Found:
     """Return the result for a provider with invalid or incomplete settings."""
     known = specs[name].capabilities.copy() if name in (specs := discoverable()) else unknown()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
@@ -149,12 +151,12 @@ async def _unreadable(name: str, error: LLMError) -> Found:
     return Found(health, None, configured=True, setting=setting)
 
 
-async def _without_kind(name: str, within: float) -> Found | None:
+async def _probe_without_kind(name: str, within: float) -> Found | None:
     """Recognise the server of an endpoint without a kind. Return None if the endpoint has another fault."""
-    spec = named(CUSTOM, name)
+    spec = endpoint_spec(CUSTOM, name)
     try:
         own = settings.load_provider(spec)
-        if name in SPECS or name in table() or not own.base_url or registry.kind_of(own.kind):
+        if name in SPECS or name in vendor_specs() or not own.base_url or registry.kind_of(own.kind):
             return None
         provider = provider_of(spec)
     except LLMError:
@@ -167,15 +169,15 @@ async def _without_kind(name: str, within: float) -> Found | None:
     return Found(health, None, configured=True, setting=setting)
 
 
-async def _usual(spec: ProviderSpec, url: str, within: float) -> Found:
+async def _probe_default(spec: ProviderSpec, url: str, within: float) -> Found:
     """Recognise the server at a default address."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
-    provider = _unnamed(spec, url)
+    provider = _create_unnamed(spec, url)
     health = await provider.catalog.health(within)  # without an event: the application does not use this provider
     kind = _kind_at(provider)
     if kind and kind is not spec:
-        provider = _unnamed(kind, url)
+        provider = _create_unnamed(kind, url)
         health = await provider.catalog.health(max(0.1, deadline - loop.time()))
     return Found(health, provider, configured=False)
 
@@ -186,29 +188,29 @@ def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
     return (server.kind or CUSTOM) if server else None
 
 
-def _unnamed(spec: ProviderSpec, url: str) -> BaseProvider:
+def _create_unnamed(spec: ProviderSpec, url: str) -> BaseProvider:
     """Return the provider for an address that is not configured. The key is sent only to the default address."""
     own, key = settings.load_provider(spec), ""
-    if own.api_key and not own.base_url and _same(url) == _same(spec.api.default_url or ""):
+    if own.api_key and not own.base_url and _normalized(url) == _normalized(spec.api.default_url or ""):
         key = own.api_key.get_secret_value()
     return build(spec.name, base_url=url, api_key=key)
 
 
-def _same(url: str) -> str:
+def _normalized(url: str) -> str:
     """Return the normal form of an address."""
     return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
 
 
-def _once(places: Iterable[Found]) -> list[Found]:
+def _without_duplicates(places: Iterable[Found]) -> list[Found]:
     """Remove duplicate addresses; the configured one wins. Known providers come first, in the registry's order."""
     unique: dict[tuple[str, str], Found] = {}
     for place in sorted(places, key=lambda one: not one.configured):
-        unique.setdefault((place.health.provider, _same(place.health.base_url or "")), place)
+        unique.setdefault((place.health.provider, _normalized(place.health.base_url or "")), place)
     order = {name: at for at, name in enumerate(discoverable())}
     return sorted(unique.values(), key=lambda one: (order.get(one.health.provider, len(order)), one.health.provider))
 
 
-def _spec(name: str) -> ProviderSpec | None:
+def _spec_or_none(name: str) -> ProviderSpec | None:
     """Return the spec of a name; None if it is unknown, or a setting is missing or invalid."""
     with suppress(LLMError):
         return spec_of(name)
@@ -216,7 +218,7 @@ def _spec(name: str) -> ProviderSpec | None:
 
 
 def _is_local(name: str) -> bool:
-    spec = _spec(name)
+    spec = _spec_or_none(name)
     return spec is None or spec.local  # an invalid one is shown with its fault
 
 
@@ -243,11 +245,11 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
         places = await scan(clouds=False, embedded=embedded)
     providers = [place.provider for place in usable(places) if place.provider]
     if not providers:
-        raise _nothing(places)
+        raise _no_server_error(places)
     for provider in providers:
         if provider.spec is EMBEDDED and (provider.model not in _announced):
             _announced.add(provider.model)
-            hint = f"{_SMALL}. {_with_keys()}".strip().removesuffix(".")
+            hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
     if any(provider.runner.client.transport for provider in providers):  # recorded or replayed
         await asyncio.gather(*(provider.refresh() for provider in providers))
@@ -270,13 +272,13 @@ def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
     return find
 
 
-def _with_keys() -> str:
+def _keys_hint() -> str:
     """Return the hint for the clouds that have a key; "" if no cloud has one."""
     keys = [spec.name for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 
-def _nothing(places: Iterable[Found]) -> NotConfigured:
+def _no_server_error(places: Iterable[Found]) -> NotConfigured:
     """Return the error if no provider is named and no server is ready: the probed addresses, and what to set."""
     tried = "; ".join(
         f"{health.provider} at {health.base_url}: {health.state}"
@@ -286,6 +288,6 @@ def _nothing(places: Iterable[Found]) -> NotConfigured:
     )
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
-        hint=f"{_with_keys()}Name one with LLM_PROVIDER, or get a local model: "
+        hint=f"{_keys_hint()}Name one with LLM_PROVIDER, or get a local model: "
         f"{', or '.join(spec.server.start_command for spec in SPECS.values() if spec.server.start_command)}",
     )

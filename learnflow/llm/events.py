@@ -234,7 +234,7 @@ Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
 _sinks: Final = register("sinks", list[Sink]())
-_content: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
+_content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
 # The names and levels of the events that are logged; all others are for sinks only.
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
@@ -268,7 +268,7 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     Returns:
         A function that removes the sink.
     """
-    return _added(_sinks, sink)
+    return _add(_sinks, sink)
 
 
 def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], None]:
@@ -280,10 +280,10 @@ def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], No
     Returns:
         A function that removes the sink.
     """
-    return _added(_content, sink)
+    return _add(_content_sinks, sink)
 
 
-def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
+def _add(sinks: list[_S], sink: _S) -> Callable[[], None]:
     sinks.append(sink)
 
     def remove() -> None:
@@ -293,14 +293,14 @@ def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
     return remove
 
 
-def content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
+def emit_content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
     """Send a prompt and its answer to the sinks of ``add_content_sink``."""
-    for sink in _content:
-        _guarded(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
+    for sink in _content_sinks:
+        _call_sink(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class AttemptInfo:
     """The description of an attempt for its events.
 
     Attributes:
@@ -317,16 +317,16 @@ class About:
     sent: Callable[[], tuple[str | None, int | None]]
 
 
-async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
+async def run_attempt(info: AttemptInfo, work: Work, emit_: Emit) -> Completion:
     """Run an attempt, and emit the events of its beginning and its end."""
-    attempt, started = about.attempt, time.monotonic()
+    attempt, started = info.attempt, time.monotonic()
     same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
-    same["provider"] = provider = about.provider
-    emit(AttemptStarted(model=about.sent()[0], address=about.address, sampling=about.sampling, **same))
+    same["provider"] = provider = info.provider
+    emit(AttemptStarted(model=info.sent()[0], address=info.address, sampling=info.sampling, **same))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         same["total_s"] = time.monotonic() - started
-        model, max_tokens = about.sent()
+        model, max_tokens = info.sent()
         if isinstance(outcome, Completion):
             emit(AttemptSucceeded(completion=outcome.without_text(), **same))
             if outcome.finish == "length":
@@ -336,10 +336,10 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
         else:
             emit(AttemptCancelled(model=model, **same))
 
-    return await _reported(work, emit_, ended)
+    return await _report_end(work, emit_, ended)
 
 
-async def requested(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
+async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
     emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
 
@@ -350,10 +350,10 @@ async def requested(chain: str, model: str | None, attempt: Attempt, work: Work,
             outcome = outcome.without_text()
         emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts))
 
-    return await _reported(work, emit_, ended)
+    return await _report_end(work, emit_, ended)
 
 
-async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
+async def _report_end(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
     """Run the work, and call ``ended`` with the completion, the error, or None if the caller left."""
     outcome: Completion | LLMError | None = None
     try:
@@ -369,12 +369,12 @@ async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMEr
 def emit(event: LogEvent) -> None:
     """Send an event to the log and to every sink."""
     if type(event) in _LOGGED:
-        _guarded(_log, event)
+        _call_sink(_log, event)
     for sink in tuple(_sinks):
-        _guarded(sink, event)
+        _call_sink(sink, event)
 
 
-def _guarded(sink: Callable[[Any], None], event: object) -> None:
+def _call_sink(sink: Callable[[Any], None], event: object) -> None:
     """Call a sink. If it raises, log the names of event and error only: their text may be a prompt."""
     try:
         sink(event)

@@ -42,7 +42,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=finder())
 
 
-def named() -> bool:
+def is_configured() -> bool:
     """Return whether the environment or a test names a provider, so that no server has to be found."""
     return bool(_overrides or settings.load().chain)
 

@@ -307,7 +307,7 @@ class ProviderSpec:
 
 
 @lru_cache(maxsize=256)
-def named(spec: ProviderSpec, name: str) -> ProviderSpec:
+def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
     """Return a copy of the spec for an operator's endpoint, with the variables of its own name."""
     return replace(
         spec,

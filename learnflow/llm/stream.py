@@ -266,7 +266,7 @@ class TextStream(AsyncIterator[str]):
             LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
         """
         if self._channel or self._by_events:
-            raise InvalidRequest("the stream has already started", hint=_ONCE)
+            raise InvalidRequest("the stream has started before", hint=_ONCE)
         self._by_events = True
         async with self:
             while True:

@@ -16,8 +16,8 @@ from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
 
 # The default seconds to the first token and between two tokens, of a local server and of a cloud.
-NEAR: Final = (180.0, 120.0)
-FAR: Final = (60.0, 30.0)
+LOCAL_TIMEOUTS_S: Final = (180.0, 120.0)
+CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
             valid, expected = number and value > 0, "seconds, more than 0"
         if value is not None and not valid:
             raise NotConfigured(f"{name}= must be {expected}", provider=spec.name, hint="Change or remove it")
-    first_token, gap = NEAR if spec.local else FAR
+    first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
     local_only = given.get("local_only")
     return Times(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,

@@ -11,7 +11,7 @@ import vendors
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import build
-from learnflow.llm.providers.registry import SPECS, spec_of, table
+from learnflow.llm.providers.registry import SPECS, spec_of, vendor_specs
 from learnflow.llm.testing import Fault, FaultServer
 
 # One of each shape. Every other vendor differs only in its names and its address.
@@ -39,7 +39,7 @@ def test_table_matches_the_installed_litellm(installed: dict[str, dict[str, Any]
     assert set(written) & set(SPECS) == set()
 
 
-@pytest.mark.parametrize("name", table())
+@pytest.mark.parametrize("name", vendor_specs())
 def test_vendor_of_table_writes_request_with_its_key_to_its_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check every vendor without HTTP: its variables are read, and LiteLLM writes its request."""
     spec = spec_of(name)
@@ -116,7 +116,7 @@ def test_request_goes_to_the_documented_address(name: str) -> None:
 
 
 def test_spec_of_table_states_no_unknown_capability() -> None:
-    for spec in table().values():
+    for spec in vendor_specs().values():
         claimed = {name for name, value in spec.capabilities.items() if value not in (None, spec.local)}
         assert claimed <= {"streaming", "local"}, spec.name
         assert spec.evidence == "table" or spec.tested_versions

@@ -353,7 +353,7 @@ async def test_key_is_random_masked_and_on_no_command_line(starts: list[int], ca
 async def test_server_refuses_a_request_without_its_key() -> None:
     provider = EmbeddedProvider()
     await provider.prepare()
-    address = await provider._transport.started()  # type: ignore[union-attr]
+    address = await provider._transport.address()  # type: ignore[union-attr]
     stranger = build("llamacpp", base_url=address, api_key="another")
     with pytest.raises(errors.AuthenticationFailed):
         await stranger.generate("Say pong", **FIXED)
@@ -392,7 +392,7 @@ def test_first_error_of_the_log_explains_a_failed_start() -> None:
     ]
     cause: list[str] = []
     embedded._read_log(io.BytesIO(b"".join(lines)), cause)
-    error = embedded._start_failure(1, "", cause)
+    error = embedded._start_error(1, "", cause)
     assert "(ggml_aligned_malloc: insufficient memory (attempted to allocate 585937.50 MB))" in str(error)
     assert "EMBEDDED_CONTEXT" in str(error)
 

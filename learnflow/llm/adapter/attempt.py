@@ -90,8 +90,8 @@ class Runner:
 
     def _once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         runnable = _Attempt(self, request, attempt, hold=hold)
-        about = events.About(self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.sent)
-        return partial(events.attempted, about, runnable.run)
+        info = events.AttemptInfo(self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.sent)
+        return partial(events.run_attempt, info, runnable.run)
 
     def explained(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -324,7 +324,7 @@ class _Attempt:
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # without sampling, a retry returns the same answer
             raise
-        events.content(attempt.request, attempt.number, request.messages, completion)
+        events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)

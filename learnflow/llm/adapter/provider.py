@@ -136,7 +136,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """See ``AbstractProvider``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
-        return partial(events.requested, self.name, model, attempt, self.attempt(call, attempt))
+        return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider``."""

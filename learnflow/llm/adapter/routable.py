@@ -18,7 +18,7 @@ from ..capabilities import Capabilities, Health, unknown
 from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..stream import Emit, Relay, Work
-from ..timeouts import FAR, NEAR
+from ..timeouts import CLOUD_TIMEOUTS_S, LOCAL_TIMEOUTS_S
 from ..transport.stream_parser import most_characters
 from .capacity import CAPACITY
 from .options import messages_of
@@ -86,7 +86,7 @@ class RoutableProvider(LLMProvider):
             model: the name of the model; None for the default model.
         """
         capabilities, common, name = self.get_capabilities(), self._settings, model or self.model
-        first, gap = NEAR if capabilities["local"] else FAR
+        first, gap = LOCAL_TIMEOUTS_S if capabilities["local"] else CLOUD_TIMEOUTS_S
         return Facts(
             address=f"{self.name}#{id(self)}",
             capabilities=capabilities,
@@ -143,8 +143,8 @@ class RoutableProvider(LLMProvider):
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
-        about = events.About(self.name, facts.address, sampling, attempt, lambda: sent)
-        return partial(events.attempted, about, partial(self._bounded, call, attempt, facts))
+        info = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
+        return partial(events.run_attempt, info, partial(self._bounded, call, attempt, facts))
 
     async def _bounded(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
         """Run the call within a slot and time limits, and convert any exception to an LLMError."""

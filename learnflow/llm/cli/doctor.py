@@ -12,9 +12,9 @@ from contextlib import suppress
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
-from ..provider_spec import ProviderSpec, named
+from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
-from ..providers.registry import table as vendors
+from ..providers.registry import vendor_specs as vendors
 from ..transport.endpoint import endpoint, is_loopback
 from .command import ExitCode, command, provider_option, within_option
 from .status import chain_of, looked, recorded, state, used
@@ -60,7 +60,7 @@ def _specs(provider: str | None) -> list[ProviderSpec]:
         try:
             specs.setdefault(name, spec_of(name))
         except LLMError:  # the kind of an endpoint is not set: its variables are the same
-            specs.setdefault(name, named(CUSTOM, name))
+            specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
 

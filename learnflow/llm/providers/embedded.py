@@ -119,7 +119,7 @@ class EmbeddedServer:
     def failure(self) -> LLMError | None:
         """Return the error of a request while the server must not be started again; None if it may be started."""
         if self._failure and monotonic() - self._failure[0] < _RESTART_PAUSE_S:
-            return copied(self._failure[1])
+            return copy_of(self._failure[1])
         starts = self._started_at
         if len(starts) == _MAX_STARTS and monotonic() - starts[0] < _STARTS_WITHIN_S and not self._alive():
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
@@ -157,11 +157,11 @@ class EmbeddedServer:
         try:
             return await asyncio.shield(asyncio.wrap_future(ready))
         except LLMError as error:
-            raise copied(error) from None
+            raise copy_of(error) from None
 
     def _start(self, ready: Future[str], within: float) -> None:
         try:
-            address = self._started(ready, within)
+            address = self._spawn(ready, within)
         except Exception as error:  # noqa: BLE001  # requests raise only LLMError
             what = f"the embedded server could not be started ({type(error).__name__})"
             failure = error if isinstance(error, LLMError) else errors.ConnectionFailed(what)
@@ -171,14 +171,14 @@ class EmbeddedServer:
             self._failure = None
             ready.set_result(address)
 
-    def _started(self, ready: Future[str], within: float) -> str:
+    def _spawn(self, ready: Future[str], within: float) -> str:
         """Start the process and return its address once it is ready."""
         # -P, because modules in the folder of the program have the names of libraries
         command = [sys.executable, "-P", str(_PROGRAM)]
         pipe = subprocess.PIPE
         with _spawning, self._lock:
             if self._ready is not ready:
-                raise _stopped()
+                raise _stopped_error()
             if self._process and self._process.stdin:  # it died
                 self._process.stdin.close()
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # a constant command
@@ -203,8 +203,8 @@ class EmbeddedServer:
         self._end(process)
         reader.join(_STOP_S)
         if self._ready is not ready:
-            raise _stopped()
-        raise _start_failure(process.returncode, str(report.get("error", "")), log_lines)
+            raise _stopped_error()
+        raise _start_error(process.returncode, str(report.get("error", "")), log_lines)
 
     def ended(self) -> bool:
         """Return whether the process ends soon: a dying process refuses connections before it has ended."""
@@ -298,18 +298,18 @@ def _report(stdout: IO[bytes]) -> dict[str, Any]:
     return {}
 
 
-def copied(error: LLMError) -> LLMError:
+def copy_of(error: LLMError) -> LLMError:
     """Return a copy of the error of a start, because several requests raise it."""
     return type(error)(error.what, hint=error.hint)
 
 
-def _stopped() -> LLMError:
+def _stopped_error() -> LLMError:
     return errors.ConnectionFailed(
         "the embedded server was stopped while it started", hint="Retry: the next request starts it again"
     )
 
 
-def _start_failure(code: int | None, message: str, log_lines: list[str]) -> LLMError:
+def _start_error(code: int | None, message: str, log_lines: list[str]) -> LLMError:
     """Return the error of a server that ended before it was ready."""
     line = _ERROR_LINE.sub("", log_lines[0]) if log_lines else printable(message, _MAX_LOG_CHARS)
     if code in _KILLED:
@@ -337,7 +337,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         """Return whether the next request waits for a start."""
         return not self.server.running
 
-    async def started(self) -> str:
+    async def address(self) -> str:
         """Return the address of the server. Start it if it does not run. Raise LLMError if that fails."""
         self.server.users.add(self)
         return await self.server.address(self._load_timeout)
@@ -347,14 +347,14 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if request.method == "GET" and self.stopped:
             return self._page(request.url.path)
         try:
-            return await self._sent(request)
+            return await self._send(request)
         except httpx.ConnectError:  # nothing was sent, so that the request can be repeated
             if not await asyncio.to_thread(self.server.ended):
                 raise
-            return await self._sent(request)
+            return await self._send(request)
 
-    async def _sent(self, request: httpx.Request) -> httpx.Response:
-        address = httpx.URL(await self.started())
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        address = httpx.URL(await self.address())
         if request.url.path == llamacpp.SPEC.server.load_path:
             return httpx.Response(200, json={"success": True})
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
@@ -369,7 +369,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if path != "/v1/models":
             return httpx.Response(404, headers=llamacpp.HEADERS, json={})
         config, loading = self.server.config, self.server.starting
-        models = llamacpp.unloaded(config.alias, config.trained, config.context, loading=loading)
+        models = llamacpp.cold_model_list(config.alias, config.trained, config.context, loading=loading)
         return httpx.Response(200, headers=llamacpp.HEADERS, json=models)
 
 
@@ -489,11 +489,11 @@ class EmbeddedProvider(BaseProvider):
 
     async def prepare(self) -> None:
         """Import LiteLLM, and start the server. Return when it is ready. Raise LLMError if the start fails."""
-        await asyncio.gather(super().prepare(), self._started())
+        await asyncio.gather(super().prepare(), self._start_server())
 
-    async def _started(self) -> None:
+    async def _start_server(self) -> None:
         if self._transport:
-            await self._explained(self._transport.started(), self.model)
+            await self._explained(self._transport.address(), self.model)
 
     async def aclose(self) -> None:
         """Stop the server if no other provider uses it, and close its connections. The next request starts it again."""

@@ -26,7 +26,7 @@ _IN_MEMORY: Final = ("loaded", "sleeping")
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data") or []
-    has_header = any(sent(page) for page in pages.values())
+    has_header = any(is_llamacpp_page(page) for page in pages.values())
     if not has_header and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
         return None
     props = pages["/props"].body
@@ -42,12 +42,12 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     )
 
 
-def sent(page: Page) -> bool:
+def is_llamacpp_page(page: Page) -> bool:
     """Return whether llama.cpp's server sent a page. It also serves pages with the paths of other servers."""
     return page.headers.get("server") == HEADERS["server"]
 
 
-def unloaded(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
+def cold_model_list(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
     """Return the list of models of a router with one cold model."""
     meta, status = {"n_ctx_train": trained, "n_ctx": context}, {"value": "loading" if loading else "unloaded"}
     return {"data": [{"id": name, "owned_by": _OWNER, "meta": meta, "status": status}]}

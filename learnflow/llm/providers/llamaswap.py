@@ -18,14 +18,14 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
     own = {row.get("id") for row in rows if _type(row) in ("model", "alias")}
-    return Server(models=tuple(_swapped(row, own) for row in rows if text(row.get("id"))))
+    return Server(models=tuple(_model(row, own) for row in rows if text(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
     return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
-def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
+def _model(row: Mapping[str, Any], own: set[Any]) -> Model:
     meta = part(row, "meta", "llamaswap")
     status = text(part(row, "status").get("value"))
     # A peer is another machine. The server does not report the targets of a profile.

@@ -42,7 +42,7 @@ _MARK: Final = "[learnflow: the answer begins here]"
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     version, rows = text(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
-    if version is None or rows is None or llamacpp.sent(pages["/api/version"]):
+    if version is None or rows is None or llamacpp.is_llamacpp_page(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
@@ -62,7 +62,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
                 name=name,
                 aliases=(name.removesuffix(_NEWEST),) if name.endswith(_NEWEST) else (),
                 loaded=None if remote or running is None else name in lengths,
-                chat=_chats(row.get("capabilities"), name),
+                chat=_supports_chat(row.get("capabilities"), name),
                 remote=remote,
                 known=known,
             )
@@ -76,7 +76,7 @@ def _flags(listed: Any) -> dict[str, Any]:
     return {"vision": "vision" in listed, "tools": "tools" in listed, "reasoning": "thinking" in listed}
 
 
-def _chats(listed: Any, name: str) -> bool:
+def _supports_chat(listed: Any, name: str) -> bool:
     return "completion" in listed if isinstance(listed, list) else "embed" not in name.lower()
 
 
@@ -88,7 +88,7 @@ def _read_model(model: Model, page: Mapping[str, Any]) -> Model:
     served = model.known.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
     return replace(
         model,
-        chat=_chats(listed, model.name) if isinstance(listed, list) else model.chat,
+        chat=_supports_chat(listed, model.name) if isinstance(listed, list) else model.chat,
         remote=model.remote or bool(page.get("remote_host") or page.get("remote_model")),
         known={
             **model.known,
@@ -149,18 +149,18 @@ async def _continuation(
     text: str | None = None
     if begun.thinking:  # if the template places the thinking, the mark shows the beginning of the answer
         marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-        rendered = await _rendered(client, {"model": model, "messages": [*plain, marked], **same, **think})
+        rendered = await _render(client, {"model": model, "messages": [*plain, marked], **same, **think})
         if begun.thinking in rendered and _MARK in rendered:
             text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
     if text is None:
-        text = await _rendered(client, {"model": model, "messages": plain, **same, **think})
+        text = await _render(client, {"model": model, "messages": plain, **same, **think})
         opened = text.rstrip().endswith(_THINK)
         text += begun.raw.removeprefix(_THINK) if opened else begun.raw
     raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
     return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=raw)
 
 
-async def _rendered(client: Client, body: Mapping[str, Any]) -> str:
+async def _render(client: Client, body: Mapping[str, Any]) -> str:
     """Return the prompt in the server's template. Nothing is generated. Raise LLMError if that fails."""
     request = {**body, "stream": False, "_debug_render_only": True}
     text = None

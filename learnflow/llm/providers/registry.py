@@ -16,7 +16,7 @@ from .. import settings
 from ..capabilities import unknown
 from ..errors import NotConfigured
 from ..parameters import ALWAYS, SAMPLING
-from ..provider_spec import Api, Dialect, ProviderSpec, named
+from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
 from ..replay import active
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
@@ -52,7 +52,7 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make ven
 
 
 @cache
-def table() -> Mapping[str, ProviderSpec]:
+def vendor_specs() -> Mapping[str, ProviderSpec]:
     """Return the specs without a class: two proxies, and LiteLLM's vendors (``vendors.json``)."""
     vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
@@ -107,10 +107,10 @@ def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) ->
     Raises:
         NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
     """
-    return kind_of(name) or _endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
+    return kind_of(name) or _find_endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
 
 
-def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
+def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
     The error for an invalid or unknown name has no provider. Other errors have the endpoint's name.
@@ -118,15 +118,15 @@ def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
         raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
-    plain = named(CUSTOM, name)
+    plain = endpoint_spec(CUSTOM, name)
     try:
         own = settings.load_provider(plain)
     except NotConfigured as error:
         error.provider = name
         raise
-    if not (own.base_url or given or own.kind or _recorded(name)):
-        near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        names = f"Use {', '.join(SPECS)}, or one of {len(table())} more (learnflow-llm status --all)"
+    if not (own.base_url or given or own.kind or _is_recorded(name)):
+        near = difflib.get_close_matches(name, [*SPECS, *vendor_specs()], 1, cutoff=0.7)
+        names = f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all)"
         own_server = f"for your own server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
         likely = f"Did you mean {near[0]}? learnflow-llm status --all lists all names" if near else ""
         raise NotConfigured(f"unknown provider {name!r}", hint=likely or f"{names}; {own_server}")
@@ -135,16 +135,16 @@ def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec
         what = f"{plain.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
-    return named(kind, name)
+    return endpoint_spec(kind, name)
 
 
 def kind_of(kind: str | None) -> ProviderSpec | None:
     """Return the spec that ``<NAME>_KIND`` names; None if it is not set or unknown."""
     name = (kind or "").strip().lower()
-    return SPECS.get(name) or table().get(name)
+    return SPECS.get(name) or vendor_specs().get(name)
 
 
-def _recorded(name: str) -> bool:
+def _is_recorded(name: str) -> bool:
     """Return whether the replayed cassettes have this provider. It then needs no address."""
     common = settings.load()
     cassettes = active.current(common.llm_replay, common.llm_replay_mode)
