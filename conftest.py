@@ -1,4 +1,4 @@
-"""What every test stands on: an environment of its own, and LiteLLM made ready once."""
+"""Fixtures of all tests: an isolated environment, and LiteLLM, imported once."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import endpoint
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # its deadline is a bound of wall-clock time
+hypothesis.settings.register_profile("any machine", deadline=None)  # its deadline is a limit on wall-clock time
 hypothesis.settings.load_profile("any machine")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: children would ignore Ctrl-C, too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in a background job of a shell; child processes would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine, no .env of the working directory, no proxy; lines of any length."""
+    """Isolate a test from the variables, .env files and proxies of the machine. Lines have any length."""
     for name in list(os.environ):
-        row = name.split("_")[0].lower()
-        if row in (*SPECS, "llm", "lm", "hosted", "llama") or name.lower().endswith("_proxy"):
+        prefix = name.split("_")[0].lower()
+        if prefix in (*SPECS, "llm", "lm", "hosted", "llama") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "10000")
-    monkeypatch.setenv("LLM_PATIENCE", "0")  # a dead server is dead; who tests a restart says so
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))  # the machine's model store is not the test's
+    monkeypatch.setenv("LLM_PATIENCE", "0")  # tests of a restart set it
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))  # for the model store
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def own_log_level() -> Iterator[None]:
-    """What a program that a test runs in this process sets for its log is over with the test."""
+    """Restore the log level, which commands change in this process."""
     logger = logging.getLogger("learnflow.llm")
     before = logger.level
     yield
@@ -52,14 +54,14 @@ def own_log_level() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def litellm_ready() -> None:
-    """Seconds, once: no test's budget pays for it."""
+    """Import LiteLLM before the first test, because that takes seconds."""
     for name in ("custom", "ollama", "openai"):
         asyncio.run(_litellm.prepare(SPECS[name], endpoint(SPECS[name], "http://localhost")))
 
 
 @pytest.fixture
 def events_seen() -> Iterator[list[object]]:
-    """Every event of the test."""
+    """Collect all log events of a test."""
     from learnflow.llm import events  # noqa: PLC0415
 
     seen: list[object] = []
@@ -70,30 +72,22 @@ def events_seen() -> Iterator[list[object]]:
 
 @pytest.fixture
 def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Give each local server a usual address where no server is until a test sets one. No container.
+    """Replace the default addresses of local servers by unused ones, which a test may change. No container.
 
-    Each port stays bound without listening: it refuses connections, and no other process on the machine gets it.
+    The ports are bound without listening. So they refuse connections, and no other process gets them.
     """
-    held = ExitStack()
-    places = {}
+    sockets = ExitStack()
+    urls = {}
     for name in (name for name, spec in SPECS.items() if spec.api.default_url and spec.local):
-        port = held.enter_context(socket.socket())
+        port = sockets.enter_context(socket.socket())
         port.bind(("127.0.0.1", 0))
-        places[name] = f"http://127.0.0.1:{port.getsockname()[1]}"
+        urls[name] = f"http://127.0.0.1:{port.getsockname()[1]}"
 
-    def elsewhere() -> dict[str, Any]:
-        return {
-            name: replace(
-                spec,
-                api=replace(
-                    spec.api,
-                    default_url=places.get(name),
-                ),
-            )
-            for name, spec in registry.discoverable().items()
-        }
+    def places() -> dict[str, Any]:
+        specs = registry.discoverable().items()
+        return {name: replace(spec, api=replace(spec.api, default_url=urls.get(name))) for name, spec in specs}
 
-    monkeypatch.setattr(discovery, "discoverable", elsewhere)
+    monkeypatch.setattr(discovery, "discoverable", places)
     monkeypatch.setattr(settings_sources, "in_container", lambda: False)
-    with held:
-        yield places
+    with sockets:
+        yield urls

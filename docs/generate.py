@@ -1,4 +1,4 @@
-"""Write the tables of the documents from the code, between their marks: ``make tables``. A test compares them."""
+"""Write the generated parts of the documents: ``make tables``. A test compares them with the documents."""
 
 import re
 import textwrap
@@ -55,12 +55,12 @@ def markdown(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def code(*names: str) -> str:
-    """Return the names as code, separated by commas."""
+    """Return names as code, separated by commas."""
     return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
 
 
 def provider_table(language: str) -> str:
-    """Return the table of the providers under contract."""
+    """Return the table of providers."""
     *header, unset, starts, needed, none, no = PROVIDERS[language]
     rows = (
         (
@@ -78,10 +78,10 @@ def provider_table(language: str) -> str:
 def fields(of: type[settings.BaseSettings]) -> Iterator[tuple[str, str, str]]:
     """Yield each variable with its default and its docstring."""
     for name, field in of.model_fields.items():
-        yield name.upper(), shown(field.default), " ".join(str(field.description).split())
+        yield name.upper(), env_value(field.default), " ".join(str(field.description).split())
 
 
-def shown(default: object) -> str:
+def env_value(default: object) -> str:
     """Return a default as it is written in .env."""
     if isinstance(default, bool):
         return str(default).lower()
@@ -89,21 +89,21 @@ def shown(default: object) -> str:
 
 
 def variable_table(language: str, of: type[settings.BaseSettings], prefix: str = "") -> str:
-    """Return the table of the variables of one class of settings."""
+    """Return the table of the variables of a settings class."""
     texts = RUSSIAN if language == "ru" else {}
     rows = (
-        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, text))
-        for name, default, text in fields(of)
+        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, description))
+        for name, default, description in fields(of)
     )
     return markdown(VARIABLES[language], rows)
 
 
 def spelling_table(language: str) -> str:
-    """Return the table of the accepted names of each provider's variables; the first that is set counts."""
+    """Return the table of the names of each provider's variables. The first one that is set applies."""
     settings = ("base_url", "model", "api_key", "api_version")
     rows = (
-        (code(spec.name), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
-        for spec in SPECS.values()
+        (code(name), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
+        for name, spec in SPECS.items()
     )
     return markdown(SPELLINGS[language], rows)
 
@@ -115,12 +115,12 @@ def example() -> str:
         "If both files set a variable, .env wins. The process's environment wins over both. Empty means not set."
     )
     lines.append("")
-    for name, default, text in fields(settings.Settings):
-        lines += [*comment(text), f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}"]
+    for name, default, description in fields(settings.Settings):
+        lines += [*comment(description), f"{name}={'ollama' if name == 'LLM_PROVIDER' else default}"]
     lines += ["", *comment("Inside LearnFlow, LLM_MODEL_<NODE> is the model of one node."), ""]
     lines += comment("The variables of each provider:")
-    for name, _, text in fields(settings.ProviderSettings):
-        lines += comment(f"<NAME>_{name}: {text}")
+    for name, _, description in fields(settings.ProviderSettings):
+        lines += comment(f"<NAME>_{name}: {description}")
     for spec in SPECS.values():
         lines += ["", f"# {spec.title}"]
         for setting in spec.settings:
@@ -141,19 +141,19 @@ def comment(text: str) -> list[str]:
 
 
 def decision_tables() -> str:
-    """Return the tables of failures: the rules, the rules if no provider is left, and the breaker of each error."""
-    does = {
-        "otherwise": "the same provider again: the beginning as it broke, or a prompt to continue",
+    """Return the tables of failures: rules, rules if no provider is left, and circuit breakers."""
+    actions = {
+        "alternative": "the same provider again: a prefill of all of the text, or a prompt to continue",
         "next": "the next provider; if none is left, see below",
         "load": "wait for the load",
-        "again": "after a pause, those providers again whose failure may be transient",
-        "begin again": "those providers again, from the beginning, once",
-        "give up": "raise it",
+        "retry": "after a pause, retry the providers with a transient failure",
+        "restart": "those providers again, from the beginning, once",
+        "raise": "raise it",
     }
     lines: list[str] = []
-    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.NOBODY_LEFT)):
+    for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
-        lines += [f"| {rule.when} | {does[rule.action]} | {rule.text} |" for rule in rules]
+        lines += [f"| {rule.when} | {actions[rule.action]} | {rule.text} |" for rule in rules]
         lines.append("")
     lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
     for kind, meant in decision.VERDICTS:
@@ -166,18 +166,18 @@ def decision_tables() -> str:
 
 
 def error_tree(kind: type[errors.LLMError] = errors.LLMError, above: str = "", branch: str = "") -> Iterator[str]:
-    """Yield each class of errors with the first line of its docstring, below its base."""
-    summary = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
-    yield f"    {above}{branch}{kind.__name__}".ljust(33) + f" {summary}"
-    subclasses = [subclass for subclass in kind.__subclasses__() if subclass.__module__ == errors.__name__]
+    """Yield the lines of the tree of errors. Each class has the first line of its docstring."""
+    description = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+    yield f"    {above}{branch}{kind.__name__}".ljust(33) + f" {description}"
+    below = [error_class for error_class in kind.__subclasses__() if error_class.__module__ == errors.__name__]
     if branch:
         above += "    " if branch.startswith("└") else "│   "
-    for subclass in subclasses:
-        yield from error_tree(subclass, above or " ", "└─ " if subclass is subclasses[-1] else "├─ ")
+    for error_class in below:
+        yield from error_tree(error_class, above or " ", "└─ " if error_class is below[-1] else "├─ ")
 
 
 def with_error_tree() -> str:
-    """Return the module of errors with the tree of its classes."""
+    """Return the module of errors with the tree in its docstring."""
     source = Path(errors.__file__).read_text(encoding="utf-8")
     tree = "".join(f"{line.rstrip()}\n" for line in error_tree())
     return re.sub(r"(?<=\n\n)    LLMError\n(?:     .*\n)*", tree, source, count=1)
@@ -190,7 +190,7 @@ def configuration(language: str) -> list[str]:
 
 
 def written() -> dict[str, str]:
-    """Return each document as it must be."""
+    """Return the required text of each document by its path."""
     blocks = {
         "README.md": [provider_table("en")],
         "README.ru.md": [provider_table("ru")],
@@ -206,8 +206,8 @@ def written() -> dict[str, str]:
 
 def _with(text: str, blocks: list[str]) -> str:
     if len(MARKS.findall(text)) != len(blocks):
-        raise SystemExit("a document has lost its marks: restore 'from the code: make tables' and 'end'")
-    return MARKS.sub(lambda found: found[1] + blocks.pop(0) + found[3], text)
+        raise SystemExit("a document does not have its marks. Restore the comments around its generated tables")
+    return MARKS.sub(lambda match: match[1] + blocks.pop(0) + match[3], text)
 
 
 if __name__ == "__main__":

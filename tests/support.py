@@ -1,4 +1,4 @@
-"""What the tests share: providers for a fault server, chains, a clock, the project's root."""
+"""Helpers that tests share: providers for fault servers, chains, a clock, paths."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_variables() -> set[str]:
-    """Every variable that the settings read."""
+    """Return the names of all variables that the settings read."""
     common = {name.upper() for name in settings.Settings.model_fields}
     return common | {name for spec in SPECS.values() for setting in spec.settings for name in spec.spellings(setting)}
 
 
 def provider_for(server: FaultServer, **options: object) -> BaseProvider:
-    """The provider of the server's dialect, asking the model that it has."""
+    """Return a provider of the server's dialect with the model of the server."""
     return KINDS[server.dialect.name](base_url=server.base_url, model="fault-model", **options)  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ TEXT = "RSA is a public-key cryptosystem. Привет, мир! 🦊 A key pair 
 
 @contextmanager
 def serving(*servers: FaultServer) -> Iterator[asyncio.AbstractEventLoop]:
-    """Run servers in a thread, for code that has a loop of its own or none; yield the loop of that thread."""
+    """Run servers in a thread, for code without a loop or with its own. Yield the loop of the thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -107,7 +107,7 @@ def dead() -> LlamaCppProvider:
 
 
 def router(*providers: LLMProvider, **more: Any) -> RouterProvider:
-    """A chain with a registry of its own."""
+    """Return a chain with its own circuit breakers."""
     return RouterProvider(providers[0], list(providers[1:]), breakers=more.pop("breakers", BreakerRegistry()), **more)
 
 
@@ -123,7 +123,7 @@ class Clock:
 
 @asynccontextmanager
 async def pair(first: str, second: str, fault: Fault | None = None, **more: Any) -> AsyncIterator[tuple[Any, ...]]:
-    """A faulty server, a good one, and the chain over both."""
+    """Run a server with a fault and one without. Yield both, and the chain over them."""
     async with FaultServer(first, TEXT, fault=fault) as one, FaultServer(second, TEXT) as two:  # type: ignore[arg-type]
         providers = [provider_for(one, first_token_timeout=0.5, gap_timeout=0.5), provider_for(two)]
         yield one, two, router(*providers, **more)
@@ -145,17 +145,17 @@ JSON = '{"questions": ["one", "two", "three and four"]}'
 
 
 class Own(ScriptedProvider, RoutableProvider):
-    """A provider of an application's own that goes on with a message that it began."""
+    """A provider of an application that continues a prefill."""
 
     def facts(self, model: str | None) -> Facts:
-        """It continues a beginning."""
+        """Report the support of prefill."""
         return replace(super().facts(model), prefills=True)
 
-    def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
-        """What follows the beginning."""
+    def stream(self, prompt: Any, *arguments: Any, **more: Any) -> Any:
+        """Answer with the text after the prefill."""
         if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
             self.answers.append(TEXT.removeprefix(prompt[-1]["content"]))
-        return super().stream(prompt, *given, **more)
+        return super().stream(prompt, *arguments, **more)
 
 
 def made(kind: type[LLMError], retry_after: float | None = None) -> LLMError:
@@ -184,33 +184,33 @@ async def sent(provider: Any, server: FaultServer, **more: Any) -> dict[str, Any
 
 
 class Obedient(FaultServer):
-    """Calls the first tool that it may, in small pieces; fills the schema that it is given; else it says a sentence."""
+    """A server that calls the first allowed tool, or fills the requested schema, or answers with a sentence."""
 
     def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
-        said = str(seen.body["messages"][-1]["content"])
+        text = str(seen.body["messages"][-1]["content"])
         answered = seen.body["messages"][-1]["role"] == "tool"
-        tools = [] if answered else [each["function"] for each in seen.body.get("tools", ())]
+        tools = [] if answered else [item["function"] for item in seen.body.get("tools", ())]
         choice = seen.body.get("tool_choice")
         if isinstance(choice, dict):
-            tools = [each for each in tools if each["name"] == choice["function"]["name"]]
+            tools = [item for item in tools if item["name"] == choice["function"]["name"]]
         schema = (seen.body.get("response_format") or {}).get("json_schema", {}).get("schema")
         self.pieces, self.calls = ["Done, ", "as ", "you ", "asked."], []
         if tools:
-            arguments = json.dumps(filled(tools[0]["parameters"], said), ensure_ascii=False)
+            arguments = json.dumps(filled(tools[0]["parameters"], text), ensure_ascii=False)
             self.pieces = []
             self.calls = [ToolCallDelta(0, "call_0", tools[0]["name"])]
             self.calls += [ToolCallDelta(0, "", "", piece) for piece in re.findall(r".{1,4}", arguments)]
-        elif schema or "JSON" in said:
+        elif schema or "JSON" in text:
             keys = {"setup": {"type": "string"}, "punchline": {"type": "string"}}
             self.pieces = re.findall(r".{1,4}", json.dumps(filled(schema or {"properties": keys}, "a joke")))
         yield from super()._parts(fault, seen)
 
 
-def filled(schema: dict[str, Any], said: str) -> dict[str, Any]:
-    """An object that fits, made of what was said."""
-    number = re.search(r"\d+", said)
-    values = {"integer": int(number.group()) if number else 1, "string": said[:40], "array": []}
-    return {name: values.get(each.get("type"), said[:40]) for name, each in schema.get("properties", {}).items()}
+def filled(schema: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return an object that fits the schema, with values from the text."""
+    number = re.search(r"\d+", text)
+    values = {"integer": int(number.group()) if number else 1, "string": text[:40], "array": []}
+    return {name: values.get(item.get("type"), text[:40]) for name, item in schema.get("properties", {}).items()}
 
 
 PYPROJECT = "[project]\nname = 'learnflow-core'\ndependencies = [{}]\n"
@@ -226,7 +226,7 @@ def learnflow_checkout(folder: Path) -> None:
 
 
 class KnownAnswer(NamedTuple):
-    """A prompt whose answer a model knows by heart; ``reasoning`` is None if the answer has none."""
+    """A prompt with the answer that a model was trained on. ``reasoning`` is None if the answer has no reasoning."""
 
     prompt: str
     answer: str
@@ -236,9 +236,9 @@ class KnownAnswer(NamedTuple):
 def known_answers(file: Path) -> list[KnownAnswer]:
     """Read a JSON list of ``{"prompt": …, "answer": …}``; ``<think>…</think>`` is separated from the answer."""
     answers = []
-    for each in json.loads(file.read_text(encoding="utf-8")):
-        thought = re.match(r"<think>(.*?)</think>(.*)", each["answer"], re.DOTALL)
-        answers.append(KnownAnswer(each["prompt"], *((thought[2], thought[1]) if thought else (each["answer"], None))))
+    for item in json.loads(file.read_text(encoding="utf-8")):
+        thought = re.match(r"<think>(.*?)</think>(.*)", item["answer"], re.DOTALL)
+        answers.append(KnownAnswer(item["prompt"], *((thought[2], thought[1]) if thought else (item["answer"], None))))
     return answers
 
 
@@ -289,8 +289,8 @@ async def relay(target: str, after: int, reached: Callable[[], bool] = lambda: T
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    for each in writers:  # of connections that are kept alive
-        each.transport.abort()
+    for writer in writers:  # of idle connections
+        writer.transport.abort()
     await asyncio.gather(*filter(None, tasks))
 
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml and what belongs to it, as far as it can be seen without an engine (tests/live has the rest)."""
+"""docker-compose.yml and its files, checked without an engine. tests/live has the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with Compose's own tags, which say how files are merged."""
+    """A YAML loader for Compose's own tags, which control the merge of files."""
 
 
 for tag in ("!override", "!reset"):
@@ -40,17 +40,17 @@ for tag in ("!override", "!reset"):
 
 
 def load(name: str) -> dict[str, Any]:
-    said: dict[str, Any] = yaml.load((ROOT / name).read_text(encoding="utf-8"), Loader)  # noqa: S506  # safe: its base is
-    return said
+    content: dict[str, Any] = yaml.load((ROOT / name).read_text(encoding="utf-8"), Loader)  # noqa: S506  # safe: its base is
+    return content
 
 
 MAIN = load("docker-compose.yml")
 SERVICES: dict[str, dict[str, Any]] = MAIN["services"]
-JOBS = {name for name, said in SERVICES.items() if said["restart"] == "no"}
+JOBS = {name for name, service in SERVICES.items() if service["restart"] == "no"}
 RUNNING = sorted(set(SERVICES) - JOBS)
 
 
-def test_the_rows_that_have_a_service_have_it_here() -> None:
+def test_every_local_server_has_service() -> None:
     assert {spec.server.service for spec in SPECS.values() if spec.server.service} <= set(SERVICES)
     for spec in SPECS.values():
         if spec.server.service:
@@ -59,8 +59,8 @@ def test_the_rows_that_have_a_service_have_it_here() -> None:
             assert spec.api.default_url.partition("://")[2].partition("/")[0].endswith(f":{inside}")
 
 
-def test_nothing_starts_without_a_profile() -> None:
-    assert {profile for said in SERVICES.values() for profile in said["profiles"]} == {
+def test_every_service_has_profile() -> None:
+    assert {profile for service in SERVICES.values() for profile in service["profiles"]} == {
         "local-llm",
         "llamacpp",
         "vllm",
@@ -70,38 +70,38 @@ def test_nothing_starts_without_a_profile() -> None:
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_every_service_is_looked_after(name: str) -> None:
-    said = SERVICES[name]
-    assert said["restart"] == "unless-stopped"
-    assert said["healthcheck"]["test"][0] == "CMD"
-    assert {"interval", "timeout", "retries", "start_period"} <= set(said["healthcheck"])
-    assert said["mem_limit"]
-    for port in said["ports"]:
+def test_service_has_restart_healthcheck_and_memory_limit(name: str) -> None:
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries", "start_period"} <= set(service["healthcheck"])
+    assert service["mem_limit"]
+    for port in service["ports"]:
         assert port.startswith("127.0.0.1:"), "published on this machine only"
 
 
 def test_ollamas_image_has_no_curl() -> None:
-    assert "curl" not in str([said for name, said in SERVICES.items() if name.startswith("ollama")])
+    assert "curl" not in str([service for name, service in SERVICES.items() if name.startswith("ollama")])
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_container_has_bounded_logs_and_the_common_network(name: str) -> None:
-    said = SERVICES[name]
-    assert said["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
-    assert said["networks"] == ["llm"]
+def test_container_has_log_limit_and_common_network(name: str) -> None:
+    service = SERVICES[name]
+    assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+    assert service["networks"] == ["llm"]
     assert MAIN["networks"]["llm"]["name"] == "learnflow-llm"
 
 
-def test_nothing_clashes_with_learnflow() -> None:
+def test_names_and_ports_differ_from_learnflow() -> None:
     assert not set(SERVICES) & LEARNFLOWS_SERVICES
-    ports = [port for said in SERVICES.values() for port in said.get("ports", ())]
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
     published = [int(number) for port in ports for number in re.findall(r":-?(\d+)}?:", port.removeprefix("127.0.0.1"))]
     assert len(published) == len(ports)
     assert not set(published) & LEARNFLOWS_PORTS
     assert len(set(published)) == len(published)
 
 
-def test_what_needs_the_model_waits_until_it_is_there() -> None:
+def test_server_waits_for_model_download() -> None:
     assert SERVICES["ollama-pull"]["depends_on"] == {"ollama": {"condition": "service_healthy"}}
     for name, before in (("ollama-warm-up", "ollama-pull"), ("demo", "ollama-warm-up")):
         assert SERVICES[name]["depends_on"] == {before: {"condition": "service_completed_successfully"}}
@@ -113,7 +113,7 @@ IMAGE = re.compile(r"_IMAGE(?::-|=)((?:[\w.-]+/)*[\w.-]+):([\w.-]+)(@sha256:[0-9
 
 @pytest.mark.parametrize("file", [*FILES, "compose/llamacpp/Dockerfile", "compose/demo/Dockerfile"])
 def test_images_are_pinned(file: str) -> None:
-    """By digest, but for llama.cpp, of whose images none could be looked up."""
+    """By digest, except for llama.cpp, because its digests could not be looked up."""
     text = (ROOT / file).read_text(encoding="utf-8")
     images = IMAGE.findall(text)
     assert len(images) == len(re.findall(r"_IMAGE(?::-|=)", text)) > 0
@@ -122,7 +122,7 @@ def test_images_are_pinned(file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ollama", "llama.cpp", "vllm"])
-def test_every_file_has_the_same_version_of_a_server(name: str) -> None:
+def test_all_files_have_same_version_of_server(name: str) -> None:
     texts = [(ROOT / file).read_text(encoding="utf-8") for file in [*FILES, "compose/llamacpp/Dockerfile"]]
     tags = [tag for text in texts for image, tag, _ in IMAGE.findall(text) if name in image]
     assert len(tags) >= len(FILES) - 1
@@ -130,41 +130,41 @@ def test_every_file_has_the_same_version_of_a_server(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
-    said = SERVICES[name]
-    assert said["cap_drop"] == ["ALL"]
-    assert said["security_opt"] == ["no-new-privileges:true"]
-    assert said["pids_limit"] > 0
-    assert "mem_limit" in said
-    assert "cpus" in said
-    assert "privileged" not in said
-    if name == "vllm":  # its image has no user but root, and compiles into folders of its own
+def test_container_has_least_privileges(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"] > 0
+    assert "mem_limit" in service
+    assert "cpus" in service
+    assert "privileged" not in service
+    if name == "vllm":  # its image has only the user root, and compiles into several folders
         return
-    assert said["read_only"] is True
-    assert said["tmpfs"] == ["/tmp"]  # noqa: S108  # of the container
-    assert not said["user"].startswith(("0", "root"))
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]  # noqa: S108  # of the container
+    assert not service["user"].startswith(("0", "root"))
 
 
-def test_amd_asks_for_the_group_of_the_device_and_has_every_server() -> None:
-    said = load("compose/amd.yml")["services"]
-    assert {"ollama", "llamacpp", "vllm"} <= set(said)
+def test_amd_file_sets_device_group_for_every_server() -> None:
+    services = load("compose/amd.yml")["services"]
+    assert {"ollama", "llamacpp", "vllm"} <= set(services)
     for name in ("ollama", "llamacpp", "vllm"):
-        assert said[name]["devices"] == ["/dev/kfd", "/dev/dri"]
-        assert any("RENDER_GID:?" in group for group in said[name]["group_add"])
+        assert services[name]["devices"] == ["/dev/kfd", "/dev/dri"]
+        assert any("RENDER_GID:?" in group for group in services[name]["group_add"])
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_built_here_is_asked_for_nowhere_else(file: str) -> None:
-    """And each base has a tag of its own, so that none is taken for another."""
-    built = [said for said in load(file)["services"].values() if "build" in said]
+def test_built_images_are_not_pulled(file: str) -> None:
+    """Each base image has its own tag."""
+    built = [service for service in load(file)["services"].values() if "build" in service]
     assert built
-    assert all(said["image"].startswith("localhost/") for said in built)
-    assert all(said.get("pull_policy") == "build" for said in built if file == FILES[0])
+    assert all(service["image"].startswith("localhost/") for service in built)
+    assert all(service.get("pull_policy") == "build" for service in built if file == FILES[0])
     tags = [load(name)["services"]["llamacpp"]["image"] for name in FILES]
     assert len(set(tags)) == len(tags)
 
 
-def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
+def test_privacy_settings_are_set() -> None:
     ollama = SERVICES["ollama"]
     assert ollama["environment"]["OLLAMA_NO_CLOUD"] == "1"
     assert ollama["environment"]["OLLAMA_HOST"] == "0.0.0.0:11434"
@@ -180,15 +180,19 @@ def test_what_keeps_notes_on_the_machine_and_strangers_out_stays_set() -> None:
     assert {name for line in copied for name in line.split()} <= {name[1:] for name in ignored if name.startswith("!")}
 
 
-def test_who_watches_is_on_this_machine_and_asks_nobody_outside() -> None:
-    """And Grafana has no account that a password could belong to."""
+def test_monitoring_is_local_and_sends_nothing() -> None:
+    """Grafana has no account with a password."""
     prometheus, grafana = SERVICES["prometheus"], SERVICES["grafana"]
-    said = grafana["environment"]
-    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
-    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == said["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
-    assert "PASSWORD" not in str(said)
-    assert {said[f"GF_{name}"] for name in ("ANALYTICS_REPORTING_ENABLED", "ANALYTICS_CHECK_FOR_UPDATES")} == {"false"}
-    assert said["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
+    environment = grafana["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert (
+        environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    )
+    assert "PASSWORD" not in str(environment)
+    assert {environment[f"GF_{name}"] for name in ("ANALYTICS_REPORTING_ENABLED", "ANALYTICS_CHECK_FOR_UPDATES")} == {
+        "false"
+    }
+    assert environment["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
     for volume in [*prometheus["volumes"], *grafana["volumes"]]:
         here, _, rest = volume.partition(":")
         assert here in MAIN["volumes"] or ((ROOT / here).exists() and rest.endswith(":ro")), volume
@@ -199,30 +203,30 @@ def test_who_watches_is_on_this_machine_and_asks_nobody_outside() -> None:
     assert (named["names"], named["port"]) == (["graph", "llm-metrics"], 9464)
 
 
-def test_the_models_checksum_is_one() -> None:
+def test_model_has_one_checksum_in_all_files() -> None:
     build = SERVICES["llamacpp"]["build"]["args"]
     assert re.search(r"[0-9a-f]{64}}$", build["MODEL_SHA256"])
     text = (ROOT / "compose/llamacpp/Dockerfile").read_text(encoding="utf-8")
     assert re.search(r'!= "\$MODEL_SHA256" \]; then(.|\n)*exit 1', text)
-    assert "volumes" not in SERVICES["llamacpp"]  # none that could hide the model
+    assert "volumes" not in SERVICES["llamacpp"]  # a volume could hide the model
 
 
-def test_a_gpu_is_only_asked_for_in_files_of_its_own() -> None:
+def test_gpu_is_requested_only_in_gpu_files() -> None:
     assert "devices" not in str(MAIN)
     for name in ("compose/gpu.yml", "compose/amd.yml"):
         assert set(load(name)["services"]) <= set(SERVICES)
         assert "devices" in str(load(name))
-        for said in load(name)["services"].values():
-            assert set(said) <= {"image", "build", "deploy", "devices", "group_add"}
+        for service in load(name)["services"].values():
+            assert set(service) <= {"image", "build", "deploy", "devices", "group_add"}
 
 
-def test_the_override_gives_learnflows_service_our_variables_and_the_model() -> None:
-    """And what it adds is in files of ours, so that LearnFlow's compose file stays as it is."""
-    said = load("compose/learnflow.yaml")
-    (included,) = said["include"]
+def test_override_adds_variables_and_model_to_learnflow_service() -> None:
+    """The additions are in this project's files, so that LearnFlow's compose file does not change."""
+    override = load("compose/learnflow.yaml")
+    (included,) = override["include"]
     assert included["path"].endswith("/docker-compose.yml")
-    graph = said["services"].pop("graph")
-    assert said["services"] == {}
+    graph = override["services"].pop("graph")
+    assert override["services"] == {}
     assert graph["env_file"] == [included["env_file"]]
     assert graph["networks"] == ["default", "llm"]
     (waits,) = graph["depends_on"]
@@ -231,22 +235,22 @@ def test_the_override_gives_learnflows_service_our_variables_and_the_model() -> 
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_templates_are_read_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_templates_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    said = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE))
-    assert said.keys() - {"OPENAI_API_KEY"} <= read_variables()
+    template = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    assert template.keys() - {"OPENAI_API_KEY"} <= read_variables()
     (tmp_path / ".env.local").write_text(text, encoding="utf-8")
     assert settings.load().llm_local_only
     (provider,) = get_provider().providers
-    assert repr(provider).startswith(f"OllamaProvider(base_url={said['OLLAMA_BASE_URL']!r}")
+    assert repr(provider).startswith(f"OllamaProvider(base_url={template['OLLAMA_BASE_URL']!r}")
     inside = {"http://ollama", "http://llamacpp", "http://host.docker.internal"}
     host = {"http://localhost"} if "local" in name else inside
-    assert {url.rpartition(":")[0] for key, url in said.items() if key.endswith("_URL")} == host
+    assert {url.rpartition(":")[0] for key, url in template.items() if key.endswith("_URL")} == host
 
 
 @pytest.mark.parametrize("page", ["docs/learnflow.md", "docs/learnflow.ru.md"])
-def test_what_is_appended_to_learnflows_files_begins_a_line(page: str, tmp_path: Path) -> None:
-    """None of its templates has a newline at its end."""
+def test_appended_text_starts_on_new_line(page: str, tmp_path: Path) -> None:
+    """LearnFlow's templates have no newline at the end."""
     (tmp_path / "learnflow.llm").symlink_to(ROOT)
     folder = tmp_path / "learnflow-ai"
     folder.mkdir()
@@ -266,6 +270,6 @@ def test_what_is_appended_to_learnflows_files_begins_a_line(page: str, tmp_path:
     ]
     assert (folder / own["COMPOSE_FILE"].split(":")[1]).exists()
     assert {"LAST=1", "llm.env"} <= set((folder / ".gitignore").read_text(encoding="utf-8").splitlines())
-    # How LearnFlow's scripts/local-dev.sh reads it.
+    # LearnFlow's scripts/local-dev.sh reads the file in this way.
     shell = 'export $(grep -v "^#" .env.local | xargs) && printf "%s %s" "$LAST" "$LLM_PROVIDER"'
     assert subprocess.check_output(["sh", "-ec", shell], cwd=folder, text=True) == "1 ollama"

@@ -1,4 +1,4 @@
-"""The dashboard that Grafana is given, as far as it can be seen without one (tests/live asks a real Prometheus)."""
+"""The Grafana dashboard, checked without Grafana. tests/live queries a real Prometheus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DASHBOARD: dict[str, Any] = json.loads(
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TITLES = [panel["title"] for panel in PANELS]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
-# Names, and their labels: what the exporter counts.
+# The names and labels of the exported metrics.
 METRICS = {
     name.removeprefix("learnflow_llm_"): set(labels) for name, labels in Metrics(CollectorRegistry()).names.items()
 }
@@ -31,9 +31,9 @@ SECONDS = {name for name in METRICS if name.endswith("_seconds")}
 
 
 def named(text: str) -> set[str]:
-    """The metrics that a query asks for; of a histogram its parts."""
-    found = set(re.findall(r"learnflow_llm_(\w+)", text))
-    parts = {name: re.sub(r"_(bucket|count|sum)$", "", name) for name in found}
+    """Return the metrics of a query, with the parts of histograms."""
+    names = set(re.findall(r"learnflow_llm_(\w+)", text))
+    parts = {name: re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
     for part, name in parts.items():
         assert (part != name) == (name in SECONDS), part
     return set(parts.values())
@@ -43,23 +43,23 @@ def expressions(title: str) -> str:
     return " ".join(target["expr"] for panel in PANELS if panel["title"] == title for target in panel["targets"])
 
 
-def test_all_that_is_counted_is_shown_and_nothing_else() -> None:
+def test_dashboard_shows_exactly_exported_metrics() -> None:
     assert named(" ".join(EXPRESSIONS)) == set(METRICS)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_queries_ask_for_labels_that_are_there(expression: str) -> None:
+def test_queries_use_existing_labels(expression: str) -> None:
     has = set.intersection(*(METRICS[name] for name in named(expression)))
     for name, selector in re.findall(r"learnflow_llm_(\w+)\{([^}]*)\}", expression):
-        asked = set(re.findall(r"(\w+)[!=]~?\"", selector))
-        assert asked <= METRICS[re.sub(r"_(bucket|count|sum)$", "", name)], name
-        assert asked & {"provider", "from"}, "the dashboard's variable chooses"
+        labels = set(re.findall(r"(\w+)[!=]~?\"", selector))
+        assert labels <= METRICS[re.sub(r"_(bucket|count|sum)$", "", name)], name
+        assert labels & {"provider", "from"}, "the dashboard's variable chooses"
     for labels in re.findall(r"by \(([^)]*)\)", expression):
         assert set(labels.split(", ")) <= has | {"le"}
     assert expression.count("(") == expression.count(")")
 
 
-def test_the_documents_queries_ask_for_labels_that_are_there() -> None:
+def test_queries_in_documents_use_existing_labels() -> None:
     text = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
     queries = [line for block in re.findall(r"```promql\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert {name for query in queries for name in named(query)} == {"tokens_total", "cost_dollars_total"}
@@ -82,29 +82,29 @@ def test_the_documents_queries_ask_for_labels_that_are_there() -> None:
         ("Breakers", "breaker_open"),
     ],
 )
-def test_the_seeds_measures_are_there(title: str, metric: str) -> None:
+def test_required_metrics_have_panels(title: str, metric: str) -> None:
     assert TITLES.count(title) == 1
     assert named(expressions(title)) == {metric}
 
 
 @pytest.mark.parametrize("title", ["Time of switching", "First token", "Whole answer", "Waiting for a place"])
-def test_times_are_shown_as_the_usual_and_the_slow(title: str) -> None:
+def test_time_panels_show_median_and_p95(title: str) -> None:
     assert re.findall(r"histogram_quantile\((0\.\d+)", expressions(title)) == ["0.5", "0.95"]
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=TITLES)
-def test_every_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+def test_every_panel_has_description(panel: dict[str, Any]) -> None:
     assert panel["title"]
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
     for target in panel["targets"]:
         assert target["datasource"]["uid"] == panel["datasource"]["uid"]
         assert target["instant"] != target["range"]
-        # over all that is shown, or over the moment: never the one where the other is drawn
+        # a panel shows either the whole range or one moment
         assert ("$__range" in target["expr"]) <= target["instant"]
 
 
-def test_panels_have_their_own_place_and_number() -> None:
+def test_panels_do_not_overlap() -> None:
     every = DASHBOARD["panels"]
     assert len({panel["id"] for panel in every}) == len(every)
     assert len(set(TITLES)) == len(TITLES)
@@ -119,22 +119,24 @@ def test_panels_have_their_own_place_and_number() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in every)
 
 
-def test_grafana_finds_the_data_source_and_the_dashboard() -> None:
+def test_grafana_is_provisioned_with_data_source_and_dashboard() -> None:
     provisioning = MONITORING / "grafana/provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text(encoding="utf-8"))["datasources"]
     (folder,) = yaml.safe_load((provisioning / "dashboards/learnflow.yml").read_text(encoding="utf-8"))["providers"]
     (variable,) = DASHBOARD["templating"]["list"]
     assert {panel["datasource"]["uid"] for panel in [*PANELS, variable]} == {source["uid"]}
-    said = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["grafana"]
-    assert f"./compose/monitoring/grafana/dashboards:{folder['options']['path']}:ro" in said["volumes"]
-    asked = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
-    assert source["jsonData"]["timeInterval"] == asked["global"]["scrape_interval"]
+    grafana = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["grafana"]
+    assert f"./compose/monitoring/grafana/dashboards:{folder['options']['path']}:ro" in grafana["volumes"]
+    prometheus = yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
 
 
-def test_what_is_the_callers_own_is_no_failure_of_a_provider() -> None:
+def test_caller_errors_do_not_count_as_provider_failures() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LLMError)]
     leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not at_fault(kind("x"))}
-    shares = {each for each in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in each}
+    shares = {
+        outcomes for outcomes in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in outcomes
+    }
     assert [set(share.split("|")) for share in shares] == [leaves | {"stop", "length", "tool_calls", "left"}]
 
 
@@ -146,7 +148,7 @@ ALERTS = [
 
 
 @pytest.mark.parametrize("rule", ALERTS)
-def test_alerts_ask_for_what_is_counted_and_say_what_to_do(rule: dict[str, Any]) -> None:
+def test_alerts_use_exported_metrics_and_have_description(rule: dict[str, Any]) -> None:
     (name,) = named(rule["expr"])
     for labels in re.findall(r"by \(([^)]*)\)", rule["expr"]):
         assert set(labels.split(", ")) <= METRICS[name]
@@ -157,5 +159,5 @@ def test_alerts_ask_for_what_is_counted_and_say_what_to_do(rule: dict[str, Any])
     assert {"summary", "action"} == set(rule["annotations"])
 
 
-def test_prometheus_reads_the_alerts() -> None:
+def test_promtool_accepts_alerts() -> None:
     assert yaml.safe_load((MONITORING / "prometheus.yml").read_text(encoding="utf-8"))["rule_files"] == ["alerts.yml"]

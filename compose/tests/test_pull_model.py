@@ -1,4 +1,4 @@
-"""compose/pull-model.sh: what it fetches is whole, or it says what is wrong and what to do."""
+"""compose/pull-model.sh downloads a model completely, or fails with a hint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUM = hashlib.sha256(GGUF).hexdigest()
 
 
 class Hub:
-    """A server of files on loopback; ``breaks`` connections end after ``after`` bytes."""
+    """A file server on loopback. The first ``breaks`` responses end after ``after`` bytes."""
 
     def __init__(self) -> None:
         self.breaks = 0
@@ -37,9 +37,9 @@ class Hub:
                 self._head(200 if hub.heads else 405, len(GGUF) if hub.heads else 0)
 
             def do_GET(self) -> None:
-                asked = self.headers.get("range")
-                hub.ranges.append(asked)
-                at = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+                byte_range = self.headers.get("range")
+                hub.ranges.append(byte_range)
+                at = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
                 at = at if hub.goes_on else 0
                 self._head(206 if at else 200, len(GGUF) - at, at)
                 part = GGUF[at:]
@@ -94,17 +94,17 @@ def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_gguf_arrives_whole_and_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+def test_complete_gguf_is_not_downloaded_again(hub: Hub, tmp_path: Path) -> None:
     ran = run(f"{hub.url}/model.gguf", tmp_path / "models")
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "models" / "model.gguf").read_bytes() == GGUF
     assert re.search(r"model\.gguf: 1 MB to download; \d+ MB are free", ran.stderr)
-    asked = len(hub.ranges)
+    requests = len(hub.ranges)
     again = run(f"{hub.url}/model.gguf", tmp_path / "models")
-    assert (again.returncode, len(hub.ranges)) == (0, asked)
+    assert (again.returncode, len(hub.ranges)) == (0, requests)
 
 
-def test_one_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+def test_broken_download_resumes(hub: Hub, tmp_path: Path) -> None:
     hub.breaks = 2
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -113,14 +113,14 @@ def test_one_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> N
     assert ran.stderr.count("it goes on") == 2
 
 
-def test_a_server_that_cannot_go_on_is_asked_for_all_of_it_again(hub: Hub, tmp_path: Path) -> None:
+def test_download_restarts_if_server_has_no_ranges(hub: Hub, tmp_path: Path) -> None:
     hub.breaks, hub.goes_on = 1, False
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
 
 
-def test_what_has_arrived_is_kept_for_the_next_run(hub: Hub, tmp_path: Path) -> None:
+def test_partial_download_is_resumed_by_next_run(hub: Hub, tmp_path: Path) -> None:
     hub.breaks = 1
     ran = run(f"{hub.url}/model.gguf", tmp_path, PULL_TRIES="1")
     assert ran.returncode == 1
@@ -132,9 +132,7 @@ def test_what_has_arrived_is_kept_for_the_next_run(hub: Hub, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("variables", [{"MODEL_SHA256": "0" * 64}, {}])
-def test_another_file_than_the_one_asked_for_is_thrown_away(
-    hub: Hub, tmp_path: Path, variables: dict[str, str]
-) -> None:
+def test_file_with_wrong_checksum_is_removed(hub: Hub, tmp_path: Path, variables: dict[str, str]) -> None:
     if not variables:
         hub.says = "1" * 64
     ran = run(f"{hub.url}/model.gguf", tmp_path, **variables)
@@ -144,7 +142,7 @@ def test_another_file_than_the_one_asked_for_is_thrown_away(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_another_is_no_model(hub: Hub, tmp_path: Path) -> None:
+def test_file_other_than_gguf_is_refused(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"junk")
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -156,7 +154,7 @@ def test_a_file_that_is_another_is_no_model(hub: Hub, tmp_path: Path) -> None:
     assert not (tmp_path / "other.gguf").exists()
 
 
-def test_a_whole_file_with_an_old_part_needs_no_network(tmp_path: Path) -> None:
+def test_complete_file_with_old_part_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
     (tmp_path / "model.gguf.part").write_bytes(b"x")
     assert run("http://127.0.0.1:9/model.gguf", tmp_path, MODEL_SHA256=SUM).returncode == 0
@@ -165,7 +163,7 @@ def test_a_whole_file_with_an_old_part_needs_no_network(tmp_path: Path) -> None:
     assert "it was not checked" in ran.stderr
 
 
-def test_a_server_that_tells_no_head_is_asked_for_the_file(hub: Hub, tmp_path: Path) -> None:
+def test_download_works_without_head_request(hub: Hub, tmp_path: Path) -> None:
     hub.heads, hub.says = False, ""
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -174,7 +172,7 @@ def test_a_server_that_tells_no_head_is_asked_for_the_file(hub: Hub, tmp_path: P
 
 
 @pytest.mark.parametrize("line", ["//nas/My Share 9999999 1 5242880 1% /models", "udev 1 1 - - /models"])
-def test_odd_file_systems(hub: Hub, tmp_path: Path, line: str) -> None:
+def test_unusual_df_output_is_accepted(hub: Hub, tmp_path: Path, line: str) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "df").write_text(f"#!/bin/sh\necho Filesystem\necho '{line}'\n", encoding="utf-8")
@@ -184,13 +182,13 @@ def test_odd_file_systems(hub: Hub, tmp_path: Path, line: str) -> None:
     assert ("5120 MB are free" if "nas" in line else "cannot be told") in ran.stderr
 
 
-def test_hugging_faces_names_are_understood(hub: Hub, tmp_path: Path) -> None:
+def test_hugging_face_names_are_resolved(hub: Hub, tmp_path: Path) -> None:
     ran = run("hf:owner/repository/folder/model.gguf", tmp_path, HF_ENDPOINT=hub.url)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
 
 
-def test_a_file_that_is_there_needs_no_network(tmp_path: Path) -> None:
+def test_existing_file_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
     assert run("http://127.0.0.1:9/model.gguf", tmp_path, MODEL_SHA256=SUM).returncode == 0
     ran = run("http://127.0.0.1:9/other.gguf", tmp_path)
@@ -198,7 +196,7 @@ def test_a_file_that_is_there_needs_no_network(tmp_path: Path) -> None:
     assert f"put the file at {tmp_path}/other.gguf" in ran.stderr
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_full_disk_fails_before_download(hub: Hub, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "df").write_text("#!/bin/sh\necho Filesystem\necho disk 1 1 2048 1% /\n", encoding="utf-8")
@@ -210,7 +208,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(hub: Hub, t
 
 
 OLLAMA = """#!/bin/sh
-# the words of Ollama's command line, and a folder for a server
+# the commands of Ollama's command line, with a folder instead of a server
 here="$(dirname "$0")/state"
 mkdir -p "$here"
 echo "$*" >>"$here/log"
@@ -241,7 +239,7 @@ def with_ollama(tools: Path, *words: str, **variables: str) -> subprocess.Comple
     return run(*words, PATH=f"{tools}:{os.environ['PATH']}", OLLAMA_MODELS=str(tools), **variables)
 
 
-def test_an_ollama_tag_is_pulled_and_looked_for(ollama: Path) -> None:
+def test_ollama_tag_is_pulled_and_verified(ollama: Path) -> None:
     ran = with_ollama(ollama, "qwen3:0.6b")
     assert ran.returncode == 0, ran.stderr
     assert "qwen3:0.6b: 523 MB to download" in ran.stderr
@@ -250,7 +248,7 @@ def test_an_ollama_tag_is_pulled_and_looked_for(ollama: Path) -> None:
     assert with_ollama(ollama, "qwen3:0.6b").stderr == "qwen3:0.6b is there.\n"
 
 
-def test_a_pull_that_breaks_off_is_taken_up_again(ollama: Path) -> None:
+def test_broken_ollama_pull_is_retried(ollama: Path) -> None:
     (ollama / "state" / "breaks").touch()
     ran = with_ollama(ollama, "qwen3:0.6b")
     assert ran.returncode == 0, ran.stderr
@@ -262,7 +260,7 @@ def test_a_pull_that_breaks_off_is_taken_up_again(ollama: Path) -> None:
     assert "run this again to go on" in ran.stderr
 
 
-def test_a_model_in_the_folder_needs_no_network(ollama: Path, tmp_path: Path) -> None:
+def test_model_in_folder_needs_no_network(ollama: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     (models / "qwen3-0.6b.gguf").write_bytes(GGUF)
@@ -273,23 +271,23 @@ def test_a_model_in_the_folder_needs_no_network(ollama: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "variables", "said"),
+    ("content", "variables", "warning"),
     [
         (GGUF, {}, "No SHA-256 is known of"),
         (GGUF, {"MODEL_SHA256": "0" * 64}, f"has the SHA-256 {SUM}, and must have {'0' * 64}"),
         (b"<html>", {}, "it does not begin with the letters GGUF"),
     ],
 )
-def test_what_is_known_of_a_gguf_of_ones_own_is_said(
-    ollama: Path, tmp_path: Path, content: bytes, variables: dict[str, str], said: str
+def test_gguf_without_known_checksum_prints_warning(
+    ollama: Path, tmp_path: Path, content: bytes, variables: dict[str, str], warning: str
 ) -> None:
     (tmp_path / "qwen3-0.6b.gguf").write_bytes(content)
     ran = with_ollama(ollama, "qwen3:0.6b", MODELS_DIR=str(tmp_path), **variables)
-    assert said in ran.stderr
+    assert warning in ran.stderr
     assert ran.returncode == (0 if content == GGUF and not variables else 1)
 
 
-def test_a_folder_may_be_named_from_here(ollama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_folder_is_accepted(ollama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "qwen3-0.6b.gguf").write_bytes(GGUF)
     monkeypatch.chdir(tmp_path)
@@ -298,7 +296,7 @@ def test_a_folder_may_be_named_from_here(ollama: Path, tmp_path: Path, monkeypat
     assert (ollama / "state" / "qwen3:0.6b").read_bytes() == GGUF
 
 
-def test_a_tag_that_is_not_there_is_not_asked_for_again(ollama: Path) -> None:
+def test_missing_tag_is_not_retried(ollama: Path) -> None:
     (ollama / "state" / "unknown").touch()
     ran = with_ollama(ollama, "nothing:1b")
     assert ran.returncode == 1
@@ -306,14 +304,14 @@ def test_a_tag_that_is_not_there_is_not_asked_for_again(ollama: Path) -> None:
     assert (ollama / "state" / "log").read_text(encoding="utf-8").count("pull ") == 1
 
 
-def test_no_server_is_said_to_be_none(ollama: Path) -> None:
+def test_missing_server_is_reported(ollama: Path) -> None:
     (ollama / "state" / "down").touch()
     ran = with_ollama(ollama, "qwen3:0.6b")
     assert ran.returncode == 1
     assert "ollama serve" in ran.stderr
 
 
-def test_wrong_words_are_explained(ollama: Path) -> None:
+def test_usage_error_prints_help(ollama: Path) -> None:
     assert run().returncode == 2
     assert with_ollama(ollama, "--help").returncode == 2
     ran = run("hf:owner/model")

@@ -38,7 +38,9 @@ def test_bench_shows_every_provider(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert bench.main(["--rounds", "1", "-p", "ollama"]) == 1
 
 
-def test_no_ready_provider_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_without_ready_provider_is_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     assert bench.main([]) == 1

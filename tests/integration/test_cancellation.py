@@ -1,4 +1,4 @@
-"""A dropped stream frees the GPU: the server sees the end of the connection at once, however he leaves."""
+"""A dropped stream frees the GPU: the server sees the connection close at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def gone(server: FaultServer) -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("fault", ["stall", "drip"])
-async def test_leaving_a_for_over_an_unnamed_stream(dialect: str, fault: str) -> None:
+async def test_break_out_of_unnamed_stream_closes_connection(dialect: str, fault: str) -> None:
     async with FaultServer(dialect, fault=Fault(fault)) as server:
         provider = provider_for(server)
         async for piece in provider.stream("hi"):
@@ -36,7 +36,7 @@ async def test_leaving_a_for_over_an_unnamed_stream(dialect: str, fault: str) ->
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_leaving_an_async_with(dialect: str) -> None:
+async def test_exit_of_async_with_closes_connection(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall")) as server:
         async with provider_for(server).stream("hi") as answer:
             async for _ in answer:
@@ -44,7 +44,7 @@ async def test_leaving_an_async_with(dialect: str) -> None:
         await gone(server)
 
 
-async def test_aclose() -> None:
+async def test_aclose_closes_connection() -> None:
     async with FaultServer(fault=Fault("stall")) as server:
         answer = provider_for(server).stream("hi")
         assert await anext(answer) == "The "
@@ -55,7 +55,7 @@ async def test_aclose() -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])
-async def test_aclose_from_another_task_ends_the_wait(fault: Fault) -> None:
+async def test_aclose_from_other_task_ends_iteration(fault: Fault) -> None:
     async with FaultServer(fault=fault) as server:
         answer = provider_for(server).stream("hi")
 
@@ -72,7 +72,7 @@ async def test_aclose_from_another_task_ends_the_wait(fault: Fault) -> None:
         await gone(server)
 
 
-async def test_a_stream_that_failed_does_not_end_quietly_the_second_time() -> None:
+async def test_failed_stream_raises_again_when_iterated_again() -> None:
     async with FaultServer(fault=Fault("drop")) as server:
         answer = provider_for(server).stream("hi")
         with pytest.raises(errors.AnswerCut):
@@ -81,7 +81,7 @@ async def test_a_stream_that_failed_does_not_end_quietly_the_second_time() -> No
             [piece async for piece in answer]
 
 
-async def test_leaving_while_litellm_prepares_leaves_nothing_behind(recwarn: pytest.WarningsRecorder) -> None:
+async def test_cancellation_while_litellm_loads_leaves_no_task(recwarn: pytest.WarningsRecorder) -> None:
     async with FaultServer(fault=Fault("hang")) as server:
         provider = provider_for(server)
         for delay in range(40):
@@ -95,7 +95,7 @@ async def test_leaving_while_litellm_prepares_leaves_nothing_behind(recwarn: pyt
         assert not [str(warning.message) for warning in recwarn]
 
 
-async def test_a_cancellation_from_elsewhere_survives_aclose() -> None:
+async def test_outer_cancellation_survives_aclose() -> None:
     async with FaultServer(fault=Fault("hang")) as server:
         for together in (True, False):
             answer = provider_for(server).stream("hi")
@@ -108,7 +108,7 @@ async def test_a_cancellation_from_elsewhere_survives_aclose() -> None:
                 await reader
 
 
-async def test_a_read_that_was_given_up_does_not_end_quietly_afterwards() -> None:
+async def test_cancelled_read_does_not_end_stream_silently() -> None:
     async with FaultServer(fault=Fault("stall", after=0)) as server:
         answer = provider_for(server).stream("hi")
         with pytest.raises(TimeoutError):
@@ -117,8 +117,8 @@ async def test_a_read_that_was_given_up_does_not_end_quietly_afterwards() -> Non
             [piece async for piece in answer]
 
 
-async def test_a_deadline_holds_while_every_thread_of_the_loop_is_busy() -> None:
-    """Writing the request, looking up the name and connecting need none of them."""
+async def test_deadline_holds_while_all_threads_of_loop_are_busy() -> None:
+    """Writing the request, DNS and connecting use no thread of the loop."""
     async with FaultServer() as server:
         loop, stop = asyncio.get_running_loop(), threading.Event()
         loop.set_default_executor(ThreadPoolExecutor(1))
@@ -129,7 +129,7 @@ async def test_a_deadline_holds_while_every_thread_of_the_loop_is_busy() -> None
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("hang")])
-async def test_cancelling_the_task(fault: Fault) -> None:
+async def test_cancelled_task_closes_connection(fault: Fault) -> None:
     async with FaultServer(fault=fault) as server:
         task = asyncio.create_task(provider_for(server).generate("hi"))
         while not server.seen:
@@ -140,7 +140,7 @@ async def test_cancelling_the_task(fault: Fault) -> None:
         await gone(server)
 
 
-async def test_a_caller_who_fails_in_the_middle() -> None:
+async def test_exception_of_caller_closes_connection() -> None:
     async def broken(answer: TextStream) -> None:
         async for _ in answer:
             raise ValueError("the caller's own")
@@ -152,7 +152,7 @@ async def test_a_caller_who_fails_in_the_middle() -> None:
         await gone(server)
 
 
-async def test_a_stream_that_nobody_iterates_asks_nobody() -> None:
+async def test_stream_that_is_not_iterated_sends_nothing() -> None:
     async with FaultServer() as server:
         answer = provider_for(server).stream("hi")
         await asyncio.sleep(0)
@@ -161,7 +161,7 @@ async def test_a_stream_that_nobody_iterates_asks_nobody() -> None:
         assert server.connections == 0
 
 
-async def test_leaving_is_told_once(events_seen: list[object]) -> None:
+async def test_cancelled_request_emits_one_event(events_seen: list[object]) -> None:
     async with FaultServer(fault=Fault("stall")) as server:
         async with provider_for(server).stream("hi") as answer:
             await anext(answer)
@@ -174,7 +174,7 @@ async def test_leaving_is_told_once(events_seen: list[object]) -> None:
     ]
 
 
-async def test_a_whole_answer_gives_its_connection_back() -> None:
+async def test_complete_response_returns_connection_to_pool() -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
         for _ in range(5):
@@ -182,8 +182,8 @@ async def test_a_whole_answer_gives_its_connection_back() -> None:
         assert server.connections == 1
 
 
-async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
-    """Cancelled at every step of a call: what is open then is idle, in the pool."""
+async def test_cancellation_at_any_step_leaves_no_open_connection() -> None:
+    """A call is cancelled at every step. Open connections are idle in the pool."""
 
     def busy() -> list[str]:
         states = [connection.info() for connection in pool_connections()]
@@ -204,10 +204,10 @@ async def test_whenever_a_caller_leaves_no_connection_is_left() -> None:
 
 
 def pool_connections() -> list[Any]:
-    return [each for own in pool._pools.values() for way in own.connections.values() for each in way._pool.connections]
+    return [one for own in pool._pools.values() for way in own.connections.values() for one in way._pool.connections]
 
 
-WAYS = ("local", "kept", "unstarted", "read by a task", "raises")
+WAYS = ("local", "referenced", "unstarted", "read by a task", "raises")
 
 
 def _provider(base_url: str, depth: str) -> LLMProvider:
@@ -223,7 +223,7 @@ async def _leave(stream: Any, way: str, held: list[Any], server: FaultServer) ->
         async for _ in stream:
             pass
 
-    if way == "kept":
+    if way == "referenced":
         held.append(stream)
     if way == "unstarted":
         return
@@ -240,10 +240,10 @@ async def _leave(stream: Any, way: str, held: list[Any], server: FaultServer) ->
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("depth", ["alone", "router", "nested"])
-def test_stream_left_at_end_of_loop_closes_its_connection_and_warns_nothing(
+def test_stream_left_at_end_of_loop_closes_connection_without_warning(
     depth: str, way: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Run in asyncio's debug mode; a warning, also one of a finaliser, is an error in this suite."""
+    """Run in asyncio's debug mode. Any warning, even of a finalizer, is an error in this suite."""
     server, held = FaultServer("openai", fault=Fault("stall", after=1)), list[Any]()
 
     async def leave() -> None:
@@ -258,14 +258,16 @@ def test_stream_left_at_end_of_loop_closes_its_connection_and_warns_nothing(
         for seen in server.seen:
             asyncio.run_coroutine_threadsafe(seen.gone.wait(), loop).result(30)
     assert bool(server.seen) is (way != "unstarted")
-    logged = [each.getMessage() for each in caplog.records if each.name == "asyncio" and each.levelname != "DEBUG"]
+    logged = [
+        record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelname != "DEBUG"
+    ]
     assert [line for line in logged if "took" not in line] == []  # debug mode names slow callbacks
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("who", ["alone", "router"])
 async def test_stream_in_a_reference_cycle_is_closed_when_collected(who: str) -> None:
-    """The collector may reach what is inside before what is around it; pytest fails for what it cannot raise."""
+    """The collector may finalize inner objects first. pytest fails for exceptions in finalizers."""
 
     class Holder:
         pass

@@ -1,4 +1,4 @@
-"""A provider that failed is left alone, and asked again through a probe or one trial."""
+"""The router skips a failed provider until a probe or a trial succeeds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
 
-async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_seen: list[Any]) -> None:
+async def test_breaker_closes_after_probe_without_request(events_seen: list[Any]) -> None:
     clock = Clock()
     async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT) as one:
         chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))
-        one.script = [Fault("close")] * 2  # a pooled connection is tried once more
+        one.script = [Fault("close")] * 2  # a stale connection is tried once more
         assert (await chain.complete("hi")).provider == "vllm"
         knocked = len(one.seen)
         clock.now += 4
@@ -25,7 +25,7 @@ async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_s
         assert len(one.seen) == knocked
         clock.now += 2
         pages = len(one.pages)
-        assert (await chain.complete("hi")).provider == "vllm"  # the probe runs beside it
+        assert (await chain.complete("hi")).provider == "vllm"  # the probe runs concurrently
         while chain.status()[0]["breaker"] == "open":
             await asyncio.sleep(0.01)
         assert len(one.pages) > pages
@@ -33,17 +33,17 @@ async def test_a_breaker_closes_through_a_probe_before_a_user_is_risked(events_s
         assert [event for event in events_seen if isinstance(event, events.BreakerClosed)]
 
 
-async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:
+async def test_invisible_fault_allows_one_trial() -> None:
     clock = Clock()
     async with FaultServer("vllm", TEXT) as two, FaultServer("llamacpp", TEXT, fault=Fault("hang")) as one:
         chain = router(provider_for(one, first_token_timeout=0.2), provider_for(two), breakers=BreakerRegistry(clock))
         assert (await chain.complete("hi")).provider == "vllm"
         clock.now += 16
-        await chain.complete("hi")  # the probe runs beside it, and finds it well
+        await chain.complete("hi")  # the probe runs concurrently, and succeeds
         await asyncio.sleep(0.2)
         answers = await asyncio.gather(*(chain.complete("hi") for _ in range(10)))
         assert {done.provider for done in answers} == {"vllm"}
-        assert len(one.seen) == 2  # one of the ten went there first
+        assert len(one.seen) == 2  # one of the ten was the trial
         clock.now += 16
         await chain.complete("hi")
         assert len(one.seen) == 2  # the next period is longer
@@ -55,7 +55,7 @@ async def test_what_a_probe_cannot_see_lets_one_request_through() -> None:
         assert chain.status()[0]["breaker"] == "closed"
 
 
-async def test_when_all_are_shut_the_one_that_opens_first_is_tried() -> None:
+async def test_first_breaker_to_close_is_tried_when_all_are_open() -> None:
     async with FaultServer("vllm", TEXT) as one, FaultServer("llamacpp", TEXT) as two:
         one.script, two.script = [Fault("refuse")], [Fault("refuse", refusal="failed", headers={"retry-after": "99"})]
         chain = router(provider_for(one), provider_for(two), retries=0)
@@ -65,7 +65,7 @@ async def test_when_all_are_shut_the_one_that_opens_first_is_tried() -> None:
         assert (await chain.complete("hi")).provider == "vllm"
 
 
-async def test_200_at_once_when_the_primary_dies_none_is_lost_and_it_is_not_knocked_at_again() -> None:
+async def test_200_concurrent_requests_survive_death_of_primary() -> None:
     async with FaultServer("vllm", TEXT) as two:
         async with FaultServer("llamacpp", TEXT, fault=Fault("drop", after=4)) as one:
             chain = router(provider_for(one, max_concurrency=20), provider_for(two))
@@ -77,7 +77,7 @@ async def test_200_at_once_when_the_primary_dies_none_is_lost_and_it_is_not_knoc
         assert len(one.seen) == knocked
 
 
-async def test_leaving_frees_the_server_and_gives_back_the_trial() -> None:
+async def test_cancelled_trial_frees_server_and_breaker() -> None:
     async with pair("vllm", "llamacpp", Fault("stall", after=3)) as (one, _, chain):
         async with chain.stream("hi") as answer:
             await anext(answer)
@@ -85,7 +85,7 @@ async def test_leaving_frees_the_server_and_gives_back_the_trial() -> None:
         assert chain.status()[0]["breaker"] == "closed"
 
 
-async def test_a_trial_that_fails_otherwise_keeps_no_breaker_busy_for_ever() -> None:
+async def test_trial_with_caller_error_releases_breaker() -> None:
     clock = Clock()
     async with FaultServer("openai", TEXT) as one, FaultServer("vllm", TEXT) as two:
         chain = router(provider_for(one), provider_for(two), breakers=BreakerRegistry(clock))

@@ -1,4 +1,4 @@
-"""Loading is not dead: a cold or loading model is waited for, and no farther provider gets the prompt."""
+"""The router waits for a cold or loading model, and no farther provider gets the prompt."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COLD = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason"
 
 
 class Cloud(CustomProvider):
-    """A provider whose text leaves the machine, by its own word."""
+    """A provider that reports itself as not local."""
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
         return {**super().get_capabilities(model), "local": False}
 
 
-async def test_loading_is_not_dead() -> None:
+async def test_loading_server_opens_no_breaker() -> None:
     pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
     async with FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=pages) as one:
         async with FaultServer("vllm", TEXT) as two:
@@ -39,7 +39,7 @@ async def test_loading_is_not_dead() -> None:
         assert (await alone).text == TEXT
 
 
-async def test_a_cold_model_loads_while_another_answers() -> None:
+async def test_cold_model_loads_while_other_provider_answers() -> None:
     cold = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     async with FaultServer("ollama", TEXT, tells=cold) as one, FaultServer("vllm", TEXT) as two:
         chain = router(provider_for(one), provider_for(two))
@@ -52,7 +52,7 @@ async def test_a_cold_model_loads_while_another_answers() -> None:
 
 
 @pytest.mark.parametrize("routing", ["order", "local-first"])
-async def test_a_cold_model_is_waited_for_and_no_cloud_gets_the_prompt(routing: str) -> None:
+async def test_router_waits_for_cold_model_and_cloud_gets_no_prompt(routing: str) -> None:
     async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
         cloud = Cloud(base_url=two.base_url, model="fault-model")
         chain = router(provider_for(one), cloud, routing=routing)
@@ -60,7 +60,7 @@ async def test_a_cold_model_is_waited_for_and_no_cloud_gets_the_prompt(routing: 
         assert two.seen == []
 
 
-async def test_no_share_of_the_time_is_kept_for_a_farther_provider_while_a_model_loads() -> None:
+async def test_load_shares_no_time_with_farther_provider() -> None:
     async with FaultServer("ollama", TEXT, fault=Fault("hang"), tells=COLD) as one, FaultServer("openai", TEXT) as two:
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
         with pytest.raises(errors.DeadlineExceeded):
@@ -68,30 +68,30 @@ async def test_no_share_of_the_time_is_kept_for_a_farther_provider_while_a_model
         assert two.seen == []
 
 
-async def test_warm_first_is_the_operators_word_for_anything_else() -> None:
+async def test_warm_first_uses_cloud_while_model_loads() -> None:
     async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"), routing="warm-first")
         await chain.complete("hi")
         assert (len(one.seen), len(two.seen)) == (0, 1)
 
 
-async def test_a_loading_server_is_waited_for_and_no_cloud_gets_the_prompt() -> None:
+async def test_router_waits_for_loading_server_and_cloud_gets_no_prompt() -> None:
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with (
         FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=loading) as one,
         FaultServer("openai", TEXT) as two,
     ):
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
-        asked = asyncio.create_task(chain.complete("a private prompt"))
+        request = asyncio.create_task(chain.complete("a private prompt"))
         await asyncio.sleep(0.7)
-        assert not asked.done()
+        assert not request.done()
         one.fault = None
         one.tells.update(one.dialect.pages())
-        assert (await asked).provider == "llamacpp"
+        assert (await request).provider == "llamacpp"
         assert two.seen == []
 
 
-async def test_a_load_that_outlasts_its_budget_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_load_beyond_load_timeout_is_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOAD_TIMEOUT", "1")
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with (
@@ -103,8 +103,8 @@ async def test_a_load_that_outlasts_its_budget_is_a_failure_like_any_other(monke
         assert len(two.seen) == 1
 
 
-async def test_a_late_first_token_is_checked_on_the_servers_own_page() -> None:
-    """Unloaded after five idle minutes, of which nobody was told: it loads, and is waited for."""
+async def test_late_first_token_is_checked_against_state_of_server() -> None:
+    """The server unloaded the model after five idle minutes: the router waits for the load."""
     loaded = {"models": [{"name": "fault-model", "context_length": 8192}]}
     async with FaultServer("ollama", TEXT, tells={"/api/ps": loaded}) as one, FaultServer("openai", TEXT) as two:
         cloud = Cloud(base_url=two.base_url, model="fault-model")
@@ -112,16 +112,16 @@ async def test_a_late_first_token_is_checked_on_the_servers_own_page() -> None:
         assert (await chain.complete("hi")).provider == "ollama"
         one.fault = Fault("hang")
         one.tells["/api/ps"] = {"models": []}
-        asked = asyncio.create_task(chain.complete("a private prompt"))
+        request = asyncio.create_task(chain.complete("a private prompt"))
         await asyncio.sleep(0.7)
         one.fault = None
         one.tells["/api/ps"] = loaded
         async with asyncio.timeout(30):
-            assert (await asked).provider == "ollama"
+            assert (await request).provider == "ollama"
         assert two.seen == []
 
 
-async def test_a_server_that_says_loading_for_ever_is_not_hammered() -> None:
+async def test_server_that_loads_forever_is_polled_slowly() -> None:
     async with FaultServer("llamacpp", fault=Fault("refuse", refusal="loading")) as server:
         with pytest.raises(errors.ModelLoading):
             await router(provider_for(server)).generate("hi", timeout=1.5)

@@ -1,4 +1,4 @@
-"""A broken answer is continued by the next provider to the identical text, or it is said that it cannot be."""
+"""A broken answer is continued by the next provider to the identical text, or raises an error."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _narrow(server: FaultServer) -> BaseProvider:
     return provider_for(server)
 
 
-def said(text: str, times: int = 1) -> ScriptedProvider:
+def scripted(text: str, times: int = 1) -> ScriptedProvider:
     return ScriptedProvider([text] * times, name="deviant")
 
 
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str) -> None:
+async def test_stream_is_continued_after_every_fault_at_every_position(dialect: str, name: str) -> None:
     refusals = {"refusal": "failed"} if name == "refuse" else {}
     places = (1, 2, 9, 18) if name in ("cut", "half_line", "drop", "reset", "error_frame", "malformed") else (2,)
     places = (2, 18) if name == "stall" else places  # each costs a time limit
@@ -38,7 +38,7 @@ async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str)
     for after, how in itertools.product(places, ("stream", "generate")):
         fault = Fault(name, after=after, **refusals)
         async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, two, chain):
-            if name == "error_after_finish" and how == "stream":  # shown, and its finish stood: nobody continues it
+            if name == "error_after_finish" and how == "stream":  # shown and finished: it is not continued
                 with pytest.raises(errors.ErrorInAnswer) as caught:
                     await heard(chain, how)
                 assert (caught.value.partial, two.seen) == (TEXT, [])
@@ -47,7 +47,7 @@ async def test_every_fault_at_every_place_loses_nothing(dialect: str, name: str)
 
 
 @pytest.mark.parametrize("second", DIALECTS)
-async def test_every_dialect_goes_on(second: str) -> None:
+async def test_every_dialect_is_continued(second: str) -> None:
     for after in range(len(TEXT.split(" "))):
         async with pair("openai", second, Fault("cut", after=after)) as (_, two, chain):
             async with chain.stream("hi") as answer:
@@ -62,18 +62,18 @@ async def test_every_dialect_goes_on(second: str) -> None:
             assert two.seen
 
 
-async def test_a_single_provider_is_continued_too() -> None:
+async def test_single_provider_continues_its_own_stream() -> None:
     for dialect in DIALECTS:
         async with FaultServer(dialect, TEXT) as server:  # type: ignore[arg-type]
             server.script = [Fault("reset", after=5)]
             async with router(provider_for(server)).stream("hi", max_tokens=100) as answer:
                 assert "".join([piece async for piece in answer]) == TEXT
             assert answer.completion.resumed == 1
-            assert answer.completion.usage.total_tokens is None  # the first part was not counted: unknown stays unknown
+            assert answer.completion.usage.total_tokens is None  # the first part has no usage
 
 
-async def test_a_prefix_that_the_next_one_does_not_recognise() -> None:
-    """What comes is not what was delivered: it is closed, and asked again from where it broke."""
+async def test_continuation_that_does_not_match_prefix() -> None:
+    """The continuation does not repeat the prefix: it is closed, and requested again with all of the text."""
     async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (_, two, chain):
         two.pieces = ["Something ", "else."]
         two.derailed = ["wholly ", "different."]
@@ -83,7 +83,7 @@ async def test_a_prefix_that_the_next_one_does_not_recognise() -> None:
         assert prefixes == ["RSA is a", "RSA is a "]
 
 
-async def test_thinking_is_part_of_the_prefix() -> None:
+async def test_prefix_contains_thinking() -> None:
     thinks = FaultServer("vllm", TEXT, thinking="Let me think.", fault=Fault("cut", after=6))
     async with thinks as one, FaultServer("llamacpp", TEXT) as two, FaultServer("ollama", TEXT) as three:
         for second in (two, three):
@@ -93,14 +93,14 @@ async def test_thinking_is_part_of_the_prefix() -> None:
         assert "<think>Let me think.</think>RSA is" in three.seen[0].body["prompt"]
 
 
-async def test_a_break_while_thinking_begins_again() -> None:
+async def test_break_while_thinking_restarts_answer() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
         one.thinking = "Let me"
         assert await heard(chain, "stream") == TEXT
         assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
 
 
-async def test_the_caller_chooses_what_a_break_means() -> None:
+async def test_resume_option_decides_after_break() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
         got: list[str] = []
         with pytest.raises(errors.AnswerCut) as caught:
@@ -108,14 +108,14 @@ async def test_the_caller_chooses_what_a_break_means() -> None:
                 got.append(piece)
         assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
         assert two.seen == []
-        assert await heard(chain, "generate", resume="raise") == TEXT  # nothing was shown: nothing is lost
+        assert await heard(chain, "generate", resume="raise") == TEXT  # nothing was shown, so that nothing is lost
     with pytest.raises(errors.InvalidRequest, match="resume"):
         chain.stream("hi", resume="sometimes")
     with pytest.raises(errors.NotConfigured, match="resume"):
         RouterProvider(dead(), resume="sometimes")  # type: ignore[arg-type]
 
 
-async def test_json_is_begun_again_where_nothing_was_shown_and_raised_where_it_was() -> None:
+async def test_json_restarts_if_nothing_was_shown_else_raises() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
         one.pieces, two.pieces = JSON.split(" "), JSON.split(" ")
         done = await chain.complete("hi", response_format=Quiz)
@@ -128,7 +128,7 @@ async def test_json_is_begun_again_where_nothing_was_shown_and_raised_where_it_w
         assert two.seen == []
 
 
-async def test_an_overflow_goes_only_to_one_that_can() -> None:
+async def test_overflow_falls_back_only_to_larger_context() -> None:
     tells = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
     refuses = FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="overflow"))
     async with refuses as one, FaultServer("llamacpp", TEXT) as two, FaultServer("vllm", TEXT, tells=tells) as small:
@@ -140,7 +140,7 @@ async def test_an_overflow_goes_only_to_one_that_can() -> None:
             await router(provider_for(small), _narrow(two)).generate("word " * 3000)
 
 
-async def test_a_picture_goes_only_to_one_that_can_see() -> None:
+async def test_image_goes_only_to_provider_with_vision() -> None:
     picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
     blind = {"/props": {"modalities": {"vision": False}}}
     async with FaultServer("llamacpp", TEXT, tells=blind) as one, FaultServer("ollama", TEXT) as two:
@@ -154,8 +154,8 @@ async def test_a_picture_goes_only_to_one_that_can_see() -> None:
             await router(provider_for(one), provider_for(one)).generate(picture)
 
 
-async def test_a_text_whose_finish_stood_is_continued_by_nobody() -> None:
-    """The schema was not kept to: another one begins, or the caller is told."""
+async def test_finished_text_is_not_continued() -> None:
+    """The answer does not match its schema: the next provider starts again, or the error is raised."""
     async with FaultServer("openai", "no JSON") as one, FaultServer("vllm", '{"a": 1}') as two:
         chain = router(provider_for(one), provider_for(two))
         wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
@@ -163,33 +163,33 @@ async def test_a_text_whose_finish_stood_is_continued_by_nobody() -> None:
         assert "assistant" not in str(two.seen[0].body["messages"])
 
 
-async def test_a_refused_beginning_is_asked_for_in_words() -> None:
+async def test_refused_prefill_becomes_prompt_to_continue() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
         two.script = [Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')]
         assert await heard(chain, "stream") == TEXT
         assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "user"]
 
 
-async def test_pictures_are_not_lost_on_the_way() -> None:
+async def test_continuation_contains_images() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
-    asked = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, picture]}]
+    prompt = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, picture]}]
     async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
-        assert "".join([piece async for piece in chain.stream(asked)]) == TEXT
+        assert "".join([piece async for piece in chain.stream(prompt)]) == TEXT
         assert two.seen[-1].path == "/api/chat"
         assert two.seen[-1].body["messages"][0]["images"]
 
 
 @pytest.mark.parametrize("page", [b"no JSON", b"[" * 100_000, b'{"_debug_info": 3}'])
-async def test_a_template_that_cannot_be_had_is_no_end(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_template_becomes_prompt_to_continue(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
         monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
         assert await heard(chain, "stream") == TEXT
-        assert [seen.path for seen in two.seen] == ["/api/chat"]  # asked in words
+        assert [seen.path for seen in two.seen] == ["/api/chat"]  # by a prompt
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "vllm", "llamacpp", "openai"])
-async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
-    """Finished properly, and not even the last word came again: who knows that the answer was over?"""
+async def test_empty_continuation_does_not_end_answer(dialect: str) -> None:
+    """The continuation finished without repeating the last word, so that the answer may be incomplete."""
     text = "one two three four five six seven"
     async with (
         FaultServer("openai", text, fault=Fault("cut", after=4)) as dying,
@@ -206,14 +206,14 @@ async def test_a_continuation_that_says_nothing_is_no_end(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["stream", "generate", "complete"])
-async def test_a_continuation_that_is_none_is_not_joined_and_the_next_is_asked(how: str) -> None:
+async def test_wrong_continuation_is_not_joined_and_next_provider_is_tried(how: str) -> None:
     preface = "Sure, here is the rest: A key pair is built from two large prime numbers."
     async with (
         FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
         FaultServer("openai", TEXT) as three,
     ):
-        deviant = said(preface)
-        third = CustomProvider(base_url=three.base_url, model="other")  # the same one would go first
+        deviant = scripted(preface)
+        third = CustomProvider(base_url=three.base_url, model="other")  # the same model would be first
         chain = router(provider_for(one), deviant, third)
         assert await heard(chain, how) == TEXT
         assert len(deviant.history) == 1
@@ -221,28 +221,31 @@ async def test_a_continuation_that_is_none_is_not_joined_and_the_next_is_asked(h
         assert (state["breaker"], state["failed"]) == ("closed", 0)
 
 
-async def test_where_nobody_can_go_on_a_whole_answer_is_begun_again_once() -> None:
+async def test_generate_restarts_once_if_no_provider_continues() -> None:
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
-        deviant = said("Another answer, which is whole.", 2)
+        deviant = scripted("Another answer, which is whole.", 2)
         done = await router(provider_for(one), deviant, retries=0).complete("hi")
         assert (done.text, done.provider) == ("Another answer, which is whole.", "deviant")
-        assert [len(asked.prompt) for asked in deviant.history] == [3, 2]  # asked in words, and then from the beginning
+        assert [len(call.prompt) for call in deviant.history] == [
+            3,
+            2,
+        ]  # a prompt to continue, then a restart
         with pytest.raises(errors.LLMError):
-            await router(provider_for(one), said("Another one.", 1), retries=0).complete("hi")
+            await router(provider_for(one), scripted("Another one.", 1), retries=0).complete("hi")
 
 
-async def test_where_nobody_can_go_on_a_stream_ends_with_what_was_delivered() -> None:
+async def test_stream_raises_with_delivered_text_if_no_provider_continues() -> None:
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
         pieces = []
         with pytest.raises(errors.AnswerCut) as caught:
-            async for piece in router(provider_for(one), said("Another answer."), retries=0).stream("hi"):
+            async for piece in router(provider_for(one), scripted("Another answer."), retries=0).stream("hi"):
                 pieces.append(piece)
         assert "".join(pieces) == caught.value.partial
         assert TEXT.startswith(caught.value.partial)
-        assert [each.error for each in caught.value.attempts] == ["AnswerCut", "NotContinued"]
+        assert [attempt.error for attempt in caught.value.attempts] == ["AnswerCut", "NotContinued"]
 
 
-async def test_the_same_model_goes_on_before_another_one_that_is_no_farther_away() -> None:
+async def test_same_model_continues_first_among_equally_near_providers() -> None:
     async with (
         FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one,
         FaultServer("vllm", TEXT) as two,
@@ -257,19 +260,19 @@ async def test_the_same_model_goes_on_before_another_one_that_is_no_farther_away
         assert (done.text, done.provider) == (TEXT, "llamacpp")
 
 
-async def test_two_providers_that_die_in_turn_and_fifty_cuts_in_a_row() -> None:
+async def test_fifty_cuts_in_a_row_are_continued() -> None:
     text = " ".join(f"word{at}" for at in range(200))
     async with FaultServer("vllm", text) as one, FaultServer("llamacpp", text) as two:
         one.script, two.script = [Fault("cut", after=3)] * 25, [Fault("reset", after=3)] * 25
         chain = router(provider_for(one), provider_for(two), retries=500)
-        with no_waiting():  # else it would wait half a minute
+        with no_waiting():  # otherwise it waits half a minute
             async with chain.stream("hi", max_tokens=1000) as answer:
                 assert "".join([piece async for piece in answer]) == text
     assert answer.completion.resumed == 50
 
 
-async def test_a_cut_within_the_first_word_is_continued_by_an_engine_that_can() -> None:
-    """Asked from the beginning it begins otherwise; given the beginning it goes on."""
+async def test_cut_within_first_word_is_continued_by_prefill() -> None:
+    """The engine starts differently without a prefill, and continues with one."""
     async with FaultServer("openai", ["RSA", " is old."], fault=Fault("cut", after=1)) as one:
         own = Own(["Sure, RSA is old."], name="own")
         async with router(provider_for(one), own).stream("hi") as answer:

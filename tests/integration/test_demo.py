@@ -1,4 +1,4 @@
-"""``make demo``: a running server, else the embedded model, else recordings, and a word about which."""
+"""``make demo``: a running server, else the embedded model, else recordings, and a line that names it."""
 
 from __future__ import annotations
 

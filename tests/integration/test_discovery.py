@@ -1,4 +1,4 @@
-"""Discovery: which servers there are, by what they say. The usual ports are replaced by free ones."""
+"""Discovery recognises servers by their pages. The default ports are replaced by free ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = b"<!DOCTYPE html><html><body>Jenkins</body></html>"
 JENKINS = dict.fromkeys(("/v1/models", "/props", "/health", "/version", "/api/tags", "/api/version"), PAGE)
 
 
-async def test_servers_are_what_they_say_not_where_they_are(usual: dict[str, str]) -> None:
+async def test_server_kind_is_recognised_by_pages_not_port(usual: dict[str, str]) -> None:
     async with AsyncExitStack() as stack:
         for row, dialect, tells in (
             ("ollama", "vllm", {}),
@@ -35,47 +35,45 @@ async def test_servers_are_what_they_say_not_where_they_are(usual: dict[str, str
             ("lmstudio", "openai", {}),
         ):
             usual[row] = (await stack.enter_async_context(FaultServer(dialect, tells=tells))).root  # type: ignore[arg-type]
-        found = await discover()
-        assert {(one.provider, one.base_url, one.state) for one in found} == {
+        healths = await discover()
+        assert {(one.provider, one.base_url, one.state) for one in healths} == {
             ("vllm", f"{usual['ollama']}/v1", "ready"),
             ("custom", f"{usual['lmstudio']}/v1", "ready"),
         }
 
 
-async def test_configured_addresses_come_before_the_usual_ones(
+async def test_configured_addresses_come_before_default_ones(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with FaultServer("ollama") as one, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as two:
         usual["ollama"] = one.root
         monkeypatch.setenv("OLLAMA_BASE_URL", two.root)
-        found = [(health.base_url, health.state) for health in await discover()]
-        assert found == [(one.root, "ready"), (two.root, "model_missing")]  # the ready ones first
+        healths = [(health.base_url, health.state) for health in await discover()]
+        assert healths == [(one.root, "ready"), (two.root, "model_missing")]  # ready ones first
         monkeypatch.setenv("OLLAMA_BASE_URL", one.root)
         assert [health.base_url for health in await discover()] == [one.root]  # once
 
 
-async def test_a_container_looks_at_the_services_and_the_host(
-    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_container_probes_services_and_host(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)
 
     async def exists(host: str, within: float) -> bool:
         return host in ("ollama", "host.docker.internal")
 
     monkeypatch.setattr(network, "exists", exists)
-    tried = [each.health.base_url for each in await discovery.scan()]
+    tried = [item.health.base_url for item in await discovery.scan()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried
     assert f"http://host.docker.internal:{port}" in tried
-    assert not [url for url in tried if url and "//vllm" in url]  # a name that does not exist here
+    assert not [url for url in tried if url and "//vllm" in url]  # this name does not exist here
 
 
-async def test_nothing_named_means_the_local_server_that_is_ready(usual: dict[str, str]) -> None:
+async def test_ready_local_server_is_used_if_nothing_is_configured(usual: dict[str, str]) -> None:
     async with FaultServer("llamacpp") as server, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as empty:
         usual["vllm"], usual["ollama"] = server.root, empty.root
         provider = get_provider()
         assert isinstance(provider, LLMProvider)
-        assert (server.pages, provider.get_capabilities()["local"]) == ([], True)  # nobody was asked yet
+        assert (server.pages, provider.get_capabilities()["local"]) == ([], True)  # nothing was probed yet
         assert await provider.generate("hi") == "The quick brown fox jumps over the lazy dog."
         assert "".join([piece async for piece in provider.stream("hi")]).endswith("dog.")
         async with provider.stream("hi") as answer:
@@ -86,28 +84,28 @@ async def test_nothing_named_means_the_local_server_that_is_ready(usual: dict[st
         assert await provider.list_models() == ["fault-model"]
         looked = len(server.pages)
         await provider.complete("hi")
-        assert len(server.pages) == looked  # it is looked for once
+        assert len(server.pages) == looked  # one discovery
 
 
-async def test_nothing_named_and_nothing_there(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_if_nothing_is_configured_and_no_server_answers(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     provider = get_provider()
     with pytest.raises(errors.NotConfigured) as caught:
         await provider.generate("hi")
-    said = str(caught.value)
+    message = str(caught.value)
     for needed in (usual["ollama"], usual["vllm"], "LLM_PROVIDER=openai", "ollama pull"):
-        assert needed in said
-    assert "sk-very" not in said
+        assert needed in message
+    assert "sk-very" not in message
     assert not await provider.health_check()
     async with FaultServer("ollama") as server:
         usual["ollama"] = server.root
         assert await provider.generate("hi")  # it was started meanwhile
 
 
-async def test_a_cloud_is_never_used_because_its_key_is_set(
-    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_key_alone_never_selects_cloud(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("openai") as cloud:
         monkeypatch.setenv("OPENAI_API_KEY", "k")
         monkeypatch.setenv("OPENAI_BASE_URL", cloud.root)
@@ -119,7 +117,7 @@ async def test_a_cloud_is_never_used_because_its_key_is_set(
 
 @contextlib.contextmanager
 def silent_servers(count: int) -> Iterator[tuple[list[str], list[int]]]:
-    """Run servers that never answer; yield their URLs, and how many connections were open whenever one was opened."""
+    """Run servers that never respond; yield their URLs, and the number of open connections at each connect."""
     loop, open_now, together = asyncio.new_event_loop(), 0, list[int]()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -149,7 +147,7 @@ def silent_servers(count: int) -> Iterator[tuple[list[str], list[int]]]:
     loop.close()
 
 
-def test_silent_servers_are_probed_at_the_same_time(
+def test_silent_servers_are_probed_concurrently(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {name: spec for name, spec in SPECS.items() if not spec.starts_server}
@@ -158,11 +156,11 @@ def test_silent_servers_are_probed_at_the_same_time(
             monkeypatch.setenv(spec.variable("base_url"), urls.pop())
             monkeypatch.setenv(spec.variable("api_key"), "k")
             usual[name] = urls[0]
-        code, found = status(capsys, "--all", "--timeout", "0.5")
-    assert {each["provider"] for each in found} == set(rows)
-    assert {each["state"] for each in found} == {"down"}
+        code, healths = status(capsys, "--all", "--timeout", "0.5")
+    assert {item["provider"] for item in healths} == set(rows)
+    assert {item["state"] for item in healths} == {"down"}
     assert code == 3
-    assert max(together) >= len(rows)  # one after the other they would be few
+    assert max(together) >= len(rows)  # one after the other there would be few
 
 
 async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
@@ -172,8 +170,10 @@ async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
     assert await discover() == []
 
 
-async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that hangs must not keep the look-ups of others, nor the end of the process."""
+async def test_dead_name_server_does_not_delay_discovery(
+    usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hanging DNS lookup delays neither other lookups nor the end of the process."""
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)
     real, hanging, ended = socket.getaddrinfo, threading.Event(), list[str]()
 
@@ -188,11 +188,11 @@ async def test_dead_name_servers_keep_nobody_waiting(usual: dict[str, str], monk
     async with FaultServer("vllm") as server:
         usual["vllm"] = server.root
         assert [one.state for one in await discover()] == ["ready"]
-        assert ended == []  # found while the name servers were silent
+        assert ended == []  # discovery ended while the name servers were silent
     hanging.set()
 
 
-async def test_many_first_calls_look_once(usual: dict[str, str]) -> None:
+async def test_concurrent_first_calls_discover_once(usual: dict[str, str]) -> None:
     async with FaultServer("llamacpp") as server:
         usual["llamacpp"] = server.root
         provider = get_provider()
@@ -201,7 +201,7 @@ async def test_many_first_calls_look_once(usual: dict[str, str]) -> None:
         assert len([path for _, path in server.pages if path == "/props"]) <= 2
 
 
-async def test_a_found_server_that_goes_is_looked_for_again(usual: dict[str, str]) -> None:
+async def test_discovery_runs_again_after_server_is_gone(usual: dict[str, str]) -> None:
     provider = get_provider()
     async with FaultServer("llamacpp") as one:
         usual["llamacpp"] = one.root
@@ -213,7 +213,7 @@ async def test_a_found_server_that_goes_is_looked_for_again(usual: dict[str, str
         assert (await provider.complete("hi")).provider == "vllm"
 
 
-async def test_nothing_is_asked_of_a_cloud_and_no_key_goes_to_strangers(
+async def test_discovery_sends_nothing_to_clouds_and_no_key_to_servers(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with FaultServer("openai") as cloud, FaultServer("openai") as stranger:
@@ -235,7 +235,7 @@ async def test_nothing_is_asked_of_a_cloud_and_no_key_goes_to_strangers(
         assert set(keys) <= {None, "Bearer no-key"}
 
 
-async def test_a_model_that_leaves_the_machine_is_only_used_when_named(usual: dict[str, str]) -> None:
+async def test_remote_model_is_used_only_if_named(usual: dict[str, str]) -> None:
     tags = {"models": [{"name": "qwen3:0.6b"}, {"name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com"}]}
     async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
         usual["ollama"] = server.root
@@ -258,7 +258,7 @@ async def test_a_model_that_leaves_the_machine_is_only_used_when_named(usual: di
     ],
     ids=["login", "data", "405", "deep", "odd"],
 )
-async def test_odd_pages_are_no_server_and_no_crash(usual: dict[str, str], tells: dict[str, Any]) -> None:
+async def test_undocumented_pages_are_not_a_server(usual: dict[str, str], tells: dict[str, Any]) -> None:
     async with FaultServer("openai", tells=tells) as server:
         usual["vllm"] = usual["llamacpp"] = usual["ollama"] = server.root
         assert [one for one in await discover() if one.ready or one.server] == []
@@ -272,11 +272,11 @@ LLAMA_SWAP = models("llama-swap", status={"value": "unloaded"}, meta={"llamaswap
 READINESS = {"status": "healthy", "db": "Not connected"}
 
 
-async def test_llama_swap_is_recognised_and_found(usual: dict[str, str]) -> None:
+async def test_llama_swap_is_discovered(usual: dict[str, str]) -> None:
     async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
         usual["llamacpp"] = server.root  # they share a port
-        found = await discover()
-        assert [(one.provider, one.base_url, one.state) for one in found] == [
+        healths = await discover()
+        assert [(one.provider, one.base_url, one.state) for one in healths] == [
             ("llamaswap", f"{server.root}/v1", "ready")
         ]
         provider = get_provider()
@@ -284,22 +284,22 @@ async def test_llama_swap_is_recognised_and_found(usual: dict[str, str]) -> None
         assert provider.providers[0].name == "llamaswap"
 
 
-async def test_a_server_behind_a_key_needs_a_key_and_is_not_down(usual: dict[str, str]) -> None:
+async def test_server_that_requires_key_is_not_down(usual: dict[str, str]) -> None:
     locked = {"error": {"code": 401, "message": "An authentication key is required", "type": "invalid_request_error"}}
     names = dict.fromkeys(("/v1/models", "/models"), (401, locked))
     async with FaultServer("openai", tells={**names, "/health/readiness": READINESS}) as server:
         usual["llamacpp"] = server.root
-        found = [one.health for one in await discovery.scan() if one.health.base_url == server.root]
-        assert [(one.provider, one.server, one.state) for one in found] == [
+        healths = [one.health for one in await discovery.scan() if one.health.base_url == server.root]
+        assert [(one.provider, one.server, one.state) for one in healths] == [
             ("litellm_proxy", "LiteLLM's proxy", "unauthorised")
         ]
-        assert "LITELLM_PROXY_API_KEY" in found[0].detail
+        assert "LITELLM_PROXY_API_KEY" in healths[0].detail
 
 
-async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
+async def test_litellm_proxy_is_used_only_with_named_model(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It forwards, nobody knows where: notes go there only when told so, and never under LLM_LOCAL_ONLY."""
+    """A proxy may forward to a cloud: it is used only with a named model, and never under LLM_LOCAL_ONLY."""
     async with FaultServer("openai", tells={"/health/readiness": READINESS, "/models": models("openai")}) as server:
         usual["litellm_proxy"] = server.root
         assert [(one.provider, one.state) for one in await discover()] == [("litellm_proxy", "model_missing")]
@@ -319,13 +319,13 @@ async def test_litellms_proxy_is_not_used_unless_a_model_is_named(
         assert len([one for one in server.seen if one.path.endswith("/chat/completions")]) == sent
 
 
-async def test_what_llama_swap_says_while_a_model_loads_is_no_thinking(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_loading_notice_of_llama_swap_is_not_thinking(monkeypatch: pytest.MonkeyPatch) -> None:
     notices = [{"choices": [{"delta": {"reasoning_content": word}}]} for word in ("llama-swap loading", "...", "Done!")]
     chunks = [
         {"id": "1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
         for delta, end in (({"reasoning_content": "hm"}, None), ({"content": "An answer"}, None), ({}, "stop"))
     ]
-    body = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*notices, *chunks])
+    body = b"".join(b"data: " + json.dumps(item).encode() + b"\n\n" for item in [*notices, *chunks])
     async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
         monkeypatch.setenv("GPU1_KIND", "custom")
@@ -335,14 +335,14 @@ async def test_what_llama_swap_says_while_a_model_loads_is_no_thinking(monkeypat
         assert (done.text, done.reasoning) == ("An answer", "hm")
 
 
-async def test_a_peer_of_llama_swap_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_of_llama_swap_is_not_local(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = {"id": "far/gpt", "owned_by": "llama-swap", "meta": {"llamaswap": {"type": "peer", "peerID": "far"}}}
     tells = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
     async with FaultServer("openai", tells=tells) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
         monkeypatch.setenv("GPU1_KIND", "custom")
         monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
-        assert await get_provider("gpu1").generate("hi")  # the one that is here is meant
+        assert await get_provider("gpu1").generate("hi")  # the local model is meant
         monkeypatch.setenv("GPU1_MODEL", "far/gpt")
         with pytest.raises(errors.NotLocal):
             await get_provider("gpu1").generate("hi")

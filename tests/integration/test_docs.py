@@ -1,4 +1,4 @@
-"""What the documents say can be done: Python is run, commands are run or looked up, links are followed."""
+"""The documents: Python blocks run, commands run or exist, links have targets."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from learnflow.llm.providers.registry import CUSTOM, SPECS
 from learnflow.llm.testing import FaultServer, replaying
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-NAMES = [str(each.relative_to(ROOT)) for each in DOCUMENTS]
+NAMES = [str(item.relative_to(ROOT)) for item in DOCUMENTS]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-# Programs of others, whose words are theirs.
+# Other programs. Their commands are not checked.
 OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest", "uv"}
 
 STORED = hashlib.sha256(b"GGUF").hexdigest()  # of the model in the store
-# Those of Ollama that the documents name.
+# Ollama's commands in the documents.
 MODELS = ["fault-model", "llama3:latest", "qwen3:0.6b", "qwen3.5:4b", "qwen3.5:9b"]
 
 
@@ -59,7 +59,7 @@ def known_variables() -> set[str]:
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Path) -> Iterator[dict[str, FaultServer]]:
-    """Each provider's server, where the environment says; and a model store, so that nothing is downloaded."""
+    """Run a server for each provider, and set its variable; use a model store, so that nothing is downloaded."""
     made = {name: FaultServer(name) for name in DIALECTS}
     with serving(*made.values()):
         for name, server in made.items():
@@ -79,7 +79,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
 
 
 def paste(block: str, names: dict[str, Any], runner: asyncio.Runner) -> None:
-    """Run it as ``python -m asyncio`` runs what is pasted into it, statement by statement."""
+    """Run a block like ``python -m asyncio`` runs pasted text, statement by statement."""
     complete = codeop.CommandCompiler()
     complete.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     lines: list[str] = []
@@ -95,19 +95,17 @@ def paste(block: str, names: dict[str, Any], runner: asyncio.Runner) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(blocks(name, "python")) and name != "CONTRIBUTING.md"])
-def test_python_can_be_pasted_and_runs(
-    name: str, servers: dict[str, FaultServer], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_python_blocks_run(name: str, servers: dict[str, FaultServer], capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     with asyncio.Runner() as runner:
         for block in blocks(name, "python"):
             paste(block.replace("http://localhost:11434", servers["ollama"].base_url), names, runner)
-    prometheus.attach()()  # one page attaches it
+    prometheus.attach()()  # one page attaches a file
     if any("print" in block for block in blocks(name, "python")):
         assert capsys.readouterr().out.strip()
 
 
-async def test_the_vendors_file_of_contributing_answers() -> None:
+async def test_example_vendor_of_contributing_works() -> None:
     (block,) = blocks("CONTRIBUTING.md", "python")
     names: dict[str, Any] = {"__name__": "learnflow.llm.providers.acme", "__package__": "learnflow.llm.providers"}
     exec(block, names)  # noqa: S102
@@ -124,9 +122,9 @@ def commands(name: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_commands_are_there(name: str) -> None:
+def test_commands_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    profiles = {one for said in yaml.safe_load(COMPOSE)["services"].values() for one in said["profiles"]}
+    profiles = {one for service in yaml.safe_load(COMPOSE)["services"].values() for one in service["profiles"]}
     variables = known_variables()
     for words in commands(name):
         while re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
@@ -136,7 +134,7 @@ def test_commands_are_there(name: str) -> None:
         if program == "learnflow-llm":
             name, command, rest = cli.group.resolve_command(click.Context(cli.group), words[1:])
             assert command
-            command.make_context(name, rest)  # test_commands_run runs them
+            command.make_context(name, rest)  # test_console_commands_run runs them
         elif program == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         elif program == "docker":
@@ -150,7 +148,7 @@ def test_commands_are_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("words", sorted({tuple(words) for name in NAMES for words in commands(name)}), ids=shlex.join)
-def test_commands_run(
+def test_console_commands_run(
     words: tuple[str, ...], servers: dict[str, FaultServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -161,28 +159,28 @@ def test_commands_run(
         monkeypatch.setenv(*setting.split("=", 1))
     if words[len(settings)] == "learnflow-llm":
         command = list(words[len(settings) + 1 :])
-        patience = ["--timeout", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is no finding
+        patience = ["--timeout", "20"] if command[0] in ("status", "doctor") else []  # a busy machine is not a fault
         assert cli.main(command + patience) == 0
     elif words[:2] == ("python", "tools/copy_into.py"):
         assert copy_into.main(list(words[2:])) == 0
 
 
 def shown(name: str) -> Iterator[tuple[str, list[str]]]:
-    """Each command of a console that a document shows with what it prints, without what is left out (...)."""
+    """Yield each console command of a document with its printed lines, without omitted parts (...)."""
     for block in blocks(name, "console"):
-        for found in re.finditer(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", block, re.MULTILINE):
-            printed = [part.strip() for line in found[2].splitlines() for part in line.split("...")]
-            yield found[1], [part for part in printed if part]
+        for match in re.finditer(r"^\$ (.+)\n((?:(?!\$ ).*\n)+)", block, re.MULTILINE):
+            printed = [part.strip() for line in match[2].splitlines() for part in line.split("...")]
+            yield match[1], [part for part in printed if part]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(shown(name))])
-def test_consoles_show_what_is_printed(
+def test_console_output_matches_commands(
     name: str, usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = [ROOT / f"cassettes/llamacpp/{name}.yaml" for name in ("health", "stream")]
     for command, lines in shown(name):
         if command == "make test":
-            continue  # it is what runs now
+            continue  # the test itself runs it
         if command == "make demo":
             store_tiny_model(monkeypatch)
             assert demo().main() == 0
@@ -195,12 +193,12 @@ def test_consoles_show_what_is_printed(
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
-def test_a_readme_is_short(name: str) -> None:
+def test_readme_is_short(name: str) -> None:
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_variables_are_read(name: str) -> None:
+def test_documented_variables_are_read(name: str) -> None:
     variables = known_variables()
     for block in blocks(name, "dotenv"):
         for line in block.splitlines():
@@ -208,10 +206,10 @@ def test_variables_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_lead_somewhere(name: str) -> None:
+def test_links_have_targets(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     if name.startswith("docs/learnflow/"):
-        return  # they link what lies beside them in LearnFlow's own docs/
+        return  # they link files of LearnFlow's docs/
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert ((ROOT / name).parent / target).exists(), target
     for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)", text):
@@ -220,12 +218,12 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What the headings are called in an address, on the site and in a repository alike."""
+    """Return the anchors of the headings, which are the same on the site and in a repository."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-def test_every_provider_and_every_variable_of_compose_is_explained() -> None:
+def test_every_provider_and_compose_variable_is_documented() -> None:
     text = (ROOT / "docs/providers.md").read_text(encoding="utf-8")
     for spec in SPECS.values():
         assert f"LLM_PROVIDER={spec.name}\n" in text, spec.name
@@ -235,36 +233,36 @@ def test_every_provider_and_every_variable_of_compose_is_explained() -> None:
 
 
 def structure(name: str) -> list[tuple[str, int]]:
-    """Headings by level, and blocks of code: what two languages must share."""
+    """Return headings by level and blocks of code, which both languages must share."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    found = []
+    structure = []
     marks = r"^(#+) .*$|^```(\w+)$|^(\||- )|(?<=\n\n)(?=[\w`*«])"
     for heading, kind, item in re.findall(marks, text, re.MULTILINE):
-        found.append((kind or item or ("heading" if heading else "paragraph"), len(heading)))
-    return found
+        structure.append((kind or item or ("heading" if heading else "paragraph"), len(heading)))
+    return structure
 
 
 @pytest.mark.parametrize("name", [name.replace(".ru", "") for name in NAMES if ".ru." in name])
-def test_both_languages_have_one_structure(name: str) -> None:
+def test_both_languages_have_same_structure(name: str) -> None:
     both = name, name.replace(".md", ".ru.md")
     assert structure(both[1]) == structure(both[0])
-    code = [list(blocks(each, "python", "console", "dotenv", "text")) for each in both]
-    bare = [[re.sub(r"\s*#.*", "", block) for block in each] for each in code]
-    assert bare[0] == bare[1]  # the same commands; only what is said of them is translated
+    code = [list(blocks(item, "python", "console", "dotenv", "text")) for item in both]
+    bare = [[re.sub(r"\s*#.*", "", block) for block in item] for item in code]
+    assert bare[0] == bare[1]  # the same commands; only the comments are translated
 
 
 @pytest.mark.parametrize("name", ["docs/learnflow.md", "docs/learnflow.ru.md"])
-def test_the_lines_that_learnflow_is_given_import_what_there_is(name: str) -> None:
+def test_lines_for_learnflow_import_existing_names(name: str) -> None:
     lines = re.findall(
         r"^from \.\.llm\.(\S+) import (.+?)(?:  #.*)?$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(lines) == 3
     for place, names in lines:
         module = importlib.import_module(f"learnflow.llm.{place}")
-        assert [each for each in names.split(", ") if not hasattr(module, each)] == []
+        assert [item for item in names.split(", ") if not hasattr(module, item)] == []
 
 
-def test_the_tables_of_the_documents_are_the_codes() -> None:
-    """``make tables`` writes them."""
+def test_tables_of_documents_match_code() -> None:
+    """The fix is ``make tables``."""
     written = runpy.run_path(str(ROOT / "docs" / "generate.py"))["written"]()
     assert [name for name, text in written.items() if (ROOT / name).read_text(encoding="utf-8") != text] == []

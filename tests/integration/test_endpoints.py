@@ -1,4 +1,4 @@
-"""Endpoints by any name: what the environment says of them, and what they say of themselves."""
+"""Endpoints with any name: their variables, and the kinds that they report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def named(monkeypatch: pytest.MonkeyPatch, name: str, server: FaultServer, **mor
         monkeypatch.setenv(f"{prefix}_{variable}", value)
 
 
-async def test_an_endpoint_is_spoken_to_as_its_kind(monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]) -> None:
-    """An Ollama addressed as a plain API would lose the beginnings of long prompts: its own API is used."""
+async def test_endpoint_uses_dialect_of_its_kind(monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]) -> None:
+    """An Ollama as a plain API would drop the start of long prompts, so that its own API is used."""
     async with FaultServer("ollama", TEXT) as one, FaultServer("vllm", TEXT) as two:
         named(monkeypatch, "gpu-1", one, KIND="ollama", CAPABILITIES="no-vision", CONTEXT="8192")
         named(monkeypatch, "gpu2", two, KIND="vLLM")
@@ -50,7 +50,7 @@ NOT_SET = (
 )
 
 
-async def test_an_endpoint_without_a_kind_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endpoint_without_kind_is_refused_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm", TEXT) as server:
         named(monkeypatch, "gpu1", server, KIND="")
         monkeypatch.setenv("LLM_PROVIDER", "gpu1")
@@ -63,7 +63,7 @@ async def test_an_endpoint_without_a_kind_is_refused_before_anything_is_sent(mon
         assert not server.pages
 
 
-async def test_another_kind_than_the_configured_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_of_other_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm", TEXT) as server:
         named(monkeypatch, "gpu1", server, KIND="ollama")
         with pytest.raises(errors.Misconfigured, match="Set GPU1_KIND=vllm"):
@@ -71,7 +71,7 @@ async def test_another_kind_than_the_configured_one_is_named(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("dialect", "kind"), [("ollama", "ollama"), ("llamacpp", "llamacpp"), ("openai", "custom")])
-async def test_status_and_doctor_show_the_kind_to_set(
+async def test_status_and_doctor_show_kind_to_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dialect: Any, kind: str
 ) -> None:
     async with FaultServer(dialect, TEXT) as server:
@@ -89,7 +89,7 @@ async def test_status_and_doctor_show_the_kind_to_set(
         assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 0
 
 
-async def test_status_of_an_endpoint_without_a_kind_that_is_down(
+async def test_status_of_endpoint_without_kind_that_is_down(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
@@ -99,14 +99,14 @@ async def test_status_of_an_endpoint_without_a_kind_that_is_down(
     assert "GPU1_BASE_URL" in shown
 
 
-async def test_a_plain_api_is_a_plain_api(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_api_works_as_custom_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("openai", TEXT) as server:
         named(monkeypatch, "box", server, KIND="custom", API_KEY="key-of-the-box")
         assert await build("box").generate("hi") == TEXT
         assert server.seen[0].headers["authorization"] == "Bearer key-of-the-box"
 
 
-async def test_endpoints_fail_over_and_go_on_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endpoints_fail_over_and_continue_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("cut", after=5)) as one, FaultServer("llamacpp", TEXT) as two:
         named(monkeypatch, "gpu1", one, KIND="vllm")
         named(monkeypatch, "gpu2", two, KIND="llamacpp")
@@ -118,7 +118,7 @@ async def test_endpoints_fail_over_and_go_on_by_their_own_names(monkeypatch: pyt
         assert [state["provider"] for state in chain.status()] == ["gpu1", "gpu2"]
 
 
-async def test_two_endpoints_of_one_kind_share_no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endpoints_of_one_kind_share_no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="failed")) as one, FaultServer("vllm") as two:
         named(monkeypatch, "gpu1", one, KIND="vllm")
         named(monkeypatch, "gpu2", two, KIND="vllm")
@@ -127,9 +127,7 @@ async def test_two_endpoints_of_one_kind_share_no_breaker(monkeypatch: pytest.Mo
         assert [state["breaker"] for state in chain.status()] == ["open", "closed"]
 
 
-async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+async def test_endpoints_of_one_kind_have_separate_recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     async with FaultServer("vllm", ["one"]) as one, FaultServer("vllm", ["two"]) as two:
         named(monkeypatch, "gpu1", one, KIND="vllm")
         named(monkeypatch, "gpu2", two, KIND="vllm")
@@ -140,7 +138,7 @@ async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("gpu1", "GPU1_BASE_URL, and GPU1_KIND"),
         ("olama", r"Did you mean ollama\?"),
@@ -149,19 +147,19 @@ async def test_two_endpoints_of_one_kind_have_recordings_of_their_own(
         ("", "invalid provider name"),
     ],
 )
-def test_a_name_with_no_variable_says_what_was_looked_for(name: str, said: str) -> None:
-    with pytest.raises(errors.NotConfigured, match=said):
+def test_name_without_variables_is_error_with_their_names(name: str, message: str) -> None:
+    with pytest.raises(errors.NotConfigured, match=message):
         RouterProvider(name)
 
 
-def test_a_kind_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_kind_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GPU1_KIND", "vlm")
     with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is not a kind of server.*vllm"):
         build("gpu1")
 
 
-def test_a_key_of_an_endpoint_goes_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_of_endpoint_is_sent_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GPU1_KIND", "vllm")
     monkeypatch.setenv("GPU1_API_KEY", "key-of-gpu1")
@@ -172,7 +170,7 @@ def test_a_key_of_an_endpoint_goes_only_there(monkeypatch: pytest.MonkeyPatch) -
     assert build("gpu1").endpoint.key is None
 
 
-async def test_the_command_line_calls_an_endpoint_by_its_name(
+async def test_command_line_accepts_endpoint_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], usual: dict[str, str]
 ) -> None:
     async with FaultServer("vllm", TEXT) as server:
@@ -186,7 +184,7 @@ async def test_the_command_line_calls_an_endpoint_by_its_name(
         assert "GPU1_BASE_URL (in the environment)" in capsys.readouterr().out
 
 
-async def test_one_wrong_variable_of_an_endpoint_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_variable_of_endpoint_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("vllm", TEXT) as server:
         named(monkeypatch, "gpu2", server, KIND="vllm")
         for variable, value in (("GPU1_CONTEXT", "abc"), ("GPU1_KIND", "vlm")):
@@ -198,7 +196,7 @@ async def test_one_wrong_variable_of_an_endpoint_stops_nobody_else(monkeypatch: 
 
 
 async def test_endpoints_at_one_address_share_no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two accounts at one gateway: a key that is refused is that endpoint's fault."""
+    """Two accounts at one gateway: a refused key opens the breaker of its endpoint only."""
     async with FaultServer("vllm", TEXT, key="right") as server:
         named(monkeypatch, "acct1", server, KIND="vllm", API_KEY="wrong")
         named(monkeypatch, "acct2", server, KIND="vllm", API_KEY="right")
@@ -218,21 +216,19 @@ async def test_cassettes_need_no_address(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert await get_provider().generate("hi") == TEXT
 
 
-async def test_what_was_made_in_a_replay_stays_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+async def test_provider_made_in_replay_stays_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     async with FaultServer("vllm", TEXT) as server:
         named(monkeypatch, "gpu1", server, KIND="vllm")
         with recording(tmp_path):
             await build("gpu1").generate("hi")
-        asked = len(server.seen)
+        count = len(server.seen)
         with replaying(tmp_path):
             provider = build("gpu1")
         assert await provider.generate("hi") == TEXT
-        assert len(server.seen) == asked
+        assert len(server.seen) == count
 
 
-async def test_an_endpoint_that_is_down_has_events_like_any_other(
-    monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]
-) -> None:
+async def test_endpoint_that_is_down_emits_events(monkeypatch: pytest.MonkeyPatch, events_seen: list[Any]) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("GPU1_KIND", "custom")
     with pytest.raises(errors.ConnectionFailed):

@@ -1,4 +1,4 @@
-"""Several machines as one: equals share the work by what they have read before, and one that fails is replaced."""
+"""Equals share requests by cached prefixes, and a failed one is replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 def flying() -> list[int]:
-    """Requests under way, of this loop."""
+    """Return the requests in flight of this loop."""
     return list(CAPACITY.loops.get(asyncio.get_running_loop(), {}).values())
 
 
@@ -32,12 +32,12 @@ def flying() -> list[int]:
 async def nothing_held() -> AsyncIterator[None]:
     CAPACITY.prompts.clear()
     yield
-    assert not flying()  # whatever happened, every place was left
+    assert not flying()  # every slot is released
 
 
 @pytest.fixture
 async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FaultServer]]:
-    """gpu1 and gpu2, each of which takes one request at once, and a third that is no equal."""
+    """Run gpu1 and gpu2, each with a concurrency limit of one, and a third that is no equal."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(FaultServer("llamacpp", TEXT)) for _ in range(3)]
         for name, server in zip(("gpu1", "gpu2", "gpu3"), servers, strict=True):
@@ -51,57 +51,55 @@ def material(number: int, question: int) -> str:
     return f"Material {number}: {'one two three ' * 400}\nQuestion {question}"
 
 
-async def test_equals_are_named_by_a_plus_and_so_is_the_router(
-    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_plus_in_router_name_joins_equals(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "gpu1 + gpu2, gpu3")
     assert get_provider().name == "gpu1+gpu2,gpu3"
     assert RouterProvider(primary=["gpu1", "gpu2"], fallback=["gpu3"]).name == "gpu1+gpu2,gpu3"
     assert RouterProvider("gpu1", ["gpu2"]).name == "gpu1,gpu2"
-    assert [each["rank"] for each in get_provider().status()] == [0, 0, 1]
+    assert [row["rank"] for row in get_provider().status()] == [0, 0, 1]
 
 
-async def test_explain_and_status_tell_rank_requests_under_way_and_the_share_from_cache(
+async def test_explain_and_status_show_rank_requests_in_flight_and_cached_share(
     two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = RouterProvider("gpu1+gpu2", ["gpu3"])
-    assert [each.rank for each in choices_of(router, "hi")] == [0, 0, 1]
-    assert [(each["in_flight"], each["cached"]) for each in router.status()] == [(0, None)] * 3
+    assert [row.rank for row in choices_of(router, "hi")] == [0, 0, 1]
+    assert [(row["in_flight"], row["cached"]) for row in router.status()] == [(0, None)] * 3
     usage = {"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 90}}
-    said = {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": usage}
+    output = {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": usage}
     for server in two:
-        server.script = [Fault("refuse", status=200, body=json.dumps(said).encode())]
+        server.script = [Fault("refuse", status=200, body=json.dumps(output).encode())]
     await router.generate("hi")
-    assert sorted(each["cached"] or 0 for each in router.status()) == [0, 0, 0.9]
+    assert sorted(row["cached"] or 0 for row in router.status()) == [0, 0, 0.9]
     for server in two:
         server.fault = Fault("stall", after=1)
     async with router.stream("hi") as busy:
         await anext(busy)
-        assert sorted(each["in_flight"] for each in router.status()) == [0, 0, 1]
-        assert {each["room"] for each in router.status()} == {1}
+        assert sorted(row["in_flight"] for row in router.status()) == [0, 0, 1]
+        assert {row["room"] for row in router.status()} == {1}
 
 
-async def test_the_servers_own_slots_are_its_places(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPU1_MAX_CONCURRENCY")
     two[0].tells["/props"] = {**two[0].tells["/props"], "total_slots": 3}
     router = RouterProvider("gpu1+gpu2")
     await router.generate("hi")
-    assert [each["room"] for each in router.status()] == [3, 1]
+    assert [row["room"] for row in router.status()] == [3, 1]
 
 
-async def test_a_conversation_stays_where_its_beginning_is(two: list[FaultServer]) -> None:
+async def test_conversation_goes_to_server_with_its_prefix_in_cache(two: list[FaultServer]) -> None:
     router = RouterProvider("gpu1+gpu2")
-    for number in range(16):  # of six, all are at one place once in 32 runs: a hash of random ports decides
+    for number in range(16):  # a hash of random ports decides: in one of 32 runs all six go to one server
         before = [len(server.seen) for server in two]
         for question in range(3):
             await router.generate(material(number, question))
-        asked = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
-        assert sorted(asked) == [0, 0, 3]
-    assert all(server.seen for server in two[:2])  # and not all of them at one place
+        counts = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
+        assert sorted(counts) == [0, 0, 3]
+    assert all(server.seen for server in two[:2])  # not all at one server
 
 
 @pytest.mark.parametrize("system", ["", "You teach. " * 200])
-async def test_a_text_is_known_wherever_it_stands(two: list[FaultServer], system: str) -> None:
+async def test_repeated_text_is_recognised_at_any_position(two: list[FaultServer], system: str) -> None:
     """LearnFlow sends text and question in one system prompt; others have a long one before every text."""
     router = RouterProvider("gpu1+gpu2")
     for number in range(4):
@@ -109,11 +107,11 @@ async def test_a_text_is_known_wherever_it_stands(two: list[FaultServer], system
         for question in range(3):
             text = f"{system}Material {number}: {f'lesson {number} ' * 500}\nQuestion {question}"
             await router.generate([{"role": "system", "content": text}, {"role": "user", "content": "Answer it."}])
-        asked = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
-        assert sorted(asked) == [0, 0, 3]
+        counts = [len(server.seen) - there for server, there in zip(two, before, strict=True)]
+        assert sorted(counts) == [0, 0, 3]
 
 
-async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: list[FaultServer]) -> None:
+async def test_requests_go_to_idle_equal_and_wait_only_if_all_are_full(two: list[FaultServer]) -> None:
     for server in two:
         server.fault = Fault("slow", seconds=0.005)
     router = RouterProvider("gpu1+gpu2", ["gpu3"])
@@ -121,9 +119,9 @@ async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: 
 
     async def ask(question: int) -> str:
         nonlocal most
-        said = await router.generate(material(1, question))
+        output = await router.generate(material(1, question))
         most = max(most, *flying(), 0)
-        return said
+        return output
 
     assert await asyncio.gather(*map(ask, range(8))) == [TEXT] * 8
     one, other, lower = (len(server.seen) for server in two)
@@ -132,7 +130,7 @@ async def test_requests_go_to_the_idle_one_and_wait_only_when_all_are_full(two: 
     assert most == 1
 
 
-async def test_a_freed_place_takes_the_request_whose_beginning_it_holds(two: list[FaultServer]) -> None:
+async def test_freed_slot_goes_to_request_with_cached_prefix(two: list[FaultServer]) -> None:
     for server in two:
         server.fault = Fault("slow", seconds=0.005)
     router = RouterProvider("gpu1+gpu2")
@@ -140,11 +138,11 @@ async def test_a_freed_place_takes_the_request_whose_beginning_it_holds(two: lis
     for server in two[:2]:
         numbers = [str(request.body["messages"]).partition("Material ")[2][0] for request in server.seen]
         changes = sum(a != b for a, b in itertools.pairwise(numbers))
-        assert changes <= 1, numbers  # at the end one helps the other
+        assert changes <= 1, numbers  # at the end one server takes requests of the other
 
 
 @pytest.mark.parametrize(("spill", "lower"), [("no", 0), ("local", 1), ("cloud", 1)])
-async def test_a_lower_rank_is_used_for_lack_of_places_only_where_told(
+async def test_full_equals_spill_to_next_rank_only_with_llm_spill(
     two: list[FaultServer], monkeypatch: pytest.MonkeyPatch, spill: str, lower: int
 ) -> None:
     monkeypatch.setenv("LLM_SPILL", spill)
@@ -155,7 +153,7 @@ async def test_a_lower_rank_is_used_for_lack_of_places_only_where_told(
     assert len(two[2].seen) == lower
 
 
-async def test_waiting_for_a_place_ends_with_the_deadline(two: list[FaultServer]) -> None:
+async def test_wait_for_slot_ends_at_deadline(two: list[FaultServer]) -> None:
     for server in two:
         server.fault = Fault("hang")
     router = RouterProvider("gpu1+gpu2")
@@ -170,7 +168,7 @@ async def test_waiting_for_a_place_ends_with_the_deadline(two: list[FaultServer]
     assert not flying()
 
 
-async def test_a_caller_that_leaves_gives_its_place_back(two: list[FaultServer]) -> None:
+async def test_cancelled_request_releases_slot(two: list[FaultServer]) -> None:
     for server in two:
         server.fault = Fault("hang")
     router = RouterProvider("gpu1+gpu2")
@@ -186,7 +184,7 @@ async def test_a_caller_that_leaves_gives_its_place_back(two: list[FaultServer])
     assert await router.generate("hi") == TEXT
 
 
-async def test_a_broken_answer_is_continued_by_an_equal_first(two: list[FaultServer]) -> None:
+async def test_broken_answer_is_continued_by_equal_first(two: list[FaultServer]) -> None:
     router = RouterProvider(["gpu1", "gpu2"], ["gpu3"])
     await router.generate("hi")
     next(server for server in two if server.seen).script = [Fault("cut", after=4)]
@@ -195,9 +193,7 @@ async def test_a_broken_answer_is_continued_by_an_equal_first(two: list[FaultSer
     assert not two[2].seen
 
 
-async def test_one_that_dies_among_many_loses_no_answer(
-    two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_death_of_one_equal_loses_no_answer(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
     dying = FaultServer("llamacpp", TEXT, fault=Fault("slow", seconds=0.003))
     await dying.__aenter__()
     monkeypatch.setenv("GPU2_BASE_URL", dying.root)
@@ -208,14 +204,14 @@ async def test_one_that_dies_among_many_loses_no_answer(
         return "".join([piece async for piece in router.stream(material(question % 2, question))])
 
     tasks = [asyncio.create_task(ask(question)) for question in range(12)]
-    while len(dying.seen) < 2:  # in the middle of all that
+    while len(dying.seen) < 2:  # while others run
         await asyncio.sleep(0.005)
     await dying.__aexit__(None, None, None)
     assert await asyncio.gather(*tasks) == [TEXT] * 12
 
 
-async def test_a_slower_equal_is_never_above_its_bound() -> None:
-    """A hundred requests, no limits of the servers: none is more than a quarter above its share, and one."""
+async def test_slow_equal_never_exceeds_its_limit() -> None:
+    """A hundred requests without limits: no server has more than its share, a quarter, and one."""
     places, rooms, fast = Capacity(), {"fast": None, "slow": None, "third": None}, list[Slot]()
     for number in range(100):
         head = (f"the same {number % 2}",)
@@ -229,7 +225,7 @@ async def test_a_slower_equal_is_never_above_its_bound() -> None:
 
 
 @pytest.mark.parametrize("behind", [1, 17, 40])
-async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behind: int) -> None:
+async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None:
     places, rooms = Capacity(), {"gpu1": 1}
     place = places.take("gpu1", None, KNOWN)
     places.prompts["gone"] = OrderedDict({("held by one that has gone",): None})
@@ -237,7 +233,7 @@ async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behin
     async def one(head: str) -> str:
         nonlocal place
         turn, taken = places.ticket(), None
-        while not taken:  # it looks again, and keeps its turn
+        while not taken:  # it chooses again, in its turn
             taken = await places.wait(
                 {**rooms, "gone": 0}, KNOWN if head == "known" else (head,), turn, 9 if head == "known" else 1e-3
             )
@@ -264,14 +260,14 @@ async def test_nobody_waits_for_ever_behind_those_whose_beginning_is_there(behin
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_sizes_of_the_servers_decide_the_shares() -> None:
+async def test_limits_of_servers_decide_their_shares() -> None:
     places, rooms = Capacity(), {"small": 2, "large": 8}
     for number in range(10):
         places.take(places.ordered(rooms, (str(number),))[0], None, (str(number),))
     assert {name: places.in_flight(name) for name in rooms} == rooms
 
 
-def test_what_a_closed_loop_left_behind_takes_no_place() -> None:
+def test_closed_loop_leaves_no_slot_taken() -> None:
     places = Capacity()
 
     async def leaves_without_a_word() -> None:
@@ -290,26 +286,26 @@ ODD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-async def test_an_odd_prompt_is_refused_by_name(two: list[FaultServer], name: str) -> None:
+async def test_invalid_prompt_is_refused_by_name(two: list[FaultServer], name: str) -> None:
     for router in (RouterProvider("gpu1+gpu2"), RouterProvider("gpu1")):
         with pytest.raises(errors.LLMError):
             await router.generate(ODD[name])
 
 
 @pytest.mark.parametrize("command", ["status", "doctor", "explain hi", "ask hi"])
-async def test_the_commands_know_equals(
+async def test_commands_accept_equals(
     two: list[FaultServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "gpu1+gpu2,gpu3")
     code = await asyncio.to_thread(main.main, command.split())
-    said = capsys.readouterr()
-    assert (code, "gpu1+gpu2" in said.err) == (0, False), said
+    output = capsys.readouterr()
+    assert (code, "gpu1+gpu2" in output.err) == (0, False), output
     if command != "ask hi":
-        assert "gpu1" in said.out
-        assert "gpu2" in said.out
+        assert "gpu1" in output.out
+        assert "gpu2" in output.out
 
 
-async def test_two_provider_objects_of_one_address_share_its_limit() -> None:
+async def test_providers_of_one_address_share_its_limit() -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("stall", after=1)) as server:
         one, other = (VLLMProvider(base_url=server.base_url, model="fault-model", max_concurrency=1) for _ in range(2))
         async with one.stream("hi") as busy:
@@ -326,8 +322,8 @@ async def test_two_provider_objects_of_one_address_share_its_limit() -> None:
         assert len(server.seen) == 2
 
 
-async def test_an_unreachable_server_is_not_waited_for_one_by_one() -> None:
-    """Who waits behind a request that found nobody there fails with it."""
+async def test_queued_requests_do_not_wait_one_by_one_for_unreachable_server() -> None:
+    """Requests queued behind one that finds the server unreachable fail with it."""
     provider = VLLMProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m", max_concurrency=1)
     outcomes = await asyncio.gather(*(provider.generate("hi") for _ in range(3)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {errors.ConnectionFailed}

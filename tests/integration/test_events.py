@@ -15,7 +15,7 @@ from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
 
-async def test_one_line_of_log_for_each_request_and_never_its_content(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_request_logs_one_line_without_content(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="learnflow.llm")
     async with FaultServer() as server:
         provider = provider_for(server)
@@ -24,7 +24,7 @@ async def test_one_line_of_log_for_each_request_and_never_its_content(caplog: py
         with pytest.raises(errors.AuthenticationFailed):
             await provider.generate("private prompt")
     lines = [record for record in caplog.records if record.name == "learnflow.llm"]
-    assert [record.levelname for record in lines] == ["INFO", "ERROR"]  # a wrong key is shouted
+    assert [record.levelname for record in lines] == ["INFO", "ERROR"]  # a wrong key is an error line
     assert "provider='custom'" in lines[0].message
     assert "completion_tokens=7" in lines[0].message
     assert "AuthenticationFailed" in lines[1].message
@@ -32,7 +32,7 @@ async def test_one_line_of_log_for_each_request_and_never_its_content(caplog: py
     assert "quick" not in caplog.text
 
 
-async def test_events_hold_no_text_of_a_prompt_or_an_answer(events_seen: list[events.LogEvent]) -> None:
+async def test_events_contain_no_prompt_or_answer(events_seen: list[events.LogEvent]) -> None:
     async with FaultServer("openai", fault=Fault("cut", after=3)) as one, FaultServer("vllm") as two:
         router = RouterProvider(provider_for(one), [provider_for(two)], breakers=BreakerRegistry())
         assert await router.generate("private prompt")
@@ -44,7 +44,7 @@ async def test_events_hold_no_text_of_a_prompt_or_an_answer(events_seen: list[ev
         assert not re.search("private|quick|brown", repr(shown))
 
 
-async def test_an_application_that_configured_structlog_gets_the_event_there() -> None:
+async def test_configured_structlog_receives_events() -> None:
     try:
         with structlog.testing.capture_logs() as logs:
             async with FaultServer() as server:
@@ -54,7 +54,7 @@ async def test_an_application_that_configured_structlog_gets_the_event_there() -
     assert [(log["event"], log["log_level"]) for log in logs] == [("llm.request_completed", "info")]
 
 
-async def test_a_sink_that_fails_fails_no_request() -> None:
+async def test_failing_sink_does_not_fail_request() -> None:
     def broken(_: object) -> None:
         raise RuntimeError("the sink's own")
 

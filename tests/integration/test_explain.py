@@ -1,4 +1,4 @@
-"""What a router says of itself: explain() and status()."""
+"""explain() and status() of a router."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
 
-async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_serve(events_seen: list[Any]) -> None:
+async def test_misconfigured_member_is_reported_and_others_serve(events_seen: list[Any]) -> None:
     async with FaultServer("llamacpp", TEXT) as server:
         chain = RouterProvider(primary="openai", fallback=[provider_for(server)], breakers=BreakerRegistry())
         assert [(event.provider, event.is_configuration_error) for event in events_seen] == [
@@ -30,14 +30,14 @@ async def test_a_member_that_cannot_be_asked_is_said_to_be_so_and_the_others_ser
         RouterProvider(primary="opnai", fallback=["ollama"])
 
 
-async def test_routing_by_cost_and_locality() -> None:
+async def test_explain_shows_routing_by_cost_and_locality() -> None:
     async with FaultServer("openai", TEXT) as cloud, FaultServer("ollama", TEXT) as own:
         openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o")
         for routing in ("cost", "local-first"):
             chain = router(openai, provider_for(own), routing=routing)
             assert (await chain.complete("hi")).provider == (
                 "ollama" if routing == "cost" else "openai"
-            )  # both are near
+            )  # both are local
 
 
 async def test_explain_sends_nothing() -> None:
@@ -47,7 +47,7 @@ async def test_explain_sends_nothing() -> None:
         assert one.pages == two.pages == []
 
 
-async def test_explain_says_what_the_selection_does() -> None:
+async def test_explain_agrees_with_selection() -> None:
     picture: Any = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
     ]
@@ -63,7 +63,7 @@ async def test_explain_says_what_the_selection_does() -> None:
         assert (refused.serves, refused.why) == (False, "lacks vision")
 
 
-async def test_the_callers_mistakes_are_no_failures_of_the_provider() -> None:
+async def test_caller_errors_are_not_failures_of_provider() -> None:
     async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="request")) as server:
         chain = router(provider_for(server), retries=0)
         with pytest.raises(errors.RequestError):

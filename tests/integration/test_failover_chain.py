@@ -1,4 +1,4 @@
-"""Failover: what goes to the next provider at once, what is raised, and what waits."""
+"""Failover: which failures move to the next provider, which are raised, and which are retried."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 MOVES = {"failed": 500, "rate": 429, "quota": 429, "key": 401, "model": 404, "busy": 503}
 
 
-async def test_an_answer_that_fails_its_schema_is_asked_of_the_next() -> None:
+async def test_schema_mismatch_falls_back_to_next_provider() -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
         one.pieces, two.pieces = ["no JSON"], [JSON]
         done = await chain.complete("hi", response_format=Quiz)
@@ -30,7 +30,7 @@ async def test_an_answer_that_fails_its_schema_is_asked_of_the_next() -> None:
 
 
 @pytest.mark.parametrize("refusal", MOVES)
-async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
+async def test_failover_is_immediate_and_next_request_skips_failed_provider(
     refusal: str, events_seen: list[Any]
 ) -> None:
     async with pair("openai", "vllm", Fault("refuse", refusal=refusal, headers={"retry-after": "30"})) as parts:
@@ -41,7 +41,7 @@ async def test_what_moves_on_costs_nothing_and_the_next_request_does_not_knock(
         moved = [event for event in events_seen if isinstance(event, events.Failover)]
         assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
         loud = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
-        assert loud[0].is_configuration_error is (refusal in ("key", "model"))  # which will not mend itself
+        assert loud[0].is_configuration_error is (refusal in ("key", "model"))  # only the operator can correct it
         state = chain.status()[0]
         assert (state["breaker"], state["failed"]) == ("open", 1)
         assert state["opens_in_s"] > 0
@@ -65,7 +65,7 @@ async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list
 
 
 @pytest.mark.parametrize("refusal", ["request", "filter"])
-async def test_what_is_wrong_in_itself_is_asked_of_nobody_else(refusal: str) -> None:
+async def test_invalid_request_is_not_sent_to_next_provider(refusal: str) -> None:
     async with pair("openai", "vllm", Fault("refuse", refusal=refusal)) as (_, two, chain):
         with pytest.raises(errors.RequestError):
             await heard(chain, "generate")
@@ -73,7 +73,7 @@ async def test_what_is_wrong_in_itself_is_asked_of_nobody_else(refusal: str) -> 
         assert chain.status()[0]["breaker"] == "closed"
 
 
-async def test_nobody_else_can_help_so_it_is_asked_again_a_little_later() -> None:
+async def test_sole_provider_is_retried_after_pause() -> None:
     async with FaultServer("vllm", TEXT) as server:
         server.script = [Fault("refuse"), Fault("refuse", refusal="busy")]
         done = await router(provider_for(server)).complete("hi")
@@ -82,16 +82,16 @@ async def test_nobody_else_can_help_so_it_is_asked_again_a_little_later() -> Non
         with pytest.raises(errors.ServerFailed) as caught:
             await router(provider_for(server), retries=1).generate("hi")
         assert len(server.seen) == 5
-        assert [(each.provider, each.error, each.status) for each in caught.value.attempts] == [
+        assert [(attempt.provider, attempt.error, attempt.status) for attempt in caught.value.attempts] == [
             ("vllm", "ServerFailed", 500)
         ] * 2
         assert "Tried before: vllm ServerFailed 500" in str(caught.value)
 
 
-async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> None:
+async def test_one_deadline_covers_chain_and_leaves_share_for_last_provider() -> None:
     async with FaultServer("vllm", fault=Fault("hang")) as one, FaultServer("llamacpp", TEXT) as two:
-        chain = router(provider_for(one), provider_for(two))  # its own budget would be three minutes
-        assert await chain.generate("hi", timeout=1.0) == TEXT  # in the share that the first left
+        chain = router(provider_for(one), provider_for(two))  # its own limit is three minutes
+        assert await chain.generate("hi", timeout=1.0) == TEXT  # in the share left by the first
         assert (len(one.seen), len(two.seen)) == (1, 1)
         two.fault = Fault("hang")
         with pytest.raises(errors.TimedOut):
@@ -99,7 +99,7 @@ async def test_one_deadline_spans_the_chain_and_leaves_the_last_a_share() -> Non
         assert (len(one.seen), len(two.seen)) == (2, 2)
 
 
-async def test_more_than_a_server_takes_wait_and_are_not_too_late_for_it() -> None:
+async def test_time_in_queue_does_not_count_against_first_token() -> None:
     async with FaultServer("llamacpp", fault=Fault("drip", after=0, seconds=0.05)) as server:
         provider = provider_for(server, max_concurrency=2, first_token_timeout=0.3)
         streams = [provider.stream("hi") for _ in range(3)]
@@ -117,7 +117,7 @@ async def test_more_than_a_server_takes_wait_and_are_not_too_late_for_it() -> No
             await stream.aclose()
 
 
-async def test_a_model_goes_to_those_who_have_it() -> None:
+async def test_named_model_goes_to_provider_that_has_it() -> None:
     tags = {"/api/tags": {"models": [{"name": "llama3:latest"}]}}
     async with (
         FaultServer("openai", TEXT, fault=Fault("refuse")) as cloud,
@@ -134,7 +134,7 @@ async def test_a_model_goes_to_those_who_have_it() -> None:
         assert cloud.seen[-1].body["model"] == "gpt-4o-mini"
 
 
-async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
+async def test_errors_and_status_contain_no_key_or_prompt() -> None:
     secret = "my very private notes"
     async with FaultServer("openai", fault=Fault("refuse", body=secret.encode(), status=500)) as server:
         chain = router(OpenAIProvider(base_url=server.base_url, api_key="sk-very-secret", model="m"), retries=0)
@@ -146,29 +146,29 @@ async def test_keys_and_prompts_stay_out_of_what_is_raised_and_shown() -> None:
         assert caught.value.__context__ is None
 
 
-def test_the_classes_of_the_rows_are_what_this_file_asks() -> None:
+def test_local_providers_are_classes_with_their_spec() -> None:
     assert {kind.spec.name for kind in KINDS.values()} == {"custom", "lmstudio", "vllm", "llamacpp", "ollama"}
     assert issubclass(VLLMProvider, BaseProvider)
 
 
-async def test_one_who_leaves_takes_nobody_along() -> None:
+async def test_cancelled_request_does_not_affect_others() -> None:
     clock = Clock()
     async with FaultServer("llamacpp", TEXT) as server:
         chain = router(provider_for(server), breakers=BreakerRegistry(clock))
         server.script = [Fault("close")] * 2
         with pytest.raises(errors.ConnectionFailed):
             await router(provider_for(server), retries=0, breakers=chain._registry).generate("hi")
-        asked = [asyncio.create_task(chain.generate("hi")) for _ in range(5)]
+        requests = [asyncio.create_task(chain.generate("hi")) for _ in range(5)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        asked[0].cancel()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        requests[0].cancel()
+        answers = await asyncio.gather(*requests, return_exceptions=True)
         assert isinstance(answers[0], asyncio.CancelledError)
         assert answers[1:] == [TEXT] * 4
 
 
 @pytest.mark.parametrize("routing", ["order", "cost", "latency", "local-first"])
-async def test_a_member_that_cannot_be_asked_stops_nothing(routing: str) -> None:
+async def test_misconfigured_member_does_not_stop_router(routing: str) -> None:
     async with FaultServer("llamacpp", TEXT) as server:
         chain = RouterProvider("openai", [provider_for(server)], routing=routing, breakers=BreakerRegistry())  # type: ignore[arg-type]
         assert await chain.generate("hi") == TEXT
@@ -177,7 +177,7 @@ async def test_a_member_that_cannot_be_asked_stops_nothing(routing: str) -> None
         assert "openai" in repr(chain)
 
 
-async def test_local_only_asks_no_cloud_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_only_skips_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
     async with FaultServer("llamacpp", TEXT) as server:
         chain = router(
@@ -187,14 +187,14 @@ async def test_local_only_asks_no_cloud_at_all(monkeypatch: pytest.MonkeyPatch) 
         assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].why
 
 
-async def test_a_short_timeout_of_one_caller_is_nobodys_fault() -> None:
+async def test_short_timeout_of_caller_opens_no_breaker() -> None:
     async with pair("vllm", "llamacpp", Fault("hang")) as (one, two, _):
         chain = router(provider_for(one), provider_for(two))
         assert await chain.generate("hi", timeout=0.4) == TEXT
         assert chain.status()[0]["breaker"] == "closed"
 
 
-async def test_a_full_queue_is_left_for_the_next_rank_only_where_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_queue_spills_to_next_rank_only_with_llm_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer("llamacpp", fault=Fault("stall", after=1)) as one, FaultServer("vllm", TEXT) as two:
         first = provider_for(one, max_concurrency=1)
         async with router(first).stream("hi") as busy:
@@ -206,7 +206,7 @@ async def test_a_full_queue_is_left_for_the_next_rank_only_where_told(monkeypatc
             assert (await router(first, provider_for(two)).complete("hi", timeout=1)).provider == "vllm"
 
 
-async def test_a_request_that_one_cannot_honour_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unsupported_option_falls_back_to_next_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-openai")
     async with FaultServer("vllm", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("vllm", TEXT) as two:
         openai = OpenAIProvider(base_url=one.base_url, api_key="key-of-openai", model="m")  # it has no top_k
@@ -219,12 +219,12 @@ async def test_a_request_that_one_cannot_honour_goes_to_the_next(monkeypatch: py
 
 
 @pytest.mark.parametrize("limit", ["soon", [1], 0, -1, True, float("nan")])
-async def test_a_deadline_that_is_none_is_refused_by_name(limit: Any) -> None:
+async def test_invalid_timeout_is_refused_by_name(limit: Any) -> None:
     with pytest.raises(errors.InvalidRequest, match="timeout"):
         await router(dead(), dead()).generate("hi", timeout=limit)
 
 
-async def test_a_server_that_hangs_costs_the_others_nothing_once_it_was_looked_at() -> None:
+async def test_hanging_server_costs_other_providers_one_probe() -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()

@@ -1,4 +1,4 @@
-"""Every way of not being whole has a name, in every dialect, streaming and not, after the text that did arrive."""
+"""Every incomplete response raises its error after the text that arrived, in every dialect, streaming or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learnflow.llm.testing import Fault, FaultServer
 ANSWER = "The quick brown fox jumps over the lazy dog."
 FIRST_THREE = "The quick brown "
 
-# What each fault must become: for servers that send events, and for Ollama's lines where that differs.
+# The error of each fault: for servers that send events, and for Ollama's lines if it differs.
 BROKEN: dict[str, tuple[type[LLMError], type[LLMError], str]] = {
     "cut": (errors.AnswerCut, errors.AnswerNotDone, FIRST_THREE),
     "half_line": (errors.AnswerCut, errors.AnswerCut, FIRST_THREE),
@@ -39,14 +39,14 @@ BROKEN: dict[str, tuple[type[LLMError], type[LLMError], str]] = {
 
 def expected(fault: str, dialect: str) -> tuple[type[LLMError], str]:
     events, lines, text = BROKEN[fault]
-    if fault == "error_body" and dialect == "lmstudio":  # its answer to any unknown route
+    if fault == "error_body" and dialect == "lmstudio":  # its response to any unknown route
         return errors.Misconfigured, text
     return (lines if dialect == "ollama" else events), text
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("fault", BROKEN)
-async def test_a_broken_stream_raises_its_own_error_after_what_arrived(fault: str, dialect: str) -> None:
+async def test_broken_stream_raises_error_after_arrived_text(fault: str, dialect: str) -> None:
     kind, arrived = expected(fault, dialect)
     async with FaultServer(dialect, ANSWER, fault=Fault(fault)) as server:
         provider, pieces = provider_for(server), []
@@ -63,7 +63,7 @@ async def test_a_broken_stream_raises_its_own_error_after_what_arrived(fault: st
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("fault", BROKEN)
-async def test_a_broken_answer_is_never_returned(fault: str, dialect: str) -> None:
+async def test_broken_answer_is_never_returned(fault: str, dialect: str) -> None:
     kind, arrived = expected(fault, dialect)
     async with FaultServer(dialect, ANSWER, fault=Fault(fault)) as server:
         with pytest.raises(LLMError) as caught:
@@ -80,14 +80,14 @@ async def test_a_broken_answer_is_never_returned(fault: str, dialect: str) -> No
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("slice_bytes", [None, 1, 7])
 @pytest.mark.parametrize("fault", [None, Fault("whole")])
-async def test_a_whole_answer_arrives_to_the_letter(dialect: str, slice_bytes: int | None, fault: Fault | None) -> None:
+async def test_complete_answer_arrives_unchanged(dialect: str, slice_bytes: int | None, fault: Fault | None) -> None:
     text = "a\u2028b\u0085c [DONE] data: x\r\n\n🔐 ключ <b> &amp; \u200d\ufeff end\n"
     async with FaultServer(dialect, list(text), thinking="hmm", slice_bytes=slice_bytes, fault=fault) as server:
         async with provider_for(server).stream("Explain foxes") as answer:
             pieces = [piece async for piece in answer]
         done = answer.completion
-        whole = await provider_for(server).complete("Explain foxes")
-    assert "".join(pieces) == done.text == whole.text == text
+        completion = await provider_for(server).complete("Explain foxes")
+    assert "".join(pieces) == done.text == completion.text == text
     assert done.finish == "stop"
     assert (done.model, done.model.asked, done.model.served) == ("fault-model", "fault-model", "fault-model")
     if fault is None:

@@ -1,4 +1,4 @@
-"""LangChain's own standard tests for streaming and tools, against a server that answers by the request's own schema."""
+"""LangChain's standard tests for streaming and tools, against a server that fills the request's schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph as LearnFlow has one: a text, questions as structured output, answers in parallel, watched as they come."""
+"""A graph like LearnFlow's: a text, questions as structured output, and parallel answers, streamed."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class State(TypedDict, total=False):
 
 def graph(write: ChatLearnFlow, ask: ChatLearnFlow) -> Any:
     async def content(state: State) -> State:
-        said = await write.ainvoke([SystemMessage("You teach."), HumanMessage(state["topic"])])
-        return {"text": str(said.content)}
+        message = await write.ainvoke([SystemMessage("You teach."), HumanMessage(state["topic"])])
+        return {"text": str(message.content)}
 
     async def questions(state: State) -> State:
-        asked = await ask.with_structured_output(Questions).ainvoke([SystemMessage(state["text"])])
-        return {"questions": asked.questions}
+        result = await ask.with_structured_output(Questions).ainvoke([SystemMessage(state["text"])])
+        return {"questions": result.questions}
 
     async def answer(state: State) -> State:
-        said = await write.ainvoke([HumanMessage(state["topic"])])
-        return {"answers": [f"{state['topic']} {said.content}"]}
+        message = await write.ainvoke([HumanMessage(state["topic"])])
+        return {"answers": [f"{state['topic']} {message.content}"]}
 
-    def each(state: State) -> list[Send]:
+    def send_questions(state: State) -> list[Send]:
         return [Send("answer", {"topic": question}) for question in state["questions"]]
 
     plan = StateGraph(State)
@@ -56,13 +56,13 @@ def graph(write: ChatLearnFlow, ask: ChatLearnFlow) -> Any:
         plan.add_node(node)
     plan.add_edge(START, "content")
     plan.add_edge("content", "questions")
-    plan.add_conditional_edges("questions", each, ["answer"])
+    plan.add_conditional_edges("questions", send_questions, ["answer"])
     plan.add_edge("answer", END)
     return plan.compile()
 
 
 async def run(first: FaultServer, second: FaultServer, asks: tuple[FaultServer, FaultServer]) -> tuple[Any, list[str]]:
-    """The state at the end, and the text of the first node as it came."""
+    """Return the final state, and the streamed text of the first node."""
     chats = []
     for one, other in ((first, second), asks):
         primary = CustomProvider(base_url=one.base_url, model="fault-model")
@@ -90,7 +90,7 @@ async def run(first: FaultServer, second: FaultServer, asks: tuple[FaultServer, 
     ],
     ids=["well", "dead", "dying", "dying early"],
 )
-async def test_the_graph_comes_to_its_end(fault: Fault | None, resumed: bool, events_seen: list[object]) -> None:
+async def test_graph_completes(fault: Fault | None, resumed: bool, events_seen: list[object]) -> None:
     async with (
         FaultServer("openai", TEXT, fault=fault) as first,
         FaultServer("ollama", TEXT) as second,
@@ -109,7 +109,7 @@ async def test_the_graph_comes_to_its_end(fault: Fault | None, resumed: bool, ev
     assert any(isinstance(event, events.Resumed) for event in events_seen) == resumed
 
 
-async def test_when_nobody_answers_the_error_is_ours(events_seen: list[object]) -> None:
+async def test_error_of_graph_is_llm_error_if_no_provider_answers(events_seen: list[object]) -> None:
     dead = Fault("refuse", status=500)
     async with FaultServer("openai", fault=dead) as first, FaultServer("ollama", fault=dead) as second:
         primary = CustomProvider(base_url=first.base_url, model="fault-model")
@@ -121,12 +121,12 @@ async def test_when_nobody_answers_the_error_is_ours(events_seen: list[object]) 
 
 @tool
 def weather(city: str) -> str:
-    """What the weather is like in a city."""
+    """Return the weather in a city."""
     return f"sunny in {city[:5]}"
 
 
 def agent(chat: ChatLearnFlow) -> Any:
-    """A node that asks with tools, and one that runs them, until there is nothing to run."""
+    """Return a graph of a model with tools and a node that runs them, in a loop."""
 
     async def ask(state: MessagesState) -> Any:
         return {"messages": [await chat.bind_tools([weather]).ainvoke(state["messages"])]}
@@ -140,7 +140,7 @@ def agent(chat: ChatLearnFlow) -> Any:
     return plan.compile()
 
 
-async def test_a_graph_with_tools_shows_the_arguments_as_they_grow() -> None:
+async def test_graph_with_tools_streams_arguments() -> None:
     async with Obedient("vllm") as server:
         graph = agent(ChatLearnFlow(provider=router(provider_for(server))))
         given = {"messages": [HumanMessage("Ясно ли в Москве?")]}
@@ -148,21 +148,21 @@ async def test_a_graph_with_tools_shows_the_arguments_as_they_grow() -> None:
         async for event in graph.astream_events(given, version="v2"):
             if event["event"] == "on_chat_model_stream":
                 chunk = event["data"]["chunk"]
-                grown += [grown[-1] + each["args"] for each in chunk.tool_call_chunks if each["args"]]
+                grown += [grown[-1] + piece["args"] for piece in chunk.tool_call_chunks if piece["args"]]
                 text += str(chunk.content)
         assert len(grown) > 4
         assert json.loads(grown[-1]) == {"city": "Ясно ли в Москве?"}
         assert text == "Done, as you asked."
 
 
-async def test_messages_mode_shows_tokens_of_every_node() -> None:
+async def test_messages_mode_streams_tokens_of_every_node() -> None:
     async with Obedient("vllm") as server:
         graph = agent(ChatLearnFlow(provider=router(provider_for(server))))
         seen: dict[str, int] = {}
-        async for message, told in graph.astream({"messages": [HumanMessage("Moscow?")]}, stream_mode="messages"):
+        async for message, metadata in graph.astream({"messages": [HumanMessage("Moscow?")]}, stream_mode="messages"):
             if isinstance(message, AIMessageChunk) and (message.content or message.tool_call_chunks):
                 kind = "call" if message.tool_call_chunks else "text"
                 seen[kind] = seen.get(kind, 0) + 1
-                assert told["langgraph_node"] == "ask"
+                assert metadata["langgraph_node"] == "ask"
         assert seen["text"] == 4
         assert seen["call"] > 4

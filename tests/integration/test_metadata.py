@@ -1,4 +1,4 @@
-"""Whose request it is: ``metadata=`` is in events, log, spans and (the node) metrics, and nowhere on the wire."""
+"""``metadata=`` is in events, log lines, spans and (the node) metrics, and not in the request."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 WHOSE = {"node": "answer_question", "user": "u-17"}
 
 
-async def test_it_is_in_every_event_of_the_request_and_in_no_request_body(events_seen: list[Any]) -> None:
+async def test_metadata_is_in_every_event_and_in_no_request_body(events_seen: list[Any]) -> None:
     async with FaultServer("vllm", fault=Fault("cut", after=3)) as one, FaultServer("ollama") as two:
         router = RouterProvider(provider_for(one), [provider_for(two)])
         assert await router.generate("hi", metadata=WHOSE)
         assert "".join([piece async for piece in provider_for(two).stream("hi", metadata=WHOSE)])
-        told = [each for each in events_seen if hasattr(each, "metadata")]
-        assert {type(each) for each in told} == {
+        emitted = [item for item in events_seen if hasattr(item, "metadata")]
+        assert {type(item) for item in emitted} == {
             events.RequestStarted,
             events.AttemptStarted,
             events.AttemptFailed,
             events.AttemptSucceeded,
         }
-        assert all(each.metadata == WHOSE for each in told)
-        sent = [str(each.body) + str(each.headers) for each in (*one.seen, *two.seen)]
+        assert all(item.metadata == WHOSE for item in emitted)
+        sent = [str(item.body) + str(item.headers) for item in (*one.seen, *two.seen)]
         assert sent
-        assert not [each for each in sent if "u-17" in each or "metadata" in each]
+        assert not [item for item in sent if "u-17" in item or "metadata" in item]
 
 
 async def test_metadata_of_own_provider_is_in_events_and_not_in_its_arguments(events_seen: list[Any]) -> None:
@@ -52,14 +52,14 @@ async def test_metadata_of_own_provider_is_in_events_and_not_in_its_arguments(ev
 
 
 @pytest.mark.parametrize(
-    "said", ["a text", {"node": ["a", "list"]}, {"a b": 1}, {"node": "x" * 201}, {"node": "a\nb"}, {1: 2}]
+    "metadata", ["a text", {"node": ["a", "list"]}, {"a b": 1}, {"node": "x" * 201}, {"node": "a\nb"}, {1: 2}]
 )
-async def test_what_no_log_line_can_hold_is_refused(said: Any) -> None:
+async def test_metadata_that_cannot_be_logged_is_refused(metadata: Any) -> None:
     with pytest.raises(errors.InvalidRequest, match="metadata= must be a dict"):
-        await RouterProvider(ScriptedProvider(["x"])).generate("hi", metadata=said)
+        await RouterProvider(ScriptedProvider(["x"])).generate("hi", metadata=metadata)
 
 
-async def test_the_log_line_has_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_line_has_metadata(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with FaultServer("vllm") as server:
         await provider_for(server).generate("hi", metadata=WHOSE)
@@ -69,7 +69,7 @@ async def test_the_log_line_has_it(caplog: pytest.LogCaptureFixture) -> None:
     assert ["metadata" in line for line in lines] == [True, False]
 
 
-async def test_the_node_is_a_label_and_the_user_never(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_node_is_metric_label_and_user_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = CollectorRegistry()
     remove = prometheus.attach(registry)
     async with FaultServer("vllm") as server:
@@ -77,18 +77,18 @@ async def test_the_node_is_a_label_and_the_user_never(monkeypatch: pytest.Monkey
         await provider.generate("hi", metadata=WHOSE)
         for number in range(70):
             await provider.generate("hi", metadata={"node": f"node {number}"})
-    samples = [each for metric in registry.collect() for each in metric.samples]
+    samples = [item for metric in registry.collect() for item in metric.samples]
     remove()
-    nodes = {each.labels["node"] for each in samples if "node" in each.labels}
+    nodes = {item.labels["node"] for item in samples if "node" in item.labels}
     assert "answer_question" in nodes
     assert "other" in nodes
     assert len(nodes) <= 51
-    assert not [each for each in samples if "u-17" in str(each.labels)]
-    tokens = [each for each in samples if each.name == "learnflow_llm_tokens_total"]
-    assert any(each.labels["node"] == "answer_question" and each.value > 0 for each in tokens)
+    assert not [item for item in samples if "u-17" in str(item.labels)]
+    tokens = [item for item in samples if item.name == "learnflow_llm_tokens_total"]
+    assert any(item.labels["node"] == "answer_question" and item.value > 0 for item in tokens)
 
 
-async def test_spans_have_it() -> None:
+async def test_spans_have_metadata() -> None:
     exporter, tracers = InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
     remove = opentelemetry.attach(tracers)
@@ -97,10 +97,10 @@ async def test_spans_have_it() -> None:
     remove()
     spans = exporter.get_finished_spans()
     assert len(spans) == 2
-    assert {dict(each.attributes or {})["learnflow_llm.metadata.node"] for each in spans} == {"answer_question"}
+    assert {dict(item.attributes or {})["learnflow_llm.metadata.node"] for item in spans} == {"answer_question"}
 
 
-async def test_langgraphs_node_is_filled_in_unless_the_caller_names_one(events_seen: list[Any]) -> None:
+async def test_langgraph_node_is_added_unless_caller_sets_it(events_seen: list[Any]) -> None:
     model = ChatLearnFlow(provider=RouterProvider(ScriptedProvider(["one", "two", "three"])))
 
     async def generating_content(_: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ async def test_langgraphs_node_is_filled_in_unless_the_caller_names_one(events_s
     plan.add_edge(START, "generating_content")
     plan.add_edge("generating_content", END)
     await plan.compile().ainvoke({})
-    asked = {name: value for name, value in model._identifying_params.items() if name == "metadata"}
-    assert not asked  # a cache's key: whose request it is changes no answer
-    told = [each.metadata for each in events_seen if isinstance(each, events.RequestStarted)]
-    assert told == [{"node": "generating_content"}, {"node": "mine", "user": "u-17"}, {"node": "generating_content"}]
+    params = {name: value for name, value in model._identifying_params.items() if name == "metadata"}
+    assert not params  # the key of LangChain's cache: metadata does not change the answer
+    emitted = [item.metadata for item in events_seen if isinstance(item, events.RequestStarted)]
+    assert emitted == [{"node": "generating_content"}, {"node": "mine", "user": "u-17"}, {"node": "generating_content"}]

@@ -13,9 +13,9 @@ from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 
-async def test_routers_nest_and_any_provider_will_do() -> None:
+async def test_router_accepts_routers_and_any_provider() -> None:
     class Scripted:
-        """A provider of an application's own, by the protocol alone."""
+        """An application's provider that implements only the protocol."""
 
         name = "scripted"
 
@@ -48,7 +48,7 @@ async def test_routers_nest_and_any_provider_will_do() -> None:
         assert isinstance(chain, LLMProvider)
 
 
-async def test_a_nested_router_is_flattened_and_its_equals_stay_equals() -> None:
+async def test_nested_router_is_flattened_and_equals_stay_equals() -> None:
     def own(name: str) -> ScriptedProvider:
         return ScriptedProvider(name=name)
 
@@ -58,15 +58,15 @@ async def test_a_nested_router_is_flattened_and_its_equals_stay_equals() -> None
     assert inner.name == "a+b,c"
 
 
-async def test_an_applications_own_provider_reads_the_settings_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_own_provider_reads_settings_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chain, loads, load = RouterProvider(ScriptedProvider(["answer"] * 3)), list[int](), settings.load
     monkeypatch.setattr(settings, "load", lambda: (loads.append(1), load())[1])
     for _ in range(3):
         assert await chain.generate("hi") == "answer"
-    assert len(loads) <= 1  # they take a millisecond
+    assert len(loads) <= 1  # reading them takes a millisecond
 
 
-async def test_strangers_are_bounded_and_their_exceptions_are_failures() -> None:
+async def test_own_provider_has_time_limit_and_its_exceptions_are_failures() -> None:
     class Stranger:
         def __init__(self, how: str) -> None:
             self.name = how
@@ -85,7 +85,7 @@ async def test_strangers_are_bounded_and_their_exceptions_are_failures() -> None
             assert await chain.generate("hi", timeout=1) == TEXT
 
 
-async def test_an_applications_own_provider_is_a_full_member(events_seen: list[Any]) -> None:
+async def test_own_provider_continues_and_emits_events(events_seen: list[Any]) -> None:
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one:
         own = Own(name="own")
         chain = router(provider_for(one), own)
@@ -96,7 +96,7 @@ async def test_an_applications_own_provider_is_a_full_member(events_seen: list[A
         assert [event.in_words for event in events_seen if isinstance(event, events.Resumed)] == [False]
 
 
-async def test_a_nested_router_waits_for_its_cold_model_and_no_cloud_gets_the_prompt() -> None:
+async def test_nested_router_waits_for_cold_model_and_cloud_gets_no_prompt() -> None:
     cold = {"/api/ps": {"models": []}}
     async with FaultServer("ollama", TEXT, tells=cold, fault=Fault("hang")) as one:
         local = provider_for(one)
@@ -107,7 +107,7 @@ async def test_a_nested_router_waits_for_its_cold_model_and_no_cloud_gets_the_pr
         assert cloud.history == []
 
 
-async def test_local_only_holds_for_an_applications_own_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_only_applies_to_own_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
     cloud = ScriptedProvider(["private"], local=False)
     with pytest.raises(errors.NotLocal):
@@ -115,7 +115,7 @@ async def test_local_only_holds_for_an_applications_own_provider(monkeypatch: py
     assert cloud.history == []
 
 
-async def test_a_nested_router_is_one_request_of_the_outer_one(events_seen: list[Any]) -> None:
+async def test_nested_router_is_one_request_of_outer_router(events_seen: list[Any]) -> None:
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("openai", TEXT) as two:
         for how in ("stream", "generate", "complete"):
             events_seen.clear()
@@ -135,7 +135,7 @@ async def test_a_nested_router_is_one_request_of_the_outer_one(events_seen: list
             )
 
 
-async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: list[Any]) -> None:
+async def test_request_without_any_server_emits_start_and_end(events_seen: list[Any]) -> None:
     async def find() -> list[Any]:
         raise errors.NotConfigured("nobody is there")
 
@@ -146,14 +146,14 @@ async def test_a_request_for_which_nobody_is_found_begins_and_ends(events_seen: 
     assert (began.provider, ended.request) == ("local", began.request)
 
 
-async def test_a_nested_router_says_that_its_model_is_loading() -> None:
+async def test_nested_router_reports_that_model_is_loading() -> None:
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with FaultServer("llamacpp", TEXT, tells=loading) as one, FaultServer("openai", TEXT) as two:
         assert (await router(provider_for(one)).refresh()).state == "loading"
         assert (await router(provider_for(one), provider_for(two)).refresh()).state == "ready"
 
 
-async def test_a_nested_router_with_a_local_member_is_permitted_where_all_must_be_local(
+async def test_local_only_permits_nested_router_with_local_member(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")

@@ -1,4 +1,4 @@
-"""What an installation gets, built here without a network, and the files that must agree with each other."""
+"""The wheel and sdist, built without a network, and files that must agree with each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
+def test_wheel_contains_only_package(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name.startswith(f"learnflow_llm-{learnflow.llm.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
@@ -40,7 +40,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     assert {"learnflow/llm/py.typed", "learnflow/llm/providers/vendors.json"} <= set(names)
 
 
-def test_an_sdist_holds_what_its_tests_read(built: Path) -> None:
+def test_sdist_contains_files_of_tests(built: Path) -> None:
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
@@ -51,15 +51,17 @@ def test_an_sdist_holds_what_its_tests_read(built: Path) -> None:
     assert {"pyproject.toml", "Makefile", "docker-compose.yml", "env.example", "README.ru.md"} <= held
 
 
-def test_the_version_is_in_the_changelog_with_a_date() -> None:
+def test_version_is_in_changelog_with_date() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(learnflow.llm.__version__)} - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
 
 
-def test_the_workflow_tests_every_python_that_the_package_claims() -> None:
+def test_workflow_tests_every_supported_python() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
     tested = workflow["jobs"]["oldest-litellm"]["strategy"]["matrix"]["python"]
-    claimed = [each.rpartition(" ")[2] for each in PROJECT["project"]["classifiers"] if ":: 3." in each]
+    claimed = [
+        classifier.rpartition(" ")[2] for classifier in PROJECT["project"]["classifiers"] if ":: 3." in classifier
+    ]
     assert tested == claimed
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for path in (ROOT / ".github/workflows").glob("*.yml"):

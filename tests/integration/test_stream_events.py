@@ -1,4 +1,4 @@
-"""``stream().events()``: everything that happens while an answer comes, and nothing of it is ever taken back."""
+"""``stream().events()``: the events of an answer as it arrives. None is ever withdrawn."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "_NOTICE_S", 0.02)
 
 
-async def told(provider: LLMProvider, **more: Any) -> list[Event]:
+async def events_of(provider: LLMProvider, **more: Any) -> list[Event]:
     return [event async for event in provider.stream("hi", **more).events()]
 
 
 def joined(events: list[Event]) -> tuple[str, str, list[ToolCall]]:
-    """What the deltas say, put together as a reader would."""
+    """Return the content of the deltas, joined like a reader would."""
     calls: dict[int, list[ToolCallDelta]] = {}
     for event in events:
         if isinstance(event, ToolCallDelta):
             calls.setdefault(event.index, []).append(event)
-    for each in calls.values():
-        assert len({(piece.id, piece.name) for piece in each}) == 1
+    for pieces in calls.values():
+        assert len({(piece.id, piece.name) for piece in pieces}) == 1
     return (
         "".join(event.text for event in events if isinstance(event, TextDelta)),
         "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
         [
-            ToolCall(each[0].id, each[0].name, json.loads("".join(piece.arguments for piece in each)))
-            for each in calls.values()
+            ToolCall(pieces[0].id, pieces[0].name, json.loads("".join(piece.arguments for piece in pieces)))
+            for pieces in calls.values()
         ],
     )
 
@@ -77,17 +77,17 @@ def finished(events: list[Event]) -> Completion:
 
 
 def kinds(events: list[Event]) -> list[str]:
-    """The names of the events, each run of equal ones once."""
+    """Return the names of the events without repetitions in a row."""
     names = [type(event).__name__ for event in events]
     return [name for at, name in enumerate(names) if not at or names[at - 1] != name]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_the_deltas_joined_are_the_completion(dialect: str) -> None:
+async def test_joined_deltas_equal_completion(dialect: str) -> None:
     calls = WHOLE_CALLS if dialect == "ollama" else CALLS
     async with FaultServer(dialect, TEXT, thinking="Let me see.", calls=calls) as server:  # type: ignore[arg-type]
         for provider in (provider_for(server), router(provider_for(server), dead())):
-            events = await told(provider, tools=[TOOL])
+            events = await events_of(provider, tools=[TOOL])
             done = finished(events)
             text, thinking, tools = joined(events)
             assert (text, thinking, tuple(tools)) == (TEXT, "Let me see.", done.tool_calls)
@@ -95,30 +95,30 @@ async def test_the_deltas_joined_are_the_completion(dialect: str) -> None:
             assert kinds(events) == ["ReasoningDelta", "TextDelta", "ToolCallDelta", "Finished"]
 
 
-async def test_thinking_in_tags_is_a_reasoning_delta() -> None:
+async def test_thinking_in_tags_is_reasoning_delta() -> None:
     async with FaultServer("openai", ["<thi", "nk>a bit", " more</think>", "\n\nYes", "."]) as server:
-        events = await told(provider_for(server))
+        events = await events_of(provider_for(server))
     assert joined(events) == ("Yes.", "a bit more", [])
     assert finished(events).reasoning == "a bit more"
 
 
-async def test_the_stream_itself_is_text_alone_also_with_tools() -> None:
+async def test_stream_yields_only_text_even_with_tools() -> None:
     async with FaultServer("openai", TEXT, thinking="Hm.", calls=CALLS) as server:
         async with provider_for(server).stream("hi", tools=[TOOL]) as stream:
             assert "".join([piece async for piece in stream]) == TEXT
         assert [call.arguments for call in stream.completion.tool_calls] == [json.loads(ARGUMENTS), {}]
 
 
-async def test_a_repr_shows_nothing_of_the_answer() -> None:
+async def test_repr_contains_no_answer() -> None:
     async with FaultServer("openai", "Secret.", thinking="Secret.", calls=CALLS) as server:
-        said = repr(await told(provider_for(server), tools=[TOOL]))
-    assert "Secret" not in said
-    assert "Москва" not in said
+        shown = repr(await events_of(provider_for(server), tools=[TOOL]))
+    assert "Secret" not in shown
+    assert "Москва" not in shown
 
 
-async def test_an_answer_that_moves_and_goes_on_says_so() -> None:
+async def test_failover_and_continuation_emit_events() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, _, chain):
-        events = await told(chain)
+        events = await events_of(chain)
     assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "Finished"]
     (failover,) = (event for event in events if isinstance(event, Failover))
     assert (failover.provider, failover.to, type(failover.error)) == ("vllm", "llamacpp", errors.AnswerCut)
@@ -128,23 +128,23 @@ async def test_an_answer_that_moves_and_goes_on_says_so() -> None:
     assert joined(events)[0] == finished(events).text == TEXT
 
 
-async def test_a_router_in_a_router_tells_the_same() -> None:
+async def test_nested_router_emits_same_events() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, _, chain):
-        events = await told(router(chain, dead()))
+        events = await events_of(router(chain, dead()))
     assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "Finished"]
 
 
-async def test_thinking_that_was_shown_stays_though_another_one_answers() -> None:
+async def test_shown_thinking_stays_after_failover() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
         one.thinking, two.thinking = "First thoughts. ", "Second thoughts."
-        events = await told(chain)
+        events = await events_of(chain)
     assert kinds(events) == ["ReasoningDelta", "Failover", "ReasoningDelta", "TextDelta", "Finished"]
     assert joined(events)[:2] == (TEXT, "First thoughts. Second thoughts.")
     assert finished(events).reasoning == "First thoughts. Second thoughts."
 
 
 @pytest.mark.parametrize("after", [1, 2])
-async def test_a_tool_call_that_was_shown_is_not_asked_for_again(after: int) -> None:
+async def test_shown_tool_call_is_not_requested_again(after: int) -> None:
     async with FaultServer("vllm", [], calls=CALLS) as one, FaultServer("vllm", [], calls=CALLS) as two:
         one.fault = Fault("cut", after=after)
         seen = list[Event]()
@@ -159,10 +159,10 @@ async def test_a_tool_call_that_was_shown_is_not_asked_for_again(after: int) -> 
     assert "Моск" not in repr(caught.value)
 
 
-async def test_before_a_tool_call_the_router_goes_on_as_ever() -> None:
+async def test_stream_is_continued_before_tool_call() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
         two.calls = CALLS
-        events = await told(chain, tools=[TOOL])
+        events = await events_of(chain, tools=[TOOL])
     assert kinds(events) == ["TextDelta", "Failover", "Resumed", "TextDelta", "ToolCallDelta", "Finished"]
     done = finished(events)
     assert joined(events)[0] == done.text == TEXT
@@ -170,7 +170,7 @@ async def test_before_a_tool_call_the_router_goes_on_as_ever() -> None:
     assert len(done.tool_calls) == 2
 
 
-async def test_a_tool_call_that_nobody_saw_is_asked_for_again() -> None:
+async def test_tool_call_that_was_not_shown_is_requested_again() -> None:
     async with FaultServer("vllm", [], calls=CALLS) as one, FaultServer("vllm", [], calls=CALLS) as two:
         one.fault = Fault("cut", after=2)
         chain = router(provider_for(one), provider_for(two))
@@ -179,15 +179,15 @@ async def test_a_tool_call_that_nobody_saw_is_asked_for_again() -> None:
     assert len(stream.completion.tool_calls) == 2
 
 
-async def test_a_schema_that_was_shown_is_not_begun_again() -> None:
+async def test_shown_schema_is_not_restarted() -> None:
     async with FaultServer("vllm", JSON) as one, FaultServer("vllm", JSON) as two:
         one.fault = Fault("cut", after=2)
         with pytest.raises(errors.AnswerCut):
-            await told(router(provider_for(one), provider_for(two)), response_format=Quiz)
+            await events_of(router(provider_for(one), provider_for(two)), response_format=Quiz)
     assert two.seen == []
 
 
-async def test_who_waits_for_a_place_is_told() -> None:
+async def test_wait_for_slot_emits_waiting() -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("stall", after=1)) as server:
         for provider in (provider_for(server, max_concurrency=1), _equals(server)):
             first = provider.stream("hi").events()
@@ -208,7 +208,7 @@ def _equals(server: FaultServer) -> RouterProvider:
     return RouterProvider([one, other])
 
 
-async def test_a_model_that_loads_is_waited_for_aloud() -> None:
+async def test_wait_for_load_emits_waiting() -> None:
     async with FaultServer("ollama", TEXT, fault=Fault("hang")) as server:
         server.tells["/api/ps"] = {"models": []}
         events = provider_for(server).stream("hi").events()
@@ -217,18 +217,18 @@ async def test_a_model_that_loads_is_waited_for_aloud() -> None:
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
-async def test_a_pause_before_the_next_attempt_is_told() -> None:
+async def test_pause_before_retry_emits_waiting() -> None:
     async with FaultServer("vllm", TEXT) as server:
         server.script = [Fault("refuse", refusal="busy", status=503)]
-        events = await told(router(provider_for(server), retries=1))
+        events = await events_of(router(provider_for(server), retries=1))
     assert kinds(events) == ["Waiting", "TextDelta", "Finished"]
     assert events[0] == Waiting("retry", "vllm")
 
 
-async def test_a_request_that_fails_while_it_is_waited_for_raises() -> None:
+async def test_failure_during_wait_raises() -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="key")) as server:
         with pytest.raises(errors.AuthenticationFailed) as caught:
-            await told(provider_for(server))
+            await events_of(provider_for(server))
     assert caught.value.__context__ is None
 
 
@@ -239,18 +239,18 @@ async def _left(events: AsyncIterator[Event], server: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault("stall", after=2), Fault("hang")])
-async def test_leaving_the_events_closes_the_connection(fault: Fault) -> None:
+async def test_break_out_of_events_closes_connection(fault: Fault) -> None:
     async with FaultServer("ollama", TEXT, fault=fault) as server:
-        server.tells["/api/ps"] = {"models": []}  # so that something is told while nothing arrives
+        server.tells["/api/ps"] = {"models": []}  # so that an event is emitted before any token
         provider = provider_for(server)
         await _left(provider.stream("hi").events(), server)
         gc.collect()
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
-async def test_cancelling_who_reads_the_events_closes_the_connection() -> None:
+async def test_cancelled_reader_of_events_closes_connection() -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("hang")) as server:
-        task = asyncio.ensure_future(told(provider_for(server)))
+        task = asyncio.ensure_future(events_of(provider_for(server)))
         while not server.seen:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -259,7 +259,7 @@ async def test_cancelling_who_reads_the_events_closes_the_connection() -> None:
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
-async def test_closing_the_stream_ends_its_events() -> None:
+async def test_closed_stream_ends_its_events() -> None:
     async with FaultServer("vllm", TEXT, fault=Fault("hang")) as server:
         stream = provider_for(server).stream("hi")
         task = asyncio.ensure_future(_all(stream.events()))
@@ -274,15 +274,15 @@ async def _all(events: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in events]
 
 
-async def test_an_applications_own_provider_has_events_too() -> None:
+async def test_own_provider_emits_events() -> None:
     own = Own([TEXT])
-    events = await told(router(own, dead()))
+    events = await events_of(router(own, dead()))
     assert joined(events)[0] == finished(events).text == TEXT
 
 
-async def test_a_script_tells_its_tool_calls_and_its_thinking() -> None:
+async def test_scripted_provider_emits_tool_calls_and_thinking() -> None:
     call = ToolCall("a", "weather", {"city": "Москва"})
-    whole = Completion(
+    completion = Completion(
         text="So.",
         reasoning="Hm.",
         tool_calls=(call,),
@@ -290,15 +290,15 @@ async def test_a_script_tells_its_tool_calls_and_its_thinking() -> None:
         provider="scripted",
         model=ServedModel("scripted"),
     )
-    events = await told(ScriptedProvider([whole]), tools=[TOOL])
+    events = await events_of(ScriptedProvider([completion]), tools=[TOOL])
     assert joined(events) == ("So.", "Hm.", [call])
-    assert finished(events) is whole
+    assert finished(events) is completion
 
 
 SOME: ContextVar[str] = ContextVar("some")
 
 
-async def test_an_applications_own_generator_runs_in_the_readers_task() -> None:
+async def test_own_generator_runs_in_task_of_reader() -> None:
     class Context(ScriptedProvider):
         def stream(self, prompt: Any, *given: Any, **more: Any) -> Any:
             inner = super().stream(prompt, *given, **more)
@@ -315,26 +315,26 @@ async def test_an_applications_own_generator_runs_in_the_readers_task() -> None:
             return TextStream(work)
 
     for provider in (Context([TEXT]), router(Context([TEXT]), dead())):
-        events = await told(provider)
+        events = await events_of(provider)
         assert joined(events)[0] == finished(events).text == TEXT
 
 
-async def test_a_continuation_that_only_calls_a_tool_is_the_rest_of_the_answer() -> None:
+async def test_continuation_may_be_tool_call_only() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
         two.pieces, two.calls = [], CALLS
         two.derailed = []
-        events = await told(chain, tools=[TOOL])
+        events = await events_of(chain, tools=[TOOL])
     done = finished(events)
     assert kinds(events) == ["TextDelta", "Failover", "Resumed", "ToolCallDelta", "Finished"]
     assert joined(events)[0] == done.text == "RSA is a public-key cryptosystem. "
     assert joined(events)[2] == list(done.tool_calls)
 
 
-async def test_a_tool_call_behind_something_else_than_the_continuation_is_not_shown() -> None:
+async def test_tool_call_after_wrong_continuation_is_not_shown() -> None:
     async with pair("vllm", "openai", Fault("cut", after=5)) as (_, two, chain):
         two.derailed, two.pieces, two.calls = ["Else"], ["Something else."], CALLS
         seen = list[Event]()
-        with suppress(errors.LLMError):  # or the first one, asked again, goes on itself
+        with suppress(errors.LLMError):  # or the first one is retried and continues
             async for event in chain.stream("hi", tools=[TOOL]).events():
                 seen.append(event)
         assert two.seen
@@ -344,40 +344,40 @@ async def test_a_tool_call_behind_something_else_than_the_continuation_is_not_sh
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("fault", [Fault("stall", after=2), Fault("cut", after=2)])
-async def test_what_was_shown_of_a_call_is_in_the_error_of_any_router(fault: Fault, nested: bool) -> None:
+async def test_error_of_router_has_shown_part_of_tool_call(fault: Fault, nested: bool) -> None:
     async with FaultServer("vllm", [], thinking="Hm.", calls=CALLS, fault=fault) as server:
         chain = router(provider_for(server, gap_timeout=0.3))
         with pytest.raises(errors.LLMError) as caught:
-            await told(router(chain, dead()) if nested else chain, tools=[TOOL], timeout=2)
+            await events_of(router(chain, dead()) if nested else chain, tools=[TOOL], timeout=2)
     assert caught.value.partial_calls == ({"id": "a", "name": "weather", "arguments": ARGUMENTS},)
     assert caught.value.thinking == "Hm."
 
 
-async def test_waiting_is_told_also_behind_what_was_shown() -> None:
+async def test_waiting_is_emitted_after_shown_text() -> None:
     async with FaultServer("vllm", TEXT) as server:
         server.thinking = "Hm."
         server.script = [Fault("cut", after=0), Fault("refuse", refusal="busy", status=503)]
-        events = await told(router(provider_for(server), retries=3))
+        events = await events_of(router(provider_for(server), retries=3))
     assert kinds(events)[:2] == ["ReasoningDelta", "Waiting"]
     assert joined(events)[0] == TEXT
 
 
-async def test_many_short_waits_in_a_row_are_told_as_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.7)  # longer than each of the pauses: half a second
+async def test_many_short_waits_emit_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.7)  # longer than a pause, which is half a second
     async with FaultServer("openai", TEXT) as server:
         server.script = [Fault("refuse", status=503, body=b'{"error":{"message":"Loading model"}}')] * 3
-        events = await told(router(provider_for(server), retries=9))
+        events = await events_of(router(provider_for(server), retries=9))
     assert kinds(events) == ["Waiting", "TextDelta", "Finished"]
 
 
-async def test_while_tokens_flow_nothing_is_waited_for() -> None:
+async def test_no_waiting_while_tokens_arrive() -> None:
     async with FaultServer("ollama", "word " * 20, fault=Fault("slow", seconds=0.05)) as server:
         server.tells["/api/ps"] = {"models": []}
-        events = await told(OllamaProvider(base_url=server.base_url, model="deepseek-r1"), reasoning=True)
+        events = await events_of(OllamaProvider(base_url=server.base_url, model="deepseek-r1"), reasoning=True)
     assert "Waiting" not in kinds(events)[1:]
 
 
-async def test_a_stream_has_one_reader() -> None:
+async def test_stream_has_one_reader() -> None:
     async with FaultServer("vllm", TEXT) as server:
         stream = provider_for(server).stream("hi")
         events = stream.events()
@@ -394,7 +394,7 @@ async def test_a_stream_has_one_reader() -> None:
         assert (await text.whole()).text == TEXT
 
 
-async def test_a_slow_reader_slows_the_server_and_loses_nothing() -> None:
+async def test_slow_reader_slows_server_and_loses_nothing() -> None:
     stalled, count = asyncio.Event(), 100_000
     line = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
     end = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -422,7 +422,7 @@ async def test_a_slow_reader_slows_the_server_and_loses_nothing() -> None:
         assert first + "".join([piece async for piece in stream]) == "x" * count
 
 
-async def test_a_stream_sees_the_context_of_its_first_piece() -> None:
+async def test_stream_has_context_variables_of_first_piece() -> None:
     variable, seen = ContextVar("variable", default="before"), set[str]()
     remove = events_module.add_sink(lambda _: seen.add(variable.get()))
     async with FaultServer("openai") as server:

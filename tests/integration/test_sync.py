@@ -18,7 +18,7 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    """A server in a loop and thread of its own, as a script sees one."""
+    """Run a server in its own event loop and thread."""
     made = FaultServer("vllm", TEXT)
     with serving(made):
         yield made
@@ -31,7 +31,7 @@ def provider(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> Provider:
     return get_provider()
 
 
-def test_four_calls_that_wait(provider: Provider) -> None:
+def test_four_blocking_calls(provider: Provider) -> None:
     assert provider.generate("hi") == TEXT
     assert provider.complete("hi").finish == "stop"
     stream = provider.stream("hi")
@@ -43,12 +43,12 @@ def test_four_calls_that_wait(provider: Provider) -> None:
     assert (provider.name, provider.get_capabilities()["local"]) == ("vllm", True)
 
 
-async def test_a_loop_that_runs_in_this_thread_is_no_trouble(provider: Provider) -> None:
+async def test_sync_call_works_inside_running_loop(provider: Provider) -> None:
     assert provider.generate("hi") == TEXT
     assert "".join(provider.stream("hi")) == TEXT
 
 
-def test_leaving_a_stream_frees_the_server(provider: Provider, server: FaultServer) -> None:
+def test_break_out_of_sync_stream_frees_server(provider: Provider, server: FaultServer) -> None:
     server.fault = Fault("stall", after=1)
     with provider.stream("hi") as stream:
         assert next(stream)
@@ -60,7 +60,7 @@ def test_leaving_a_stream_frees_the_server(provider: Provider, server: FaultServ
     assert next(stream, None) is None
 
 
-def test_what_fails_fails_as_ever(provider: Provider, server: FaultServer) -> None:
+def test_sync_call_raises_same_error(provider: Provider, server: FaultServer) -> None:
     server.fault = Fault("cut", after=3)
     with pytest.raises(errors.AnswerCut) as cut:
         provider.generate("hi", timeout=2)
@@ -69,7 +69,7 @@ def test_what_fails_fails_as_ever(provider: Provider, server: FaultServer) -> No
         provider.generate("hi", nonsense=1)  # type: ignore[call-arg]
 
 
-def test_the_events_come_without_async_too(provider: Provider, server: FaultServer) -> None:
+def test_sync_stream_has_events(provider: Provider, server: FaultServer) -> None:
     server.thinking = "Hm."
     events = list(provider.stream("hi").events())
     assert isinstance(events[0], ReasoningDelta)
@@ -77,7 +77,7 @@ def test_the_events_come_without_async_too(provider: Provider, server: FaultServ
     assert isinstance(events[-1], Finished)
 
 
-def test_closing_the_stream_ends_its_events(provider: Provider, server: FaultServer) -> None:
+def test_closed_stream_ends_its_events(provider: Provider, server: FaultServer) -> None:
     server.fault = Fault("stall", after=2)
     with provider.stream("hi") as stream:
         assert isinstance(next(stream.events()), TextDelta)

@@ -1,4 +1,4 @@
-"""One owner of time: every budget ends what it says, and nothing else."""
+"""Each time limit ends its own phase of a request, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from learnflow.llm.testing import Fault, FaultServer
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_hang_costs_the_first_token_budget(dialect: str) -> None:
+async def test_hang_raises_first_token_timeout(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("hang")) as server:
         began = time.monotonic()
         with pytest.raises(errors.FirstTokenTimeout, match="LLM_FIRST_TOKEN_TIMEOUT"):
@@ -24,14 +24,14 @@ async def test_a_hang_costs_the_first_token_budget(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_an_opening_is_no_token(dialect: str) -> None:
+async def test_opening_chunk_is_not_token(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall", after=0)) as server:
         with pytest.raises(errors.FirstTokenTimeout):
             await provider_for(server, first_token_timeout=1).generate("hi")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_stall_costs_the_gap_budget_and_keeps_what_came(dialect: str) -> None:
+async def test_stall_raises_gap_timeout_with_partial(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall")) as server:
         with pytest.raises(errors.GapTimeout, match="LLM_GAP_TIMEOUT") as caught:
             await provider_for(server, gap_timeout=0.2).generate("hi")
@@ -40,7 +40,7 @@ async def test_a_stall_costs_the_gap_budget_and_keeps_what_came(dialect: str) ->
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_drip_is_ended_by_the_deadline(dialect: str) -> None:
+async def test_slow_drip_raises_deadline_exceeded(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("drip", seconds=0.02)) as server:
         began = time.monotonic()
         with pytest.raises(errors.DeadlineExceeded) as caught:
@@ -50,13 +50,13 @@ async def test_a_drip_is_ended_by_the_deadline(dialect: str) -> None:
         assert not caught.value.failover
 
 
-async def test_the_deadline_of_the_provider_holds_where_the_call_has_none() -> None:
+async def test_deadline_of_provider_applies_if_call_has_none() -> None:
     async with FaultServer(fault=Fault("hang")) as server:
         with pytest.raises(errors.DeadlineExceeded):
             await provider_for(server, deadline=0.2).generate("hi")
 
 
-async def test_the_caller_may_take_his_time() -> None:
+async def test_time_of_slow_caller_does_not_count() -> None:
     async with FaultServer() as server:
         got = ""
         async for piece in provider_for(server, gap_timeout=0.2, first_token_timeout=5).stream("hi"):
@@ -66,9 +66,9 @@ async def test_the_caller_may_take_his_time() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["openai", "ollama"])
-async def test_a_finished_answer_is_not_waited_for(dialect: str) -> None:
+async def test_finished_response_is_not_waited_for(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("lingers")) as server:
-        assert (await provider_for(server).generate("hi")).endswith("dog.")  # the server keeps the connection open
+        assert (await provider_for(server).generate("hi")).endswith("dog.")  # the connection stays open
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
@@ -83,13 +83,13 @@ async def test_a_finished_answer_is_not_waited_for(dialect: str) -> None:
         {"local_only": "false"},
     ],
 )
-def test_keywords_of_a_provider_that_cannot_be(given: dict[str, object]) -> None:
+def test_invalid_keywords_of_provider_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(errors.NotConfigured, match=next(iter(given))):
         CustomProvider(base_url="http://127.0.0.1:9", **given)  # type: ignore[arg-type]
     CustomProvider(base_url="http://127.0.0.1:9", deadline=None, gap_timeout=None)  # type: ignore[arg-type]
 
 
-async def test_budgets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_time_limits_come_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_FIRST_TOKEN_TIMEOUT", "0.2")
     async with FaultServer(fault=Fault("hang")) as server:
         with pytest.raises(errors.FirstTokenTimeout, match=r"0\.2 s"):

@@ -42,7 +42,7 @@ _ENVIRONMENT: Final = {
     "LITELLM_OFFLINE_MODE": "True",
     "LITELLM_MODE": "PRODUCTION",
 }
-_NO_KEY: Final = "no-key"  # without a key, a configuration may read one of another host from the environment
+_NO_KEY: Final = "no-key"  # without a key, a configuration reads one from the environment, perhaps another host's
 _CHAT_MODE: Final = "chat"
 
 _lock = threading.Lock()

@@ -93,7 +93,7 @@ class Runner:
         info = events.AttemptInfo(self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.sent)
         return partial(events.run_attempt, info, runnable.run)
 
-    def explained(
+    def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
     ) -> LLMError:
         """Add provider, model, hint and partial answer to an error, and redact it. Return the error.
@@ -144,11 +144,11 @@ class _Attempt:
         deadline = loop.time() + (self._request.timeout or self._times.deadline)
         failure: LLMError | None = None
         try:
-            budget = await self._prepared(deadline)
+            budget = await self._prepare(deadline)
             closes = self._model in self._runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(self._model))
             continues = self._attempt.prefix is not None
             answer = self._answer = Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
-            slot = await self._slot(deadline, emit)
+            slot = await self._acquire_slot(deadline, emit)
             try:
                 await self._converse(answer, budget, deadline, emit)
             finally:
@@ -159,13 +159,13 @@ class _Attempt:
             if self._answer:
                 self._answer.end(broken=failure is not None)
             if failure is None:
-                return await self._completed(answer, budget)
+                return await self._complete(answer, budget)
         except Exception as error:  # noqa: BLE001  # the validator of a schema may raise anything
             failure = failure or failure_of(error)
-        explained = self._runner.explained(failure, self._model or None, self._request, self._answer)
+        explained = self._runner.explain(failure, self._model or None, self._request, self._answer)
         raise explained.with_traceback(None)
 
-    async def _prepared(self, deadline: float) -> ContextBudget:
+    async def _prepare(self, deadline: float) -> ContextBudget:
         """Choose the model, check whether the request fits it, and import LiteLLM. Return the budget."""
         runner, spec, request = self._runner, self._spec, self._request
         if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # without a DNS query
@@ -187,7 +187,7 @@ class _Attempt:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
         return budget
 
-    async def _slot(self, deadline: float, emit: Emit) -> Slot | None:
+    async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server, unless the router has acquired one. Only the deadline limits the wait.
 
         Returns:
@@ -234,7 +234,7 @@ class _Attempt:
                     if budget.loads and emit.all_events:
                         load.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
                     send = partial(self._send, variant, budget, reader)
-                    await reader.read(send, deadline, partial(_take, answer, load), emit.drain)
+                    await reader.read(send, deadline, partial(_feed, answer, load), emit.drain)
                 break
             except _RETRIED_REFUSALS as error:
                 if answer.first_delta_at is not None:
@@ -271,15 +271,15 @@ class _Attempt:
 
     async def _send(self, variant: Variant, budget: ContextBudget, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
-        request = await self._written(variant, budget)
+        request = await self._write(variant, budget)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.ask(request, partial(_litellm.judge, self._spec, self._model))
+            return await runner.client.send(request, partial(_litellm.judge, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
 
-    async def _written(self, variant: Variant, budget: ContextBudget) -> HttpRequest:
+    async def _write(self, variant: Variant, budget: ContextBudget) -> HttpRequest:
         """Return the HTTP request: for a chat, or for the continuation of an answer."""
         attempt, spec, model = self._attempt, self._spec, self._model
         continuing = self._runner.continuation_spec if attempt.prefix is not None else None
@@ -295,7 +295,7 @@ class _Attempt:
             return request
         return _litellm.write(spec, self._runner.client.endpoint, model, messages, parameters)
 
-    async def _completed(self, answer: Answer, budget: ContextBudget) -> Completion:
+    async def _complete(self, answer: Answer, budget: ContextBudget) -> Completion:
         """Return the completion.
 
         Raises:
@@ -311,12 +311,11 @@ class _Attempt:
                 raise loss
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
-                completion = replace(
-                    completion, parsed=structured_output.parsed(request.response_format, completion.text)
-                )
+                parsed = structured_output.parsed(request.response_format, completion.text)
+                completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":
-                what = f"{error.what}; it ended at {self._limit(answer.parser.usage)}"
+                what = f"{error.what}; it ended at {self._limit_reached(answer.parser.usage)}"
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
                 raise errors.AnswerTruncated(what, hint=hint) from None
             if isinstance(error, errors.SchemaMismatch):
@@ -337,7 +336,7 @@ class _Attempt:
             return _litellm.price(self._spec, self._model, completion.usage)
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
-    def _limit(self, usage: Usage) -> str:
+    def _limit_reached(self, usage: Usage) -> str:
         """Return the limit at which an answer ended, for an error message."""
         limit, tokens = self.sent()[1], usage.completion_tokens
         if limit is None or (tokens or limit) < limit:
@@ -372,7 +371,7 @@ class Answer(Transcript):
         self._request, self._continues = request, continues
         self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
 
-    def take(self, delta: Delta) -> None:
+    def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
         self.deltas += 1
         if self.first_delta_at is None:
@@ -448,7 +447,7 @@ class Answer(Transcript):
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
 
 
-def _take(answer: Answer, load: ExitStack, delta: Delta) -> None:
+def _feed(answer: Answer, load: ExitStack, delta: Delta) -> None:
     if answer.first_delta_at is None:
         load.close()  # the model is loaded
-    answer.take(delta)
+    answer.feed(delta)

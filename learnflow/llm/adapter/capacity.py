@@ -207,12 +207,10 @@ class Capacity:
         newest = itertools.islice(reversed(self.prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
 
-    def _fits(self, waiter: _Waiter, address: str) -> bool:
-        return address in waiter.limits and not self.is_full(address, waiter.limits[address])
-
     def _next(self, address: str) -> _Waiter | None:
         """Choose the waiting request that gets a slot, among those that have waited longest."""
-        fitting = (waiter for waiter in self._waiters if self._fits(waiter, address))
+        eligible = (waiter for waiter in self._waiters if address in waiter.limits)
+        fitting = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
         candidates = list(itertools.islice(fitting, _MAX_COMPARED))
         limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
         cached = {other: self._recent(other, limit) for other, limit in limits.items()}

@@ -90,7 +90,7 @@ def needs_of(call: Call) -> Needs:
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of the requirements that a provider certainly does not meet. Unknown is not lacking."""
+    """Return descriptions of the requirements that a provider certainly does not meet."""
     lacking = [name for name in needs.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and needs.tokens > served:
@@ -173,8 +173,7 @@ class ContextBudget:
             self._described = await self._catalog.describe(self._model)
         limit, least = self._stated or self._described.known.get("context"), at_least(self._texts)
         if limit and least > limit:
-            what = f"the prompt has at least {least} tokens, the context length is {limit}"
-            raise _overflow(what, least, limit)
+            raise _overflow(f"the prompt has at least {least} tokens, the context length is {limit}", least, limit)
         self.context_length = self._loaded
         return self._request_length(self._fitting(self._high_estimate))
 
@@ -203,9 +202,7 @@ class ContextBudget:
             self.context_length = _requested[self._base, self._described.name] = length
         if length in (None, before):
             return None
-        return (
-            f"with a context of {length} tokens instead of {before or 'the default'}; the server loads the model again"
-        )
+        return f"with a context of {length} tokens instead of {before or 'the default'}: the server reloads the model"
 
     async def _answer_limit(self) -> int | None:
         """Return the most tokens that the answer can have; None if unknown."""
@@ -313,7 +310,7 @@ class ContextBudget:
         if read and not self._request.images:
             self._learn(self._texts, read)
         cut = read and least >= _MIN_CUT_TOKENS and read <= least * _MAX_CUT_SHARE
-        if not read or not cut or usage.cached_tokens or not self._spec.local:
+        if not (read and cut and self._spec.local) or usage.cached_tokens:
             return None
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)

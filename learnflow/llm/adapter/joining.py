@@ -47,7 +47,7 @@ class CutPoint:
     """The emitted text, split into the prefix to send and the rest that the continuation must repeat."""
 
     prefix: str
-    rest: str
+    rest: str = ""
 
     @property
     def text(self) -> str:
@@ -56,19 +56,17 @@ class CutPoint:
 
 
 def step_back(text: str) -> CutPoint:
-    """Cut at the end of the last whole word. The prefix is empty if the text is one word."""
+    """Cut at the end of the last whole word, or at the end of a text without spaces.
+
+    The prefix is empty if the text is one word.
+    """
     tail = text[-_MAX_STEP_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
     before = tail[: len(tail) - len(last)].rstrip()
     start = len(text) - len(tail) + len(before)
     if len(text) - start > _MAX_STEP_CHARS:
-        return at_the_break(text)
+        return CutPoint(text)
     return CutPoint(text[:start], text[start:])
-
-
-def at_the_break(text: str) -> CutPoint:
-    """Cut at the end of the text, if it has no spaces or a continuation did not repeat the rest."""
-    return CutPoint(text, "")
 
 
 def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
@@ -76,13 +74,13 @@ def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None
 
     Args:
         text: as emitted.
-        steps_back: cut at the last whole word, if possible.
+        steps_back: cut at the last whole word, if possible. False if a continuation did not repeat the rest.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
         return CutPoint("", text) if text else None  # white space is not continued
     cut = step_back(text)
-    return cut if steps_back and (prefills or cut.prefix) else at_the_break(text)
+    return cut if steps_back and (prefills or cut.prefix) else CutPoint(text)
 
 
 def in_words(prompt: Prompt, prefix: str) -> list[Any]:
@@ -117,7 +115,7 @@ def _ends_of(text: str) -> list[str]:
 
 
 def _begins(text: str, end: str) -> bool:
-    """Return whether a text begins with these words, compared like in ``_Repetition``."""
+    """Return whether a text begins with these words, compared as in ``_Repetition``."""
     expected = "".join(map(_plain, end))
     return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
 
@@ -293,7 +291,7 @@ class _Joining(Relay):
         if joiner.mismatched:
             return
         if isinstance(event, TextDelta):
-            self._text(joiner.feed(event.text))
+            self._emit_text(joiner.feed(event.text))
             if joiner.mismatched:
                 self._stop()
         elif isinstance(event, ToolCallDelta) and not joiner.settled:
@@ -316,11 +314,11 @@ class _Joining(Relay):
         if joiner.mismatched and not only_calls:
             what = "the continuation does not begin with the end of the broken answer"
             raise errors.NotContinued(what, provider=self._name)
-        self._text(text, resume=True)
+        self._emit_text(text, resume=True)
         for call in self._held_calls:
             self._emit(call)
 
-    def _text(self, text: str, *, resume: bool = False) -> None:
+    def _emit_text(self, text: str, *, resume: bool = False) -> None:
         if not self._resumed and (text or resume):
             self._resumed = True
             self._emit(Resumed(self._name, len(self._joiner.cut.text), in_words=self._joiner.words))

@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
@@ -22,7 +22,7 @@ _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabi
 _UNSUPPORTED: Final = {  # keywords of other libraries
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set {context_variable}, in tokens; otherwise it grows by itself if the server takes it with a request",
+    "num_ctx": "Set {context_variable}, in tokens. Without it, the context length grows if the server allows that",
 }
 _FORMATS: Final = ("text", "json_object", "json_schema")
 _MAX_SESSION_CHARS: Final = 200
@@ -58,16 +58,14 @@ def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, 
     return given
 
 
-def is_list_of_objects(value: Any) -> bool:
+def is_list_of_objects(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """Return whether a value is a list of JSON objects."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(row, Mapping) for row in value)
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:
     """Return the messages of a prompt. An invalid prompt is one message here; ``request`` raises for it."""
-    return (
-        prompt if not isinstance(prompt, str) and is_list_of_objects(prompt) else [{"role": "user", "content": prompt}]
-    )
+    return prompt if is_list_of_objects(prompt) else [{"role": "user", "content": prompt}]
 
 
 def parts_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -138,13 +136,13 @@ def _check_known(spec: ProviderSpec, name: str, *, given: bool) -> None:
         raise Unsupported(f"there is no {name}=", hint=hint)
     if name not in (*_KEYWORDS, *_UNSUPPORTED):
         near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
-        hint = f"Did you mean {near[0]}=?" if near else f"The keywords are {', '.join(_KEYWORDS)}"
-        raise InvalidRequest(
-            f"there is no keyword {name}=", hint=f"{hint}. A parameter of one server goes into extra_body="
-        )
+        hint = f"Did you mean {near[0]}=?" if near else f"The keywords are {', '.join(_KEYWORDS)}."
+        hint += " Parameters of one server go into extra_body="
+        raise InvalidRequest(f"there is no keyword {name}=", hint=hint)
 
 
 def _check_format(spec: ProviderSpec, response_format: Any) -> None:
+    is_class = isinstance(response_format, type) and hasattr(response_format, "model_validate_json")
     if isinstance(response_format, Mapping):
         kind = response_format.get("type")
         if kind not in _FORMATS:
@@ -155,9 +153,7 @@ def _check_format(spec: ProviderSpec, response_format: Any) -> None:
             raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
         if kind == "json_schema" and not isinstance(response_format.get("json_schema"), Mapping):
             raise _invalid("response_format", 'a dict with a schema under "json_schema"')
-    elif response_format is not None and not (
-        isinstance(response_format, type) and hasattr(response_format, "model_validate_json")
-    ):
+    elif response_format is not None and not is_class:
         raise _invalid("response_format", "a pydantic class or a dict")
 
 

@@ -109,17 +109,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             first_token_s=times.first_token,
             gap_s=times.gap,
             names=names_of(name),
-            has_model=model is not None and self._has(model),
+            has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
             loads=bool(spec.server.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,  # a connection to a public address is refused
+            near=spec.local or endpoint.near,  # under LLM_LOCAL_ONLY, the connection checks the address
             local_only=times.local_only,
         )
 
-    def _has(self, model: str) -> bool:
+    def _has_model(self, model: str) -> bool:
         """Return whether the provider has a model, by its configuration, its server's list, or the price map."""
         server = self.catalog.server
         if model in (self.model, self.vision_model):
@@ -129,29 +129,31 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return not self.spec.local and bool(model_prices.capabilities_of(self.spec.price_prefix, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
-        """See ``RoutableProvider``."""
+        """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""
         return self.catalog.trouble(model or self.model)
 
     def start(self, call: Call) -> Work:
-        """See ``AbstractProvider``."""
+        """Return the work of a call, with its events; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
         return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
-        """Return the work of one attempt; see ``RoutableProvider``."""
+        """Return the work of one attempt; see ``RoutableProvider.attempt``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         try:
-            made = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options))
+            prepared = request(
+                self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options)
+            )
         except LLMError as error:
             error.provider = self.name
             raise
-        if self.vision_model and not call.model and made.images:
-            made = replace(made, model=self.vision_model)
-        return self.runner.start(made, attempt, buffered=call.buffered)
+        if self.vision_model and not call.model and prepared.images:
+            prepared = replace(prepared, model=self.vision_model)
+        return self.runner.start(prepared, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
-        """Import LiteLLM now, in a thread, which would delay the first request by seconds. Call it at startup."""
+        """Import LiteLLM in a thread. Call it at startup: otherwise the import delays the first request by seconds."""
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
@@ -159,11 +161,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         A program need not call it at its end: the end of the event loop closes the connections.
         """
-        await pool.leave(self.endpoint.origin)
+        await pool.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
-        return [model.name for model in await self._explained(self.catalog.models(every=False))]
+        return [model.name for model in await self._explain_errors(self.catalog.models(every=False))]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities.
@@ -174,7 +176,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Raises:
             LLMError: the models cannot be listed.
         """
-        return await self._explained(self.catalog.models(within))
+        return await self._explain_errors(self.catalog.models(within))
 
     async def health_check(self) -> bool:
         """Return whether a request would succeed now. A probe costs nothing and loads no model."""
@@ -221,7 +223,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        await self._explained(self._warm(model or self.model, keep_alive), model or self.model)
+        await self._explain_errors(self._warm(model or self.model, keep_alive), model or self.model)
 
     async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
         try:
@@ -231,12 +233,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             what = f"not loaded within {self._times.load:g} s"
             raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
-    async def _explained(self, result: Awaitable[_T], model: str | None = None) -> _T:
+    async def _explain_errors(self, result: Awaitable[_T], model: str | None = None) -> _T:
         """Await a result. An error names the provider and the variable to set."""
         try:
             return await result
         except LLMError as error:
-            raise bare(self.runner.explained(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""

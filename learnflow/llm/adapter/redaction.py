@@ -24,7 +24,7 @@ def redact(error: LLMError, key: str | None, request: Request | None, answer: st
     Args:
         error: changed in place.
         key: the API key of the endpoint.
-        request: the request that failed; None if there is none.
+        request: the request that failed; None for a probe.
         answer: the text that had arrived.
     """
     if not error.server_message:

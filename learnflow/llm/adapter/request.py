@@ -24,6 +24,7 @@ _PREFILL_FIELDS: Final = {_CONTINUES: True, "add_generation_prompt": False}
 _NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
 _HEADER_VALUE: Final = re.compile(r"[!-~]+")  # no proxy splits or trims it
 _MAX_TYPE_CHARS: Final = 40
+_FORMAT_WORDS: Final = ("format", "schema", "grammar", "structured")
 _REFUSAL_WORDS: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
@@ -122,11 +123,8 @@ class Request:
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
-        sampling = {
-            name: value
-            for name, value in self.sampling.items()
-            if not (name in variant.without and may_be_left_out(value))  # the caller's own value is always sent
-        }
+        omitted = {name for name in variant.without if may_be_left_out(self.sampling.get(name))}
+        sampling = {name: value for name, value in self.sampling.items() if name not in omitted}
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
         if dialect.format_options:
@@ -141,9 +139,8 @@ class Request:
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
-            response_format, instruction = structured_output.formatted(
-                self.response_format, dialect.schema_modes[variant.fallback_level]
-            )
+            mode = dialect.schema_modes[variant.fallback_level]
+            response_format, instruction = structured_output.formatted(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
         if dialect.stream_usage and "stream_options" not in variant.without:
@@ -172,13 +169,10 @@ class Request:
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        lower = (
-            self.spec.dialect.schema_modes[variant.fallback_level + 1 :]
-            if isinstance(self.response_format, type)
-            else ()
-        )
-        if lower and any(word in message for word in ("response_format", "schema", "format", "grammar", "structured")):
-            return replace(variant, fallback_level=variant.fallback_level + 1), f"the schema as {lower[0]}"
+        modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
+        falls_back = isinstance(self.response_format, type) and level < len(modes)
+        if falls_back and any(word in message for word in _FORMAT_WORDS):
+            return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
         return None
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
@@ -206,9 +200,8 @@ class Request:
         if reasoning_models and not reasoning_models.search(model):
             if self.reasoning is False:
                 return {}
-            raise Unsupported(
-                f"{model} does not support reasoning", hint="Leave reasoning= out, or choose another model"
-            )
+            hint = "Leave reasoning= out, or choose another model"
+            raise Unsupported("the model does not support reasoning", hint=hint)
         return self.spec.dialect.reasoning[self.reasoning]
 
 
@@ -267,9 +260,8 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
 
 def _is_message(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
-    return isinstance(message.get("role"), str) and (
-        content is None or isinstance(content, str) or is_list_of_objects(content)
-    )
+    has_content = content is None or isinstance(content, str) or is_list_of_objects(content)
+    return has_content and isinstance(message.get("role"), str)
 
 
 def _copied(message: Mapping[str, Any]) -> dict[str, Any]:

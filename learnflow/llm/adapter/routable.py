@@ -39,7 +39,7 @@ class Facts:
         prefills: it continues a last assistant message, character by character.
         replays: it replays cassettes, so that a failure is no outage.
         concurrency_limit: the most requests in flight; None if unlimited.
-        near: it connects only to this machine or a private network. Any other connection is refused.
+        near: its address is probably on this machine or a private network. LLM_LOCAL_ONLY checks it on connecting.
         local_only: it is configured to be used only if it is local.
     """
 
@@ -143,10 +143,10 @@ class RoutableProvider(LLMProvider):
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
-        info = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
-        return partial(events.run_attempt, info, partial(self._bounded, call, attempt, facts))
+        about = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
+        return partial(events.run_attempt, about, partial(self._run, call, attempt, facts))
 
-    async def _bounded(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
+    async def _run(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
         """Run the call within a slot and time limits, and convert any exception to an LLMError."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + call.options.get("timeout", self._settings.llm_deadline)

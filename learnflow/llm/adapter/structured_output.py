@@ -166,9 +166,8 @@ def _validate(answer: Any, schema: Any) -> None:
     except Exception:  # noqa: BLE001  # the schema is invalid, and the server accepted it
         return
     try:
-        fault = jsonschema.exceptions.best_match(
-            loose(schema, registry=Registry()).iter_errors(answer)
-        )  # fetches no $ref
+        validator = loose(schema, registry=Registry())  # fetches no $ref
+        fault = jsonschema.exceptions.best_match(validator.iter_errors(answer))
     except Unresolvable:
         return  # a $ref leads out of the schema
     except Exception as error:  # noqa: BLE001  # huge numbers, deep nesting

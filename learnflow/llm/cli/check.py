@@ -1,7 +1,6 @@
-"""``check``: asks a server the questions of the contract, and prints what it keeps of what this package relies on.
+"""``check``: test a server for the features that this package depends on.
 
-Must never ask a cloud that nobody named, or print an answer.
-The command line calls it.
+It tests a cloud only if the user names it, and prints no answer.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from ..providers import build
 from ..stream import Emit
 from .command import ExitCode, command, json_option, model_option, provider_option
 from .status import chain_of
-from .terminal import progress, say, table, write, write_json
+from .terminal import notify, progress, table, write, write_json
 
-_NOWHERE: Final = "learnflow-no-such-model"
-_LONGEST: Final = 40_000  # tokens of a prompt that is longer than the context; beyond it is not asked
-_TOKENS: Final = 900  # of all the others together, about
-_SAY = "Say the word pong."
+_MISSING_MODEL: Final = "learnflow-no-such-model"
+_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # of the prompt that exceeds the context length; longer ones are not sent
+_ESTIMATED_TOKENS: Final = 900  # of all other requests together
+_PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 _TOOL: Final = {
     "type": "function",
@@ -51,22 +50,22 @@ class Finding:
 @json_option(help="Print one object with the findings.")
 @provider_option
 async def check(model: str | None, as_json: bool, provider: str | None) -> int:
-    """Show what a server keeps of what answers rely on.
+    """Check a server for the features that this package depends on.
 
-    Ten short questions are asked: finish reasons, streams, errors by name, schemas, tools, continuation. The last line
-    is what to set.
+    Sends up to ten short requests: finish reasons, streams, errors, schemas, tools, continuation. The last line has the
+    variable to set.
     """
     server = await _provider(provider)
     served = server.facts(model).capabilities["context_served"]
-    long = int(served * 1.2) if server.spec.local and served and served * 1.2 < _LONGEST else None
-    more = f", and one of {long} tokens, which is longer than its context" if long else ""
-    say(f"{server.name}: asking up to 10 requests of about {_TOKENS} tokens together{more}")
+    long = int(served * 1.2) if server.spec.local and served and served * 1.2 < _MAX_LONG_PROMPT_TOKENS else None
+    more = f", and one of {long} tokens, which exceeds its context length" if long else ""
+    notify(f"{server.name}: sending up to 10 requests of about {_ESTIMATED_TOKENS} tokens together{more}")
     findings: list[Finding] = []
-    for question, ask in _Questions(server, model, long).all():
+    for question, run in _Checks(server, model, long).all():
         with progress(f"{server.name}: {question}"):
-            findings.append(await _asked(question, ask))
+            findings.append(await _finding(question, run))
         if question == "finish reason" and findings[-1].passed is False:
-            break  # nothing else can be told
+            break  # the other checks would fail for the same reason
     words = _capabilities(findings)
     if as_json:
         write_json({"provider": server.name, "capabilities": words, "findings": [*map(asdict, findings)]})
@@ -76,9 +75,9 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
             ("PASS", "CHECK", "SEEN"), ((marks[finding.passed], finding.question, finding.seen) for finding in findings)
         )
         write(f"{server.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
-    relied = ("finish reason", "a stream")
-    unreliable = any(each.passed is False for each in findings if each.question in relied)
-    return ExitCode.FAILED if unreliable else ExitCode.OK
+    required = ("finish reason", "a stream")
+    failed = any(finding.passed is False for finding in findings if finding.question in required)
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 async def _provider(name: str | None) -> BaseProvider:
@@ -88,19 +87,19 @@ async def _provider(name: str | None) -> BaseProvider:
     return provider
 
 
-Ask = Callable[[], Awaitable[tuple[bool | None, str]]]
+_Check = Callable[[], Awaitable[tuple[bool | None, str]]]  # returns whether it passed, and the details
 
 
-class _Questions:
-    """What is asked of one provider; ``long``: tokens of a prompt that does not fit, where that can be asked."""
+class _Checks:
+    """The checks of one provider. ``long``: tokens of a prompt that exceeds the context length, or None."""
 
     def __init__(self, provider: BaseProvider, model: str | None, long: int | None) -> None:
         self._provider = provider
         self._model = model
         self._long = long
 
-    def all(self) -> list[tuple[str, Ask]]:
-        """Each by its name, in the order in which they are asked."""
+    def all(self) -> list[tuple[str, _Check]]:
+        """Return the checks in their order, with their names."""
         return [
             ("finish reason", self.finish),
             ("tokens counted", self.usage),
@@ -114,23 +113,23 @@ class _Questions:
             ("leaving stops it", self.leaving),
         ]
 
-    async def _complete(self, prompt: str = _SAY, **more: Any) -> Any:
+    async def _complete(self, prompt: str = _PROMPT, **more: Any) -> Any:
         return await self._provider.complete(
             prompt, **{"model": self._model, "max_tokens": 60, "temperature": 0.0, **more}
         )
 
     async def finish(self) -> tuple[bool | None, str]:
-        """Whether an answer ends with a finish reason."""
+        """Check that an answer ends with a finish reason."""
         done = await self._complete()
         return True, f"{done.finish}, {len(done.text)} characters in {done.total_s:.1f} s"
 
     async def usage(self) -> tuple[bool | None, str]:
-        """Whether tokens are counted."""
-        told = (await self._complete()).usage
-        return told.completion_tokens is not None, f"prompt {told.prompt_tokens}, answer {told.completion_tokens}"
+        """Check that the server reports tokens."""
+        usage = (await self._complete()).usage
+        return usage.completion_tokens is not None, f"prompt {usage.prompt_tokens}, answer {usage.completion_tokens}"
 
     async def stream(self) -> tuple[bool | None, str]:
-        """Whether pieces come while it generates."""
+        """Check that pieces arrive during generation."""
         loop, times = asyncio.get_running_loop(), list[float]()
         started = loop.time()
         async with self._provider.stream(
@@ -142,54 +141,54 @@ class _Questions:
         return len(times) > 1, seen
 
     async def limit(self) -> tuple[bool | None, str]:
-        """Whether an answer that is cut at ``max_tokens`` says so."""
+        """Check that an answer that ends at ``max_tokens`` has the finish reason "length"."""
         done = await self._complete("Count from 1 to 100.", max_tokens=3)
         return done.finish == "length", done.finish
 
     async def missing(self) -> tuple[bool | None, str]:
-        """How a model is named that is not there."""
+        """Check the error for a missing model."""
         try:
-            await self._complete(model=_NOWHERE)
+            await self._complete(model=_MISSING_MODEL)
         except errors.ModelNotFound as error:
             return True, f"{error.code or 'by its words'} (HTTP {error.status})" if error.status else "by its list"
-        return None, "answered for a name that is no model's: it serves one, whatever the name"
+        return None, "answered: it serves one model under any name"
 
     async def overflow(self) -> tuple[bool | None, str]:
-        """What a prompt gets that is longer than the context."""
+        """Check the error for a prompt that exceeds the context length."""
         if self._long is None:
-            return None, "not asked: its context is not known, too long, or a cloud's"
+            return None, "not checked: the context length is unknown, too large, or that of a cloud"
         try:
             await self._complete("word " * self._long, max_tokens=4)
         except errors.ContextOverflow as error:
             return True, f"refused by name (HTTP {error.status})" if error.status else "refused before it was sent"
-        return False, "answered: the beginning of a long prompt is dropped without a word"
+        return False, "answered: the server drops the beginning of a long prompt without an error"
 
     async def schema(self) -> tuple[bool | None, str]:
-        """Whether an answer fits a JSON schema."""
-        wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": _SCHEMA, "strict": True}}
-        done = await self._complete('Give the word "pong" as JSON.', response_format=wanted)
+        """Check that an answer fits a JSON schema."""
+        response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
+        done = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
         if done.attempts > 1:
-            return False, "only on the second attempt, with what was wrong"
+            return False, "only on the second attempt, after a hint about the fault"
         return (True, "fits") if done.finish == "stop" else (None, f"finish {done.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:
-        """Whether a tool is called."""
+        """Check that the model calls a tool."""
         done = await self._complete("What is the weather in Paris? Call the tool.", tools=[_TOOL])
         called = [call.name for call in done.tool_calls]
         return bool(called) or None, f"called {', '.join(called)}" if called else "answered in words: model or server"
 
     async def prefill(self) -> tuple[bool | None, str]:
-        """Whether a begun answer is continued."""
+        """Check that a prefill is continued."""
         if not self._provider.facts(self._model).prefills:
-            return None, "a broken answer is continued in words"
+            return None, "no prefill: a broken answer is continued by a request in words"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
         done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
-        return True, f"went on with {len(done.text)} characters"
+        return True, f"continued with {len(done.text)} characters"
 
     async def leaving(self) -> tuple[bool | None, str]:
-        """Whether the server stops for a client that has left."""
+        """Check that the server stops when the client disconnects."""
         if not self._provider.spec.local:
-            return None, "not asked of a cloud"
+            return None, "not checked for a cloud"
         before = (await self._complete()).first_token_s or 0.0
         async with self._provider.stream("Write a long story.", model=self._model, max_tokens=1000) as answer:
             async for _ in answer:
@@ -198,10 +197,10 @@ class _Questions:
         return after < 1 + 3 * before, f"the next answer began after {after:.2f} s ({before:.2f} s before)"
 
 
-async def _asked(question: str, ask: Ask) -> Finding:
-    """The finding; an error is one, and says nothing of the answer."""
+async def _finding(question: str, run: _Check) -> Finding:
+    """Return the finding of a check. An error is a finding, too; it repeats nothing of the answer."""
     try:
-        passed, seen = await ask()
+        passed, seen = await run()
     except errors.NotRecorded:
         raise
     except LLMError as error:
@@ -211,9 +210,11 @@ async def _asked(question: str, ask: Ask) -> Finding:
 
 
 def _capabilities(findings: list[Finding]) -> str:
-    """What follows for ``<NAME>_CAPABILITIES``."""
-    passed = {each.question: each.passed for each in findings}
-    missing_finish = any(each.question == "finish reason" and "FinishMissing" in each.seen for each in findings)
+    """Return the value for ``<NAME>_CAPABILITIES`` that follows from the findings."""
+    passed = {finding.question: finding.passed for finding in findings}
+    missing_finish = any(
+        finding.question == "finish reason" and "FinishMissing" in finding.seen for finding in findings
+    )
     words = ["no-finish"] if missing_finish else []
     for question, name in (("JSON schema", "json_schema"), ("tools", "tools")):
         if passed.get(question) is not None:

@@ -1,7 +1,6 @@
-"""What the commands share: a decorator, options, exit codes.
+"""The shared parts of commands: the decorator, options, exit codes.
 
-Must never import anything that ``--help`` of one command does not need.
-Click completes words in bash, zsh and fish by itself, and checks numbers.
+It imports only what ``--help`` needs.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import click
 
 from .. import errors
 from ..process import switches
-from .terminal import say
+from .terminal import notify
 
 
 class ExitCode(IntEnum):
-    """The exit codes of all commands; docs/cli.md has them."""
+    """The exit codes of all commands, as in docs/cli.md."""
 
     OK = 0
     FAILED = 1
@@ -33,42 +32,45 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-_UNREACHED: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
+_UNREACHABLE: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """Make a command of a function: its name, docstring and options, and ``--verbose``. It returns the exit code."""
+    """Make a command with the function's name, docstring and options, and ``--verbose``.
+
+    The function returns the exit code.
+    """
 
     @wraps(function)
     def run(*, verbose: bool, **options: Any) -> int:
         _prepare(verbose=verbose)
-        switches.watched = False  # the port of the metrics is left to the application
-        switches.patient = False  # a person who forgot to start the server is told at once
+        switches.watched = False  # the application uses the port of the metrics
+        switches.patient = False  # a server that was not started is an error at once
         try:
             if name := options.get("provider"):
                 _check(name)
             result = function(**options)
             return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
         except errors.LLMError as error:
-            say(str(error))
+            notify(str(error))
             return _code(error)
         finally:
             switches.watched = switches.patient = True
 
-    made = click.command(function.__name__.replace("_", "-"))(run)
-    made.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Log to stderr what happened."))
-    return made
+    created = click.command(function.__name__.replace("_", "-"))(run)
+    created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
+    return created
 
 
 def _prepare(*, verbose: bool) -> None:
-    """Log to stderr, and let no terminal's or pipe's encoding break an answer in the middle."""
+    """Log to stderr, and escape characters that the encoding of stdout does not have."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.CRITICAL, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _check(name: str) -> None:
-    from ..providers.registry import check  # noqa: PLC0415  # help does not need it
+    from ..providers.registry import check  # noqa: PLC0415  # not needed for --help
 
     try:
         check(name)
@@ -79,11 +81,11 @@ def _check(name: str) -> None:
 def _code(error: errors.LLMError) -> ExitCode:
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
-    return ExitCode.NO_PROVIDER if isinstance(error, _UNREACHED) else ExitCode.FAILED
+    return ExitCode.NO_PROVIDER if isinstance(error, _UNREACHABLE) else ExitCode.FAILED
 
 
 def _providers(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    from ..providers.registry import SPECS  # noqa: PLC0415  # help does not need it
+    from ..providers.registry import SPECS  # noqa: PLC0415  # not needed for --help
 
     return [name for name in SPECS if name.startswith(incomplete)]
 
@@ -94,8 +96,10 @@ def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
     return value
 
 
-provider_option = click.option("--provider", "-p", help="Instead of LLM_PROVIDER.", shell_complete=_providers)
-model_option = click.option("--model", "-m", help="Instead of the provider's own.")
+provider_option = click.option(
+    "--provider", "-p", help="The provider to use instead of LLM_PROVIDER.", shell_complete=_providers
+)
+model_option = click.option("--model", "-m", help="The model to use instead of the provider's default.")
 json_option = partial(click.option, "--json", "as_json", is_flag=True)
 within_option = click.option(
     "--timeout",
@@ -105,5 +109,5 @@ within_option = click.option(
     show_default=True,
     metavar="SECONDS",
     callback=_finite,
-    help="For all providers together.",
+    help="Time for all probes together.",
 )

@@ -1,7 +1,7 @@
-"""``doctor`` explains this machine: the variables that are set, the places that were probed, traps, the line to write.
+"""``doctor``: explain the configuration of this machine.
 
-Must never print a key, or change anything.
-The command line calls it.
+It prints the variables that are set, the addresses that were probed, common mistakes, and the lines to write. It prints
+no key and changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import vendor_specs as vendors
 from ..transport.endpoint import endpoint, is_loopback
 from .command import ExitCode, command, provider_option, within_option
-from .status import chain_of, looked, recorded, state, used
+from .status import chain_of, probe, report_replay, select, state
 from .terminal import table, write
 from .variables import misspelt, variables
 
@@ -27,19 +27,21 @@ from .variables import misspelt, variables
 @provider_option
 async def doctor(within: float, provider: str | None) -> int:
     """Explain this machine: what is set, what answers, what to write."""
-    recorded()
+    report_replay()
     write(f"This is {'a container' if settings_sources.in_container() else 'no container'}.")
-    _show("Variables that are set", _variables(provider))  # first: one of them may be what is wrong
+    _show("Variables that are set", _variables(provider))  # before the probes, because one of them may be invalid
     _show("Variables that nobody reads", _misspelt(provider))
-    chain, found = await looked(provider, within)
-    if found:
+    chain, places = await probe(provider, within)
+    if places:
         write("\nWhat was tried:")
-        tried = ((each.health.provider, state(each.health), each.health.base_url or "-", _seen(each)) for each in found)
-        table(("  PROVIDER", "STATE", "WHERE", "WHAT"), ((f"  {name}", *more) for name, *more in tried))
-    _show("Traps", _traps(found))
-    _show("What would be used", [_used(chain, found)])
-    _show("What to write into .env", _advice(chain, found))
-    return ExitCode.OK if any(each.ready for each in used(chain, found)) else ExitCode.NO_PROVIDER
+        titles = ("  PROVIDER", "STATE", "WHERE", "WHAT")
+        table(
+            titles, ((f"  {_provider(place)}", state(place.health), _url(place), _details(place)) for place in places)
+        )
+    _show("Traps", _traps(places))
+    _show("What would be used", [_used(chain, places)])
+    _show("What to write into .env", _advice(chain, places))
+    return ExitCode.OK if any(place.ready for place in select(chain, places)) else ExitCode.NO_PROVIDER
 
 
 def _show(title: str, lines: Iterable[str]) -> None:
@@ -51,7 +53,7 @@ def _show(title: str, lines: Iterable[str]) -> None:
 
 
 def _specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs whose variables are checked: the known ones, and the named ones."""
+    """Return the specs of known and named providers."""
     names: list[str] = []
     with suppress(LLMError):  # the probe reports it
         names = chain_of(provider)
@@ -59,7 +61,7 @@ def _specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         try:
             specs.setdefault(name, spec_of(name))
-        except LLMError:  # the kind of an endpoint is not set: its variables are the same
+        except LLMError:  # an endpoint without a kind has the same variables
             specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
@@ -75,11 +77,11 @@ def _misspelt(provider: str | None) -> Iterator[str]:
         yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 
-def _name(found: Found) -> str:
-    return f"{found.health.provider} at {found.health.base_url or 'no address'}"
+def _name(place: Found) -> str:
+    return f"{place.health.provider} at {place.health.base_url or 'no address'}"
 
 
-def _traps(found: Sequence[Found]) -> Iterator[str]:
+def _traps(places: Sequence[Found]) -> Iterator[str]:
     proxies = settings_sources.proxies()
     named = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
     if named:
@@ -91,56 +93,65 @@ def _traps(found: Sequence[Found]) -> Iterator[str]:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
-    here = {each.health.provider for each in found if each.answers}  # these are reached
-    for each in found if settings_sources.in_container() else ():
-        silent = each.configured and each.health.state == "down" and each.health.provider not in here
-        there = each.provider.endpoint if each.provider and silent else None
-        if there and is_loopback(there.origin[1]):
+    reached = {place.health.provider for place in places if place.answers}
+    for place in places if settings_sources.in_container() else ():
+        down = place.configured and place.health.state == "down" and place.health.provider not in reached
+        address = place.provider.endpoint if place.provider and down else None
+        if address and is_loopback(address.origin[1]):
             yield (
-                f"{there.base} is this container itself: name the service, or host.docker.internal, where the server "
-                "must then listen on more than loopback"
+                f"{address.base} is this container itself: name the service, or name host.docker.internal and let the "
+                "server listen on more than loopback"
             )
 
 
-def _seen(found: Found) -> str:
-    """Return the details of a place; none for a usual address without a server."""
-    nothing = found.health.state == "down" and not found.configured
-    return "" if nothing or found.health.detail == "ready" else found.health.detail.removeprefix("ready; ")
+def _provider(place: Found) -> str:
+    return place.health.provider
 
 
-def _used(chain: Sequence[str], found: Sequence[Found]) -> str:
-    names = [_name(each) for each in used(chain, found) if each.ready]
+def _url(place: Found) -> str:
+    return place.health.base_url or "-"
+
+
+def _details(place: Found) -> str:
+    """Return the details of a probe; "" for a default address without a server."""
+    nothing = place.health.state == "down" and not place.configured
+    return "" if nothing or place.health.detail == "ready" else place.health.detail.removeprefix("ready; ")
+
+
+def _used(chain: Sequence[str], places: Sequence[Found]) -> str:
+    names = [_name(place) for place in select(chain, places) if place.ready]
     none = f"not ready: {', '.join(chain)}" if chain else "none is named, and no local server is ready"
     return ", then ".join(names) or f"nothing ({none})"
 
 
-def _advice(chain: Sequence[str], found: Sequence[Found]) -> Iterator[str]:
-    """Yield the lines of .env that make it work, or keep it working whatever else is started."""
-    there = used(chain, found)
-    if chain and any(each.ready for each in there):
+def _advice(chain: Sequence[str], places: Sequence[Found]) -> Iterator[str]:
+    """Yield the lines of .env that name a working provider."""
+    selected = select(chain, places)
+    ready = [place for place in selected if place.ready]
+    if chain and ready:
         return
-    missing = [each.setting for each in there if each.setting]
+    missing = [place.setting for place in selected if place.setting]
     yield from missing
-    local = [each for each in found if each.health.ready and each.provider and each.provider.spec.local]
-    for each in [one for one in there if one.ready][:1] or local[:1]:
-        yield from (f"# or {line}" if missing else line for line in _lines(each))
+    local = [place for place in places if place.health.ready and place.provider and place.provider.spec.local]
+    for place in ready[:1] or local[:1]:
+        yield from (f"# or {line}" if missing else line for line in _lines(place))
     if missing or local:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
-        yield f"LLM_PROVIDER={spec.name}   # its key is set; but then prompts leave this machine"
+        yield f"LLM_PROVIDER={spec.name}   # its key is set, but prompts leave this machine"
     easiest = next(spec for spec in SPECS.values() if spec.server.start_command)
     yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start_command}"
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(place: Found) -> Iterator[str]:
     """Yield the lines that name a server and its model."""
-    assert found.provider  # noqa: S101  # a ready one has a provider
-    spec, there = found.provider.spec, found.provider.endpoint
+    assert place.provider  # noqa: S101  # it is ready
+    spec, address = place.provider.spec, place.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"
-    if not found.configured:
-        short = endpoint(spec, there.root).base == there.base
-        yield f"{spec.variable('base_url')}={there.root if short else there.base}"
-    if found.health.model:
-        yield f"{spec.variable('model')}={found.health.model}"
-    elif found.health.models:
-        yield f"{spec.variable('model')}=…   # one of: {', '.join(found.health.models[:6])}"
+    if not place.configured:
+        short = endpoint(spec, address.root).base == address.base
+        yield f"{spec.variable('base_url')}={address.root if short else address.base}"
+    if place.health.model:
+        yield f"{spec.variable('model')}={place.health.model}"
+    elif place.health.models:
+        yield f"{spec.variable('model')}=…   # one of: {', '.join(place.health.models[:6])}"

@@ -1,6 +1,6 @@
-"""``explain``: which provider would serve a request, and why not the others.
+"""``explain``: show which provider would serve a request, and why not the other ones.
 
-Must never send the prompt, or probe a server without ``--probe``.
+It does not send the prompt. It probes servers only with ``--probe``, or if no provider is named.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ..routing.option import Option
 from ..routing.router import RouterProvider
 from ..routing.selection import Chain, last_resort, select
 from .command import ExitCode, command, model_option, provider_option
-from .status import NOBODY
-from .terminal import progress, say, table
+from .status import NO_SERVER
+from .terminal import notify, progress, table
 
-_MAX_TOKENS: Final = 10_000_000  # a text of so many is made
+_MAX_TOKENS: Final = 10_000_000  # of the text that --tokens makes
 _SERVES = {True: "yes", False: "no", None: "unknown"}
 _DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One provider, as a request sees it.
+    """A provider and its role for a request.
 
     Attributes:
         serves: whether it would get the request; None if its capabilities are unknown.
         why: the reason.
-        rank: 0 is first; equals have the same.
+        rank: 0 for the first choice. Load-balanced providers have the same rank.
     """
 
     provider: str
@@ -46,11 +46,11 @@ class Choice:
 @click.argument("prompt", default="")
 @model_option
 @click.option(
-    "--tokens", type=click.IntRange(0, _MAX_TOKENS), default=0, metavar="N", help="As if the prompt had so many."
+    "--tokens", type=click.IntRange(0, _MAX_TOKENS), default=0, metavar="N", help="Add N tokens to the prompt."
 )
-@click.option("--image", is_flag=True, help="As if the request needed image.")
-@click.option("--tools", is_flag=True, help="As if the request needed tools.")
-@click.option("--schema", is_flag=True, help="As if the request needed schema.")
+@click.option("--image", is_flag=True, help="Add an image to the request.")
+@click.option("--tools", is_flag=True, help="Add a tool to the request.")
+@click.option("--schema", is_flag=True, help="Add a JSON schema to the request.")
 @click.option("--probe", is_flag=True, help="Probe the servers first.")
 @provider_option
 async def explain(
@@ -63,12 +63,12 @@ async def explain(
     probe: bool,
     provider: str | None,
 ) -> int:
-    """Show which provider would serve a request, and why the others would not. Nothing of the prompt is sent."""
+    """Show which provider would serve a request, and why the other ones would not. The prompt is not sent."""
     router = get_provider(provider)
     probe = probe or not router.providers
     if probe:
-        with progress("looking"):
-            await router.refresh()  # which finds them where none is named
+        with progress("probing servers"):
+            await router.refresh()  # discovers local servers if no provider is named
     text = prompt + " word" * tokens
     request: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if image else text
     more: dict[str, Any] = {"tools": [{}]} if tools else {}
@@ -76,17 +76,20 @@ async def explain(
         more["response_format"] = {"type": "json_schema"}
     choices = choices_of(router, request, model, **more)
     if choices:
-        rows = ((str(each.rank + 1), each.provider, each.model or "-", *_serves(each, probe)) for each in choices)
+        rows = (
+            (str(choice.rank + 1), choice.provider, choice.model or "-", *_serves_cells(choice, probe))
+            for choice in choices
+        )
         table(("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), rows)
     else:
-        say(NOBODY)
-    return ExitCode.OK if any(each.serves is not False for each in choices) else ExitCode.NO_PROVIDER
+        notify(NO_SERVER)
+    return ExitCode.OK if any(choice.serves is not False for choice in choices) else ExitCode.NO_PROVIDER
 
 
 def choices_of(
     router: RouterProvider, prompt: Prompt, model: str | None = None, **more: Unpack[Options]
 ) -> list[Choice]:
-    """Return which provider would serve a request, and why the others would not. Nothing is sent."""
+    """Return the choices of a router for a request. Nothing is sent."""
     chain = router.chain_now(Call(prompt, model, options=more))
     order = chain.order()
     fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
@@ -109,12 +112,12 @@ def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     else:
         serves, why = True, "would serve"
     if serves is not False and option.cold:
-        why += ", once it has loaded the model"
+        why += ", after it has loaded the model"
     return Choice(option.name, option.target.model, serves, why, option.rank)
 
 
-def _serves(choice: Choice, probe: bool) -> tuple[str, str]:
-    """Return whether it would serve, and why. Without a probe it is unknown."""
+def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
+    """Return the cells SERVES and WHY. Without a probe it is unknown whether a provider would serve."""
     if choice.serves and not probe:
         return "unknown", "would be used; use --probe to probe the servers first"
     return _SERVES[choice.serves], choice.why.removeprefix(f"{choice.provider}: ")

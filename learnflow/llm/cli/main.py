@@ -1,7 +1,4 @@
-"""The command line: ``learnflow-llm``, with a command for each line of COMMANDS.
-
-Must never import a command before it runs, nor print anything to stdout that was not requested.
-"""
+"""The command line ``learnflow-llm``, with the commands of COMMANDS. A command is imported only if it runs."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ import click
 
 from .. import __version__
 from .command import ExitCode
-from .terminal import say
+from .terminal import notify
 
 _NAME: Final = "learnflow-llm"
-# Each command with its module, which has a function of its name, and its line of --help.
+# The module of each command, which has a function with the command's name, and its line in --help.
 COMMANDS: Final = {
     "ask": ("ask", "Ask one question."),
     "status": ("status", "Show the state of the providers."),
@@ -29,12 +26,12 @@ COMMANDS: Final = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command only if it runs: help and completion of the names need its line only."""
+    """A group that imports a command only if it runs. Help and completion need only its line."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command of the first argument, imported."""
+        """Import and return the command that the first argument names."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             command = getattr(import_module(f".{COMMANDS[name][0]}", __package__), name.replace("-", "_"))
@@ -64,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except click.UsageError as error:
         if error.ctx:
             click.echo(error.ctx.get_usage(), err=True)
-        say(error.format_message())
+        notify(error.format_message())
         return ExitCode.USAGE
     except click.Abort:
         return ExitCode.INTERRUPTED

@@ -1,6 +1,6 @@
-"""A model on its way into the store: a part file beside it that is verified, then renamed.
+"""The part file of a download: verified, then renamed to the model. ``pull`` writes through this module.
 
-Must never leave half a model under the model's name. ``pull`` writes through this module.
+An incomplete model never has the model's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .terminal import progress, size
 CHUNK_BYTES: Final = 64 * 1024
 SPARE_BYTES: Final = 64 * 1024 * 1024  # what a download leaves free on the disk
 _MAGIC: Final = b"GGUF"
-_MAX_QUOTED_CHARS: Final = 40  # of a file that is no model
+_MAX_QUOTED_CHARS: Final = 40  # of a file that is not a model
 
 
 def free_bytes(folder: Path) -> int:
@@ -48,12 +48,12 @@ class PartFile:
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """Return the name of the model."""
         return self.path.stem
 
     @property
     def part(self) -> Path:
-        """The part file."""
+        """Return the path of the part file."""
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
@@ -62,7 +62,7 @@ class PartFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the name while the block runs; other pulls of it wait. The lock ends with its process."""
+        """Lock the name while the block runs. Other pulls of the same name wait. The lock ends with its process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.name}.lock"))
         with progress(f"{self.name}: waiting for another pull of it"):
@@ -115,8 +115,8 @@ class PartFile:
 
         Args:
             chunks: the bytes after the first ``begun``.
-            begun: how many bytes the part file has already.
-            total: the size of the whole file; None if unknown.
+            begun: the bytes that the part file already has.
+            total: the size of the complete file in bytes; None if unknown.
 
         Returns:
             The SHA-256 of the model.
@@ -173,7 +173,7 @@ class PartFile:
     def _commit(self, actual: str) -> None:
         self.part.replace(self.path)
         self._write_record(sha256=actual)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
+        if os.name == "posix":  # Windows cannot open a folder
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

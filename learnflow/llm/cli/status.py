@@ -1,7 +1,6 @@
-"""``status`` and ``models``: what there is, as a table for people and as JSON for programs.
+"""``status`` and ``models``: list providers and models, as a table or as JSON.
 
-Must never load a model, or import LiteLLM to look.
-The command line calls it.
+They load no model and do not import LiteLLM.
 """
 
 from __future__ import annotations
@@ -22,75 +21,76 @@ from ..providers.registry import check
 from ..providers.registry import vendor_specs as vendors
 from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, within_option
-from .terminal import progress, say, size, table, write, write_json
+from .terminal import notify, progress, size, table, write, write_json
 
-NOBODY: Final = "no provider is named, and no server answers on this machine; learnflow-llm doctor says what to do"
-_CAN: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
+NO_SERVER: Final = "no provider is named, and no server answers on this machine. Run learnflow-llm doctor"
+_SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
 
 
 @command
-@click.option("--all", "-a", "every", is_flag=True, help="Those that are neither, and LiteLLM's vendors, too.")
-@json_option(help="Print a list of objects, one for each.")
+@click.option("--all", "-a", "include_all", is_flag=True, help="List all providers and LiteLLM's vendors.")
+@json_option(help="Print a list of objects, one for each provider.")
 @within_option
 @provider_option
-async def status(every: bool, as_json: bool, within: float, provider: str | None) -> int:
-    """Show how the providers are.
+async def status(include_all: bool, as_json: bool, within: float, provider: str | None) -> int:
+    """Show the state of the providers.
 
-    Those that are named or found, and what to do; * marks the one that would be used. Exit code 0 only if one is ready
-    that would be.
+    Lists the providers that are named or found, and what to do. * marks the one that would be used. Exit code 0 only if
+    that one is ready.
     """
-    recorded()
-    chain, found = await looked(provider, within)
-    first = next((each for each in used(chain, found) if each.ready), None)
-    listed = found if every else [each for each in found if _told(each, chain)]
-    order = {name: at for at, name in enumerate(chain)}
-    listed.sort(key=lambda each: order.get(each.health.provider, len(chain)))
+    report_replay()
+    chain, places = await probe(provider, within)
+    first = next((place for place in select(chain, places) if place.ready), None)
+    listed = places if include_all else [place for place in places if _is_listed(place, chain)]
+    position = {name: index for index, name in enumerate(chain)}
+    listed.sort(key=lambda place: position.get(place.health.provider, len(chain)))
     if as_json:
-        write_json([_object(each.health) for each in listed])
+        write_json([_status_object(place.health) for place in listed])
     elif listed:
-        table(("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"), (_row(each, each is first) for each in listed))
+        table(
+            ("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"),
+            (_status_row(place, place is first) for place in listed),
+        )
         for line in _remarks(chain, listed):
             write(line)
-    if every and not as_json:
+    if include_all and not as_json:
         write("\nFurther names of LLM_PROVIDER:")
         table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
-        say(NOBODY)
+        notify(NO_SERVER)
     return ExitCode.OK if first else ExitCode.NO_PROVIDER
 
 
-def _told(each: Found, chain: Sequence[str]) -> bool:
+def _is_listed(place: Found, chain: Sequence[str]) -> bool:
     """Return whether a provider is named or answers. A cloud with a key that is not named is neither."""
-    local = each.provider is None or each.provider.spec.local
-    return each.answers or (each.configured and (local or each.health.provider in chain))
+    local = place.provider is None or place.provider.spec.local
+    return place.answers or (place.configured and (local or place.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
     """Yield the details of providers that are not simply ready, and of servers that are not used."""
-    for each in listed:
-        name, named = each.health.provider, _twin(each, chain, listed)
-        if each.health.detail != "ready":
-            yield f"{name}: {each.health.detail}"
-        if named and each.provider:
-            variable = each.provider.spec.variable("base_url")
-            there = (
-                f"{variable} says {named.health.base_url}" if named.health.base_url else f"{variable} cannot be read"
-            )
+    for place in listed:
+        name, named = place.health.provider, _configured_twin(place, chain, listed)
+        if place.health.detail != "ready":
+            yield f"{name}: {place.health.detail}"
+        if named and place.provider:
+            variable = place.provider.spec.variable("base_url")
+            value = f"is {named.health.base_url}" if named.health.base_url else "is invalid"
             yield (
-                f"{name} at {each.health.base_url} is not the one that counts: {there}. "
-                f"To use this one: {variable}={each.provider.endpoint.root}"
+                f"{name} at {place.health.base_url} is not used: {variable} {value}. "
+                f"To use it: {variable}={place.provider.endpoint.root}"
             )
 
 
-def _twin(each: Found, chain: Sequence[str], found: Sequence[Found]) -> Found | None:
-    """Return the configured provider of the same name, which is used instead; None if there is none."""
-    if each.configured or each.health.provider not in chain:
+def _configured_twin(place: Found, chain: Sequence[str], places: Sequence[Found]) -> Found | None:
+    """Return the configured provider with the same name, which is used instead. Return None without one."""
+    if place.configured or place.health.provider not in chain:
         return None
-    return next((one for one in found if one.configured and one.health.provider == each.health.provider), None)
+    return next((one for one in places if one.configured and one.health.provider == place.health.provider), None)
 
 
 @command
-@click.option("--store", is_flag=True, help="Those in the store of this machine instead (learnflow-llm pull).")
+@click.option("--store", is_flag=True, help="List the models in the store of this machine (learnflow-llm pull).")
 @json_option(help="Print a list of objects.")
 @within_option
 @provider_option
@@ -98,30 +98,30 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
     """List the models of each server."""
     if store:
         return _stored(as_json=as_json)
-    _, found = await looked(provider, within)
-    there = [each for each in found if each.provider and each.answers]
-    listed = await asyncio.gather(*(_models(each, within) for each in there))
-    rows = [(each, model) for each, own in zip(there, listed, strict=True) for model in own]
+    _, places = await probe(provider, within)
+    answering = [place for place in places if place.provider and place.answers]
+    listed = await asyncio.gather(*(_models(place, within) for place in answering))
+    rows = [(place, model) for place, own in zip(answering, listed, strict=True) for model in own]
     if as_json:
-        write_json([_model_object(each, model) for each, model in rows])
+        write_json([_model_object(place, model) for place, model in rows])
     elif rows:
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
-        table(titles, (_model_row(each, model) for each, model in rows))
-    if not there:
-        say(NOBODY)
+        table(titles, (_model_row(place, model) for place, model in rows))
+    if not answering:
+        notify(NO_SERVER)
     elif not rows:
-        say(f"{', '.join(each.health.provider for each in there)}: no model is there")
+        notify(f"{', '.join(place.health.provider for place in answering)}: the server has no model")
     return ExitCode.OK if rows else ExitCode.NO_PROVIDER
 
 
 def _stored(*, as_json: bool) -> int:
     listed = model_store.models()
     if as_json:
-        write_json([{"name": each.name, "path": str(each.path), "size_bytes": each.size_bytes} for each in listed])
+        write_json([{"name": place.name, "path": str(place.path), "size_bytes": place.size_bytes} for place in listed])
     elif listed:
-        table(("NAME", "SIZE", "PATH"), ((each.name, size(each.size_bytes), str(each.path)) for each in listed))
+        table(("NAME", "SIZE", "PATH"), ((place.name, size(place.size_bytes), str(place.path)) for place in listed))
     else:
-        say(f"no model is stored in {model_store.folder()}; learnflow-llm pull smollm2 stores a small one")
+        notify(f"no model is stored in {model_store.folder()}. learnflow-llm pull smollm2 stores a small one")
     return ExitCode.OK
 
 
@@ -132,47 +132,51 @@ def chain_of(provider: str | None) -> list[str]:
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def looked(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
-    """The providers that are named, and how every one is: the named, the configured, and the local ones.
+async def probe(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
+    """Probe the named, the configured and the local providers.
 
-    Raises NotConfigured for a name that is none.
+    Returns:
+        The names of the chain, and the probed places.
+
+    Raises:
+        NotConfigured: a name is invalid.
     """
     chain = chain_of(provider)
     for name in chain:
-        check(name)  # which says what is wrong with it
-    with progress("looking for servers"):
+        check(name)
+    with progress("probing servers"):
         return chain, await scan(within, chain, embedded=True)
 
 
-def used(chain: Sequence[str], found: Iterable[Found]) -> list[Found]:
-    """Return the providers that would be used: the named ones, else every usable local one."""
+def select(chain: Sequence[str], places: Iterable[Found]) -> list[Found]:
+    """Return the providers that would be used: the named ones, else all usable local ones."""
     if chain:
-        mine = [each for each in found if each.health.provider in chain and each.configured]
-        return sorted(mine, key=lambda each: chain.index(each.health.provider))
-    return usable(found)
+        named = [place for place in places if place.health.provider in chain and place.configured]
+        return sorted(named, key=lambda place: chain.index(place.health.provider))
+    return usable(places)
 
 
-def recorded() -> None:
-    """Print that the output comes from cassettes, if it does."""
+def report_replay() -> None:
+    """Print a notice if the output comes from cassettes."""
     try:
         common = settings.load()
     except errors.NotConfigured:
         return  # the command reports it
     if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
-        say(f"LLM_REPLAY is set: what follows comes from the cassettes in {common.llm_replay}, not from servers")
+        notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
 
-async def _models(found: Found, within: float) -> list[Model]:
-    assert isinstance(found.provider, BaseProvider)  # noqa: S101  # it answers
+async def _models(place: Found, within: float) -> list[Model]:
+    assert isinstance(place.provider, BaseProvider)  # noqa: S101  # it answers
     try:
-        return await found.provider.models(within)
+        return await place.provider.models(within)
     except errors.NotRecorded:
         raise
     except LLMError:
         return []
 
 
-def _object(health: Health) -> dict[str, Any]:
+def _status_object(health: Health) -> dict[str, Any]:
     return {
         "provider": health.provider,
         "base_url": health.base_url,
@@ -188,14 +192,14 @@ def _object(health: Health) -> dict[str, Any]:
     }
 
 
-def _model_object(found: Found, model: Model) -> dict[str, Any]:
-    assert found.provider  # noqa: S101  # it has listed its models
+def _model_object(place: Found, model: Model) -> dict[str, Any]:
+    assert place.provider  # noqa: S101  # it has listed its models
     return {
-        "provider": found.health.provider,
-        "base_url": found.health.base_url,
+        "provider": place.health.provider,
+        "base_url": place.health.base_url,
         "model": model.name,
         "loaded": model.loaded,
-        "capabilities": dict(found.provider.get_capabilities(model.name)),
+        "capabilities": dict(place.provider.get_capabilities(model.name)),
     }
 
 
@@ -204,8 +208,8 @@ def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
-def _row(each: Found, first: bool) -> tuple[str, ...]:
-    health = each.health
+def _status_row(place: Found, first: bool) -> tuple[str, ...]:
+    health = place.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
         f"{'*' if first else ' '} {health.provider}",
@@ -221,15 +225,15 @@ def state(health: Health) -> str:
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
-def _model_row(found: Found, model: Model) -> tuple[str, ...]:
-    assert found.provider  # noqa: S101  # it has listed its models
-    known = found.provider.get_capabilities(model.name)
+def _model_row(place: Found, model: Model) -> tuple[str, ...]:
+    assert place.provider  # noqa: S101  # it has listed its models
+    known = place.provider.get_capabilities(model.name)
     loaded = "elsewhere" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
     trained, served = str(known["context"] or "?"), str(known["context_served"] or "?")
-    return (found.health.provider, model.name, loaded, trained, served, _can(known))
+    return (place.health.provider, model.name, loaded, trained, served, _capabilities(known))
 
 
-def _can(known: Mapping[str, Any]) -> str:
-    """Return the capabilities of a model, with a question mark if unknown."""
-    can = [name + ("?" if known[name] is None else "") for name in _CAN if known[name] is not False]
-    return " ".join(can) or "-"
+def _capabilities(known: Mapping[str, Any]) -> str:
+    """Return the capabilities of a model; unknown ones with a question mark."""
+    names = [name + ("?" if known[name] is None else "") for name in _SHOWN_CAPABILITIES if known[name] is not False]
+    return " ".join(names) or "-"

@@ -1,6 +1,6 @@
-"""What a person sees: tables that fit, colours, what moves while something takes long; plain where no terminal is.
+"""The output of all commands: text, tables, colours and progress on a terminal, plain lines in a pipe.
 
-Must never let what a server or a model says drive the terminal. Every command prints through it.
+Control characters in the output of servers and models are escaped.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ _COLOURS: Final = {
     "down": "red",
     "NO": "red",
 }
-_UNBROKEN: Final = 10_000  # columns: a pipe's line is a row
-# Control characters, escape sequences with them, ends of lines that are none, bidi overrides, halves of characters.
-_DRIVING: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PIPE_COLUMNS: Final = 10_000  # so that a row of a table is one line in a pipe
+# Control characters, and with them escape sequences; line separators, bidi overrides, lone surrogates.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def shown(text: str) -> str:
-    """The text, in which what could drive a terminal is written as an escape."""
-    return _DRIVING.sub(lambda found: ascii(found[0])[1:-1], text)
+def escape(text: str) -> str:
+    """Return the text with its control characters escaped."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def write(text: str, indent: str = "") -> None:
-    """Print a sentence, folded between words where lines have an end."""
+    """Print a sentence. On a terminal it is wrapped between words."""
     print(_folded(text, indent))
 
 
-def say(text: str) -> None:
-    """Tell a person, on stderr."""
+def notify(text: str) -> None:
+    """Print a message to stderr."""
     print(_folded(f"learnflow-llm: {text}"), file=sys.stderr)
 
 
-def write_json(said: Any) -> None:
-    """Print it as JSON, in ASCII: it may end up on a terminal."""
-    print(json.dumps(said, indent=2))
+def write_json(value: Any) -> None:
+    """Print a value as ASCII JSON, which is safe on a terminal."""
+    print(json.dumps(value, indent=2))
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns that fit the terminal; a cell that does not is folded. Known states have their colours."""
-    from rich.console import Console  # noqa: PLC0415  # a tenth of a second, where there is a table
+    """Print rows in columns that fit the terminal. Long cells are folded. States have colours."""
+    from rich.console import Console  # noqa: PLC0415  # takes 0.1 s
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for title in titles:
         grid.add_column(title, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(shown(cell), style=_COLOURS.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(escape(cell), style=_COLOURS.get(cell, "")) for cell in row))
     console = Console(width=_width())
     with console.capture() as drawn:
         console.print(grid)
@@ -72,20 +72,20 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @contextmanager
 def progress(what: str, total: float | None = None, *, size: bool = False) -> Iterator[Callable[..., None]]:
-    """Show on stderr that something goes on while the block runs, where a person watches; otherwise nothing.
+    """Show progress on stderr while the block runs, if stderr is a terminal.
 
     Args:
-        what: what goes on.
-        total: how much there is to do; None where nobody knows.
-        size: it is counted in bytes.
+        what: the description.
+        total: the total amount of work; None if unknown.
+        size: the work is counted in bytes.
 
     Yields:
-        What is told how far it is: ``completed=``, ``total=``, ``description=``.
+        A function that updates the progress, with the keywords ``completed``, ``total`` and ``description``.
     """
     if not sys.stderr.isatty():
         yield lambda **_: None
         return
-    from rich import progress as bars  # noqa: PLC0415  # a tenth of a second, where a person watches
+    from rich import progress as bars  # noqa: PLC0415  # takes 0.1 s
     from rich.console import Console  # noqa: PLC0415
 
     bar: list[Any] = [bars.BarColumn(bar_width=16)] if total or size else []
@@ -93,11 +93,11 @@ def progress(what: str, total: float | None = None, *, size: bool = False) -> It
     columns = (bars.SpinnerColumn(), _description(), *bar, bars.TimeElapsedColumn())
     screen = Console(stderr=True)
     with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=False) as line:
-        yield partial(line.update, line.add_task(shown(what), total=total))
+        yield partial(line.update, line.add_task(escape(what), total=total))
 
 
 def size(size_bytes: int) -> str:
-    """Return a size for a person."""
+    """Return a size in megabytes."""
     return f"{size_bytes / 1e6:,.1f} MB"
 
 
@@ -109,7 +109,7 @@ def _description() -> Any:
 
 
 def _folded(text: str, indent: str = "") -> str:
-    lines = shown(text).splitlines() or [""]
+    lines = escape(text).splitlines() or [""]
     fold = partial(
         textwrap.fill,
         width=_width(),
@@ -122,5 +122,5 @@ def _folded(text: str, indent: str = "") -> str:
 
 
 def _width() -> int:
-    """Columns of the terminal, or what COLUMNS says; without either a line has no end."""
-    return shutil.get_terminal_size((_UNBROKEN, 24)).columns
+    """Return the columns of the terminal, or the value of COLUMNS. A pipe has ``_PIPE_COLUMNS``."""
+    return shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns

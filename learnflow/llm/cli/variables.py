@@ -1,4 +1,4 @@
-"""Which variables are set, where, and which of them are misspelt. Values are never shown: some are keys."""
+"""The variables that are set, their sources, and misspelt names. Values are not shown, because some are keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..provider_spec import ProviderSpec
 from ..settings import Settings
 from ..settings_sources import places, places_of
 
-_NODE: Final = "LLM_MODEL_"
-_ALIKE: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
+_NODE_PREFIX: Final = "LLM_MODEL_"
+_MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable that is set. ``shadowed`` names the one that wins over it; None if it has effect."""
+    """A variable that is set. ``shadowed`` names the variable that overrides it; None if it has an effect."""
 
     name: str
     where: str
@@ -25,34 +25,40 @@ class Variable:
 
 
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Return every variable of this package and of these providers that is set, in the order in which they win."""
-    here = places()
+    """Return all variables of this package and of these providers that are set, by precedence."""
+    sources = places()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
-    settings += sorted({(name,) for variables in here.values() for name in variables if name.startswith(_NODE)})
-    found: list[Variable] = []
+    settings += sorted(
+        {(name,) for variables in sources.values() for name in variables if name.startswith(_NODE_PREFIX)}
+    )
+    listed: list[Variable] = []
     for spellings in settings:
         used: str | None = None
-        for name, place in places_of(spellings, here):
-            found.append(Variable(name, place, used))
+        for name, place in places_of(spellings, sources):
+            listed.append(Variable(name, place, used))
             used = used or f"{name} in {place}"
-    return found
+    return listed
 
 
 def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Yield every variable that is set, read by no setting, and similar to one: with the one that is meant.
+    """Yield each variable that is set but unknown, with the similar name that was probably meant.
 
     Args:
-        specs: the providers whose variables may be meant.
-        others: providers whose variables are no mistakes, and are not meant.
+        specs: the providers with the names that may be meant.
+        others: providers with names that are correct, but are not suggested.
     """
     specs = list(specs)
     ours = {name.upper() for name in Settings.model_fields} | _names(specs)
     known = ours | _names(others) | {name for spec in specs for name in spec.server.server_variables}
     for place, variables in places().items():
         for name in sorted(set(variables) - known):
-            near = difflib.get_close_matches(name, ours, 1, _ALIKE) if not name.startswith(_NODE) else []
-            if near and difflib.get_close_matches(name.partition("_")[0], [near[0].partition("_")[0]], 1, _ALIKE):
+            near = (
+                difflib.get_close_matches(name, ours, 1, _MIN_SIMILARITY) if not name.startswith(_NODE_PREFIX) else []
+            )
+            if near and difflib.get_close_matches(
+                name.partition("_")[0], [near[0].partition("_")[0]], 1, _MIN_SIMILARITY
+            ):
                 yield Variable(name, place), near[0]
 
 

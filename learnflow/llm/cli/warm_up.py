@@ -1,8 +1,4 @@
-"""``warm-up``: load a model into the server's memory.
-
-Must never be silent at the end: it says what it did.
-The command line calls it.
-"""
+"""``warm-up``: load a model into the memory of the server."""
 
 from __future__ import annotations
 
@@ -18,30 +14,30 @@ from ..errors import LLMError
 from ..providers import build
 from .command import ExitCode, command, model_option, provider_option
 from .status import chain_of
-from .terminal import progress, say, write
+from .terminal import notify, progress, write
 
 
 @command
 @model_option
-@click.option("--keep-alive", metavar="TIME", help="How long it stays loaded without a request, like 30m.")
+@click.option("--keep-alive", metavar="TIME", help="How long the model stays loaded without a request, like 30m.")
 @provider_option
 async def warm_up(model: str | None, keep_alive: str | None, provider: str | None) -> int:
-    """Load the model now. The first answer does not wait for it then."""
-    providers = chain_of(provider) or await find_providers()
+    """Load the model now, so that the first request does not wait for it."""
+    targets = chain_of(provider) or await find_providers()
     loaded = 0
-    for each in providers:
+    for target in targets:
         try:
-            write(await _loaded(build(each) if isinstance(each, str) else each, model, keep_alive))
+            write(await _load(build(target) if isinstance(target, str) else target, model, keep_alive))
             loaded += 1
         except errors.NotRecorded:
             raise
         except LLMError as error:
-            say(str(error))
+            notify(str(error))
     return ExitCode.OK if loaded else ExitCode.NO_PROVIDER
 
 
-async def _loaded(provider: BaseProvider, model: str | None, keep_alive: str | None) -> str:
-    """What was done."""
+async def _load(provider: BaseProvider, model: str | None, keep_alive: str | None) -> str:
+    """Load the model. Return a sentence about the result."""
     began = time.monotonic()
     before = await provider.refresh()
     if not provider.spec.local:

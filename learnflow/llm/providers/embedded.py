@@ -493,11 +493,11 @@ class EmbeddedProvider(BaseProvider):
 
     async def _start_server(self) -> None:
         if self._transport:
-            await self._explained(self._transport.address(), self.model)
+            await self._explain_errors(self._transport.address(), self.model)
 
     async def aclose(self) -> None:
         """Stop the server if no other provider uses it, and close its connections. The next request starts it again."""
         transport = self._transport
         address = await asyncio.to_thread(transport.server.leave, transport) if transport else None
         if address:
-            await pool.leave(origin(address))
+            await pool.close_idle(origin(address))

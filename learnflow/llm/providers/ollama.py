@@ -24,7 +24,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME, StreamParser, malformed
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, malformed
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -186,49 +186,49 @@ class NDJSONParser(StreamParser):
     def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # a buffered response is a line, too
         return False
 
-    def _line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> Delta | None:
         if not line.strip():
             return None
-        record = self._object(line, "a line of the stream")
+        record = self._parse_object(line, "a line of the stream")
         began, self._seen = self._seen, True
         if record.get("error"):
             raise error_mapping.error_object(record, began=began)
         if not {"done", "message", "response"} & set(record):
             raise malformed("a line of the stream")
         message = record.get("message") or {}
-        self.served = self.served or word(record.get("model"), MAX_NAME) or None
+        self.served = self.served or word(record.get("model"), MAX_NAME_CHARS) or None
         content = message.get("content") if message else record.get("response")  # of /api/generate
-        text, thinking = self._text(content, "text"), self._text(message.get("thinking"), "thinking")
+        text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         calls: tuple[ToolCallDelta, ...] = ()
         for call in message.get("tool_calls") or ():
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
-            call_id, name = word(call.get("id"), MAX_NAME), word(function.get("name"), MAX_NAME)
-            calls += self._called(len(self._calls), call_id, name, arguments) or ()
+            call_id, name = word(call.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
+            calls += self._add_call(len(self._calls), call_id, name, arguments) or ()
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
             answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
-            self._closed(record.get("done_reason") or "stop")  # before 0.3 there is no reason
+            self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
-    def _last(self, rest: bytes) -> Delta | None:
-        piece = self._parsed(self._line, rest)
+    def _parse_rest(self, rest: bytes) -> Delta | None:
+        piece = self._parse(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             cut = "the stream ended in the middle of a line"
             self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
         return piece
 
-    def _missing(self) -> LLMError:
+    def _missing_finish(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
             return errors.TokenRepeated("the model repeated one token, and the server ended the answer")
         if self._seen:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
-        return super()._missing()
+        return super()._missing_finish()
 
 
 SPEC: Final = ProviderSpec(

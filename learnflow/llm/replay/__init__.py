@@ -1,1 +1,1 @@
-"""Recorded answers instead of servers: cassettes, the player that answers from them, the recorder that makes them."""
+"""Recorded responses instead of servers: cassettes, the player that answers from them, and the recorder."""

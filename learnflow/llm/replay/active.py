@@ -1,4 +1,4 @@
-"""Which cassettes are in force: none, those that are played, or a recorder's; by ``LLM_REPLAY``, or by a test."""
+"""The active cassettes: played, recorded or none, as ``LLM_REPLAY`` or a test sets them."""
 
 from __future__ import annotations
 
@@ -16,41 +16,49 @@ from .transport import Cassettes
 Mode = Literal["play", "record"]
 
 
-D = TypeVar("D", bound="Cassettes | None")
-_MAKE: Final = "Set LLM_REPLAY to a folder with cassettes, or make them with LLM_REPLAY_MODE=record"
-_known: Final = register("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
+_C = TypeVar("_C", bound=Cassettes | None)
+_HINT: Final = "Set LLM_REPLAY to a folder with cassettes, or record them with LLM_REPLAY_MODE=record"
+_by_folder: Final = register("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
 _instead: Final = register("cassettes in place of the environment's", list[Cassettes | None]())
 
 
 def current(folder: Path | None, mode: Mode) -> Cassettes | None:
-    """The cassettes in the folder of ``LLM_REPLAY``, the same for everybody in this process; None for no folder.
+    """Return the active cassettes, which all providers of this process share.
+
+    Args:
+        folder: the folder of ``LLM_REPLAY``; None if it is not set.
+        mode: whether to play or to record.
+
+    Returns:
+        The cassettes, or None if requests go to servers and are not recorded.
 
     Raises:
-        NotConfigured: it cannot be played, or made.
+        NotConfigured: the folder cannot be played or created.
     """
     if _instead:
         return _instead[-1]
     if folder is None:
         if mode == "record":
             raise errors.NotConfigured(
-                "LLM_REPLAY_MODE=record, and LLM_REPLAY names no folder", hint="Set LLM_REPLAY to one, or unset both"
+                "LLM_REPLAY_MODE=record, but LLM_REPLAY names no folder",
+                hint="Set LLM_REPLAY to a folder, or unset both",
             )
         return None
     folder = folder.expanduser().absolute()
-    if (folder, mode) not in _known:
-        _known[folder, mode] = Player(cassettes(folder)) if mode == "play" else Recorder(folder)
+    if (folder, mode) not in _by_folder:
+        _by_folder[folder, mode] = Player(cassettes(folder)) if mode == "play" else Recorder(folder)
         events.emit(events.Replaying(folder=str(folder), mode=mode))
-    return _known[folder, mode]
+    return _by_folder[folder, mode]
 
 
 def plays(cassettes: Cassettes | None) -> bool:
-    """Whether only recordings answer."""
+    """Return whether cassettes answer instead of servers."""
     return cassettes is not None and cassettes.providers is not None
 
 
 @contextmanager
-def instead(cassettes: D) -> Iterator[D]:
-    """Whatever the environment says, providers that are made inside use these, or none. For tests."""
+def instead(cassettes: _C) -> Iterator[_C]:
+    """Let providers that are created inside use these cassettes instead of those of the environment. For tests."""
     _instead.append(cassettes)
     try:
         yield cassettes
@@ -58,19 +66,17 @@ def instead(cassettes: D) -> Iterator[D]:
         _instead.remove(cassettes)
 
 
-def cassettes(folder: Path, hint: str = _MAKE) -> dict[str, str]:
-    """The texts of the cassettes of a folder, or of the one that is named. Raises NotConfigured where there is none."""
+def cassettes(folder: Path, hint: str = _HINT) -> dict[str, str]:
+    """Read the cassettes of a folder, or a single one. Raise NotConfigured if no cassette can be read."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     try:
-        found = {str(file): file.read_text(encoding="utf-8") for file in files}
+        texts = {str(file): file.read_text(encoding="utf-8") for file in files}
     except (OSError, UnicodeError) as error:
-        found, what = {}, f"the cassettes in {folder} cannot be read ({type(error).__name__})"
+        texts, what = {}, f"the cassettes in {folder} cannot be read ({type(error).__name__})"
     else:
         what = f"there is no cassette in {folder}"
-    if not folder.is_file():  # other YAML may lie about
-        found = {
-            name: text for name, text in found.items() if text.startswith("interactions:") or "\ninteractions:" in text
-        }
-    if not found:
+    if not folder.is_file():  # skip other YAML files
+        texts = {name: text for name, text in texts.items() if "\ninteractions:" in f"\n{text}"}
+    if not texts:
         raise errors.NotConfigured(what, hint=hint)
-    return found
+    return texts

@@ -1,4 +1,7 @@
-"""Cassettes: interactions in vcrpy's format, readable, without hosts and secrets, their pieces as they came."""
+"""The format of cassettes: vcrpy's YAML, without hosts and secrets.
+
+Streams are stored in the pieces in which they arrived, and JSON as YAML.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
 
-_VERSION: Final = 1  # of vcrpy's format
+_VERSION: Final = 1  # the version of vcrpy's format
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML reads them as ends of lines
+_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML treats them as line ends
 
-# What differs from one recording to the next although the server did not change: times, random names, folders.
+# Fields that differ between recordings of the same server: times, random names, folders.
 _VOLATILE: Final = (
     (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
     (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
@@ -32,13 +35,13 @@ _VOLATILE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """A request as it is in a cassette.
+    """A request in a cassette.
 
     Attributes:
         method: GET or POST.
-        uri: with the provider's name for a host.
-        credentials: the headers that carry a key, with what stands for it.
-        body: the JSON that was sent; None where nothing was.
+        uri: the URI, with the provider's name instead of the host.
+        credentials: the headers with a key, with a placeholder instead of it.
+        body: the JSON body; None if there was none.
     """
 
     method: str
@@ -48,19 +51,20 @@ class RecordedRequest:
 
     @property
     def provider(self) -> str:
-        """The name of the provider that was asked."""
+        """Return the name of the provider."""
         return str(urlsplit(self.uri).hostname).partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedResponse:
-    """What was answered.
+    """A response in a cassette.
 
     Attributes:
-        status, headers: its head; None where no answer came.
-        pieces: the body, as it arrived.
-        failure: how it broke, after the pieces.
-        left: the client did not wait for more.
+        status: the HTTP status; None if no response arrived.
+        headers: those of ``_HEADERS``.
+        pieces: the body, in the pieces in which it arrived.
+        failure: the error after the pieces, if the response broke.
+        left: whether the client disconnected before the end.
     """
 
     status: int | None
@@ -71,16 +75,16 @@ class RecordedResponse:
 
     @property
     def end(self) -> LLMError | None:
-        """What a client meets after the last piece; None for the end of the body."""
+        """Return the error after the last piece. Return None if the body ends there."""
         if not self.left:
-            return self.failure and type(self.failure)(self.failure.what)  # another exception each time
-        late = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
-        return late("nothing more is in a cassette: the client left here when it was recorded")
+            return self.failure and type(self.failure)(self.failure.what)  # a new exception for each raise
+        timeout = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
+        return timeout("the cassette ends here: the client disconnected when it was recorded")
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """A request and its answer."""
+    """A request and its response."""
 
     request: RecordedRequest
     response: RecordedResponse
@@ -89,113 +93,117 @@ class Interaction:
 def recorded_request(
     method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
 ) -> RecordedRequest:
-    """A request as it is in a cassette.
+    """Convert a request to its form in a cassette.
 
     Args:
-        method, url, content: as it was sent.
-        root: the address of the server, which the cassette does not name.
-        provider: whose name stands there instead.
-        credentials: its headers with the key.
+        method, url, content: the request.
+        root: the address of the server, which is removed from the URL.
+        provider: the name of the provider, which replaces the host.
+        credentials: the headers with the key.
     """
-    here, there = urlsplit(url), urlsplit(root)
-    path = here.path.removeprefix(there.path.rstrip("/")) + (f"?{here.query}" if here.query else "")
+    parts = urlsplit(url)
+    path = parts.path.removeprefix(urlsplit(root).path.rstrip("/")) + (f"?{parts.query}" if parts.query else "")
     return RecordedRequest(
         method,
         f"http://{provider}.example{path}",
-        {name: _stand_in(name, value, provider) for name, value in credentials.items()},
+        {name: _placeholder(name, value, provider) for name, value in credentials.items()},
         json.loads(content) if content else None,
     )
 
 
-def _stand_in(name: str, value: str, provider: str) -> str:
-    """What stands for a key: that it is the provider's; a key of the tests, which is a stand-in itself, stays."""
+def _placeholder(name: str, value: str, provider: str) -> str:
+    """Return the header with a placeholder instead of the key. Keys of tests are placeholders already."""
     scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)  # "Bearer", "Api-Key"
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
-def _failure(row: Mapping[str, Any]) -> LLMError | None:
-    """The failure that a cassette holds. Raises AttributeError or TypeError where it is none of ours."""
-    failure = row.get("failure")
+def _failure(response: Mapping[str, Any]) -> LLMError | None:
+    """Return the error of a response. Raise AttributeError or TypeError if there is no such class."""
+    failure = response.get("failure")
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
 
 def recorded_response(
-    status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **how: Any
+    status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **end: Any
 ) -> RecordedResponse:
-    """An answer as it is in a cassette: with the headers that matter. A date to wait for becomes seconds."""
-    kept = {name: headers[name] for name in _HEADERS if name in headers}
-    wait = error_mapping.retry_after(headers)
-    if wait is not None and "retry-after" in kept:
-        kept["retry-after"] = f"{wait:g}"
-    return RecordedResponse(status, kept, tuple(pieces), **how)
+    """Convert a response to its form in a cassette.
 
-
-def calm(one: Interaction) -> Interaction:
-    """Without what differs from one recording to the next although the server did not change.
-
-    For cassettes that are compared with others; an application may want its own as they were.
+    It has only the headers of ``_HEADERS``. The date of ``retry-after`` becomes seconds, because replay is later.
     """
+    kept_headers = {name: headers[name] for name in _HEADERS if name in headers}
+    wait = error_mapping.retry_after(headers)
+    if wait is not None and "retry-after" in kept_headers:
+        kept_headers["retry-after"] = f"{wait:g}"
+    return RecordedResponse(status, kept_headers, tuple(pieces), **end)
+
+
+def calm(interaction: Interaction) -> Interaction:
+    """Replace the fields that differ between recordings of the same server, for cassettes that are compared."""
     pieces = []
-    for piece in one.response.pieces:
-        for pattern, instead in _VOLATILE:
-            piece = pattern.sub(instead, piece)  # noqa: PLW2901
+    for piece in interaction.response.pieces:
+        for pattern, constant in _VOLATILE:
+            piece = pattern.sub(constant, piece)  # noqa: PLW2901
         pieces.append(piece)
-    return replace(one, response=replace(one.response, pieces=tuple(pieces)))
+    return replace(interaction, response=replace(interaction.response, pieces=tuple(pieces)))
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """The cassette as text."""
-    rows = [{"request": _request(each.request), "response": _response(each.response)} for each in interactions]
+    """Return the cassette as text."""
+    rows = [
+        {"request": _request(interaction.request), "response": _response(interaction.response)}
+        for interaction in interactions
+    ]
     return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Where the cassette is from, and what it holds. Raises NotConfigured where it is no cassette."""
-    import yaml  # noqa: PLC0415  # wanted only by who plays or records
+    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if it is not a cassette."""
+    import yaml  # noqa: PLC0415  # only needed to play or record
 
     try:
-        said = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # the safe one, in C or not
-        rows = [_interaction(row["request"], row["response"]) for row in said["interactions"]]
-        return said.get("origin", {}), rows
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C if available
+        content = yaml.load(text, loader)  # noqa: S506  # both are safe
+        interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
+        return content.get("origin", {}), interactions
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        where = getattr(error, "problem_mark", None)
-        what = f"line {where.line + 1}" if where else f"{type(error).__name__}"
-    raise errors.NotConfigured(f"it is not a cassette ({what})", hint="Restore it, or record it again")
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}" if mark else f"{type(error).__name__}"
+    raise errors.NotConfigured(f"it is not a cassette ({reason})", hint="Restore it, or record it again")
 
 
-def _request(one: RecordedRequest) -> dict[str, Any]:
-    headers = {name: [value] for name, value in one.credentials.items()}
-    if one.body is not None:
+def _request(request: RecordedRequest) -> dict[str, Any]:
+    headers = {name: [value] for name, value in request.credentials.items()}
+    if request.body is not None:
         headers["content-type"] = ["application/json"]
-    body = one.body if _writable(one.body) else json.dumps(one.body)
-    return {"method": one.method, "uri": one.uri, "headers": headers, "body": body}
+    body = request.body if _writable(request.body) else json.dumps(request.body)
+    return {"method": request.method, "uri": request.uri, "headers": headers, "body": body}
 
 
-def _response(one: RecordedResponse) -> dict[str, Any]:
-    row: dict[str, Any] = {"status": {"code": one.status or 0, "message": "" if one.status else "no answer"}}
-    row["headers"] = {name: [value] for name, value in one.headers.items()}
-    row["body"] = _readable(one)
-    if one.failure:
-        row["failure"] = {"error": type(one.failure).__name__, "what": one.failure.what}
-    return row | ({"left": True} if one.left else {})
+def _response(response: RecordedResponse) -> dict[str, Any]:
+    status = {"code": response.status or 0, "message": "" if response.status else "no answer"}
+    headers = {name: [value] for name, value in response.headers.items()}
+    entry: dict[str, Any] = {"status": status, "headers": headers, "body": _body(response)}
+    if response.failure:
+        entry["failure"] = {"error": type(response.failure).__name__, "what": response.failure.what}
+    return entry | ({"left": True} if response.left else {})
 
 
-def _readable(one: RecordedResponse) -> dict[str, Any]:
-    """A stream as its pieces, JSON as YAML, the rest as it is."""
-    if one.headers.get("content-type", "").partition(";")[0] in _STREAMS:
-        return {"pieces": [_text(piece) for piece in one.pieces]}
-    whole = b"".join(one.pieces)
+def _body(response: RecordedResponse) -> dict[str, Any]:
+    """Return a stream as its pieces, JSON as YAML, any other body as a string."""
+    if response.headers.get("content-type", "").partition(";")[0] in _STREAMS:
+        return {"pieces": [_text(piece) for piece in response.pieces]}
+    body = b"".join(response.pieces)
     try:
-        said = json.loads(whole)
+        body_json = json.loads(body)
     except ValueError:
-        return {"string": _text(whole)}
-    return {"json": said} if _writable(said) else {"string": _text(whole)}
+        return {"string": _text(body)}
+    return {"json": body_json} if _writable(body_json) else {"string": _text(body)}
 
 
-def _writable(said: Any) -> bool:
-    """Whether JSON can stand as YAML: half of a pair of surrogates, or a number beyond all numbers, cannot."""
+def _writable(value: Any) -> bool:
+    """Return whether YAML can represent a JSON value. It cannot represent lone surrogates, infinity and NaN."""
     try:
-        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return False
     return True
@@ -204,7 +212,7 @@ def _writable(said: Any) -> bool:
 def _text(data: bytes) -> str | bytes:
     try:
         return data.decode()
-    except UnicodeDecodeError:  # cut in the middle of a character
+    except UnicodeDecodeError:  # a piece that ends inside a character
         return data
 
 
@@ -215,9 +223,9 @@ def _bytes(value: str | bytes) -> bytes:
 def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
-    question = request["body"]
-    if isinstance(question, str):
-        question = json.loads(question)
+    request_body = request["body"]
+    if isinstance(request_body, str):
+        request_body = json.loads(request_body)
     body = response["body"]
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
@@ -225,38 +233,38 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
         pieces = (json.dumps(body["json"], ensure_ascii=False, separators=(",", ":")).encode(),)
     else:
         pieces = (_bytes(body["string"]),) if body["string"] else ()
-    answer = RecordedResponse(
+    recorded = RecordedResponse(
         response["status"]["code"] or None,
         {name: str(values[0]) for name, values in response["headers"].items()},
         pieces,
         _failure(response),
         response.get("left", False),
     )
-    return Interaction(RecordedRequest(request["method"], request["uri"], credentials, question), answer)
+    return Interaction(RecordedRequest(request["method"], request["uri"], credentials, request_body), recorded)
 
 
 def serialize(cassette: Mapping[str, Any]) -> str:
-    """The cassette as YAML: lines as lines, Russian as Russian."""
+    """Return the cassette as YAML with multi-line texts and readable Unicode."""
     import yaml  # noqa: PLC0415
 
     text = _yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    return _yaml(cassette, yaml.SafeDumper) if "\\U" in text else text  # libyaml, ten times as fast, spells emoji out
+    return _yaml(cassette, yaml.SafeDumper) if "\\U" in text else text  # libyaml is ten times faster, but escapes emoji
 
 
 def _yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
-    class Dumper(base):  # type: ignore[misc]  # one of two
-        """With the texts of several lines written as such."""
+    class Dumper(base):  # type: ignore[misc]  # one of two classes
+        """A dumper that writes texts of several lines as blocks."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
-    def lines(dumper: Any, text: str) -> Any:
+    def represent_text(dumper: Any, text: str) -> Any:
         style = '"' if _BREAKS.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-    Dumper.add_representer(str, lines)
+    Dumper.add_representer(str, represent_text)
     return str(
         yaml.dump(dict(cassette), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
     ).removesuffix("...\n")

@@ -1,4 +1,4 @@
-"""Keeps what servers answer in cassettes. A disk's failure costs no answer."""
+"""The recorder: it writes responses to cassettes. A failure of the disk fails no request."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from .transport import Cassettes, Recording
 
 
 class Recorder(Cassettes):
-    """Keeps what servers answer: ``DIR/<provider>/<page>.yaml``, a file for each request, numbered where it came again.
+    """Cassettes that are recorded: ``FOLDER/<provider>/<page>.yaml``, one file for each request.
 
-    What an earlier run kept of the same request is replaced.
+    Repetitions of a request in one run are numbered. Cassettes of earlier runs are replaced.
 
     Args:
-        folder: where; it is made.
+        folder: the folder of the cassettes. It is created if it is missing.
 
     Raises:
-        NotConfigured: it cannot be made.
+        NotConfigured: the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._asked: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self._began = time.time()
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            what = f"nothing can be recorded in {folder} ({type(error).__name__})"
+            what = f"cassettes cannot be written to {folder} ({type(error).__name__})"
         else:
             return
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Where the answer is kept; the file is written when it has ended, and numbered as it was asked."""
+        """Return the recording of a response. Its file is written at the end, and numbered in the order of requests."""
         name = _name(request)
         with self._lock:
-            number = self._asked[name] = self._asked.get(name, 0) + 1
+            number = self._counts[name] = self._counts.get(name, 0) + 1
         file = self.folder / f"{name}{f'.{number:04}' if number > 1 else ''}.yaml"
         origin = {"kind": "recorded", "server": f"the {request.provider} provider of an application"}
 
-        def keep(interaction: Interaction) -> None:
+        def write(interaction: Interaction) -> None:
             try:
                 if number == 1:
                     self._clear(file)
                 _write(file, cassette.dump(origin, [interaction]))
-            except Exception as error:  # noqa: BLE001  # the answer is good, whatever becomes of its recording
+            except Exception as error:  # noqa: BLE001  # a failed recording must not fail the request
                 events.emit(events.RecordingFailed(file=str(file), error=type(error).__name__))
 
-        return Recording(keep, request)
+        return Recording(write, request)
 
     def _clear(self, first: Path) -> None:
-        """What an earlier run kept of the same request; another process's of this run stays."""
+        """Remove the cassettes that an earlier run recorded of the same request."""
         for old in first.parent.glob(f"{first.stem}.[0-9][0-9][0-9][0-9].yaml"):
-            if old.stat().st_mtime < self._began:
+            if old.stat().st_mtime < self._began:  # not those of another process of this run
                 old.unlink(missing_ok=True)
 
 
-def _name(asked: RecordedRequest) -> str:
-    path = asked.uri.partition(".example/")[2]
+def _name(request: RecordedRequest) -> str:
+    path = request.uri.partition(".example/")[2]
     page = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
-    if asked.body is not None or asked.credentials or "?" in path:
-        said = json.dumps([path, asked.method, dict(asked.credentials), asked.body], sort_keys=True)
-        page += f"-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
-    return f"{asked.provider}/{page}"
+    if request.body is not None or request.credentials or "?" in path:
+        content = json.dumps([path, request.method, dict(request.credentials), request.body], sort_keys=True)
+        page += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return f"{request.provider}/{page}"
 
 
 def _write(file: Path, text: str) -> None:
-    """All of it or nothing: a run that is killed leaves no half cassette."""
+    """Write a file completely or not at all, even if the process is killed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")

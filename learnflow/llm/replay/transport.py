@@ -1,4 +1,4 @@
-"""An httpx transport that answers from cassettes, or keeps what the one that it wraps is answered."""
+"""An httpx transport that answers from cassettes, or records the responses of the transport that it wraps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..transport.error_mapping import failure_of
 from . import cassette
 from .cassette import Interaction, RecordedRequest, RecordedResponse
 
-_SECRET: Final = 8  # characters; a shorter key may be any word
+_MIN_KEY_CHARS: Final = 8  # a shorter key may be an ordinary word of the answer
 _unrecorded: ContextVar[bool] = ContextVar("learnflow_llm_unrecorded", default=False)
 
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """What is asked inside is not recorded: it depends on the time, not on the application."""
+    """Do not record the requests inside: they depend on the time, not on the application."""
     token = _unrecorded.set(True)
     try:
         yield
@@ -32,68 +32,68 @@ def unrecorded() -> Iterator[None]:
 
 
 class Recording:
-    """An answer that is being recorded.
+    """A response that is being recorded.
 
     Args:
-        keep: gets it when it has ended.
-        request: what was asked.
+        write: called with the interaction at its end.
+        request: the request.
 
     Attributes:
-        status, headers, pieces: the answer so far.
-        secrets: what must not get into the cassette, and what stands there instead.
+        status, headers, pieces: the response so far.
+        secrets: the bytes that must not get into the cassette, with their placeholders.
     """
 
-    def __init__(self, keep: Callable[[Interaction], None], request: RecordedRequest) -> None:
+    def __init__(self, write: Callable[[Interaction], None], request: RecordedRequest) -> None:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.pieces: list[bytes] = []
         self.secrets: dict[bytes, bytes] = {}
-        self._keep = keep
+        self._write = write
         self._request = request
         self._ended = False
 
     def end(self, *, failure: LLMError | None = None, left: bool = False) -> None:
-        """It is over; only the first time counts."""
+        """End the recording. Only the first call has an effect."""
         if not self._ended:
             self._ended = True
-            pieces = [self._discreet(piece) for piece in self.pieces]
-            said = cassette.recorded_response(self.status, self.headers, pieces, failure=failure, left=left)
-            self._keep(Interaction(self._request, said))
+            pieces = [self._redact(piece) for piece in self.pieces]
+            response = cassette.recorded_response(self.status, self.headers, pieces, failure=failure, left=left)
+            self._write(Interaction(self._request, response))
 
-    def _discreet(self, piece: bytes) -> bytes:
-        for secret, instead in self.secrets.items():
-            piece = piece.replace(secret, instead)
+    def _redact(self, piece: bytes) -> bytes:
+        for secret, placeholder in self.secrets.items():
+            piece = piece.replace(secret, placeholder)
         return piece
 
 
 class Cassettes:
-    """Where recorded answers come from, or go to.
+    """The base class of ``Player`` and ``Recorder``.
 
     Attributes:
-        providers: those that are recorded, where only recordings answer; None where servers are asked.
+        providers: the names of the recorded providers if cassettes answer; None if servers answer.
     """
 
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """The recorded answer; None to ask the server. Raises NotRecorded."""
+        """Return the recorded response, or None if the server answers. Raise NotRecorded."""
         return None
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Where the server's answer is to be kept."""
+        """Return the recording of the server's response."""
         raise NotImplementedError
 
     def address(self, provider: str, *, near: bool) -> str | None:  # noqa: ARG002
-        """A base URL for a provider whose own nobody told, where one is known."""
+        """Return a base URL for a provider without one, or None if servers answer."""
         return None
 
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
-        """The transport of a provider: recordings before servers."""
+        """Wrap the transport of a provider."""
         return ReplayTransport(self, wrapped, provider)
 
 
 class ReplayTransport(httpx.AsyncBaseTransport):
-    """Asks the cassettes first, then the transport that it wraps."""
+    """A transport that plays a recorded response, or else records that of the transport that it wraps."""
 
     def __init__(self, cassettes: Cassettes, wrapped: httpx.AsyncBaseTransport, provider: str) -> None:
         self._cassettes = cassettes
@@ -101,11 +101,11 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         self._provider = provider
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The recorded answer, or the server's, which is recorded. Raises what came instead of one."""
+        """Return the recorded response, or the server's. Raise the error that was recorded or raised instead."""
         if self._cassettes.providers is None and _unrecorded.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
-        asked = cassette.recorded_request(
+        recorded_request = cassette.recorded_request(
             request.method,
             str(request.url),
             request.content,
@@ -113,10 +113,9 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             provider=self._provider,
             credentials=endpoint.credentials,
         )
-        recorded = self._cassettes.play(asked)
-        if recorded:
+        if recorded := self._cassettes.play(recorded_request):
             return played(recorded)
-        recording = self._cassettes.record(asked)
+        recording = self._cassettes.record(recorded_request)
         recording.secrets = self._secrets(request, endpoint)
         request.extensions["on_timeout"].append(lambda error: recording.end(failure=error))
         try:
@@ -125,7 +124,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             recording.end(failure=failure_of(error))
             raise
         except asyncio.CancelledError:
-            # one turn of the loop later: whoever gave up for a reason says it now
+            # in the next iteration of the loop, because a timeout ends the recording before that with its error
             asyncio.get_running_loop().call_soon(partial(recording.end, left=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)
@@ -134,37 +133,39 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _secrets(self, request: httpx.Request, endpoint: Endpoint) -> dict[bytes, bytes]:
-        """What must not get into a cassette, and what stands there instead."""
-        keys = {endpoint.key} if endpoint.key else set[str]()
-        found = {key.encode(): b"key-of-" + self._provider.encode() for key in keys if len(key) >= _SECRET}
-        place = f"{self._provider}.example".encode()
-        there = request.url.netloc, request.url.raw_host
-        return found | {name: place for name in there if b"." in name or b":" in name}  # a service's may be any word
+        """Return the bytes that must not get into a cassette, with their placeholders."""
+        secrets: dict[bytes, bytes] = {}
+        if endpoint.key and len(endpoint.key) >= _MIN_KEY_CHARS:
+            secrets[endpoint.key.encode()] = f"key-of-{self._provider}".encode()
+        for host in (request.url.netloc, request.url.raw_host):
+            if b"." in host or b":" in host:  # the name of a Docker service may be an ordinary word
+                secrets[host] = f"{self._provider}.example".encode()
+        return secrets
 
 
 def played(recorded: RecordedResponse) -> httpx.Response:
-    """A recorded answer, in the pieces in which it came. Raises what came instead of one."""
+    """Return a recorded response, with its body in the recorded pieces. Raise the error that was recorded instead."""
     if recorded.status is None:
         raise recorded.end or ConnectionFailed("the cassette has no answer")
     return httpx.Response(recorded.status, headers=dict(recorded.headers), stream=_PlayedStream(recorded))
 
 
 class _PlayedStream(httpx.AsyncByteStream):
-    """The body of a recorded answer, which ends as it ended."""
+    """The body of a recorded response. It ends with the recorded error, if there is one."""
 
     def __init__(self, recorded: RecordedResponse) -> None:
         self._recorded = recorded
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._recorded.pieces:
-            await asyncio.sleep(0)  # as a server's would, it lets others go on
+            await asyncio.sleep(0)  # let other tasks run, as a server's response does
             yield piece
-        if self._recorded.end:
-            raise self._recorded.end
+        if error := self._recorded.end:
+            raise error
 
 
 class _RecordedStream(httpx.AsyncByteStream):
-    """A body that is kept while it is read."""
+    """A body that is recorded while it is read."""
 
     def __init__(self, response: httpx.Response, recording: Recording) -> None:
         self._response = response
@@ -182,6 +183,6 @@ class _RecordedStream(httpx.AsyncByteStream):
         self._recording.end()
 
     async def aclose(self) -> None:
-        """Close it; what was not read is not recorded, which the cassette says."""
+        """Close the response. The cassette marks the rest of the body as unread."""
         self._recording.end(left=True)
         await self._response.aclose()

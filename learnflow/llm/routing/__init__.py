@@ -1,1 +1,1 @@
-"""Several providers as one: which one is next, what a failure means, when a broken answer is continued."""
+"""The router: provider choice, failover, circuit breakers, and continuation of broken answers."""

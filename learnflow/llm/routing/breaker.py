@@ -1,7 +1,6 @@
-"""The circuit breakers of this process, with latencies and recent failures; shared by all routers.
+"""The circuit breakers of this process, with latencies and recent failures, shared by all routers.
 
-Must never send anything, or decide what a failure means (``decision``).
-The router reads and writes it; ``status()`` shows it.
+They send nothing. ``decision`` decides what a failure means.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from .. import process
 from ..completion import Completion
 from ..errors import LLMError
-from ..process import register
 from .decision import LONGEST_S, at_fault, verdict
 
 Gate = Literal["closed", "open", "probe", "trial"]
@@ -21,14 +20,15 @@ Gate = Literal["closed", "open", "probe", "trial"]
 
 @dataclass(slots=True)
 class Breaker:
-    """An open circuit breaker: no request for a period; then a probe; then one trial, if a probe cannot see the fault.
+    """An open circuit breaker: no requests for a period, then a probe, then one trial if a probe cannot see the fault.
 
     Attributes:
         error: why it opened.
-        period, until: the length of the period, and its end.
+        period: seconds.
+        until: the end of the period.
         opened: when it opened.
         visible: a probe can see the fault.
-        busy: a probe or a trial is under way. Until it ends, there is no other.
+        busy: a probe or a trial is in progress, and excludes another one.
         recovered: a probe succeeded, so that a trial may follow.
     """
 
@@ -47,13 +47,13 @@ class Breaker:
         return "trial" if self.recovered else "probe"
 
     def fail(self, error: LLMError, now: float) -> None:
-        """Record a failure. One of a request that was in flight when the breaker opened changes nothing."""
+        """Record a failure. Ignore it if its request was in flight when the breaker opened."""
         if self.recovered or now >= self.until:
             self.error, self.visible = error.without_text(), verdict(error).visible
             self.extend(now, least=error.retry_after or 0.0)
 
     def extend(self, now: float, least: float = 0.0) -> None:
-        """Begin the next period, which is longer."""
+        """Begin the next, longer period."""
         self.period = min(max(self.period * 2, least), LONGEST_S)
         self.until, self.recovered = now + self.period, False
 
@@ -64,7 +64,9 @@ class Record:
 
     Attributes:
         first_token_s: moving average of seconds to the first token.
-        recent: the last failures, as (time, class of the error).
+        answered: the number of completions.
+        failed: the number of failures.
+        recent: the last ten failures, as (time, class of the error).
     """
 
     first_token_s: float | None = None
@@ -108,11 +110,12 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """Circuit breakers per address and model; faults of a connection or a key cover the whole address.
+    """Circuit breakers per address and model. A failed connection or a wrong key covers the whole address.
 
     Attributes:
-        clock: seconds that only go forward.
+        clock: monotonic, in seconds.
         breakers: the open ones.
+        records: the attempts so far.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -129,7 +132,7 @@ class BreakerRegistry:
         return sorted(self._open(target).values(), key=lambda breaker: -breaker.until)
 
     def fail(self, target: Target, error: LLMError) -> Target | None:
-        """Record a failure; return the target whose breaker it opened, None if it opened none."""
+        """Record a failure. Return the target of the breaker that it opened; None if it opened no breaker."""
         now, meant = self.clock(), verdict(error)
         if at_fault(error):
             self.record(target).failure(error, now)
@@ -146,16 +149,16 @@ class BreakerRegistry:
         return place
 
     def answer(self, target: Target, completion: Completion, began: float) -> bool:
-        """Record a completion of an attempt that ``began`` then; return whether it closed a breaker."""
+        """Record the completion of an attempt that ``began`` at this time. Return whether it closed a breaker."""
         self.record(target).answer(completion)
-        # an older answer does not show that a later fault is over
+        # an attempt that began before the fault does not prove that it is over
         over = [place for place, breaker in self._open(target).items() if breaker.opened <= began]
         for place in over:
             del self.breakers[place]
         return bool(over)
 
     def probed(self, target: Target, *, ready: bool) -> None:
-        """Record the outcome of a probe. One that fails before the period is over does not prolong it."""
+        """Record the outcome of a probe. A failed probe extends a period only after its end."""
         now = self.clock()
         for place, breaker in self._open(target).items():
             breaker.busy = False
@@ -181,6 +184,6 @@ class BreakerRegistry:
 
 
 REGISTRY = BreakerRegistry(
-    breakers=register("breakers", dict[Target, Breaker](), learned=True),
-    records=register("records of providers", dict[Target, Record](), learned=True),
+    breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
+    records=process.register("records of providers", dict[Target, Record](), learned=True),
 )

@@ -1,7 +1,7 @@
-"""What a failure means: for the request (what is done next, and with the text so far) and for the provider that failed.
+"""The rules of failover: what a failure means for the request and for the provider that failed.
 
-Pure. ``decide`` is the whole of it: ``execution`` does what it says. ``docs/failover.md`` has the tables, printed from
-``RULES``, ``NOBODY_LEFT`` and ``VERDICTS`` by ``docs/generate.py``.
+Pure functions. ``execution`` carries out what ``decide`` returns. ``docs/generate.py`` prints ``RULES``, ``LAST_RULES``
+and ``VERDICTS`` into ``docs/failover.md``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..base import Resume
 from ..errors import LLMError
 from ..process import switches
 
-Action = Literal["otherwise", "next", "load", "again", "begin again", "give up"]
-Text = Literal["keep", "forget"]
+Action = Literal["alternative", "next", "load", "retry", "restart", "raise"]
+Text = Literal["keep", "drop"]
 
-LONGEST_S: Final = 300.0  # whatever a server requests (429 with Retry-After: 86400 was seen)
+LONGEST_S: Final = 300.0  # even if a response requests more: 429 with Retry-After: 86400 was observed
 _BACK_OFF_S: Final = 0.5
-_BACK_OFF_MOST_S: Final = 8.0
+_MAX_BACK_OFF_S: Final = 8.0
 RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that restarts
 
 
@@ -31,18 +31,18 @@ class Situation:
     Attributes:
         shown: the caller has seen a part of the answer (more than white space).
         blank: the caller has seen white space, and nothing else.
-        held: a part of it is held, shown or not, of this attempt or of one before.
+        held: a part of the answer has arrived, in this attempt or an earlier one.
         fresh: this attempt has added to it.
-        rigid: it has a form that cannot be continued, as JSON has.
+        rigid: the answer has a form that cannot be continued, like JSON.
         called: the caller has seen a piece of a tool call.
         resume: what to do if a stream breaks, as requested.
-        prefilled: the attempt sent the beginning of the answer as a prefix.
-        stepped: the prefix ended at the last whole word, before the end of the text.
+        prefilled: the attempt sent the beginning of the answer as a prefill.
+        stepped: the prefill ended at the last whole word, before the end of the text.
         others: another provider can be tried now.
         loading: a provider loads a model, and the time limit for that is not over.
-        not_continued: a provider did not continue the answer, and the answer was not yet begun again for that.
-        passes: a provider failed in a way that may pass, and there are retries (or LLM_PATIENCE, for a server that
-            restarts) and time left for it.
+        not_continued: a provider did not continue the answer, and the answer was not yet restarted for that.
+        transient: a failure may be transient, and there is time and a retry left, or LLM_PATIENCE for a server that
+            restarts.
         time_left: the caller's deadline is not over.
     """
 
@@ -58,13 +58,13 @@ class Situation:
     others: bool = True
     loading: bool = False
     not_continued: bool = False
-    passes: bool = False
+    transient: bool = False
     time_left: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of the table: the next action, and what becomes of the text so far. The first line that fits decides."""
+    """A line of the table: the next action, and what becomes of the text so far. The first line that fits decides."""
 
     when: str
     fits: Callable[[LLMError, Situation], bool]
@@ -76,7 +76,7 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
     return lambda error, _: isinstance(error, kinds)
 
 
-# The answer is worthless, or not what was requested: it is not continued.
+# The answer is useless or not as requested, so that it is not continued.
 _WORTHLESS: Final = (
     errors.ContextOverflow
     | errors.ThinkingLeaked
@@ -89,90 +89,90 @@ _LATER: Final = (errors.ModelLoading, errors.NotContinued)
 
 RULES: Final = (
     Rule(
-        "the server does not take an answer that was begun (our idea)",
+        "the server refuses a prefill, which this package added",
         lambda error, now: (
             now.prefilled
             and isinstance(error, errors.Unsupported | errors.RequestError)
             and not isinstance(error, errors.ContentFiltered)
         ),
-        "otherwise",
+        "alternative",
         "keep",
     ),
     Rule(
-        "less than all was given, up to the last whole word, to one that takes a beginning, and something else follows",
+        "the prefill ended at the last whole word, and the continuation does not repeat the rest",
         lambda error, now: isinstance(error, errors.NotContinued) and now.stepped,
-        "otherwise",
+        "alternative",
         "keep",
     ),
     Rule(
-        "the caller's time is over",
+        "the caller's deadline is over",
         lambda error, now: isinstance(error, errors.DeadlineExceeded) and not now.time_left,
-        "give up",
+        "raise",
         "keep",
     ),
     Rule(
-        "the request itself is wrong or filtered, or nothing of the kind was recorded",
+        "the request itself is invalid or filtered, or the cassette has no response to it",
         lambda error, _: not error.failover and not isinstance(error, errors.DeadlineExceeded),
-        "give up",
+        "raise",
         "keep",
     ),
-    Rule("a piece of a tool call was shown, which is never taken back", lambda _, now: now.called, "give up", "keep"),
+    Rule("a piece of a tool call was shown, which is never withdrawn", lambda _, now: now.called, "raise", "keep"),
     Rule(
-        "what it said is worthless (the prompt was cut, thinking, not the schema, endless) or had its finish; shown",
+        "the answer is useless (prompt cut, thinking, schema mismatch, endless) or had finished, and was shown",
         lambda error, now: now.shown and now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
-        "give up",
+        "raise",
         "keep",
     ),
     Rule(
-        "the same, and the caller has seen nothing of it",
+        "the same, and nothing was shown",
         lambda error, now: now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
         "next",
-        "forget",
+        "drop",
     ),
-    Rule("the model is loading, or it does not go on where the answer broke", _is(*_LATER), "next", "keep"),
+    Rule("the model is loading, or the continuation does not fit the text", _is(*_LATER), "next", "keep"),
     Rule(
-        "it broke after a part was shown that cannot be continued (a schema, resume='raise')",
+        "the answer broke after a part was shown, and cannot be continued (a schema, resume='raise')",
         lambda _, now: now.shown and (now.rigid or now.resume == "raise"),
-        "give up",
+        "raise",
         "keep",
     ),
-    Rule("it broke after a part was shown", lambda _, now: now.shown, "next", "keep"),
+    Rule("the answer broke after a part was shown", lambda _, now: now.shown, "next", "keep"),
     Rule(
-        "it broke after a part arrived that nobody has seen and that can be continued",
+        "the answer broke after a part arrived that was not shown and can be continued",
         lambda _, now: now.held and not now.rigid and now.resume == "continue",
         "next",
         "keep",
     ),
     Rule("nothing but white space was shown", lambda _, now: now.blank, "next", "keep"),
-    Rule("anything else that another provider may be able to do", lambda *_: True, "next", "forget"),
+    Rule("any other failure", lambda *_: True, "next", "drop"),
 )
 
 # If the action is "next" and no other provider is left: the first rule that fits.
-NOBODY_LEFT: Final = (
-    Rule("somebody loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
+LAST_RULES: Final = (
+    Rule("a provider loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
     Rule(
-        "somebody could not go on with the answer, nobody has seen it, and this is the first time",
+        "a continuation did not fit the text, nothing was shown, and the answer was not restarted yet",
         lambda _, now: now.not_continued and not now.shown,
-        "begin again",
-        "forget",
+        "restart",
+        "drop",
     ),
     Rule(
-        "a failure may pass, and there are retries and time; a server of one's own that restarts has LLM_PATIENCE",
-        lambda _, now: now.passes,
-        "again",
+        "a failure may be transient, and there are retries and time left (LLM_PATIENCE for a restarting local server)",
+        lambda _, now: now.transient,
+        "retry",
         "keep",
     ),
-    Rule("anything else", lambda *_: True, "give up", "keep"),
+    Rule("any other case", lambda *_: True, "raise", "keep"),
 )
 
 
 def decide(error: LLMError, now: Situation) -> Rule:
-    """Return the rule for a failure. If the text is dropped by one of two rules, it is dropped."""
+    """Return the rule for a failure. If one of two rules drops the text, it is dropped."""
     rule = next(rule for rule in RULES if rule.fits(error, now))
     if rule.action != "next" or now.others:
         return rule
-    last = next(last for last in NOBODY_LEFT if last.fits(error, now))
-    return replace(last, text="forget") if rule.text == "forget" else last
+    last = next(last for last in LAST_RULES if last.fits(error, now))
+    return replace(last, text="drop") if rule.text == "drop" else last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +191,7 @@ class Verdict:
 
 
 _INNOCENT: Final = Verdict()
-# The first line that fits; a leaf that is not here is nobody's fault or the request's own.
+# The first line that fits. Other errors open no breaker.
 VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.DeadlineExceeded, _INNOCENT),  # the caller's time, not the server's
     (errors.ModelLoading, _INNOCENT),
@@ -206,7 +206,7 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.RateLimited, Verdict(opens=10)),
     (errors.Overloaded, Verdict(opens=2)),
     (errors.ServerFailed, Verdict(opens=5)),
-    (errors.EmptyAnswer, _INNOCENT),  # of the model and the prompt, not of the server
+    (errors.EmptyAnswer, _INNOCENT),  # due to the model and the prompt, not the server
     (errors.SchemaMismatch, _INNOCENT),
     (errors.ThinkingLeaked, _INNOCENT),
     (errors.TokenRepeated, _INNOCENT),
@@ -217,7 +217,7 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
 )
 
 
-# What is no failure of a provider: the caller's own request or time, a recording, a continuation that was only words.
+# Not a provider's failure: the caller's request or deadline, a response missing in a cassette, a wrong continuation.
 _NOT_ITS_FAULT: Final = (
     errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )
@@ -255,7 +255,7 @@ def back_off(times: int, chance: float, retry_after: float | None = None) -> flo
         return 0.0
     if retry_after is not None:
         return min(retry_after, LONGEST_S) * (1 + chance / 10)
-    return min(_BACK_OFF_S * 2.0**times, _BACK_OFF_MOST_S) * (0.5 + chance)
+    return min(_BACK_OFF_S * 2.0**times, _MAX_BACK_OFF_S) * (0.5 + chance)
 
 
 def patience(remaining: float) -> float:

@@ -1,8 +1,4 @@
-"""One provider of a chain, as one request sees it: its facts, its circuit breakers, its probes and its attempts.
-
-Must never choose between providers.
-Only the router uses it.
-"""
+"""An option: one provider of a chain with its facts, circuit breakers and probes, as one request sees it."""
 
 from __future__ import annotations
 
@@ -24,11 +20,11 @@ from ..replay.transport import unrecorded
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
 
 PROBE_S: Final = 1.0
-_UNPROBED_S: Final = 15.0  # pause after a provider did not answer the probe before a request
+_UNPROBED_S: Final = 15.0  # pause after a probe without a response
 
 
 class _Shared(SharedTasks):
-    """What all requests share about one provider: its tasks, and when it may be probed before a request."""
+    """The state of one provider that all requests share: its tasks, and when it may be probed before a request."""
 
     probe_after: float = 0.0
 
@@ -43,10 +39,10 @@ class Option:
 
     Attributes:
         name: of the provider.
-        rank: its place in the chain. Options of one rank are equals, and come before those of the next.
-        model: the model that the request uses there; None for the provider's own.
+        rank: its position in the chain. Options with the same rank are equals.
+        model: the model of the request; None for the provider's own.
         failure: how it failed in this round of the request.
-        refuses_prefix: it refused the beginning of an answer in this request.
+        refuses_prefix: it refused a prefill in this request.
     """
 
     def __init__(
@@ -69,19 +65,19 @@ class Option:
         return twin
 
     def use(self, model: str | None) -> None:
-        """Use this model, with its facts of now."""
+        """Use this model, with its current facts."""
         self.model, self._facts = model, None
 
     @property
     def facts(self) -> Facts:
-        """The facts, as they were when the request chose last."""
+        """The facts at the time of the last choice."""
         if self._facts is None:
             self._facts = self.provider.facts(self.model)
         return self._facts
 
     @property
     def provider(self) -> RoutableProvider:
-        """The provider. Raises its fault if it could not be created."""
+        """The provider. Raises LLMError if it could not be created."""
         if self._provider is None:
             raise self.broken or LLMError("no provider")
         return self._provider
@@ -93,7 +89,7 @@ class Option:
 
     @property
     def prefills(self) -> bool:
-        """Whether it continues the beginning of an answer, as far as this request has seen."""
+        """Whether it supports prefill, and did not refuse one in this request."""
         return not self.broken and self.facts.prefills and not self.refuses_prefix
 
     @property
@@ -103,7 +99,7 @@ class Option:
 
     @property
     def cold(self) -> bool:
-        """Whether the server would have to load the model first."""
+        """Whether the server has to load the model first."""
         return self.facts.cold
 
     @property
@@ -113,7 +109,7 @@ class Option:
 
     @property
     def limit(self) -> int | None:
-        """The concurrency limit; None if there is none, and for cassettes."""
+        """The concurrency limit; None if unlimited, and for cassettes."""
         return None if self.broken or self.facts.replays else self.facts.concurrency_limit
 
     @property
@@ -128,7 +124,7 @@ class Option:
 
     @property
     def gate(self) -> Gate:
-        """What the circuit breakers allow now. For cassettes they count for nothing: they are a matter of time."""
+        """What the circuit breakers allow now. Cassettes ignore them: breakers depend on time."""
         return "closed" if self.replays else self.registry.gate(self.target)
 
     @property
@@ -147,7 +143,7 @@ class Option:
         return self.registry.record(self.target)
 
     def succeeded(self, completion: Completion, began: float) -> None:
-        """Record a completion; ``began`` is when its attempt did, by the clock of the registry."""
+        """Record the completion of an attempt that ``began`` at this time of the registry's clock."""
         if self.registry.answer(self.target, completion, began):
             events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
 
@@ -166,16 +162,16 @@ class Option:
         for breaker in self.opened:
             breaker.busy = True
 
-    async def look(self, within: float = PROBE_S) -> None:
-        """Probe the provider for what it is and what it supports, until that has succeeded once."""
+    async def probe_once(self, within: float = PROBE_S) -> None:
+        """Probe the provider for its kind and capabilities, until a probe succeeded once."""
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.probe_after:
-            health = await asyncio.shield(shared.start("look", lambda: self.provider.refresh(within)))
+            health = await asyncio.shield(shared.start("probe_once", lambda: self.provider.refresh(within)))
             shared.probe_after = now + _UNPROBED_S if health.state == "down" else math.inf
             self.use(self.model)
 
     def recover(self) -> None:
-        """Begin in the background what this option needs before requests use it: a probe, or a load of the model."""
+        """Start a probe or a load of the model in the background, if the option requires one before a request."""
 
         async def load() -> None:
             with suppress(LLMError):
@@ -187,11 +183,11 @@ class Option:
             self._shared.start("load", load)
 
     def probe(self) -> asyncio.Task[bool]:
-        """Probe whether the provider is ready: free, loads nothing, carries no text."""
+        """Probe whether the provider is ready. A probe costs nothing, loads no model and sends no user text."""
 
         async def probing() -> bool:
             try:
-                with unrecorded():  # whether there is a probe depends on the time
+                with unrecorded():  # probes depend on time
                     ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.abandon()
@@ -206,7 +202,7 @@ class Option:
         return self._shared.start("probe", probing)
 
     async def loads_now(self) -> bool:
-        """Return whether the server reports that it is loading, or has yet to load the model."""
+        """Return whether the server is loading the model, or has not loaded it yet."""
         if self.replays:
             return False
         state = (await self.provider.refresh(PROBE_S)).state

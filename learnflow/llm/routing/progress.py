@@ -1,7 +1,6 @@
-"""The progress of one request: what it has emitted, which attempts failed, what they cost.
+"""The progress of one request: the emitted text, the failed attempts, and the costs.
 
-Must never choose a provider, or decide what a failure means.
-The execution writes it, and gets the caller's completion or error from it.
+It builds the caller's completion or error.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ class Progress(Transcript):
 
     Args:
         emit: of the caller.
-        started: when the request began, by the event loop's clock, as every ``now`` here.
+        started: when the request began, by the event loop's clock, like every ``now`` here.
         tried: receives the failed attempts.
 
     Attributes:
-        tokens: of the text so far, at most.
-        partial_thinking: the thinking before the text, by the attempt that broke.
-        resumed: how often a broken text was continued.
+        tokens: an upper limit for the tokens of the text so far.
+        partial_thinking: the thinking of the attempt that broke.
+        resumed: the number of continuations.
         started: see above.
     """
 
@@ -42,15 +41,15 @@ class Progress(Transcript):
         self._first_text_s: float | None = None
         self._usage_known = self._cost_known = True  # False after a partial answer, unless it was free
         self._option: Option | None = None  # of the current attempt
-        self._continuing: Option | None = None  # the same, if the attempt continues the text
-        self._failed_first: tuple[Option | None, float] | None = None  # since the last piece of text, and its time
+        self._continuing: Option | None = None  # the same, if the attempt is a continuation
+        self._failed_first: tuple[Option | None, float] | None = None  # since the last text, and its time
 
     def __call__(self, event: Event) -> None:
-        """Record what the caller sees, and pass it on."""
+        """Record an event, and pass it on to the caller."""
         if isinstance(event, TextDelta):
             self.tokens += 1
             if self._first_text_s is None or self._failed_first:
-                self._arrived(asyncio.get_running_loop().time())
+                self._record_first_text(asyncio.get_running_loop().time())
         elif isinstance(event, (Failover, Resumed)):
             self.resumed += isinstance(event, Resumed)
             events.emit(event)
@@ -59,7 +58,7 @@ class Progress(Transcript):
         super().__call__(event)
 
     def begin(self, option: Option, before: LLMError | None, *, continues: bool) -> None:
-        """Begin an attempt at an option; ``before`` is the failure of the attempt before."""
+        """Begin an attempt at an option; ``before`` is the previous failure."""
         if before and self._option and self._option is not option:
             self(Failover(self._option.name, option.name, before.without_text()))
         self._option, self._continuing = option, option if continues else None
@@ -68,7 +67,7 @@ class Progress(Transcript):
         """End the attempt with a failure; ``free``: a partial answer cost nothing."""
         self.tried.extend(tried)
         self._failed_first = self._failed_first or (self._option, now)
-        self._continued("mismatched" if isinstance(error, NotContinued) else "broken")
+        self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
         if error.partial or error.tokens or self.text:  # of unknown usage
             self._usage_known = False
             self._cost_known = self._cost_known and free
@@ -81,11 +80,11 @@ class Progress(Transcript):
         self.partial_thinking, self.tokens = "", 0
 
     def complete(self, completion: Completion, began: float, now: float) -> Completion:
-        """Return the caller's completion, over all attempts; ``began``: when the last one did."""
+        """Return the caller's completion over all attempts; ``began`` is when the last one began."""
         first = self._first_text_s
         if self._failed_first:
-            self._arrived(now)  # it had no text
-        self._continued("whole")
+            self._record_first_text(now)  # it had no text
+        self._end_continuation("whole")
         if completion.first_token_s is not None and not self.resumed:
             first = began - self.started + completion.first_token_s
         return replace(
@@ -109,8 +108,8 @@ class Progress(Transcript):
         error.partial_calls = tuple(self.calls.values()) or error.partial_calls
         return error
 
-    def _arrived(self, now: float) -> None:
-        """Record the first piece of text, of the request or after a failure."""
+    def _record_first_text(self, now: float) -> None:
+        """Record the first piece of text of the request, or after a failure."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._failed_first:
@@ -119,7 +118,7 @@ class Progress(Transcript):
             if failed and self._option and failed is not self._option:
                 events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=now - at))
 
-    def _continued(self, outcome: str) -> None:
+    def _end_continuation(self, outcome: str) -> None:
         if self._continuing:
             events.emit(events.StreamContinued(provider=self._continuing.name, outcome=outcome))
         self._continuing = None

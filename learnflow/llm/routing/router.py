@@ -1,7 +1,6 @@
-"""The router: a chain of providers that is itself a provider. It loses no answer that one of them could have given.
+"""RouterProvider: several providers as one, with failover, load balancing and continuation of broken answers.
 
-Must never decide what a failure means (``decision``), or know a server: it runs executions over options.
-The factory returns it. A router that is a member of another one is flattened into it.
+It runs an ``Execution`` for each request. ``decision`` decides what a failure means.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ _LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengt
 class RouterProvider(AbstractProvider):
     """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
 
-    A router among the providers is flattened: its providers take its place, and its own options count no more. One that
-    finds its providers is used like an application's own.
+    A router among the providers is flattened: its providers replace it, and its own settings are ignored. A router with
+    ``find`` is not flattened.
 
     Args:
-        primary: the first provider, by its name or as an object. Several are equals: "gpu1+gpu2", or a list. Among
-            equals, a request goes to the one that probably has its beginning in cache, and waits only if all are full.
-        fallback: the others, in order; each may be several equals, too.
+        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list are equals: a request goes to the one
+            that probably has the prompt in its cache, and waits only if all are full.
+        fallback: the other providers, in order. Each may be several equals, too.
         resume: what to do if a stream breaks after pieces were emitted: "continue" it on the next provider, or
             "raise". A call may override it.
-        retries: how often a provider is tried again after a failure that may pass, if no other can help (LLM_RETRIES).
-        routing: the order of the providers: "order", "latency", "cost", "local-first" (LLM_ROUTING).
+        retries: retries after a transient failure, if no other provider is left (LLM_RETRIES).
+        routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: seconds for a request, all attempts together (LLM_DEADLINE).
         find: finds the providers at the first awaited call, instead of ``primary``.
         breakers: the circuit breakers; by default those of the process.
 
     Raises:
-        NotConfigured: an unknown name, or no provider that can be used.
+        NotConfigured: a name is unknown, or no provider can be used.
     """
 
     def __init__(
@@ -76,12 +75,12 @@ class RouterProvider(AbstractProvider):
     ) -> None:
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        ranks = [_equals(member) for member in ([] if primary is None else [primary]) + others]
+        ranks = [_members_of(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
         flat = [
             (option, at) for at, equals in enumerate(ranks) for one in equals for option in _options_of(one, breakers)
         ]
-        self._members = _placed(flat)
+        self._members = _with_ranks(flat)
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
@@ -97,7 +96,7 @@ class RouterProvider(AbstractProvider):
 
     @property
     def _options(self) -> list[Option]:
-        """Copies of its options, with the facts of now."""
+        """Copies of its options, with current facts."""
         return [option.at(option.rank) for option in self._members]
 
     def __repr__(self) -> str:
@@ -115,7 +114,7 @@ class RouterProvider(AbstractProvider):
         return [option.given for option in self._options if option.given]
 
     def start(self, call: Call) -> Work:
-        """Return the request for a call. Its text is one text, even if it breaks on the way."""
+        """Return the work of a call: attempts at providers until one succeeds."""
         request = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
@@ -127,7 +126,7 @@ class RouterProvider(AbstractProvider):
         """Run a request through the chain. Raises nothing but LLMError."""
         progress = Progress(emit, asyncio.get_running_loop().time(), request.tried)
         try:
-            return await Execution(call, resume, request, await self._chain_for(call), progress).run()
+            return await Execution(call, resume, request, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
                 self._members = []  # the providers that were found are gone: find them again
@@ -137,7 +136,7 @@ class RouterProvider(AbstractProvider):
         """Return the models of all providers that respond. Raises the last LLMError if none does."""
         usable = await self._usable()
         listed = await asyncio.gather(*(option.provider.list_models() for option in usable), return_exceptions=True)
-        _raise_all(listed)
+        _raise_failures(listed)
         return list(dict.fromkeys(name for models in listed if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
@@ -187,7 +186,7 @@ class RouterProvider(AbstractProvider):
     async def warm_up(self, model: str | None = None) -> None:
         """Load the models of local servers; see ``BaseProvider.warm_up``. Raises LLMError if none could be loaded."""
         loads = [option.provider.warm_up(model) for option in await self._usable() if option.distance == 0]
-        _raise_all(await asyncio.gather(*loads, return_exceptions=True))
+        _raise_failures(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
         """Close idle connections of this event loop to its servers; see ``BaseProvider.aclose``."""
@@ -196,18 +195,18 @@ class RouterProvider(AbstractProvider):
                 await option.provider.aclose()
 
     def chain_now(self, call: Call) -> Chain:
-        """Return the options for a call, by what is known now. Nothing is sent; even a sole option is checked."""
+        """Return the options for a call without sending anything. Even a sole option is checked."""
         chain = Chain(self._options, call, self._settings, explained=True)
         chain.choose_models()
         return chain
 
     def status(self) -> list[dict[str, Any]]:
-        """Return circuit breakers, recent failures and latencies of this process, a JSON object for each provider."""
-        return [_status(option) for option in self._options]
+        """Return the circuit breakers, recent failures and latencies of this process as one dict for each provider."""
+        return [_describe(option) for option in self._options]
 
-    async def _chain_for(self, call: Call) -> Chain:
-        """Return the options for a call. Those that matter for it are probed first, if they never were."""
-        chain = Chain(await self._found(), call, self._settings)
+    async def _build_chain(self, call: Call) -> Chain:
+        """Return the options for a call. Probe those that matter for it, if they were never probed."""
+        chain = Chain(await self._find_options(), call, self._settings)
         options = chain.options
         if len(options) > 1:
             needs = chain.needs
@@ -215,35 +214,35 @@ class RouterProvider(AbstractProvider):
             within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [option for option in options if not option.broken and option.gate == "closed"]
             equals = Counter(option.rank for option in options)  # equals share the load by their limits
-            # any other option gets the request, whatever those after it support
+            # an option that needs no probe gets the request, so that later ones do not matter
             doubtful = takewhile(lambda option: curious or option.facts.loads or equals[option.rank] > 1, closed)
-            await asyncio.gather(*(option.look(within) for option in doubtful))
+            await asyncio.gather(*(option.probe_once(within) for option in doubtful))
         chain.choose_models()
         return chain
 
     async def _usable(self) -> list[Option]:
         """Return the options that could be created. Raises LLMError if none is found."""
-        return [option for option in await self._found() if not option.broken]
+        return [option for option in await self._find_options() if not option.broken]
 
-    async def _found(self) -> list[Option]:
-        """Return its options. If no provider is named they are found now, once for many first calls."""
+    async def _find_options(self) -> list[Option]:
+        """Return its options. Without configured providers, find them now, once for concurrent first calls."""
         if not self._members and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
-                self._members = _placed(
+                self._members = _with_ranks(
                     [(Option(one, registry=self._registry), at) for at, one in enumerate(providers)]
                 )
         return self._options
 
 
-def _placed(flat: Sequence[tuple[Option, int]]) -> list[Option]:
+def _with_ranks(flat: Sequence[tuple[Option, int]]) -> list[Option]:
     """Return copies of options in order, with their ranks; those of a flattened router keep their order."""
     ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
     ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
     return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
 
 
-def _status(option: Option) -> dict[str, Any]:
+def _describe(option: Option) -> dict[str, Any]:
     """Return what ``status`` reports about an option."""
     now, target, opened, record = option.registry.clock(), option.target, option.opened, option.record
     return {
@@ -264,20 +263,20 @@ def _status(option: Option) -> dict[str, Any]:
     }
 
 
-def _equals(given: Equals) -> list[Member]:
+def _members_of(given: Equals) -> list[Member]:
     """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
     if isinstance(given, str):
         return [*settings.parse_equals(given)]
-    return [member for one in given for member in _equals(one)] if isinstance(given, list | tuple) else [given]
+    return [member for one in given for member in _members_of(one)] if isinstance(given, list | tuple) else [given]
 
 
 def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
-    """Return the option of a member; the options of a router, unless they are yet to be found.
+    """Return the option of a member, or the options of a router without ``find``.
 
-    A provider that cannot be created stays in the chain with its fault.
+    A provider that cannot be created stays in the chain with its error.
 
     Raises:
-        NotConfigured: its name is unknown.
+        NotConfigured: the name is unknown.
     """
     if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
         return member._members  # noqa: SLF001
@@ -293,8 +292,8 @@ def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
         return [Option(None, error, registry)]
 
 
-def _raise_all(outcomes: Sequence[object]) -> None:
-    """Raise the last failure if all failed, and one that is not the provider's in any case."""
+def _raise_failures(outcomes: Sequence[object]) -> None:
+    """Raise the last failure if all failed. Raise NotRecorded in any case."""
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     failed.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotRecorded)):

@@ -1,6 +1,6 @@
 """The choice among the options of a chain: their order, what they lack for a request, and which one is next.
 
-Must never send or wait.
+It sends nothing and does not wait.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Chain:
         options: in the user's order.
         call: the call.
         settings: with the router's own retries, routing and deadline.
-        explained: no request is sent, so that even a sole option is checked.
+        explained: no request is sent. Even a sole option is checked.
 
     Attributes:
         digests: of the prompt.
@@ -49,7 +49,7 @@ class Chain:
         return needs_of(self.call)
 
     def choose_models(self) -> None:
-        """Choose the model of each option: the requested one, unless only other options are known to have it."""
+        """Choose the model of each option: the requested one, unless other options are known to have it."""
         usable, wanted = [option for option in self.options if not option.broken], self.call.model
         for option in usable:
             option.use(wanted)
@@ -61,10 +61,10 @@ class Chain:
                 option.use(vision_model if "vision" in self.needs.capabilities else None)
 
     def next(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
-        """Return the options that fit now in their order, and the one to use; None if all circuit breakers are open.
+        """Return the options that fit now, in order, and the one to use; None if all circuit breakers are open.
 
         Args:
-            loading: the options that load; no option farther away is used meanwhile.
+            loading: the options that load a model. No option farther away is used meanwhile.
         """
         for option in self.options:
             option.use(option.model)
@@ -73,9 +73,9 @@ class Chain:
         return fit, select(fit, self.settings.llm_routing, self.same_model)
 
     def order(self) -> list[Option]:
-        """Return the options in the order of use; those that are broken come last.
+        """Return the options in the order of use; broken ones come last.
 
-        Ranks stay in the user's order. Within a rank, an option that probably has this prompt in its cache comes first.
+        Ranks stay in the user's order. Within a rank, an option that probably has the prompt in its cache comes first.
         """
         if self.settings.llm_routing == "order" and len({option.rank for option in self.options}) == len(self.options):
             return list(self.options)
@@ -86,10 +86,10 @@ class Chain:
             limits = {option.address: option.limit for option in equals if option.ready}
             order = CAPACITY.ordered(limits, self.digests)
             ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
-        return ranked(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
+        return sort_options(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
 
     def lacks(self, option: Option) -> list[str]:
-        """Return what an option certainly lacks for this request, in words. A sole option is not checked."""
+        """Return the names of what an option certainly lacks for this request. A sole option is not checked."""
         if option.broken:
             return [str(option.broken)]
         if len(self.options) == 1 and not self._explained:
@@ -107,7 +107,7 @@ class Chain:
         return [option for option in self.options if isinstance(option.failure, kind)]
 
     def passing(self) -> list[Option]:
-        """Return the options with a failure that may pass by itself; a load is watched instead."""
+        """Return the options with a transient failure. A load is not one: it is polled."""
         failed = [option for option in self.options if option.failure and option.failure.retryable]
         return [option for option in failed if not isinstance(option.failure, errors.ModelLoading)]
 
@@ -119,19 +119,19 @@ class Chain:
         return may and now - self._refused_at < self.settings.llm_patience
 
     def within(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
-        """Return the options that are no farther away than those that load; all if the user prefers a warm one."""
+        """Return the options that are no farther away than those that load; all of them with ``warm-first``."""
         if not loading or self.settings.llm_routing == "warm-first":
             return options
         reach = min(option.distance for option in loading)
         return [option for option in options if option.distance <= reach]
 
     def shares(self, option: Option) -> bool:
-        """Return whether a part of the time is reserved for other options: not for a farther one during a load."""
+        """Return whether other options need a share of the time. Farther ones do not during a load."""
         cold = option.cold and self.settings.llm_routing != "warm-first"
         return any(not cold or other.distance <= option.distance for other in self.others(option))
 
     def unfit(self) -> LLMError:
-        """Return the error for a request that no option can serve: what each of them lacks."""
+        """Return the error for a request that no option can serve. It names what each option lacks."""
         lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
         served = [None if option.broken else option.facts.capabilities["context_served"] for option in self.options]
         short = all(length is not None and self.needs.tokens > length for length in served)
@@ -139,7 +139,7 @@ class Chain:
         return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
 
 
-def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
+def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
     """Sort options by a routing rule. Unknown values come last, ties stay in the user's order."""
 
     def key(option: Option) -> float:
@@ -153,10 +153,10 @@ def ranked(options: Sequence[Option], routing: Routing) -> list[Option]:
 
 
 def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
-    """Choose the first option whose circuit breaker allows it; None if there is none.
+    """Choose the first option with a circuit breaker that allows a request; None if no breaker does.
 
-    The order is the user's: a cold option is waited for, however warm a farther one is. Only one that is warm and no
-    farther away is used meanwhile; ``warm-first`` lifts that.
+    The user's order wins: the router waits for a cold option even if a farther one is warm. Meanwhile it uses a warm
+    option that is no farther away; with ``warm-first``, any warm one.
 
     Args:
         options: in order.
@@ -173,9 +173,11 @@ def select(options: Sequence[Option], routing: Routing, same_model: frozenset[st
     if not same_model or same_model & chosen.facts.names:
         return chosen
     near = (option for option in ready if not option.cold and option.distance <= chosen.distance)
-    return next((option for option in near if same_model & option.facts.names), chosen)  # it continues its own text
+    return next(
+        (option for option in near if same_model & option.facts.names), chosen
+    )  # the model continues its own text
 
 
 def last_resort(options: Sequence[Option]) -> Option:
-    """Return the option whose circuit breaker closes first."""
+    """Return the option with the circuit breaker that closes first."""
     return min(options, key=lambda option: option.opened[0].until if option.opened else 0.0)

@@ -298,9 +298,8 @@ class ModelCatalog:
             names = ", ".join(model.name for model in candidates[:20])
             raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            raise errors.ModelNotFound(
-                "no model is named, and prompts to those of the server leave this machine", hint=hint
-            )
+            what = "no model is named, and prompts to the server's models leave this machine"
+            raise errors.ModelNotFound(what, hint=hint)
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
@@ -316,14 +315,15 @@ class ModelCatalog:
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
-            unknown = "does not report whether it forwards this model elsewhere"
-            hint = "Nothing was sent. Check the model's name, or look into the server's log"
-            raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {unknown}", hint=hint)
-        if model.remote:
-            raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere",
-                hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+            what = (
+                f"LLM_LOCAL_ONLY is set, and {forwarder.title} does not report whether it forwards this model elsewhere"
             )
+            hint = "Nothing was sent. Check the model's name, or look into the server's log"
+            raise errors.NotLocal(what, hint=hint)
+        if model.remote:
+            what = f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere"
+            hint = f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false"
+            raise errors.NotLocal(what, hint=hint)
 
     def _remarks(self, result: ProbeResult) -> str:
         """Return "ready" and remarks: a cold model, an ambiguous one, another kind of server, an untested vendor."""

@@ -18,7 +18,7 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
-_CONNECT_SHARE: Final = 0.9  # of the time for a page. A busy server accepts the connection and uses up the rest
+_CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address fails before the timeout of a busy server
 
 
 async def find_server(
@@ -43,8 +43,8 @@ async def find_server(
         return own or await _recognise(client, kinds, deadline), error or error_of(own)
     server = own
     if server is None and not isinstance(error, errors.Unavailable):
-        recognised = await _recognise(client, kinds, deadline)
-        server = recognised or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
+        server = await _recognise(client, kinds, deadline)
+        server = server or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
     if server and server.trouble:
         return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
@@ -94,9 +94,8 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
     Raises:
         LLMError: the server cannot be reached, refused, or did not send JSON.
     """
-    page = await _read_page(
-        client, HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near)
-    )
+    request = HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near)
+    page = await _read_page(client, request)
     if page.error:
         raise page.error
     return page.body
@@ -179,17 +178,14 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
         async with asyncio.timeout_at(deadline):
             return await _read_page(client, request)
     except TimeoutError:
-        return Page(
-            error=errors.FirstTokenTimeout(
-                "the server did not respond in time", hint="It may be busy: look into its log"
-            )
-        )
+        hint = "It may be busy: look into its log"
+        return Page(error=errors.FirstTokenTimeout("the server did not respond in time", hint=hint))
     except LLMError as error:
         return Page(error=error)
 
 
 async def _read_page(client: Client, request: HttpRequest) -> Page:
-    headers, data = await client.page(request)
+    headers, data = await client.fetch(request)
     if isinstance(data, LLMError) or not data.strip():
         return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
     content = json_object(data)
@@ -211,7 +207,7 @@ def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
 
 
 def _first_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
-    """Return the most telling error: a refused key, else a load, else the error of the list of models."""
+    """Return the most specific error: a refused key, else a load, else the error of the list of models."""
     failures = [page.error for page in pages if page.error]
     kinds = errors.AuthenticationFailed, errors.ModelLoading
     return next((error for kind in kinds for error in failures if isinstance(error, kind)), model_list.error)

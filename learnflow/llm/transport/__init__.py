@@ -1,4 +1,4 @@
-"""HTTP: the connections, the limits of time and size, and the parsers of what servers send.
+"""HTTP: connections, time and size limits, and parsers of responses.
 
-The only packages that import httpx are this one and ``replay``.
+Only this package and ``replay`` import httpx.
 """

@@ -1,7 +1,6 @@
-"""The one sender of requests: HttpRequest down, HttpResponse up, through an httpx transport that may be replaced.
+"""The HTTP client: sends an HttpRequest through an httpx transport and returns an HttpResponse.
 
-``NETWORK`` is the transport that really connects; ``replay`` wraps it with one that answers from cassettes or keeps
-what servers answer.
+``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to play or record cassettes.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from .error_mapping import Judge
 from .untrusted import MAX_JSON_BYTES, without_keys
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
-_REFUSAL_BYTES: Final = 256 * 1024  # of an error's body
-_REFUSAL_S: Final = 2.0  # for an error's body: its status has come
-_COMPRESSED: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
-_INFLATED_BYTES: Final = 64 * 1024  # of a compressed body at a time
-_UNINTERRUPTED: Final = 64  # reads in a row
-_NO_ANSWER: Final = "without sending a response"  # httpcore's words where a server closed and said nothing
-# What setting up a connection raises: socks without its package, a missing CA file, a proxy that cannot be.
-_SET_UP: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
+_MAX_REFUSAL_BYTES: Final = 256 * 1024  # of the body of a refusal
+_REFUSAL_TIMEOUT_S: Final = 2.0  # for the body of a refusal; its status has arrived
+_COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
+_MAX_INFLATED_BYTES: Final = 64 * 1024  # decompressed at a time
+_READS_BEFORE_YIELD: Final = 64  # reads of data that has arrived; they do not yield to other tasks
+_NO_RESPONSE: Final = "without sending a response"  # httpcore's message if the server closed the connection
+# Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
+_SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request as it will be sent; its repr shows no body.
+    """A request as it will be sent. Its repr shows no body.
 
     Attributes:
-        url: where to.
+        url: the URL.
         body: JSON; None for a GET.
-        headers: beside those of every request.
-        direct: use no proxy, whatever the environment says.
-        connect_timeout: seconds for the name, for TCP and for TLS, where they are fewer than the client's.
-        on_timeout: called with the error when whoever waits for the answer gives up: a recorder wants to know.
+        headers: added to those of every request.
+        direct: use no proxy, even if the environment has one.
+        connect_timeout: seconds for DNS, TCP and TLS each; None for the client's. The lower one counts.
+        on_timeout: called with the error if the reader's time limit is over, so that a recorder can record it.
     """
 
     url: str
@@ -59,11 +58,11 @@ class HttpRequest:
 
 
 class HttpResponse:
-    """The head of an answer and its bytes as they arrive; whoever has it must close it.
+    """The status and headers of a response, and its body as it arrives. The caller must close it.
 
     Attributes:
         status: the HTTP status.
-        headers: with lower-case names.
+        headers: with lower-case names, without cookies.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -71,21 +70,21 @@ class HttpResponse:
         self.headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
         self._response = response
         encodings = map(str.strip, self.headers.get("content-encoding", "").lower().split(","))
-        compressed = [encoding for encoding in encodings if encoding in _COMPRESSED]
+        compressed = [encoding for encoding in encodings if encoding in _COMPRESSIONS]
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        self._bytes = _inflated(stream, compressed) if compressed else stream
+        self._bytes = _inflate(stream, compressed) if compressed else stream
         self._reads = 0
 
     async def read(self) -> bytes:
-        """The next bytes, b"" at the end. Raises an LLMError where the connection broke."""
+        """Return the next bytes, b"" at the end. Raises LLMError if the connection broke."""
         self._reads += 1
-        if self._reads % _UNINTERRUPTED == 0:  # data that has arrived does not wait: let other tasks run
+        if self._reads % _READS_BEFORE_YIELD == 0:  # awaiting data that has arrived does not
             await asyncio.sleep(0)
         try:
             async for data in self._bytes:
                 if data:
                     return data
-        except Exception as error:  # noqa: BLE001  # nothing raw passes: damaged TLS is an ssl.SSLError
+        except Exception as error:  # noqa: BLE001  # not only httpx's errors: damaged TLS is an ssl.SSLError
             raise error_mapping.failure_of(error) from None
         return b""
 
@@ -95,9 +94,9 @@ class HttpResponse:
             body += data
 
     async def aclose(self) -> None:
-        """Close the connection, or give it back to the pool where everything was read.
+        """Close the connection, or return it to the pool if everything was read.
 
-        It comes to its end even if whoever waits for it is cancelled: half closed, httpcore would keep it for ever.
+        Closing completes even if the caller is cancelled: httpcore never removes a half-closed connection.
         """
         closing = asyncio.ensure_future(self._close())
         ending.add(closing)
@@ -105,7 +104,7 @@ class HttpResponse:
         await asyncio.shield(closing)
 
     async def _close(self) -> None:
-        with suppress(Exception):  # what is closed may be broken already
+        with suppress(Exception):  # it may be broken already
             if isinstance(self._bytes, AsyncGenerator):
                 await self._bytes.aclose()
         with suppress(Exception):
@@ -114,14 +113,14 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends requests to one endpoint, with its key, and to nowhere else.
+    """Sends requests to one endpoint only, with its key.
 
     Attributes:
-        endpoint: where the server is.
-        connect_timeout: seconds for a name, for TCP and for TLS.
+        endpoint: the address and key of the server.
+        connect_timeout: seconds for DNS, TCP and TLS each.
         local_only: connect to loopback and private addresses only.
-        transport: what sends; None for ``NETWORK``.
-        replays: the transport answers from recordings: no key and no address is needed, and a failure is no outage.
+        transport: sends the requests; None for ``NETWORK``.
+        replays: the transport plays recordings. Keys and addresses are not required, and a failure is no outage.
     """
 
     endpoint: Endpoint
@@ -132,32 +131,39 @@ class Client:
 
     @property
     def stopped(self) -> bool:
-        """Whether the next request has to start the server first."""
+        """Return whether the next request has to start the server first."""
         return bool(getattr(self.transport, "stopped", False))
 
-    async def ask(self, request: HttpRequest, judge: Judge | None = None) -> HttpResponse:
+    async def send(self, request: HttpRequest, judge: Judge | None = None) -> HttpResponse:
         """Send a request.
 
         Args:
-            request: what is sent.
-            judge: who is asked what a refusal means, where its status and codes leave it open.
+            request: the request.
+            judge: classifies a refusal if its status, codes and message do not.
 
         Returns:
-            The answer, whose status is 2xx.
+            A response with a 2xx status.
 
         Raises:
-            LLMError: why there is none.
+            LLMError: the server refused the request, or no response arrived.
         """
-        response = await self.send(request)
+        response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            raise await self._refusal(request, response, judge)
+            raise await self._read_refusal(request, response, judge)
         return response
 
-    async def page(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
-        """Return the headers and the body of a response, or why there is none. Raises LLMError if none came."""
-        response = await self.send(request)
+    async def fetch(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
+        """Send a request and read its response.
+
+        Returns:
+            The headers, and the body. If the status is not 2xx or the body is too large: the error instead.
+
+        Raises:
+            LLMError: no response arrived.
+        """
+        response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            return response.headers, await self._refusal(request, response, None)
+            return response.headers, await self._read_refusal(request, response, None)
         body = bytearray()
         try:
             await response.read_into(body, MAX_JSON_BYTES + 1)
@@ -168,41 +174,41 @@ class Client:
             return response.headers, errors.MalformedAnswer(what)
         return response.headers, bytes(body)
 
-    async def send(self, request: HttpRequest) -> HttpResponse:
-        """Send a request; the answer may have any status. Raises an LLMError where none came."""
+    async def _exchange(self, request: HttpRequest) -> HttpResponse:
+        """Send a request; return a response with any status. Raises LLMError if none arrives."""
         try:
-            outgoing = self._outgoing(request)
+            outgoing = self._build(request)
         except LLMError:
             raise
-        except Exception as error:  # noqa: BLE001  # a host that httpx takes for none
-            what = f"no request can be sent to this address ({type(error).__name__})"
+        except Exception as error:  # noqa: BLE001  # httpx rejects the host
+            what = f"the address is invalid ({type(error).__name__})"
             raise errors.NotConfigured(what, hint="Check the host in the base URL") from None
         try:
             return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
-        except Exception as error:  # noqa: BLE001  # nothing raw passes
+        except Exception as error:  # noqa: BLE001  # no raw exception leaves the client
             raise error_mapping.failure_of(error) from None
 
-    async def _refusal(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
-        """What an answer means whose status is not 2xx."""
+    async def _read_refusal(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
+        """Return the error for a response with a status other than 2xx."""
         body = bytearray()
         try:
-            async with asyncio.timeout(_REFUSAL_S):
-                await response.read_into(body, _REFUSAL_BYTES)
+            async with asyncio.timeout(_REFUSAL_TIMEOUT_S):
+                await response.read_into(body, _MAX_REFUSAL_BYTES)
         except (TimeoutError, LLMError):
-            pass  # the status says enough, with as much of the body as came
+            pass  # the status is enough, with the part of the body that arrived
         finally:
             await response.aclose()
-        error = error_mapping.refusal(response.status, bytes(body[:_REFUSAL_BYTES]), response.headers, judge)
+        error = error_mapping.refusal(response.status, bytes(body[:_MAX_REFUSAL_BYTES]), response.headers, judge)
         error.server_message = without_keys(error.server_message, self.endpoint.key)
-        error.quotable = request.body is None  # nothing was sent that it could repeat
+        error.quotable = request.body is None  # a GET has no prompt that it could repeat
         return error
 
-    def _outgoing(self, request: HttpRequest) -> httpx.Request:
+    def _build(self, request: HttpRequest) -> httpx.Request:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
-            raise errors.Misconfigured(f"a request to {host} was refused: it is not the provider's own address")
+            raise errors.Misconfigured(f"a request to {host} was not sent: it is not the provider's address")
         headers = {**request.headers, **_HEADERS, **self.endpoint.credentials}
-        content = None if request.body is None else _encoded(request.body)
+        content = None if request.body is None else _encode_json(request.body)
         if content is not None:
             headers["content-type"] = "application/json"
         connect = min(self.connect_timeout, request.connect_timeout or self.connect_timeout)
@@ -222,37 +228,37 @@ class Client:
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
-    """Sends over the network: locality, proxies, and one more try for a kept connection that turns out stale.
+    """Sends over the network. Enforces LLM_LOCAL_ONLY, applies proxies, and retries once on a stale connection.
 
-    It serves any number of event loops: each has its own connections, closed when the loop is shut down.
+    It serves any number of event loops. Each has its own connections, which are closed when the loop is shut down.
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send it. Raises an LLMError, or what httpx raises."""
+        """Send a request. Raises LLMError, or an error of httpx."""
         if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
             raise errors.NotRecorded(
-                "real model calls are forbidden in this test", hint="Give it cassettes, or a FaultServer"
+                "real model calls are forbidden in this test", hint="Use cassettes or a FaultServer"
             )
         extensions = request.extensions
         local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
-            own, proxy = await pool.of_this_loop(), None
+            own, proxy = await pool.current_pool(), None
             if not (local_only or extensions["direct"]):
                 budget = extensions["timeout"]["connect"]
                 proxy = await network.proxy_for(own.proxies, request.url, budget, networks)
             route = pool.Route(request.url.scheme, proxy, local_only, networks)
-            connections = own.to(route)
-        except _SET_UP as error:
+            connections = own.connections_for(route)
+        except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             raise errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             ) from None
-        return await _sent(request, connections, route)
+        return await _send(request, connections, route)
 
     async def prepare(self) -> None:
-        """Load what connecting needs, without connecting: httpx imports its engine only with its first transport."""
+        """Import what connecting requires, without connecting: httpx imports httpcore with its first transport."""
         await pool.Connections(pool.Route("http")).aclose()
 
 
@@ -260,100 +266,109 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of an answer; ``alone`` are connections that were made for it."""
+    """The body of a response. ``dedicated``: connections opened for this response only."""
 
-    def __init__(self, response: httpx.Response, alone: pool.Connections | None) -> None:
+    def __init__(self, response: httpx.Response, dedicated: pool.Connections | None) -> None:
         self._response = response
-        self._alone = alone
+        self._dedicated = dedicated
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return aiter(cast(httpx.AsyncByteStream, self._response.stream))
 
     async def aclose(self) -> None:
-        """Give the connection back, unless bytes came behind the answer: they must not be the next one's beginning."""
-        if _left_over(self._response):
+        """Return the connection to the pool, unless extra bytes would become the start of the next response."""
+        if _has_extra_bytes(self._response):
             await self._response.extensions["network_stream"].aclose()
         await self._response.aclose()
-        if self._alone:
-            await self._alone.aclose()
+        if self._dedicated:
+            await self._dedicated.aclose()
 
 
-async def _sent(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
-    """Send it; a kept connection that turns out stale before the answer began costs one more try, on a fresh one."""
-    made: httpcore.AsyncNetworkStream | None = None  # a connection of its own, rather than one of the pool
+async def _send(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
+    """Send a request. If an idle connection is stale before the response begins, send it again on a new one."""
+    opened: httpcore.AsyncNetworkStream | None = None  # a new connection, not an idle one of the pool
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
-        nonlocal made
+        nonlocal opened
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            made = info["return_value"]
+            opened = info["return_value"]
 
     request.extensions = {**request.extensions, "trace": trace}
-    alone: pool.Connections | None = None
+    dedicated: pool.Connections | None = None
     try:
         response = await connections.handle_async_request(request)
     except asyncio.CancelledError:
-        if made:
-            await connections.discard(made)
+        if opened:
+            await connections.discard(opened)
         raise
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-        nonsense = isinstance(error, httpx.RemoteProtocolError) and _NO_ANSWER not in str(error)
-        if made or nonsense:
+        nonsense = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
+        if opened or nonsense:
             raise
-        alone = pool.Connections(route)
+        dedicated = pool.Connections(route)
         try:
-            response = await alone.handle_async_request(request)
+            response = await dedicated.handle_async_request(request)
         except BaseException:
-            await alone.aclose()
+            await dedicated.aclose()
             raise
     return httpx.Response(
-        response.status_code, headers=response.headers, stream=_Body(response, alone), extensions=response.extensions
+        response.status_code,
+        headers=response.headers,
+        stream=_Body(response, dedicated),
+        extensions=response.extensions,
     )
 
 
-def _left_over(response: httpx.Response) -> bool:
-    """Whether the server sent more than the answer that it announced.
+def _has_extra_bytes(response: httpx.Response) -> bool:
+    """Return whether the server sent more bytes than the response that it announced.
 
-    h11 keeps such bytes for the next answer on the connection. Neither httpcore nor httpx shows them, so they are
-    looked for where httpcore 1.0 has them (``tests/integration/transport/test_network.py`` sends some).
+    h11 buffers such bytes for the next response on the connection. httpcore and httpx do not expose them, so this reads
+    private attributes of httpcore 1.0 (tested by ``tests/integration/transport/test_network.py``).
     """
     stream: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
-    # behind h11: bytes that asyncio has read, and httpcore has not yet taken; behind TLS, not yet decrypted either
+    # bytes that asyncio has read and h11 has not received yet; with TLS they may still be encrypted
     tcp = tls = getattr(response.extensions.get("network_stream"), "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
     waiting = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
     return bool(waiting or getattr(getattr(tls, "_read_bio", None), "pending", 0))
 
 
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    """Return JSON as bytes. Raise InvalidRequest: a server may respond to an escaped lone surrogate with a 500."""
+def _encode_json(body: Mapping[str, Any]) -> bytes:
+    """Return JSON as bytes.
+
+    Raises:
+        InvalidRequest: the body is not JSON, or has a lone surrogate. Escaped, servers respond to one with a 500.
+    """
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        what = "the request holds half of a character (a lone surrogate), which UTF-8 has no bytes for"
+        what = "the request contains a lone surrogate (half of a character), which UTF-8 cannot encode"
         hint = "Clean the text first: text.encode('utf-8', 'replace').decode()"
         raise errors.InvalidRequest(what, hint=hint) from None
     except (ValueError, TypeError, RecursionError):
         raise errors.InvalidRequest(
-            "the request cannot be written as JSON", hint="Numbers must be finite, and everything else JSON's own"
+            "the request cannot be encoded as JSON", hint="Use finite numbers and the types of JSON"
         ) from None
 
 
-async def _inflated(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
-    """A body that is compressed although we asked for none, a bounded piece at a time: a few bytes can be gigabytes."""
+async def _inflate(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
+    """Yield a compressed body in bounded pieces: a few bytes can expand to gigabytes.
+
+    Requests accept no compression, but some proxies compress anyway.
+    """
     if len(encodings) > 1 or encodings[0] not in ("gzip", "x-gzip", "deflate"):
-        raise errors.MalformedAnswer(
-            "the server compressed its answer, in a way that nobody asked for", hint="Look for a proxy that does so"
-        )
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tells gzip from zlib by itself
+        what = f"the response is compressed with {', '.join(encodings)}, which was not requested"
+        raise errors.MalformedAnswer(what, hint="Check for a proxy that compresses")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: detects gzip and zlib
     async for data in stream:
         waiting = data
         while waiting and not inflate.eof:
-            await asyncio.sleep(0)  # nothing else in here lets others go on
-            yield inflate.decompress(waiting, _INFLATED_BYTES)
+            await asyncio.sleep(0)  # let other tasks run
+            yield inflate.decompress(waiting, _MAX_INFLATED_BYTES)
             waiting = inflate.unconsumed_tail
     if not inflate.eof:
-        raise errors.ConnectionFailed("the compressed body stops in the middle")
+        raise errors.ConnectionFailed("the compressed body is cut off")

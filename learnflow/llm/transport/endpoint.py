@@ -1,4 +1,4 @@
-"""The endpoint of a provider: a URL as operators write it, normalised, with its key. No name is looked up here."""
+"""The endpoint of a provider: its URL, normalized from what the operator wrote, and its key. No DNS lookups."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _PRIVATE: Final = [
     ipaddress.ip_network(net)
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
 ]
-# The metadata services of clouds, which return keys (most clouds; AWS and Google over IPv6; Alibaba). They are never
-# local.
+# The metadata services of clouds return keys, and are never local. In order: most clouds, AWS and Google over IPv6,
+# Alibaba.
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
 
 
 def is_private(address: str, networks: Sequence[str] = ()) -> bool:
-    """Return whether an IP address is of this machine, of a private network (RFC 1918, RFC 4193), or of ``networks``.
+    """Return whether an IP address is on this machine or a private network (RFC 1918, RFC 4193).
 
     Args:
         address: the address.
-        networks: ``LLM_LOCAL_NETWORKS``, as "100.64.0.0/10".
+        networks: count as private, too, like "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
@@ -43,12 +43,12 @@ def is_private(address: str, networks: Sequence[str] = ()) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine by its name or address."""
+    """Return whether a host name or address is this machine."""
     ip = _ip(host)
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots belongs to the local network, unless it is a number: 134744072 is 8.8.8.8.
+# A name without dots is on the local network, unless it is a number: 134744072 is 8.8.8.8.
 _NEAR = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
 
 
@@ -64,10 +64,11 @@ class Endpoint:
     Attributes:
         root: the URL of the server.
         base: the URL to which LiteLLM appends its path.
-        key: never shown; None if there is none, or if it belongs to another host.
+        key: not in the repr; None if missing, or if it belongs to another host.
         key_hint: what to do if the server requires a key.
         version: of the API, if the provider has versions.
-        key_header, key_scheme: the header with the key, and the word before it in ``authorization``.
+        key_header: the name of the header with the key.
+        key_scheme: the word before the key, if the header is ``authorization``.
         networks: count as private, too.
     """
 
@@ -89,19 +90,19 @@ class Endpoint:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Return scheme, host and port: the only place that this endpoint's key is sent to."""
+        """Return scheme, host and port. The key is sent to this origin only."""
         return origin(self.base)
 
     @property
     def near(self) -> bool:
-        """Return whether it is certainly on this machine or a private network: by its address, or a name for such.
+        """Return whether the address, or the form of the name, is certainly of this machine or a private network.
 
-        Any other name is judged by its addresses (``network.is_near``).
+        For other names ``network.is_near`` checks the resolved addresses.
         """
         return _is_near(self.origin[1], self.networks)
 
 
-@lru_cache(maxsize=256)  # a router reads it for each choice
+@lru_cache(maxsize=256)  # the router calls it for each choice
 def _is_near(host: str, networks: tuple[str, ...]) -> bool:
     return is_private(host, networks) if _ip(host) else bool(_NEAR.search(host))
 
@@ -122,50 +123,56 @@ def settle(
     keyless: bool = False,
     networks: tuple[str, ...] = (),
 ) -> Endpoint:
-    """Return the endpoint of a provider; an argument wins over the environment.
+    """Return the endpoint of a provider. Arguments win over the environment.
 
-    A key of the environment goes only to the host that it was issued for: that of the environment's address, else the
-    provider's own, else the given one. A key that is an argument goes to any address; an empty one is none.
+    A key from the environment is sent only to its host: the host of the environment's address, else of the provider's
+    default address, else of ``url``. A key that is an argument is sent to any address.
 
     Args:
         spec: the provider.
-        own: its settings in the environment.
-        url, key: arguments of the application.
+        own: its settings from the environment.
+        url: an argument of the application; None for the environment's address or the default.
+        key: an argument of the application; "" for no key, None for the environment's.
         keyless: no key is required.
-        networks: see ``Endpoint``.
+        networks: count as private, too.
 
     Raises:
-        NotConfigured: there is no address, or it is invalid.
-        KeyMissing: there is no key, and one is required.
+        NotConfigured: the address is missing or invalid, or the key has invalid characters.
+        KeyMissing: the key that this address requires is missing.
     """
     env_key, apart = provider_key(spec, own.api_key)
-    where = url or own.base_url or spec.api.default_url
-    if not where:
+    address = url or own.base_url or spec.api.default_url
+    if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
-    there = endpoint(spec, where, version=own.api_version)
+    parsed = endpoint(spec, address, version=own.api_version)
     hint = f"Set {spec.variable('api_key')}, or give api_key="
     env_key = None if key is not None else str(env_key or "").strip()
     key = str(key or "").strip()
     if env_key:
-        home = endpoint(spec, own.base_url or spec.api.default_url or where).origin
-        if apart and there.origin != (spec.api.default_url and endpoint(spec, spec.api.default_url).origin):
+        home = endpoint(spec, own.base_url or spec.api.default_url or address).origin
+        if apart and parsed.origin != (spec.api.default_url and endpoint(spec, spec.api.default_url).origin):
             hint = apart
-        elif there.origin == home:
+        elif parsed.origin == home:
             key = env_key
         else:
-            hint = f"The environment's key belongs to {home[1]}: give api_key=, or set {spec.variable('base_url')}"
+            hint = f"The environment's key belongs to {home[1]}. Give api_key=, or set {spec.variable('base_url')}"
     if not key.isascii() or not key.isprintable():
-        raise NotConfigured("the key contains characters that no key can have", provider=spec.name, hint=hint)
+        raise NotConfigured("the key contains invalid characters", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
-    return replace(there, key=key or None, key_hint=hint, networks=networks)
+    return replace(parsed, key=key or None, key_hint=hint, networks=networks)
 
 
 def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
-    """Return the endpoint for a URL, with or without scheme, port, ``/v1`` and trailing slash.
+    """Parse a URL, with or without scheme, port, ``/v1`` and trailing slash, into an endpoint.
 
-    The forms of ``OLLAMA_HOST`` are those of Ollama's own ``envconfig.Host`` (2026-08): ``host``, ``:port``,
-    ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80), ``https://host``, a path at the end; a bad port is an error here.
+    Accepts the forms of ``OLLAMA_HOST`` that Ollama's ``envconfig.Host`` accepts (2026-08): ``host``, ``:port``,
+    ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80), ``https://host``, with a path. An invalid port is an error.
+
+    Args:
+        spec: the provider.
+        url: the URL.
+        version: of the API; None for that of the URL, else the default.
 
     Raises:
         NotConfigured: the URL is invalid.
@@ -204,10 +211,10 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     if parts.scheme not in ("http", "https"):
         raise _unusable(spec, "must begin with http:// or https://")
     if parts.username or parts.password:
-        raise _unusable(spec, f"holds a user name or password: use {spec.variable('api_key')} for a key")
+        raise _unusable(spec, f"contains a user name or password: use {spec.variable('api_key')} for a key")
     if port is None and not has_scheme and parts.scheme == "http":
         port = urlsplit(spec.api.default_url or "").port
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # a client connects, it does not bind
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # for a client, 0.0.0.0 is this machine
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
     return parts._replace(netloc=netloc, fragment="")
 
@@ -239,8 +246,8 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
 
 
 def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
-    """Add the provider and the variable to set to an error, and return it."""
-    complete = error.provider is not None  # its hint has the variable already
+    """Add the provider, the model and the variable to set to an error. Return the error."""
+    complete = error.provider is not None  # its hint names the variable already
     hinted = error.hint and not (complete or spec.starts_server)
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
@@ -251,7 +258,7 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and hinted:
         error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
-        known = spec.api.default_url and spec.title != spec.name  # else its title is not the name of a program
+        known = spec.api.default_url and spec.title != spec.name  # otherwise the title is not a program's name
         start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
         local = spec.server.down_hint or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"

@@ -1,7 +1,6 @@
-"""Maps what goes wrong between the client and a server to errors: a status, an error object, a library's exception.
+"""Map statuses, error objects and exceptions of httpx to LLMError.
 
-Codes and statuses decide before any sentence. A sentence is searched in its beginning only: what
-a server sends is data.
+Codes and statuses decide before messages. Only the beginning of a message is searched.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from ..errors import LLMError
 from .untrusted import json_object, non_negative_int, parse_json, printable, word
 
 Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
-"""Returns another opinion of a refusal, from its status, body and headers; None if it has none."""
+"""Classifies a refusal from its status, body and headers; returns None if it cannot."""
 
-_SHOWN: Final = 300  # characters of a server's message that are shown
-_READ: Final = 2000  # characters of it that are searched: a regular expression is slow on a long text
-_DEPTH: Final = 8  # of objects in objects
+_MAX_SHOWN_CHARS: Final = 300  # of a server's message in an error
+_MAX_SEARCHED_CHARS: Final = 2000  # of a server's message: regular expressions are slow on long texts
+_MAX_DEPTH: Final = 8  # of nested objects
 
-# As "request (9 tokens) exceeds … size (8 tokens)"; vLLM: "maximum context length is 8 tokens. However, …
-# contains at least 9 input tokens" or "Input length (9) exceeds … length (8)", before that "you requested 10 tokens (9
-# in the messages, 1 in the completion)" or "You passed 9 input tokens …"; OpenAI: "resulted in 9 tokens".
+# llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
+# contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; older versions: "you requested 10 tokens
+# (9 in the messages, 1 in the completion)" or "You passed 9 input tokens …". OpenAI: "resulted in 9 tokens".
 _PROMPT_LENGTH = re.compile(
     r"(?:request \(|contains (?:at least )?|resulted in |input length \(|tokens \(|passed )"
     r"([0-9]{1,12})\)?(?: input)?(?: tokens|\b)",
@@ -45,7 +44,9 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-_NO_ROUTE = re.compile("unexpected endpoint", re.IGNORECASE)  # LM Studio's answer to any unknown route, with a 200
+_NO_ROUTE = re.compile(
+    "unexpected endpoint", re.IGNORECASE
+)  # LM Studio's response to an unknown route, with status 200
 _SENTENCES: Final[Mapping[type[LLMError], str]] = {
     errors.ContextOverflow: r"maximum context length|exceeds the available context size|prompt is too long"
     r"|tokens to keep from the initial prompt|longer than the (maximum )?(model )?context length"
@@ -89,115 +90,117 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     529: errors.Overloaded,
 }
 
-_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # LiteLLM's opinion counts before a bare status
+_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # LiteLLM's classification wins over a bare status
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """The content of a server's error body, in any shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
+    """The content of an error body, in any shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
 
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
-    lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and of the window, in tokens
+    lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and the context, in tokens
 
 
 def read_complaint(body: bytes) -> Complaint:
     """Parse an error body, as far as possible."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        return _of(parse_json(text))
+        return _parse(parse_json(text))
     except ValueError:
-        return Complaint(message=text[:_READ])
+        return Complaint(message=text[:_MAX_SEARCHED_CHARS])
 
 
-def _of(value: Any, depth: int = 0) -> Complaint:
-    if depth > _DEPTH:
+def _parse(value: Any, depth: int = 0) -> Complaint:
+    if depth > _MAX_DEPTH:
         return Complaint()
     if isinstance(value, str):
-        inner = _of(json_object("".join(value.partition("{")[1:])), depth + 1)
-        return replace(inner, message=inner.message or value[:_READ])
+        inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
+        return replace(inner, message=inner.message or value[:_MAX_SEARCHED_CHARS])
     if isinstance(value, list):
-        return _of(value[0], depth + 1) if value else Complaint()
+        return _parse(value[0], depth + 1) if value else Complaint()
     if not isinstance(value, dict):
         return Complaint()
     for key in ("error", "detail", "errors"):
         if value.get(key):
-            return _of(value[key], depth + 1)
+            return _parse(value[key], depth + 1)
     inner_error = value.get("innererror")
     inner_code = inner_error.get("code") if isinstance(inner_error, dict) else None
     codes = tuple(filter(None, (word(code).lower() for code in (value.get("code"), value.get("type"), inner_code))))
-    inner = _of(value.get("message") or value.get("msg") or "", depth + 1)
+    inner = _parse(value.get("message") or value.get("msg") or "", depth + 1)
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
-    lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _lengths(inner.message)
+    lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     return Complaint(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
 
 
-def _lengths(message: str) -> tuple[int | None, int | None]:
-    """Return the lengths of the prompt and of the context, if the sentence names them."""
+def _parse_lengths(message: str) -> tuple[int | None, int | None]:
+    """Return the lengths of the prompt and the context, if the message names them."""
     prompt, size = _PROMPT_LENGTH.search(message), _WINDOW_LENGTH.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None, judge: Judge | None = None) -> LLMError:
-    """Return the error for a response whose status is not 2xx.
+    """Return the error for a response with a status other than 2xx.
 
     Args:
         status: the HTTP status.
         body: its body, or the beginning.
         headers: for ``Retry-After``; with lower-case names.
-        judge: returns LiteLLM's opinion. Called if codes, status and sentences do not decide.
+        judge: returns LiteLLM's classification. Called if codes, status and message do not decide.
     """
     headers = headers or {}
     if 300 <= status < 400:
         return errors.Misconfigured(
-            "the address redirects", status=status, hint="Set the base URL to where the server really is"
+            "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
-    page = web_page(body)
+    page = is_web_page(body)
     if page and status < 500:  # a gateway's own error page is an outage
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
-            "refused with an empty answer",
+            "the server refused with an empty response",
             status=status,
-            hint="Some servers do so when the Host header is not theirs: use localhost or an IP address as base URL, "
-            "or let it listen on 0.0.0.0; otherwise look for a proxy in between",
+            hint="Some servers do this if the Host header is not theirs: use localhost or an IP address as base URL, "
+            "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
     complaint = Complaint() if page else read_complaint(body)
-    error = _leaf(_kind(status, complaint, judge and partial(judge, status, body, headers)), complaint, status)
+    error = _build(_classify(status, complaint, judge and partial(judge, status, body, headers)), complaint, status)
     error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
     return error
 
 
 def error_object(value: Any, *, began: bool) -> LLMError:
-    """Return the error for an error object inside a 200; ``began``: after the answer had begun."""
-    complaint = _of(value)
+    """Return the error for an error object in a response with status 200.
+
+    Args:
+        value: the JSON value.
+        began: a part of the answer had arrived before it.
+    """
+    complaint = _parse(value)
     status = next((int(code) for code in complaint.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _kind(status, complaint, None) if status or complaint.codes or complaint.message else errors.ServerFailed
+    kind = _classify(status, complaint, None) if status or complaint.codes or complaint.message else errors.ServerFailed
     vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
     if issubclass(kind, vague):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
     if not began and _NO_ROUTE.search(complaint.message):
         return not_a_server(200)
-    return _leaf(kind, complaint)
+    return _build(kind, complaint)
 
 
 def not_a_server(status: int | None = None) -> LLMError:
-    """Return the error for a response that is not the API's."""
-    return errors.Misconfigured(
-        "what answers at this address is not the model's API, but a web page or another route",
-        status=status,
-        hint="Check the base URL: host, port, and the path (most servers want /v1 at the end), and proxies in between",
-    )
+    """Return the error for a response that is not from a model API."""
+    what = "this address does not serve a model API, but a web page or another route"
+    return errors.Misconfigured(what, status=status, hint=_HINTS[errors.Misconfigured])
 
 
-def web_page(body: bytes) -> bool:
+def is_web_page(body: bytes) -> bool:
     """Return whether a body is HTML."""
     return body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date after ``Date``."""
+    """Return the seconds to wait: ``retry-after-ms``, else ``Retry-After`` as seconds or as a date."""
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
         seconds = float(milliseconds) / 1000 if milliseconds else float(value)
@@ -213,20 +216,20 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 _HINTS: Final[Mapping[type[LLMError], str]] = {
-    errors.InvalidRequest: "Change the request; the server's own words say what it does not take",
-    errors.Unsupported: "Leave it out, or use a model or provider that can",
-    errors.Misconfigured: "Check the base URL, its path (most servers want /v1 at the end) and proxies in between",
+    errors.InvalidRequest: "Change the request as the server's message requires",
+    errors.Unsupported: "Leave it out, or use a model or provider that supports it",
+    errors.Misconfigured: "Check the base URL, its path (most servers require /v1 at the end) and proxies in between",
 }
 
 
-def _kind(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
-    """Choose by the codes, the statuses that have one meaning, sentences, LiteLLM's opinion, then the bare status."""
+def _classify(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
+    """Choose the error class by codes, unambiguous statuses, the message, LiteLLM, then the bare status."""
     for code in complaint.codes:
         if code in _KINDS_BY_CODE:
             return _KINDS_BY_CODE[code]
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # one status with two meanings: only the message names a used-up quota
+    if status == 429:  # two meanings: only the message distinguishes a used-up quota
         quota = _PATTERNS[errors.QuotaExceeded].search(complaint.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
     for kind, pattern in _PATTERNS.items():
@@ -239,13 +242,13 @@ def _kind(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] 
     opinion = judge() if judge else None
     if opinion and issubclass(opinion, _DECISIVE):
         return opinion
-    return _STATUSES.get(status, errors.ServerFailed)  # an unknown refusal: the next provider is tried
+    return _STATUSES.get(status, errors.ServerFailed)  # an unknown refusal: the router tries the next provider
 
 
-def _leaf(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
+def _build(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
     error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
-    shown = printable(complaint.message, _SHOWN)  # it may end up on a terminal
-    error.server_message = "" if web_page(shown.encode("utf-8", "replace")) else shown
+    shown = printable(complaint.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
+    error.server_message = "" if is_web_page(shown.encode("utf-8", "replace")) else shown
     error.code = complaint.codes[0] if complaint.codes else None
     error.params = (complaint.param,) if complaint.param else ()
     if isinstance(error, errors.ContextOverflow):
@@ -256,16 +259,16 @@ def _leaf(kind: type[LLMError], complaint: Complaint, status: int | None = None)
 def failure_of(error: Exception) -> LLMError:
     """Return the error for an exception raised between sending a request and reading its response.
 
-    An LLMError is returned as it is. The message repeats nothing of a library's own words.
+    An LLMError is returned unchanged. The error does not quote the exception's message.
     """
     if isinstance(error, LLMError):
         return error
     if isinstance(error, httpx.ConnectTimeout):
         return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
     if not isinstance(error, (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)):
-        what = f"what the server sent cannot be read ({type(error).__name__} at {_place(error)})"
-        return errors.MalformedAnswer(what)  # a ValueError, a RecursionError: of what was read
-    chain = _chain(error)
+        what = f"the response cannot be parsed ({type(error).__name__} at {_location(error)})"
+        return errors.MalformedAnswer(what)  # as a ValueError or RecursionError of a parser
+    chain = _causes(error)
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return _not_listening("connection refused: no server is listening at this address")
@@ -297,19 +300,20 @@ def _not_listening(what: str, hint: str = "") -> LLMError:
     return error
 
 
-def _place(error: BaseException) -> str:
-    """Return where an exception was raised, for the report of a fault that may be in this package."""
+def _location(error: BaseException) -> str:
+    """Return the file and line that raised an exception: the fault may be in this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an exception, its causes and contexts, and the members of exception groups."""
     causes: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if one is not None and one not in causes:
-            causes.append(one)
-            todo += [one.__cause__, one.__context__]
-            todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        cause = queue.pop(0)
+        if cause is not None and cause not in causes:
+            causes.append(cause)
+            queue += [cause.__cause__, cause.__context__]
+            queue += cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()
     return causes

@@ -1,7 +1,6 @@
-"""Where a connection really goes: names looked up in threads of their own, locality checked on the address, proxies.
+"""DNS, proxies, and LLM_LOCAL_ONLY.
 
-Whatever httpx connects to passes ``Backend.connect_tcp``: "local only" is enforced there, on the very address that is
-connected to.
+Every connection of httpx is opened by ``Backend.connect_tcp``, which checks the address that it connects to.
 """
 
 from __future__ import annotations
@@ -18,36 +17,35 @@ from weakref import WeakKeyDictionary
 import httpcore
 import httpx
 
-from .. import errors, settings_sources
+from .. import errors, process, settings_sources
 from ..errors import LLMError
-from ..process import register
 from . import error_mapping
 from .endpoint import Endpoint, is_private
 
-# Seconds for each address of a name but the last, as RFC 8305 (section 5) has it between two attempts.
-_NEXT_ADDRESS_S: Final = 0.25
+# Seconds for each address of a host but the last: the delay between two attempts in RFC 8305 (section 5).
+_ADDRESS_TIMEOUT_S: Final = 0.25
 
 _Addresses = asyncio.Future[list[str]]
-# What is being looked up now, for all who wait for the same name.
+# The lookups in progress. Requests for the same host share one.
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Addresses]] = WeakKeyDictionary()
-# Where names led when they were last connected to.
-_found: Final = register("addresses of names", dict[str, list[str]](), learned=True)
-_MOST_NAMES: Final = 1000
+# The addresses of the last lookup.
+_resolved: Final = process.register("addresses of names", dict[str, list[str]](), learned=True)
+_MAX_NAMES: Final = 1000
 
 
 def is_near(endpoint: Endpoint, *, local_only: bool = False) -> bool:
-    """Whether what is sent there stays on this machine or a private network, as the connection would have it.
+    """Return whether requests stay on this machine or a private network.
 
-    A name is judged by where it led when it was last looked up; before that, by whether such names are ever public.
+    A host name is judged by the addresses of its last lookup, before that by its form (``Endpoint.near``).
 
     Args:
-        endpoint: where to.
-        local_only: only private addresses are connected to; else any of them may be.
+        endpoint: the endpoint of the requests.
+        local_only: only private addresses are connected to, so that one is enough. Otherwise all must be private.
     """
-    found = _found.get(endpoint.origin[1])
-    if not found:
+    addresses = _resolved.get(endpoint.origin[1])
+    if not addresses:
         return endpoint.near
-    return (any if local_only else all)(is_private(address, endpoint.networks) for address in found)
+    return (any if local_only else all)(is_private(address, endpoint.networks) for address in addresses)
 
 
 class Backend(httpcore.AnyIOBackend):
@@ -55,7 +53,7 @@ class Backend(httpcore.AnyIOBackend):
 
     Args:
         local_only: connect to loopback and private addresses only.
-        networks: those that count as private, too.
+        networks: count as private, too.
     """
 
     def __init__(self, *, local_only: bool, networks: tuple[str, ...] = ()) -> None:
@@ -70,17 +68,18 @@ class Backend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of the host that answers, within ``timeout`` seconds.
+        """Connect to the first address of the host that accepts, within ``timeout`` seconds.
 
         Raises:
-            NotLocal: none of its addresses is one to connect to.
-            ConnectionFailed, ConnectTimeout: the name cannot be looked up.
-            httpcore.ConnectError, httpcore.ConnectTimeout: nobody answers.
+            NotLocal: ``local_only`` is set and no address of the host is private.
+            ConnectionFailed, ConnectTimeout: the host name cannot be resolved.
+            httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts the connection.
         """
         loop = asyncio.get_running_loop()
-        over = loop.time() + timeout if timeout is not None else None
-        found = await addresses(host, timeout)
-        allowed = [each for each in found if is_private(each, self._networks)] if self._local_only else found
+        deadline = loop.time() + timeout if timeout is not None else None
+        allowed = await resolve(host, timeout)
+        if self._local_only:
+            allowed = [address for address in allowed if is_private(address, self._networks)]
         if not allowed:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
@@ -90,41 +89,45 @@ class Backend(httpcore.AnyIOBackend):
         *first, last = allowed
         for address in first:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return await super().connect_tcp(address, port, _NEXT_ADDRESS_S, local_address, socket_options)
-        left = max(0.001, over - loop.time()) if over is not None else None
-        return await super().connect_tcp(last, port, left, local_address, socket_options)
+                return await super().connect_tcp(address, port, _ADDRESS_TIMEOUT_S, local_address, socket_options)
+        left_s = max(0.001, deadline - loop.time()) if deadline is not None else None
+        return await super().connect_tcp(last, port, left_s, local_address, socket_options)
 
 
 async def proxy_for(
     known: dict[tuple[str, str], str | None], url: httpx.URL, within: float, networks: tuple[str, ...] = ()
 ) -> str | None:
-    """The proxy of the environment for this URL; none for a host that is on a private network.
+    """Return the environment's proxy for a URL; None without one, or for a host on a private network.
 
     Args:
-        known: what was found before, by scheme and host.
-        url: where the request goes.
-        within: seconds to look up the host.
-        networks: those that count as private, too.
+        known: the results so far, by scheme and host.
+        url: of the request.
+        within: seconds to resolve the host.
+        networks: count as private, too.
     """
     key = (url.scheme, url.host)
     if key not in known:
         proxy = settings_sources.proxy_for(*key)
         if proxy:
-            with suppress(LLMError):  # a name that only the proxy can look up
-                if all(is_private(address, networks) for address in await addresses(url.host, within)):
+            with suppress(LLMError):  # only the proxy can resolve the name
+                if all(is_private(address, networks) for address in await resolve(url.host, within)):
                     proxy = None
         known[key] = proxy
     return known[key]
 
 
-async def addresses(host: str, within: float | None) -> list[str]:
-    """The addresses of a host, in the system's order.
+async def resolve(host: str, within: float | None) -> list[str]:
+    """Return the addresses of a host, in the system's order.
 
-    Each name is looked up in a thread of its own, shared by all who wait for it: a name server that is dead keeps
-    nobody else waiting, as it would in the few threads that all of a process's look-ups share by default.
+    Each lookup has its own thread, shared by all requests for the host. In asyncio's few shared threads, a name server
+    that does not respond would block the lookups of other hosts.
+
+    Args:
+        host: a name or an address.
+        within: seconds; None for no limit.
 
     Raises:
-        ConnectTimeout: not within so many seconds.
+        ConnectTimeout: the lookup took longer.
         ConnectionFailed: there is no such name.
     """
     with suppress(ValueError):
@@ -132,49 +135,49 @@ async def addresses(host: str, within: float | None) -> list[str]:
         return [host]
     pending = _lookups.setdefault(asyncio.get_running_loop(), {})
     if host not in pending:
-        pending[host] = _look_up(host, pending)
+        pending[host] = _start_lookup(host, pending)
     try:
         async with asyncio.timeout(within):
-            found = await asyncio.shield(pending[host])
+            addresses = await asyncio.shield(pending[host])
     except TimeoutError:
-        raise errors.ConnectTimeout("the host name was not looked up in time") from None
-    if not found:
+        raise errors.ConnectTimeout("the host name was not resolved in time") from None
+    if not addresses:
         raise error_mapping.unresolved()
-    if len(_found) >= _MOST_NAMES:
-        _found.clear()
-    _found[host] = found
-    return found
+    if len(_resolved) >= _MAX_NAMES:
+        _resolved.clear()
+    _resolved[host] = addresses
+    return addresses
 
 
 async def exists(host: str, within: float) -> bool:
-    """Whether a name can be looked up, within so many seconds."""
+    """Return whether a host name is resolved within this many seconds."""
     try:
-        return bool(await addresses(host, within))
+        return bool(await resolve(host, within))
     except LLMError:
         return False
 
 
-def _look_up(host: str, pending: dict[str, _Addresses]) -> _Addresses:
-    """Begin to look up a name; the future gives its addresses, none if there is no such name."""
+def _start_lookup(host: str, pending: dict[str, _Addresses]) -> _Addresses:
+    """Start the lookup of a host. The future returns its addresses, none if there is no such name."""
     loop = asyncio.get_running_loop()
     future: _Addresses = loop.create_future()
 
-    def tell(found: list[str]) -> None:
+    def finish(addresses: list[str]) -> None:
         pending.pop(host, None)
         if not future.done():
-            future.set_result(found)
+            future.set_result(addresses)
 
-    def look() -> None:
+    def look_up() -> None:
         try:
             entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except Exception:  # noqa: BLE001  # UnicodeError: a label that cannot be a name's; nobody may wait in vain
+        except Exception:  # noqa: BLE001  # UnicodeError: an invalid label; the future must get a result
             entries = []
-        found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, found)
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, addresses)
 
     try:
-        threading.Thread(target=look, daemon=True, name=f"look up {host}").start()
+        threading.Thread(target=look_up, daemon=True, name=f"look up {host}").start()
     except RuntimeError:  # no thread is left
-        loop.call_soon(tell, [])
+        loop.call_soon(finish, [])
     return future

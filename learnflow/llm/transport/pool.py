@@ -1,4 +1,4 @@
-"""The connections of each event loop: made when they are wanted, closed when the loop is shut down."""
+"""The connection pools: one for each event loop, closed when the loop is shut down."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 import httpcore
 import httpx
 
-from ..process import register, settle
+from .. import process
 from .network import Backend
 
-# A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Close it earlier, so that
-# a request does not race with that.
-_IDLE_S: Final = 3.0
-_IDLE: Final = 64
+# A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Closing it earlier avoids a
+# race between a new request and that.
+_IDLE_TIMEOUT_S: Final = 3.0
+_MAX_IDLE: Final = 64
 
 
 class Route(NamedTuple):
@@ -28,7 +28,7 @@ class Route(NamedTuple):
         scheme: "http" or "https".
         proxy: the URL of a proxy, or None.
         local_only: connect to loopback and private addresses only.
-        networks: those that count as private, too.
+        networks: count as private, too.
     """
 
     scheme: str
@@ -38,38 +38,37 @@ class Route(NamedTuple):
 
 
 class Connections(httpx.AsyncHTTPTransport):
-    """httpx's connections, opened by our own backend.
+    """The connections of one route, opened by ``Backend``.
 
-    httpx has no argument for the backend of its pool, so it is put where httpcore keeps it (0.28.1 and 1.0.9; should
-    either move it, ``tests/integration/transport/test_network.py`` fails). A subclass, so that vcrpy, which replaces
-    a method of httpx's, can play.
+    httpx has no argument for the network backend, so this sets a private attribute of httpcore's pool (httpx 0.28.1,
+    httpcore 1.0.9; ``tests/integration/transport/test_network.py`` fails if it moves). It is a subclass so that vcrpy,
+    which replaces a method of httpx, works.
 
     Args:
-        route: of every connection.
-        idle: how many connections are kept for later.
+        route: the way to the server.
+        idle: the maximum number of idle connections.
     """
 
     def __init__(self, route: Route, idle: int = 0) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_S)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_TIMEOUT_S)
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
-        super().__init__(verify=_tls(secure), limits=limits, proxy=route.proxy, trust_env=False)
+        super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
         self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
-        """Close a new connection whose request was cancelled before it was sent.
+        """Close a new connection if its request was cancelled before it was sent.
 
-        httpcore 1.0.9 would keep it for ever: between connecting and the first byte a cancelled request leaves it
-        neither idle nor closed.
+        httpcore 1.0.9 leaves such a connection neither idle nor closed, and never removes it.
         """
         for connection in self._pool.connections:
-            made = getattr(connection, "_connection", None)
-            if made and getattr(made, "_network_stream", None) is stream and "Request Count: 0" in made.info():
-                await made.aclose()
+            inner = getattr(connection, "_connection", None)
+            if inner and getattr(inner, "_network_stream", None) is stream and "Request Count: 0" in inner.info():
+                await inner.aclose()
 
-    async def leave(self, origin: tuple[str, str, int]) -> None:
+    async def close_idle(self, origin: tuple[str, str, int]) -> None:
         """Close the idle connections to a server."""
         for connection in list(self._pool.connections):
-            # of a connection through a proxy, the server behind it
+            # a connection through a proxy has the server's origin in _remote_origin
             known = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
             if known and (known.host.decode(), known.port) == origin[1:] and connection.is_idle():
                 await connection.aclose()
@@ -79,7 +78,9 @@ class Pool:
     """The connections of one event loop.
 
     Attributes:
-        proxies: the proxy for each scheme and host that was asked for.
+        proxies: the proxy of each scheme and host, None for no proxy.
+        connections: by route.
+        closer: closes the pool when the event loop is shut down.
     """
 
     def __init__(self) -> None:
@@ -87,24 +88,24 @@ class Pool:
         self.connections: dict[Route, Connections] = {}
         self.closer: AsyncGenerator[None, None] | None = None
 
-    def to(self, route: Route) -> Connections:
+    def connections_for(self, route: Route) -> Connections:
         """Return the connections of this route."""
         if route not in self.connections:
-            self.connections[route] = Connections(route, _IDLE)
+            self.connections[route] = Connections(route, _MAX_IDLE)
         return self.connections[route]
 
     async def aclose(self) -> None:
-        """Close them all."""
+        """Close all connections."""
         for connections in self.connections.values():
             await connections.aclose()
 
 
-_pools: Final = register("pools", dict[asyncio.AbstractEventLoop, Pool]())  # without those of loops that were shut down
+_pools: Final = process.register("pools", dict[asyncio.AbstractEventLoop, Pool]())
 _lock = threading.Lock()
 
 
-async def of_this_loop() -> Pool:
-    """The pool of the running event loop."""
+async def current_pool() -> Pool:
+    """Return the pool of the running event loop."""
     loop = asyncio.get_running_loop()
     pool = _pools.get(loop)
     if pool is None:
@@ -113,30 +114,30 @@ async def of_this_loop() -> Pool:
             for closed in [known for known in _pools if known.is_closed()]:
                 del _pools[closed]
             _pools[loop] = pool
-        pool.closer = _closer(loop, pool)
+        pool.closer = _close_at_shutdown(loop, pool)
         await anext(pool.closer)
     return pool
 
 
-async def leave(origin: tuple[str, str, int]) -> None:
-    """Close the idle connections of the running event loop to a server."""
+async def close_idle(origin: tuple[str, str, int]) -> None:
+    """Close the idle connections to a server in the running event loop."""
     pool = _pools.get(asyncio.get_running_loop(), Pool())
     for connections in pool.connections.values():
-        await connections.leave(origin)
+        await connections.close_idle(origin)
 
 
-async def _closer(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
-    """Wait, as an asynchronous generator, for ``loop.shutdown_asyncgens()``: the one call that every runner makes."""
+async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
+    """Close the pool when the loop is shut down: every runner calls ``loop.shutdown_asyncgens()``."""
     try:
         yield
     finally:
         with _lock:
             _pools.pop(loop, None)
-        await settle()
+        await process.settle()
         await pool.aclose()
 
 
 @cache
-def _tls(secure: bool) -> ssl.SSLContext:
-    """The trust store of httpx; for plain http an empty one, which costs nothing and trusts nobody."""
+def _tls_context(secure: bool) -> ssl.SSLContext:
+    """Return the TLS context of httpx; for plain http an empty one, which loads no certificates."""
     return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

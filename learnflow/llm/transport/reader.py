@@ -1,4 +1,4 @@
-"""Reads one response to its end, within its time limits: send, read, parse, close."""
+"""The reader: sends a request, reads its response within time limits, parses it, and closes the connection."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .reasoning import Delta
 from .stream_parser import StreamParser
 
 Send = Callable[[], Awaitable[HttpResponse]]
-Take = Callable[[Delta], None]
+OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
 
-# Seconds after the finish for the usage, an error and the end mark; and after that mark for the end of the connection,
-# which is closed otherwise, not reused.
+# Seconds after the finish reason for the usage, an error and the end mark.
 _AFTER_FINISH_S: Final = 2.0
+# Seconds after the end mark for the end of the body. Without it, the connection is closed instead of reused.
 _AFTER_END_S: Final = 0.25
 
 
@@ -39,77 +39,77 @@ class AnswerReader:
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
         self._began = False  # a token has arrived
-        self._over: float | None = None  # when a finished response is closed, even if the connection is open
+        self._close_at: float | None = None  # when a finished response is closed, even if the connection is open
 
-    async def read(self, send: Send, deadline: float, take: Take, drain: Drain) -> None:
-        """Read the response to its end. Closes the connection in any case.
+    async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
+        """Read the response to its end. Close the connection in any case.
 
         Args:
-            send: sends the request; returns a response whose status is 2xx.
-            deadline: the event loop's time at which the request must have ended.
-            take: called with each delta as it arrives.
-            drain: awaited after each read, until the caller has caught up.
+            send: sends the request and returns a response with a 2xx status.
+            deadline: when the request must have ended, by the event loop's clock.
+            on_delta: called with each delta as it arrives.
+            drain: awaited after each read with a delta, until the caller has consumed enough.
 
         Raises:
-            LLMError: after every delta that did arrive.
+            LLMError: the response is incomplete or late. Deltas that arrived have been passed on before.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
-        heard = loop.time()
-        limit = min(heard + self._times.first_token, deadline)
+        last_delta_at = loop.time()
+        limit = min(last_delta_at + self._times.first_token, deadline)
         response: HttpResponse | None = None
         try:
             async with asyncio.timeout_at(limit) as budget:
                 response = await send()
                 while True:
-                    data = await self._data(response)
-                    if self._taken(data, take):
-                        budget.reschedule(None)  # the reader's own time is not the server's silence
+                    data = await self._read_data(response)
+                    if self._feed(data, on_delta):
+                        budget.reschedule(None)  # the caller's time does not count
                         await drain()
-                        heard = loop.time()
+                        last_delta_at = loop.time()
                     if not data or parser.fault:
                         break
-                    limit = min(self._limit(heard), deadline)
+                    limit = min(self._next_limit(last_delta_at), deadline)
                     budget.reschedule(limit)
         except TimeoutError:
             if not parser.settled:
-                raise self._late(limit, deadline) from None
-            self._taken(b"", take)
+                raise self._timeout_error(limit, deadline) from None
+            self._feed(b"", on_delta)
         finally:
             if response is not None:
                 await response.aclose()
         if parser.fault:
             raise parser.fault
 
-    def _taken(self, data: bytes, take: Take) -> bool:
-        """Pass on the deltas that these bytes, or the end, complete; return whether there was one."""
+    def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
+        """Parse these bytes, or the end of the response. Return whether there was a delta."""
         deltas = self.parser.feed(data) if data else self.parser.end()
         self._began = self._began or bool(deltas)
         for delta in deltas:
-            take(delta)
+            on_delta(delta)
         return bool(deltas)
 
-    def _limit(self, heard: float) -> float:
-        """Return the time until which the next bytes may arrive."""
-        limit = heard + (self._times.gap if self._began else self._times.first_token)
+    def _next_limit(self, last_delta_at: float) -> float:
+        """Return the latest time for the next bytes."""
+        limit = last_delta_at + (self._times.gap if self._began else self._times.first_token)
         if self.parser.settled:
             now = asyncio.get_running_loop().time()
-            over = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
-            limit = self._over = min(limit, self._over or over, over)
+            close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
+            limit = self._close_at = min(limit, self._close_at or close_at, close_at)
         return limit
 
-    async def _data(self, response: HttpResponse) -> bytes:
+    async def _read_data(self, response: HttpResponse) -> bytes:
         """Return the next bytes; b"" at the end, or if the connection broke, which the parser records."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # recorded: its caller had waited for it
+            raise  # played from a cassette: the recorded request had timed out
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
             self.parser.broken(error.what)
         return b""
 
-    def _late(self, limit: float, deadline: float) -> LLMError:
+    def _timeout_error(self, limit: float, deadline: float) -> LLMError:
         """Return the error of the time limit that is over."""
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
@@ -117,6 +117,6 @@ class AnswerReader:
             failure = errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")
-        for tell in self.on_timeout:
-            tell(failure)
+        for notify in self.on_timeout:
+            notify(failure)
         return failure

@@ -1,7 +1,7 @@
-"""The base of the parsers: bytes in; text, thinking, tool calls, usage, and a finish or a named failure out.
+"""The base of the parsers: bytes in; text, thinking, tool calls, usage, and a finish reason or a fault out.
 
-No I/O. An answer is complete only if the wire reported it. The reader feeds a parser, and checks ``fault`` after every
-feed and at the end.
+A parser does no I/O. An answer is complete only if the server reported so. The reader feeds a parser, and checks
+``fault`` after every feed and at the end.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ _FINISHES: Final[dict[str, Finish]] = {
     "function_call": "tool_calls",
 }
 BOM: Final = b"\xef\xbb\xbf"
-_HALF: Final = re.compile("[\ud800-\udfff]")
-_ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # shapes that nobody documented
-MAX_NAME: Final = 300  # characters of a model's name
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ODD: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # raised by undocumented shapes
+MAX_NAME_CHARS: Final = 300  # characters of a model's name
 MAX_CALLS: Final = 1000  # tool calls of one answer
-# Characters of one answer where nothing else limits it, and for each token that was asked for: a token is one word of
-# some characters, a run of blanks may be one of a hundred.
-_MAX_CHARACTERS: Final = 1024 * 1024
-_MAX_TOKEN: Final = 64
+_MAX_CHARS: Final = 1024 * 1024  # of one answer, if max_tokens allows no more
+_MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a run of blanks may have a hundred
 
 
 def malformed(what: str) -> LLMError:
@@ -40,15 +38,15 @@ def malformed(what: str) -> LLMError:
 
 
 def most_characters(max_tokens: int | None) -> int:
-    """The characters of one answer after which it is taken to be endless."""
-    return max(_MAX_CHARACTERS, _MAX_TOKEN * (max_tokens or 0))
+    """Return the maximum number of characters of an answer. A longer one is considered endless."""
+    return max(_MAX_CHARS, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
 
 
 class _Call:
-    """A tool call while it arrives. Nothing of it is emitted before its name, and nothing that was emitted changes.
+    """A tool call while it arrives. It emits nothing before its name, and an emitted id or name does not change.
 
     Args:
-        at: its place among the calls of the answer, from 0.
+        at: its index among the calls of the answer, from 0.
     """
 
     def __init__(self, at: int) -> None:
@@ -59,11 +57,11 @@ class _Call:
 
     @property
     def values(self) -> dict[str, str]:
-        """The call so far: id, name, and the arguments as the model wrote them."""
+        """The call so far: id, name, and the arguments as JSON text."""
         return {"id": self.id or f"call_{self.at}", "name": self.name, "arguments": "".join(self._pieces)}
 
     def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
-        """Add a piece. Returns the deltas to emit, None if the piece is empty."""
+        """Add a piece. Return the deltas to emit, None if the piece is empty."""
         self._pieces.append(arguments)
         self.id = self.id or own
         if self.name:
@@ -76,17 +74,20 @@ class _Call:
 
 
 class StreamParser:
-    """Reads one answer. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
+    """Parses one response. Lines end at line feeds only: U+2028 and U+0085 are characters of the text.
 
     Args:
-        max_tokens: of the answer, where that was asked for: an answer that goes on far beyond it will never end.
-        finish_missing: the server never sends a finish, by the operator's word: the mark of the end is enough.
+        max_tokens: of the request, or None. An answer far longer than that is a fault.
+        finish_missing: the operator configured that the server sends no finish reason. The end mark is enough.
 
     Attributes:
-        fault: why the answer is not whole, once that is certain; what was read before it stands.
-        finish: "stop", "length" or "tool_calls", once the wire said so.
-        ended: the wire marked the end; nothing but the end of the connection may follow.
-        usage, served, cost, refused: tokens, the model's name, dollars, whether the model refused: as the server said.
+        fault: why the answer is incomplete. Deltas returned before it stay valid.
+        finish: "stop", "length" or "tool_calls", after the server sent it.
+        ended: the server sent the end mark. Only the end of the connection may follow.
+        usage: tokens, as the server reported them.
+        served: the model's name, as the server reported it.
+        cost: US dollars, as the server reported them.
+        refused: the model refused to answer.
     """
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
@@ -97,29 +98,29 @@ class StreamParser:
         self.served: str | None = None
         self.cost: float | None = None
         self.refused = False
-        self._rest = bytearray()  # read, but not yet a line
-        self._seen = False  # anything of the dialect
-        self._calls: dict[int, _Call] = {}  # by their index at the server
-        self._halves: dict[str, str] = {}  # of characters, by field
-        self._document: bool | None = None  # one JSON document instead of a stream; None: nothing came yet
+        self._rest = bytearray()  # received, not yet a line
+        self._seen = False  # anything in the dialect has arrived
+        self._calls: dict[int, _Call] = {}  # by the server's index
+        self._halves: dict[str, str] = {}  # first halves of surrogate pairs, by field
+        self._document: bool | None = None  # one JSON document instead of a stream; None before the first byte
         self._finish_missing = finish_missing
         self._left = most_characters(max_tokens)
-        self._early = False  # text has followed a finish: some gateways put one on every chunk
-        self._spoken = False  # the finish came together with text, or before any, so that more may follow
-        self._silent = True  # nothing was said yet
+        self._early = False  # text followed a finish reason: some gateways send one with every chunk
+        self._spoken = False  # the finish reason came with text, or before any: more text may follow
+        self._silent = True  # no text has arrived
 
     @property
     def settled(self) -> bool:
-        """The wire said that the answer is complete, and in a way that leaves nothing to come but its end."""
+        """Return whether the server reported the answer as complete, and no more text may follow."""
         return self.finish is not None and (self.ended or not (self._early or self._spoken))
 
     def feed(self, data: bytes) -> list[Delta]:
         """Return the deltas that these bytes complete. After a fault there are none."""
         if self.fault:
             return []
-        data = self._normalised(data)
+        data = self._normalize_newlines(data)
         self._rest += data
-        self._bound(len(self._rest), MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
+        self._check_size(len(self._rest), MAX_JSON_BYTES if self._document else MAX_EVENT_BYTES)
         if self._document is None:
             self._begin()
         if self._document is not False or self.fault or b"\n" not in data:
@@ -128,33 +129,37 @@ class StreamParser:
         self._rest += rest
         pieces: list[Delta] = []
         for line in lines:
-            if piece := self._parsed(self._line, line):
+            if piece := self._parse(self._parse_line, line):
                 pieces.append(piece)
             if self.fault:
                 break
         return pieces
 
     def end(self) -> list[Delta]:
-        """End the response. Returns the last deltas, and sets ``fault`` unless the answer is complete."""
+        """End the response. Return the last deltas, and set ``fault`` unless the answer is complete."""
         if self.fault:
             return []
         rest = self._take()
-        piece = self._parsed(self._whole, rest) if self._document else self._last(rest)
-        if self._halves:  # the other half of a character never came
+        piece = self._parse(self._parse_document, rest) if self._document else self._parse_rest(rest)
+        if self._halves:  # the second half never arrived
             text, thinking = ("\ufffd" if field in self._halves else "" for field in ("text", "thinking"))
             piece = piece or Delta()
             piece = Delta(piece.text + text, piece.thinking + thinking, piece.calls)
         if not self.fault and (self.finish is None or (self._early and not self.ended)):
-            self.fail(self._missing())
+            self.fail(self._missing_finish())
         return [piece] if piece else []
 
     def broken(self, why: str) -> None:
-        """Record that the connection broke. An answer that had certainly finished is complete."""
+        """Record that the connection broke. A settled answer is complete anyway."""
         if not self.settled:
             self.fail(errors.AnswerCut(f"{why}, in the middle of the answer"))
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """Return the tool calls, arguments parsed. Raises MalformedAnswer if the model wrote no JSON object."""
+        """Return the tool calls with parsed arguments.
+
+        Raises:
+            MalformedAnswer: a call has no name, or its arguments are not a JSON object.
+        """
         calls = []
         for call in self.calls:
             arguments = json_object(call["arguments"] or "{}")
@@ -169,13 +174,13 @@ class StreamParser:
 
     @property
     def calls(self) -> tuple[dict[str, str], ...]:
-        """The tool calls as far as they came: id, name, and the arguments as the model wrote them."""
+        """The tool calls that have arrived so far: id, name, and the arguments as JSON text."""
         return tuple(call.values for call in self._calls.values())
 
-    def _called(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
-        """Add a piece of the tool call with this index at the server; see ``_Call.add``."""
+    def _add_call(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
+        """Add a piece of the tool call with this server index; see ``_Call.add``."""
         call = self._calls.setdefault(index, _Call(len(self._calls)))
-        arguments = self._text(arguments, f"call {call.at}")
+        arguments = self._parse_text(arguments, f"call {call.at}")
         if len(self._calls) > MAX_CALLS:
             raise malformed("an answer of so many tool calls")
         return call.add(own, name, arguments)
@@ -184,23 +189,23 @@ class StreamParser:
         """Record why the answer is not complete. The first reason stands."""
         self.fault = self.fault or fault
 
-    def _normalised(self, data: bytes) -> bytes:
+    def _normalize_newlines(self, data: bytes) -> bytes:
         """Return the bytes with each end of line as a line feed."""
         return data
 
-    def _bound(self, size: int, most: int) -> None:
+    def _check_size(self, size: int, max_bytes: int) -> None:
         """Fail if a line, an event or a document has more bytes than allowed."""
-        if size > most:
-            self.fail(errors.MalformedAnswer(f"a line, an event or a body of more than {most >> 20} MiB"))
+        if size > max_bytes:
+            self.fail(errors.MalformedAnswer(f"a line, an event or the body has more than {max_bytes >> 20} MiB"))
 
-    def _goes_on(self, characters: int) -> None:
-        """Count more characters of the answer. A finish before them is ignored; too many of them are a fault."""
+    def _count_characters(self, characters: int) -> None:
+        """Count characters of the answer. A finish reason before them is ignored. Too many are a fault."""
         if self.finish:
             self.finish, self._early = None, True
         self._silent = False
         self._left -= characters
         if self._left < 0:
-            self.fail(errors.AnswerTooLong("the answer is many times as long as max_tokens can be, and does not end"))
+            self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
 
     def _take(self) -> bytes:
         """Remove and return the bytes that are not yet parsed."""
@@ -209,7 +214,7 @@ class StreamParser:
 
     def _begin(self) -> None:
         """Distinguish a stream from one document by its first character: content types are unreliable."""
-        if BOM.startswith(self._rest):  # nothing but a part of it
+        if BOM.startswith(self._rest):  # nothing, or a part of a byte order mark
             return
         start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
         self._rest += start
@@ -218,7 +223,7 @@ class StreamParser:
         if start:
             self._document = self._is_document(start)
 
-    def _parsed(self, parse: Callable[[bytes], Delta | None], data: bytes) -> Delta | None:
+    def _parse(self, parse: Callable[[bytes], Delta | None], data: bytes) -> Delta | None:
         """Return the delta in these bytes. An undocumented shape is a fault of the answer, never an exception."""
         try:
             return parse(data)
@@ -228,56 +233,56 @@ class StreamParser:
             self.fail(malformed("the answer" if self._document else "a line of the stream"))
         return None
 
-    def _object(self, data: bytes, what: str) -> dict[str, Any]:
-        """Return the JSON object in these bytes. Raises MalformedAnswer if there is none."""
+    def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
+        """Return the JSON object in these bytes. Raises MalformedAnswer for anything else."""
         value = json_object(data)
         if value is None:
             raise malformed(what)
         return value
 
-    def _text(self, text: Any, field: str) -> str:
-        """Return a piece of text. Half of a surrogate pair waits for the other half."""
+    def _parse_text(self, text: Any, field: str) -> str:
+        """Return a piece of text. The first half of a surrogate pair waits for the second."""
         if text is None or text == "":
             return ""
         if self.ended or not isinstance(text, str):
-            raise malformed("text after the end" if self.ended else "a content that is no text")
-        self._goes_on(len(text))
-        if not self._halves and (text.isascii() or not _HALF.search(text)):
+            raise malformed("text after the end" if self.ended else "a content that is not text")
+        self._count_characters(len(text))
+        if not self._halves and (text.isascii() or not _SURROGATE.search(text)):
             return text
         text = self._halves.pop(field, "") + text
         if "\ud800" <= text[-1:] <= "\udbff":
             text, self._halves[field] = text[:-1], text[-1]
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
-    def _closed(self, reason: Any, *, spoken: bool = False) -> None:
-        """Record the finish reason; some servers send "" before it. ``spoken``: text came with it."""
+    def _record_finish(self, reason: Any, *, spoken: bool = False) -> None:
+        """Record the finish reason. Some servers send "" before it. ``spoken``: text came with it."""
         if reason is None or reason == "":
             return
         self._spoken = self._spoken or spoken or self._silent
         reason = word(reason)
         if reason == "content_filter":
-            self.fail(errors.ContentFiltered("the answer was stopped by the provider's content filter"))
+            self.fail(errors.ContentFiltered("the provider's content filter stopped the answer"))
         elif reason not in _FINISHES:
             self.fail(errors.UnknownFinish(f"unknown finish_reason “{reason}”: the answer may not be complete"))
         else:
             self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
 
-    def _missing(self) -> LLMError:
-        """Return the error for an answer without a finish."""
+    def _missing_finish(self) -> LLMError:
+        """Return the error for a response without a finish reason."""
         if not self._seen:
-            return errors.EmptyStream("the server answered 200 with an empty body")
+            return errors.EmptyStream("the response has status 200 and an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
 
     def _is_document(self, start: bytes) -> bool:
         raise NotImplementedError
 
-    def _line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> Delta | None:
         raise NotImplementedError
 
-    def _last(self, rest: bytes) -> Delta | None:
+    def _parse_rest(self, rest: bytes) -> Delta | None:
         """Parse the bytes after the last end of line."""
         raise NotImplementedError
 
-    def _whole(self, rest: bytes) -> Delta | None:
+    def _parse_document(self, rest: bytes) -> Delta | None:
         """Parse a response that is one document."""
         raise NotImplementedError

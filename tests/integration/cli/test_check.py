@@ -1,4 +1,4 @@
-"""``check``: what a server keeps, told from answers of fault servers."""
+"""``check``, with fault servers."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ async def checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     name = provider_for(server).name
     monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
     code = await asyncio.to_thread(cli.main, ["check", "-p", name, "-m", "fault-model", "--json"])
-    told = capsys.readouterr()
-    said = json.loads(told.out)
-    return code, said, {each["question"]: each["passed"] for each in said["findings"]}, told.err
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    return code, report, {finding["question"]: finding["passed"] for finding in report["findings"]}, output.err
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_sound_server_keeps_what_is_relied_on(
+async def test_compliant_server_passes_all_checks(
     dialect: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer(dialect, '{"word": "pong"}') as server:
-        code, said, kept, err = await checked(monkeypatch, capsys, server)
+        code, report, passed, err = await checked(monkeypatch, capsys, server)
         assert code == 0
-        assert len(kept) == 10
-        assert (kept["finish reason"], kept["a stream"], kept["JSON schema"]) == (True, True, True)
-        assert "json_schema" in said["capabilities"].split(",")
-        assert "asking up to 10 requests" in err
-        assert "pong" not in json.dumps(said)
+        assert len(passed) == 10
+        assert (passed["finish reason"], passed["a stream"], passed["JSON schema"]) == (True, True, True)
+        assert "json_schema" in report["capabilities"].split(",")
+        assert "sending up to 10 requests" in err
+        assert "pong" not in json.dumps(report)
 
 
-async def test_a_server_without_finish_reasons_is_told_at_once(
+async def test_missing_finish_reason_ends_checks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer("openai", fault=Fault("done_without_finish")) as server:
-        code, said, kept, _ = await checked(monkeypatch, capsys, server)
-        assert (code, kept, said["capabilities"]) == (1, {"finish reason": False}, "no-finish")
+        code, report, passed, _ = await checked(monkeypatch, capsys, server)
+        assert (code, passed, report["capabilities"]) == (1, {"finish reason": False}, "no-finish")
 
 
-async def test_a_server_that_refuses_a_schema_is_told_with_what_to_set(
+async def test_ignored_schema_fails_with_variable_to_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer("vllm", "no json") as server:
-        _, said, kept, _ = await checked(monkeypatch, capsys, server)
-        assert kept["JSON schema"] is False
-        assert said["capabilities"].startswith("no-json_schema")
+        _, report, passed, _ = await checked(monkeypatch, capsys, server)
+        assert passed["JSON schema"] is False
+        assert report["capabilities"].startswith("no-json_schema")
 
 
-def test_tokens_that_came_from_a_cache_cost_less() -> None:
+def test_cached_tokens_have_lower_price() -> None:
     """OpenAI's published prices of gpt-4o-mini, dollars a million: 0.15 in, 0.075 from the cache, 0.60 out."""
     spec = SPECS["openai"]
     full = _litellm.price(spec, "gpt-4o-mini", Usage(prompt_tokens=1000, completion_tokens=100))
@@ -65,7 +65,7 @@ def test_tokens_that_came_from_a_cache_cost_less() -> None:
     assert cached == pytest.approx((200 * 0.15 + 800 * 0.075 + 100 * 0.6) / 1e6)
 
 
-async def test_a_schema_that_is_kept_only_when_asked_once_more_is_not_kept(
+async def test_schema_that_fits_only_after_retry_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with FaultServer("vllm", '{"word": "pong"}') as server:
@@ -73,6 +73,6 @@ async def test_a_schema_that_is_kept_only_when_asked_once_more_is_not_kept(
         await checked(monkeypatch, capsys, server)
         at = next(at for at, seen in enumerate(server.seen) if "response_format" in seen.body)
         server.script = [*[None] * at, no_json]
-        _, said, kept, _ = await checked(monkeypatch, capsys, server)
-        assert kept["JSON schema"] is False
-        assert said["capabilities"].startswith("no-json_schema")
+        _, report, passed, _ = await checked(monkeypatch, capsys, server)
+        assert passed["JSON schema"] is False
+        assert report["capabilities"].startswith("no-json_schema")

@@ -1,4 +1,4 @@
-"""The command line, as a person and as a script would use it."""
+"""The commands ask and explain, and the shared parts of the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 @contextmanager
 def serving(*arguments: object, **options: object) -> Iterator[FaultServer]:
-    """A fault server in a thread, for code that runs a loop of its own."""
+    """Run a fault server in a thread, for code that runs its own event loop."""
     ready, stop = threading.Event(), threading.Event()
     server = FaultServer(*arguments, **options)  # type: ignore[arg-type]
 
@@ -48,7 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
         yield running
 
 
-def test_ask_prints_the_answer_and_nothing_else(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ask_prints_only_answer(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", "hi", "--temperature", "0", "--system", "Be brief", "--model", "m"]) == 0
     assert capfd.readouterr() == ("The quick brown fox jumps over the lazy dog.\n", "")
     body = server.seen[0].body
@@ -71,8 +71,8 @@ def test_verbose_writes_log_to_stderr(
     assert "event='llm.request_completed'" in err
 
 
-def test_prompt_from_pipe_is_answered_although_encoding_lacks_letters(server: FaultServer) -> None:
-    """Run a process of its own: the encoding of its stdout is what is tested."""
+def test_ask_escapes_characters_that_encoding_lacks(server: FaultServer) -> None:
+    """It runs a process, because it tests the encoding of stdout."""
     server.pieces = ["Привет", " мир"]
     ran = subprocess.run(
         [sys.executable, "-m", "learnflow.llm", "ask", "-"],
@@ -88,27 +88,27 @@ def test_prompt_from_pipe_is_answered_although_encoding_lacks_letters(server: Fa
     assert server.seen[0].body["messages"][-1]["content"] == "from a pipe"
 
 
-def test_json_says_everything_known(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_json_has_metadata(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", "hi", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["text"] == "The quick brown fox jumps over the lazy dog."
-    assert (said["finish"], said["reasoning"], said["provider"]) == ("stop", "hm", "llamacpp")
-    assert said["model"] == {"asked": "fault-model", "served": "fault-model"}
-    assert said["usage"]["completion_tokens"] == 7
+    output = json.loads(capsys.readouterr().out)
+    assert output["text"] == "The quick brown fox jumps over the lazy dog."
+    assert (output["finish"], output["reasoning"], output["provider"]) == ("stop", "hm", "llamacpp")
+    assert output["model"] == {"asked": "fault-model", "served": "fault-model"}
+    assert output["usage"]["completion_tokens"] == 7
 
 
-def test_a_reader_who_leaves_is_no_error(server: FaultServer) -> None:
+def test_closed_pipe_is_no_error(server: FaultServer) -> None:
     server.pieces = ["word "] * 5000
     command = f"{sys.executable} -m learnflow.llm ask hi | head -c 3"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.stdout, ran.stderr) == ("wor", "")
 
 
-def test_a_failed_answer_keeps_what_came_and_says_why(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_answer_prints_partial_text_and_error(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.fault = Fault("error_frame")
     assert cli.main(["ask", "hi"]) == 1
     out, err = capsys.readouterr()
-    assert out == "The quick brown fox jumps \n"  # what came, before it broke and broke again
+    assert out == "The quick brown fox jumps \n"  # the partial text of both attempts
     assert err.startswith("learnflow-llm: llamacpp, model fault-model: the server reported an error in the middle")
 
 
@@ -127,7 +127,7 @@ def test_a_failed_answer_keeps_what_came_and_says_why(server: FaultServer, capsy
         (["ask", "hi", "--provider", "vllm", "--model", "m"], 3),
     ],
 )
-def test_exit_codes_tell_usage_nobody_and_failure_apart(
+def test_exit_code_depends_on_kind_of_error(
     arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLLM_BASE_URL", f"http://127.0.0.1:{closed_port()}")
@@ -145,7 +145,7 @@ def test_exit_codes_tell_usage_nobody_and_failure_apart(
         (["ask", "--help"], ("litellm",), "The system prompt"),
     ],
 )
-def test_help_imports_nothing_heavy(words: list[str], heavy: tuple[str, ...], shown: str) -> None:
+def test_help_imports_no_heavy_library(words: list[str], heavy: tuple[str, ...], shown: str) -> None:
     code = (
         "import sys\nfrom learnflow.llm.cli.main import main\n"
         f"main({words})\nprint([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
@@ -155,13 +155,13 @@ def test_help_imports_nothing_heavy(words: list[str], heavy: tuple[str, ...], sh
     assert shown in ran.stdout
 
 
-def test_every_command_has_its_function_and_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"Usage: learnflow-llm {name}" in capsys.readouterr().out
 
 
-def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_shows_choices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
     monkeypatch.setenv("OLLAMA_MODEL", "llama3")
     monkeypatch.setenv("OLLAMA_CAPABILITIES", "no-vision")
@@ -179,7 +179,7 @@ def test_explain_tells_who_would_serve(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "lacks vision" in capsys.readouterr().out
 
 
-def test_explain_that_has_looked_knows_who_would_serve(
+def test_explain_with_probe_shows_state_of_servers(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "gone,two,llamacpp")
@@ -199,7 +199,7 @@ def test_explain_that_has_looked_knows_who_would_serve(
         assert cli.main(["explain", "hi", "--probe", "-p", "two"]) == 3
 
 
-def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not_set(
+def test_unknown_provider_suggests_similar_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "olama,openai")
@@ -209,7 +209,7 @@ def test_a_name_that_is_none_is_told_without_the_name_of_a_variable_that_was_not
     assert err == f"learnflow-llm: unknown provider 'olama'. {hint}.\n"
 
 
-def test_the_command_line_leaves_the_port_to_the_application(
+def test_command_line_opens_no_metrics_port(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
@@ -223,7 +223,7 @@ WRONG = [["status", "--timeout", "nan"], ["explain", "--tokens", "-5"]]
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_values_that_cannot_be_are_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_value_is_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert "Invalid value" in capsys.readouterr().err
 

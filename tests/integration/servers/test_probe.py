@@ -246,7 +246,7 @@ async def test_wrong_path_names_address_variable_and_shape_of_url(path: str) -> 
         provider = VLLMProvider(base_url=server.root + path)
         health = await provider.refresh()
         assert health.state == "misconfigured"
-        for needed in ("path (most servers want /v1 at the end)", provider.endpoint.base, "VLLM_BASE_URL"):
+        for needed in ("path (most servers require /v1 at the end)", provider.endpoint.base, "VLLM_BASE_URL"):
             assert needed in health.detail
 
 

@@ -1,4 +1,4 @@
-"""A key goes only to the host that it belongs to."""
+"""A key is sent only to its own host."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 
 
-async def test_what_is_to_be_started_has_a_name_that_people_know(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hint_to_start_server_names_known_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU1_KIND", "custom")
-    for name, said in (("gpu1", "Start the server at"), ("custom", "Start the server at"), ("vllm", "Start vLLM at")):
-        with pytest.raises(errors.ConnectionFailed, match=said):
+    for name, hint in (("gpu1", "Start the server at"), ("custom", "Start the server at"), ("vllm", "Start vLLM at")):
+        with pytest.raises(errors.ConnectionFailed, match=hint):
             await build(name, base_url=f"http://127.0.0.1:{closed_port()}", model="m").warm_up()
 
 
@@ -29,7 +29,7 @@ async def sent_key(provider: object, server: FaultServer) -> str | None:
     return server.seen[-1].headers.get("authorization")
 
 
-async def test_a_key_goes_to_the_host_of_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_is_sent_to_host_of_its_provider_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-0000")
     monkeypatch.setenv("LLAMACPP_API_KEY", "llama-0000")
     async with FaultServer() as server:
@@ -46,7 +46,7 @@ async def test_a_key_goes_to_the_host_of_its_own_row_only(monkeypatch: pytest.Mo
         assert all("authorization" not in seen.headers for seen in server.seen[:2])
 
 
-async def test_ollama_is_never_sent_a_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ollama_gets_no_key_of_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_API_KEY"):
         monkeypatch.setenv(name, "sk-secret-0000")
     async with FaultServer("ollama") as server:
@@ -55,9 +55,7 @@ async def test_ollama_is_never_sent_a_key_of_the_environment(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", [AzureProvider, OpenAIProvider, CustomProvider])
-async def test_no_credential_of_the_environment_travels_behind_our_back(
-    kind: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_litellm_sends_no_credentials_of_environment(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "AZURE_OPENAI_AD_TOKEN",
         "AZURE_AD_TOKEN",
@@ -75,6 +73,6 @@ async def test_no_credential_of_the_environment_travels_behind_our_back(
 
 
 @pytest.mark.parametrize("key", ["sk-0000\n", "  sk-0000 "])
-async def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
+async def test_white_space_around_key_is_stripped(key: str) -> None:
     async with FaultServer(key="sk-0000") as server:
         assert await CustomProvider(base_url=server.root, api_key=key, model="m").generate("hi")

@@ -1,4 +1,4 @@
-"""Connections: stale ones, loops, proxies, locality; nothing goes where it was not meant to go."""
+"""Connections: stale ones, event loops, proxies, LLM_LOCAL_ONLY."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from learnflow.llm.transport.endpoint import Endpoint, is_private
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_stale_connection_costs_one_more_try_on_a_fresh_one(dialect: str) -> None:
+async def test_request_on_stale_connection_is_sent_again_on_new_one(dialect: str) -> None:
     async with FaultServer(dialect) as server:
         provider = provider_for(server)
         await provider.generate("hi")
@@ -31,14 +31,14 @@ async def test_a_stale_connection_costs_one_more_try_on_a_fresh_one(dialect: str
         assert len(server.seen) == 3
 
 
-async def test_a_fresh_connection_that_closes_is_not_tried_again() -> None:
+async def test_request_on_closed_new_connection_is_not_sent_again() -> None:
     async with FaultServer(fault=Fault("close")) as server:
         with pytest.raises(errors.ConnectionFailed):
             await provider_for(server).generate("hi")
         assert len(server.seen) == 1
 
 
-async def test_a_stale_connection_is_tried_once_more_only() -> None:
+async def test_request_on_stale_connection_is_sent_again_only_once() -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
         await provider.generate("hi")
@@ -48,10 +48,10 @@ async def test_a_stale_connection_is_tried_once_more_only() -> None:
         assert len(server.seen) == 3
 
 
-def test_provider_serves_many_loops_in_turn_and_at_once_without_warning(
+def test_provider_serves_many_event_loops_without_warning(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Run in asyncio's debug mode; a warning, also one of a finaliser, is an error in this suite."""
+    """Run in asyncio's debug mode. Any warning, even of a finalizer, is an error in this suite."""
     one, two, answers = FaultServer("openai"), FaultServer("ollama"), list[str]()
 
     async def ask() -> None:
@@ -77,7 +77,9 @@ def test_provider_serves_many_loops_in_turn_and_at_once_without_warning(
         loop.close()
         gc.collect()
     assert answers == ["The quick brown fox jumps over the lazy dog."] * 14
-    logged = [each.getMessage() for each in caplog.records if each.name == "asyncio" and each.levelname != "DEBUG"]
+    logged = [
+        record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelname != "DEBUG"
+    ]
     assert [line for line in logged if "took" not in line] == []  # debug mode names slow callbacks
     assert capfd.readouterr().err == ""
 
@@ -91,7 +93,7 @@ def test_provider_serves_many_loops_in_turn_and_at_once_without_warning(
         ("172.16.0.1", True),
         ("172.32.0.1", False),
         ("192.168.1.1", True),
-        ("169.254.169.254", False),  # where clouds tell a machine its keys
+        ("169.254.169.254", False),  # the metadata service, which returns keys
         ("169.254.1.1", False),
         ("fd00:ec2::254", False),
         ("fd00::1", True),
@@ -104,26 +106,26 @@ def test_provider_serves_many_loops_in_turn_and_at_once_without_warning(
         ("64:ff9b::7f00:1", False),
     ],
 )
-def test_what_counts_as_private(address: str, private: bool) -> None:
+def test_private_addresses(address: str, private: bool) -> None:
     assert is_private(address) is private
 
 
-def test_networks_that_the_operator_names_count_as_private() -> None:
+def test_local_networks_count_as_private() -> None:
     assert is_private("100.64.0.1", ("100.64.0.0/10",))
     assert not is_private("100.100.100.200", ("100.64.0.0/10",))
     assert not is_private("2001:db8::1", ("100.64.0.0/10",))
     assert is_private("2001:db8::1", ("2001:db8::/32",))
 
 
-async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name is judged by where it led; before it was looked up, by whether such names are ever public."""
+async def test_is_near_agrees_with_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name is judged by its resolved addresses, before that by its form."""
     leads = {"box.vpn.example": "100.64.0.7", "inside.example": "127.0.0.1", "intruder": "8.8.8.8"}
 
     def look(host: str, *_: Any, **__: Any) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (leads[host], 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look)
-    monkeypatch.setattr(network, "_found", {})
+    monkeypatch.setattr(network, "_resolved", {})
     port = closed_port()
     for host, before, after, named in (
         ("box.vpn.example", False, False, True),
@@ -133,7 +135,7 @@ async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch:
         provider = LlamaCppProvider(base_url=f"http://{host}:{port}", local_only=True, connect_timeout=0.5)
         assert provider.get_capabilities()["local"] is before
         if named and not after:
-            await network.addresses(host, 1)
+            await network.resolve(host, 1)
         else:
             with pytest.raises(errors.ConnectionFailed if after else errors.NotLocal):
                 await provider.generate("hi")
@@ -141,10 +143,10 @@ async def test_what_is_said_of_locality_is_what_the_connection_does(monkeypatch:
         monkeypatch.setenv("LLM_LOCAL_NETWORKS", "100.64.0.0/10")
         assert LlamaCppProvider(base_url=f"http://{host}:{port}").get_capabilities()["local"] is named
         monkeypatch.delenv("LLM_LOCAL_NETWORKS")
-        network._found.clear()
+        network._resolved.clear()
 
 
-def test_a_network_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_local_network_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOCAL_NETWORKS", "100.64.0.0/10, home")
     with pytest.raises(errors.NotConfigured, match="LLM_LOCAL_NETWORKS"):
         LlamaCppProvider()
@@ -152,7 +154,7 @@ def test_a_network_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def connects(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every address that a socket of this process connects to."""
+    """Yield the addresses that sockets of this process connect to."""
     seen: list[Any] = []
 
     class Watched(socket.socket):
@@ -176,7 +178,9 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("url", ["http://8.8.8.8/v1", "https://93.184.215.14/v1", "http://[2001:4860:4860::8888]/v1"])
-async def test_local_only_refuses_before_a_byte(url: str, connects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_only_refuses_before_sending(
+    url: str, connects: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
     provider = CustomProvider(base_url=url, model="m")
     with pytest.raises(errors.NotLocal, match="LLM_LOCAL_ONLY"):
@@ -187,7 +191,7 @@ async def test_local_only_refuses_before_a_byte(url: str, connects: list[Any], m
     assert connects == []
 
 
-async def test_local_only_looks_behind_the_name(connects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_only_checks_resolved_address(connects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*_: Any, **__: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", 80))]
 
@@ -197,15 +201,15 @@ async def test_local_only_looks_behind_the_name(connects: list[Any], monkeypatch
     assert connects == []
 
 
-async def test_local_only_connects_to_the_address_that_it_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+async def test_local_only_connects_to_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups = []
 
     real = socket.getaddrinfo
 
     def resolve(host: str, *more: Any, **how: Any) -> list[Any]:
         if host != "notes.local":
             return real(host, *more, **how)
-        asked.append(host)
+        lookups.append(host)
         public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", 80))
         dead = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
         return [public, dead, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
@@ -215,15 +219,13 @@ async def test_local_only_connects_to_the_address_that_it_checked(monkeypatch: p
         provider = CustomProvider(base_url=f"http://notes.local:{port}", model="m", local_only=True)
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
         assert (await provider.generate("hi")).endswith("dog.")
-    assert asked
-    assert len(asked) <= server.connections  # once for a connection: a second look-up could lead elsewhere
+    assert lookups
+    assert len(lookups) <= server.connections  # once for a connection: a second lookup could return another address
     assert server.seen[0].headers["host"] == f"notes.local:{port}"
 
 
 @pytest.mark.parametrize("local_only", [True, False])
-async def test_a_proxy_of_the_environment_is_not_used_for_loopback(
-    local_only: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_proxy_is_not_used_for_loopback(local_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer() as server, FaultServer(fault=Fault("hang")) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.root)
@@ -233,7 +235,7 @@ async def test_a_proxy_of_the_environment_is_not_used_for_loopback(
         assert proxy.connections == 0
 
 
-async def test_a_proxy_of_the_environment_is_used_for_a_public_host(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_is_used_for_public_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer() as proxy:
         monkeypatch.setenv("http_proxy", proxy.root)
         provider = CustomProvider(base_url="http://93.184.215.14/v1", model="m")
@@ -241,7 +243,7 @@ async def test_a_proxy_of_the_environment_is_used_for_a_public_host(monkeypatch:
         assert proxy.seen[0].path == "http://93.184.215.14/v1/chat/completions"
 
 
-async def test_no_proxy_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_variable_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer() as proxy:
         monkeypatch.setenv("http_proxy", proxy.root)
         monkeypatch.setenv("no_proxy", "192.0.2.7")
@@ -250,10 +252,10 @@ async def test_no_proxy_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy.connections == 0
 
 
-async def test_a_request_to_another_host_than_the_providers_is_refused() -> None:
+async def test_request_to_other_host_than_provider_is_refused() -> None:
     async with FaultServer() as other:
         client = Client(Endpoint(root="http://127.0.0.1:9", base="http://127.0.0.1:9"), connect_timeout=1.0)
-        with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was refused"):
+        with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was not sent"):
             await client.send(HttpRequest(url=f"{other.root}/v1/models"))
         assert other.connections == 0
 
@@ -267,39 +269,37 @@ async def test_a_request_to_another_host_than_the_providers_is_refused() -> None
         ("SSL_CERT_FILE", "/no/such/file"),
     ],
 )
-async def test_a_setting_that_keeps_us_from_connecting_is_named(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_invalid_proxy_or_ca_file_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from learnflow.llm.transport import pool  # noqa: PLC0415
 
-    pool._tls.cache_clear()
+    pool._tls_context.cache_clear()
     monkeypatch.setenv(name, value)
     scheme = "https" if name == "SSL_CERT_FILE" else "http"
     with pytest.raises(errors.NotConfigured, match=r"HTTPS_PROXY.*SSL_CERT_FILE") as caught:
         await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1", model="m").generate("hi")
     assert caught.value.failover
     assert not await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1").health_check()
-    pool._tls.cache_clear()
+    pool._tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("status", [201, 206])
-async def test_another_success_is_read_like_a_200(status: int) -> None:
+async def test_other_2xx_status_is_read_like_200(status: int) -> None:
     async with FaultServer() as server:
-        whole = server.dialect.answer_body("fine")
-        server.script = [Fault("refuse", status=status, body=whole), Fault("refuse", status=204, body=b"")]
+        body = server.dialect.answer_body("fine")
+        server.script = [Fault("refuse", status=status, body=body), Fault("refuse", status=204, body=b"")]
         assert await provider_for(server).generate("hi") == "fine"
         with pytest.raises(errors.EmptyStream):
             await provider_for(server).generate("hi")
 
 
-async def test_a_model_without_chat_completions_says_so() -> None:
+async def test_model_without_chat_completions_is_named() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.Unsupported, match="not served by chat completions"):
             await OpenAIProvider(base_url=server.root, api_key="k", model="o1-pro").generate("hi")
         assert server.connections == 0
 
 
-async def test_a_key_does_not_follow_a_redirect() -> None:
+async def test_key_does_not_follow_redirect() -> None:
     async with FaultServer(fault=Fault("redirect")) as server:
         provider = OpenAIProvider(base_url=server.base_url, model="gpt-4o", api_key="sk-secret-0000")
         with pytest.raises(errors.Misconfigured, match="OPENAI_BASE_URL"):
@@ -307,14 +307,14 @@ async def test_a_key_does_not_follow_a_redirect() -> None:
         assert len(server.seen) == 1
 
 
-async def test_sixty_at_once_share_the_loop() -> None:
+async def test_sixty_concurrent_requests_share_event_loop() -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
         answers = await asyncio.gather(*(provider.generate(f"hi {n}") for n in range(60)))
         assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
 
 
-def test_a_thread_with_its_own_loop_does_not_disturb_this_one() -> None:
+def test_event_loop_of_other_thread_does_not_interfere() -> None:
     async def ask() -> str:
         async with FaultServer() as server:
             return await provider_for(server).generate("hi")
@@ -327,7 +327,7 @@ def test_a_thread_with_its_own_loop_does_not_disturb_this_one() -> None:
     assert len(set(got)) == 1
 
 
-async def test_closing_a_provider_closes_what_it_keeps_and_it_may_be_asked_again() -> None:
+async def test_closed_provider_closes_idle_connections_and_can_be_used_again() -> None:
     async with FaultServer("vllm") as server, FaultServer("vllm") as other:
         one, two = provider_for(server), provider_for(other)
         chain = RouterProvider(one, [two])
@@ -339,10 +339,10 @@ async def test_closing_a_provider_closes_what_it_keeps_and_it_may_be_asked_again
             await two.generate("hi")
         assert (server.connections, other.connections) == (2, 1)
         await one.aclose()
-        assert await busy.whole()  # what is in use goes on
+        assert await busy.whole()  # a connection in use stays open
         await one.generate("hi")
         await two.generate("hi")
-        assert (server.connections, other.connections) == (2, 1)  # that of the stream, which is idle now
+        assert (server.connections, other.connections) == (2, 1)  # the connection of the stream, which is idle now
         await chain.aclose()
         await one.generate("hi")
         await two.generate("hi")

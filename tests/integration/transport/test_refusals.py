@@ -1,4 +1,4 @@
-"""Refusals of a server: the error that each becomes, when to retry, and what is not quoted."""
+"""Refusals: their errors, when to retry, and what is not quoted."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LEAVES = {
 
 
 @pytest.mark.parametrize(("dialect", "refusal"), [(d, r) for d in DIALECTS for r in REFUSALS[d]])
-async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
+async def test_refusal_raises_its_error_class(dialect: str, refusal: str) -> None:
     async with FaultServer(dialect, fault=Fault("refuse", refusal=refusal)) as server:
         with pytest.raises(LLMError) as caught:
             await provider_for(server).generate("Explain RSA to me")
-        assert len(server.seen) == 1  # nobody tries again behind our back
+        assert len(server.seen) == 1  # no other layer retries
     error = caught.value
     assert type(error) is LEAVES[refusal]
     assert error.status == REFUSALS[dialect][refusal][0]
@@ -55,7 +55,7 @@ async def test_a_refusal_becomes_its_leaf(dialect: str, refusal: str) -> None:
         ({}, None),
     ],
 )
-async def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+async def test_retry_after_is_parsed_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
     async with FaultServer(fault=Fault("refuse", refusal="rate", headers=headers)) as server:
         with pytest.raises(errors.RateLimited) as caught:
             await provider_for(server).generate("hi")
@@ -63,9 +63,9 @@ async def test_retry_after_is_read_in_every_form(headers: dict[str, str], second
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
-        "you said: Explain the private exponent d of my own key",
+        "you wrote: Explain the private exponent d of my own key",
         "bad input near 'the private exponent d of'",
         "Incorrect API key provided: sk-secret-0000",
         "Incorrect API key provided: sk-secre…",
@@ -73,8 +73,8 @@ async def test_retry_after_is_read_in_every_form(headers: dict[str, str], second
         "x" * 270 + " Explain the private exponent d of my own key",
     ],
 )
-async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> None:
-    body = json.dumps({"error": {"message": said}}).encode()
+async def test_message_that_repeats_prompt_or_key_is_not_quoted(message: str) -> None:
+    body = json.dumps({"error": {"message": message}}).encode()
     async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
         provider = provider_for(server, api_key="sk-secret-0000")
         with pytest.raises(LLMError) as caught:
@@ -86,10 +86,10 @@ async def test_a_server_that_repeats_prompt_or_key_is_not_quoted(said: str) -> N
     assert "secret" not in caught.value.server_message
 
 
-async def test_the_servers_own_words_are_shown_otherwise() -> None:
+async def test_server_message_is_quoted() -> None:
     error = error_mapping.refusal(404, b'{"error":"model \'x\' not found"}')
     assert error.server_message == "model 'x' not found"
-    assert "not found" not in str(error)  # nobody has compared them with the request yet
+    assert "not found" not in str(error)  # it is quoted only after a comparison with the request
     body = json.dumps({"error": {"message": "n must be 1\x1b[31m"}}).encode()
     async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
         with pytest.raises(LLMError) as caught:
@@ -108,7 +108,7 @@ async def test_the_servers_own_words_are_shown_otherwise() -> None:
         "QWxhZGRpbjpvcGVuIHNlc2FtZSBhbmQgbW9yZTE=",
     ],
 )
-async def test_what_looks_like_a_key_is_masked_whosever_it_is(key: str) -> None:
+async def test_anything_like_a_key_is_masked(key: str) -> None:
     body = json.dumps({"error": {"message": f"the upstream refused {key} today"}}).encode()
     async with FaultServer(fault=Fault("refuse", refusal="request", body=body)) as server:
         with pytest.raises(LLMError) as caught:

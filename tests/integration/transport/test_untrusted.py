@@ -1,4 +1,4 @@
-"""What a server sends is data: whole, or an LLMError with a name, in bounded time and memory."""
+"""Any bytes of a server become a complete response or an LLMError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(text: str | None = None, finish: str | None = None, **delta: object) -> bytes:
-    said = {**({} if text is None else {"content": text}), **delta}
-    return b"data: " + json.dumps({"choices": [{"delta": said, "finish_reason": finish}]}).encode() + b"\n\n"
+    content = {**({} if text is None else {"content": text}), **delta}
+    return b"data: " + json.dumps({"choices": [{"delta": content, "finish_reason": finish}]}).encode() + b"\n\n"
 
 
 def sse(body: bytes, **how: Any) -> tuple[SSEParser, str]:
@@ -53,7 +53,7 @@ def sse(body: bytes, **how: Any) -> tuple[SSEParser, str]:
 async def served(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """A server of this handler; at the end its connections are closed, those that it still holds too."""
+    """Run a server with this handler; close all of its connections at the end."""
     handlers: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,7 @@ async def served(
 
 @asynccontextmanager
 async def raw_server(*answers: bytes, keep: bool = False) -> AsyncIterator[str]:
-    """Sends these bytes, one answer a request; the last one stays."""
+    """Return a handler that sends one of these responses for each request, the last one for all others."""
     left = list(answers)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,23 +102,23 @@ def http(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
     return b"HTTP/1.1 " + status + lines + b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
 
 
-# An answer is whole only when the wire said so.
+# A response is complete only if the server reported so.
 
 
 @pytest.mark.parametrize("place", ["every", "first", "thinking"])
-def test_a_finish_that_text_follows_is_none(place: str) -> None:
-    """Gateways put "stop" on every chunk, on the first one, or on thinking."""
+def test_finish_before_more_text_is_ignored(place: str) -> None:
+    """Gateways send "stop" with every chunk, with the first one, or with thinking."""
     on = {"every": (True, True), "first": (True, False), "thinking": (False, False)}[place]
     thought = event(None, "stop", reasoning="hm") if place == "thinking" else b""
     body = thought + event("a", "stop" if on[0] else None) + event("b", "stop" if on[1] else None)
     cut, text = sse(body)
     assert text == "ab"
     assert isinstance(cut.fault, errors.AnswerCut | errors.FinishMissing), cut.finish
-    whole, text = sse(body + event(None, "stop") + DONE)
-    assert (text, whole.fault, whole.finish) == ("ab", None, "stop")
+    complete, text = sse(body + event(None, "stop") + DONE)
+    assert (text, complete.fault, complete.finish) == ("ab", None, "stop")
 
 
-async def test_an_answer_cut_after_a_chunk_with_stop_is_cut() -> None:
+async def test_response_cut_after_finish_with_every_chunk_is_answer_cut() -> None:
     body = event("The quick ", "stop") + event("brown ", "stop")
     async with raw_server(http(body, b"content-type: text/event-stream")) as root:
         with pytest.raises(errors.AnswerCut) as caught:
@@ -126,12 +126,12 @@ async def test_an_answer_cut_after_a_chunk_with_stop_is_cut() -> None:
     assert caught.value.partial == "The quick brown "
 
 
-def test_a_finish_that_came_with_the_last_text_is_enough_where_the_body_ends() -> None:
+def test_finish_with_last_text_is_enough_at_end_of_body() -> None:
     parser, text = sse(event("a") + event("b", "stop"))
     assert (text, parser.fault, parser.finish) == ("ab", None, "stop")
 
 
-def test_a_finish_that_came_with_text_waits_for_the_end() -> None:
+def test_finish_with_text_is_not_settled_before_end() -> None:
     parser = SSEParser()
     parser.feed(event("a", "stop"))
     assert not parser.settled
@@ -139,7 +139,7 @@ def test_a_finish_that_came_with_text_waits_for_the_end() -> None:
     assert parser.settled
 
 
-async def test_a_server_that_never_sends_a_finish_can_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_finish_can_be_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = http(event("fine") + DONE, b"content-type: text/event-stream")
     async with raw_server(answer) as root:
         with pytest.raises(errors.FinishMissing):
@@ -148,16 +148,16 @@ async def test_a_server_that_never_sends_a_finish_can_be_declared(monkeypatch: p
         assert await CustomProvider(base_url=root, model="m").generate("hi") == "fine"
 
 
-def test_declared_or_not_an_end_without_done_is_a_cut() -> None:
+def test_end_without_done_is_answer_cut_even_if_finish_is_missing() -> None:
     assert isinstance(sse(event("a"), finish_missing=True)[0].fault, errors.AnswerCut)
 
 
-# SSE as its standard has it.
+# SSE according to its standard.
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("cut", range(0, 60, 7))
-def test_lines_may_end_in_any_of_the_three_ways(end: bytes, cut: int) -> None:
+def test_lines_may_end_with_lf_cr_or_both(end: bytes, cut: int) -> None:
     body = (b": hello\n" + event("a") + event("b", "stop") + DONE).replace(b"\n", end)
     parser = SSEParser()
     text = "".join(delta.text for data in (body[:cut], body[cut:]) if data for delta in parser.feed(data))
@@ -165,7 +165,7 @@ def test_lines_may_end_in_any_of_the_three_ways(end: bytes, cut: int) -> None:
     assert parser.fault is None
 
 
-def test_a_carriage_return_and_its_line_feed_may_come_apart() -> None:
+def test_carriage_return_and_line_feed_may_be_split() -> None:
     parser = SSEParser()
     body = (event("a", "stop") + DONE).replace(b"\n", b"\r\n")
     texts = [delta.text for at in range(len(body)) for delta in parser.feed(body[at : at + 1])]
@@ -178,7 +178,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert (text, parser.fault) == ("a", None)
 
 
-def test_a_content_may_be_a_list_of_parts() -> None:
+def test_content_may_be_list_of_parts() -> None:
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
         {"type": "text", "text": "a"},
@@ -201,7 +201,7 @@ DIGITS = b"9" * 5000
 
 @pytest.mark.parametrize("odd", [DEEP, NESTED, DIGITS, b'{"choices": ' + DIGITS + b"}", b'{"error": ' + NESTED + b"}"])
 @pytest.mark.parametrize("parser", [SSEParser, NDJSONParser])
-def test_json_that_is_deep_or_long_is_a_failure_with_a_name(odd: bytes, parser: type[StreamParser]) -> None:
+def test_json_that_is_deep_or_long_is_malformed_answer(odd: bytes, parser: type[StreamParser]) -> None:
     for body in (odd, b"data: " + odd + b"\n\n", odd + b"\n"):
         one = parser()
         one.feed(body)
@@ -210,7 +210,7 @@ def test_json_that_is_deep_or_long_is_a_failure_with_a_name(odd: bytes, parser: 
 
 
 @pytest.mark.parametrize("arguments", [DEEP.decode(), NESTED.decode() + "]", DIGITS.decode(), "{'a': 1}", "null"])
-def test_arguments_of_a_tool_that_are_no_object_are_named(arguments: str) -> None:
+def test_tool_arguments_that_are_not_object_raise_malformed_answer(arguments: str) -> None:
     call = {"index": 0, "id": "a", "function": {"name": "look", "arguments": arguments}}
     parser, _ = sse(event(tool_calls=[call]) + event(None, "tool_calls") + DONE)
     if not isinstance(parser.fault, errors.MalformedAnswer):
@@ -219,13 +219,13 @@ def test_arguments_of_a_tool_that_are_no_object_are_named(arguments: str) -> Non
 
 
 @pytest.mark.parametrize("indexes", [[0, "1"], [None, 2], ["0", None], [-1, 10**400], [True, 0], [{}, 0]])
-def test_indexes_of_tool_calls_may_be_anything(indexes: list[object]) -> None:
+def test_tool_call_index_may_be_anything(indexes: list[object]) -> None:
     calls = [
         {"index": index, "id": f"call {n}", "function": {"name": f"tool {n}", "arguments": "{}"}}
         for n, index in enumerate(indexes)
     ]
     parser, _ = sse(b"".join(event(tool_calls=[call]) for call in calls) + event(None, "tool_calls") + DONE)
-    with suppress(errors.MalformedAnswer):  # two calls that one index joined are no JSON, and named
+    with suppress(errors.MalformedAnswer):  # two calls joined by one index are not JSON
         assert parser.fault or parser.tool_calls()
 
 
@@ -245,12 +245,12 @@ def test_indexes_of_tool_calls_may_be_anything(indexes: list[object]) -> None:
         (None, None, None),
     ],
 )
-def test_a_count_or_a_price_that_cannot_be_is_unknown(value: Any, tokens: int | None, price: float | None) -> None:
+def test_invalid_count_or_price_is_unknown(value: Any, tokens: int | None, price: float | None) -> None:
     assert (non_negative_int(value), dollars(value)) == (tokens, price)
 
 
 @pytest.mark.parametrize("parser", [SSEParser, NDJSONParser])
-def test_a_line_an_event_and_a_body_have_a_limit(parser: type[StreamParser]) -> None:
+def test_line_event_and_body_have_size_limit(parser: type[StreamParser]) -> None:
     lines: list[Callable[[int], bytes]] = [
         lambda _: b"data: " + b"x" * 100_000,
         lambda _: b'{"a": "' + b"x" * 100_000,
@@ -268,32 +268,32 @@ def test_a_line_an_event_and_a_body_have_a_limit(parser: type[StreamParser]) -> 
 
 
 @pytest.mark.parametrize("kind", ["text", "thinking", "arguments"])
-def test_an_endless_answer_ends_with_a_name(kind: str) -> None:
+def test_endless_response_raises_answer_too_long(kind: str) -> None:
     parser = SSEParser(max_tokens=1000)
     call = [{"index": 0, "id": "a", "function": {"name": "n", "arguments": "x" * 10_000}}]
-    said = {
+    content = {
         "text": {"content": "x" * 10_000},
         "thinking": {"reasoning": "x" * 10_000},
         "arguments": {"tool_calls": call},
     }
     for _ in range(1000):
-        parser.feed(event(**said[kind]))
+        parser.feed(event(**content[kind]))
         if parser.fault:
             break
     assert isinstance(parser.fault, errors.AnswerTooLong)
 
 
-def test_a_long_answer_that_was_asked_for_is_no_endless_one() -> None:
+def test_long_response_within_max_tokens_is_complete() -> None:
     parser = SSEParser(max_tokens=25_000)
     for _ in range(150):
         parser.feed(event("слово " * 1000))
     assert parser.fault is None
 
 
-async def test_an_endless_answer_is_not_continued() -> None:
+async def test_endless_response_is_not_continued() -> None:
     async with FaultServer(answer=["x" * 20_000] * 100) as first, FaultServer(answer="fine") as second:
         chain = RouterProvider(provider_for(first), [provider_for(second)])
-        assert await chain.generate("hi") == "fine"  # nothing was shown: another may answer, from its beginning
+        assert await chain.generate("hi") == "fine"  # nothing was shown: another provider may start again
         pieces = []
         with pytest.raises(errors.AnswerTooLong):
             async for piece in chain.stream("hi"):
@@ -303,7 +303,7 @@ async def test_an_endless_answer_is_not_continued() -> None:
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
-async def test_a_compressed_answer_is_inflated_within_bounds(compress: Callable[[bytes], bytes]) -> None:
+async def test_compressed_response_is_inflated_in_bounded_pieces(compress: Callable[[bytes], bytes]) -> None:
     encoding = b"content-encoding: " + (b"gzip" if compress is gzip.compress else b"deflate")
     body = compress(event("fine", "stop") + DONE)
     bomb = compress(b"data: " + b"x" * 200_000_000)
@@ -320,7 +320,7 @@ async def test_a_compressed_answer_is_inflated_within_bounds(compress: Callable[
         assert most < 8 * MAX_JSON_BYTES
 
 
-async def test_a_compression_that_nobody_knows_is_named() -> None:
+async def test_unknown_compression_is_malformed_answer() -> None:
     async with raw_server(http(b"x", b"content-encoding: br")) as root:
         with pytest.raises(errors.MalformedAnswer, match="compressed"):
             await CustomProvider(base_url=root, model="m").generate("hi")
@@ -343,12 +343,12 @@ REPEATED = [
 
 @pytest.mark.parametrize("words", REPEATED)
 @pytest.mark.parametrize("status", [400, 404, 500])
-def test_a_refusal_is_read_in_no_time(words: bytes, status: int) -> None:
+def test_slow_body_of_refusal_is_not_waited_for(words: bytes, status: int) -> None:
     body = words * (256 * 1024 // len(words))
     wrapped = json.dumps({"error": {"message": body.decode(), "code": body.decode()}}).encode()
-    for said in (body, wrapped):
+    for content in (body, wrapped):
         began = time.process_time()
-        error = error_mapping.refusal(status, said)
+        error = error_mapping.refusal(status, content)
         assert time.process_time() - began < 0.5
         assert len(str(error)) < 1000
 
@@ -365,12 +365,12 @@ def test_a_refusal_is_read_in_no_time(words: bytes, status: int) -> None:
         {"retry-after-ms": "-5"},
     ],
 )
-def test_a_time_to_wait_that_cannot_be_is_none(headers: dict[str, str]) -> None:
+def test_invalid_retry_after_is_ignored(headers: dict[str, str]) -> None:
     assert error_mapping.refusal(429, b"", headers).retry_after in (None, 0.0)
 
 
 @pytest.mark.parametrize("code", ["²³¹", 10**3000, ["a"], {"a": 1}, None, "x" * 100_000, 1.5, "٤٠٤"])
-def test_a_code_may_be_anything(code: object) -> None:
+def test_code_of_refusal_may_be_anything(code: object) -> None:
     try:
         body = json.dumps({"error": {"message": "no", "code": code, "type": code, "param": code}}).encode()
     except ValueError:
@@ -385,7 +385,7 @@ def test_a_code_may_be_anything(code: object) -> None:
     "page", [DEEP, NESTED, b'{"data": ' + NESTED + b"}", b'{"models": [{"name": ' + DIGITS + b"}]}", b"\x00"]
 )
 @pytest.mark.parametrize("provider", [CustomProvider, OllamaProvider])
-async def test_a_probe_never_raises(page: bytes, provider: type[CustomProvider]) -> None:
+async def test_probe_never_raises(page: bytes, provider: type[CustomProvider]) -> None:
     async with raw_server(http(page)) as root:
         one = provider(base_url=root, model="m")
         assert await one.health_check() is False
@@ -394,7 +394,7 @@ async def test_a_probe_never_raises(page: bytes, provider: type[CustomProvider])
 
 
 @pytest.mark.parametrize("host", ["exa mple", "h\u00e9\u2028llo", "a" * 70, "xn--", "[::1", "1.2.3.4.5:99999"])
-async def test_a_host_that_cannot_be_is_named(host: str) -> None:
+async def test_invalid_host_raises_connection_failed_or_not_configured(host: str) -> None:
     with pytest.raises((errors.NotConfigured, errors.ConnectionFailed, errors.ConnectTimeout)):
         await CustomProvider(base_url=f"http://{host}/v1", model="m", connect_timeout=0.5).generate("hi")
 
@@ -402,7 +402,7 @@ async def test_a_host_that_cannot_be_is_named(host: str) -> None:
 # Connections.
 
 
-async def test_bytes_behind_an_answer_are_not_the_next_one() -> None:
+async def test_extra_bytes_are_not_start_of_next_response() -> None:
     good = event("first", "stop") + DONE
     behind = http(event("STALE", "stop") + DONE)
     answers = http(good) + behind, http(event("second", "stop") + DONE)
@@ -412,31 +412,31 @@ async def test_bytes_behind_an_answer_are_not_the_next_one() -> None:
         assert await provider.generate("hi") == "second"
 
 
-async def test_a_dead_name_server_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dead_name_server_does_not_delay_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
     def dead(host: str, *more: Any, **how: Any) -> Any:
         if host == "gpu.dead.example":
-            asked.append(host)
+            lookups.append(host)
             over.wait(30)
             ended.append(host)
         return real(host, *more, **how)
 
-    asked, ended, over = list[str](), list[str](), threading.Event()
+    lookups, ended, over = list[str](), list[str](), threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", dead)
     async with FaultServer() as server:
         first = CustomProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.3)
         port = server.root.rpartition(":")[2]
-        second = CustomProvider(base_url=f"http://localhost:{port}/v1", model="m")  # which is looked up as well
+        second = CustomProvider(base_url=f"http://localhost:{port}/v1", model="m")  # which is resolved, too
         chains = [RouterProvider(first, [second]) for _ in range(16)]
         answers = await asyncio.gather(*(chain.generate("hi") for chain in chains))
-        assert ended == []  # every answer came while the name server was silent
+        assert ended == []  # every response arrived while the name server was silent
         over.set()
     assert set(answers) == {"The quick brown fox jumps over the lazy dog."}
-    assert len(asked) == 1  # one look-up for all who wait for it
+    assert len(lookups) == 1  # one lookup for all requests
 
 
-async def test_no_file_descriptor_left_is_a_failure_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_file_descriptor_raises_connection_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer() as server:
         provider = provider_for(server)
 
@@ -448,7 +448,7 @@ async def test_no_file_descriptor_left_is_a_failure_with_a_name(monkeypatch: pyt
             await provider.generate("hi")
 
 
-# Images by URL, for a server that takes them inline only.
+# Images by URL, for a server that accepts only inline images.
 
 
 def picture(url: str) -> list[dict[str, Any]]:
@@ -479,14 +479,14 @@ async def test_router_falls_back_to_a_provider_that_reads_an_image_by_url() -> N
     "part",
     [{"type": "image", "url": "x"}, {"type": "input_image"}, {"type": "file", "file": {"file_id": "https://x/y"}}],
 )
-async def test_a_part_that_would_be_left_out_or_fetched_is_refused(part: dict[str, Any]) -> None:
+async def test_message_part_that_would_be_omitted_or_fetched_is_refused(part: dict[str, Any]) -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.Unsupported):
             await provider_for(server).generate([{"role": "user", "content": [{"type": "text", "text": "a"}, part]}])
         assert not server.seen
 
 
-# The first line of defence: bytes of any kind, in any reads.
+# Bytes of any kind, in any reads.
 
 SCRAPS = st.sampled_from(
     [
@@ -504,9 +504,7 @@ SCRAPS = st.sampled_from(
     cuts=st.lists(st.integers(0, 400), max_size=6),
     kind=st.sampled_from([SSEParser, NDJSONParser]),
 )
-def test_any_bytes_are_whole_or_a_failure_with_a_name(
-    parts: list[bytes], cuts: list[int], kind: type[StreamParser]
-) -> None:
+def test_any_bytes_are_complete_or_fault(parts: list[bytes], cuts: list[int], kind: type[StreamParser]) -> None:
     body = b"".join(parts)
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
     parser = kind()
@@ -519,7 +517,7 @@ def test_any_bytes_are_whole_or_a_failure_with_a_name(
 
 @settings(max_examples=300)
 @given(status=st.integers(200, 599), parts=st.lists(st.one_of(SCRAPS, st.binary(max_size=20)), max_size=8))
-def test_any_refusal_and_any_page_is_read(status: int, parts: list[bytes]) -> None:
+def test_any_refusal_and_any_page_is_parsed(status: int, parts: list[bytes]) -> None:
     body = b"".join(parts)
     error = error_mapping.refusal(status, body, {"retry-after": body[:9].decode("latin-1")})
     assert isinstance(error, LLMError)
@@ -527,11 +525,11 @@ def test_any_refusal_and_any_page_is_read(status: int, parts: list[bytes]) -> No
     assert json_object(body) is None or isinstance(json_object(body), dict)
 
 
-# What an attack from outside found.
+# Found by a security review.
 
 
 @pytest.mark.parametrize("text", ["[" * 1000, '{"a":' * 1000])
-async def test_an_answer_that_is_deep_json_is_no_json(text: str) -> None:
+async def test_deeply_nested_answer_is_schema_mismatch(text: str) -> None:
     async with FaultServer(answer=text) as one, FaultServer(answer='{"a": 1}') as two:
         wanted = {"type": "json_object"}
         with pytest.raises(errors.SchemaMismatch):
@@ -540,7 +538,7 @@ async def test_an_answer_that_is_deep_json_is_no_json(text: str) -> None:
         assert await chain.generate("hi", response_format=wanted) == '{"a": 1}'
 
 
-async def test_a_validator_that_raises_anything_is_a_mismatch() -> None:
+async def test_exception_of_validator_is_schema_mismatch() -> None:
     class Odd(BaseModel):
         x: int
 
@@ -558,7 +556,7 @@ BLANKS = [" ", "\n", "\t"]
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_white_space_costs_no_time(blank: str) -> None:
+def test_white_space_is_parsed_in_linear_time(blank: str) -> None:
     began = time.process_time()
     step_back("a" + blank * 300_000 + "b c")
     step_back("a" + blank * 300_000)
@@ -574,11 +572,11 @@ def test_white_space_costs_no_time(blank: str) -> None:
     assert time.process_time() - began < 2
 
 
-def test_json_of_too_many_values_is_none() -> None:
+def test_json_with_too_many_values_is_not_parsed() -> None:
     assert json_object(b'{"x":[' + b"[]," * 200_000 + b"[]]}") is None
 
 
-async def test_a_call_that_says_nothing_keeps_no_answer_alive() -> None:
+async def test_empty_tool_call_piece_does_not_reset_gap_timeout() -> None:
     empty = event(tool_calls=[{"index": 0}])
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -595,7 +593,7 @@ async def test_a_call_that_says_nothing_keeps_no_answer_alive() -> None:
             await provider.generate("hi")
 
 
-def test_a_part_that_nobody_knows_is_no_lost_text() -> None:
+def test_unknown_content_part_is_fault() -> None:
     assert sse(event(finish="stop", content=["ab", {"text": "cd"}]) + DONE)[1] == "abcd"
     parser, _ = sse(event(finish="stop", content=[{"type": "answer", "words": "ab"}]) + DONE)
     assert isinstance(parser.fault, errors.MalformedAnswer)
@@ -603,7 +601,7 @@ def test_a_part_that_nobody_knows_is_no_lost_text() -> None:
 
 @pytest.mark.parametrize("status", [401, 429])
 @pytest.mark.parametrize("headers", [[b"content-encoding: br"], [b"content-length: 999"]])
-async def test_a_refusal_with_a_bad_body_keeps_its_status(status: int, headers: list[bytes]) -> None:
+async def test_refusal_with_broken_body_has_its_status(status: int, headers: list[bytes]) -> None:
     head = b"HTTP/1.1 " + str(status).encode() + b" No\r\n" + b"\r\n".join(headers) + b"\r\n\r\n{}"
     async with raw_server(head) as root:
         with pytest.raises((errors.AuthenticationFailed, errors.RateLimited)) as caught:
@@ -611,7 +609,7 @@ async def test_a_refusal_with_a_bad_body_keeps_its_status(status: int, headers: 
     assert caught.value.status == status
 
 
-async def test_those_who_wait_for_a_place_do_not_each_wait_for_a_dead_name(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_queued_requests_fail_at_once_if_server_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
     def dead(host: str, *more: Any, **how: Any) -> Any:
@@ -626,12 +624,12 @@ async def test_those_who_wait_for_a_place_do_not_each_wait_for_a_dead_name(monke
         first = LlamaCppProvider(base_url="http://gpu.dead.example/v1", model="m", connect_timeout=0.4)
         chain = RouterProvider(first, [provider_for(server)], breakers=BreakerRegistry())
         await asyncio.gather(*(chain.generate("hi") for _ in range(16)))
-        assert ended == []  # every answer came while the name server was silent
+        assert ended == []  # every response arrived while the name server was silent
         over.set()
 
 
-async def test_bytes_that_httpcore_has_not_taken_yet_are_not_the_next_answer() -> None:
-    """asyncio reads more at once than httpcore takes: what is left waits where neither h11 nor httpcore looks."""
+async def test_unread_extra_bytes_are_not_start_of_next_response() -> None:
+    """asyncio reads more at once than httpcore: the rest waits in a buffer that neither h11 nor httpcore checks."""
     good = event("first", "stop") + DONE
     head = len(http(good + b"\n" * 65_000)) - len(good) - 65_000
     good += b"\n" * (65_536 - head - len(good))
@@ -644,7 +642,7 @@ async def test_bytes_that_httpcore_has_not_taken_yet_are_not_the_next_answer() -
         assert await provider.generate("hi") == "second"
 
 
-async def test_nonsense_on_a_kept_connection_is_not_asked_for_twice() -> None:
+async def test_request_is_not_sent_again_after_invalid_response() -> None:
     seen = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -665,7 +663,7 @@ async def test_nonsense_on_a_kept_connection_is_not_asked_for_twice() -> None:
 
 
 @pytest.mark.parametrize("again", [event(None, "stop"), event(None, "stop", reasoning="hm")])
-def test_an_empty_chunk_does_not_settle_a_finish_that_came_with_text(again: bytes) -> None:
+def test_empty_chunk_does_not_settle_finish_with_text(again: bytes) -> None:
     parser = SSEParser()
     parser.feed(event("The quick ", "stop") + again)
     assert not parser.settled
@@ -674,7 +672,7 @@ def test_an_empty_chunk_does_not_settle_a_finish_that_came_with_text(again: byte
     assert parser.fault is None
 
 
-async def test_a_refusal_that_repeats_nothing_but_backslashes_takes_no_time() -> None:
+async def test_refusal_of_backslashes_is_parsed_in_linear_time() -> None:
     error = b'data: {"error": {"message": "it broke"}}\n\n'
     async with raw_server(http(event("\\" * 200_000) + error, b"content-type: text/event-stream")) as root:
         began = time.process_time()
@@ -683,7 +681,7 @@ async def test_a_refusal_that_repeats_nothing_but_backslashes_takes_no_time() ->
         assert time.process_time() - began < 2
 
 
-async def test_a_body_in_tiny_pieces_lets_others_go_on() -> None:
+async def test_body_in_tiny_pieces_yields_to_other_tasks() -> None:
     body = b"".join(b"1\r\nx\r\n" for _ in range(60_000)) + b"0\r\n\r\n"
     answer = b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n" + body
     turns = 0
@@ -699,29 +697,29 @@ async def test_a_body_in_tiny_pieces_lets_others_go_on() -> None:
         with pytest.raises(errors.ServerFailed):
             await CustomProvider(base_url=root, model="m").generate("hi")
         ticking.cancel()
-    assert turns > 10  # one or two if the body held the loop
+    assert turns > 10  # one or two if the body blocked the loop
 
 
 @pytest.mark.parametrize("encoding", ["gzip, gzip", "identity, br"])
-async def test_a_list_of_encodings_is_refused_by_name(encoding: str) -> None:
+async def test_list_of_encodings_is_refused_by_name(encoding: str) -> None:
     packed = gzip.compress(event("fine", "stop") + DONE)
     async with raw_server(http(packed, b"content-encoding: " + encoding.encode())) as root:
         with pytest.raises(errors.MalformedAnswer, match="compressed"):
             await CustomProvider(base_url=root, model="m").generate("hi")
 
 
-async def test_identity_in_a_list_of_encodings_is_none() -> None:
+async def test_identity_in_list_of_encodings_is_ignored() -> None:
     packed = gzip.compress(event("fine", "stop") + DONE)
     async with raw_server(http(packed, b"content-encoding: identity, gzip")) as root:
         assert await CustomProvider(base_url=root, model="m").generate("hi") == "fine"
 
 
-def test_an_event_without_data_leaves_no_type_behind() -> None:
+def test_event_without_data_resets_event_type() -> None:
     assert sse(b"event: error\n\n" + event("fine", "stop") + DONE)[1] == "fine"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [
         "Das „</think>“ Tag endet es.",
         "Write x = '</think>\\n' there.",
@@ -730,7 +728,7 @@ def test_an_event_without_data_leaves_no_type_behind() -> None:
         "You use a </think>-tag for it.",
     ],
 )
-def test_a_closing_tag_that_is_quoted_or_in_code_is_text(said: str) -> None:
+def test_closing_tag_in_quotes_or_code_is_text(content: str) -> None:
     splitter = ReasoningSplitter(hold=True)
-    pieces = [splitter.feed(letter) for letter in said] + [splitter.end()]
-    assert "".join(piece.text for piece in pieces) == said
+    pieces = [splitter.feed(letter) for letter in content] + [splitter.end()]
+    assert "".join(piece.text for piece in pieces) == content

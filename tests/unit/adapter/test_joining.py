@@ -64,7 +64,7 @@ def test_continuation_with_other_text_is_mismatched_and_not_emitted(text: str, o
     if mismatched:
         assert after == text[:at]
         assert not other.startswith(cut.rest)
-        again = joining.at_the_break(cut.text)
+        again = joining.CutPoint(cut.text)
         assert joined(again, list(other))[1] is False  # nothing is compared
     else:
         assert other.startswith((cut.rest, cut.text))
@@ -81,7 +81,7 @@ def test_step_back_cuts_at_last_whole_word() -> None:
 
 def test_repeated_words_of_model_are_not_removed() -> None:
     assert joined(joining.step_back("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
-    assert joined(joining.at_the_break("ha"), ["ha"]) == ("haha", False)
+    assert joined(joining.CutPoint("ha"), ["ha"]) == ("haha", False)
     assert joined(joining.step_back("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
     text = "La la la la. La la la la. "
     assert joined(joining.step_back(text), [" ", "La la la la."]) == (text + "La la la la.", False)
@@ -173,12 +173,12 @@ def test_comparison_ignores_white_space_unicode_form_and_quotation_marks(
 ) -> None:
     for size in (1, 2, 1000):
         expected = emitted.rstrip() + text
-        assert joined(joining.at_the_break(emitted), pieces(continuation, [size]), words=True) == (expected, False)
+        assert joined(joining.CutPoint(emitted), pieces(continuation, [size]), words=True) == (expected, False)
 
 
 def test_longer_word_at_seam_is_mismatched() -> None:
     emitted = "The cat sat, and then it saw a "
-    assert joined(joining.at_the_break(emitted), list("The cat sat, and then it saw another."), words=True) == (
+    assert joined(joining.CutPoint(emitted), list("The cat sat, and then it saw another."), words=True) == (
         emitted,
         True,
     )
@@ -186,7 +186,7 @@ def test_longer_word_at_seam_is_mismatched() -> None:
 
 def test_echo_of_text_without_spaces_is_removed() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E60)))
-    assert joined(joining.at_the_break(text), list(text + "\u5b57")) == (text + "\u5b57", False)
+    assert joined(joining.CutPoint(text), list(text + "\u5b57")) == (text + "\u5b57", False)
 
 
 def test_end_of_text_has_enough_words_to_be_recognised() -> None:
@@ -222,7 +222,7 @@ def test_instructed_continuation_that_begins_again_is_joined_at_every_cut(text: 
 
 def test_endless_white_space_takes_linear_time() -> None:
     began = time.process_time()
-    for cut, words in ((joining.at_the_break(EMITTED + " "), True), (joining.CutPoint("", "\n"), False)):
+    for cut, words in ((joining.CutPoint(EMITTED + " "), True), (joining.CutPoint("", "\n"), False)):
         joiner = joining.Joiner(cut, words=words)
         joiner.feed(EMITTED if words else "")
         for _ in range(200_000):

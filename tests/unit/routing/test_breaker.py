@@ -38,7 +38,7 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
     return gates
 
 
-def test_a_fault_that_a_probe_sees() -> None:
+def test_breaker_with_visible_fault_closes_after_probe() -> None:
     refused = made(errors.ConnectionFailed)
     assert transcript(
         (0.0, "?"), (1.0, refused), (1.1, refused), (5.9, "?"), (6.0, "?"), (6.0, "begin"), (6.5, "not ready"),
@@ -46,7 +46,7 @@ def test_a_fault_that_a_probe_sees() -> None:
     ) == ["closed", "open", "open", "open", "probe", "open", "open", "open", "probe", "open", "closed"]  # fmt: skip
 
 
-def test_a_fault_that_a_probe_cannot_see_lets_one_request_through() -> None:
+def test_breaker_with_invisible_fault_allows_one_trial_after_probe() -> None:
     hang = made(errors.FirstTokenTimeout)
     assert transcript(
         (0.0, hang), (15.0, "?"), (15.0, "begin"), (15.1, "ready"), (15.2, "begin"), (15.3, "?"),
@@ -57,7 +57,7 @@ def test_a_fault_that_a_probe_cannot_see_lets_one_request_through() -> None:
     ]  # fmt: skip
 
 
-def test_those_under_way_when_it_opened_do_not_make_it_longer() -> None:
+def test_failure_of_request_in_flight_does_not_extend_breaker() -> None:
     clock = Clock()
     registry, newly = BreakerRegistry(clock), []
     for _ in range(200):
@@ -67,10 +67,10 @@ def test_those_under_way_when_it_opened_do_not_make_it_longer() -> None:
     assert opened(registry).period == 5
 
 
-@pytest.mark.parametrize(("asked", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.LONGEST_S)])
-def test_retry_after_sets_how_long(asked: float | None, period: float) -> None:
+@pytest.mark.parametrize(("retry_after", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.LONGEST_S)])
+def test_retry_after_sets_period_of_breaker(retry_after: float | None, period: float) -> None:
     registry = BreakerRegistry(Clock())
-    registry.fail(TARGET, made(errors.RateLimited, asked))
+    registry.fail(TARGET, made(errors.RateLimited, retry_after))
     assert opened(registry).period == period
 
 
@@ -81,11 +81,11 @@ def test_retry_after_sets_how_long(asked: float | None, period: float) -> None:
         errors.ContentFiltered, errors.ContextOverflow, errors.Unsupported, errors.TokenRepeated,
     ],
 )  # fmt: skip
-def test_what_opens_no_breaker(kind: type[LLMError]) -> None:
+def test_caller_errors_open_no_breaker(kind: type[LLMError]) -> None:
     assert transcript((0.0, made(kind))) == ["closed"]
 
 
-def test_periods_end_somewhere() -> None:
+def test_period_of_breaker_is_bounded() -> None:
     clock = Clock()
     registry = BreakerRegistry(clock)
     registry.fail(TARGET, made(errors.ConnectionFailed))

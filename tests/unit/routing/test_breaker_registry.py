@@ -1,4 +1,4 @@
-"""Breakers of a process: what opens, probes and closes them."""
+"""The circuit breakers of a process: what opens, probes and closes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from learnflow.llm.routing.breaker import BreakerRegistry, Target
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
-def test_probes_before_their_time_make_no_period_longer() -> None:
+def test_failed_probe_before_end_of_period_does_not_extend_it() -> None:
     registry = BreakerRegistry(Clock())
     place = Target("http://x", None)
     registry.fail(place, errors.ConnectionFailed("x"))
@@ -20,7 +20,7 @@ def test_probes_before_their_time_make_no_period_longer() -> None:
     assert [breaker.period for breaker in registry.open_breakers(place)] == [5]
 
 
-def test_an_older_answer_closes_no_breaker() -> None:
+def test_completion_of_older_attempt_closes_no_breaker() -> None:
     clock = Clock()
     registry, place = BreakerRegistry(clock), Target("http://x", "m")
     began = clock.now

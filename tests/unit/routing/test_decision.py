@@ -1,4 +1,4 @@
-"""What a failure means: the tables, line by line."""
+"""The tables of decisions, line by line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from learnflow.llm.routing import decision
 from learnflow.llm.transport import error_mapping
 
 
-def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
+def test_every_error_has_verdict_that_fits_its_base() -> None:
     def leaves(kind: type[LLMError]) -> list[type[LLMError]]:
-        return [leaf for each in kind.__subclasses__() for leaf in [each, *leaves(each)]]
+        return [leaf for subclass in kind.__subclasses__() for leaf in [subclass, *leaves(subclass)]]
 
     for leaf in leaves(LLMError):
         meant = decision.verdict(made(leaf))
@@ -28,15 +28,15 @@ def test_every_leaf_has_a_verdict_that_fits_its_place_in_the_tree() -> None:
             assert (meant.whole_address, meant.visible) == (True, True)
 
 
-def test_litellms_judgement_of_a_status_is_ours() -> None:
-    """Its ``_should_retry`` is the raw material; a used-up quota is told by its words, not its status."""
+def test_retryable_statuses_match_litellm() -> None:
+    """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message."""
     litellm = _litellm._load()
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
         assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
-def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) -> None:
+def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -> None:
     seconds = decision.back_off(times, chance)
     assert 0.25 <= seconds <= 12
     assert decision.back_off(times, chance, 3.0) >= 3.0
@@ -46,47 +46,47 @@ def test_back_off_doubles_with_jitter_and_has_an_end(times: int, chance: float) 
 @pytest.mark.parametrize(
     ("error", "now", "wanted"),
     [
-        (errors.ConnectionFailed("x"), {}, ("next", "forget")),
-        (errors.InvalidRequest("x"), {}, ("give up", "keep")),
-        (errors.ContentFiltered("x"), {"prefilled": True}, ("give up", "keep")),
-        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("otherwise", "keep")),
-        (errors.DeadlineExceeded("x"), {"time_left": False}, ("give up", "keep")),
-        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "forget")),
-        (errors.ModelLoading("x"), {}, ("next", "keep")),  # who is no farther away
+        (errors.ConnectionFailed("x"), {}, ("next", "drop")),
+        (errors.InvalidRequest("x"), {}, ("raise", "keep")),
+        (errors.ContentFiltered("x"), {"prefilled": True}, ("raise", "keep")),
+        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("alternative", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
+        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
+        (errors.ModelLoading("x"), {}, ("next", "keep")),  # the next one is no farther away
         (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
-        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "forget")),
-        (errors.ServerFailed("x"), {"others": False, "passes": True}, ("again", "forget")),
-        (errors.ServerFailed("x"), {"others": False}, ("give up", "forget")),
-        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "passes": True}, ("again", "keep")),
-        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # nobody sees its white space twice
-        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("otherwise", "keep")),
+        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "drop")),
+        (errors.ServerFailed("x"), {"others": False, "transient": True}, ("retry", "drop")),
+        (errors.ServerFailed("x"), {"others": False}, ("raise", "drop")),
+        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "transient": True}, ("retry", "keep")),
+        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # white space is not shown twice
+        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("alternative", "keep")),
         (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
-        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("begin again", "forget")),
+        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("restart", "drop")),
         (
             errors.NotContinued("x"),
             {"held": True, "shown": True, "others": False, "not_continued": True},
-            ("give up", "keep"),
+            ("raise", "keep"),
         ),
-        (errors.ContextOverflow("x"), {}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {}, ("next", "drop")),
         (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
-        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
-        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "forget")),
+        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
+        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "drop")),
         (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("give up", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("raise", "keep")),
+        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("raise", "keep")),
         (errors.AnswerCut("x"), {"held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "forget")),
-        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("give up", "keep")),
+        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "drop")),
+        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
     ],
 )
-def test_what_a_failure_means_for_the_request(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
+def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
     decided = decision.decide(error, decision.Situation(**now))
     assert (decided.action, decided.text) == wanted
 
 
-def test_a_failure_after_the_finish_is_continued_by_nobody() -> None:
+def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
     shown = decision.Situation(shown=True, held=True, fresh=True)
-    assert decision.decide(error, shown).action == "give up"
-    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "forget"
+    assert decision.decide(error, shown).action == "raise"
+    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "drop"

@@ -26,8 +26,8 @@ class Option:
         return self.gate in ("closed", "trial")
 
 
-def options(*said: str) -> list[Option]:
-    """By words: "cold far", "probe near"."""
+def options(*descriptions: str) -> list[Option]:
+    """Return options from descriptions like "cold far" or "probe near"."""
     gates = ("open", "probe", "trial")
     return [
         Option(
@@ -36,27 +36,27 @@ def options(*said: str) -> list[Option]:
             cold="cold" in one,
             distance=1 if "far" in one else 0,
         )
-        for at, one in enumerate(said)
+        for at, one in enumerate(descriptions)
     ]
 
 
-def places(found: list[Option]) -> list[int]:
-    return [one.position for one in found]
+def places(ordered: list[Option]) -> list[int]:
+    return [one.position for one in ordered]
 
 
-def test_who_comes_first() -> None:
+def test_options_are_sorted_by_routing() -> None:
     chain = [
         Option(0, record=Record(first_token_s=2.0), cost=(2.5, 10.0)),
         Option(1, cost=(0.0, 0.0), distance=0),
         Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
     ]
-    assert places(selection.ranked(chain, "order")) == [0, 1, 2]
-    assert places(selection.ranked(chain, "latency")) == [2, 0, 1]
-    assert places(selection.ranked(chain, "cost")) == [1, 0, 2]
-    assert places(selection.ranked(chain, "local-first")) == [1, 2, 0]
+    assert places(selection.sort_options(chain, "order")) == [0, 1, 2]
+    assert places(selection.sort_options(chain, "latency")) == [2, 0, 1]
+    assert places(selection.sort_options(chain, "cost")) == [1, 0, 2]
+    assert places(selection.sort_options(chain, "local-first")) == [1, 2, 0]
 
 
-def test_what_is_not_known_is_no_lack() -> None:
+def test_unknown_capability_is_not_lacking() -> None:
     can: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
     assert lacks(Needs(capabilities=("vision", "json_schema"), tokens=10**9), can) == []
     can["context_served"] = 8
@@ -82,6 +82,6 @@ def test_what_is_not_known_is_no_lack() -> None:
         (["near trial", "near"], "order", 0),
     ],
 )
-def test_next_option_is_the_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
+def test_next_option_is_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
     chosen = selection.select(options(*chain), routing)
     assert (chosen and chosen.position) == position

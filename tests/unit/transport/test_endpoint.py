@@ -1,4 +1,4 @@
-"""Addresses as people write them, and keys that go only where they belong."""
+"""Addresses as operators write them, and keys that are sent only to their host."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ from learnflow.llm.transport.endpoint import endpoint
         ("http://box:11434/api", "http://box:11434"),
     ],
 )
-def test_ollama_host_in_all_its_forms(written: str, base: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollama_host_is_parsed_in_all_its_forms(
+    written: str, base: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OLLAMA_HOST", written)
     assert OllamaProvider().endpoint.base == (base or "http://localhost:11434")
 
@@ -74,24 +76,24 @@ def test_ollama_host_in_all_its_forms(written: str, base: str | None, monkeypatc
         ("azure", "https://r.openai.azure.com/openai/deployments/d/chat/completions", "https://r.openai.azure.com"),
     ],
 )
-def test_a_base_url_with_or_without_version_and_slash(row: str, written: str, base: str) -> None:
+def test_base_url_with_or_without_version_and_slash_is_normalized(row: str, written: str, base: str) -> None:
     assert endpoint(SPECS[row], written).base == base
 
 
 @pytest.mark.parametrize("written", ["http://", "ftp://box", "http://user:pw@box", "box:99999", "a b", "http://box:x"])
-def test_an_address_that_cannot_be_names_the_variable(written: str) -> None:
+def test_invalid_address_raises_error_with_variable(written: str) -> None:
     with pytest.raises(errors.NotConfigured, match="VLLM_BASE_URL") as caught:
         endpoint(SPECS["vllm"], written)
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("written", ["http:/localhost", "https:localhost", "HTTP:/box:1/v1"])
-def test_a_slash_that_is_missing_is_no_host_called_http(written: str) -> None:
+def test_scheme_with_one_slash_is_refused(written: str) -> None:
     with pytest.raises(errors.NotConfigured, match=r"two slashes\. Set OLLAMA_BASE_URL like http://localhost"):
         OllamaProvider(base_url=written)
 
 
-async def test_a_host_that_does_not_resolve_has_nothing_to_be_started() -> None:
+async def test_unresolved_host_gives_no_hint_to_start_server() -> None:
     with pytest.raises(errors.ConnectionFailed) as caught:
         await OllamaProvider(base_url="http://localhos.invalid", model="m").warm_up()
     assert str(caught.value) == (
@@ -100,7 +102,7 @@ async def test_a_host_that_does_not_resolve_has_nothing_to_be_started() -> None:
     )
 
 
-def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_win_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://one")
     monkeypatch.setenv("OLLAMA_HOST", "two")
     monkeypatch.setenv("OLLAMA_MODEL", "small")
@@ -110,7 +112,7 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
     assert OllamaProvider(base_url="http://three", model="big").model == "big"
 
 
-def test_azures_two_dialects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_azure_endpoint_has_version_only_for_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com")
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
     assert AzureProvider().spec.litellm == "azure"
@@ -122,34 +124,34 @@ def test_azures_two_dialects(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AzureProvider().spec.litellm == "openai"
 
 
-def test_a_cloud_without_key_says_which_variable() -> None:
+def test_cloud_without_key_raises_error_with_variable() -> None:
     with pytest.raises(errors.NotConfigured, match="OPENROUTER_API_KEY"):
         OpenRouterProvider(model="m")
 
 
 @pytest.mark.parametrize("key", ["sk 0000\x00", "ключ"])
-def test_a_key_that_cannot_be_is_named_and_not_shown(key: str) -> None:
+def test_invalid_key_is_refused_without_being_shown(key: str) -> None:
     with pytest.raises(errors.NotConfigured, match="CUSTOM_API_KEY") as caught:
         CustomProvider(base_url="http://127.0.0.1:9", api_key=key)
     assert key not in str(caught.value)
 
 
-def test_custom_needs_an_address() -> None:
+def test_custom_requires_address() -> None:
     with pytest.raises(errors.NotConfigured, match="CUSTOM_BASE_URL"):
         CustomProvider()
 
 
-def test_no_repr_shows_a_key() -> None:
+def test_repr_does_not_show_key() -> None:
     provider = OpenAIProvider(api_key="sk-secret-0000")
     assert "secret" not in repr(provider) + repr(provider.endpoint) + repr(vars(provider))
 
 
 @pytest.mark.parametrize("row", ["openai", "azure", "custom"])
 @pytest.mark.parametrize("file", [".env", ".env.local"])
-def test_a_file_that_sets_the_address_does_not_get_the_shells_key(
+def test_address_from_file_does_not_get_key_of_shell(
     row: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may write a .env into a folder must not get the key of the shell that works there."""
+    """An attacker who can write a .env into a folder must not get the key of a shell that runs there."""
     spec = SPECS[row]
     monkeypatch.setenv(spec.variable("api_key"), "key-of-the-shell")
     (tmp_path / file).write_text(f"{spec.variable('base_url')}=https://evil.example/v1\n", encoding="utf-8")
@@ -162,29 +164,29 @@ def test_a_file_that_sets_the_address_does_not_get_the_shells_key(
         assert word in str(caught.value)
 
 
-def test_a_key_of_the_same_place_goes_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_and_address_of_same_place_are_used_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = "https://gateway.example/v1"
     (tmp_path / ".env").write_text(f"OPENAI_BASE_URL={address}\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("OPENAI_API_KEY=key-of-the-file\n", encoding="utf-8")
     assert OpenAIProvider().endpoint.key == "key-of-the-file"  # the two files are one place
     monkeypatch.setenv("OPENAI_BASE_URL", "https://other.example/v1")
-    assert OpenAIProvider().endpoint.key == "key-of-the-file"  # the shell may take a file's key
+    assert OpenAIProvider().endpoint.key == "key-of-the-file"  # the shell's address may use a file's key
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
     assert OpenAIProvider().endpoint.key == "key-of-the-shell"
     monkeypatch.delenv("OPENAI_BASE_URL")
     (tmp_path / ".env.local").unlink()
     (tmp_path / ".env").write_text("OPENAI_BASE_URL=https://api.openai.com/v1\n", encoding="utf-8")
-    assert OpenAIProvider().endpoint.key == "key-of-the-shell"  # it is OpenAI's own address
+    assert OpenAIProvider().endpoint.key == "key-of-the-shell"  # OpenAI's default address
 
 
-def test_a_file_that_has_both_uses_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_key_and_address_uses_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
     both = "OPENAI_BASE_URL=https://gateway.example/v1\nOPENAI_API_KEY=key-of-the-file\n"
     (tmp_path / ".env").write_text(both, encoding="utf-8")
     assert OpenAIProvider().endpoint.key == "key-of-the-file"
 
 
-def test_a_file_takes_no_key_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_does_not_expand_key_of_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-shell")
     lines = "CUSTOM_BASE_URL=https://evil.example/v1\nCUSTOM_API_KEY=${OPENAI_API_KEY}\n"
     (tmp_path / ".env").write_text(lines, encoding="utf-8")

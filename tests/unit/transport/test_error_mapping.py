@@ -1,4 +1,4 @@
-"""The error tree and the one place where a status, a body or a cause becomes a leaf."""
+"""The error tree, and the mapping of statuses, bodies and exceptions to errors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ from learnflow.llm.transport.untrusted import without_keys
         (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.InvalidRequest),
     ],
 )
-def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMError]) -> None:
+def test_refusal_is_classified_by_status_code_and_message(status: int, body: bytes, leaf: type[LLMError]) -> None:
     error = error_mapping.refusal(status, body)
     assert type(error) is leaf
     assert error.status == status
@@ -96,16 +96,16 @@ def test_statuses_codes_and_sentences(status: int, body: bytes, leaf: type[LLMEr
 @pytest.mark.parametrize(
     "words", ["model hf.co/MaziyarPanahi/Qwen3-0.6B-GGUF:Q4_K_M", "Meta-Llama-3.1-8B-Instruct-GGUF"]
 )
-def test_the_name_of_a_model_is_no_key(words: str) -> None:
+def test_model_name_is_not_masked_as_key(words: str) -> None:
     assert without_keys(words, None) == words
 
 
-def test_long_words_are_cut() -> None:
+def test_long_server_message_is_shortened() -> None:
     assert len(str(error_mapping.refusal(400, b"x" * 10_000))) < 600
 
 
 @pytest.mark.parametrize("leaf", [leaf for _, leaf in inspect.getmembers(errors, inspect.isclass)])
-def test_every_leaf_tells_what_to_do_survives_pickling_and_hides_the_partial(leaf: type[LLMError]) -> None:
+def test_every_error_has_hint_can_be_pickled_and_hides_partial(leaf: type[LLMError]) -> None:
     if leaf is LLMError or not issubclass(leaf, LLMError):
         return
     error = leaf("it broke", provider="ollama", model="m", status=500)
@@ -117,12 +117,12 @@ def test_every_leaf_tells_what_to_do_survives_pickling_and_hides_the_partial(lea
 
 
 def leaves_of(kind: type[LLMError]) -> Iterator[type[LLMError]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from leaves_of(each)
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from leaves_of(subclass)
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_error_tree_in_docstring_matches_classes() -> None:
     assert errors.__doc__
     for leaf in leaves_of(LLMError):
         assert f"─ {leaf.__name__}" in errors.__doc__
@@ -131,8 +131,8 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
             assert hasattr(errors, line.split("─ ")[1].split()[0])
 
 
-def test_every_exception_of_httpx_is_mapped() -> None:
-    # ways to misuse httpx's own objects, and what only its client raises, which is not used
+def test_every_httpx_exception_is_mapped() -> None:
+    # misuse of httpx's objects, and errors of its client, which is not used
     inner = {"StreamConsumed", "StreamClosed", "ResponseNotRead", "RequestNotRead"}
     inner |= {"HTTPStatusError", "TooManyRedirects", "CookieConflict"}
     for name, kind in inspect.getmembers(httpx, inspect.isclass):

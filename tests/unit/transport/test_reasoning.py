@@ -1,4 +1,4 @@
-"""Thinking never reaches the answer, whichever way it is split."""
+"""Thinking never reaches the answer, however it is split."""
 
 from __future__ import annotations
 
@@ -22,30 +22,28 @@ def split(text: str, cuts: list[int], *, hold: bool = False) -> tuple[str, str, 
 
 
 @given(answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
-def test_an_answer_without_thinking_is_unchanged(answer: str, cuts: list[int], hold: bool) -> None:
+def test_answer_without_thinking_is_unchanged(answer: str, cuts: list[int], hold: bool) -> None:
     assert split(answer, cuts, hold=hold) == (answer, "", False)
 
 
 @given(thought=PLAIN, answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
-def test_what_stands_between_the_tags_is_thinking(thought: str, answer: str, cuts: list[int], hold: bool) -> None:
+def test_text_between_tags_is_thinking(thought: str, answer: str, cuts: list[int], hold: bool) -> None:
     text = f"\n<think>{thought}</think>\n{answer}"
     assert split(text, cuts, hold=hold) == (answer.lstrip(), thought, False)
 
 
 @given(thought=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9), hold=st.booleans())
-def test_an_unclosed_tag_is_all_thinking(thought: str, cuts: list[int], hold: bool) -> None:
+def test_text_after_unclosed_tag_is_thinking(thought: str, cuts: list[int], hold: bool) -> None:
     assert split(f"<think>{thought}", cuts, hold=hold) == ("", thought, False)
 
 
 @given(thought=PLAIN, answer=PLAIN, cuts=st.lists(st.integers(0, 99), max_size=9))
-def test_closing_without_opening_is_thinking_where_the_text_was_held_back(
-    thought: str, answer: str, cuts: list[int]
-) -> None:
+def test_lone_closing_tag_makes_held_text_thinking(thought: str, answer: str, cuts: list[int]) -> None:
     thought = thought.rstrip()
     assert split(f"{thought}</think>{answer}", cuts, hold=True) == (answer.lstrip(), thought, False)
 
 
-def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
+def test_lone_closing_tag_after_emitted_text_sets_leaked() -> None:
     assert split("I wonder</think>yes", [4]) == ("I woyes", "I wonder", True)
 
 
@@ -68,7 +66,7 @@ def test_closing_without_opening_after_text_was_given_out_is_told() -> None:
     ],
 )
 @pytest.mark.parametrize("hold", [False, True])
-def test_an_answer_may_speak_about_the_tags(text: str, hold: bool) -> None:
+def test_mentioned_tags_are_text(text: str, hold: bool) -> None:
     for cut in range(len(text)):
         assert split(text, [cut], hold=hold) == (text, "", False)
 
@@ -76,20 +74,20 @@ def test_an_answer_may_speak_about_the_tags(text: str, hold: bool) -> None:
 @pytest.mark.parametrize(
     "thought", ['So I say "yes"', "it is `x`", "I am sure. ", "```py\nx = 1\n", "(hm", "a\n", "so be it"]
 )
-def test_real_thinking_that_looks_like_a_mention_is_thinking(thought: str) -> None:
+def test_real_thinking_that_looks_like_mention_is_thinking(thought: str) -> None:
     text = f"{thought}</think>\n\nHi"
     for cut in range(len(text)):
         assert split(text, [cut], hold=True) == ("Hi", thought, False)
 
 
 @pytest.mark.parametrize("text", ["I think so\n</think>\nHi", "I think so.\n</think>\n\nHi", "I think so.</think>\nHi"])
-def test_a_closing_tag_alone_on_its_line_or_behind_a_sentence_ends_thinking(text: str) -> None:
+def test_closing_tag_on_own_line_or_after_sentence_ends_thinking(text: str) -> None:
     for cut in range(len(text)):
         answer, thinking, _ = split(text, [cut], hold=True)
         assert (answer, thinking.strip().rstrip(".")) == ("Hi", "I think so")
 
 
-def test_a_model_that_only_closes_is_taken_at_its_word() -> None:
+def test_any_closing_tag_counts_for_model_that_only_closes() -> None:
     splitter = ReasoningSplitter(closes=True)
     got = [splitter.feed(piece) for piece in ("I think ", "</think>", " so")]
     got.append(splitter.end())
@@ -97,30 +95,30 @@ def test_a_model_that_only_closes_is_taken_at_its_word() -> None:
 
 
 @pytest.mark.parametrize("cut", range(14))
-def test_a_closing_tag_after_nothing_but_white_space_leaks_nothing(cut: int) -> None:
+def test_closing_tag_after_white_space_does_not_set_leaked(cut: int) -> None:
     text, thinking, leaked = split("\n</think>\n\nHi there", [cut])
     assert (text.lstrip(), thinking.strip(), leaked) == ("Hi there", "", False)
 
 
 @given(st.text('ab \n`"(<', max_size=12), st.lists(st.integers(0, 99), max_size=6), st.booleans())
-def test_nothing_is_invented(noise: str, cuts: list[int], hold: bool) -> None:
+def test_splitter_adds_no_text(noise: str, cuts: list[int], hold: bool) -> None:
     for text in (f"{noise}</think>", f"{noise}</think>{noise}", f"<think>{noise}</think>{noise}"):
         answer, thinking, leaked = split(text, cuts, hold=hold)
         assert leaked or len(answer) + len(thinking) <= len(text)
 
 
-def test_thinking_may_come_in_two_blocks() -> None:
+def test_two_thinking_blocks_are_separated() -> None:
     assert split("<think>a</think>\n<think>b</think>c<think>", [5, 20]) == ("c<think>", "ab", False)
 
 
-def test_what_was_held_is_released_when_the_server_separates() -> None:
+def test_held_text_is_released_when_server_separates_thinking() -> None:
     splitter = ReasoningSplitter(hold=True)
     assert splitter.feed("so far").text == ""
     assert splitter.separated() == "so far"
     assert splitter.feed(" and</think>\non").text == " and</think>\non"
 
 
-def test_a_server_that_separates_means_its_tags() -> None:
+def test_tags_are_text_when_server_separates_thinking() -> None:
     splitter = ReasoningSplitter()
     splitter.separated()
     assert splitter.feed("<think>x</think>y").text == "<think>x</think>y"

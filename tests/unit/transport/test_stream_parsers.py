@@ -1,4 +1,4 @@
-"""The wire, by property: any answer in any reads gives the same text; cut off anywhere, never a complete answer."""
+"""The parsers: any split of a response gives the same text, and a cut response is never complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
 
 
-def whole(parser: StreamParser) -> bool:
+def is_complete(parser: StreamParser) -> bool:
     return parser.finish is not None and parser.fault is None
 
 
@@ -44,37 +44,37 @@ def read(wire: StreamParser, body: bytes, cuts: list[int]) -> tuple[str, str]:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(pieces=PIECES, thinking=TEXT, cuts=st.lists(st.integers(0, 10**6), max_size=12))
-def test_any_answer_in_any_reads_gives_the_same_text(
+def test_any_response_in_any_reads_gives_same_text(
     dialect: str, pieces: list[str], thinking: str, cuts: list[int]
 ) -> None:
     wire = reader(dialect)
     assert read(wire, stream(dialect, pieces, thinking), cuts) == ("".join(pieces), thinking)
-    assert whole(wire)
+    assert is_complete(wire)
     assert wire.finish == "stop"
     assert wire.usage.completion_tokens == 7
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(pieces=PIECES, cut=st.integers(0, 10**6))
-def test_an_answer_cut_before_its_finish_is_never_whole(dialect: str, pieces: list[str], cut: int) -> None:
+def test_response_cut_before_finish_is_never_complete(dialect: str, pieces: list[str], cut: int) -> None:
     say = Dialect(dialect)  # type: ignore[arg-type]
     until_finish = say.opening() + b"".join(map(say.piece, pieces)) + say.end()
-    # the finish counts from the last character of its JSON on; a cut before that may lose nothing else
+    # the finish reason is read with the last character of its JSON
     body = until_finish[: cut % (len(until_finish.rstrip()))]
     wire = reader(dialect)
     text, _ = read(wire, body, [])
-    assert not whole(wire)
+    assert not is_complete(wire)
     assert isinstance(wire.fault, errors.BrokenAnswer)
     assert "".join(pieces).startswith(text)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(text=TEXT, cuts=st.lists(st.integers(0, 10**6), max_size=5), cut=st.integers(1, 10**6))
-def test_an_answer_in_one_piece_is_whole_or_named(dialect: str, text: str, cuts: list[int], cut: int) -> None:
+def test_document_is_complete_or_body_cut(dialect: str, text: str, cuts: list[int], cut: int) -> None:
     body = Dialect(dialect).answer_body(text)  # type: ignore[arg-type]
     wire = reader(dialect)
     assert read(wire, body, cuts)[0] == text
-    assert whole(wire)
+    assert is_complete(wire)
     short = body.rstrip()[: -(cut % (len(body.rstrip()) - 1) + 1)]
     wire = reader(dialect)
     read(wire, short, cuts)
@@ -83,7 +83,7 @@ def test_an_answer_in_one_piece_is_whole_or_named(dialect: str, text: str, cuts:
 
 @given(body=st.binary(max_size=200), cuts=st.lists(st.integers(0, 10**6), max_size=4))
 @pytest.mark.parametrize("dialect", ["openai", "ollama"])
-def test_rubbish_is_a_named_failure_and_no_exception(dialect: str, body: bytes, cuts: list[int]) -> None:
+def test_random_bytes_are_fault_and_not_exception(dialect: str, body: bytes, cuts: list[int]) -> None:
     wire = reader(dialect)
     read(wire, body, cuts)
     assert isinstance(wire.fault, errors.LLMError)
@@ -125,17 +125,17 @@ _SHAPES = st.recursive(
 
 
 @pytest.mark.parametrize("dialect", ["openai", "ollama"])
-@given(said=st.lists(_SHAPES, max_size=3))
-def test_json_of_any_shape_is_read_or_named(dialect: str, said: list[object]) -> None:
-    lines = [json.dumps(one).encode() for one in said]
+@given(values=st.lists(_SHAPES, max_size=3))
+def test_json_of_any_shape_is_complete_or_fault(dialect: str, values: list[object]) -> None:
+    lines = [json.dumps(one).encode() for one in values]
     body = b"".join(line + b"\n" if dialect == "ollama" else b"data: " + line + b"\n\n" for line in lines)
     wire = reader(dialect)
     read(wire, body, [])
-    assert whole(wire) or isinstance(wire.fault, errors.LLMError)
-    for line in lines:  # and as one document
+    assert is_complete(wire) or isinstance(wire.fault, errors.LLMError)
+    for line in lines:  # as one document
         wire = reader(dialect)
         read(wire, line, [])
-        assert whole(wire) or isinstance(wire.fault, errors.LLMError)
+        assert is_complete(wire) or isinstance(wire.fault, errors.LLMError)
 
 
 def chunk(**delta: object) -> bytes:
@@ -145,70 +145,70 @@ def chunk(**delta: object) -> bytes:
 FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 
-def heard(body: bytes) -> SSEParser:
+def parse(body: bytes) -> SSEParser:
     wire = SSEParser()
     read(wire, body, [])
     return wire
 
 
-def test_comments_event_names_and_carriage_returns_are_no_text() -> None:
+def test_comments_event_names_and_carriage_returns_are_not_text() -> None:
     body = (
         b": ping\r\n\r\nid: 1\r\nevent: message\r\nretry: 5\r\n" + chunk(content="a").replace(b"\n", b"\r\n") + FINISH
     )
     wire = SSEParser()
     assert read(wire, body, [3, 9, 20])[0] == "a"
-    assert whole(wire)
+    assert is_complete(wire)
 
 
-def test_data_lines_of_one_event_belong_together() -> None:
+def test_data_lines_of_one_event_are_joined() -> None:
     body = b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
     wire = SSEParser()
     assert read(wire, body, [])[0] == "a"
-    assert whole(wire)
+    assert is_complete(wire)
 
 
-def test_a_pair_of_surrogates_split_over_two_chunks_is_one_character() -> None:
+def test_surrogate_pair_split_over_two_chunks_is_one_character() -> None:
     one = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
     two = b'data: {"choices":[{"delta":{"content":"\\udd10b"}}]}\n\n'
     assert read(SSEParser(), one + two + FINISH, [])[0] == "a🔐b"
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
-def test_thinking_has_its_own_field(key: str) -> None:
+def test_reasoning_field_is_thinking(key: str) -> None:
     assert read(SSEParser(), chunk(**{key: "hm"}) + chunk(content="a") + FINISH, []) == ("a", "hm")
 
 
-def test_a_first_chunk_without_choices_is_azures_filter_result() -> None:
-    assert whole(heard(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH))
+def test_first_chunk_without_choices_is_ignored() -> None:
+    assert is_complete(parse(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH))
 
 
 @pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", "STOP", 7])
-def test_an_unknown_finish_is_not_whole(finish: object) -> None:
+def test_unknown_finish_reason_is_fault(finish: object) -> None:
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":' + json.dumps(finish).encode() + b"}]}\n\n"
-    assert isinstance(heard(body + b"data: [DONE]\n\n").fault, errors.UnknownFinish)
+    assert isinstance(parse(body + b"data: [DONE]\n\n").fault, errors.UnknownFinish)
 
 
-def test_an_empty_finish_is_none() -> None:
+def test_empty_finish_reason_is_ignored() -> None:
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":""}]}\n\n'
-    assert whole(heard(body + FINISH))
-    assert isinstance(heard(body + b"data: [DONE]\n\n").fault, errors.FinishMissing)
+    assert is_complete(parse(body + FINISH))
+    assert isinstance(parse(body + b"data: [DONE]\n\n").fault, errors.FinishMissing)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_byte_order_mark_may_be_split(dialect: str) -> None:
+def test_split_byte_order_mark_is_skipped(dialect: str) -> None:
     for cuts in ([1], [2], [1, 2, 3]):
         wire = reader(dialect)
         assert read(wire, b"\xef\xbb\xbf" + stream(dialect, ["a"]), cuts)[0] == "a"
-        assert whole(wire)
+        assert is_complete(wire)
 
 
-def test_text_after_the_end_is_not_swallowed_or_added() -> None:
+def test_text_after_end_mark_is_fault() -> None:
     wire = SSEParser()
     assert read(wire, chunk(content="a") + FINISH + chunk(content="b"), [])[0] == "a"
     assert isinstance(wire.fault, errors.MalformedAnswer)
 
 
-def test_only_the_first_choice_is_the_answer() -> None:
+def test_only_first_choice_is_read() -> None:
     other = b'data: {"choices":[{"index":1,"delta":{"content":"B"}}]}\n\n'
     assert read(SSEParser(), other + chunk(content="a") + other + FINISH, [])[0] == "a"
 
@@ -216,30 +216,30 @@ def test_only_the_first_choice_is_the_answer() -> None:
 @pytest.mark.parametrize(
     "usage", [{"completion_tokens": "3", "completion_tokens_details": [1]}, [1], "x", {"prompt_tokens": 2.5}]
 )
-def test_odd_usage_spoils_no_answer(usage: object) -> None:
-    wire = heard(
+def test_invalid_usage_is_not_fault(usage: object) -> None:
+    wire = parse(
         chunk(content="a") + b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n" + FINISH
     )
-    assert whole(wire)
+    assert is_complete(wire)
     assert wire.usage.completion_tokens is None
 
 
-def test_half_a_character_at_the_end_is_shown_as_lost() -> None:
+def test_lone_surrogate_at_end_becomes_replacement_character() -> None:
     half = b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
     assert read(SSEParser(), half + FINISH, [])[0] == "a\ufffd"
     text, _ = read(SSEParser(), half + chunk(content="b") + FINISH, [])
     assert text.encode() == "a\ufffdb".encode()
 
 
-def test_the_words_of_a_stream_error_decide_its_class() -> None:
-    said = {
+def test_stream_error_is_classified_by_message() -> None:
+    values = {
         "error": {"message": "The number of tokens to keep from the initial prompt is greater than the context length."}
     }
-    wire = heard(b"event: error\ndata: " + json.dumps(said).encode() + b"\n\n")
-    assert isinstance(wire.fault, errors.ContextOverflow)  # LM Studio says it in a 200
+    wire = parse(b"event: error\ndata: " + json.dumps(values).encode() + b"\n\n")
+    assert isinstance(wire.fault, errors.ContextOverflow)  # LM Studio sends it with status 200
 
 
-def test_tool_calls_come_in_fragments() -> None:
+def test_fragments_of_tool_call_are_joined() -> None:
     def call(**function: object) -> dict[str, object]:
         return {"index": 0, "function": function}
 
@@ -249,26 +249,26 @@ def test_tool_calls_come_in_fragments() -> None:
         + chunk(tool_calls=[call(arguments='"Париж"}')])
         + FINISH
     )
-    wire = heard(body)
+    wire = parse(body)
     assert wire.finish == "tool_calls"
     (only,) = wire.tool_calls()
     assert (only.id, only.name, only.arguments) == ("c1", "weather", {"city": "Париж"})
 
 
-def test_tool_calls_without_index_are_told_apart_by_their_ids() -> None:
+def test_tool_calls_without_index_are_distinguished_by_id() -> None:
     one = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
     two = {"id": "b", "function": {"name": "g", "arguments": {"x": 1}}}
-    wire = heard(chunk(tool_calls=[one]) + chunk(tool_calls=[two]) + FINISH)
+    wire = parse(chunk(tool_calls=[one]) + chunk(tool_calls=[two]) + FINISH)
     assert [(call.name, call.arguments) for call in wire.tool_calls()] == [("f", {}), ("g", {"x": 1})]
 
 
-def test_arguments_that_are_no_json_are_named() -> None:
-    wire = heard(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{half"}}]) + FINISH)
+def test_tool_arguments_that_are_not_json_raise_malformed_answer() -> None:
+    wire = parse(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{half"}}]) + FINISH)
     with pytest.raises(errors.MalformedAnswer, match="'f'"):
         wire.tool_calls()
 
 
-def test_ollamas_tool_calls_come_whole() -> None:
+def test_ollama_tool_call_arrives_in_one_piece() -> None:
     line = {
         "message": {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
         "done": False,
@@ -279,7 +279,7 @@ def test_ollamas_tool_calls_come_whole() -> None:
     assert wire.tool_calls()[0].arguments == {"x": 1}
 
 
-def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_line_is_malformed_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learnflow.llm.transport.stream_parser.MAX_EVENT_BYTES", 1000)
     wire = SSEParser()
     for _ in range(200):
