@@ -1,7 +1,7 @@
-"""Where settings come from: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
+"""The sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
 
-Holds what depends on the place of a variable: which key may go to which address, and proxies, folders, containers.
-Only this module and ``settings`` read the environment. Neither remembers anything.
+Decides which address may receive a key, because that depends on the source of both. Also reads proxies, the cache
+folder and the marks of a container. Only this module and ``settings`` read the environment. Neither caches a value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG: Final = SettingsConfigDict(
 )
 SHELL: Final = "the environment"
 SECRETS: Final = Path("/run/secrets")
-_SECRET_BYTES: Final = 64 * 1024  # a larger file is no value of a variable
+_MAX_SECRET_BYTES: Final = 64 * 1024  # a larger file is not the value of a variable
 _SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -44,16 +44,20 @@ class _Any(BaseSettings):
 
 
 def places() -> Places:
-    """Return each place's variables, by upper-case name. Files that cannot be read have none."""
+    """Return the variables of every source, by upper-case name. A file that cannot be read has no variables."""
     files = {name: _of_file(name) for name in (".env", ".env.local")}
     return {SHELL: _upper(EnvSettingsSource(_Any).env_vars), **files, str(SECRETS): _upper(_secrets())}
 
 
 def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, str]]:
-    """Yield each variable and place that sets a setting. The first one counts.
+    """Yield the variables that set a setting, with their sources. The first one wins.
 
-    The environment wins over the files, and they over the secrets. Within one of them the order of the spellings
-    decides; for one spelling ``.env`` wins over ``.env.local``.
+    The environment precedes the files, which precede the secrets. Within a group the order of the spellings decides.
+    For the same spelling ``.env`` precedes ``.env.local``.
+
+    Args:
+        spellings: the variables of the setting.
+        places: the variables of every source.
     """
     for group in ((SHELL,), (".env", ".env.local"), (str(SECRETS),)):
         for name, place in product(spellings, group):
@@ -62,20 +66,25 @@ def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, s
 
 
 def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | None, str]:
-    """Return the environment's key of a provider, and the hint for an address that must not get it.
+    """Return the configured key of a provider, and the hint if the configured address must not receive it.
 
-    A file of the working directory may be anybody's. It must not send a key elsewhere that the shell exported. With an
-    address from a file goes only a key of a file, and none that the file takes from the shell (``${...}``).
+    The files of the working directory may come from another person. They must not redirect a key that the shell
+    exported. So an address from a file receives only a key from a file, not one that the file copies from the shell
+    (``${...}``).
+
+    Args:
+        spec: the provider.
+        api_key: the key in its settings.
 
     Raises:
-        NotConfigured: the address of a file contains a secret of the shell.
+        NotConfigured: the address in a file contains a secret of the shell.
     """
     key, here = api_key.get_secret_value() if api_key else None, places()
     url = next(places_of(spec.spellings("base_url"), here), None)
     if url is None or url[1] == SHELL:
         return key, ""
     if _SECRET.search(_written(*url)):
-        raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
+        raise NotConfigured(f"{url[0]} in {url[1]} has a secret in the address", hint="Write the address without it")
     if key is None:
         return key, ""
     name, place = next(places_of(spec.spellings("api_key"), here), ("", ""))
@@ -83,8 +92,8 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         if "$" not in _written(other, file):
             return here[file][other], ""
     return key, (
-        f"{name} is set in {place}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
-        f"Put {name} itself into {url[1]}, or export {url[0]}"
+        f"{name} is set in {place}, and {url[0]} in {url[1]}. A key is sent only to an address from the same source. "
+        f"Set {name} in {url[1]}, or export {url[0]}"
     )
 
 
@@ -96,19 +105,19 @@ def _of_file(name: str) -> Mapping[str, str | None]:
 
 
 def _written(name: str, file: str) -> str:
-    """Return a variable's value as the file has it, before ``${...}`` is replaced."""
+    """Return a variable's value in the file, before ``${...}`` is expanded."""
     if file == str(SECRETS):
         return ""
     return _upper(dotenv_values(file, encoding="utf-8", interpolate=False)).get(name) or ""
 
 
 def _secrets() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    secrets: dict[str, str | None] = {}
     for file in SECRETS.glob("*"):
         with suppress(OSError, UnicodeError):
-            if file.is_file() and file.stat().st_size <= _SECRET_BYTES:
-                found[file.name] = file.read_text(encoding="utf-8").strip()
-    return found
+            if file.is_file() and file.stat().st_size <= _MAX_SECRET_BYTES:
+                secrets[file.name] = file.read_text(encoding="utf-8").strip()
+    return secrets
 
 
 def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -116,12 +125,12 @@ def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def proxies() -> dict[str, str]:
-    """Return the environment's proxies by scheme; ``no`` lists the hosts without one."""
+    """Return the environment's proxies by scheme. ``no`` lists the hosts without a proxy."""
     return urllib.request.getproxies()
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy for a host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``), or None."""
+    """Return the proxy for a host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``); None without a proxy."""
     proxy = proxies().get(scheme) or proxies().get("all")
     if not proxy or urllib.request.proxy_bypass(host):
         return None
@@ -129,10 +138,10 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured if the user has no home."""
+    """Return the user's cache folder. Raise NotConfigured if the user has no home folder."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
     named = Path(os.environ.get(variable, ""))
-    if named.is_absolute():  # the XDG specification says to ignore a relative one
+    if named.is_absolute():  # the XDG specification requires to ignore a relative path
         return named
     usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
     try:
@@ -142,6 +151,6 @@ def cache_folder() -> Path:
 
 
 def in_container() -> bool:
-    """Return whether this is a container, by the marks of Docker, Podman and Kubernetes."""
+    """Return whether this process runs in a container of Docker, Podman or Kubernetes."""
     marks = Path("/.dockerenv"), Path("/run/.containerenv")
     return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
-from ..discovery import found as find_providers
+from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
 from ..stream import Emit

@@ -184,6 +184,6 @@ class BreakerRegistry:
 
 
 REGISTRY = BreakerRegistry(
-    breakers=process.kept("breakers", dict[Target, Breaker](), learned=True),
-    records=process.kept("records of providers", dict[Target, Record](), learned=True),
+    breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
+    records=process.register("records of providers", dict[Target, Record](), learned=True),
 )

@@ -144,7 +144,7 @@ class Execution:
     async def _apply_decision(self, option: Option | None, error: LLMError, about: decision.Situation) -> None:
         """Decide after a failure, and carry it out. Raises the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, seen = progress.text, not self._call.whole
+        text, seen = progress.text, not self._call.buffered
         held, pause = bool(text.strip()), self._retry_pause()
         strayed, loading = chain.failures(errors.NotContinued), self._loading()
         situation = replace(

@@ -120,7 +120,7 @@ class RouterProvider(AbstractProvider):
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
         run = partial(self._run, replace(call, options=options), resume, request)
-        return partial(events.requested, lambda: self.name, call.model, request, run)
+        return partial(events.run_request, self.name, call.model, request, run)
 
     async def _run(self, call: Call, resume: Resume, request: Attempt, emit: Emit) -> Completion:
         """Run a request through the chain. Raises nothing but LLMError."""

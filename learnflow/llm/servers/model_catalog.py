@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged
+from ..capabilities import Capabilities, Health, State, merged, nearest
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -96,7 +96,10 @@ class ModelCatalog:
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names, near = [model.name for model in server.chat_models], server.nearest(requested)
+        names, near = (
+            [model.name for model in server.chat_models],
+            nearest(requested, [model.name for model in server.chat_models]),
+        )
         listed = f"{', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''}" if names else "no model"
         use = f"Set {self._spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._pull_command(requested)
@@ -196,7 +199,7 @@ class ModelCatalog:
         """Record that this model has responded, so that it is loaded, and its context length if that is known."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name):
+            if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_PROBE_S) -> Model:
@@ -308,7 +311,7 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:

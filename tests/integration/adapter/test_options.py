@@ -98,7 +98,7 @@ async def test_lone_surrogate_is_refused_and_opens_no_breaker(more: dict[str, An
 
 async def test_generate_with_tools_raises_invalid_request() -> None:
     async with FaultServer() as server:
-        with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):
+        with pytest.raises(errors.InvalidRequest, match=r"generate\(\) does not support tools"):
             await provider_for(server).generate("hi", tools=[TOOL])
         assert server.connections == 0
 
