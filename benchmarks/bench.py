@@ -95,7 +95,7 @@ async def bench(provider: BaseProvider, model: str | None, options: argparse.Nam
     for at in range(options.rounds * len(QUESTIONS)):
         number = at % len(QUESTIONS)
         try:
-            done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).whole()
+            done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).final_completion()
         except LLMError as error:
             result.answers.append(Answer(number, error=type(error).__name__))
             continue

@@ -21,21 +21,21 @@ class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
     """The name of the model that answered.
 
     Attributes:
-        asked: the requested name.
+        requested: the requested name.
         served: the name in the response; None if the response has none.
     """
 
-    asked: str
+    requested: str
     served: str | None
 
-    def __new__(cls, asked: str, served: str | None = None) -> Self:
+    def __new__(cls, requested: str, served: str | None = None) -> Self:
         """Return the served name if there is one, else the requested one."""
-        self = super().__new__(cls, served or asked)
-        self.asked, self.served = asked, served
+        self = super().__new__(cls, served or requested)
+        self.requested, self.served = requested, served
         return self
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
-        return type(self), (self.asked, self.served)
+        return type(self), (self.requested, self.served)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Completion(Generic[Parsed]):
         parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None without
             ``response_format``, or if the model called tools instead.
         finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
-        model: the served name, with ``.asked`` and ``.served``.
+        model: the served name, with ``.requested`` and ``.served``.
         cost: in US dollars; None if unknown, 0.0 for a local server.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.

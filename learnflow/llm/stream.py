@@ -279,7 +279,7 @@ class TextStream(AsyncIterator[str]):
             if isinstance(outcome, Completion):
                 yield Finished(outcome)
 
-    async def whole(self) -> Completion:
+    async def final_completion(self) -> Completion:
         """Read the stream to its end and return the completion."""
         async with self:
             async for _ in self:

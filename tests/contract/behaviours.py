@@ -127,7 +127,7 @@ async def stream(one: Subject) -> None:
     one.check(prompt, done.text)
     assert "".join(pieces) == done.text
     assert len(pieces) > 5
-    assert (done.finish, done.provider, done.model.asked) == ("stop", one.row, one.model)
+    assert (done.finish, done.provider, done.model.requested) == ("stop", one.row, one.model)
     assert done.model.served
 
 

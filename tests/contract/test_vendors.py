@@ -66,7 +66,7 @@ async def test_vendor_named_by_environment_shows_six_behaviours(name: str, monke
         monkeypatch.setenv(spec.variable("model"), "a-model")
         provider = get_provider()
         done = await provider.complete("hi")
-        assert (done.text, done.finish, done.provider, done.model.asked) == (TEXT, "stop", name, "a-model")
+        assert (done.text, done.finish, done.provider, done.model.requested) == (TEXT, "stop", name, "a-model")
         request = server.seen[-1]
         assert request.headers["authorization"] == "Bearer key-of-the-vendor"
         assert request.body["messages"] == [{"role": "user", "content": "hi"}]

@@ -127,7 +127,7 @@ async def test_named_model_goes_to_provider_that_has_it() -> None:
         chain = router(openai, OllamaProvider(base_url=own.base_url))
         done = await chain.complete("hi", model="gpt-4o")
         assert (cloud.seen[0].body["model"], own.seen[0].body["model"]) == ("gpt-4o", "llama3:latest")
-        assert done.model.asked == "llama3:latest"
+        assert done.model.requested == "llama3:latest"
         cloud.fault = None
         chain = router(openai, OllamaProvider(base_url=own.base_url))
         await chain.complete("hi", model="llama3")

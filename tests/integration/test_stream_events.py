@@ -391,7 +391,7 @@ async def test_stream_has_one_reader() -> None:
         await anext(text)
         with pytest.raises(errors.InvalidRequest, match="has started before"):
             await anext(text.events())
-        assert (await text.whole()).text == TEXT
+        assert (await text.final_completion()).text == TEXT
 
 
 async def test_slow_reader_slows_server_and_loses_nothing() -> None:

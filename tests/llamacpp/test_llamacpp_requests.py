@@ -82,7 +82,7 @@ async def test_wrong_path_is_misconfigured(llama_server: LlamaServer) -> None:
 
 async def test_unknown_model_is_answered_and_reported(llama_server: LlamaServer) -> None:
     done = await llama_server.provider().complete("Say pong", model="no-such-model", temperature=0)
-    assert (done.text, done.model.asked, done.model.served) == ("pong", "no-such-model", "tiny")
+    assert (done.text, done.model.requested, done.model.served) == ("pong", "no-such-model", "tiny")
 
 
 async def test_image_is_refused_before_it_is_sent(llama_server: LlamaServer) -> None:

@@ -82,7 +82,8 @@ def _attach_opentelemetry() -> None:
         opentelemetry.attach()
     except ImportError:
         _log_once(
-            "llm_no_telemetry", "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)"
+            "llm.telemetry_unavailable",
+            "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)",
         )
 
 

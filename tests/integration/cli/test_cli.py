@@ -93,7 +93,7 @@ def test_ask_json_has_metadata(server: FaultServer, capsys: pytest.CaptureFixtur
     output = json.loads(capsys.readouterr().out)
     assert output["text"] == "The quick brown fox jumps over the lazy dog."
     assert (output["finish"], output["reasoning"], output["provider"]) == ("stop", "hm", "llamacpp")
-    assert output["model"] == {"asked": "fault-model", "served": "fault-model"}
+    assert output["model"] == {"requested": "fault-model", "served": "fault-model"}
     assert output["usage"]["completion_tokens"] == 7
 
 
