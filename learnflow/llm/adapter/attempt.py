@@ -77,7 +77,7 @@ class Runner:
         return None
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
-        """Return a function that runs the attempt and emits its events. Send nothing yet.
+        """Return a function that runs the attempt and emits its events. Nothing is sent before its call.
 
         Args:
             request: the checked request.

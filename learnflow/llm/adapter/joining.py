@@ -173,8 +173,8 @@ class Joiner:
     def _after_prefill(self, held: str, *, over: bool) -> str | None:
         """Return the new text after a prefill; None if it is not known yet.
 
-        Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that matches
-        both counts as the rest.
+        Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that
+        matches both counts as the rest.
         """
         rest, echo = self.cut.rest, self.cut.text
         if not echo.strip():  # the emitted text was only white space
