@@ -125,7 +125,7 @@ class Player(Cassettes):
         if same_uri:
             entry = max(same_uri, key=lambda entry: _similarity(entry.request, request))
             differences = "; ".join(_differences(entry.request, request)) or "nothing"
-            detail = f"the most similar request, in {entry.name}, differs in {differences}"
+            detail = f"the nearest request, in {entry.name}, differs in {differences}"
         else:
             recorded = "other paths" if same_provider else "no requests"
             detail = f"the cassettes have {recorded} of this provider"
@@ -177,7 +177,7 @@ def _similarity(recorded: RecordedRequest, request: RecordedRequest) -> float:
 
 
 def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[str]:
-    key = [] if _keys_match(recorded, request) else ["the API key"]
+    key = [] if _keys_match(recorded, request) else ["the key"]
     return (key + list(_body_differences(recorded.body, request.body, "")))[:_MAX_DIFFERENCES]
 
 

@@ -38,7 +38,7 @@ class Situation:
         resume: the caller's choice for interrupted streams.
         prefilled: the attempt sent the partial answer as a prefill.
         stepped_back: the prefill ended at the last whole word, before the end of the text.
-        others: another provider is available state.
+        others: another provider is available now.
         loading: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         not_continued: a continuation did not repeat the end of the text, and the answer was not restarted yet.
         transient: a failure may be transient, and time and a retry are left. LLM_PATIENCE allows more retries of a
