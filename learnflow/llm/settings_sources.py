@@ -1,7 +1,7 @@
-"""The sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
+"""Read the sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
 
-Decides which address may receive a key, because that depends on the source of both. Also reads proxies, the cache
-folder and the marks of a container. Only this module and ``settings`` read the environment. Neither caches a value.
+Decides whether an API key may be sent to an address, from the sources of both. Also reads the proxies, the cache folder
+and the signs of a container. Only this module and ``settings`` read the environment. Neither caches values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .provider_spec import ProviderSpec
 
 Places = Mapping[str, Mapping[str, str | None]]
 
-# As LearnFlow reads them: if both files set a variable, .env wins. The process's environment wins over both.
+# The precedence is that of LearnFlow: the process's environment, then .env, then .env.local.
 CONFIG: Final = SettingsConfigDict(
     env_file=(".env.local", ".env"),
     env_file_encoding="utf-8",
@@ -35,29 +35,26 @@ CONFIG: Final = SettingsConfigDict(
 )
 SHELL: Final = "the environment"
 SECRETS: Final = Path("/run/secrets")
-_MAX_SECRET_BYTES: Final = 64 * 1024  # a larger file is not the value of a variable
-_SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
+_MAX_SECRET_BYTES: Final = 64 * 1024  # larger files are not values of variables
+# ``${NAME}`` in .env, if the name is that of a secret.
+_SECRET_REFERENCE: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
 
 
-class _Any(BaseSettings):
+class _AllVariables(BaseSettings):
     model_config = CONFIG
 
 
 def places() -> Places:
-    """Return the variables of every source, by upper-case name. A file that cannot be read has no variables."""
-    files = {name: _of_file(name) for name in (".env", ".env.local")}
-    return {SHELL: _upper(EnvSettingsSource(_Any).env_vars), **files, str(SECRETS): _upper(_secrets())}
+    """Return the variables of each source, by upper-case name. A file that cannot be read has none."""
+    files = {name: _read_env_file(name) for name in (".env", ".env.local")}
+    return {SHELL: _upper(EnvSettingsSource(_AllVariables).env_vars), **files, str(SECRETS): _upper(_read_secrets())}
 
 
 def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, str]]:
-    """Yield the variables that set a setting, with their sources. The first one wins.
+    """Yield the (variable, source) pairs that set a setting, in order of precedence.
 
-    The environment precedes the files, which precede the secrets. Within a group the order of the spellings decides.
-    For the same spelling ``.env`` precedes ``.env.local``.
-
-    Args:
-        spellings: the variables of the setting.
-        places: the variables of every source.
+    The environment comes first, then both files, then the secrets. Among the variables of each, earlier spellings come
+    first. If both files set the same variable, ``.env`` comes first.
     """
     for group in ((SHELL,), (".env", ".env.local"), (str(SECRETS),)):
         for name, place in product(spellings, group):
@@ -66,52 +63,49 @@ def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, s
 
 
 def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | None, str]:
-    """Return the configured key of a provider, and the hint if the configured address must not receive it.
+    """Return the API key of a provider, and a hint if the key must not be sent to the configured address.
 
-    The files of the working directory may come from another person. They must not redirect a key that the shell
-    exported. So an address from a file receives only a key from a file, not one that the file copies from the shell
-    (``${...}``).
-
-    Args:
-        spec: the provider.
-        api_key: the key in its settings.
+    A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a key of the
+    process's environment to another server. So an address from a file is used only with a key from a file, and not
+    with one that the file copies from the environment (``${...}``).
 
     Raises:
-        NotConfigured: the address in a file contains a secret of the shell.
+        NotConfigured: an address in a file contains a secret of the environment.
     """
-    key, here = api_key.get_secret_value() if api_key else None, places()
-    url = next(places_of(spec.spellings("base_url"), here), None)
-    if url is None or url[1] == SHELL:
+    key, sources = api_key.get_secret_value() if api_key else None, places()
+    url_source = next(places_of(spec.spellings("base_url"), sources), None)
+    if url_source is None or url_source[1] == SHELL:
         return key, ""
-    if _SECRET.search(_written(*url)):
-        raise NotConfigured(f"{url[0]} in {url[1]} has a secret in the address", hint="Write the address without it")
+    url_name, url_file = url_source
+    if _SECRET_REFERENCE.search(_raw_value(url_name, url_file)):
+        raise NotConfigured(f"{url_name} in {url_file} contains a secret", hint="Remove ${...} from the address")
     if key is None:
         return key, ""
-    name, place = next(places_of(spec.spellings("api_key"), here), ("", ""))
-    for other, file in places_of(spec.spellings("api_key"), {**here, SHELL: {}, str(SECRETS): {}}):
-        if "$" not in _written(other, file):
-            return here[file][other], ""
+    name, source = next(places_of(spec.spellings("api_key"), sources), ("", ""))
+    for key_name, file in places_of(spec.spellings("api_key"), {**sources, SHELL: {}, str(SECRETS): {}}):
+        if "$" not in _raw_value(key_name, file):
+            return sources[file][key_name], ""
     return key, (
-        f"{name} is set in {place}, and {url[0]} in {url[1]}. A key is sent only to an address from the same source. "
-        f"Set {name} in {url[1]}, or export {url[0]}"
+        f"{name} is set in {source}, and {url_name} in {url_file}: a key goes only to an address of the same place. "
+        f"Set the value of {name} in {url_file}, or export {url_name}"
     )
 
 
-def _of_file(name: str) -> Mapping[str, str | None]:
+def _read_env_file(name: str) -> Mapping[str, str | None]:
     try:
-        return _upper(DotEnvSettingsSource(_Any, env_file=name).env_vars)
+        return _upper(DotEnvSettingsSource(_AllVariables, env_file=name).env_vars)
     except (OSError, UnicodeError):
         return {}
 
 
-def _written(name: str, file: str) -> str:
-    """Return a variable's value in the file, before ``${...}`` is expanded."""
+def _raw_value(name: str, file: str) -> str:
+    """Return the value of a variable in a file, without replacing ``${...}``."""
     if file == str(SECRETS):
         return ""
     return _upper(dotenv_values(file, encoding="utf-8", interpolate=False)).get(name) or ""
 
 
-def _secrets() -> dict[str, str | None]:
+def _read_secrets() -> dict[str, str | None]:
     secrets: dict[str, str | None] = {}
     for file in SECRETS.glob("*"):
         with suppress(OSError, UnicodeError):
@@ -125,7 +119,7 @@ def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def proxies() -> dict[str, str]:
-    """Return the environment's proxies by scheme. ``no`` lists the hosts without a proxy."""
+    """Return the proxies of the environment, by scheme. The entry ``no`` lists hosts that bypass the proxies."""
     return urllib.request.getproxies()
 
 
@@ -138,19 +132,19 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured if the user has no home folder."""
+    """Return the user's cache folder. Raise NotConfigured if the user has no home directory."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
-    named = Path(os.environ.get(variable, ""))
-    if named.is_absolute():  # the XDG specification requires to ignore a relative path
-        return named
-    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    configured = Path(os.environ.get(variable, ""))
+    if configured.is_absolute():  # the XDG specification requires that relative paths are ignored
+        return configured
+    default = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
     try:
-        return Path.home() / usual
+        return Path.home() / default
     except RuntimeError:
-        raise NotConfigured("the user has no home folder", hint="Set LLM_MODELS_DIR") from None
+        raise NotConfigured("the user has no home directory", hint="Set LLM_MODELS_DIR") from None
 
 
 def in_container() -> bool:
-    """Return whether this process runs in a container of Docker, Podman or Kubernetes."""
-    marks = Path("/.dockerenv"), Path("/run/.containerenv")
-    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+    """Return whether the process runs in a container of Docker, Podman or Kubernetes."""
+    marker_files = Path("/.dockerenv"), Path("/run/.containerenv")
+    return any(file.exists() for file in marker_files) or "KUBERNETES_SERVICE_HOST" in os.environ
