@@ -86,7 +86,7 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         if "$" not in _raw_value(key_name, file):
             return sources[file][key_name], ""
     return key, (
-        f"{name} is set in {source}, and {url_name} in {url_file}: a key goes only to an address of the same place. "
+        f"{name} is set in {source}, and {url_name} in {url_file}. A key is sent only to an address from the same source. "
         f"Set the value of {name} in {url_file}, or export {url_name}"
     )
 
