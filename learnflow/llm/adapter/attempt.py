@@ -94,10 +94,10 @@ class Runner:
 
     def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         runnable = _Attempt(self, request, attempt, hold=hold)
-        about = events.About(
+        info = events.AttemptInfo(
             self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.model_and_limit
         )
-        return partial(events.attempted, about, runnable.run)
+        return partial(events.run_attempt, info, runnable.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -213,7 +213,7 @@ class _Attempt:
                 slot = await CAPACITY.acquire(runner.address, limit, deadline)
         if limit is not None:
             waited_s = slot.waited_s if slot else loop.time() - began
-            events.emit_lazily(events.RequestQueued, provider=self._spec.name, seconds=waited_s)
+            events.emit(events.RequestQueued(provider=self._spec.name, seconds=waited_s))
         if self._attempt.slot:
             return None
         if runner.unreachable and runner.unreachable[0] >= began:
@@ -270,7 +270,7 @@ class _Attempt:
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal. Skip JSON schemas if the operator configured them as unsupported."""
         no_schema = self._catalog.stated.get("json_schema") is False
-        return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.structured) > 1 else 0)
+        return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _time_limits(self, budget: ContextBudget) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers."""
@@ -332,7 +332,7 @@ class _Attempt:
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # without sampling, a retry returns the same answer
             raise
-        events.content(attempt.request, attempt.number, request.messages, completion)
+        events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)

@@ -18,7 +18,7 @@ from ..discovery import Found, scan, usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
-from ..providers.registry import table as vendors
+from ..providers.registry import vendor_specs as vendors
 from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, within_option
 from .terminal import notify, progress, size, table, write, write_json

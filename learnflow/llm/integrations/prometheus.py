@@ -148,7 +148,7 @@ class Metrics:
         self._in_flight.labels(self._provider(event.provider)).inc()
 
     def _count_cancelled(self, event: events.AttemptCancelled) -> None:
-        self._count_end(event, event.model, "left")
+        self._count_end(event, event.model, "cancelled")
 
     def _observe_queue(self, event: events.RequestQueued) -> None:
         self._queue.labels(self._provider(event.provider)).observe(event.seconds)
@@ -176,7 +176,7 @@ class Metrics:
 
     def _count_success(self, event: events.AttemptSucceeded) -> None:
         completion = event.completion
-        labels = self._count_end(event, completion.model.asked or completion.model, completion.finish)
+        labels = self._count_end(event, completion.model.requested or completion.model, completion.finish)
         self._duration.labels(*labels).observe(event.total_s)
         if completion.first_token_s is not None:
             self._first_token.labels(*labels).observe(completion.first_token_s)

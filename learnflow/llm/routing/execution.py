@@ -145,7 +145,7 @@ class Execution:
     async def _apply_decision(self, option: Option | None, error: LLMError, situation: decision.Situation) -> None:
         """Carry out the decision after a failure. Raise the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, streams = progress.text, not self._call.whole
+        text, streams = progress.text, not self._call.buffered
         has_partial, pause = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failures(errors.NotContinued), self._loading()
         situation = replace(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged
+from ..capabilities import Capabilities, Health, State, merged, nearest
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -96,7 +96,8 @@ class ModelCatalog:
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names, near = [model.name for model in server.chat_models], server.nearest(requested)
+        names = [model.name for model in server.chat_models]
+        near = nearest(requested, names)
         listed = (
             f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
             if names
@@ -200,7 +201,7 @@ class ModelCatalog:
         """Record that this model is loaded, because it has responded. Record its context length if known."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name):
+            if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_PROBE_S) -> Model:
@@ -312,7 +313,7 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
