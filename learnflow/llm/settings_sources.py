@@ -55,6 +55,10 @@ def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, s
 
     The environment comes first, then both files, then the secrets. Among the variables of each, earlier spellings come
     first. If both files set the same variable, ``.env`` comes first.
+
+    Args:
+        spellings: the variables of the setting.
+        places: the variables of every source.
     """
     for group in ((SHELL,), (".env", ".env.local"), (str(SECRETS),)):
         for name, place in product(spellings, group):
@@ -68,6 +72,10 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
     A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a key of the
     process's environment to another server. So an address from a file is used only with a key from a file, and not
     with one that the file copies from the environment (``${...}``).
+
+    Args:
+        spec: the provider.
+        api_key: the key in the provider's settings.
 
     Raises:
         NotConfigured: an address in a file contains a secret of the environment.
@@ -86,7 +94,8 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         if "$" not in _raw_value(key_name, file):
             return sources[file][key_name], ""
     return key, (
-        f"{name} is set in {source}, and {url_name} in {url_file}. A key is sent only to an address from the same source. "
+        f"{name} is set in {source}, and {url_name} in {url_file}. "
+        f"A key is sent only to an address from the same source. "
         f"Set the value of {name} in {url_file}, or export {url_name}"
     )
 

@@ -243,7 +243,7 @@ def at_fault(error: LLMError) -> bool:
 
 def verdict(error: LLMError) -> Verdict:
     """Return what a failure means for the provider that failed."""
-    return next((found for kind, found in VERDICTS if isinstance(error, kind)), _NO_FAULT)
+    return next((value for kind, value in VERDICTS if isinstance(error, kind)), _NO_FAULT)
 
 
 def rounds(retries: int) -> int:

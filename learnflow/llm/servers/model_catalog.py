@@ -96,10 +96,8 @@ class ModelCatalog:
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names, near = (
-            [model.name for model in server.chat_models],
-            nearest(requested, [model.name for model in server.chat_models]),
-        )
+        names = [model.name for model in server.chat_models]
+        near = nearest(requested, names)
         listed = (
             f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
             if names
