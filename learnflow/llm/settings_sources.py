@@ -36,7 +36,8 @@ CONFIG: Final = SettingsConfigDict(
 SHELL: Final = "the environment"
 SECRETS: Final = Path("/run/secrets")
 _SECRET_BYTES: Final = 64 * 1024  # a larger file is no value of a variable
-_SECRET: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
+_SECRET: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
 
 
 class _Any(BaseSettings):
@@ -74,7 +75,7 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
     url = next(places_of(spec.spellings("base_url"), here), None)
     if url is None or url[1] == SHELL:
         return key, ""
-    if _SECRET.search(_written(*url)):
+    if _has_secret(_written(*url), here[url[1]][url[0]] or "", here[SHELL]):
         raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
     if key is None:
         return key, ""
@@ -86,6 +87,14 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         f"{name} is set in {place}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
         f"Put {name} itself into {url[1]}, or export {url[0]}"
     )
+
+
+def _has_secret(written: str, value: str, shell: Mapping[str, str | None]) -> bool:
+    """Return whether a file's value names a secret in ``${...}``, or has one of the shell by way of other variables."""
+    if any(_SECRET.search(name) for name in re.findall(r"\$\{[^}]*", written)):
+        return True
+    secrets = (text for name, text in shell.items() if text and _SECRET.search(name))
+    return "$" in written and any(text in value for text in secrets if len(text) >= _MIN_SECRET_CHARS)
 
 
 def _of_file(name: str) -> Mapping[str, str | None]:

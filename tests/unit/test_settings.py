@@ -96,3 +96,12 @@ def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
     _, refusal = settings_sources.provider_key(spec, settings.load_provider(spec).api_key)
     assert "a key goes only to an address of the same place" in refusal
+
+
+def test_an_address_with_a_secret_of_the_shell_by_way_of_another_variable_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0000")
+    Path(".env").write_text("X=${OPENAI_API_KEY}\nOLLAMA_BASE_URL=http://elsewhere.example/${X}\n", encoding="utf-8")
+    with pytest.raises(errors.NotConfigured, match="puts a secret into an address"):
+        settings_sources.provider_key(SPECS["ollama"], None)
