@@ -77,9 +77,9 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         return key, ""
     if _has_secret(_written(*url), here[url[1]][url[0]] or "", here[SHELL]):
         raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
-    if key is None:
-        return key, ""
     name, place = next(places_of(spec.spellings("api_key"), here), ("", ""))
+    if key is None or place == url[1] == str(SECRETS):
+        return key, ""
     for other, file in places_of(spec.spellings("api_key"), {**here, SHELL: {}, str(SECRETS): {}}):
         if "$" not in _written(other, file):
             return here[file][other], ""

@@ -98,6 +98,14 @@ def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
     assert "a key goes only to an address of the same place" in refusal
 
 
+def test_a_secret_of_compose_goes_to_the_address_of_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "OPENROUTER_API_KEY").write_text("key-of-a-secret\n", encoding="utf-8")
+    (tmp_path / "OPENROUTER_BASE_URL").write_text("https://proxy.example/v1\n", encoding="utf-8")
+    monkeypatch.setattr(settings_sources, "SECRETS", tmp_path)
+    spec = SPECS["openrouter"]
+    assert settings_sources.provider_key(spec, settings.load_provider(spec).api_key) == ("key-of-a-secret", "")
+
+
 def test_an_address_with_a_secret_of_the_shell_by_way_of_another_variable_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
