@@ -36,8 +36,8 @@ CONFIG: Final = SettingsConfigDict(
 SHELL: Final = "the environment"
 SECRETS: Final = Path("/run/secrets")
 _MAX_SECRET_BYTES: Final = 64 * 1024  # larger files are not values of variables
-# ``${NAME}`` in .env, if the name is that of a secret.
-_SECRET_REFERENCE: Final = re.compile(r"\$\{[^}]*(KEY|TOKEN|SECRET|PASS|CREDENTIAL)", re.IGNORECASE)
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
 
 
 class _AllVariables(BaseSettings):
@@ -85,11 +85,11 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
     if url_source is None or url_source[1] == SHELL:
         return key, ""
     url_name, url_file = url_source
-    if _SECRET_REFERENCE.search(_raw_value(url_name, url_file)):
+    if _has_secret(_raw_value(url_name, url_file), sources[url_file][url_name] or "", sources[SHELL]):
         raise NotConfigured(f"{url_name} in {url_file} contains a secret", hint="Remove ${...} from the address")
-    if key is None:
-        return key, ""
     name, source = next(places_of(spec.spellings("api_key"), sources), ("", ""))
+    if key is None or source == url_file == str(SECRETS):
+        return key, ""
     for key_name, file in places_of(spec.spellings("api_key"), {**sources, SHELL: {}, str(SECRETS): {}}):
         if "$" not in _raw_value(key_name, file):
             return sources[file][key_name], ""
@@ -98,6 +98,14 @@ def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | N
         f"A key is sent only to an address from the same source. "
         f"Set the value of {name} in {url_file}, or export {url_name}"
     )
+
+
+def _has_secret(raw_value: str, value: str, shell: Mapping[str, str | None]) -> bool:
+    """Return whether a value of a file contains a secret of the environment, directly or through another variable."""
+    if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
+        return True
+    secrets = (text for name, text in shell.items() if text and _SECRET_NAME.search(name))
+    return "$" in raw_value and any(text in value for text in secrets if len(text) >= _MIN_SECRET_CHARS)
 
 
 def _read_env_file(name: str) -> Mapping[str, str | None]:

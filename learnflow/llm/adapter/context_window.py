@@ -138,6 +138,7 @@ class ContextBudget:
         self._chooses = spec.server.context_length is not None and not request.own_context
         self._stated: int | None = catalog.stated.get("context_served")
         self._retried = False
+        self._before_retry: int | None = None  # the length that this process requested before the retry
         self.context_length: int | None = None
         self.answer: int | None = None
         self.loads = self.tight = False
@@ -266,12 +267,16 @@ class ContextBudget:
 
     def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
         """Request a context length for the server's count, or without a count the next longer one. Do it once."""
-        sent = self.context_length
+        sent, key = self.context_length, (self._base, self._described.name)
         if not self._retried:
-            self._retried = True
+            self._retried, self._before_retry = True, _requested.get(key)
             needed = error.needed or max(self._high_estimate, (sent or 0) + 1)
             if why := self._request_length(self._fitting(needed, sent or error.window or 1)):
                 return why
+        elif sent and _requested.get(key) == sent:  # later requests must not inherit a length that did not help
+            _requested.pop(key)
+            if self._before_retry:
+                _requested[key] = self._before_retry
         if not error.needed:
             error.window = sent
             length = f"is {sent}" if sent else "is the server's default"

@@ -114,6 +114,16 @@ async def test_refusal_as_too_long_is_retried_once() -> None:
         assert sent(server) == [2048, 4096]
 
 
+async def test_context_length_that_is_refused_twice_is_not_used_for_later_requests() -> None:
+    async with FaultServer("ollama", tells=trained(131_072, loaded=2048)) as server:
+        server.fault = Fault("refuse", refusal="overflow")  # without numbers
+        provider = ollama(server)
+        for _ in range(3):
+            with pytest.raises(errors.ContextOverflow):
+                await provider.generate("hi", max_tokens=10)
+        assert sent(server) == [2048, 4096] * 3
+
+
 async def test_context_that_fails_to_load_is_error_and_shorter_requests_succeed() -> None:
     async with FaultServer("ollama", tells=trained(40960, loaded=4096)) as server, FaultServer("openai") as second:
         provider = ollama(server)
