@@ -114,12 +114,7 @@ RULES: Final = (
         "raise",
         "keep",
     ),
-    Rule(
-        "a part of a tool call was shown, and cannot be withdrawn",
-        lambda _, state: state.tool_call_shown,
-        "raise",
-        "keep",
-    ),
+    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise", "keep"),
     Rule(
         "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or finished, and was shown",
         lambda error, state: state.text_shown and state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
@@ -157,12 +152,7 @@ RULES: Final = (
 
 # Apply if the action is "next" and no other provider is left. The first rule that fits applies.
 LAST_RULES: Final = (
-    Rule(
-        "a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed",
-        lambda _, state: state.loading,
-        "load",
-        "keep",
-    ),
+    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.loading, "load", "keep"),
     Rule(
         "a continuation did not repeat the end of the text, nothing was shown, and the answer was not restarted yet",
         lambda _, state: state.not_continued and not state.text_shown,
