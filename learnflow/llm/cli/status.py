@@ -98,7 +98,7 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
     """List the models of each server."""
     if store:
         return _stored(as_json=as_json)
-    _, places = await probe(provider, within)
+    chain, places = await probe(provider, within)
     answering = [place for place in places if place.provider and place.answers]
     listed = await asyncio.gather(*(_models(place, within) for place in answering))
     rows = [(place, model) for place, own in zip(answering, listed, strict=True) for model in own]
@@ -108,7 +108,8 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
         table(titles, (_model_row(place, model) for place, model in rows))
     if not answering:
-        notify(NO_SERVER)
+        silent = [f"{place.health.provider}: {place.health.detail}" for place in select(chain, places)]
+        notify("\n".join(silent) or NO_SERVER)
     elif not rows:
         notify(f"{', '.join(place.health.provider for place in answering)}: the server has no model")
     return ExitCode.OK if rows else ExitCode.NO_PROVIDER

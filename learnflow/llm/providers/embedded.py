@@ -439,7 +439,8 @@ class EmbeddedProvider(BaseProvider):
                 "an embedded server has no address, no key and no second model of its own",
                 provider=self.spec.name,
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
-                "For a server that runs already use LLM_PROVIDER=llamacpp",
+                f"For a server that runs already use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}"
+                "=llamacpp",
             )
         sizes = {"context": context, "slots": slots, "threads": threads}
         numbers = {name: getattr(own, name) if value is None else value for name, value in sizes.items()}
