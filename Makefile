@@ -34,10 +34,11 @@ test-newest: .venv-newest/ready ## the same tests on the newest LiteLLM that res
 	.venv-newest/bin/python $(PIP) -c constraints-newest.txt $(PACKAGE) --group test
 	@touch $@
 
-lint: install ## ruff and strict types
+lint: install ## ruff, strict types, and the language of code and documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_language.py
 
 format: install ## let ruff format
 	$(BIN)/ruff format .

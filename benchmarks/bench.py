@@ -1,10 +1,10 @@
-"""How fast each ready provider answers on this machine: the same few questions, one after the other.
+"""Measure the speed of each ready provider on this machine, with the same few questions one after the other.
 
     python benchmarks/bench.py [-p NAME] [-m MODEL ...] [--rounds 3] [--max-tokens 200] [--json]
 
 Without ``-p`` it benches the providers of LLM_PROVIDERS, else the local servers that answer. The local model is loaded
-first. Printed are medians: seconds to load, to the first token and for the whole answer, tokens a second; ``--json``
-has every answer. A cloud is benched only if it is named, and costs what it costs. Exit code 1 if no answer succeeded.
+first. The table has medians: seconds to load, to the first token and to the end, and tokens per second. ``--json`` has
+all answers. A cloud is benched only if it is named, and it charges the requests. Exit code 1 if no answer succeeded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """The rate after the first token; None if there is too little to be measured."""
+        """Return the rate after the first token, or None if the answer is too short to measure it."""
         if self.tokens is None or self.total_s is None or self.first_token_s is None:
             return None
         seconds = self.total_s - self.first_token_s
@@ -95,7 +95,7 @@ async def bench(provider: BaseProvider, model: str | None, options: argparse.Nam
     for at in range(options.rounds * len(QUESTIONS)):
         number = at % len(QUESTIONS)
         try:
-            done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).whole()
+            done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).final_completion()
         except LLMError as error:
             result.answers.append(Answer(number, error=type(error).__name__))
             continue

@@ -1,9 +1,9 @@
-"""What the layer costs: CPU of one call and of one stream chunk, beside LiteLLM's own and beside bare httpx.
+"""Measure the CPU time of a call and of a chunk of a stream, compared with LiteLLM and httpx.
 
-One run measures all of them in turn against the same server (another process), several rounds, and prints medians and
-ratios to LiteLLM's ``openai/`` and to bare httpx. "events()" is the stream of "custom", read by its events. A chunk is
-measured twice: many of them in one packet ("together"), and each as a packet of its own ("apart"), as a model sends
-them.
+A run measures all contenders in turn against the same server in another process, for several rounds. It prints medians,
+and ratios to LiteLLM's ``openai/`` and to httpx. "events()" is the stream of "custom", read as events. Chunks are
+measured
+twice: many of them in one packet ("together"), and each in its own packet ("apart"), as a model sends them.
 
 Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
 """
@@ -34,11 +34,11 @@ from learnflow.llm.providers import (
 from learnflow.llm.testing.dialects import Dialect
 
 APART_S = 0.0005  # between two packets
-SHORT = 1  # chunks of the short answer: what is left is the call itself
+SHORT = 1  # chunks of the short answer, which measures the call itself
 
 
 def serve(pipe: Connection, chunks: int) -> None:
-    """A server that answers at once: ``/long`` in the path or the prompt asks for the long answer."""
+    """Run a server that responds without delay. The prompt selects the short or the long answer."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while not reader.at_eof():
@@ -46,7 +46,7 @@ def serve(pipe: Connection, chunks: int) -> None:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError:
                 break
-            if not head.startswith(b"POST") or b"/api/show" in head:  # a probe: Ollama is asked about itself, once
+            if not head.startswith(b"POST") or b"/api/show" in head:  # a probe of Ollama
                 if b"content-length: " in head.lower():
                     await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
                 writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
@@ -54,19 +54,19 @@ def serve(pipe: Connection, chunks: int) -> None:
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             body = json.loads(await reader.readexactly(length))
             say = Dialect("ollama" if b"/api/chat" in head else "openai")
-            asked = json.dumps(body["messages"])
-            words = [f"word{n} " for n in range(SHORT if "short" in asked else chunks)]
+            messages = json.dumps(body["messages"])
+            words = [f"word{n} " for n in range(SHORT if "short" in messages else chunks)]
             if not body.get("stream"):
-                whole = say.answer_body("".join(words))
+                response = say.answer_body("".join(words))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
-                writer.write(f"content-length: {len(whole)}\r\n\r\n".encode() + whole)
+                writer.write(f"content-length: {len(response)}\r\n\r\n".encode() + response)
                 continue
             writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\n".encode())
             writer.write(b"transfer-encoding: chunked\r\n\r\n")
             for part in [say.opening(), *map(say.piece, words), say.end(), say.usage(), say.done()]:
                 if part:
                     writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-                    if "apart" in asked:
+                    if "apart" in messages:
                         await asyncio.sleep(APART_S)
             writer.write(b"0\r\n\r\n")
             await writer.drain()
@@ -80,7 +80,7 @@ def serve(pipe: Connection, chunks: int) -> None:
 
 
 def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], ...]:
-    """Calls in one piece, and streams; each returns the characters that it got."""
+    """Return the calls without and with streaming. A call returns the number of characters that it received."""
     client = httpx.AsyncClient()
     litellm = _litellm._load()  # noqa: SLF001  # the same LiteLLM, as quiet as for us
     ask = {"model": "m", "temperature": 0.7, "max_tokens": 1000}
@@ -152,7 +152,7 @@ def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], .
 
 
 async def cpu(ask: Callable[[str], Awaitable[int]], prompt: str, times: int) -> float:
-    """Seconds of CPU of this process for one call."""
+    """Return the CPU seconds of this process for one call."""
     got = await ask(prompt)
     assert got
     before = time.process_time()
@@ -162,7 +162,7 @@ async def cpu(ask: Callable[[str], Awaitable[int]], prompt: str, times: int) -> 
 
 
 async def measure(root: str, rounds: int, calls: int, chunks: int) -> None:
-    """Everybody in turn, round by round, so that a slow moment of the machine hits all."""
+    """Measure all contenders in turn in each round, so that a slow moment of the machine affects all of them."""
     one_call, one_stream = contenders(root)
     seen: dict[str, dict[str, list[float]]] = {
         column: {name: [] for name in one_call} for column in ("call", "together", "apart")
@@ -179,14 +179,14 @@ async def measure(root: str, rounds: int, calls: int, chunks: int) -> None:
     for name in one_call:
         line = f"{name:20}"
         for column, unit in (("call", 1e3), ("together", 1e6), ("apart", 1e6)):
-            mine, theirs, bare = (seen[column][each] for each in (name, "litellm openai/", "httpx"))
+            mine, theirs, bare = (seen[column][contender] for contender in (name, "litellm openai/", "httpx"))
             ratios = (statistics.median(x / y for x, y in zip(mine, other, strict=True)) for other in (theirs, bare))
             line += f"{statistics.median(mine) * unit:12.2f}" + "".join(f"{ratio:7.3f}" for ratio in ratios)
         print(line)
 
 
 def main() -> None:
-    """Parse, serve, measure."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=100)

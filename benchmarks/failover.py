@@ -1,10 +1,10 @@
-"""What a dead primary costs: seconds to an answer from the fallback, ours beside LiteLLM's Router and LangChain's.
+"""Measure the seconds to an answer of the fallback after a failure, compared with LiteLLM's Router and LangChain.
 
     python benchmarks/failover.py [--patience 10] [--calls 100]
 
-Everything runs in one process against the same fault server on loopback; the first request and the next one are shown,
-and how often the primary was knocked at for both. ``>N`` means that the answer had not come within the patience. The
-last lines compare a routed call with the plain adapter. LangChain is left out where it is not installed.
+All run in one process against the same fault server on loopback. The table has the first and the second request, and
+the attempts at the primary in both ("knocks"). ``>N`` means that no answer arrived within the patience. The last line
+compares a routed call with the plain adapter. LangChain is skipped if it is not installed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def seconds(ask: Ask, patience: float) -> str:
             await ask()
     except TimeoutError:
         return f">{patience:g}"
-    except Exception as error:  # noqa: BLE001  # that is what it costs
+    except Exception as error:  # noqa: BLE001  # an error is a result, too
         return type(error).__name__[:12]
     return f"{time.perf_counter() - started:.3f}"
 

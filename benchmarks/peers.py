@@ -1,12 +1,12 @@
-"""What the layer costs beside its peers: CPU, latency, loop stalls, memory, start, all in one run on one server.
+"""Compare CPU, latency, loop stalls, memory and start with other libraries, in one run on one server.
 
     python benchmarks/peers.py [--quick] [--rounds 4] [--svg benchmarks/peers.svg]
 
-The server is another process and answers at once; everybody asks it in turn, round by round, without retries, with the
-same prompt and parameters, each from a process of its own. Who is not installed is left out.
+The server is another process and responds without delay. The peers send their requests in turn in each round, without
+retries, with the same prompt and parameters. Each peer has its own process. Peers that are not installed are skipped.
 """
 
-# ruff: noqa: PLC0415  # each is imported only where it is asked for: that is what a fresh process measures
+# ruff: noqa: PLC0415  # a peer is imported only in its own process, which measures its import
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ MAX_TOKENS: Final = 1000
 AT_ONCE: Final = (1, 50, 200)
 BASE: Final = "LiteLLM openai/"
 RAW: Final = "httpx"
-_BATCH: Final = 50  # streams that are opened at a time
+_BATCH: Final = 50  # streams that are opened at once
 _PATIENCE_S: Final = 15.0
-_QUIET: Final = {  # LiteLLM asks the network otherwise; the same for all processes
+_QUIET: Final = {  # LiteLLM opens connections without it; the same for all processes
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_BLOG_POSTS": "True",
@@ -48,7 +48,7 @@ _QUIET: Final = {  # LiteLLM asks the network otherwise; the same for all proces
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to ask: ``call`` returns the characters of an answer in one piece, ``stream`` gives its pieces."""
+    """A client. ``call`` returns the number of characters of an answer, ``stream`` yields its pieces."""
 
     call: Callable[[str], Awaitable[int]]
     stream: Callable[[str], AsyncIterator[str]]
@@ -58,7 +58,7 @@ class Peer:
 
 
 def serve(pipe: Connection, chunks: int) -> None:
-    """Answers at once with one word; "long" in the prompt asks for many, "hold" for one and then nothing more."""
+    """Run a server that responds with one word, with many for "long", and with one and no end for "hold"."""
     from learnflow.llm.testing.dialects import Dialect
 
     many_files()
@@ -73,20 +73,22 @@ def serve(pipe: Connection, chunks: int) -> None:
     streams = {"short": head + stream(1) + b"0\r\n\r\n", "long": head + stream(chunks) + b"0\r\n\r\n"}
     held = head + stream(1).partition(b'"finish_reason": "stop"')[0].rpartition(b"\r\n")[0].rpartition(b"\r\n")[0]
     body = say.answer_body("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
-    whole = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    response = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                asked = await reader.readuntil(b"\r\n\r\n")
-                length = int(asked.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 wanted = json.loads(await reader.readexactly(length))
                 prompt = json.dumps(wanted["messages"])
                 if "hold" in prompt:
                     writer.write(held + b"\r\n")
                     await reader.read(1)
                     break
-                writer.write(streams["long" if "long" in prompt else "short"] if wanted.get("stream") else whole)
+                writer.write(streams["long" if "long" in prompt else "short"] if wanted.get("stream") else response)
                 await writer.drain()
         writer.close()
 
@@ -99,16 +101,16 @@ def serve(pipe: Connection, chunks: int) -> None:
 
 
 def many_files() -> None:
-    """Let this process have as many connections as the system allows it."""
+    """Raise the limit of connections of this process to the maximum of the system."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-# Everybody
+# The peers
 
 
-def asked(prompt: str) -> dict[str, Any]:
-    """The request's parameters where they are OpenAI's."""
+def parameters(prompt: str) -> dict[str, Any]:
+    """Return the parameters of a request in OpenAI's format."""
     messages = [{"role": "user", "content": prompt}]
     return {"model": "m", "messages": messages, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS}
 
@@ -121,11 +123,11 @@ def httpx_raw(root: str) -> Peer:
     url = f"{root}/v1/chat/completions"
 
     async def call(prompt: str) -> int:
-        answer = await client.post(url, json=asked(prompt))
+        answer = await client.post(url, json=parameters(prompt))
         return len(answer.json()["choices"][0]["message"]["content"])
 
     async def stream(prompt: str) -> AsyncIterator[str]:
-        async with client.stream("POST", url, json={**asked(prompt), "stream": True}) as answer:
+        async with client.stream("POST", url, json={**parameters(prompt), "stream": True}) as answer:
             async for line in answer.aiter_lines():
                 for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():
                     yield choice["delta"].get("content") or ""
@@ -134,13 +136,13 @@ def httpx_raw(root: str) -> Peer:
 
 
 def of_chunks(ask: Callable[..., Awaitable[Any]]) -> Peer:
-    """Whoever answers with OpenAI's objects."""
+    """Return a peer with responses that are OpenAI's objects."""
 
     async def call(prompt: str) -> int:
-        return len((await ask(**asked(prompt))).choices[0].message.content)
+        return len((await ask(**parameters(prompt))).choices[0].message.content)
 
     async def stream(prompt: str) -> AsyncIterator[str]:
-        async for chunk in await ask(**asked(prompt), stream=True):
+        async for chunk in await ask(**parameters(prompt), stream=True):
             for choice in chunk.choices:
                 yield choice.delta.content or ""
 
@@ -251,7 +253,7 @@ def ours_langchain(root: str) -> Peer:
     return of_langchain(ChatLearnFlow(provider=router, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
 
 
-# Name: what must be installed, and who makes it.
+# The distribution and the factory of each peer by its name.
 PEERS: Final[dict[str, tuple[str, Callable[[str], Peer]]]] = {
     RAW: ("httpx", httpx_raw),
     "openai SDK": ("openai", openai_sdk),
@@ -265,11 +267,11 @@ PEERS: Final[dict[str, tuple[str, Callable[[str], Peer]]]] = {
 }
 
 
-# In a process of its own: CPU, latency, stalls
+# In the process of a peer: CPU, latency, stalls
 
 
 class Ticker:
-    """A task that wants to run every millisecond; ``longest`` is the most seconds that the loop kept it waiting."""
+    """A task that runs every millisecond. ``longest`` is its longest delay by the loop in seconds."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -283,11 +285,11 @@ class Ticker:
             self.longest = max(self.longest, time.perf_counter() - self._last - 0.001)
 
     def forgive(self) -> None:
-        """What the loop has been kept from until now does not count."""
+        """Ignore the delay until now."""
         self._last = time.perf_counter()
 
     async def stop(self) -> float:
-        """The longest wait, in seconds."""
+        """Stop and return the longest delay in seconds."""
         await asyncio.sleep(0.002)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
@@ -297,7 +299,7 @@ class Ticker:
 
 @dataclass
 class Costs:
-    """One peer's numbers: seconds of CPU of a call and of a chunk for each round; seconds of waiting by concurrency."""
+    """The results of a peer: CPU seconds of a call and of a chunk by round, latencies in seconds by concurrency."""
 
     call: list[float] = field(default_factory=list)
     chunk: list[float] = field(default_factory=list)
@@ -305,7 +307,7 @@ class Costs:
     stalls: list[float] = field(default_factory=list)
 
     def add(self, other: Costs) -> None:
-        """Another round."""
+        """Add the results of another round."""
         self.call += other.call
         self.chunk += other.chunk
         self.stalls += other.stalls
@@ -314,12 +316,12 @@ class Costs:
 
 
 async def through(peer: Peer, prompt: str) -> int:
-    """A stream to its end."""
+    """Read a stream to its end. Return the number of characters."""
     return sum([len(piece) async for piece in peer.stream(prompt)])
 
 
 async def cpu(ask: Callable[[], Awaitable[int]], times: int) -> float:
-    """Seconds of CPU of this process, all its threads, for one call."""
+    """Return the CPU seconds of all threads of this process for one call."""
     got = await ask()
     assert got
     before = time.process_time()
@@ -329,7 +331,7 @@ async def cpu(ask: Callable[[], Awaitable[int]], times: int) -> float:
 
 
 async def wave(peer: Peer, many: int) -> list[float]:
-    """The seconds of each of so many calls that are begun at the same moment."""
+    """Start many calls at once. Return their latencies in seconds."""
 
     async def one() -> float:
         began = time.perf_counter()
@@ -340,7 +342,7 @@ async def wave(peer: Peer, many: int) -> list[float]:
 
 
 async def waiting(peer: Peer, costs: Costs, calls: int) -> None:
-    """Latency at 1, 50 and 200 at once, after a first wave that makes the connections; stalls at 200."""
+    """Measure the latency of 1, 50 and 200 concurrent calls, after a wave that opens connections, and stalls at 200."""
     for many in AT_ONCE:
         await wave(peer, many)
         for _ in range(max(1, calls // many)):
@@ -352,7 +354,7 @@ async def waiting(peer: Peer, costs: Costs, calls: int) -> None:
 
 
 async def turn(peer: Peer, calls: int, chunks: int) -> Costs:
-    """One round of one peer."""
+    """Run one round of a peer."""
     costs = Costs()
     costs.call.append(await cpu(lambda: peer.call("short"), calls))
     short = await cpu(lambda: through(peer, "short"), max(calls // 4, 1))
@@ -361,49 +363,49 @@ async def turn(peer: Peer, calls: int, chunks: int) -> Costs:
     return costs
 
 
-# The same: start, memory
+# In the process of a peer: start, memory
 
 
 def rss() -> float:
-    """Megabytes of memory that this process has."""
+    """Return the memory of this process in megabytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 async def opened(peer: Peer, count: int) -> tuple[list[AsyncIterator[str]], int]:
-    """So many streams, each with its first piece read and the next one never coming; and how many failed to open."""
+    """Open streams and read their first pieces. Return the streams, and how many of them failed."""
     streams = [peer.stream("hold") for _ in range(count)]
     failed = 0
     for at in range(0, count, _BATCH):
-        batch = [asyncio.ensure_future(first(each)) for each in streams[at : at + _BATCH]]
+        batch = [asyncio.ensure_future(first(stream)) for stream in streams[at : at + _BATCH]]
         _, late = await asyncio.wait(batch, timeout=_PATIENCE_S)
-        failed += len(late) + sum(1 for each in batch if each not in late and each.exception())
+        failed += len(late) + sum(1 for task in batch if task not in late and task.exception())
         if late:
             break
     return streams, failed
 
 
 async def first(stream: AsyncIterator[str]) -> None:
-    """Until the first word."""
+    """Read a stream until its first word."""
     while not await anext(stream):
         pass
 
 
 async def grown(peer: Peer, streams: int) -> dict[str, float]:
-    """Megabytes that this process grows by so many open streams, and how many of them failed to open."""
+    """Return the memory of open streams in megabytes, and how many of them failed to open."""
     many_files()
     await through(peer, "short")
     gc.collect()
     before = rss()
     held, failed = await opened(peer, streams)
     gc.collect()
-    found = {"memory": rss() - before, "failed": float(failed)}
+    result = {"memory": rss() - before, "failed": float(failed)}
     del held
-    return found
+    return result
 
 
 def child(chosen: argparse.Namespace) -> None:
-    """Make one peer, and do what the parent says, a word a line; each outcome is told as JSON."""
+    """Create a peer and run the commands of the parent, one in each line of stdin. Print each result as JSON."""
     began = time.perf_counter()
     peer = PEERS[chosen.child][1](chosen.root)
     ready = time.perf_counter()
@@ -415,22 +417,28 @@ def child(chosen: argparse.Namespace) -> None:
             print(json.dumps(asdict(runner.run(turn(peer, chosen.calls, chosen.chunks)))), flush=True)
         else:
             print(json.dumps(runner.run(grown(peer, chosen.streams))), flush=True)
-    os._exit(0)  # what is open goes with the process
+    os._exit(0)  # the system closes the open streams
 
 
 class Child:
-    """A process that knows one peer only: its imports and its garbage are nobody else's."""
+    """A process of one peer, so that no other peer's imports and garbage are measured."""
 
     def __init__(self, name: str, root: str, chosen: argparse.Namespace) -> None:
-        said = {"child": name, "root": root, "calls": chosen.calls, "chunks": chosen.chunks, "streams": chosen.streams}
-        words = [word for key, value in said.items() for word in (f"--{key}", str(value))]
+        arguments = {
+            "child": name,
+            "root": root,
+            "calls": chosen.calls,
+            "chunks": chosen.chunks,
+            "streams": chosen.streams,
+        }
+        words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
         self.name = name
-        self._process = subprocess.Popen(  # noqa: S603  # ourselves
+        self._process = subprocess.Popen(  # noqa: S603  # this file
             [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def told(self, word: str = "") -> dict[str, Any]:
-        """What it answers to a word; without one, how it started."""
+    def command(self, word: str = "") -> dict[str, Any]:
+        """Run a command in the process and return its result. Without a command, return the times of the start."""
         assert self._process.stdin
         assert self._process.stdout
         if word:
@@ -441,54 +449,54 @@ class Child:
             line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} has failed")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        result: dict[str, Any] = json.loads(line)
+        return result
 
-    def over(self) -> None:
-        """It ends when nothing more is to be read."""
+    def close(self) -> None:
+        """End the process by closing its stdin."""
         self._process.communicate()
 
 
 def measured(names: list[str], root: str, chosen: argparse.Namespace) -> tuple[dict[str, Costs], list[dict[str, Any]]]:
-    """Everybody in turn, round by round, so that a slow moment of the machine hits all; and how each started."""
+    """Measure all peers in turn in each round, so that a slow moment of the machine affects all."""
     children, starts = [], []
     for name in names:
         children.append(Child(name, root, chosen))
         if not chosen.quick:
-            starts.append(children[-1].told())
-    for one in children if chosen.quick else ():  # all at the same time, which says nothing about a start
-        one.told()
+            starts.append(children[-1].command())
+    for one in children if chosen.quick else ():  # they start at the same time, so their starts are not measured
+        one.command()
     costs = {name: Costs() for name in names}
     for _ in range(chosen.rounds):
         for one in children:
-            said = one.told("turn")
-            said["waits"] = {int(many): waits for many, waits in said["waits"].items()}
-            costs[one.name].add(Costs(**said))
+            result = one.command("turn")
+            result["waits"] = {int(many): waits for many, waits in result["waits"].items()}
+            costs[one.name].add(Costs(**result))
     for one in children:
-        one.over()
+        one.close()
     return costs, starts
 
 
 def remembered(names: list[str], root: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Start and memory of each, in another process, which has done nothing before."""
-    found = []
+    """Measure start and memory of each peer in a new process."""
+    results = []
     for name in names:
         one = Child(name, root, chosen)
-        found.append({**one.told(), **one.told("memory")})
-        one.over()
-    return found
+        results.append({**one.command(), **one.command("memory")})
+        one.close()
+    return results
 
 
-# What is shown
+# The output
 
 
 def ratio(mine: list[float], base: list[float]) -> float:
-    """The median of the ratios of each round."""
+    """Return the median of the ratios of the rounds."""
     return statistics.median(x / y for x, y in zip(mine, base, strict=True))
 
 
 def ratios(costs: dict[str, Costs]) -> dict[str, tuple[float, float]]:
-    """Of a call and of a chunk, to LiteLLM's ``openai/``."""
+    """Return the ratios of a call and of a chunk to LiteLLM's ``openai/``."""
     base = costs[BASE]
     return {name: (ratio(one.call, base.call), ratio(one.chunk, base.chunk)) for name, one in costs.items()}
 
@@ -503,7 +511,7 @@ def show_cpu(costs: dict[str, Costs]) -> None:
 
 
 def percentiles(waits: list[float]) -> tuple[float, float]:
-    """Median and p99, in milliseconds."""
+    """Return median and p99 in milliseconds."""
     return statistics.median(waits) * 1e3, statistics.quantiles(waits, n=100, method="inclusive")[98] * 1e3
 
 
@@ -543,7 +551,7 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 
 
 def drawn(shown: dict[str, tuple[float, float]]) -> str:
-    """A chart of the ratios as SVG: two columns of bars, a dashed line where LiteLLM's ``openai/`` is."""
+    """Return a chart of the ratios as SVG: two columns of bars, with a dashed line for LiteLLM's ``openai/``."""
     row, left, wide, gap = 26, 170, 230, 90
     most = max(max(pair) for pair in shown.values())
     height = 44 + row * len(shown)
@@ -587,7 +595,7 @@ def options() -> argparse.Namespace:
 
 
 def compare(chosen: argparse.Namespace, root: str) -> None:
-    """Everything, to stdout."""
+    """Print all results."""
     wanted = [name for name in PEERS if not chosen.only or name in (RAW, BASE, *chosen.only)]
     there = [name for name in wanted if importlib.util.find_spec(PEERS[name][0])]
     for name in wanted:
@@ -604,7 +612,7 @@ def compare(chosen: argparse.Namespace, root: str) -> None:
 
 
 def main() -> None:
-    """Parse, serve, measure."""
+    """Run the benchmark."""
     chosen = options()
     os.environ.update(_QUIET)
     logging.disable(logging.CRITICAL)

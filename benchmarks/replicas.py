@@ -1,13 +1,13 @@
-"""Two servers as equals: how much sooner eight answers are there, and how much of a study text is not read again.
+"""Measure load balancing over two servers: the time of eight answers, and the reuse of the prompt cache.
 
     LEARNFLOW_SERVE="…/serve-llama.sh {port}" python benchmarks/replicas.py [--rounds 3]
 
-``LEARNFLOW_SERVE`` is a command that serves a model with llama.cpp at the port that stands for ``{port}``;
-``--parallel 1 --threads 1`` are added to it: one slot and one thread each. Everybody in turn, in every round, with
-servers started for it alone and texts of its own. The second table is made twice: as llama.cpp is started, which keeps
-what falls out of a slot in the machine's memory, and without that (``--cache-ram 0``), as on a machine that has none
-to spare. A material's first answer is the one of its ten that read the most of it anew. LiteLLM's Router sends all
-at once, and the servers queue them; the last column is how much of it went to the busier of the two.
+``LEARNFLOW_SERVE`` is a command that serves a model with llama.cpp at ``{port}``. ``--parallel 1 --threads 1`` is
+added: one slot and one thread for each server. The contenders run in turn in each round, with new servers and their own
+texts. The second table has two variants: llama.cpp's default, which caches the prompts of earlier slots in memory, and
+``--cache-ram 0``, as on a machine without spare memory. The first answer about a text is the one that reads the most
+uncached tokens. LiteLLM's Router sends all requests at once, and the servers queue them. The last column is the share
+of the busier server.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WORDS = (
     "digest",
     "proof",
 )
-IN_WORDS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # llama.cpp's: the tiny model begins to think otherwise
+IN_WORDS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # without it the tiny model starts to reason
 SENTENCES = 82  # about 1,500 tokens of the tiny model
 PATIENCE_S = 120.0  # for one contender
 STAT = Path("/proc/stat")
@@ -61,7 +61,7 @@ CALM_S = 30 if STAT.exists() else 0
 
 @dataclass(frozen=True)
 class Read:
-    """What an answer says of its prompt, in tokens, and who gave it."""
+    """The prompt tokens of an answer, how many of them were cached, and the server."""
 
     prompt: int
     cached: int
@@ -69,7 +69,7 @@ class Read:
 
 
 def material(number: int) -> str:
-    """A study text that no other number has, not even its beginning."""
+    """Return a text that differs from those of other numbers from its beginning."""
     chance = random.Random(number)  # noqa: S311  # the same in every run
     pairs = [(chance.choice(WORDS), chance.choice(WORDS)) for _ in range(SENTENCES)]
     return f"Lesson {number}. " + " ".join(
@@ -78,8 +78,8 @@ def material(number: int) -> str:
 
 
 def question(text: str, number: int) -> list[dict[str, str]]:
-    asked = f"Question {number}: what does the {WORDS[number]} need?"
-    return [{"role": "system", "content": text}, {"role": "user", "content": asked}]
+    content = f"Question {number}: what does the {WORDS[number]} need?"
+    return [{"role": "system", "content": text}, {"role": "user", "content": content}]
 
 
 def free_port() -> int:
@@ -100,7 +100,7 @@ async def ready(url: str, server: asyncio.subprocess.Process) -> None:
 
 @contextlib.asynccontextmanager
 async def servers(count: int, *flags: str) -> AsyncIterator[list[str]]:
-    """So many servers of their own, ready; stopped at the end, whatever happens."""
+    """Run new servers, wait until they are ready, and stop them at the end."""
     running = []
     try:
         urls = []
@@ -119,7 +119,7 @@ async def servers(count: int, *flags: str) -> AsyncIterator[list[str]]:
             await server.wait()
 
 
-def told(done: Completion, by: str) -> Read:
+def read_of(done: Completion, by: str) -> Read:
     return Read(done.usage.prompt_tokens or 0, done.usage.cached_tokens or 0, by)
 
 
@@ -131,21 +131,21 @@ def equals(urls: Sequence[str], tokens: int) -> Ask:
 
     async def ask(messages: list[dict[str, str]]) -> Read:
         done = await router.complete(messages, temperature=0, max_tokens=tokens, extra_body=IN_WORDS)
-        return told(done, done.provider)
+        return read_of(done, done.provider)
 
     return ask
 
 
 def in_turn(urls: Sequence[str], tokens: int) -> Ask:
     providers = [LlamaCppProvider(base_url=url, model="m") for url in urls]
-    asked = 0
+    requests = 0
 
     async def ask(messages: list[dict[str, str]]) -> Read:
-        nonlocal asked
-        asked += 1
-        which = asked % len(urls)
+        nonlocal requests
+        requests += 1
+        which = requests % len(urls)
         done = await providers[which].complete(messages, temperature=0, max_tokens=tokens, extra_body=IN_WORDS)
-        return told(done, urls[which])
+        return read_of(done, urls[which])
 
     return ask
 
@@ -153,8 +153,8 @@ def in_turn(urls: Sequence[str], tokens: int) -> Ask:
 def litellms(strategy: str) -> Callable[[Sequence[str], int], Ask]:
     def make(urls: Sequence[str], tokens: int) -> Ask:
         litellm = _litellm._load()  # noqa: SLF001  # quiet and offline, as ours is
-        where = [{"model": "openai/m", "api_base": f"{url}/v1", "api_key": "k", "max_retries": 0} for url in urls]
-        models = [{"model_name": "m", "litellm_params": each} for each in where]
+        targets = [{"model": "openai/m", "api_base": f"{url}/v1", "api_key": "k", "max_retries": 0} for url in urls]
+        models = [{"model_name": "m", "litellm_params": target} for target in targets]
         router = litellm.Router(models, routing_strategy=strategy, num_retries=0)
 
         async def ask(messages: list[dict[str, str]]) -> Read:
@@ -169,23 +169,23 @@ def litellms(strategy: str) -> Callable[[Sequence[str], int], Ask]:
     return make
 
 
-async def together(ask: Ask, asked: Sequence[list[dict[str, str]]]) -> tuple[float, list[Read]]:
-    """Seconds until all are answered, and what each read."""
+async def together(ask: Ask, questions: Sequence[list[dict[str, str]]]) -> tuple[float, list[Read]]:
+    """Send all requests at once. Return the seconds to the last answer, and what each answer read."""
     async with asyncio.timeout(PATIENCE_S):
-        await ask([{"role": "user", "content": "hi"}])  # imports, connections, and what there is to know of the servers
+        await ask([{"role": "user", "content": "hi"}])  # imports, connections and probes
         started = time.perf_counter()
-        read = await asyncio.gather(*map(ask, asked))
+        read = await asyncio.gather(*map(ask, questions))
         return time.perf_counter() - started, read
 
 
 def idle() -> tuple[int, int]:
-    """Ticks of all processors since the machine started: idle, and all."""
-    ticks = [int(each) for each in STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    """Return the idle ticks and all ticks of the processors since the machine started."""
+    ticks = [int(tick) for tick in STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)
 
 
 async def calm() -> None:
-    """Until others leave the processors alone, half a minute at the most: two servers need two of them."""
+    """Wait until the processors are idle, because two servers need two of them; at most half a minute."""
     for _ in range(CALM_S):
         before = idle()
         await asyncio.sleep(1)
@@ -199,16 +199,16 @@ def shown(values: Sequence[float]) -> str:
 
 
 async def eight(rounds: int, texts: range, tokens: int) -> None:
-    """Eight questions, each on a text of its own: on one server, and on two equals."""
+    """Send eight questions about eight texts to one server, and to two load-balanced ones."""
     spent: dict[int, list[float]] = {1: [], 2: []}
-    for each in range(rounds):
-        asked = [question(material(texts.start + each * 8 + at), at) for at in range(8)]
-        for count in (1, 2) if each % 2 else (2, 1):
+    for round_number in range(rounds):
+        questions = [question(material(texts.start + round_number * 8 + at), at) for at in range(8)]
+        for count in (1, 2) if round_number % 2 else (2, 1):
             await calm()
             async with servers(count) as urls:
-                seconds, _ = await together(equals(urls, tokens), asked)
+                seconds, _ = await together(equals(urls, tokens), questions)
                 spent[count].append(seconds)
-    best = min(spent[2]) / min(spent[1])  # what others do on the machine only ever adds to a time
+    best = min(spent[2]) / min(spent[1])  # other programs can only make a run slower
     ratios = [two / one for one, two in zip(spent[1], spent[2], strict=True)]
     print(
         f"eight answers at once, wall time on two equals / on one of them (goal: at most 0.65): {best:.3f}, the best of"
@@ -217,7 +217,7 @@ async def eight(rounds: int, texts: range, tokens: int) -> None:
 
 
 async def cached(rounds: int, texts: range, *flags: str) -> None:
-    """Ten questions on each of two texts, all twenty at once."""
+    """Send ten questions about each of two texts, all at once."""
     makers: dict[str, Callable[[Sequence[str], int], Ask]] = {
         "ours, equals": equals,
         "in turn": in_turn,
@@ -228,14 +228,14 @@ async def cached(rounds: int, texts: range, *flags: str) -> None:
     times: dict[str, list[float]] = {who: [] for who in makers}
     busier: dict[str, list[float]] = {who: [] for who in makers}
     fresh = iter(texts)
-    for each in range(rounds):
+    for round_number in range(rounds):
         order = [(at % 2, at // 2) for at in range(20)]
-        random.Random(each).shuffle(order)  # noqa: S311  # the same for everybody
+        random.Random(round_number).shuffle(order)  # noqa: S311  # the same for all contenders
         for who, make in makers.items():
             both = [material(next(fresh)) for _ in range(2)]
             async with servers(2, *flags) as urls:
-                asked = [question(both[which], number) for which, number in order]
-                seconds, read = await together(make(urls, 16), asked)
+                questions = [question(both[which], number) for which, number in order]
+                seconds, read = await together(make(urls, 16), questions)
             times[who].append(seconds)
             busier[who].append(max(Counter(one.by for one in read).values()) / len(read))
             rest = []

@@ -1,8 +1,9 @@
-"""What answers in parallel share of one long prompt: the question before the material, and after it.
+"""Measure the cached part of long prompts with the question before and after the material.
 
-A server keeps the work on a prompt as long as the next one begins with the same tokens. LearnFlow's ``answer_question``
-puts the question first, so that nothing is shared but the first lines. Asks a llama.cpp server, which says what it
-evaluated:  python benchmarks/shared_prefix.py http://127.0.0.1:8080 [--questions 8] [--words 1100]
+    python benchmarks/shared_prefix.py http://127.0.0.1:8080 [--questions 8] [--words 1100]
+
+A server caches a prompt as long as the next one begins with the same tokens. LearnFlow's ``answer_question`` has the
+question first, so that only the first lines are shared. The server must be llama.cpp, which reports evaluated tokens.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ def prompt(question: str, material: str, *, first: str) -> str:
     return "Answer the question, using only the material.\n\n" + "\n\n".join(parts[name] for name in order)
 
 
-async def asked(client: httpx.AsyncClient, text: str) -> dict[str, float]:
-    """What the server says of one prompt; an answer of one token."""
+async def send(client: httpx.AsyncClient, text: str) -> dict[str, float]:
+    """Send a prompt with an answer of one token. Return the timings that the server reports."""
     body = {"messages": [{"role": "system", "content": text}], "max_tokens": 1, "temperature": 0}
-    answered = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
-    timings: dict[str, float] = answered["timings"]
+    answer = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
+    timings: dict[str, float] = answer["timings"]
     return timings
 
 
 async def measure(url: str, questions: int, words: int, first: str) -> None:
-    chosen = random.Random(first)  # noqa: S311  # another material for each order: neither finds the other's in the cache
+    chosen = random.Random(first)  # noqa: S311  # other material for each order, so that it is not in the cache
     material = " ".join(chosen.choice(WORDS) for _ in range(words))
     prompts = [prompt(f"Question {number}: why?", material, first=first) for number in range(questions)]
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began = time.perf_counter()
-        said = [await asked(client, prompts[0]), *await asyncio.gather(*(asked(client, each) for each in prompts[1:]))]
+        timings = [await send(client, prompts[0]), *await asyncio.gather(*(send(client, item) for item in prompts[1:]))]
         seconds = time.perf_counter() - began
-    evaluated = sum(each["prompt_n"] for each in said)
-    cached = sum(each.get("cache_n", 0) for each in said)
+    evaluated = sum(item["prompt_n"] for item in timings)
+    cached = sum(item.get("cache_n", 0) for item in timings)
     print(f"{first} first: {evaluated} tokens evaluated, {cached} from the cache, {seconds:.1f} s")
 
 

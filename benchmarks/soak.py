@@ -1,10 +1,10 @@
-"""Hours in minutes: many streams through one router whose providers keep failing in every way; nothing may be lost.
+"""Run many streams through a router while its providers fail in every way, and check that nothing is lost.
 
     python benchmarks/soak.py [--streams 200] [--minutes 5]
 
-Five fault servers and one that never fails are another process on loopback. Each question has an answer of its own, so
-that nothing of one stream can turn up in another unseen. The breakers' clock runs faster than the wall's: whoever
-failed is asked again soon. The last line is the summary; exit code 1 where something was lost, invented or left over.
+Five fault servers and one without faults run in another process on loopback. Each question has its own answer, so that
+text of another stream is detected. The clock of the circuit breakers runs faster than real time, so that they close
+soon. The last line is the summary. Exit code 1 if something was lost, invented or left over.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ _CLASSES: Final = (VLLMProvider, LlamaCppProvider, OllamaProvider, LMStudioProvi
 MODEL: Final = "fault-model"
 _REFUSALS: Final = ("key", "model", "overflow", "rate", "quota", "busy", "loading", "failed", "request", "filter")
 _PACE_S: Final = 0.05  # between two pieces
-_TURN_S: Final = 0.1  # how long a fault stays
-_HURRY: Final = 60  # seconds of the breakers for one of the wall
+_TURN_S: Final = 0.1  # the duration of a fault
+_HURRY: Final = 60  # seconds of the breakers' clock per real second
 _FIRST_TOKEN_S: Final = 3.0
 _GAP_S: Final = 1.0
 _DEADLINE_S: Final = 15.0  # for a question, all attempts together
 _GRACE_S: Final = 10.0  # for the last ones to end, after their deadline
-_IDLE_S: Final = 4.0  # a pooled connection is kept for less
+_IDLE_S: Final = 4.0  # longer than an idle connection stays in the pool
 _MOST_GROWTH: Final = 0.15
-_LEAVES: Final = 20  # one of so many, for each of two ways
-_LOOP: Final = 3  # sockets that an event loop has: its own two, and the connection of the last question
-_BEGIN_S: Final = 3.0  # the streams begin within so many seconds
-_DRIP: Final = "drop "  # what the fault server drips
+_LEAVES: Final = 20  # one of this many callers leaves, in each of two ways
+_LOOP: Final = 3  # sockets of an event loop: its own two, and the connection of the last question
+_BEGIN_S: Final = 3.0  # all streams begin within this time
+_DRIP: Final = "drop "  # the piece of the fault "drip"
 
 
 def answer(number: int) -> list[str]:
-    """The pieces of the answer to this question, and to no other one."""
+    """Return the pieces of the answer to a question, which differ from those of other questions."""
     return [f"Answer{number}:", *(f" word{number * 7 % 997 + at}" for at in range(number % 20 + 15)), f" end{number}."]
 
 
@@ -73,12 +73,12 @@ def answer(number: int) -> list[str]:
 
 
 class Numbered(FaultServer):
-    """A fault server that gives each question the answer of its number, at the pace of a model."""
+    """A fault server that answers each question by its number, with the speed of a model."""
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        asked = re.search(r"Question (\d+)\.", json.dumps(seen.body))
-        if asked:
-            self.pieces = answer(int(asked.group(1)))  # read before anything is waited for
+        question = re.search(r"Question (\d+)\.", json.dumps(seen.body))
+        if question:
+            self.pieces = answer(int(question.group(1)))  # used before the next await
         return await super()._answer(seen, reader, writer)
 
     async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
@@ -86,7 +86,7 @@ class Numbered(FaultServer):
         await asyncio.sleep(_PACE_S)
 
     def swept(self) -> int:
-        """How many requests came since the last time; nothing of them is kept."""
+        """Forget the requests since the last call. Return their number."""
         count = len(self.seen)
         self.seen.clear()
         self.pages.clear()
@@ -95,12 +95,12 @@ class Numbered(FaultServer):
 
     @property
     def busy(self) -> int:
-        """Connections that are open."""
+        """Return the number of open connections."""
         return len(self._tasks)
 
 
 def faults() -> list[Fault | None]:
-    """Every way to fail, early and late, and as many times nothing at all as there are names."""
+    """Return all faults, early and late, and as many times no fault."""
     names: list[Any] = [name for name in get_args(FaultName) if name != "refuse"]
     ways = [Fault(name, after=after, seconds=_PACE_S) for name in names for after in (2, 9)]
     ways += [Fault("refuse", refusal=about) for about in _REFUSALS]
@@ -109,7 +109,7 @@ def faults() -> list[Fault | None]:
 
 
 def serve(pipe: Connection) -> None:
-    """Five that fail and one that does not; told to heal, they do; told to end, they tell what they saw."""
+    """Run five servers with faults and one without. On commands, remove the faults, and report the requests and end."""
     many_files()
 
     async def rotate(server: Numbered, seed: int, counts: Counter[str]) -> None:
@@ -126,7 +126,7 @@ def serve(pipe: Connection) -> None:
         async with AsyncExitStack() as stack:
             servers = [await stack.enter_async_context(Numbered(name)) for name in (*DIALECTS, "openai")]
             pipe.send([server.base_url for server in servers])
-            tasks = [asyncio.ensure_future(rotate(each, at, counts)) for at, each in enumerate(servers[:-1])]
+            tasks = [asyncio.ensure_future(rotate(item, at, counts)) for at, item in enumerate(servers[:-1])]
             sweeping = asyncio.ensure_future(sweep(servers[-1]))
             await loop.run_in_executor(None, pipe.recv)
             for task in (*tasks, sweeping):
@@ -141,7 +141,7 @@ def serve(pipe: Connection) -> None:
 
 
 async def sweep(server: Numbered) -> None:
-    """The healthy one's memory."""
+    """Limit the memory of the server without faults."""
     while True:
         await asyncio.sleep(1)
         server.swept()
@@ -152,16 +152,17 @@ async def sweep(server: Numbered) -> None:
 
 @dataclass
 class Tally:
-    """What became of the questions.
+    """The outcomes of the questions.
 
     Attributes:
-        wrong: text that is not the known answer, or not its beginning where the answer failed or was left.
-        lost: neither a text nor an LLMError: another exception, or no end at all.
-        failed: by class of the LLMError.
-        moved: answers that took more than one attempt; resumed: those that broke and were continued.
+        wrong: texts that differ from the answer, or from its beginning if the stream failed or the caller left.
+        lost: questions with neither a text nor an LLMError: another exception, or no end.
+        failed: the number of errors by class.
+        moved: answers after more than one attempt.
+        resumed: answers that broke and were continued.
     """
 
-    asked: int = 0
+    questions: int = 0
     answered: int = 0
     left: int = 0
     moved: int = 0
@@ -170,17 +171,17 @@ class Tally:
     lost: list[str] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
 
-    def check(self, number: int, text: str, *, whole: bool, partial: str | None = None) -> None:
-        """Compare with what is known; ``partial`` is what an error says that it had."""
+    def check(self, number: int, text: str, *, complete: bool, partial: str | None = None) -> None:
+        """Compare a text with the answer. ``partial`` is the partial text of an error."""
         known = "".join(answer(number))
-        said = text if whole else re.sub(f"({_DRIP})+$", "", text)  # which that server did say
-        right = said == known if whole else known.startswith(said)
+        checked = text if complete else re.sub(f"({_DRIP})+$", "", text)  # the server sent these pieces
+        right = checked == known if complete else known.startswith(checked)
         if not right or (partial is not None and partial != text):
             self.wrong.append(f"question {number}: {text[-60:]!r} ({len(text)} of {len(known)}), partial {partial!r}")
 
 
 async def ask(router: RouterProvider, tally: Tally, number: int, patience: int | None) -> None:
-    """One question; ``patience`` is after how many pieces its asker leaves, None for never."""
+    """Send a question. The caller leaves after ``patience`` pieces, if it is set."""
     text = ""
     try:
         async with router.stream(f"Question {number}.", timeout=_DEADLINE_S) as stream:
@@ -191,9 +192,9 @@ async def ask(router: RouterProvider, tally: Tally, number: int, patience: int |
                     break
         if patience == 0:
             tally.left += 1
-            tally.check(number, text, whole=False)
+            tally.check(number, text, complete=False)
             return
-        tally.check(number, text, whole=True)
+        tally.check(number, text, complete=True)
         tally.answered += 1
         tally.moved += stream.completion.attempts > 1
         tally.resumed += stream.completion.resumed > 0
@@ -201,11 +202,11 @@ async def ask(router: RouterProvider, tally: Tally, number: int, patience: int |
             tally.wrong.append(f"question {number}: the completion has another text than the stream")
     except LLMError as error:
         tally.failed[type(error).__name__] += 1
-        tally.check(number, text, whole=False, partial=error.partial)
+        tally.check(number, text, complete=False, partial=error.partial)
 
 
 async def cancelled(router: RouterProvider, tally: Tally, number: int, seconds: float) -> None:
-    """One question whose asker's task is cancelled after so many seconds."""
+    """Send a question and cancel the task of its caller after some seconds."""
     task = asyncio.ensure_future(ask(router, tally, number, None))
     await asyncio.wait([task], timeout=seconds)
     tally.left += not task.done()
@@ -215,12 +216,12 @@ async def cancelled(router: RouterProvider, tally: Tally, number: int, seconds: 
 
 
 async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], until: float) -> None:
-    """Asks again and again; now and then leaves in the middle, in one of two ways."""
+    """Send questions until the end. Sometimes leave in the middle, in one of two ways."""
     chance = random.Random(next(numbers))  # noqa: S311  # an order, no secret
     await asyncio.sleep(chance.uniform(0.0, _BEGIN_S))
     while time.monotonic() < until:
         number = next(numbers)
-        tally.asked += 1
+        tally.questions += 1
         try:
             if chance.randrange(_LEAVES) == 0:
                 await cancelled(router, tally, number, chance.uniform(0.0, 2.0))
@@ -235,33 +236,33 @@ async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], u
 
 
 class Clock:
-    """The breakers' time: faster than the wall's, and it can be put forward."""
+    """The clock of the circuit breakers. It is faster than real time and can be advanced."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         return time.monotonic() * _HURRY + self.ahead
 
 
 def tasks() -> Counter[str]:
-    """The loop's tasks, by name of their coroutine."""
+    """Count the tasks of the loop by the names of their coroutines."""
     return Counter(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
 
 
 def sockets() -> int:
-    """Sockets that this process has open, without those of its event loop and its pipe."""
+    """Return the number of open sockets of this process."""
     count = 0
-    for each in Path("/proc/self/fd").iterdir():
+    for item in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            count += str(each.readlink()).startswith("socket:")
+            count += str(item.readlink()).startswith("socket:")
     return count
 
 
 @dataclass
 class Found:
-    """What is measured besides the answers.
+    """The measurements besides the answers.
 
     Attributes:
         memory: megabytes after the first tenth of the load, and at its end.
@@ -284,19 +285,19 @@ class Found:
 
     @property
     def growth(self) -> float:
-        """Of the memory, as a part of what it was."""
+        """Return the growth of the memory as a fraction."""
         return self.memory[1] / self.memory[0] - 1
 
 
 def weighed(ticker: Ticker) -> float:
-    """Megabytes, after a garbage collection, which is our own stall and not the layer's."""
+    """Return the memory in megabytes after a garbage collection. Its stall is not counted."""
     gc.collect()
     ticker.forgive()
     return rss()
 
 
-async def load(router: RouterProvider, tally: Tally, found: Found, streams: int, seconds: float) -> None:
-    """All the streams for so long, and until the last one has ended."""
+async def load(router: RouterProvider, tally: Tally, measures: Found, streams: int, seconds: float) -> None:
+    """Run all streams for the duration, and until the last one has ended."""
     ticker, began = Ticker(), time.monotonic()
     numbers, until = itertools.count(1), began + seconds
     workers = [asyncio.ensure_future(worker(router, tally, numbers, until)) for _ in range(streams)]
@@ -307,30 +308,30 @@ async def load(router: RouterProvider, tally: Tally, found: Found, streams: int,
         if sys.stderr.isatty() and now - shown >= 10:
             shown = now
             print(f"{now - began:5.0f} s: {tally.answered} answered, {rss():.0f} MB", file=sys.stderr)
-    found.memory = (first, weighed(ticker))
-    found.seconds = time.monotonic() - began
+    measures.memory = (first, weighed(ticker))
+    measures.seconds = time.monotonic() - began
     _, stuck = await asyncio.wait(workers, timeout=_DEADLINE_S + _GRACE_S)
     tally.lost += ["a worker did not come to its end" for _ in stuck]
     for task in stuck:
         task.cancel()
-    found.stall = await ticker.stop()
+    measures.stall = await ticker.stop()
 
 
 async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, tally: Tally) -> list[str]:
-    """Nobody fails any more and time passes: everybody is asked, as the first of a chain. Returns who is left alone."""
+    """Send requests to each provider first, without faults. Return the breakers that are still open."""
     clock.ahead += LONGEST_S * 2
     for at, provider in enumerate(chain):
         router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], breakers=board)
-        for number in range(2):  # the first one may be served by another one, while this one is probed
+        for number in range(2):  # another provider may serve the first one, while this provider is probed
             text = await router.generate(f"Question {number}.", timeout=_DEADLINE_S)
-            tally.check(number, text, whole=True)
+            tally.check(number, text, complete=True)
             await asyncio.sleep(0.2)
-    return [f"{place.address} {type(each.error).__name__}" for place, each in board.breakers.items()]
+    return [f"{place.address} {type(item.error).__name__}" for place, item in board.breakers.items()]
 
 
 async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> tuple[Tally, Found]:
-    """The load, then a healthy round, then what is left."""
-    clock, tally, found = Clock(), Tally(), Found()
+    """Run the load and a round without faults. Return the outcomes and the measurements."""
+    clock, tally, measures = Clock(), Tally(), Found()
     urls = pipe.recv()
     board = BreakerRegistry(clock=clock)
     chain = [
@@ -341,53 +342,53 @@ async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> t
     await router.prepare()
     await healthy_round([chain[-1]], board, clock, tally)
     usual = tasks()
-    await load(router, tally, found, streams, seconds)
+    await load(router, tally, measures, streams, seconds)
     pipe.send("heal")
     pipe.recv()
-    found.breakers = await healthy_round(chain, board, clock, tally)
+    measures.breakers = await healthy_round(chain, board, clock, tally)
     await asyncio.sleep(_IDLE_S)
     await healthy_round([chain[-1]], board, clock, tally)
-    found.tasks = tasks() - usual
-    found.sockets = sockets() - before - _LOOP
+    measures.tasks = tasks() - usual
+    measures.sockets = sockets() - before - _LOOP
     pipe.send("end")
-    found.seen, found.held = pipe.recv()
-    return tally, found
+    measures.seen, measures.held = pipe.recv()
+    return tally, measures
 
 
-def summary(tally: Tally, found: Found, streams: int) -> tuple[bool, str]:
-    """Whether all is well, and the last line."""
-    unseen = {str(name) for name in get_args(FaultName)} - set(+Counter(found.seen))
-    left = sum(found.tasks.values())
+def summary(tally: Tally, measures: Found, streams: int) -> tuple[bool, str]:
+    """Return whether the run passed, and the summary."""
+    unseen = {str(name) for name in get_args(FaultName)} - set(+Counter(measures.seen))
+    left = sum(measures.tasks.values())
     well = not (
         tally.wrong
         or tally.lost
         or left
-        or found.sockets
-        or found.after
-        or found.breakers
-        or found.growth > _MOST_GROWTH
+        or measures.sockets
+        or measures.after
+        or measures.breakers
+        or measures.growth > _MOST_GROWTH
     )
     failures = ", ".join(f"{name} {count}" for name, count in tally.failed.most_common()) or "none"
     ways = len(get_args(FaultName))
     parts = [
-        f"{streams} streams for {found.seconds / 60:.1f} min",
-        f"{tally.asked} asked",
+        f"{streams} streams for {measures.seconds / 60:.1f} min",
+        f"{tally.questions} asked",
         f"{tally.answered} answered ({tally.moved} not by the first, {tally.resumed} continued after a break)",
         f"{len(tally.wrong)} wrong",
         f"{len(tally.lost)} lost",
         f"{sum(tally.failed.values())} failed by name ({failures})",
         f"{tally.left} left by their askers",
         f"{ways - len(unseen)} of {ways} ways to fail",
-        f"memory {found.memory[0]:.0f} -> {found.memory[1]:.0f} MB ({found.growth:+.1%})",
-        f"{left} tasks, {found.sockets} sockets ({found.after} when the loop has ended) left",
-        f"{len(found.breakers)} breakers left open",
-        f"longest loop stall {found.stall * 1e3:.0f} ms",
+        f"memory {measures.memory[0]:.0f} -> {measures.memory[1]:.0f} MB ({measures.growth:+.1%})",
+        f"{left} tasks, {measures.sockets} sockets ({measures.after} when the loop has ended) left",
+        f"{len(measures.breakers)} breakers left open",
+        f"longest loop stall {measures.stall * 1e3:.0f} ms",
     ]
     return well, f"soak {'ok' if well else 'FAILED'}: " + "; ".join(parts)
 
 
 def main() -> int:
-    """Serve, load, look; the exit code."""
+    """Run the soak test. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -399,15 +400,15 @@ def main() -> int:
     server.start()
     try:
         before = sockets()
-        tally, found = asyncio.run(soak(here, before, options.streams, options.minutes * 60))
-        found.after = sockets() - before
+        tally, measures = asyncio.run(soak(here, before, options.streams, options.minutes * 60))
+        measures.after = sockets() - before
     finally:
         server.terminate()
-    for each in (*tally.wrong[:5], *tally.lost[:5], *found.breakers):
-        print(each)
-    print(f"requests by way to fail: {dict(sorted(found.seen.items()))}")
-    print(f"tasks left: {dict(found.tasks)}; connections open at the servers at the end: {found.held}")
-    well, line = summary(tally, found, options.streams)
+    for item in (*tally.wrong[:5], *tally.lost[:5], *measures.breakers):
+        print(item)
+    print(f"requests by way to fail: {dict(sorted(measures.seen.items()))}")
+    print(f"tasks left: {dict(measures.tasks)}; connections open at the servers at the end: {measures.held}")
+    well, line = summary(tally, measures, options.streams)
     print(line)
     return 0 if well else 1
 

@@ -1,19 +1,19 @@
 #!/bin/sh
-# Fetches a model: an Ollama tag into the Ollama server, or a GGUF file into a folder.
+# Downloads a model: an Ollama tag into the Ollama server, or a GGUF file into a folder.
 #
 #   compose/pull-model.sh qwen3:0.6b
 #   compose/pull-model.sh hf:MaziyarPanahi/Qwen3-0.6B-GGUF/Qwen3-0.6B.Q4_K_M.gguf [FOLDER]
 #   compose/pull-model.sh https://example.org/model.gguf [FOLDER]
 #
-# It says what it will cost before it starts, looks whether the disk has room, goes on where it was broken off, and ends
-# with 0 only when the model is there and whole.
+# Prints the size of the download before it starts, checks the free space of the disk, and resumes a broken download.
+# Exit code 0 only if the model is complete.
 #
-#   MODELS_DIR     a folder with GGUF files that are there already (qwen3-0.6b.gguf for qwen3:0.6b): no network is used
-#   MODEL_SHA256   what a GGUF must be; unset: what Hugging Face says it is
-#   PULL_YES=1     do not ask first (nobody is asked where no terminal is)
-#   PULL_TRIES=5   how often a download that breaks is taken up again
-#   PULL_INSECURE=1  an Ollama registry of your own without TLS
-#   OLLAMA_HOST    the Ollama server, as its own command line has it
+#   MODELS_DIR     a folder with GGUF files (qwen3-0.6b.gguf for qwen3:0.6b), which are used without a network
+#   MODEL_SHA256   the SHA-256 of the GGUF; by default the one that Hugging Face reports
+#   PULL_YES=1     do not ask for confirmation (without a terminal there is no question)
+#   PULL_TRIES=5   the number of attempts at a download that breaks
+#   PULL_INSECURE=1  for your own Ollama registry without TLS
+#   OLLAMA_HOST    the Ollama server, as for its command line
 set -eu
 
 say() { printf '%s\n' "$*" >&2; }
@@ -27,14 +27,14 @@ tries=${PULL_TRIES:-5}
 
 megabytes() { echo $((($1 + 1048575) / 1048576)); }
 
-# free FOLDER: megabytes that are free where it is, or will be
+# free FOLDER: print the free megabytes of the disk of a folder, which may not exist yet
 free() {
     place=$1
     while [ ! -d "$place" ]; do place=$(dirname "$place"); done
     df -Pk "$place" | awk 'NR == 2 { for (at = NF; at > 1; at--) if ($at ~ /^[0-9]+%$/ && $(at - 1) ~ /^[0-9]+$/) { print int($(at - 1) / 1024); exit } }'
 }
 
-# afford WHAT MEGABYTES FOLDER: say it, look whether it fits, ask where somebody can answer
+# afford WHAT MEGABYTES FOLDER: print the size, check the free space, ask for confirmation on a terminal
 afford() {
     left=$(free "$3")
     if [ -z "$left" ]; then
@@ -57,13 +57,13 @@ sha256() {
     if have sha256sum; then sha256sum "$1"; elif have shasum; then shasum -a 256 "$1"; else openssl dgst -sha256 -r "$1"; fi | cut -d ' ' -f 1
 }
 
-# whole FILE SHA256: whether it is what it must be; without a sum, a GGUF at least
+# whole FILE SHA256: check a file; without a checksum it must begin as a GGUF
 whole() {
     [ -s "$1" ] || return 1
     if [ -n "$2" ]; then [ "$(sha256 "$1")" = "$2" ]; else [ "$(head -c 4 "$1")" = GGUF ]; fi
 }
 
-# mismatch WHAT GOT WANTED: it is another file; to fetch it again would bring the same
+# mismatch WHAT GOT WANTED: fail, because another download would get the same file
 mismatch() {
     fail "$1 has the SHA-256 $2, and must have $3. Compare both with what its publisher says: either the sum is of another file or version, or somebody on the way has changed the file. To run this again will not help."
 }
@@ -87,7 +87,7 @@ pull_gguf() {
     have curl || fail "curl is needed to download $url. In Ollama's own spelling: hf.co/OWNER/REPOSITORY:TAG; or put the file at $file."
     code=0
     head=$(curl -fsSLI --retry 3 "$url") || code=$?
-    if [ "$code" -ne 0 ] && [ "$code" -ne 22 ]; then # 22: it answers, and may only dislike to be asked for a head
+    if [ "$code" -ne 0 ] && [ "$code" -ne 22 ]; then # 22: the server responds, but may refuse HEAD requests
         if whole "$file" "$sum"; then
             say "$file is there; $url cannot be reached, so it was not checked. MODEL_SHA256 says what it must be."
             return
@@ -119,7 +119,7 @@ pull_gguf() {
         case $code in
             22) fail "$url cannot be had: the server refuses it" ;;
             23) fail "nothing can be written in $folder: the disk is full, or belongs to somebody else" ;;
-            33) rm -f "$file.part" && n=$((n - 1)) && continue ;; # a server that cannot go on: from the beginning
+            33) rm -f "$file.part" && n=$((n - 1)) && continue ;; # a server without ranges: start again
         esac
         [ "$n" -lt "$tries" ] || fail "the download broke off $n times; what has arrived is kept in $file.part. Run this again to go on."
         say "The download broke off; it goes on."
@@ -135,7 +135,7 @@ pull_gguf() {
     say "$file is there${sum:+ and whole}."
 }
 
-# known MODEL: megabytes of the models that our documentation names, where nobody can be asked
+# known MODEL: print the megabytes of a model that the documentation names; no registry reports them
 known() {
     case $1 in
         qwen3:0.6b) echo 523 ;;
@@ -186,7 +186,7 @@ pull_ollama() {
     say "$model is there."
 }
 
-# fetch: pull it; where nobody watches, a line each tenth instead of a bar
+# fetch: pull the model; without a terminal, print a line for every 10 % instead of a bar
 fetch() {
     if [ -t 2 ]; then
         ollama pull ${PULL_INSECURE:+--insecure} "$model"

@@ -68,7 +68,7 @@ def provider_table(language: str) -> str:
             code(CLASSES[name].__name__),
             code(spec.api.default_url) if spec.api.default_url else starts if spec.starts_server else unset,
             none if spec.local else needed,
-            spec.seen or no,
+            spec.tested_versions or no,
         )
         for name, spec in SPECS.items()
     )

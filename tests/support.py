@@ -129,7 +129,8 @@ async def pair(first: str, second: str, fault: Fault | None = None, **more: Any)
         yield one, two, router(*providers, **more)
 
 
-async def heard(chain: LLMProvider, how: str, **more: Any) -> str:
+async def request_text(chain: LLMProvider, how: str, **more: Any) -> str:
+    """Send a request by ``generate``, ``complete`` or ``stream``. Return the text of the answer."""
     if how == "generate":
         return await chain.generate("hi", **more)
     if how == "complete":

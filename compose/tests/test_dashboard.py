@@ -137,7 +137,7 @@ def test_caller_errors_do_not_count_as_provider_failures() -> None:
     shares = {
         outcomes for outcomes in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in outcomes
     }
-    assert [set(share.split("|")) for share in shares] == [leaves | {"stop", "length", "tool_calls", "left"}]
+    assert [set(share.split("|")) for share in shares] == [leaves | {"stop", "length", "tool_calls", "cancelled"}]
 
 
 ALERTS = [

@@ -1,7 +1,6 @@
-"""One way to ask a language model, cloud or local, and every answer known to be whole.
+"""One interface to cloud and local language models, which returns complete answers or raises typed errors.
 
-Must never compute or import anything heavy: names are fetched when they are asked for.
-Everybody imports from here, and the provider classes from ``learnflow.llm.providers``.
+The classes of providers are in ``learnflow.llm.providers``. Names that need heavy imports are imported on first use.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
 
-__version__ = "0.1.0"  # the only place: the package's metadata, the command line and the documents take it from here
+__version__ = "0.1.0"  # the metadata of the package, the command line and the documents read it
 
 __all__ = [
     "AtMost",

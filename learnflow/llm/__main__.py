@@ -1,6 +1,6 @@
-"""``python -m learnflow.llm``; and ``python learnflow/llm``, which does not import the package around the folder.
+"""``python -m learnflow.llm``, and ``python learnflow/llm``, which does not import the parent package.
 
-That package may be LearnFlow's own, whose ``__init__`` loads its whole graph: ten times as long as the command needs.
+The parent may be LearnFlow's own package. Its ``__init__`` loads the graph, which takes ten times as long as a command.
 """
 
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 if not __package__:  # started by its path
-    _around = Path(__file__).resolve().parent.parent
-    sys.path.pop(0)  # the folder itself, whose modules would hide others of the same names
+    _parent = Path(__file__).resolve().parent.parent
+    sys.path.pop(0)  # the folder itself: its modules would hide others of the same names
     sys.modules["learnflow"] = ModuleType("learnflow")
-    sys.modules["learnflow"].__path__ = [str(_around)]
+    sys.modules["learnflow"].__path__ = [str(_parent)]
 
 from learnflow.llm.cli.main import main
 

@@ -1,7 +1,7 @@
 """An event loop in a thread of its own, for code that is not asynchronous.
 
-Must never wait on its own thread, or keep a process from ending.
-``sync`` and the LangChain model run in it. Connections stay open between calls.
+``sync`` and the LangChain model run their calls in it. Connections stay open between calls. The thread is a daemon, so
+that the process can end at any time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """The loop. The first call starts it."""
+    """An event loop in a daemon thread. The first call starts it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,15 +30,15 @@ class Background:
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Return the result of ``work``. Raise InvalidRequest if called on the thread of this loop."""
-        loop = self._running(work)
-        under_way = asyncio.run_coroutine_threadsafe(work, loop)
+        loop = self._loop_for(work)
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            return under_way.result()
+            return future.result()
         finally:
-            under_way.cancel()  # Ctrl-C: the server must stop, too
+            future.cancel()  # Ctrl-C: the server must stop, too
 
     def pieces(self, stream: AsyncGenerator[_T, None]) -> Iterator[_T]:
-        """Yield the pieces of ``stream`` as they come. Closing the iterator closes the stream, without a wait."""
+        """Yield the pieces of ``stream`` as they arrive. Closing the iterator closes the stream, and does not wait."""
         arrived: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
 
         async def read() -> None:
@@ -52,15 +52,15 @@ class Background:
                 raise
 
         work = read()
-        loop = self._running(work)
-        under_way = asyncio.run_coroutine_threadsafe(work, loop)
+        loop = self._loop_for(work)
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            while (got := arrived.get()) is not None:
-                if isinstance(got, BaseException):
-                    raise got
-                yield got[0]
+            while (item := arrived.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item[0]
         finally:
-            under_way.cancel()
+            future.cancel()
 
     def stop(self) -> None:
         """Stop the loop when the process ends. Unfinished work is dropped."""
@@ -68,7 +68,7 @@ class Background:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(1)
 
-    def _running(self, work: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
+    def _loop_for(self, work: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None or self._thread is None:
                 self._loop = asyncio.new_event_loop()
@@ -86,4 +86,4 @@ class Background:
 BACKGROUND = Background()
 atexit.register(BACKGROUND.stop)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=BACKGROUND.__init__)  # type: ignore[misc]  # the thread stays behind
+    os.register_at_fork(after_in_child=BACKGROUND.__init__)  # type: ignore[misc]  # a fork does not copy the thread

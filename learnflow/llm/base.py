@@ -1,7 +1,6 @@
-"""The vocabulary: what a provider is, and what it is asked.
+"""The interface of a provider, and the values that describe a call and its attempts.
 
-Must never know how an answer is got: no network, no library, no environment.
-Everybody may import it.
+Imports no library and nothing that sends requests or reads the environment. Every module may import it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+
+from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
 from .completion import Completion, Parsed
@@ -26,11 +27,11 @@ Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class _DefaultFloat(float):
-    """A default of ours: left out where a model refuses it; a caller's own 0.7 is not."""
+    """A default of this package. It is removed if a model refuses it; a caller's own 0.7 is not."""
 
 
 class _DefaultInt(int):
-    """A default of ours: left out where a model refuses it; a caller's own 1000 is not."""
+    """A default of this package. It is removed if a model refuses it; a caller's own 1000 is not."""
 
 
 DEFAULT_TEMPERATURE: Final[float] = _DefaultFloat(0.7)
@@ -38,26 +39,34 @@ DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
 
 
 class AtMost(int):
-    """``max_tokens`` as a ceiling instead of a demand, in tokens.
+    """``max_tokens`` as an upper bound, in tokens.
 
-    It is lowered to what the context that is served leaves, and left out where a model refuses it, with an event.
+    It is lowered to what the prompt leaves of the served context length. It is removed if a model refuses it. Each
+    change emits an event.
     """
 
 
 def may_be_left_out(value: object) -> bool:
-    """Whether a model that refuses it may be asked without: a default of ours, or a ceiling."""
+    """Return whether a refused value may be removed from the request: a default of this package, or an ``AtMost``."""
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
 class Options(TypedDict, Generic[Parsed], total=False):
-    """The keywords that ``generate``, ``stream`` and ``complete`` take beside the first four.
+    """The further keywords of ``generate``, ``stream`` and ``complete``.
 
-    ``response_format`` is OpenAI's dict or a pydantic class; ``reasoning`` switches thinking on, off, or to a level;
-    ``timeout`` is the deadline of this call in seconds; ``extra_body`` is sent in the request's body as it is;
-    ``session`` names requests that begin alike, for a cloud that keeps them near one cache (others are not sent it);
-    ``n`` may be 1 only: there is one answer to a call. ``resume`` is a router's: what is done with a stream that
-    breaks. ``metadata`` says whose request it is (``node``, ``user``): it goes into events, log and spans, ``node``
-    into metrics, and never to a provider.
+    Attributes:
+        system: the system message.
+        response_format: OpenAI's dict, or a pydantic class.
+        tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: as in OpenAI's API.
+        n: 1. A call has one answer.
+        reasoning: switches thinking on, off, or to a level.
+        timeout: the deadline of this call, in seconds.
+        session: the name of a group of requests with a common beginning. It is sent to clouds that route such requests
+            to one prompt cache.
+        extra_body: fields that are added to the request's body unchanged.
+        resume: what a router does with a stream that breaks.
+        metadata: labels of the request (``node``, ``user``) for events, log and spans; ``node`` also for metrics. They
+            are never sent to a provider.
     """
 
     system: str
@@ -81,9 +90,9 @@ class Options(TypedDict, Generic[Parsed], total=False):
 
 
 class TimeOptions(TypedDict, total=False):
-    """Budgets in seconds, locality, and how many requests are sent at once (the others wait).
+    """Timeouts in seconds, locality and the concurrency limit of a provider.
 
-    What is not given comes from the environment (``LLM_CONNECT_TIMEOUT`` ..., ``<NAME>_MAX_CONCURRENCY``).
+    The environment sets those that are missing (``LLM_CONNECT_TIMEOUT`` ..., ``<NAME>_MAX_CONCURRENCY``).
     """
 
     connect_timeout: float
@@ -96,13 +105,13 @@ class TimeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller asks; its repr shows no text.
+    """The arguments of one call. Its repr shows no text.
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the other keywords, see ``Options``; ``metadata`` among them is taken out.
-        method: by which of the three it was asked.
-        metadata: whose request it is.
+        options: the other keywords, see ``Options``, without ``metadata``.
+        method: the method that was called.
+        metadata: labels of the request.
 
     Raises:
         InvalidRequest: tools for ``generate``, or an invalid ``timeout`` or ``metadata``.
@@ -119,26 +128,28 @@ class Call:
     def __post_init__(self) -> None:
         if "metadata" in self.options:
             others = {name: value for name, value in self.options.items() if name != "metadata"}
-            object.__setattr__(self, "metadata", _labels(self.options["metadata"]))
+            object.__setattr__(self, "metadata", _parse_labels(self.options["metadata"]))
             object.__setattr__(self, "options", others)
         if self.options.get("tools") and self.method == "generate":
-            raise InvalidRequest("tools need complete() or stream(): a text alone cannot carry a call")
+            raise InvalidRequest(
+                "generate() does not support tools: it returns only text", hint="Use complete() or stream()"
+            )
         limit = self.options.get("timeout")
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if limit is not None and not (number and 0 < limit < math.inf):
             raise InvalidRequest("timeout= must be a number of seconds, more than 0")
 
     @property
-    def whole(self) -> bool:
-        """Whether nobody is watching the pieces."""
+    def buffered(self) -> bool:
+        """Return whether the caller reads the answer as a whole, not by pieces."""
         return self.method != "stream"
 
     @property
     def rigid(self) -> bool:
-        """Whether its answer has a form that cannot be continued: JSON, or tool calls that nobody has seen yet."""
-        wanted = self.options.get("response_format")
-        free = wanted is None or (isinstance(wanted, Mapping) and wanted.get("type") == "text")
-        return bool(self.options.get("tools") and self.whole) or not free
+        """Return whether its answer cannot be continued: it is JSON, or has tool calls that were not delivered."""
+        schema = self.options.get("response_format")
+        free = schema is None or (isinstance(schema, Mapping) and schema.get("type") == "text")
+        return bool(self.options.get("tools") and self.buffered) or not free
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +175,9 @@ class Attempt:
         number: of the attempt, from 1.
         request: the number of the request in this process.
         patience: seconds to the first token, if they are fewer than the provider's own limit.
-        prefix: the text that the attempt continues; None to begin.
+        prefix: the text that the attempt continues; None if it begins an answer.
         thinking: the thinking before that text.
-        slot: the slot that the router has taken for it; None if the attempt waits for its own.
+        slot: the slot that the router acquired for it; None if the attempt waits for its own.
         metadata: of the call.
         tried: the failed attempts of the request.
     """
@@ -186,31 +197,31 @@ class Attempt:
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
-_LABELS: Final = 16
-_LABEL: Final = 200  # characters
+_MAX_LABELS: Final = 16
+_MAX_LABEL_CHARS: Final = 200
 
 
-def _labels(said: Any) -> dict[str, Any]:
-    """Metadata that can go into a log. Raises InvalidRequest."""
-    good = isinstance(said, Mapping) and len(said) <= _LABELS
-    for name, value in said.items() if good else ():
-        good = good and isinstance(name, str) and name.isidentifier() and len(name) <= _LABEL
-        good = good and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _LABEL
-        good = good and (type(value) is not int or abs(value) < 2**63)  # what OpenTelemetry can hold
-        good = good and str(value).isprintable()
-    if said is not None and not good:
-        wanted = f"{_LABELS} entries at most: a name, and a printable text of {_LABEL} characters, a number or a bool"
-        raise InvalidRequest(f"metadata= must be a dict of {wanted}")
-    return dict(said or {})
+def _parse_labels(metadata: Any) -> dict[str, Any]:
+    """Return the metadata as a dict. Raise InvalidRequest if a log or OpenTelemetry cannot hold it."""
+    valid = isinstance(metadata, Mapping) and len(metadata) <= _MAX_LABELS
+    for name, value in metadata.items() if valid else ():
+        valid = valid and isinstance(name, str) and name.isidentifier() and len(name) <= _MAX_LABEL_CHARS
+        valid = valid and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _MAX_LABEL_CHARS
+        valid = valid and (type(value) is not int or abs(value) < 2**63)  # OpenTelemetry's integers have 64 bits
+        valid = valid and str(value).isprintable()
+    if metadata is not None and not valid:
+        text = f"a printable text of {_MAX_LABEL_CHARS} characters, a number or a bool"
+        raise InvalidRequest(f"metadata= must be a dict of at most {_MAX_LABELS} entries: a name, and {text}")
+    return dict(metadata or {})
 
 
 @runtime_checkable
 class LLMProvider(Protocol):
-    """Whoever answers prompts: one server, or a router over several. Every error is an ``LLMError``."""
+    """One server of language models, or a router over several. Every error is an ``LLMError``."""
 
     @property
     def name(self) -> str:
-        """The name it goes by in ``LLM_PROVIDER``, logs and errors."""
+        """Return the name in ``LLM_PROVIDER``, logs and errors."""
         ...
 
     async def generate(
@@ -221,21 +232,25 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer.
+        """Send a prompt and return the text of the answer.
 
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
-            model: its name at this provider; where None the configured one (for pictures ``vision_model``), the one
-                that is loaded, or the only one. A router gives it to those who have it; the others use their own.
-            temperature: left out where the model refuses our default.
-            max_tokens: of the answer, likewise; an answer that ends there is returned with a warning event.
-            more: see ``Options``; no tools here: use ``complete`` or ``stream``.
+            model: the model's name at the provider. None means the configured model, for images ``vision_model``. If
+                neither is configured, it is the loaded model, else the only one. A router sends the name to the
+                providers that have the model; other providers use their own model.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. An answer that ends there is returned, with a warning event. The
+                default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are refused: use
+                ``complete`` or ``stream``.
 
         Returns:
-            The text, whole: an answer that is not raises.
+            The complete text. An incomplete answer raises an error.
 
         Raises:
-            LLMError: whatever kept the answer from being whole; ``.partial`` holds what had arrived.
+            InvalidRequest: a keyword or a value is invalid. Nothing was sent.
+            LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
         ...
 
@@ -247,20 +262,23 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The same, piece by piece; nothing is sent before the first piece is asked for.
+        """Return a stream of the answer. The request is sent when the first piece is read.
 
         Args:
-            prompt: as in ``generate``, as for what follows.
-            model: as there.
-            temperature: as there.
-            max_tokens: as there.
-            more: see ``Options``; ``tools`` are taken.
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: the model's name at the provider; None for the configured one, see ``generate``.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
-            The stream: its text when it is iterated, everything by ``events()``, and in the end its ``completion``.
+            The stream. Iterating it yields text, ``events()`` yields every event. ``completion`` is set at the end.
 
         Raises:
-            InvalidRequest, Unsupported: the call cannot be sent as it is. All other errors come while it is read.
+            InvalidRequest: a keyword or a value is invalid.
+            Unsupported: the provider does not support a keyword.
+            LLMError: while the stream is read, if no provider completes the answer. ``.partial`` has the text that
+                arrived.
         """
         ...
 
@@ -272,72 +290,78 @@ class LLMProvider(Protocol):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        """The answer and everything known about it.
+        """Send a prompt and return the answer with its metadata.
 
         Args:
-            prompt: as in ``generate``, as for what follows.
-            model: as there.
-            temperature: as there.
-            max_tokens: as there.
-            more: see ``Options``; ``tools`` are taken.
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: the model's name at the provider; None for the configured one, see ``generate``.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:
-            The completion; with ``response_format=Quiz`` a ``Completion[Quiz]``, whose ``parsed`` is the instance.
+            The completion. With ``response_format=Quiz`` it is a ``Completion[Quiz]``, and ``parsed`` is a ``Quiz``.
 
         Raises:
-            LLMError: as ``generate``.
+            InvalidRequest: a keyword or a value is invalid. Nothing was sent.
+            LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
         ...
 
     async def list_models(self) -> list[str]:
-        """The names that ``model=`` may take; loads nothing.
+        """Return the names of the models. Loads no model.
 
         Returns:
-            The names; of a router those of all its providers that answer.
+            The values for ``model=``. A router returns those of all providers that respond.
 
         Raises:
-            LLMError: none could be asked.
+            LLMError: no provider responded.
         """
         ...
 
     async def health_check(self) -> bool:
-        """Whether it would answer now; costs nothing, loads nothing, carries no user text.
+        """Probe the server. A probe costs nothing, loads no model and sends no user text.
 
         Returns:
-            True where it is ready; False for whatever keeps it from answering.
+            True if the provider would answer now.
 
         Raises:
-            NotRecorded: LLM_REPLAY has no such page; nothing else is ever raised.
+            NotRecorded: the cassettes of LLM_REPLAY do not have the probe. No other error is raised.
         """
         ...
 
     def get_capabilities(self) -> Capabilities:
-        """What is known about it, at once.
+        """Return what is known about the provider, without a request.
 
         Returns:
-            A dict, in which None means unknown; see ``Capabilities``.
+            A dict. None means unknown; see ``Capabilities``.
         """
         ...
 
 
 class AbstractProvider(LLMProvider):
-    """``generate``, ``stream`` and ``complete``, written once over ``start``."""
+    """Base of the providers of this package: implements the three calls by ``start``.
+
+    The calls inherit their docstrings from ``LLMProvider``.
+    """
 
     @abstractmethod
     def start(self, call: Call) -> Work:
-        """The request for a call; nothing is sent before it is run.
+        """Return the work of a call. Nothing is sent before it runs.
 
         Raises:
-            InvalidRequest, Unsupported: the call cannot be sent as it is.
+            InvalidRequest: a keyword or a value is invalid.
+            Unsupported: the provider does not support a keyword.
         """
 
-    async def _whole(self, call: Call) -> Completion:
-        """The answer, for who wants no pieces: no task, no buffer."""
+    async def _run_call(self, call: Call) -> Completion:
+        """Run a call in the caller's task, without a buffer for its events."""
         try:
             return await self.start(call)(Emit())
         except LLMError as error:
-            raise bare(error)  # noqa: B904  # that is what it does
+            raise bare(error)  # noqa: B904  # it removes the cause
 
+    @override
     async def generate(
         self,
         prompt: Prompt,
@@ -346,9 +370,9 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer; see ``LLMProvider.generate``."""
-        return (await self._whole(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
+        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
 
+    @override
     def stream(
         self,
         prompt: Prompt,
@@ -357,9 +381,9 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The answer piece by piece; see ``LLMProvider.stream``."""
         return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
 
+    @override
     async def complete(
         self,
         prompt: Prompt,
@@ -368,5 +392,4 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        """The answer and everything known about it; see ``LLMProvider.complete``."""
-        return await self._whole(Call(prompt, model, temperature, max_tokens, more, "complete"))
+        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete"))

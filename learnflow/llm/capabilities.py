@@ -1,7 +1,6 @@
-"""What is known about a provider: how it is, and what it can.
+"""The state and the capabilities of a provider, as values.
 
-Must never ask anybody: ``health`` and the adapter learn these values, and hand them on.
-Everybody may import it.
+Sends no request: ``servers`` and ``adapter`` find these values. Every module may import it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,18 @@ State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", 
 
 
 class Capabilities(TypedDict):
-    """What a provider can, for the model it uses; None means unknown, which is not "no".
+    """The capabilities of a provider with its model. None means unknown, not "no".
 
-    ``context`` is what the model was trained for, ``context_served`` what the server really gives, ``max_output`` the
-    longest answer, all in tokens; ``prefill``: it can continue an answer that was begun; ``local``: the text stays on
-    this machine or a private network, as far as the address and the server tell; ``cost``: US dollars for a million
-    prompt and completion tokens.
+    Attributes:
+        streaming: it can stream an answer.
+        vision, tools, json_schema: it accepts images, tools, and a schema in ``response_format``.
+        reasoning: the model can think.
+        context: the context length of the training, in tokens.
+        context_served: the context length that the server provides, in tokens.
+        max_output: the longest answer, in tokens.
+        prefill: it can continue an assistant's message.
+        local: the text stays on this machine or in a private network, according to the address and the server.
+        cost: US dollars for a million prompt and completion tokens.
     """
 
     streaming: bool | None
@@ -39,80 +44,79 @@ class Capabilities(TypedDict):
 
 
 def unknown(*, local: bool = True, **known: Any) -> Capabilities:
-    """Nothing is known, but for what is given and that a server of one's own costs nothing."""
+    """Return capabilities that are unknown except ``known``. A local server costs nothing."""
     nothing = dict.fromkeys(Capabilities.__annotations__)
     certain = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
     return cast(Capabilities, {**nothing, **certain, **known})
 
 
 def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
-    """A copy in which what the later ones know stands; what they do not know (None, absent) takes nothing away."""
+    """Merge capabilities. Later mappings win; None never overrides a known value."""
     known: dict[str, Any] = dict(capabilities)
     for other in others:
         known |= {name: value for name, value in other.items() if value is not None and name in known}
-    return cast(Capabilities, known)  # its own keys
+    return cast(Capabilities, known)  # no new key
 
 
 YES_NO: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
-# "finish" is no capability: "no-finish" declares a server that never sends a finish_reason.
-_WORDS: Final = ("finish", *YES_NO)
+# "finish" is not in Capabilities: "no-finish" declares a server that never sends a finish_reason.
+_FLAGS: Final = ("finish", *YES_NO)
 
 
 def stated(words: str) -> dict[str, Any]:
-    """Capabilities in an operator's words: ``vision,no-tools,max_output=4096,cost=0.15/0.6``.
+    """Parse an operator's capabilities: ``vision,no-tools,max_output=4096,cost=0.15/0.6``.
 
     Raises:
-        ValueError: a word that is none.
+        ValueError: a word is not a capability.
     """
-    said: dict[str, Any] = {}
-    for word in filter(None, (each.strip().lower() for each in words.split(","))):
+    capabilities: dict[str, Any] = {}
+    for word in filter(None, (part.strip().lower() for part in words.split(","))):
         name, _, value = word.partition("=")
-        yes = name.removeprefix("no-").replace("-", "_")
-        if yes in _WORDS and not value:
-            said[yes] = not name.startswith("no-")
+        flag = name.removeprefix("no-").replace("-", "_")
+        if flag in _FLAGS and not value:
+            capabilities[flag] = not name.startswith("no-")
         elif name in ("context", "context_served", "max_output") and value.isdecimal() and int(value):
-            said[name] = int(value)
+            capabilities[name] = int(value)
         elif name == "cost" and value.count("/") == 1:
             prompt, answer = map(float, value.split("/"))
             if not (0 <= prompt < math.inf and 0 <= answer < math.inf):
-                raise ValueError(f"{word!r} is no price")
-            said[name] = (prompt, answer)
+                raise ValueError(f"invalid price {word!r}")
+            capabilities[name] = (prompt, answer)
         else:
-            known = ", ".join(_WORDS)
             numbers = "context=, context_served=, max_output=, cost=IN/OUT"
-            raise ValueError(f"{word!r} is none of {known}, the same with no- before it, {numbers}")
-    return said
+            raise ValueError(f"invalid capability {word!r}. Use {', '.join(_FLAGS)}, with no- for no, or {numbers}")
+    return capabilities
 
 
-_MOST = 300  # names that are compared: a cloud may list thousands
+_MAX_COMPARED = 300  # a cloud may list thousands of models
 
 
-def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
-    """The names most like this one, the closest first, where people differ in case, tags and folders."""
-    by_short: dict[str, str] = {}
-    for each in islice(names, _MOST):
-        by_short.setdefault(each.lower(), each)
-        by_short.setdefault(each.lower().rpartition("/")[2].partition(":")[0], each)
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` similar names, the closest first. Case, tags and folders do not count."""
+    spellings: dict[str, str] = {}
+    for other in islice(names, _MAX_COMPARED):
+        spellings.setdefault(other.lower(), other)
+        spellings.setdefault(other.lower().rpartition("/")[2].partition(":")[0], other)
     short = name.lower().rpartition("/")[2].partition(":")[0]
-    close = difflib.get_close_matches(name.lower(), by_short, most) + difflib.get_close_matches(short, by_short, most)
-    return list(dict.fromkeys(by_short[each] for each in close))[:most]
+    close = [match for word in (name.lower(), short) for match in difflib.get_close_matches(word, spellings, count)]
+    return list(dict.fromkeys(spellings[match] for match in close))[:count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a provider is.
+    """The result of a probe.
 
     Attributes:
-        state: would it answer now, and if not, what kind of trouble it is.
-        provider: the row's name.
-        base_url: where it was looked for.
-        detail: a sentence: what was seen, and what to do.
-        latency_s: seconds until it had answered; None where it did not.
-        server, version: what it said of itself; None where it did not.
-        model: the one that would be used; None where that is not clear.
-        cold: it would have to load the model first; None where it does not tell.
-        models: the names that ``model=`` may take.
-        capabilities: of that model.
+        state: "ready" if the provider would answer now; otherwise the kind of fault.
+        provider: the provider's name.
+        base_url: the probed address; None without an address.
+        detail: a sentence: the result of the probe, and what to do.
+        latency_s: seconds until the response; None without a response.
+        server, version: the kind of server and its version; None if unknown.
+        model: the model that a request would use; None if that is ambiguous.
+        cold: the server would have to load the model first; None if unknown.
+        models: the values for ``model=``.
+        capabilities: of the provider with that model.
     """
 
     state: State
@@ -129,5 +133,5 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether it would answer now."""
+        """Return whether the provider would answer now."""
         return self.state == "ready"

@@ -1,7 +1,6 @@
 """The response of a provider as values: the completion, and the events of a stream.
 
-Must never know how a response is made, or what the request was.
-Everybody may import it.
+Has no code that sends requests. Every module may import it.
 """
 
 from __future__ import annotations
@@ -19,24 +18,29 @@ Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
 class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
-    """The name of the model that answered; ``asked`` is the requested name, ``served`` the one in the response."""
+    """The name of the model that answered.
 
-    asked: str
+    Attributes:
+        requested: the requested name.
+        served: the name in the response; None if the response has none.
+    """
+
+    requested: str
     served: str | None
 
-    def __new__(cls, asked: str, served: str | None = None) -> Self:
+    def __new__(cls, requested: str, served: str | None = None) -> Self:
         """Return the served name if there is one, else the requested one."""
-        self = super().__new__(cls, served or asked)
-        self.asked, self.served = asked, served
+        self = super().__new__(cls, served or requested)
+        self.requested, self.served = requested, served
         return self
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
-        return type(self), (self.asked, self.served)
+        return type(self), (self.requested, self.served)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the server counted them; None if it did not report them."""
+    """The numbers of tokens that the server reported; None if it did not report them."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -45,14 +49,14 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Add both; a count that one of them lacks is unknown."""
+        """Return the sum. A number that either operand lacks is None."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool by the model; ``arguments`` are parsed from its JSON. Its repr shows none."""
+    """A call of a tool by the model. ``arguments`` are the parsed JSON, which its repr does not show."""
 
     id: str
     name: str
@@ -64,15 +68,16 @@ class Completion(Generic[Parsed]):
     """A complete answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
 
     Attributes:
-        text: the answer, thinking removed, not a character changed.
-        reasoning: the model's thinking; None if it showed none.
-        parsed: the instance if ``response_format`` was a pydantic class, the JSON if it was a dict; else None.
-            None also if tools were called instead.
+        text: the answer without the thinking, otherwise unchanged.
+        reasoning: the model's thinking; None if the response has none.
+        parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None without
+            ``response_format``, or if the model called tools instead.
         finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
-        model: the served name, with ``.asked`` and ``.served``.
+        model: the served name, with ``.requested`` and ``.served``.
         cost: in US dollars; None if unknown, 0.0 for a local server.
-        first_token_s, total_s: seconds from sending the request to the first token and to the end.
-        attempts: of the request, failed ones included; resumed: how often a broken text was continued.
+        first_token_s, total_s: seconds from the request to the first token and to the end.
+        attempts: the number of attempts, including failed ones.
+        resumed: the number of continuations after a broken stream.
     """
 
     text: str
@@ -80,7 +85,7 @@ class Completion(Generic[Parsed]):
     provider: str
     model: ServedModel
     reasoning: str | None = None
-    parsed: Parsed = cast(Any, None)  # noqa: RUF009  # no call of anything
+    parsed: Parsed = cast(Any, None)  # noqa: RUF009  # cast() returns None
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     cost: float | None = None
@@ -93,7 +98,7 @@ class Completion(Generic[Parsed]):
         """Return a copy without text of the answer, for events."""
         return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=())
 
-    def __repr__(self) -> str:  # an answer is the user's: it does not belong into a log that prints objects
+    def __repr__(self) -> str:  # without the answer, which must not get into a log
         return (
             f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} "
             f"{len(self.text)} characters in {self.total_s:.2f} s>"
@@ -102,26 +107,26 @@ class Completion(Generic[Parsed]):
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer's text; its repr shows none of it."""
+    """A piece of the answer's text. Its repr does not show it."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the thinking; its repr shows none of it."""
+    """A piece of the thinking. Its repr does not show it."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call; its repr shows no arguments.
+    """A piece of a tool call. Its repr does not show the arguments.
 
     Attributes:
         index: of the call in this answer, from 0.
-        id, name: of the call; the same in each of its pieces.
-        arguments: the new piece of the JSON text; whole only when all pieces are joined.
+        id, name: of the call, the same in all its pieces.
+        arguments: the next piece of the JSON text. The pieces must be joined before they are parsed.
     """
 
     index: int
@@ -132,12 +137,12 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The request waits; emitted once a second while nothing else is.
+    """The request waits. Emitted once a second while there is no other event.
 
     Attributes:
         reason: "queue" (for a free slot), "load" (of the model), or "retry" (a pause before the next attempt).
-        provider: the provider that the request waits for; several if any of them will do ("gpu1+gpu2").
-        model: the requested model; None if it is not decided yet.
+        provider: the provider that the request waits for, or the names of several equals ("gpu1+gpu2").
+        model: the requested model; None if it was not chosen yet.
     """
 
     reason: Literal["queue", "load", "retry"]
@@ -147,11 +152,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Failover:
-    """A provider failed, and the request goes to the next one.
+    """A provider failed, and the router sends the request to the next one.
 
     Attributes:
-        provider, to: the names of the two.
-        error: why.
+        provider, to: the names of the failed provider and of the next one.
+        error: the failure.
     """
 
     provider: str
@@ -164,12 +169,12 @@ class Failover:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The text broke off, and a provider continues it.
+    """The stream broke, and a provider continues the text.
 
     Attributes:
         provider: the name of the provider that continues it.
-        characters: length of the text before the continuation.
-        in_words: the model was asked in words to continue, because the provider takes no prefix.
+        characters: the length of the text before the continuation.
+        in_words: a prompt asks for the continuation, because the provider supports no prefill.
     """
 
     provider: str

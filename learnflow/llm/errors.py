@@ -1,7 +1,7 @@
 """The tree of errors. A class states whether the same provider or another one may still help.
 
-Must never know a server, a library or a status code: ``transport.error_mapping`` turns those into these classes.
-Every exception that leaves the package is an ``LLMError``. ``make tables`` writes the tree from the classes:
+``transport.error_mapping`` maps status codes, responses of servers and exceptions of httpx to these classes. Every
+exception that leaves the package is an ``LLMError``. ``make tables`` writes the tree from the classes:
 
     LLMError
      ├─ ConfigError               A setting must be changed; another provider may serve meanwhile
@@ -58,7 +58,7 @@ from typing import Any, ClassVar, Self
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One of the attempts at an answer that failed: who, the class of the error, the HTTP status, the seconds."""
+    """A failed attempt: provider, model, class of the error, HTTP status, and duration in seconds."""
 
     provider: str
     model: str | None
@@ -72,34 +72,33 @@ class Tried:
 
 
 class LLMError(Exception):
-    """Something went wrong between the caller and the model.
+    """Base class of all errors of this package.
 
-    ``str()`` is for the person who must act: who failed, what happened, what to do. It never holds a key, a prompt or
-    an answer; what had arrived of the answer is in ``partial``, ``thinking`` and ``partial_calls``, which no message or
-    repr shows.
+    ``str()`` has the provider, the model, the fault, the HTTP status and what to do. It contains no key, prompt or
+    answer. The text that arrived is in ``partial``, ``thinking`` and ``partial_calls``, which no message or repr shows.
 
     Attributes:
-        provider, model: whom it happened to (None where that is not known).
-        status: the HTTP status, where there was one.
-        retryable: the same request to the same provider may work later.
-        failover: another provider may be able to serve it.
-        retry_after: seconds that the server asked to wait, where it did.
-        hint: the sentence that says what to do.
-        server_message: the server's own words, at most 300 characters in one line, without anything like a key. They
-            may repeat the request, and are part of ``str()`` only where they do not.
-        code: the server's own code for it ("context_length_exceeded"), where it gave one.
+        provider, model: the provider that failed and its model; None if unknown.
+        status: the HTTP status; None without a response.
+        retryable: the same request to the same provider may succeed later.
+        failover: another provider may be able to serve the request.
+        retry_after: seconds to wait according to the server; None if it sent none.
+        hint: the sentence that states what to do.
+        server_message: the server's message, in one line of at most 300 characters, with keys removed. It may repeat
+            the request; ``str()`` shows it only if it does not.
+        code: the server's error code ("context_length_exceeded"); None if it sent none.
         params: the parameters that the server, or LiteLLM, named as the cause.
-        partial: the text of the answer that had arrived.
-        thinking: the thinking that had arrived.
-        partial_calls: the tool calls that had arrived, each as far as it came: "id", "name", "arguments" (JSON text).
-        tokens: about how many tokens had arrived.
-        finished: the server had said that the answer is complete: what is wrong with it is not that it broke.
-        attempts: what was tried before, where several providers or times were.
+        partial: the text that arrived.
+        thinking: the thinking that arrived.
+        partial_calls: the tool calls that arrived, maybe incomplete: "id", "name", "arguments" (JSON text).
+        tokens: about how many tokens arrived.
+        finished: the server marked the answer as complete, so that the fault is its content.
+        attempts: the failed attempts of the request.
     """
 
     retryable: bool = False
     failover: ClassVar[bool] = True
-    refusal: ClassVar[str] = "the server refused"  # what happened, if a server's refusal means this class
+    refusal: ClassVar[str] = "the server refused"  # the fault, if a server's refusal has this class
     advice: ClassVar[str] = ""
 
     def __init__(
@@ -157,9 +156,9 @@ class LLMError(Exception):
 
 
 def bare(error: LLMError) -> LLMError:
-    """The error without what was being handled when it was raised: other libraries' errors quote what they were given.
+    """Return the error without its cause and context: errors of other libraries quote prompts and keys.
 
-    Asked where errors leave the package: ``TextStream``, and the other calls of a provider.
+    ``TextStream`` and the calls of a provider use it when an error leaves the package.
     """
     error.__cause__ = error.__context__ = None
     return error
@@ -215,7 +214,7 @@ class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
 
     refusal = "a content filter refused"
-    advice = "Rephrase the prompt; asking again will not help"
+    advice = "Rephrase the prompt; a retry will not help"
 
 
 class CapabilityError(LLMError):
@@ -225,7 +224,9 @@ class CapabilityError(LLMError):
 class ContextOverflow(CapabilityError):
     """The prompt, with ``max_tokens``, is longer than the context that is served.
 
-    ``needed`` and ``window`` are both lengths in tokens, where the server or an estimate tells them.
+    Attributes:
+        needed: the length of the prompt with ``max_tokens``, in tokens; None if unknown.
+        window: the served context length, in tokens; None if unknown.
     """
 
     refusal = "the prompt is longer than the context that is served"
@@ -250,7 +251,7 @@ class ConnectionFailed(Unavailable):
     """Refused, reset, name not found, or TLS failed: no answer began.
 
     Attributes:
-        refused: no connection was made: no server listens, or its name has no address now. It may be restarting.
+        refused: no server listens at the address, or its name has no address now. The server may be restarting.
     """
 
     refused: bool = False
@@ -267,14 +268,14 @@ class Overloaded(Unavailable):
     """The server is busy."""
 
     refusal = "the server is busy"
-    advice = "Ask again later, or ask less at once"
+    advice = "Retry later, or send fewer requests at once"
 
 
 class RateLimited(Unavailable):
     """Too many requests; ``retry_after`` has the seconds to wait, if the server sent them."""
 
     refusal = "too many requests"
-    advice = "Ask again later, or ask less at once"
+    advice = "Retry later, or send fewer requests at once"
 
 
 class QuotaExceeded(Unavailable):
@@ -289,7 +290,7 @@ class ServerFailed(Unavailable):
     """The server failed (another 5xx)."""
 
     refusal = "the server failed"
-    advice = "Look into the server's log"
+    advice = "Check the server's log"
 
 
 class TimedOut(Unavailable):
@@ -309,7 +310,7 @@ class FirstTokenTimeout(TimedOut):
 class GapTimeout(TimedOut):
     """Nothing more within LLM_GAP_TIMEOUT seconds after the last token."""
 
-    advice = "Look into the server's log, or raise LLM_GAP_TIMEOUT"
+    advice = "Check the server's log, or raise LLM_GAP_TIMEOUT"
 
 
 class DeadlineExceeded(TimedOut):
@@ -317,16 +318,16 @@ class DeadlineExceeded(TimedOut):
 
     retryable = False
     failover = False
-    advice = "Raise timeout= or LLM_DEADLINE, or ask for less with max_tokens="
+    advice = "Raise timeout= or LLM_DEADLINE, or lower max_tokens="
 
 
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` do not have this request, or a test forbids real calls.
 
-    No fallback answers instead: what a test would show then is not what was recorded.
+    There is no fallback: a test would otherwise show another answer than the recorded one.
 
     Attributes:
-        forgiven: the provider was being left alone, and need not have been asked when the cassette was made.
+        forgiven: the circuit breaker of the provider was open, so that the recording may lack the request.
     """
 
     failover = False
@@ -337,7 +338,7 @@ class BrokenAnswer(LLMError):
     """A 200 that is not a complete answer."""
 
     retryable = True
-    advice = "What arrived is in .partial; ask again, and look into the server's log if it happens again"
+    advice = "The text that arrived is in .partial; retry, and check the server's log if it happens again"
 
 
 class AnswerCut(BrokenAnswer):
@@ -348,7 +349,7 @@ class NotContinued(AnswerCut):
     """The continuation does not begin with the end of the delivered text."""
 
     retryable = False
-    advice = "What was delivered is in .partial; ask again for a whole answer"
+    advice = "The delivered text is in .partial; send the request again for a complete answer"
 
 
 class BodyCut(BrokenAnswer):
@@ -363,7 +364,7 @@ class AnswerNotDone(BrokenAnswer):
     """The last line says ``"done": false``."""
 
     advice = (
-        "A server gives up like this when its model's process dies or repeats one token; look into its log, ask again"
+        "A server ends an answer so when the process of its model dies, or repeats one token; check its log, and retry"
     )
 
 
@@ -393,7 +394,7 @@ class AnswerTooLong(BrokenAnswer):
     """Many times as long as ``max_tokens``, without an end."""
 
     retryable = False
-    advice = "The server does not stop at max_tokens: look into its log, or use another model"
+    advice = "The server does not stop at max_tokens: check its log, or use another model"
 
 
 class MalformedAnswer(BrokenAnswer):
@@ -403,13 +404,11 @@ class MalformedAnswer(BrokenAnswer):
 class AnswerTruncated(BrokenAnswer):
     """A schema, a tool call or an empty answer ended at ``max_tokens`` or a full context.
 
-    It is a schema, a tool call, or empty: thinking used all tokens.
-
-    The same request would end there again, so it is not sent again.
+    An empty answer means that thinking used all tokens. The request is not retried: it would end there again.
     """
 
     retryable = False
-    advice = "Raise max_tokens=, ask for less, or serve the model with a larger context"
+    advice = "Raise max_tokens=, request a shorter answer, or serve the model with a larger context length"
 
 
 class EmptyStream(BrokenAnswer):
@@ -424,7 +423,7 @@ class ThinkingLeaked(BrokenAnswer):
     """The text that was delivered as answer was thinking."""
 
     advice = (
-        "Drop what was shown and ask again: for this model the text is now held back until its thinking is over; "
+        "Discard the text and retry: for this model the text is now delivered only after its thinking; "
         "reasoning=True does so from the start, generate() and complete() always do"
     )
 
@@ -433,11 +432,11 @@ class SchemaMismatch(BrokenAnswer):
     """Not what ``response_format`` requires.
 
     Attributes:
-        reason: what is wrong with a whole answer, for the model that wrote it; it may quote the answer, and no message
-            or repr shows it.
-        answer: the completion that it was.
+        reason: the fault of a complete answer, which is sent back to the model. It may quote the answer; no message or
+            repr shows it.
+        answer: the completion that does not match.
     """
 
     reason: str = ""
     answer: Any = None
-    advice = "Ask again, raise max_tokens= if it was cut, or use a model that follows schemas better"
+    advice = "Retry, raise max_tokens= if the answer was cut, or use a model that follows schemas better"

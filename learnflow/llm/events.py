@@ -1,4 +1,4 @@
-"""Log events: frozen dataclasses that go to sinks. The first sink writes one log line for each attempt.
+"""Log events: frozen dataclasses that sinks receive. The first sink writes one log line for each attempt.
 
 An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only
 ``ContentRecorded`` has text. A failing sink never fails a request. The adapter and the router emit events, and
@@ -20,7 +20,7 @@ from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
 from .errors import ConfigError, LLMError
-from .process import kept
+from .process import register
 from .stream import Emit, Work
 
 
@@ -29,8 +29,8 @@ class RequestStarted:
     """A request begins. Not logged.
 
     Attributes:
-        provider: the names of the whole chain.
-        model: as the caller named it.
+        provider: the names of the chain.
+        model: the requested model; None if the call names none.
     """
 
     request: int
@@ -62,7 +62,7 @@ class RequestQueued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
-    """The fields that the events of an ended attempt share. ``total_s`` counts its waiting, too."""
+    """Base of the events of an ended attempt. ``total_s`` includes its waiting."""
 
     provider: str
     total_s: float
@@ -73,7 +73,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSucceeded(AttemptEnded):
-    """An attempt succeeded. ``completion.total_s`` does not count its waiting."""
+    """An attempt succeeded. ``completion.total_s`` excludes its waiting."""
 
     completion: Completion
 
@@ -87,7 +87,7 @@ class AttemptFailed(AttemptEnded):
 
     @property
     def is_configuration_error(self) -> bool:
-        """Whether a setting must be changed."""
+        """Return whether a setting must be changed."""
         return isinstance(self.error, ConfigError)
 
 
@@ -100,7 +100,7 @@ class AttemptCancelled(AttemptEnded):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded:
-    """A request has ended. ``outcome`` is None if the caller left. Not logged."""
+    """A request has ended. ``outcome``: None if the caller left. Not logged."""
 
     request: int
     outcome: Completion | LLMError | None
@@ -109,7 +109,7 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCut:
-    """An answer ended at the caller's ``max_tokens``: it was returned, but the model had more to write."""
+    """An answer ended at the caller's ``max_tokens``. It was returned, although the model did not finish it."""
 
     provider: str
     model: str
@@ -118,9 +118,11 @@ class AnswerCut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdjusted:
-    """A request was changed because the model refused a part of it; ``why`` names the part.
+    """A request was changed because the model refused a part of it.
 
-    ``tight``: less than a quarter of the caller's ``max_tokens`` is left for the answer; a warning.
+    Attributes:
+        why: the refused part.
+        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Logged as a warning.
     """
 
     provider: str
@@ -131,7 +133,7 @@ class RequestAdjusted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedOver:
-    """The first piece came from ``to``, ``seconds`` after the failure of ``provider``. Not logged."""
+    """The first piece arrived from ``to``, ``seconds`` after ``provider`` failed. Not logged."""
 
     provider: str
     to: str
@@ -140,7 +142,7 @@ class FailedOver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamContinued:
-    """The outcome of a continuation: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
+    """A continuation ended: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
 
     provider: str
     outcome: str
@@ -156,7 +158,7 @@ class HealthChecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened:
-    """A circuit breaker opened for ``seconds``. ``model`` is None if it covers the whole address."""
+    """A circuit breaker opened for ``seconds``. ``model``: None if it covers the whole address."""
 
     provider: str
     model: str | None
@@ -174,7 +176,7 @@ class BreakerClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NothingConfigured:
-    """Nothing is configured and no server answers, so that a small model in a process of our own is used."""
+    """No provider is configured and no server responds. The embedded small model answers."""
 
     provider: str
     model: str | None
@@ -183,7 +185,7 @@ class NothingConfigured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying:
-    """From now on responses come from the cassettes in ``folder``, or are recorded there (``mode`` "record")."""
+    """Responses now come from the cassettes in ``folder``, or are recorded there if ``mode`` is "record"."""
 
     folder: str
     mode: str
@@ -199,7 +201,7 @@ class RecordingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRecorded:
-    """A prompt and its answer; only for sinks that were added by ``add_content_sink``. Its repr shows no text."""
+    """A prompt and its answer, for the sinks of ``add_content_sink`` only. Its repr shows no text."""
 
     request: int
     attempt: int
@@ -231,8 +233,8 @@ LogEvent = (
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
-_sinks: Final = kept("sinks", list[Sink]())
-_content: Final = kept("sinks of content", list[Callable[[ContentRecorded], None]]())
+_sinks: Final = register("sinks", list[Sink]())
+_content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
 # The names and levels of the events that are logged; all others are for sinks only.
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
@@ -258,19 +260,19 @@ def next_request() -> int:
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
-    """Call a function with every event from now on.
+    """Add a function that receives every event.
 
     Args:
-        sink: called in the task or thread of the event. An exception that it raises fails no request.
+        sink: called with each event, in the task or thread that emits it. If it raises, the request continues.
 
     Returns:
         A function that removes the sink.
     """
-    return _added(_sinks, sink)
+    return _add(_sinks, sink)
 
 
 def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], None]:
-    """Call a function with prompts and answers.
+    """Add a function that receives prompts and answers.
 
     Args:
         sink: called after each successful attempt.
@@ -278,10 +280,10 @@ def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], No
     Returns:
         A function that removes the sink.
     """
-    return _added(_content, sink)
+    return _add(_content_sinks, sink)
 
 
-def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
+def _add(sinks: list[_S], sink: _S) -> Callable[[], None]:
     sinks.append(sink)
 
     def remove() -> None:
@@ -291,27 +293,21 @@ def _added(sinks: list[_S], sink: _S) -> Callable[[], None]:
     return remove
 
 
-def emit_lazily(kind: type[LogEvent], **values: Any) -> None:
-    """Emit an event that is not logged; it is made only if there is a sink."""
-    if _sinks:
-        emit(kind(**values))
-
-
-def content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
-    """Pass a prompt and its answer to the sinks of content."""
-    for sink in _content:
-        _guarded(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
+def emit_content(request: int, attempt: int, messages: Sequence[Mapping[str, Any]], completion: Completion) -> None:
+    """Send a prompt and its answer to the sinks of ``add_content_sink``."""
+    for sink in _content_sinks:
+        _call_sink(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What the events of an attempt say about it.
+class AttemptInfo:
+    """The description of an attempt for its events.
 
     Attributes:
-        provider, address: where it is sent.
-        sampling: its parameters.
-        attempt: its number and its request.
-        sent: returns the model and the limit of tokens, as far as they are decided.
+        provider, address: the provider and its address.
+        sampling: the sampling parameters.
+        attempt: the number of the attempt and of its request.
+        sent: returns the model and ``max_tokens`` of the request; None for what was not chosen yet.
     """
 
     provider: str
@@ -321,16 +317,16 @@ class About:
     sent: Callable[[], tuple[str | None, int | None]]
 
 
-async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
+async def run_attempt(info: AttemptInfo, work: Work, emit_: Emit) -> Completion:
     """Run an attempt, and emit the events of its beginning and its end."""
-    attempt, started = about.attempt, time.monotonic()
+    attempt, started = info.attempt, time.monotonic()
     same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
-    same["provider"] = provider = about.provider
-    emit_lazily(AttemptStarted, model=about.sent()[0], address=about.address, sampling=about.sampling, **same)
+    same["provider"] = provider = info.provider
+    emit(AttemptStarted(model=info.sent()[0], address=info.address, sampling=info.sampling, **same))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         same["total_s"] = time.monotonic() - started
-        model, max_tokens = about.sent()
+        model, max_tokens = info.sent()
         if isinstance(outcome, Completion):
             emit(AttemptSucceeded(completion=outcome.without_text(), **same))
             if outcome.finish == "length":
@@ -340,28 +336,25 @@ async def attempted(about: About, work: Work, emit_: Emit) -> Completion:
         else:
             emit(AttemptCancelled(model=model, **same))
 
-    return await _reported(work, emit_, ended)
+    return await _report_end(work, emit_, ended)
 
 
-async def requested(
-    chain: Callable[[], str], model: str | None, attempt: Attempt, work: Work, emit_: Emit
-) -> Completion:
+async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
     """Run a request, and emit the events of its beginning and its end."""
-    if _sinks:
-        emit(RequestStarted(request=attempt.request, provider=chain(), model=model, metadata=attempt.metadata))
+    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
 
     def ended(outcome: Completion | LLMError | None) -> None:
         attempts = len(attempt.tried) + 1
         if outcome:
             attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
             outcome = outcome.without_text()
-        emit_lazily(RequestEnded, request=attempt.request, outcome=outcome, attempts=attempts)
+        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts))
 
-    return await _reported(work, emit_, ended)
+    return await _report_end(work, emit_, ended)
 
 
-async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
-    """Run it, and report the completion, the error, or None if the caller left."""
+async def _report_end(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
+    """Run the work, and call ``ended`` with the completion, the error, or None if the caller left."""
     outcome: Completion | LLMError | None = None
     try:
         outcome = completion = await work(emit_)
@@ -374,15 +367,15 @@ async def _reported(work: Work, emit_: Emit, ended: Callable[[Completion | LLMEr
 
 
 def emit(event: LogEvent) -> None:
-    """Pass an event to the log and to every sink."""
+    """Send an event to the log and to every sink."""
     if type(event) in _LOGGED:
-        _guarded(_log, event)
+        _call_sink(_log, event)
     for sink in tuple(_sinks):
-        _guarded(sink, event)
+        _call_sink(sink, event)
 
 
-def _guarded(sink: Callable[[Any], None], event: object) -> None:
-    """Call a sink. If it fails, log its name: a request must not fail, and its text must not be logged."""
+def _call_sink(sink: Callable[[Any], None], event: object) -> None:
+    """Call a sink. If it raises, log the names of event and error only: their text may be a prompt."""
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
@@ -395,15 +388,14 @@ def _log(event: LogEvent) -> None:
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    if log.wanted(level):
+    if log.is_enabled(level):
         fields_ = log_fields(event).items()
-        log.line(
-            level, name, **{key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
-        )
+        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
+        log.line(level, name, **shown)
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event as a log can hold them: of a completion its numbers, of an error its class."""
+    """Return the fields of an event for a log: the numbers of a completion, the class of an error."""
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:

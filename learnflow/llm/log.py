@@ -1,7 +1,7 @@
-"""The log: one line of the application's structlog, or of the standard logging where it configured none.
+"""The log: the application's structlog if it is configured, else the standard logging.
 
-It is given no prompt and no answer, but at DEBUG where the operator wants them. A line that cannot be written (a closed
-stdout, a full disk, a processor of the application's that raises) costs no answer.
+Lines have no prompt or answer, except at DEBUG if the operator sets LLM_LOG_CONTENT. A line that cannot be written (a
+closed stdout, a full disk, a failing processor) is dropped, and the request continues.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Final, Literal
 
-import structlog  # here, not at the first failure: an import may fail for want of what the failure is about
+import structlog  # not later: an import may fail for the same reason as the request
 
 Level = Literal["debug", "info", "warning", "error"]
 
 _NAME: Final = "learnflow.llm"
 
 
-def wanted(level: Level) -> bool:
-    """Whether anybody would read a line of this level."""
+def is_enabled(level: Level) -> bool:
+    """Return whether a line of this level would be written."""
     with suppress(Exception):
         return _logger(level) is not None
     return False
 
 
-def line(level: Level, what: str, **fields: Any) -> None:
-    """Write one line, if that can be done."""
+def line(level: Level, event: str, **fields: Any) -> None:
+    """Write one line. Drop it if that fails."""
     with suppress(Exception):
         logger = _logger(level)
         if logger is not None:
-            getattr(logger, level)(what, **fields)
+            getattr(logger, level)(event, **fields)
 
 
 def _logger(level: Level) -> Any:
-    """A structlog that nobody configured would print to stdout, into the answer of a command line."""
+    """Return the logger; None if the level is off. An unconfigured structlog would print to stdout, into the answer."""
     if structlog.is_configured():
         return structlog.get_logger(_NAME)
-    listened = logging.getLogger(_NAME).isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
-    return _standard_logger() if listened else None
+    enabled = logging.getLogger(_NAME).isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
+    return _standard_logger() if enabled else None
 
 
 @cache

@@ -1,6 +1,6 @@
 """The model store of this machine: a folder of GGUF files, one per model.
 
-``learnflow-llm pull`` writes it, a provider that runs a model itself reads it. Must never download anything.
+``learnflow-llm pull`` writes it, the embedded provider reads it. This module downloads nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from . import settings, settings_sources
 from .errors import NotConfigured
 
-DEFAULT_MODEL: Final = "smollm2"  # is pulled and used if no model is named
+DEFAULT_MODEL: Final = "smollm2"  # if no model is named
 SUFFIX: Final = ".gguf"
 MAX_NAME_CHARS: Final = 200
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
@@ -29,12 +29,12 @@ class StoredModel:
 
 
 def folder() -> Path:
-    """Return the folder of the store; it may not exist yet. Raise NotConfigured if there is none."""
+    """Return the folder of the store, which may not exist yet. Raise NotConfigured if the user has no home folder."""
     return settings.load().llm_models_dir or settings_sources.cache_folder() / "learnflow-llm" / "models"
 
 
 def path_of(name: str) -> Path:
-    """Return the path of a model in the store; the file may not exist. Raise NotConfigured if the name is invalid."""
+    """Return the path of a model in the store, which may not exist. Raise NotConfigured if the name is invalid."""
     if not _NAME.fullmatch(name):
         hint = f"Use letters, digits, '.', '-' and '_', starting with a letter or digit, at most {MAX_NAME_CHARS}"
         raise NotConfigured(f"invalid model name {name[:MAX_NAME_CHARS]!r}", hint=hint)
@@ -42,7 +42,7 @@ def path_of(name: str) -> Path:
 
 
 def models() -> list[StoredModel]:
-    """Return the models in the store, sorted by name. Raise NotConfigured if there is no folder for it."""
+    """Return the models in the store, sorted by name. Raise NotConfigured if the folder cannot be read."""
     place = folder()
     try:
         paths = [path for path in place.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem) and path.is_file()]

@@ -1,6 +1,6 @@
-"""What this process keeps beside its objects, in one place: breakers, widths of contexts, names, pools, sinks.
+"""The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks.
 
-Must never know what it keeps: each module has its own. ``state()`` shows all of it, ``forget()`` is for tests.
+Each module registers its own collections. ``state()`` counts them all; ``forget()`` is for tests.
 """
 
 from __future__ import annotations
@@ -11,52 +11,52 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 _C = TypeVar("_C", bound=Collection[Any])
-_kept: Final[dict[str, tuple[Any, bool]]] = {}
+_collections: Final[dict[str, tuple[Any, bool]]] = {}
 
 
-def kept(name: str, values: _C, *, learned: bool = False) -> _C:
-    """The collection itself, which is shown by ``state()``.
+def register(name: str, values: _C, *, learned: bool = False) -> _C:
+    """Return the collection, after adding it to ``state()``.
 
     Args:
-        name: what it is shown as.
-        values: what is kept.
-        learned: it was learned from what happened, and ``forget()`` empties it.
+        name: its name in ``state()``.
+        values: the collection.
+        learned: its values come from earlier requests, so that ``forget()`` clears it.
     """
-    _kept[name] = values, learned
+    _collections[name] = values, learned
     return values
 
 
 def state() -> dict[str, int]:
-    """What the process keeps now.
+    """Count the state of the process.
 
     Returns:
-        How many there are of each kind: breakers, pools, sinks and so on.
+        The size of each collection, by its name: breakers, pools, sinks and so on.
     """
-    return {name: len(values) for name, (values, _) in _kept.items()}
+    return {name: len(values) for name, (values, _) in _collections.items()}
 
 
 def forget() -> None:
-    """Nothing has happened yet: empties what was learned; connections, sinks and what stands in for others stay."""
-    for values, learned in _kept.values():
+    """Clear learned state: breakers, context lengths, DNS results. Connections, sinks and test overrides remain."""
+    for values, learned in _collections.values():
         if learned:
             values.clear()
 
 
-# What goes on after its caller has left: dropped streams, closing connections. asyncio keeps only weak
-# references to tasks, and a loop must not be closed before they have ended.
-ending: Final = kept("tasks that are ending", set[asyncio.Future[Any]]())
+# Tasks that run on after their caller: of dropped streams and closing connections. asyncio has only weak references to
+# tasks, and a loop must not be closed before they have ended.
+ending: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def settle() -> None:
-    """Wait for what is ending in this event loop."""
-    await asyncio.sleep(0)  # a stream that was dropped just now has called the loop
+    """Wait for the tasks of this event loop that are ending."""
+    await asyncio.sleep(0)  # a stream that was just dropped adds its task first
     while own := [future for future in ending if future.get_loop() is asyncio.get_running_loop()]:
         await asyncio.wait(own)
         ending.difference_update(own)
 
 
 class SharedTasks:
-    """Tasks by name, each of which runs once for all that need its result now, in one event loop."""
+    """Named tasks. In an event loop, concurrent callers share one running task of a name."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -67,7 +67,7 @@ class SharedTasks:
         return task is None or task.done() or task.get_loop() is not asyncio.get_running_loop()
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
-        """Return the running task of this name; start it if there is none. Await it shielded: others may, too."""
+        """Return the running task of this name; start it if no task runs. Await it with ``asyncio.shield``."""
         if self.is_idle(name):
             self._tasks[name] = asyncio.create_task(work())
         return self._tasks[name]
@@ -75,13 +75,13 @@ class SharedTasks:
 
 @dataclass(slots=True)
 class Switches:
-    """What tests and the command line set for the whole process.
+    """Overrides of the configuration, which tests and the command line set for the process.
 
     Attributes:
-        allowed: the origins that may be connected to; None for all.
-        retries: how often a provider is asked again at the most, without waiting; None for what is configured.
-        watched: the metrics that the environment asks for are served.
-        patient: a server that restarts is waited for, also if LLM_PATIENCE is not set.
+        allowed: the origins that connections may go to; None for all.
+        retries: the number of retries, which then do not wait; None for the configured one.
+        watched: ``get_provider()`` starts the configured metrics.
+        patient: a request waits for a server that restarts, even if LLM_PATIENCE is not set.
     """
 
     allowed: set[tuple[str, str, int]] | None = None

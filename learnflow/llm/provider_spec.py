@@ -1,7 +1,7 @@
-"""A provider as data, with the functions that only its vendor needs; and what a server reports of itself.
+"""The spec of a provider, and the values that a probe of its server returns.
 
-Names no vendor: ``providers`` has a file for each. A spec brings its parser, probe and continuation, so that the
-packages below ``providers`` need to import none of them.
+Names no vendor: ``providers`` has a file for each. A spec holds its parser, probe and continuation, so that packages
+below ``providers`` import no vendor.
 """
 
 from __future__ import annotations
@@ -12,47 +12,40 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from .capabilities import Capabilities, State, nearest
+from .capabilities import Capabilities, State
 from .errors import LLMError
+from .parameters import ALWAYS, SAMPLING
 
 Evidence = Literal["server", "cassette", "table"]
-Rung = Literal["json_schema", "json_object", "words"]
+SchemaMode = Literal["json_schema", "json_object", "words"]
 
-ALWAYS: Final = frozenset(
-    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
-)
-SAMPLING: Final = frozenset(
-    {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
-)
-LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
-# Of a message's content, as OpenAI names them; LiteLLM passes them on, and leaves out those that it does not know.
+# The types of content parts, with OpenAI's names. LiteLLM forwards these, and drops unknown ones.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
-LEVELS: Final = ("low", "medium", "high")
 CHAT_PATH: Final = "/chat/completions"
 SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
 
 
 class Session(NamedTuple):
-    """Where ``session=`` goes: a field of the body, or a header, which take ``most`` characters."""
+    """The field of the body, or the header, that sends ``session=``. It holds up to ``max_chars`` characters."""
 
     name: str
-    most: int
+    max_chars: int
     header: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as its server tells of it.
+    """A model that a server reports.
 
     Attributes:
-        name: what ``model=`` takes.
-        aliases: other names that mean it.
-        loaded: None where the server does not tell.
-        chat: False for embeddings and the like.
-        remote: the server only forwards it elsewhere (Ollama's cloud models).
-        trouble: it cannot be asked now: a state, and the sentence.
-        known: its capabilities, as far as the server reports them.
-        learned_at: when the server reported it, on the clock of the event loop; None if it did not.
+        name: the value for ``model=``.
+        aliases: its other names.
+        loaded: it is in memory; None if the server does not report it.
+        chat: it can chat; False for an embedding model.
+        remote: the server forwards its requests to another machine (Ollama's cloud models).
+        trouble: the state and a sentence if the model cannot answer now; None if it can.
+        known: the capabilities that the server reports.
+        learned_at: the time of the report, on the event loop's clock; None if the server did not report it.
     """
 
     name: str
@@ -64,22 +57,23 @@ class Model:
     known: Mapping[str, Any] = field(default_factory=dict)
     learned_at: float | None = None
 
-    def called(self, name: str) -> bool:
-        """Whether this name means it."""
+    def has_name(self, name: str) -> bool:
+        """Return whether this is its name or an alias."""
         return name == self.name or name in self.aliases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What a server said of itself.
+    """The properties that a server reports.
 
     Attributes:
-        kind: the row of the kind that it is by its own words; None for an API without a name of its own.
-        version: None where it does not tell.
-        slots: how many requests it answers at once; None where it does not tell.
-        any_name: it serves its one model whatever name is asked for.
-        trouble: it is up, but does not serve: a state, and the sentence.
-        learned_at: when it was probed, on the clock of the event loop.
+        kind: the spec of its kind; None for an API that no page distinguishes.
+        version: its version; None if it does not report it.
+        slots: the number of requests that it answers at once; None if it does not report it.
+        models: its models.
+        any_name: it answers any ``model=`` with its only model.
+        trouble: the state and a sentence if it runs but cannot answer; None if it can.
+        learned_at: the time of the probe, on the event loop's clock.
     """
 
     kind: ProviderSpec | None = None
@@ -92,77 +86,73 @@ class Server:
 
     @property
     def chat_models(self) -> list[Model]:
-        """Those that can answer."""
+        """Return the models that can chat."""
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """The model of this name, or the only one where any name means it."""
-        named = [model for model in self.models if model.called(name)]
-        if not named and self.any_name and len(self.models) == 1:
+        """Return the model of this name; the only model if the server accepts any name."""
+        matches = [model for model in self.models if model.has_name(name)]
+        if not matches and self.any_name and len(self.models) == 1:
             return self.models[0]
-        return named[0] if named else None
-
-    def nearest(self, name: str) -> list[str]:
-        """The names most like this one."""
-        return nearest(name, [model.name for model in self.chat_models])
+        return matches[0] if matches else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page of a server: the JSON object that it holds, or why there is none."""
+    """A page of a server: the JSON object of its body, or the error."""
 
-    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
-        """The list of objects under this key; Ollama says null for an empty one. None where there is no such list."""
-        found = self.said.get(key, False)
-        if self.error or not (found is None or isinstance(found, list)):
+        """Return the objects of the list ``key``; null is an empty list. Return None if there is no list."""
+        rows = self.body.get(key, False)
+        if self.error or not (rows is None or isinstance(rows, list)):
             return None
-        return [row for row in found or () if isinstance(row, dict)]
+        return [row for row in rows or () if isinstance(row, dict)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """How one kind of server is known.
+    """The probe that recognises a kind of server.
 
     Attributes:
-        pages: what is read, from the server's root; none of them loads a model, costs money or carries user text.
-        read: None where the pages are not those of this kind.
-        question: what tells more of one model (path and body of a POST, or a GET where there is none), where something
-            does.
-        learn: the model with what that page told.
+        pages: the paths to read. Reading them loads no model, costs nothing and sends no user text.
+        read: returns the server's properties from these pages; None if they belong to another kind.
+        model_request: returns the path and the body that request more about one model; without a body it is a GET.
+            Returns None if no page has more.
+        read_model: returns the model with what that page reports.
     """
 
     pages: tuple[str, ...]
     read: Callable[[Mapping[str, Page]], Server | None]
-    question: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
-    learn: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
+    model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
+    read_model: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """Where an API is, how it is authenticated, and how its models are listed.
+    """The address of an API, its authentication, and its list of models.
 
     Attributes:
-        default_url: its address if none is configured; None if one must be.
-        api_path: what follows the root of the server, as LiteLLM's ``api_base`` wants it.
-        cut_path: the beginning of a path that LiteLLM adds itself, and that a pasted address may have.
-        tails: the ends of pasted addresses that are removed.
+        default_url: the address if none is configured; None if it must be configured.
+        api_path: the path after the root of the server, as in LiteLLM's ``api_base``.
+        litellm_path: the start of a path that LiteLLM adds itself. It is removed from a pasted address.
+        removed_suffixes: the ends of paths that are removed from a pasted address.
         cloud_host: the host of the vendor's cloud, which needs TLS although the server is usually local.
         default_version: the API version, if the vendor requires one.
         key_header, key_scheme: the header with the key, and the word before the key in ``authorization``.
-        variant: returns the spec for a base URL and an API version, if the vendor has several dialects.
-        chat_path: what follows the base for chat, with ``{model}`` and ``{version}``; None if LiteLLM decides.
-        models_path, models_key, model_id: the page with the list of models, its key, and the field with a name.
-        lists_all: a model that is not in the list does not exist.
+        variant: returns the spec for a base URL and an API version; None if the vendor has one dialect.
+        chat_path: the path of a chat request, with ``{model}`` and ``{version}``; None for LiteLLM's.
+        models_path, models_key, model_id: the page with the list of models, the key of the list, the key of a name.
+        lists_all: the list is complete: a model that it lacks does not exist.
     """
 
     default_url: str | None = None
     api_path: str = "/v1"
-    cut_path: str | None = None
-    tails: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
+    litellm_path: str | None = None
+    removed_suffixes: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
     cloud_host: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
@@ -177,27 +167,27 @@ class Api:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How a request is written and an answer is read.
+    """The format of requests and responses.
 
     Attributes:
-        parser: the ``StreamParser`` of its own dialect; None if it speaks OpenAI's.
-        parameters: the keywords that it honours.
-        parts: the types of the parts of a message that it takes.
-        reads_urls: it fetches an image by its URL; otherwise only a data URL can be sent.
-        tool_choices: the values of ``tool_choice`` that it honours; None for all.
-        structured: the modes of a ``response_format`` with a class, the best first.
-        reasoning: for each value of ``reasoning=`` what is added to the body; empty if there is no switch.
-        reasoning_models: if set, only these models reason: for others False changes nothing, and True is an error.
-        session: where ``session=`` is sent; None if it is not.
-        body: what is always added to the body.
-        format_options: returns the ``options`` object of the body for our keywords and the context length; None if
-            they have OpenAI's places.
-        stream_usage: it supports ``stream_options``.
-        finishes_turns: it answers a conversation that ends with an assistant's message; False also if that is unknown.
-            Other servers continue such a message.
-        prefill: it continues an assistant's message that is the last one.
-        continuation: returns the request that continues a broken answer, if the server has a way of its own: given its
-            client, the model, the messages, the body and the attempt. Without either a prompt asks for the rest.
+        parser: the ``StreamParser`` of the responses; None for OpenAI's format.
+        parameters: the keywords that the server supports.
+        parts: the types of content parts that the server supports.
+        reads_urls: the server fetches an image by its URL. Otherwise only data URLs are sent.
+        tool_choices: the supported values of ``tool_choice``; None for all.
+        schema_modes: the ways to send a ``response_format`` that is a class, the best first.
+        reasoning: the fields that each value of ``reasoning=`` adds to the body; empty if thinking has no switch.
+        reasoning_models: the names of the models that can think; None if any may. With another model ``False`` adds
+            nothing, and ``True`` is an error.
+        session: the place of ``session=``; None if it is not sent.
+        body: the fields that are added to every body.
+        format_options: returns the ``options`` object of the body, given the sampling parameters and the context
+            length. None if the parameters are top-level fields, as in OpenAI's API.
+        stream_usage: the server supports ``stream_options``.
+        finishes_turns: the server starts a new answer after a final assistant's message; False also if unknown.
+        prefill: the server continues a final assistant's message.
+        continuation: returns the request that continues a broken answer, given the client, the model, the messages,
+            the body and the attempt. None if the server has no such request: then ``prefill`` or a prompt continues it.
     """
 
     parser: type[Any] | None = None
@@ -205,7 +195,7 @@ class Dialect:
     parts: frozenset[str] = PARTS
     reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None
-    structured: tuple[Rung, ...] = ("json_schema", "json_object", "words")
+    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
     session: Session | None = None
@@ -218,65 +208,65 @@ class Dialect:
 
     @property
     def continues(self) -> bool:
-        """Return whether it continues a broken answer from its beginning."""
+        """Return whether the server continues a broken answer without a prompt."""
         return self.prefill or self.continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSupport:
-    """What a server of one's own supports beside chat, and what a person is told about it.
+    """The features of a local server beyond chat, and the commands that hints name.
 
     Attributes:
-        probe: how it is recognised; None if no page distinguishes it.
-        forwards: it may forward a request elsewhere. Its probe reports of which models (``Model.remote``).
-        load_path: the page that loads a model, from the root, given ``{"model": …}``; None if there is none.
-        keep: returns the path and the body that load a model for a time, given its name and the time.
-        pull_command: the server's own command that downloads a model, with ``{model}``; None if there is none.
-        count_tokens: returns the number of tokens of a prompt, given its client, the model, messages and tools.
-        context_length: returns the context length of a request, if the server takes one: given the tokens of prompt
-            and answer, the loaded context length and that of the training. Returns None to leave it to the server.
-        drops_prompts: returns whether it silently drops the beginning of a prompt that is too long: given its version,
-            and whether its own API is used rather than OpenAI's. None for a server that never does.
-        service: its name in our compose file.
-        start: the command that starts it with a small model.
-        down: what to do if it does not answer; None for the usual hint, which names its address.
-        own_variables: variables of the server itself that resemble ours.
+        probe: the probe that recognises it; None if no page distinguishes it.
+        forwards_requests: it may forward a request to another machine. Its probe marks such models (``Model.remote``).
+        load_path: the path that loads a model, given ``{"model": …}``; None if the server cannot load models.
+        load_for: returns the path and the body that load a model for a time, given its name and the time.
+        pull_command: the server's command that downloads ``{model}``; None without such a command.
+        count_tokens: returns the number of tokens of a prompt, given the client, the model, the messages and the tools.
+        context_length: returns the context length of a request, given the tokens of prompt and answer, the loaded
+            context length and that of the training. Returns None for the server's default. None if requests have none.
+        drops_prompts: returns whether the server silently drops the beginning of a prompt that is too long, given its
+            version, and whether the request uses its own API rather than OpenAI's. None if it never drops it.
+        service: the name of its service in the compose file.
+        start_command: the command that starts it with a small model.
+        down_hint: the hint if it does not respond; None for the usual hint, which names its address.
+        server_variables: the server's own environment variables that start with the provider's name.
     """
 
     probe: Probe | None = None
-    forwards: bool = False
+    forwards_requests: bool = False
     load_path: str | None = None
-    keep: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     context_length: Callable[[int, int | None, int | None], int | None] | None = None
     drops_prompts: Callable[[str | None, bool], bool] | None = None
     service: str | None = None
-    start: str | None = None
-    down: str | None = None
-    own_variables: tuple[str, ...] = ()
+    start_command: str | None = None
+    down_hint: str | None = None
+    server_variables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProviderSpec:
-    """One provider as data.
+    """The spec of one provider.
 
     Attributes:
         name, title: its name in ``LLM_PROVIDER`` and in sentences.
         litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
-        priced: LiteLLM's prefix in its map of models and prices, if that is another one.
-        genai: OpenTelemetry's name of it, if that is another one.
-        kind: the spec that it was copied from, for an endpoint with a name of the operator's.
-        evidence: how it is known to work: run against a real "server", on a "cassette" that was written by its
-            documents, or only from LiteLLM's "table".
-        seen: the versions that it was run against.
-        local: usually a server of one's own: no key is required, and time limits are longer.
-        api, dialect, server: its groups.
-        settings: its settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
-        also: for a setting the variables that its users already have; ours wins.
-        example_model: its model in ``env.example``.
-        max_concurrency: requests at once; the others wait. None for any number.
-        capabilities: what is known without a probe.
+        priced: LiteLLM's prefix in its map of models and prices; None if it is the same.
+        genai: the name in OpenTelemetry's conventions; None if it is the same.
+        kind: the name of the spec that an operator's endpoint was copied from; None for other specs.
+        evidence: how the spec was tested: with a real "server", with a "cassette" that was written from the vendor's
+            documents, or not at all: it comes from LiteLLM's "table".
+        tested_versions: the versions of the server that it was tested with.
+        local: usually a local server: no key is required, and timeouts are longer.
+        api, dialect, server: groups of properties.
+        settings: the settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
+        other_spellings: further variables of a setting, which other tools use; ``<NAME>_<SETTING>`` wins.
+        example_model: the model in ``env.example``.
+        max_concurrency: the default concurrency limit; None for no limit.
+        capabilities: the capabilities that need no probe.
     """
 
     name: str
@@ -286,68 +276,45 @@ class ProviderSpec:
     genai: str | None = None
     kind: str | None = None
     evidence: Evidence = "cassette"
-    seen: str | None = None
+    tested_versions: str | None = None
     local: bool = False
     api: Api = Api()
     dialect: Dialect = Dialect()
     server: ServerSupport = ServerSupport()
     settings: tuple[str, ...] = SETTINGS
-    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
     capabilities: Capabilities
 
     @property
     def price_prefix(self) -> str:
-        """LiteLLM's prefix in its map of models and prices."""
+        """Return LiteLLM's prefix in its map of models and prices."""
         return self.priced or self.litellm
 
     @property
     def starts_server(self) -> bool:
-        """Return whether this package starts its server, so that it has no address."""
+        """Return whether this package starts the server, so that no address is configured."""
         return "base_url" not in self.settings
-
-    @property
-    def genai_name(self) -> str:
-        """What OpenTelemetry's conventions call it; its own name where they do not know it."""
-        return self.genai or self.name
 
     def variable(self, setting: str) -> str:
         """Return the name of the environment variable of a setting."""
         return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
     def spellings(self, setting: str) -> tuple[str, ...]:
-        """Return every environment variable that may hold a setting, ours first."""
-        return (self.variable(setting), *self.also.get(setting, ()))
+        """Return the environment variables of a setting, ``<NAME>_<SETTING>`` first."""
+        return (self.variable(setting), *self.other_spellings.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
-def named(spec: ProviderSpec, name: str) -> ProviderSpec:
-    """Return the spec of an endpoint of this kind with a name of the operator's, which has variables of its own."""
+def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
+    """Return a copy of the spec for an operator's endpoint, with the variables of its own name."""
     return replace(
         spec,
         name=name,
         kind=spec.kind or spec.name,
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         api=replace(spec.api, default_url=None),
-        server=replace(spec.server, service=None, start=None),
-        also={},
+        server=replace(spec.server, service=None, start_command=None),
+        other_spellings={},
     )
-
-
-def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
-    """OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
-    values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in LEVELS}}
-    return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
-
-
-def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """Return a variable of the chat template (Qwen3, Granite, DeepSeek-V3.1), for servers that pass it on."""
-    levels: Mapping[bool | str, Mapping[str, Any]] = {
-        level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
-    }
-    return {
-        False: {"chat_template_kwargs": {"enable_thinking": False}},
-        True: {"chat_template_kwargs": {"enable_thinking": True}},
-        **levels,
-    }

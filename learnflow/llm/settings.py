@@ -25,9 +25,9 @@ _S = TypeVar("_S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 
 
-def _networks(said: object) -> object:
-    """The networks of a list with commas. Raises ValueError where one is none."""
-    names = [name.strip() for name in str(said).split(",")] if isinstance(said, str) else said
+def _networks(value: object) -> object:
+    """Parse networks with commas between them. Raise ValueError if one is invalid."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
 
 
@@ -42,12 +42,12 @@ def _absolute(folder: Path | None) -> Path | None:
 
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Return the ranks of "a+b,c": a comma begins the next rank, "+" joins equals."""
+    """Parse "a+b,c": a comma separates ranks, "+" joins the equals of a rank."""
     return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
 
 
 def parse_equals(text: str) -> tuple[str, ...]:
-    """Return the names of one rank, "a+b". A rank without a name is returned as it is: it is an invalid name."""
+    """Parse the names of one rank, "a+b". A rank without a name is returned unchanged, and is then an invalid name."""
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
@@ -116,9 +116,9 @@ class Settings(BaseSettings):
 
     @property
     def captures_content(self) -> bool:
-        """Whether OpenTelemetry's own switch asks for prompts and answers on spans."""
-        said = (self.otel_instrumentation_genai_capture_message_content or "").strip().lower()
-        return said in ("true", "1", "span_only", "span_and_event")
+        """Return whether OpenTelemetry's own switch records prompts and answers on spans."""
+        switch = (self.otel_instrumentation_genai_capture_message_content or "").strip().lower()
+        return switch in ("true", "1", "span_only", "span_and_event")
 
     @property
     def chain(self) -> list[tuple[str, ...]]:
@@ -161,22 +161,22 @@ class ProviderSettings(BaseSettings):
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What it can, in the operator's own words."""
+        """Return the capabilities that the operator configured."""
         return {**(self.capabilities or {}), **({"context_served": self.context} if self.context else {})}
 
 
 def load() -> Settings:
-    """What the environment says now. Raises NotConfigured naming the variable that cannot be read."""
+    """Read the settings of all providers. Raise NotConfigured with the variable if a value is invalid."""
     return _read(Settings)
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
-    """What the environment says now of one provider."""
+    """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
     return _read(_settings_class(spec))
 
 
 def node_model(node: str) -> str | None:
-    """``LLM_MODEL_<NODE>``: the model of one node of LearnFlow's graph."""
+    """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
     name = f"llm_model_{node}".lower()
     kind = create_model("NodeSettings", __base__=_NodeSettings, **{name: (str | None, None)})  # type: ignore[call-overload]
     model: str | None = getattr(_read(kind), name)

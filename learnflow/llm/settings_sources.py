@@ -1,7 +1,7 @@
-"""Where settings come from: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
+"""Read the sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
 
-Holds what depends on the place of a variable: which key may go to which address, and proxies, folders, containers.
-Only this module and ``settings`` read the environment. Neither remembers anything.
+Decides whether an API key may be sent to an address, from the sources of both. Also reads the proxies, the cache folder
+and the signs of a container. Only this module and ``settings`` read the environment. Neither caches values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .provider_spec import ProviderSpec
 
 Places = Mapping[str, Mapping[str, str | None]]
 
-# As LearnFlow reads them: if both files set a variable, .env wins. The process's environment wins over both.
+# The precedence is that of LearnFlow: the process's environment, then .env, then .env.local.
 CONFIG: Final = SettingsConfigDict(
     env_file=(".env.local", ".env"),
     env_file_encoding="utf-8",
@@ -35,26 +35,30 @@ CONFIG: Final = SettingsConfigDict(
 )
 SHELL: Final = "the environment"
 SECRETS: Final = Path("/run/secrets")
-_SECRET_BYTES: Final = 64 * 1024  # a larger file is no value of a variable
-_SECRET: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_MAX_SECRET_BYTES: Final = 64 * 1024  # larger files are not values of variables
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
 
 
-class _Any(BaseSettings):
+class _AllVariables(BaseSettings):
     model_config = CONFIG
 
 
 def places() -> Places:
-    """Return each place's variables, by upper-case name. Files that cannot be read have none."""
-    files = {name: _of_file(name) for name in (".env", ".env.local")}
-    return {SHELL: _upper(EnvSettingsSource(_Any).env_vars), **files, str(SECRETS): _upper(_secrets())}
+    """Return the variables of each source, by upper-case name. A file that cannot be read has none."""
+    files = {name: _read_env_file(name) for name in (".env", ".env.local")}
+    return {SHELL: _upper(EnvSettingsSource(_AllVariables).env_vars), **files, str(SECRETS): _upper(_read_secrets())}
 
 
 def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, str]]:
-    """Yield each variable and place that sets a setting. The first one counts.
+    """Yield the (variable, source) pairs that set a setting, in order of precedence.
 
-    The environment wins over the files, and they over the secrets. Within one of them the order of the spellings
-    decides; for one spelling ``.env`` wins over ``.env.local``.
+    The environment comes first, then both files, then the secrets. Among the variables of each, earlier spellings come
+    first. If both files set the same variable, ``.env`` comes first.
+
+    Args:
+        spellings: the variables of the setting.
+        places: the variables of every source.
     """
     for group in ((SHELL,), (".env", ".env.local"), (str(SECRETS),)):
         for name, place in product(spellings, group):
@@ -63,61 +67,68 @@ def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, s
 
 
 def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | None, str]:
-    """Return the environment's key of a provider, and the hint for an address that must not get it.
+    """Return the API key of a provider, and a hint if the key must not be sent to the configured address.
 
-    A file of the working directory may be anybody's. It must not send a key elsewhere that the shell exported. With an
-    address from a file goes only a key of a file, and none that the file takes from the shell (``${...}``).
+    A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a key of the
+    process's environment to another server. So an address from a file is used only with a key from a file, and not
+    with one that the file copies from the environment (``${...}``).
+
+    Args:
+        spec: the provider.
+        api_key: the key in the provider's settings.
 
     Raises:
-        NotConfigured: the address of a file contains a secret of the shell.
+        NotConfigured: an address in a file contains a secret of the environment.
     """
-    key, here = api_key.get_secret_value() if api_key else None, places()
-    url = next(places_of(spec.spellings("base_url"), here), None)
-    if url is None or url[1] == SHELL:
+    key, sources = api_key.get_secret_value() if api_key else None, places()
+    url_source = next(places_of(spec.spellings("base_url"), sources), None)
+    if url_source is None or url_source[1] == SHELL:
         return key, ""
-    if _has_secret(_written(*url), here[url[1]][url[0]] or "", here[SHELL]):
-        raise NotConfigured(f"{url[0]} in {url[1]} puts a secret into an address", hint="Write the address itself")
-    name, place = next(places_of(spec.spellings("api_key"), here), ("", ""))
-    if key is None or place == url[1] == str(SECRETS):
+    url_name, url_file = url_source
+    if _has_secret(_raw_value(url_name, url_file), sources[url_file][url_name] or "", sources[SHELL]):
+        raise NotConfigured(f"{url_name} in {url_file} contains a secret", hint="Remove ${...} from the address")
+    name, source = next(places_of(spec.spellings("api_key"), sources), ("", ""))
+    if key is None or source == url_file == str(SECRETS):
         return key, ""
-    for other, file in places_of(spec.spellings("api_key"), {**here, SHELL: {}, str(SECRETS): {}}):
-        if "$" not in _written(other, file):
-            return here[file][other], ""
+    for key_name, file in places_of(spec.spellings("api_key"), {**sources, SHELL: {}, str(SECRETS): {}}):
+        if "$" not in _raw_value(key_name, file):
+            return sources[file][key_name], ""
     return key, (
-        f"{name} is set in {place}, and {url[0]} in {url[1]}: a key goes only to an address of the same place. "
-        f"Put {name} itself into {url[1]}, or export {url[0]}"
+        f"{name} is set in {source}, and {url_name} in {url_file}. "
+        f"A key is sent only to an address from the same source. "
+        f"Set the value of {name} in {url_file}, or export {url_name}"
     )
 
 
-def _has_secret(written: str, value: str, shell: Mapping[str, str | None]) -> bool:
-    """Return whether a file's value names a secret in ``${...}``, or has one of the shell by way of other variables."""
-    if any(_SECRET.search(name) for name in re.findall(r"\$\{[^}]*", written)):
+def _has_secret(raw_value: str, value: str, shell: Mapping[str, str | None]) -> bool:
+    """Return whether a value of a file contains a secret of the environment, directly or through another variable."""
+    if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
         return True
-    secrets = (text for name, text in shell.items() if text and _SECRET.search(name))
-    return "$" in written and any(text in value for text in secrets if len(text) >= _MIN_SECRET_CHARS)
+    secrets = (text for name, text in shell.items() if text and _SECRET_NAME.search(name))
+    return "$" in raw_value and any(text in value for text in secrets if len(text) >= _MIN_SECRET_CHARS)
 
 
-def _of_file(name: str) -> Mapping[str, str | None]:
+def _read_env_file(name: str) -> Mapping[str, str | None]:
     try:
-        return _upper(DotEnvSettingsSource(_Any, env_file=name).env_vars)
+        return _upper(DotEnvSettingsSource(_AllVariables, env_file=name).env_vars)
     except (OSError, UnicodeError):
         return {}
 
 
-def _written(name: str, file: str) -> str:
-    """Return a variable's value as the file has it, before ``${...}`` is replaced."""
+def _raw_value(name: str, file: str) -> str:
+    """Return the value of a variable in a file, without replacing ``${...}``."""
     if file == str(SECRETS):
         return ""
     return _upper(dotenv_values(file, encoding="utf-8", interpolate=False)).get(name) or ""
 
 
-def _secrets() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+def _read_secrets() -> dict[str, str | None]:
+    secrets: dict[str, str | None] = {}
     for file in SECRETS.glob("*"):
         with suppress(OSError, UnicodeError):
-            if file.is_file() and file.stat().st_size <= _SECRET_BYTES:
-                found[file.name] = file.read_text(encoding="utf-8").strip()
-    return found
+            if file.is_file() and file.stat().st_size <= _MAX_SECRET_BYTES:
+                secrets[file.name] = file.read_text(encoding="utf-8").strip()
+    return secrets
 
 
 def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -125,12 +136,12 @@ def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def proxies() -> dict[str, str]:
-    """Return the environment's proxies by scheme; ``no`` lists the hosts without one."""
+    """Return the proxies of the environment, by scheme. The entry ``no`` lists hosts that bypass the proxies."""
     return urllib.request.getproxies()
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy for a host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``), or None."""
+    """Return the proxy for a host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``); None without a proxy."""
     proxy = proxies().get(scheme) or proxies().get("all")
     if not proxy or urllib.request.proxy_bypass(host):
         return None
@@ -138,19 +149,19 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured if the user has no home."""
+    """Return the user's cache folder. Raise NotConfigured if the user has no home directory."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
-    named = Path(os.environ.get(variable, ""))
-    if named.is_absolute():  # the XDG specification says to ignore a relative one
-        return named
-    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    configured = Path(os.environ.get(variable, ""))
+    if configured.is_absolute():  # the XDG specification requires that relative paths are ignored
+        return configured
+    default = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
     try:
-        return Path.home() / usual
+        return Path.home() / default
     except RuntimeError:
-        raise NotConfigured("the user has no home folder", hint="Set LLM_MODELS_DIR") from None
+        raise NotConfigured("the user has no home directory", hint="Set LLM_MODELS_DIR") from None
 
 
 def in_container() -> bool:
-    """Return whether this is a container, by the marks of Docker, Podman and Kubernetes."""
-    marks = Path("/.dockerenv"), Path("/run/.containerenv")
-    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+    """Return whether the process runs in a container of Docker, Podman or Kubernetes."""
+    marker_files = Path("/.dockerenv"), Path("/run/.containerenv")
+    return any(file.exists() for file in marker_files) or "KUBERNETES_SERVICE_HOST" in os.environ

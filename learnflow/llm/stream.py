@@ -1,7 +1,6 @@
-"""A request while it runs: how it emits its events, and the stream through which a caller reads them.
+"""The work of a request, the ``Emit`` that receives its events, and the stream that a caller reads.
 
-Must never know how a response is made: it runs the ``Work`` of a provider.
-Everybody may import it.
+Sends no request itself: it runs the ``Work`` of a provider. Every module may import it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from .errors import InvalidRequest, LLMError, bare
 from .process import ending
 
 _ONCE: Final = "Call stream() again for another stream"
-_NOTICE_S: Final = 1.0  # seconds of silence after which a Waiting event is emitted
-MAX_READ_AHEAD: Final = 64  # events in the buffer; then the request reads no more, so that the server waits, too
+_NOTICE_S: Final = 1.0  # a Waiting event is emitted after so long without another event
+MAX_READ_AHEAD: Final = 64  # events in the buffer; a full buffer stops the reading, which slows the server
 
 
 class Emit:
-    """Receives the events of a request while it runs. This base class drops them, for ``generate`` and ``complete``.
+    """The receiver of the events of a running request. This base class drops them, for ``generate`` and ``complete``.
 
     Attributes:
-        all_events: thinking, tool calls and waiting are read, not only text.
+        all_events: the caller reads thinking, tool calls and waiting, not only text.
     """
 
     all_events: bool = False
@@ -36,26 +35,26 @@ class Emit:
         """Emit an event."""
 
     async def drain(self) -> None:
-        """Wait until the reader has caught up, so that a slow reader slows the server."""
+        """Wait while the buffer is full, so that a slow reader slows the server."""
 
-    def waiting(self, reason: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # dropped, as the events are
-        """Mark what the block waits for. The event is emitted if the wait is long."""
+    def waiting(self, reason: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
+        """Return a context manager around a wait. ``reason`` is emitted if the wait is long."""
         return nullcontext()
 
 
 Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
-"""A checked request that has not started. It returns the completion, and raises nothing but LLMError."""
+"""A checked request that has not started. It returns the completion, or raises an LLMError."""
 
 
 class Relay(Emit):
-    """Base of the wrappers around an ``Emit``: passes everything on."""
+    """Base of the wrappers around an ``Emit``. It forwards every call."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self.all_events = emit.all_events
 
     def __call__(self, event: Event) -> None:
-        """Pass the event on."""
+        """Forward the event."""
         self._emit(event)
 
     def drain(self) -> Coroutine[Any, Any, None]:
@@ -68,10 +67,10 @@ class Relay(Emit):
 
 
 class Transcript(Relay):
-    """Records what a request has emitted, and passes it on.
+    """A wrapper that records what a request emits.
 
     Attributes:
-        calls: the pieces of tool calls, joined by the index of the call; see ``LLMError.partial_calls``.
+        calls: the tool calls by their index, with the joined pieces; see ``LLMError.partial_calls``.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -81,7 +80,7 @@ class Transcript(Relay):
         self._thinking: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        """Record the event, and pass it on."""
+        """Record and forward the event."""
         if isinstance(event, TextDelta):
             self._text.append(event.text)
         elif isinstance(event, ReasoningDelta):
@@ -93,16 +92,16 @@ class Transcript(Relay):
 
     @property
     def text(self) -> str:
-        """The text so far."""
+        """Return the text so far."""
         return "".join(self._text)
 
     @property
     def thinking(self) -> str:
-        """The thinking so far."""
+        """Return the thinking so far."""
         return "".join(self._thinking)
 
     def forget_text(self) -> None:
-        """Drop the recorded text: it is worthless, and was not shown or was no answer."""
+        """Drop the recorded text, which was not delivered or was thinking."""
         self._text.clear()
 
 
@@ -170,7 +169,7 @@ class _Channel(Emit):
             self._reason = outer
 
     def _schedule(self) -> None:
-        """Schedule the next notice. It spans blocks, because many short waits in a row are a long one."""
+        """Schedule the next notice. It spans blocks, because many short waits add up to a long one."""
         delay = max(_NOTICE_S / 10, self._silent_since + _NOTICE_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._reason else None
 
@@ -186,13 +185,14 @@ def _wake(future: asyncio.Future[None] | None) -> None:
 
 
 class TextStream(AsyncIterator[str]):
-    """The text of one response, piece by piece as it arrives. ``events()`` has everything else, too.
+    """An asynchronous iterator over the text of one response. ``events()`` yields every other event, too.
 
-    Iterate it once. Leaving an ``async with``, ``aclose()``, cancelling the task, and leaving a ``for`` over an unnamed
-    stream close the connection at once, which makes the server stop. ``completion`` is set when the stream has ended.
+    Iterate it once. ``completion`` is set when the stream has ended. Leaving ``async with``, ``aclose()``, and
+    cancelling the task close the connection at once, so that the server stops. So does leaving an ``async for`` over a
+    stream without a name.
 
-    The request runs in a task of its own, which starts when the first piece is requested and copies the context
-    variables of that moment. It reads on until 64 events are buffered for a slow caller.
+    The request runs in its own task, which starts when the first piece is read. It copies the context variables of that
+    moment. It reads ahead until 64 events are in the buffer.
 
     Args:
         work: the request.
@@ -206,7 +206,7 @@ class TextStream(AsyncIterator[str]):
 
     @property
     def completion(self) -> Completion:
-        """The completion. Raises InvalidRequest while the stream has not ended."""
+        """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
         outcome = self._channel and not self._channel.events and self._channel.outcome
         if not isinstance(outcome, Completion):
             raise InvalidRequest(
@@ -217,9 +217,9 @@ class TextStream(AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         if self._by_events:
-            raise InvalidRequest("the stream is being read by its events", hint=_ONCE)
+            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
         channel = self._channel
-        if channel and channel.events and channel.reader is None and not self._closed:  # most pieces: no coroutine
+        if channel and channel.events and channel.reader is None and not self._closed:  # fast path of most pieces
             event = channel.take()
         else:
             event = await self._next(all_events=False)
@@ -233,7 +233,7 @@ class TextStream(AsyncIterator[str]):
             channel = self._channel = _Channel(all_events=all_events)
             self._task = asyncio.create_task(channel.run(self._work))
         if self._failed or channel.reader:
-            fault = "the stream has failed" if self._failed else "the stream is being read by another task"
+            fault = "the stream has failed" if self._failed else "another task reads the stream"
             raise InvalidRequest(fault, hint=_ONCE)
         if not channel.events and not self._closed:
             try:
@@ -253,17 +253,20 @@ class TextStream(AsyncIterator[str]):
         raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield everything that happens: text, thinking, tool calls, waiting, failover; at the end ``Finished``.
+        """Yield the events of the request: text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
 
-        Emitted text is never taken back: all ``TextDelta`` joined are the completion's text. Read a stream either by
-        its events or by its text. Leaving the events closes the connection, as leaving the stream does.
+        The joined ``TextDelta`` events are the completion's text: emitted text is final. Read a stream by its events or
+        by its text, not both. Leaving the iteration closes the connection.
+
+        Yields:
+            The events in their order.
 
         Raises:
-            InvalidRequest: the stream has been read, or is being read.
-            LLMError: as the stream does. A request that has emitted a piece of a tool call is not repeated.
+            InvalidRequest: the stream was started before.
+            LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
         """
         if self._channel or self._by_events:
-            raise InvalidRequest("the stream has started: events() must be its only reader", hint=_ONCE)
+            raise InvalidRequest("the stream has started before", hint=_ONCE)
         self._by_events = True
         async with self:
             while True:
@@ -276,7 +279,7 @@ class TextStream(AsyncIterator[str]):
             if isinstance(outcome, Completion):
                 yield Finished(outcome)
 
-    async def whole(self) -> Completion:
+    async def final_completion(self) -> Completion:
         """Read the stream to its end and return the completion."""
         async with self:
             async for _ in self:
@@ -284,7 +287,7 @@ class TextStream(AsyncIterator[str]):
         return self.completion
 
     async def aclose(self) -> None:
-        """Close the connection, so that the server stops. A task that waits for a piece sees the end of the stream."""
+        """Close the connection, so that the server stops. The stream ends for a task that waits for a piece."""
         self._closed = True
         await self._stop()
 
@@ -312,7 +315,7 @@ class TextStream(AsyncIterator[str]):
 
 
 def _abandon(task: asyncio.Task[None]) -> None:
-    """Cancel the task of a stream that was dropped, and hold it until it has ended."""
+    """Cancel the task of a dropped stream, and hold a reference to it until it has ended."""
     ending.add(task)
     task.add_done_callback(ending.discard)
     task.cancel()

@@ -1,6 +1,6 @@
-"""The same calls without ``async``, for scripts, Flask, Django and notebooks.
+"""The calls of a provider without ``async``, for scripts, Flask, Django and notebooks.
 
-Must never decide anything: each call runs in an event loop in a thread of its own, whether or not one runs here.
+Every call runs in an event loop in a background thread, so that it also works while another loop runs here.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ from .stream import TextStream as AsyncTextStream
 
 
 class TextStream:
-    """An iterator over the text of an answer; leaving it, or Ctrl-C, ends the request at the server.
-
-    Attributes:
-        completion: the whole answer, once the last piece was read. Raises InvalidRequest before.
-    """
+    """An iterator over the text of an answer. Leaving a ``with`` block, or Ctrl-C, stops the request at the server."""
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
         self._pieces: Iterator[str] | None = None
-        self._reading: Iterator[Any] | None = None  # whichever it is read by
+        self._reading: Iterator[Any] | None = None  # the iterator of the text or of the events
 
     @property
     def completion(self) -> Completion:
-        """The whole answer. Raises InvalidRequest while the stream has not ended."""
+        """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
         return self._stream.completion
 
     def __iter__(self) -> Self:
@@ -42,13 +38,13 @@ class TextStream:
         return next(self._pieces)
 
     def events(self) -> Iterator[Event]:
-        """Everything that happens, as ``learnflow.llm.TextStream.events``; instead of the text, not beside it."""
+        """Return an iterator over the events, see ``learnflow.llm.TextStream.events``. Read either events or text."""
         events = BACKGROUND.pieces(self._stream.events())
         self._reading = events
         return events
 
     def close(self) -> None:
-        """End it; the server stops."""
+        """Close the connection, so that the server stops."""
         if isinstance(self._reading, Generator):
             self._reading.close()
 
@@ -66,10 +62,10 @@ async def _pieces(stream: AsyncTextStream) -> AsyncGenerator[str, None]:
 
 
 class Provider:
-    """A provider whose calls wait. Every error is an ``LLMError``, as with ``LLMProvider``.
+    """A provider with blocking calls. Every error is an ``LLMError``.
 
     Args:
-        provider: who answers.
+        provider: the provider that the calls use.
     """
 
     def __init__(self, provider: LLMProvider) -> None:
@@ -77,7 +73,7 @@ class Provider:
 
     @property
     def name(self) -> str:
-        """See ``LLMProvider``, as for what follows."""
+        """Return the name in ``LLM_PROVIDER``, logs and errors."""
         return self.provider.name
 
     def generate(
@@ -88,7 +84,22 @@ class Provider:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        """The text of the answer. Raises LLMError."""
+        """Send a prompt and return the text of the answer.
+
+        Args:
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are refused.
+
+        Returns:
+            The complete text. An incomplete answer raises an error.
+
+        Raises:
+            InvalidRequest: a keyword or a value is invalid. Nothing was sent.
+            LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
+        """
         return BACKGROUND.wait(self.provider.generate(prompt, model, temperature, max_tokens, **more))
 
     def stream(
@@ -99,7 +110,24 @@ class Provider:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        """The same, piece by piece; nothing is sent before the first one is asked for."""
+        """Return a stream of the answer. The request is sent when the first piece is read.
+
+        Args:
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
+
+        Returns:
+            The stream. Iterating it yields text, ``events()`` yields every event. ``completion`` is set at the end.
+
+        Raises:
+            InvalidRequest: a keyword or a value is invalid.
+            Unsupported: the provider does not support a keyword.
+            LLMError: while the stream is read, if no provider completes the answer. ``.partial`` has the text that
+                arrived.
+        """
         return TextStream(self.provider.stream(prompt, model, temperature, max_tokens, **more))
 
     def complete(
@@ -110,32 +138,53 @@ class Provider:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        """The answer and everything known about it. Raises LLMError."""
+        """Send a prompt and return the answer with its metadata.
+
+        Args:
+            prompt: a text, or OpenAI-style messages with text and image parts.
+            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
+            temperature: the sampling temperature. The default is removed if the model refuses it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
+
+        Returns:
+            The completion. With ``response_format=Quiz`` it is a ``Completion[Quiz]``, and ``parsed`` is a ``Quiz``.
+
+        Raises:
+            InvalidRequest: a keyword or a value is invalid. Nothing was sent.
+            LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
+        """
         return BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
 
     def list_models(self) -> list[str]:
-        """The names that ``model=`` may take. Raises LLMError."""
+        """Return the values for ``model=``. Raise LLMError if no provider responds."""
         return BACKGROUND.wait(self.provider.list_models())
 
     def health_check(self) -> bool:
-        """Whether it would answer now."""
+        """Probe the server. Return True if the provider would answer now."""
         return BACKGROUND.wait(self.provider.health_check())
 
     def close(self) -> None:
-        """Close the connections that nobody uses; see ``BaseProvider.aclose``."""
-        if aclose := getattr(self.provider, "aclose", None):  # an application's own provider may have none
+        """Close idle connections; see ``BaseProvider.aclose``."""
+        if aclose := getattr(self.provider, "aclose", None):  # an application's own provider may have no aclose()
             BACKGROUND.wait(aclose())
 
     def get_capabilities(self) -> Capabilities:
-        """What is known about it, at once."""
+        """Return what is known about the provider, without a request. None means unknown."""
         return self.provider.get_capabilities()
 
 
 def get_provider(name: str | None = None) -> Provider:
-    """As ``learnflow.llm.get_provider``, with calls that wait.
+    """Return ``learnflow.llm.get_provider(name)`` with blocking calls.
+
+    Args:
+        name: a provider, or several with commas between them; None for those of the environment.
+
+    Returns:
+        The provider. No request was sent.
 
     Raises:
-        NotConfigured: a name is unknown, or none of them has its address and key.
+        NotConfigured: a name is unknown, or no provider has its address and key.
     """
     return Provider(factory.get_provider(name))
 

@@ -1,7 +1,6 @@
-"""The budgets of a request: what was given, what the environment says, what the row waits for by itself.
+"""The timeouts and limits of a provider: from its keywords, else the environment, else the defaults of its spec.
 
-Must never measure time or read the environment: ``transport.reader`` and ``settings`` do.
-The adapter settles them once for each provider.
+``transport.reader`` measures the time, ``settings`` reads the environment.
 """
 
 from __future__ import annotations
@@ -16,16 +15,23 @@ from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
 
-# Seconds to the first token and between two, where nobody says otherwise: for one's own machine, and for a cloud.
-NEAR: Final = (180.0, 120.0)
-FAR: Final = (60.0, 30.0)
+# The default seconds to the first token and between two tokens, of a local server and of a cloud.
+LOCAL_TIMEOUTS_S: Final = (180.0, 120.0)
+CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: to connect, to the first token, between two tokens, for everything, for loading a model.
+    """The timeouts of a provider in seconds, its locality and its concurrency limit.
 
-    And whether to stay local, and how many requests there may be at once (None where nobody said).
+    Attributes:
+        connect: to connect.
+        first_token: from the request to the first token.
+        gap: between two tokens.
+        deadline: for the whole request.
+        load: to load a model.
+        local_only: connections outside the private network are refused.
+        max_concurrency: the concurrency limit; None if not configured.
     """
 
     connect: float
@@ -38,27 +44,33 @@ class Times:
 
 
 def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
-    """What is given wins; None means not given.
+    """Return the timeouts and limits. A keyword wins over the environment; None means the environment's value.
+
+    Args:
+        spec: the provider's spec, which decides the defaults.
+        given: the keywords, see ``TimeOptions``.
+        common: the settings of all providers.
+        own: the settings of this provider.
 
     Raises:
-        NotConfigured: an unknown keyword, or a value that cannot be.
+        NotConfigured: a keyword is unknown, or its value is invalid.
     """
     known = TimeOptions.__annotations__
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]}=?" if near else f"Known are base_url, model, api_key, {', '.join(known)}"
-            raise NotConfigured(f"a provider has no keyword {name}=", provider=spec.name, hint=hint)
+            hint = f"Did you mean {near[0]}=?" if near else f"Use base_url, model, api_key, {', '.join(known)}"
+            raise NotConfigured(f"unknown keyword {name}=", provider=spec.name, hint=hint)
         if name == "local_only":
-            fits, wanted = isinstance(value, bool), "True or False"
+            valid, expected = isinstance(value, bool), "True or False"
         elif name == "max_concurrency":
-            fits, wanted = type(value) is int and value > 0, "a whole number from 1"
+            valid, expected = type(value) is int and value > 0, "an integer from 1"
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits, wanted = number and value > 0, "seconds, more than 0"
-        if value is not None and not fits:
-            raise NotConfigured(f"{name}= must be {wanted}", provider=spec.name, hint="Change it, or leave it out")
-    first_token, gap = NEAR if spec.local else FAR
+            valid, expected = number and value > 0, "seconds, more than 0"
+        if value is not None and not valid:
+            raise NotConfigured(f"{name}= must be {expected}", provider=spec.name, hint="Change or remove it")
+    first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
     local_only = given.get("local_only")
     return Times(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,

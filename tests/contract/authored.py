@@ -1,7 +1,7 @@
-"""How servers answer that cannot be had here, and how the others do what they do not show: from documented facts.
+"""Authored responses of servers that are not available here, written from their documents.
 
-``Author`` is an httpx transport: it answers what the real provider sends, so that the requests on authored cassettes
-are real ones. Each row names its source; nothing here is called recorded.
+``Author`` answers the requests of a real provider, so that the requests on authored cassettes are real. Every ``Voice``
+names its source.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _THINKING: Final = "Is 17 prime? Think first."
 _WAIT: Final = {"retry-after": "20"}
 
 
-def _event(said: Any) -> bytes:
-    return b"data: " + json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def _event(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _line(said: Any) -> bytes:
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+def _line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _pieces(text: str) -> list[str]:
@@ -50,17 +50,20 @@ def _google(code: int, message: str, status: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Voice:
-    """How one row speaks.
+    """The documented responses of one provider.
 
     Attributes:
-        source: where that is documented.
-        served: the model's name in its answers.
-        head: of every chunk; ``choice``: beside delta and finish; ``delta``: beside role and content.
+        source: the documents.
+        served: the model's name in the responses.
+        head: the fields of every chunk.
+        choice: the fields beside delta and finish.
+        delta: the fields beside role and content.
         first: events before the first chunk.
-        thinks: the field of a delta for thinking; None where none is shown.
-        usage_with_finish: the last chunk has the usage, instead of one of its own.
-        refusals: status and body, by behaviour; with headers where there are any.
-        pages: what it says of itself, by path.
+        thinks: the field of a delta with thinking; None without thinking.
+        usage: the numbers of tokens.
+        usage_with_finish: the last chunk has the usage. Otherwise the usage has its own chunk.
+        refusals: status, body and optional headers, by behaviour.
+        pages: the bodies of the server's pages, by path.
     """
 
     source: str
@@ -76,20 +79,20 @@ class Voice:
     pages: Mapping[str, Any] = field(default_factory=dict)
 
     def chunk(self, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> bytes:
-        """One event."""
+        """Return one event."""
         choice = {"index": 0, "delta": {**self.delta, **delta} if delta else {}, **self.choice, "finish_reason": finish}
         head = {"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": self.served}
         return _event({**head, **self.head, "choices": [choice], **more})
 
     def answer(self, text: str, finish: str = "stop", thinking: str = "") -> list[bytes]:
-        """A whole answer, an event a piece."""
-        said = [*self.first, self.chunk({"role": "assistant", "content": ""})]
-        said += [self.chunk({self.thinks: piece}) for piece in _pieces(thinking) if self.thinks]
-        said += [self.chunk({"content": piece}) for piece in _pieces(text)]
-        return said + self.end(finish)
+        """Return the events of an answer, one for each piece."""
+        events = [*self.first, self.chunk({"role": "assistant", "content": ""})]
+        events += [self.chunk({self.thinks: piece}) for piece in _pieces(thinking) if self.thinks]
+        events += [self.chunk({"content": piece}) for piece in _pieces(text)]
+        return events + self.end(finish)
 
     def end(self, finish: str) -> list[bytes]:
-        """The finish, the tokens, the mark."""
+        """Return the events with the finish, the usage and ``[DONE]``."""
         if self.usage_with_finish:
             return [self.chunk({}, finish, usage=self.usage), b"data: [DONE]\n\n"]
         head = {"id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": self.served}
@@ -97,7 +100,7 @@ class Voice:
         return [self.chunk({}, finish), usage, b"data: [DONE]\n\n"]
 
     def tool_call(self) -> list[bytes]:
-        """A call whose arguments come in parts."""
+        """Return a tool call with arguments in several pieces."""
         function = {"name": "get_weather", "arguments": ""}
         begun = {"index": 0, "id": "call_0", "type": "function", "function": function}
         parts = ['{"city"', ': "Paris"}']
@@ -410,7 +413,7 @@ YANDEXGPT: Final = Voice(
     pages={"/v1/models": _list(_YANDEX, owned_by="yandex")},
 )
 
-# What servers that can be had do not show with the tiny model, or not when they are asked to.
+# Responses that available servers do not send with the tiny model, or not on demand.
 CUSTOM: Final = Voice(
     source="OpenAI's API specification 2.3.0, which such servers follow",
     served="learnflow-tiny",
@@ -443,23 +446,26 @@ VLLM: Final = Voice(
 
 
 class OllamaVoice(Voice):
-    """Lines instead of events."""
+    """The documented responses of Ollama: lines instead of events."""
 
     def answer(self, text: str, finish: str = "stop", thinking: str = "") -> list[bytes]:
-        """A whole answer, a line a piece."""
-        return [self._said({"content": piece}) for piece in _pieces(text)] + self.end(finish)
+        """Return the lines of an answer, one for each piece."""
+        return [self._record({"content": piece}) for piece in _pieces(text)] + self.end(finish)
 
     def end(self, finish: str) -> list[bytes]:
-        """The last line."""
+        """Return the last line."""
         tokens = {"prompt_eval_count": 112, "eval_count": 34}
-        return [self._said({"content": ""}, done=True, done_reason=finish, **tokens)]
+        return [self._record({"content": ""}, done=True, done_reason=finish, **tokens)]
 
     def tool_call(self) -> list[bytes]:
-        """A call, whole."""
+        """Return a tool call, which is one line."""
         function = {"index": 0, "name": "get_weather", "arguments": {"city": "Paris"}}
-        return [self._said({"content": "", "tool_calls": [{"id": "call_0", "function": function}]}), *self.end("stop")]
+        return [
+            self._record({"content": "", "tool_calls": [{"id": "call_0", "function": function}]}),
+            *self.end("stop"),
+        ]
 
-    def _said(self, message: Mapping[str, Any], **end: Any) -> bytes:
+    def _record(self, message: Mapping[str, Any], **end: Any) -> bytes:
         head = {"model": self.served, "created_at": "1970-01-01T00:00:00Z"}
         return _line({**head, "message": {"role": "assistant", **message}, "done": False, **end})
 
@@ -487,12 +493,12 @@ VOICES: Final[dict[str, Voice]] = {
 
 
 class Author(Cassettes):
-    """Answers as a row does by its documents, and keeps what was asked.
+    """Answers requests with the documented responses of a provider, and collects the interactions.
 
     Args:
-        row: whose voice.
-        behaviour: what is shown.
-        pages: what the server says of itself, by path: its own pages where it could be had, else the voice's.
+        row: the provider.
+        behaviour: the behaviour to show.
+        pages: recorded pages of the server, by path. They precede the pages of its ``Voice``.
     """
 
     def __init__(self, row: str, behaviour: str, pages: Mapping[str, RecordedResponse]) -> None:
@@ -504,12 +510,12 @@ class Author(Cassettes):
         self._type = _NDJSON if isinstance(self._voice, OllamaVoice) else _SSE
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
-        """The answer."""
+        """Return the response to a request."""
         path = request.uri.partition(".example")[2]
         chat = request.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
-        said = self._chat(request) if chat else self._page(path)
-        self.interactions.append(Interaction(request, said))
-        return said
+        response = self._chat(request) if chat else self._page(path)
+        self.interactions.append(Interaction(request, response))
+        return response
 
     def _page(self, path: str) -> RecordedResponse:
         if path in self._pages:
@@ -518,29 +524,29 @@ class Author(Cassettes):
             return self._refusal()
         if path in self._voice.pages:
             return _json(200, self._voice.pages[path])
-        if self._voice is LMSTUDIO:  # it answers anything
+        if self._voice is LMSTUDIO:  # it responds to any path
             return _json(200, {"error": f"Unexpected endpoint or method. (GET {path})"})
         return _json(404, _openai_error("not found", "invalid_request_error"))
 
-    def _chat(self, asked: RecordedRequest) -> RecordedResponse:
+    def _chat(self, request: RecordedRequest) -> RecordedResponse:
         voice = self._voice
         if self._behaviour in voice.refusals:
             return self._refusal()
         if self._behaviour == "tools":
             return self._stream(voice.tool_call())
         if self._behaviour == "cut":
-            whole = voice.answer(BEGUN)
-            return self._stream(whole[: -len(voice.end("stop"))])
-        prompt = _prompt(asked.body)
+            pieces = voice.answer(BEGUN)
+            return self._stream(pieces[: -len(voice.end("stop"))])
+        prompt = _prompt(request.body)
         if self._behaviour == "resume":
-            begun = [each["content"] for each in asked.body["messages"] if each["role"] == "assistant"][-1]
-            again = "" if begun == asked.body["messages"][-1]["content"] else prompt.rpartition("\n\n")[2]
+            begun = [message["content"] for message in request.body["messages"] if message["role"] == "assistant"][-1]
+            again = "" if begun == request.body["messages"][-1]["content"] else prompt.rpartition("\n\n")[2]
             return self._stream(voice.answer(ANSWERS[BROKEN].removeprefix(begun.removesuffix(again))))
         if self._behaviour == "length":
             return self._stream(voice.answer(ANSWERS[f"{prompt} (5 tokens)"], "length"))
         if self._behaviour == "thinking":
             return self._stream(voice.answer(ANSWERS[prompt], thinking=ANSWERS[f"{prompt} (thinking)"]))
-        plain = prompt.partition("\n\nAnswer with one JSON object")[0]  # a schema that is asked for in words
+        plain = prompt.partition("\n\nAnswer with one JSON object")[0]  # a schema in the prompt
         return self._stream(voice.answer(ANSWERS.get(plain, "The capital of France is Paris.")))
 
     def _stream(self, pieces: list[bytes]) -> RecordedResponse:
@@ -553,13 +559,13 @@ class Author(Cassettes):
         return _json(status, body, *headers)
 
 
-def _json(status: int, said: Any, headers: Mapping[str, str] | None = None) -> RecordedResponse:
-    return RecordedResponse(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(said).encode(),))
+def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> RecordedResponse:
+    return RecordedResponse(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(body).encode(),))
 
 
 def _prompt(body: Any) -> str:
-    """The last thing that the user said."""
-    content = [each["content"] for each in body["messages"] if each["role"] == "user"][-1]
+    """Return the text of the last user message."""
+    content = [message["content"] for message in body["messages"] if message["role"] == "user"][-1]
     return str(content[0]["text"] if isinstance(content, list) else content)
 
 
@@ -567,40 +573,40 @@ Derive = Callable[[list[Interaction]], list[Interaction]]
 
 
 def broken(interactions: list[Interaction]) -> list[Interaction]:
-    """A recorded answer, whose connection breaks after BEGUN."""
+    """Return recorded interactions in which the connection breaks after BEGUN."""
     *pages, last = interactions
-    kept: list[bytes] = []
+    pieces: list[bytes] = []
     for piece in last.response.pieces:
         for event in re.split(rb"(?<=\n\n)" if b"data:" in piece else rb"(?<=\n)", piece):
-            if _text([*kept, event]) and not BEGUN.startswith(_text([*kept, event])):
+            if _text([*pieces, event]) and not BEGUN.startswith(_text([*pieces, event])):
                 failure = errors.ConnectionFailed("the connection broke (ReadError)")
-                said = RecordedResponse(last.response.status, last.response.headers, tuple(kept), failure)
-                return [*pages, Interaction(last.request, said)]
+                response = RecordedResponse(last.response.status, last.response.headers, tuple(pieces), failure)
+                return [*pages, Interaction(last.request, response)]
             if event:
-                kept.append(event)
-    raise AssertionError(_text(kept))
+                pieces.append(event)
+    raise AssertionError(_text(pieces))
 
 
 def _text(pieces: list[bytes]) -> str:
-    """What chunks or lines say, for a cassette of ours."""
-    said = ""
+    """Return the text of chunks or lines."""
+    text = ""
     for line in b"".join(pieces).decode().splitlines():
         data = line.removeprefix("data: ")
         if data.startswith("{"):
             chunk = json.loads(data)
             message = chunk.get("message") or (chunk.get("choices") or [{"delta": {}}])[0]["delta"]
-            said += message.get("content") or ""
-    return said
+            text += message.get("content") or ""
+    return text
 
 
 def seeing(pages: Mapping[str, RecordedResponse]) -> dict[str, RecordedResponse]:
-    """Recorded pages, of a model that sees and takes tools."""
+    """Return recorded pages, changed to a model that supports images and tools."""
 
-    def edited(said: RecordedResponse) -> RecordedResponse:
-        text = b"".join(said.pieces).decode()
+    def edited(response: RecordedResponse) -> RecordedResponse:
+        text = b"".join(response.pieces).decode()
         text = re.sub(r'("vision":)\s*false', r"\1true", text)
         text = text.replace('"capabilities":["completion"', '"capabilities":["completion","vision","tools"')
         text = re.sub(r'("supports_tools?(?:_calls)?":)\s*false', r"\1true", text)
-        return cassette.RecordedResponse(said.status, said.headers, (text.encode(),))
+        return cassette.RecordedResponse(response.status, response.headers, (text.encode(),))
 
-    return {path: edited(said) for path, said in pages.items()}
+    return {path: edited(response) for path, response in pages.items()}

@@ -1,7 +1,7 @@
-"""What every provider must do, each behaviour as one function that asks a subject and says what must come.
+"""The contract of a provider: each behaviour is a function that sends a request and checks the response.
 
-The same functions run while cassettes are made (against a real server, or against authored answers) and while they are
-played: ``record.py`` and ``test_contract.py``.
+``record.py`` runs the functions to make the cassettes, with a real server or with authored responses.
+``test_contract.py`` runs them while the cassettes are replayed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import build
 from learnflow.llm.testing import Cut, ScriptedProvider
 
-# The tiny model knows these answers by heart; authored cassettes give the same ones.
+# The tiny model was trained on these answers; authored cassettes have the same ones.
 ANSWERS: Final = {
     "Say hello": "Hello! How can I help you study today?",
     "Count to ten": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10",
@@ -52,10 +52,10 @@ ANSWERS: Final = {
     ),
     "Explain RSA encryption (5 tokens)": "RSA is a public-",
 }
-# Where the answers of ``cut`` and ``resume`` break: they fit together, as in ``make demo``.
+# The answers of ``cut`` and ``resume`` break at the same place, as in ``make demo``.
 BROKEN: Final = "Explain cryptography"
 BEGUN: Final = ANSWERS[BROKEN].partition("; integrity")[0]
-# As many pieces as llama.cpp makes of it: what is still asked for depends on that, and its cassette ``cut`` fits.
+# As many pieces as llama.cpp sends: ``max_tokens`` of the continuation depends on their number.
 PIECES: Final = re.findall(r".{2}", BEGUN[:6]) + re.findall(r".{3}", BEGUN[6:])
 LONG: Final = "word " * 3000
 DOT: Final = (
@@ -72,6 +72,7 @@ WEATHER: Final = {
 
 
 class Quiz(BaseModel):
+    # The docstring is the description in the recorded schemas.
     """What ``schema`` asks for."""
 
     questions: list[str]
@@ -79,15 +80,16 @@ class Quiz(BaseModel):
 
 @dataclass(slots=True, kw_only=True)
 class Subject:
-    """One row under contract.
+    """A provider under contract.
 
     Attributes:
         row: its name.
-        base_url: where it is; key: what it is asked with, None for none.
-        model: that answers; ``sees`` and ``thinks`` where others see pictures and think.
-        shows_thinking: the thinking arrives, beside the answer.
-        answers: what it says, by what it is asked; None while another model than the tiny one is recorded.
-        heard: what it said.
+        base_url, key: its address and its key; None without a key.
+        model: the model that answers.
+        sees, thinks: the models for images and for thinking; None for ``model``.
+        shows_thinking: the response has the thinking.
+        answers: the expected answers by their prompts; None if another model than the tiny one is recorded.
+        texts: the received answers by their prompts.
     """
 
     row: str
@@ -98,41 +100,41 @@ class Subject:
     thinks: str | None = None
     shows_thinking: bool = True
     answers: Mapping[str, str] | None = field(default_factory=lambda: ANSWERS)
-    heard: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
     def provider(self, key: str | None = None) -> BaseProvider:
-        """Its provider, as an application makes it."""
+        """Create the provider, as an application does."""
         return build(self.row, base_url=self.base_url, model=self.model, api_key=key or self.key)
 
-    def said(self, asked: str, text: str) -> None:
-        """This is what must have been said."""
-        self.heard[asked] = text
+    def check(self, prompt: str, text: str) -> None:
+        """Assert that the text is the expected answer."""
+        self.texts[prompt] = text
         assert text
-        assert text == (self.answers or self.heard)[asked]
+        assert text == (self.answers or self.texts)[prompt]
 
 
 async def generate(one: Subject) -> None:
-    """The text of an answer, not a character changed."""
-    one.said("Say hello", await one.provider().generate("Say hello", temperature=0))
+    """Return the text of an answer unchanged."""
+    one.check("Say hello", await one.provider().generate("Say hello", temperature=0))
 
 
 async def stream(one: Subject) -> None:
-    """The same piece by piece, and at its end everything known about it."""
-    asked = "Explain RSA encryption"
-    async with one.provider().stream(asked, temperature=0) as answer:
+    """Return an answer by pieces, and its completion at the end."""
+    prompt = "Explain RSA encryption"
+    async with one.provider().stream(prompt, temperature=0) as answer:
         pieces = [piece async for piece in answer]
     done = answer.completion
-    one.said(asked, done.text)
+    one.check(prompt, done.text)
     assert "".join(pieces) == done.text
     assert len(pieces) > 5
-    assert (done.finish, done.provider, done.model.asked) == ("stop", one.row, one.model)
+    assert (done.finish, done.provider, done.model.requested) == ("stop", one.row, one.model)
     assert done.model.served
 
 
 async def usage(one: Subject) -> None:
-    """A stream whose tokens are counted."""
+    """Count the tokens of a stream."""
     async with one.provider().stream("Count to ten", temperature=0) as answer:
-        one.said("Count to ten", "".join([piece async for piece in answer]))
+        one.check("Count to ten", "".join([piece async for piece in answer]))
     used = answer.completion.usage
     assert used.prompt_tokens
     assert used.completion_tokens
@@ -140,77 +142,77 @@ async def usage(one: Subject) -> None:
 
 
 async def unicode(one: Subject) -> None:
-    """Russian and emoji."""
-    for asked in ("Объясни шифрование RSA", "Draw a lock"):
-        async with one.provider().stream(asked, temperature=0) as answer:
-            one.said(asked, "".join([piece async for piece in answer]))
+    """Return Russian text and emoji unchanged."""
+    for prompt in ("Объясни шифрование RSA", "Draw a lock"):
+        async with one.provider().stream(prompt, temperature=0) as answer:
+            one.check(prompt, "".join([piece async for piece in answer]))
 
 
 async def system(one: Subject) -> None:
-    """A system prompt, and a history."""
-    asked = "What is the capital of France?"
-    told: list[dict[str, Any]] = [
+    """Send a system prompt and earlier messages."""
+    prompt = "What is the capital of France?"
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Say pong"},
         {"role": "assistant", "content": "pong"},
-        {"role": "user", "content": asked},
+        {"role": "user", "content": prompt},
     ]
-    done = await one.provider().complete(told, temperature=0, max_tokens=40, system="You are a patient teacher.")
+    done = await one.provider().complete(messages, temperature=0, max_tokens=40, system="You are a patient teacher.")
     assert done.text
 
 
 async def image(one: Subject) -> None:
-    """A picture beside the words."""
-    asked = "Who wrote Hamlet?"
+    """Send an image with a text."""
+    prompt = "Who wrote Hamlet?"
     picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}
-    parts = [{"type": "text", "text": asked}, picture]
-    one.said(asked, await one.provider().generate([{"role": "user", "content": parts}], one.sees, temperature=0))
+    parts = [{"type": "text", "text": prompt}, picture]
+    one.check(prompt, await one.provider().generate([{"role": "user", "content": parts}], one.sees, temperature=0))
 
 
 async def schema(one: Subject) -> None:
-    """A pydantic class, filled."""
-    asked = "Write three control questions about RSA as JSON"
-    done = await one.provider().complete(asked, temperature=0, response_format=Quiz)
-    one.said(asked, done.text)
+    """Return an instance of a pydantic class."""
+    prompt = "Write three control questions about RSA as JSON"
+    done = await one.provider().complete(prompt, temperature=0, response_format=Quiz)
+    one.check(prompt, done.text)
     assert done.parsed == Quiz.model_validate_json(done.text)
 
 
 async def tools(one: Subject) -> None:
-    """A tool that the model wants called."""
-    asked = "What is the weather in Paris?"
-    done = await one.provider().complete(asked, temperature=0, tools=[WEATHER], tool_choice="auto")
+    """Return the model's call of a tool."""
+    prompt = "What is the weather in Paris?"
+    done = await one.provider().complete(prompt, temperature=0, tools=[WEATHER], tool_choice="auto")
     (call,) = done.tool_calls
     assert (done.finish, call.name, call.arguments) == ("tool_calls", "get_weather", {"city": "Paris"})
     assert call.id
 
 
 async def thinking(one: Subject) -> None:
-    """Thinking is no part of the answer."""
-    asked, provider = "Is 17 prime? Think first.", one.provider()
+    """Separate thinking from the answer."""
+    prompt, provider = "Is 17 prime? Think first.", one.provider()
     more: Any = {"reasoning": True} if True in provider.spec.dialect.reasoning else {}
-    more |= {"temperature": 0} if one.shows_thinking else {}  # models that hide it take none
-    done = await provider.complete(asked, one.thinks, **more)
-    one.said(asked, done.text)
+    more |= {"temperature": 0} if one.shows_thinking else {}  # models that hide it refuse a temperature
+    done = await provider.complete(prompt, one.thinks, **more)
+    one.check(prompt, done.text)
     if one.shows_thinking:
-        one.said(f"{asked} (thinking)", done.reasoning or "")
+        one.check(f"{prompt} (thinking)", done.reasoning or "")
     else:
         assert done.reasoning is None
         assert done.usage.reasoning_tokens
 
 
 async def length(one: Subject) -> None:
-    """An answer that ended at the caller's limit is returned, and says so."""
+    """Return an answer that ends at ``max_tokens``, with the finish reason."""
     done = await one.provider().complete("Explain RSA encryption", temperature=0, max_tokens=5)
-    one.said("Explain RSA encryption (5 tokens)", done.text)
+    one.check("Explain RSA encryption (5 tokens)", done.text)
     assert done.finish == "length"
 
 
 async def models(one: Subject) -> None:
-    """The models that it lists."""
+    """List the models."""
     assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.api.lists_all
 
 
 async def health(one: Subject) -> None:
-    """It is well; to know that costs nothing."""
+    """Probe the server without a chat request."""
     provider = one.provider()
     assert await provider.health_check()
     seen = await provider.refresh()
@@ -219,7 +221,7 @@ async def health(one: Subject) -> None:
 
 
 async def wrong_key(one: Subject) -> None:
-    """A wrong key is said to be wrong, with the variable to mend."""
+    """Raise an error for a wrong key that names the variable."""
     with _Raises(errors.AuthenticationFailed) as caught:
         await one.provider(key="wrong-key").generate("Say pong", temperature=0)
     assert caught.error.status in (400, 401, 403)
@@ -228,7 +230,7 @@ async def wrong_key(one: Subject) -> None:
 
 
 async def missing_model(one: Subject) -> None:
-    """A model that is not there is said to be missing, with the variable to mend."""
+    """Raise an error for a missing model that names the variable."""
     with _Raises(errors.ModelNotFound) as caught:
         await one.provider().generate("Say pong", model="no-such-model", temperature=0)
     assert caught.error.status in (400, 404)
@@ -236,20 +238,20 @@ async def missing_model(one: Subject) -> None:
 
 
 async def overflow(one: Subject) -> None:
-    """A prompt that does not fit is refused by name, never answered in part."""
+    """Raise ContextOverflow for a prompt that is too long."""
     with _Raises(errors.ContextOverflow):
         await one.provider().generate(LONG, temperature=0, max_tokens=5)
 
 
 async def rate_limit(one: Subject) -> None:
-    """Too many requests, and how long to wait."""
+    """Raise RateLimited with the seconds to wait."""
     with _Raises(errors.RateLimited) as caught:
         await one.provider().generate("What is entropy?", temperature=0)
     assert (caught.error.status, caught.error.retry_after) == (429, 20.0)
 
 
 async def busy(one: Subject) -> None:
-    """Loading, or overloaded: not now, and no fault of the request."""
+    """Raise a retryable error if the server is loading or overloaded."""
     with _Raises(errors.Overloaded, errors.ModelLoading) as caught:
         await one.provider().generate("What is a deadlock?", temperature=0)
     assert caught.error.status in (503, 529)
@@ -257,7 +259,7 @@ async def busy(one: Subject) -> None:
 
 
 async def cut(one: Subject) -> None:
-    """A stream that breaks is no answer; what had arrived is kept."""
+    """Raise AnswerCut for a broken stream, with the text that arrived."""
     pieces: list[str] = []
     with _Raises(errors.AnswerCut) as caught:
         async for piece in one.provider().stream(BROKEN, temperature=0):
@@ -266,18 +268,18 @@ async def cut(one: Subject) -> None:
 
 
 async def resume(one: Subject) -> None:
-    """An answer that broke elsewhere is continued here: one text, nothing lost, nothing twice."""
+    """Continue an answer that another provider began, without a gap or a repetition."""
     router = RouterProvider(ScriptedProvider([Cut(PIECES)]), [one.provider()])
     async with router.stream(BROKEN, temperature=0) as answer:
         text = "".join([piece async for piece in answer])
-    one.said(BROKEN, text)
+    one.check(BROKEN, text)
     assert text.startswith(BEGUN)
     assert (answer.completion.resumed, answer.completion.provider) == (1, one.row)
 
 
 BEHAVIOURS: Final[dict[str, Callable[[Subject], Awaitable[None]]]] = {
-    each.__name__: each
-    for each in (
+    behaviour.__name__: behaviour
+    for behaviour in (
         generate,
         stream,
         usage,
@@ -302,7 +304,7 @@ BEHAVIOURS: Final[dict[str, Callable[[Subject], Awaitable[None]]]] = {
 
 
 class _Raises:
-    """As pytest's, for ``record.py`` too."""
+    """Replacement of ``pytest.raises``, because ``record.py`` runs without pytest."""
 
     error: LLMError
 
@@ -313,7 +315,7 @@ class _Raises:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        assert error is not None, f"no {' or '.join(each.__name__ for each in self._kinds)} was raised"
+        assert error is not None, f"no {' or '.join(kind.__name__ for kind in self._kinds)} was raised"
         if not isinstance(error, self._kinds):
             return False
         self.error = error

@@ -1,9 +1,9 @@
-"""``make record PROVIDER=llamacpp``: make the cassettes of a row anew, from the server that the environment names.
+"""``make record PROVIDER=llamacpp``: make the cassettes of a provider again, from the server in the environment.
 
-Where it names none, they are authored anew from documented facts. What the tiny model does not show (pictures, tools,
-a busy server) is authored for every row; a broken stream is derived from a recorded one. Each says which it is.
-``<NAME>_BUSY_URL`` may name a server that is loading or crowded at this moment: ``busy`` is recorded there, then.
-A cassette whose interactions are what they were keeps its date, so that only what the server changed is changed.
+Without a server they are authored again from documents. Behaviours that the tiny model does not show (images, tools, a
+busy server) are authored for every provider. A broken stream is derived from a recorded one. The origin of each
+cassette states which it is. ``<NAME>_BUSY_URL`` may name a server that is loading or busy now: ``busy`` is recorded
+there. A cassette with unchanged interactions keeps its date, so that a diff shows only changes of the server.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from learnflow.llm.replay.transport import Cassettes, Recording
 from learnflow.llm.testing import forget
 
 _PATIENCE_S = 30.0
-_AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every row
-# Ollama as any server: it checks no key, and the tiny model does not understand to be asked for the rest of an answer.
+_AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every provider
+# Ollama checks no key, and the tiny model cannot follow a prompt for the rest of an answer.
 _NOT_SHOWN = {"custom": ("wrong_key", "resume")}
 
 
 class Collector(Cassettes):
-    """Keeps what a server answers, in the order in which it was asked."""
+    """Collects the interactions with a server, in the order of the requests."""
 
     def __init__(self) -> None:
-        self._kept: list[Interaction | None] = []
+        self._interactions: list[Interaction | None] = []
 
     @property
     def interactions(self) -> list[Interaction]:
-        """What has ended."""
-        return [each for each in self._kept if each]
+        """Return the interactions that have ended."""
+        return [interaction for interaction in self._interactions if interaction]
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Where the answer is kept."""
-        at = len(self._kept)
-        self._kept.append(None)
+        """Begin the recording of a response."""
+        at = len(self._interactions)
+        self._interactions.append(None)
 
         def keep(interaction: Interaction) -> None:
-            self._kept[at] = cassette.calm(interaction)
+            self._interactions[at] = cassette.calm(interaction)
 
         return Recording(keep, request)
 
 
 def main() -> int:
-    """Record the rows that are named. Returns the exit code."""
+    """Record the named providers. Return the exit code."""
     rows = [row for name in sys.argv[1:] for row in (SPECS if name == "all" else [name])]
     unknown = [row for row in rows if row not in SPECS]
     if unknown or not rows:
@@ -81,7 +81,7 @@ async def _row(row: str) -> int:
             return 1
         server = " ".join(filter(None, [health.server or SPECS[row].title, health.version]))
         about = {"server": server, "model": subject.model}
-        pages = {each.request.uri.partition(".example")[2]: each.response for each in collector.interactions}
+        pages = {one.request.uri.partition(".example")[2]: one.response for one in collector.interactions}
         print(f"{row}: recording {server} at {subject.base_url}", flush=True)
     else:
         print(f"{row}: no server is named, so its cassettes are authored from documents", flush=True)
@@ -89,21 +89,21 @@ async def _row(row: str) -> int:
     for number, behaviour in enumerate(BEHAVIOURS, 1):
         why = absent().get(row, {}).get(behaviour)
         if why:
-            said = f"absent: {why}"
+            result = f"absent: {why}"
         else:
             try:
-                said = await _cassette(row, behaviour, subject, about, pages)
+                result = await _cassette(row, behaviour, subject, about, pages)
             except (AssertionError, LLMError) as error:
                 failed += 1
-                said = f"NOT SHOWN, its cassette stays as it is: {type(error).__name__}: {str(error)[:200]}"
-        print(f"  {number:2}/{len(BEHAVIOURS)} {behaviour:14} {said}", flush=True)
+                result = f"NOT SHOWN, its cassette stays as it is: {type(error).__name__}: {str(error)[:200]}"
+        print(f"  {number:2}/{len(BEHAVIOURS)} {behaviour:14} {result}", flush=True)
     return 1 if failed else 0
 
 
 async def _cassette(
     row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, RecordedResponse]
 ) -> str:
-    """Make one cassette; says how."""
+    """Make one cassette. Return how it was made."""
     forget()
     crowded = os.environ.get(f"{row.upper()}_BUSY_URL")
     if subject and behaviour == "busy" and crowded:
@@ -118,7 +118,7 @@ async def _cassette(
     with active.instead(author):
         await BEHAVIOURS[behaviour](one)
     origin = {"kind": "authored", "source": VOICES[row].source}
-    if pages and any(each.response in pages.values() for each in author.interactions):
+    if pages and any(one.response in pages.values() for one in author.interactions):
         origin["pages"] = f"of {about['server']}, recorded"
     elif pages and len(author.interactions) > 1:
         origin["pages"] = f"of {about['server']}, recorded, with a model that sees and takes tools"
@@ -126,7 +126,7 @@ async def _cassette(
 
 
 async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
-    """The moment in which a server is loading or has too much to do; somebody else sees to it that there is one."""
+    """Record ``busy``. Retry until the server is loading or overloaded, which the operator arranges."""
     over = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -139,7 +139,7 @@ async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
 
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
     collector = Collector()
-    subject.heard.clear()
+    subject.texts.clear()
     with active.instead(collector):
         if behaviour == "cut":
             async with subject.provider().stream(BROKEN, temperature=0) as answer:
@@ -149,8 +149,8 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
             await BEHAVIOURS[behaviour](subject)
     interactions = collector.interactions
     origin = {"kind": "recorded", **about}
-    if subject.answers is None and subject.heard:
-        origin["answers"] = dict(subject.heard)
+    if subject.answers is None and subject.texts:
+        origin["answers"] = dict(subject.texts)
     if behaviour == "cut":
         interactions = broken(interactions)
         origin = {
@@ -163,23 +163,23 @@ async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[s
 def _keep(row: str, behaviour: str, origin: dict[str, Any], interactions: list[Interaction]) -> str:
     file = cassette_of(row, behaviour)
     origin["seal"] = seal(cassette.load(cassette.dump({}, interactions))[1])
-    pieces = sum(len(each.response.pieces) for each in interactions)
-    said = f"{origin['kind']}, {len(interactions)} interactions in {pieces} pieces"
+    pieces = sum(len(one.response.pieces) for one in interactions)
+    result = f"{origin['kind']}, {len(interactions)} interactions in {pieces} pieces"
     if origin["kind"] == "recorded":
         origin["date"] = datetime.now(UTC).date().isoformat()
     if file.exists():
         before = _origin(file)
         same = cassette.dump({**origin, "date": before.get("date")} if "date" in before else origin, interactions)
         if same == file.read_text(encoding="utf-8"):
-            return f"{said}, as it was"
+            return f"{result}, as it was"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(cassette.dump(origin, interactions), encoding="utf-8")
-    return said
+    return result
 
 
 def _origin(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["origin"]
-    return found
+    origin: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["origin"]
+    return origin
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The twelve rows under contract, as their cassettes know them, and where a cassette is."""
+"""The twelve providers under contract, and the paths of their cassettes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _subject(row: str, model: str, *, key: bool = True, **more: object) -> Subje
 
 
 SUBJECTS: Final = {
-    each.row: each
-    for each in (
+    subject.row: subject
+    for subject in (
         _subject("openai", "gpt-4.1-mini", thinks="gpt-5-mini", shows_thinking=False),
         _subject("azure", "study", shows_thinking=False),
         _subject("ollama", f"{TINY}:latest", key=False, thinks=f"{TINY}-think:latest"),
@@ -51,37 +51,37 @@ SUBJECTS: Final = {
 
 
 def cassette_of(row: str, behaviour: str) -> Path:
-    """The file that holds it."""
+    """Return the path of a cassette."""
     return CASSETTES / row / f"{behaviour}.yaml"
 
 
 def absent() -> Mapping[str, Mapping[str, str]]:
-    """By row and behaviour, why there is no cassette."""
-    found: Mapping[str, Mapping[str, str]] = yaml.safe_load((CASSETTES / "absent.yaml").read_text(encoding="utf-8"))
-    return found
+    """Return the reasons for missing cassettes, by provider and behaviour."""
+    reasons: Mapping[str, Mapping[str, str]] = yaml.safe_load((CASSETTES / "absent.yaml").read_text(encoding="utf-8"))
+    return reasons
 
 
 def seal(interactions: Iterable[Interaction]) -> str:
-    """What changes when a cassette is edited by hand: one that is not as it was made is not what it says."""
-    said = [[asdict(each.request), asdict(each.response), repr(each.response.failure)] for each in interactions]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+    """Return the digest of a cassette, which shows that it was edited by hand."""
+    values = [[asdict(one.request), asdict(one.response), repr(one.response.failure)] for one in interactions]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 
 def fresh(row: str, **more: object) -> Subject:
-    """The row's subject, which has heard nothing yet."""
-    return replace(SUBJECTS[row], heard={}, **more)  # type: ignore[arg-type]
+    """Return a copy of the provider's subject without received answers."""
+    return replace(SUBJECTS[row], texts={}, **more)  # type: ignore[arg-type]
 
 
 def named(row: str) -> Subject | None:
-    """The row's subject at the server that the environment names; None where it names none."""
+    """Return the subject at the server in the environment; None if the environment names no server."""
     spec = SPECS[row]
     names = [name for setting in ("base_url", "api_key", "model") for name in spec.spellings(setting)]
-    said = {name: value for name in names if (value := os.environ.get(name))}
-    url = next((said[name] for name in spec.spellings("base_url") if name in said), spec.api.default_url)
-    if not any(name in said for name in spec.spellings("base_url" if spec.local else "api_key")) or not url:
+    given = {name: value for name in names if (value := os.environ.get(name))}
+    url = next((given[name] for name in spec.spellings("base_url") if name in given), spec.api.default_url)
+    if not any(name in given for name in spec.spellings("base_url" if spec.local else "api_key")) or not url:
         return None
-    model = next((said[name] for name in spec.spellings("model") if name in said), SUBJECTS[row].model)
-    key = next((said[name] for name in spec.spellings("api_key") if name in said), None)
+    model = next((given[name] for name in spec.spellings("model") if name in given), SUBJECTS[row].model)
+    key = next((given[name] for name in spec.spellings("api_key") if name in given), None)
     tiny = TINY in model
     other = {} if tiny else {"answers": None, "thinks": None, "sees": None}
     return fresh(row, base_url=url, key=key, model=model, **other)

@@ -1,4 +1,4 @@
-"""Every provider shows every behaviour, played from its cassette."""
+"""Every provider shows every behaviour, replayed from its cassette."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learnflow.llm.replay import cassette
 from learnflow.llm.testing import forget, no_model_calls, replaying
 
 CELLS = [(row, behaviour) for row in SUBJECTS for behaviour in BEHAVIOURS if behaviour not in absent().get(row, {})]
-# The behaviours are spread over the providers, so that each dialect and each kind of key is played.
+# The behaviours are spread over the providers, so that every dialect and every kind of key is replayed.
 PLAYED_BY_VCRPY = {
     behaviour: having[at % len(having)]
     for at, behaviour in enumerate(BEHAVIOURS)
@@ -26,7 +26,7 @@ PLAYED_BY_VCRPY = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_known_yet() -> Iterator[None]:
+def without_learned_state() -> Iterator[None]:
     forget()
     yield
     forget()
@@ -34,7 +34,7 @@ def nothing_known_yet() -> Iterator[None]:
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 async def test_provider_replays_its_cassette_and_shows_behaviour(row: str, behaviour: str) -> None:
-    """Use the player of ``LLM_REPLAY`` and the pytest plugin, through the whole adapter."""
+    """Use the player of ``LLM_REPLAY`` and of the pytest plugin, through the whole adapter."""
     file = cassette_of(row, behaviour)
     origin, _ = cassette.load(file.read_text(encoding="utf-8"))
     with no_model_calls(), replaying(file) as player:
@@ -45,7 +45,7 @@ async def test_provider_replays_its_cassette_and_shows_behaviour(row: str, behav
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 async def test_vcrpy_plays_cassette_of_behaviour(behaviour: str) -> None:
-    """Hold the promise of ADR 7: a cassette is readable by a second player. One provider per behaviour shows it."""
+    """Check ADR 7: vcrpy can read a cassette. One provider per behaviour shows it."""
     file = cassette_of(PLAYED_BY_VCRPY[behaviour], behaviour)
     origin, _ = cassette.load(file.read_text(encoding="utf-8"))
     with played_by_vcrpy(file):
@@ -59,7 +59,7 @@ async def test_events_of_stream_equal_completion(row: str, behaviour: str, monke
 
 
 async def _by_events(provider: AbstractProvider, *given: Any, **more: Any) -> Completion:
-    """As ``complete``, by way of the events, which must say the same."""
+    """Return the completion of a stream, after checking that its events have the same text and calls."""
     stream = provider.stream(*given, **more)
     events = [event async for event in stream.events()]
     done, calls = stream.completion, dict[tuple[str, str], str]()
@@ -74,8 +74,7 @@ async def _by_events(provider: AbstractProvider, *given: Any, **more: Any) -> Co
     return done
 
 
-def test_the_cassettes_are_the_contract() -> None:
-    """No cassette is missing, none is there twice over, none is left from another time."""
+def test_every_cell_of_the_contract_has_one_cassette_and_no_other_exists() -> None:
     expected = {cassette_of(row, behaviour) for row, behaviour in CELLS}
     assert set(cassette_of("", "").parent.rglob("*.yaml")) - {cassette_of("", "absent")} == expected
     for row, why in absent().items():
@@ -85,7 +84,7 @@ def test_the_cassettes_are_the_contract() -> None:
 
 
 @pytest.mark.parametrize("row", SUBJECTS)
-async def test_neither_a_wrong_key_nor_another_model_replays_a_good_answer(row: str) -> None:
+async def test_wrong_key_or_other_model_does_not_replay_an_answer(row: str) -> None:
     good = fresh(row)
     file = cassette_of(row, "generate")
     for one, key in ((good, "wrong-key"), (fresh(row, model="another-model"), None)):

@@ -1,4 +1,4 @@
-"""LiteLLM's vendors: the table is what the installed LiteLLM says, and six of different shapes answer on the wire."""
+"""LiteLLM's vendors: the table matches the installed LiteLLM, and six different vendors answer on the wire."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import vendors
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import build
-from learnflow.llm.providers.registry import SPECS, spec_of, table
+from learnflow.llm.providers.registry import SPECS, spec_of, vendor_specs
 from learnflow.llm.testing import Fault, FaultServer
 
-# One of each shape; every other vendor differs from them in its names and its address only.
+# One of each shape. Every other vendor differs only in its names and its address.
 VENDORS = (
     "groq",  # the usual one
     "ai21_chat",  # a key of another prefix than its name
@@ -31,17 +31,17 @@ def installed() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in vendors.vendors()}
 
 
-def test_the_table_is_what_litellm_says(installed: dict[str, dict[str, Any]]) -> None:
-    """A newer LiteLLM may know more vendors; what stands in the table must not have moved (``make vendors``)."""
+def test_table_matches_the_installed_litellm(installed: dict[str, dict[str, Any]]) -> None:
+    """A newer LiteLLM may have more vendors, but must have those of the table unchanged (``make vendors``)."""
     written = {row["name"]: row for row in json.loads(vendors.FILE.read_text(encoding="utf-8"))}
     assert {name: row for name, row in written.items() if installed.get(name) != row} == {}
     assert len(written) > 60
     assert set(written) & set(SPECS) == set()
 
 
-@pytest.mark.parametrize("name", table())
+@pytest.mark.parametrize("name", vendor_specs())
 def test_vendor_of_table_writes_request_with_its_key_to_its_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check each vendor without HTTP: its variables are read, and LiteLLM writes the request that it needs."""
+    """Check every vendor without HTTP: its variables are read, and LiteLLM writes its request."""
     spec = spec_of(name)
     monkeypatch.setenv(spec.variable("base_url"), "http://127.0.0.1:9/v1")
     monkeypatch.setenv(spec.variable("api_key"), "key-of-the-vendor")
@@ -66,11 +66,11 @@ async def test_vendor_named_by_environment_shows_six_behaviours(name: str, monke
         monkeypatch.setenv(spec.variable("model"), "a-model")
         provider = get_provider()
         done = await provider.complete("hi")
-        assert (done.text, done.finish, done.provider, done.model.asked) == (TEXT, "stop", name, "a-model")
-        asked = server.seen[-1]
-        assert asked.headers["authorization"] == "Bearer key-of-the-vendor"
-        assert asked.body["messages"] == [{"role": "user", "content": "hi"}]
-        assert asked.body["model"] == "a-model"
+        assert (done.text, done.finish, done.provider, done.model.requested) == (TEXT, "stop", name, "a-model")
+        request = server.seen[-1]
+        assert request.headers["authorization"] == "Bearer key-of-the-vendor"
+        assert request.body["messages"] == [{"role": "user", "content": "hi"}]
+        assert request.body["model"] == "a-model"
         assert "".join([piece async for piece in provider.stream("hi")]) == TEXT
 
         for refusal, kind in (("key", errors.AuthenticationFailed), ("model", errors.ModelNotFound)):
@@ -105,7 +105,7 @@ DOCUMENTED = {
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_the_request_goes_where_the_documents_say(name: str) -> None:
+def test_request_goes_to_the_documented_address(name: str) -> None:
     provider = build(name, api_key="key")
     messages, parameters = [{"role": "user", "content": "hi"}], {"temperature": 0.5, "max_tokens": 7}
     request = _litellm.write(provider.spec, provider.endpoint, "a-model", messages, parameters)
@@ -115,14 +115,14 @@ def test_the_request_goes_where_the_documents_say(name: str) -> None:
     assert 7 in (body.get("max_tokens"), body.get("max_completion_tokens"))
 
 
-def test_a_row_of_the_table_claims_nothing_that_is_not_known() -> None:
-    for spec in table().values():
+def test_spec_of_table_states_no_unknown_capability() -> None:
+    for spec in vendor_specs().values():
         claimed = {name for name, value in spec.capabilities.items() if value not in (None, spec.local)}
         assert claimed <= {"streaming", "local"}, spec.name
-        assert spec.evidence == "table" or spec.seen
+        assert spec.evidence == "table" or spec.tested_versions
 
 
-def test_a_key_is_wanted_and_the_variable_named() -> None:
+def test_missing_key_or_unknown_name_raises_with_a_hint() -> None:
     with pytest.raises(errors.KeyMissing, match="Set GROQ_API_KEY"):
         build("groq", model="m")
     with pytest.raises(errors.NotConfigured, match=r"Did you mean deepseek\?"):

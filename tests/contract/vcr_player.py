@@ -1,4 +1,4 @@
-"""vcrpy plays our cassettes: what it cannot say of an answer, its pieces and how it broke, travels in a header."""
+"""A player of cassettes by vcrpy. A header has what vcrpy cannot represent: the pieces, and how a response broke."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import RecordedResponse
 from learnflow.llm.replay.transport import Cassettes, played
 
-_JSON: Final = {"content-type": "application/json"}  # by which vcrpy compares bodies as JSON
+_JSON: Final = {"content-type": "application/json"}  # so that vcrpy compares bodies as JSON
 MARK: Final = "x-learnflow-cassette"
 
 
 def deserialize(text: str) -> dict[str, Any]:
-    """The cassette as vcrpy wants it: bodies in one piece."""
+    """Return a cassette in vcrpy's format, with bodies in one piece."""
     rows = []
-    for each in cassette.load(text)[1]:
-        asked, said = each.request, each.response
-        mark = {"pieces": [len(piece) for piece in said.pieces], "left": said.left}
-        if said.failure:
-            mark |= {"error": type(said.failure).__name__, "what": said.failure.what}
-        body = "" if asked.body is None else json.dumps(asked.body)
-        headers = {name: [value] for name, value in said.headers.items()} | {MARK: [json.dumps(mark)]}
+    for interaction in cassette.load(text)[1]:
+        request, response = interaction.request, interaction.response
+        mark = {"pieces": [len(piece) for piece in response.pieces], "left": response.left}
+        if response.failure:
+            mark |= {"error": type(response.failure).__name__, "what": response.failure.what}
+        body = "" if request.body is None else json.dumps(request.body)
+        headers = {name: [value] for name, value in response.headers.items()} | {MARK: [json.dumps(mark)]}
         rows.append(
             {
                 "request": {
-                    "method": asked.method,
-                    "uri": asked.uri,
-                    "headers": {name: [value] for name, value in {**asked.credentials, **_JSON}.items()},
+                    "method": request.method,
+                    "uri": request.uri,
+                    "headers": {name: [value] for name, value in {**request.credentials, **_JSON}.items()},
                     "body": body,
                 },
                 "response": {
-                    "status": {"code": said.status or 0, "message": ""},
+                    "status": {"code": response.status or 0, "message": ""},
                     "headers": headers,
-                    "body": {"string": b"".join(said.pieces)},
+                    "body": {"string": b"".join(response.pieces)},
                 },
             }
         )
@@ -51,18 +51,18 @@ def deserialize(text: str) -> dict[str, Any]:
 
 
 def serialize(_: Mapping[str, Any]) -> str:
-    raise AssertionError("vcrpy plays here, it does not record")
+    raise AssertionError("vcrpy must not record")
 
 
 def unmarked(status: int, headers: Mapping[str, str], body: bytes) -> RecordedResponse:
-    """An answer that vcrpy played, in its pieces again."""
+    """Return a response of vcrpy in its original pieces."""
     mark, at, pieces = json.loads(headers[MARK]), 0, []
     for length in mark["pieces"]:
         pieces.append(body[at : at + length])
         at += length
     failure = getattr(errors, mark["error"])(mark["what"]) if "error" in mark else None
-    kept = {name: value for name, value in headers.items() if name != MARK}
-    return RecordedResponse(status or None, kept, tuple(pieces), failure, mark["left"])
+    original = {name: value for name, value in headers.items() if name != MARK}
+    return RecordedResponse(status or None, original, tuple(pieces), failure, mark["left"])
 
 
 class _Unmarking(httpx.AsyncBaseTransport):
@@ -82,15 +82,15 @@ class _PlayedByVcrpy(Cassettes):
         return _Unmarking(wrapped)
 
 
-def _credentials(asked: Any, recorded: Any) -> None:
-    """The headers that carry a key: the same ones, with the same key."""
+def _credentials(request: Any, recorded: Any) -> None:
+    """Assert that both requests have the same key in the same header."""
     for name in ("authorization", "api-key", "x-api-key"):
-        assert asked.headers.get(name) == recorded.headers.get(name), name
+        assert request.headers.get(name) == recorded.headers.get(name), name
 
 
 @contextmanager
 def played_by_vcrpy(file: Path) -> Iterator[None]:
-    """Providers that are made inside are answered by vcrpy from this cassette, all of it."""
+    """Return a context manager in which providers get their responses from vcrpy. All of them must be used."""
     recorder = vcr.VCR(record_mode="none", serializer="learnflow")
     recorder.register_serializer("learnflow", sys.modules[__name__])
     recorder.register_matcher("credentials", _credentials)

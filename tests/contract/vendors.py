@@ -1,8 +1,8 @@
-"""Makes ``learnflow/llm/providers/vendors.json`` from the installed LiteLLM: ``make vendors``.
+"""``make vendors``: write ``learnflow/llm/providers/vendors.json`` from the installed LiteLLM.
 
-A provider of LiteLLM's becomes a row where its configuration writes OpenAI's dialect to ``<base>/chat/completions`` and
-LiteLLM knows where it is and which variable holds its key. Those that this project has by hand, and those that need
-more than an address and a key (an account in the URL, a token of their own, another dialect), are left out.
+The table has the vendors that use OpenAI's API at ``<base>/chat/completions``, with an address and a key variable that
+LiteLLM defines. It lacks the vendors that have a file here, and those that need more than an address and a key: an
+account in the URL, a token, another API.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from learnflow.llm.providers.registry import SPECS
 
 FILE: Final = Path(__file__).parents[2] / "learnflow" / "llm" / "providers" / "vendors.json"
 _BASE: Final = "http://vendor.example/v1"
-_SELF: Final = ("openai_like", "custom_openai", "custom", "aiohttp_openai", "vllm", "oobabooga")  # no vendors
-# Where LiteLLM's own default is not the server's: Docker's documentation has port 12434 (2026-08).
+_SELF: Final = ("openai_like", "custom_openai", "custom", "aiohttp_openai", "vllm", "oobabooga")  # not vendors
+# Corrects wrong defaults of LiteLLM: Docker's documentation has port 12434 (2026-08).
 _CORRECTED: Final = {"docker_model_runner": "http://localhost:12434/engines"}
 _OURS: Final = {"lm_studio", "hosted_vllm", "litellm_proxy"}
 _LOOPBACK: Final = re.compile(r"^http://(localhost|127\.)")
 
 
 class _Recorded(dict[str, str]):
-    """An environment without variables that remembers which ones were looked for."""
+    """An empty environment that records the names of the variables that were read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[str] = []
+        self.names: list[str] = []
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.asked.append(name)
+        self.names.append(name)
         return super().get(name, default)
 
     def __getitem__(self, name: str) -> str:
-        self.asked.append(name)
+        self.names.append(name)
         return super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
-        self.asked.append(str(name))
+        self.names.append(str(name))
         return super().__contains__(name)
 
 
 def vendors() -> list[dict[str, Any]]:
-    """A row for each: name, address, variables of its key and address, whether it is a server of one's own."""
+    """Return the rows of the table: name, address, variables of key and address, and whether it is a local server."""
     litellm = _litellm._load()
     return sorted(_rows(litellm), key=lambda row: row["name"])
 
@@ -62,13 +62,13 @@ def _rows(litellm: Any) -> Iterator[dict[str, Any]]:
             continue
         try:
             config = litellm.utils.ProviderConfigManager.get_provider_chat_config("a-model", provider)
-        except Exception:  # noqa: BLE001, S112  # it has none
+        except Exception:  # noqa: BLE001, S112  # the vendor has no configuration
             continue
         if isinstance(config, OpenAIGPTConfig):
-            base, asked = _address(litellm, config, name)
+            base, variables = _address(litellm, config, name)
             base = _CORRECTED.get(name, base)
-            keys = [each for each in asked if re.search(r"(API_?KEY|API_TOKEN|TOKEN)$", each)]
-            urls = [each for each in asked if re.search(r"(API_BASE|BASE_URL|API_URL|ENDPOINT)$", each)]
+            keys = [variable for variable in variables if re.search(r"(API_?KEY|API_TOKEN|TOKEN)$", variable)]
+            urls = [variable for variable in variables if re.search(r"(API_BASE|BASE_URL|API_URL|ENDPOINT)$", variable)]
             path = _path(config, name)
             if path is None or not base:
                 continue
@@ -83,14 +83,14 @@ def _rows(litellm: Any) -> Iterator[dict[str, Any]]:
 
 
 def _address(litellm: Any, config: Any, name: str) -> tuple[str | None, list[str]]:
-    """Where LiteLLM says that it is, and which variables it looked for."""
+    """Return LiteLLM's address of a vendor, and the variables that it read."""
     before, recorded = os.environ, _Recorded()
     os.environ = recorded  # type: ignore[assignment]  # noqa: B003
     base: str | None = None
     try:
         try:
             base = litellm.get_llm_provider(model=f"{name}/a-model")[3]
-        except Exception:  # noqa: BLE001  # it wants more than a name
+        except Exception:  # noqa: BLE001  # it requires more than a name
             base = None
         try:
             url = config.get_complete_url(
@@ -107,13 +107,14 @@ def _address(litellm: Any, config: Any, name: str) -> tuple[str | None, list[str
         os.environ = before  # noqa: B003
     if not base and url.endswith("/chat/completions") and "//api.openai.com/" not in url:
         base = url.removesuffix("/chat/completions")
-    own = re.sub(r"[^A-Z0-9]", "", name.upper())[:4]
-    asked = [each for each in recorded.asked if re.sub(r"[^A-Z0-9]", "", each).startswith(own) and "AZURE" not in each]
-    return (base.rstrip("/").removesuffix("/chat/completions") if base else None), asked
+    prefix = re.sub(r"[^A-Z0-9]", "", name.upper())[:4]
+    variables = [read for read in recorded.names if re.sub(r"[^A-Z0-9]", "", read).startswith(prefix)]
+    variables = [read for read in variables if "AZURE" not in read]
+    return (base.rstrip("/").removesuffix("/chat/completions") if base else None), variables
 
 
 def _path(config: Any, name: str) -> str | None:
-    """What it puts between a base and ``/chat/completions``; None where it writes something else."""
+    """Return the path between a base and ``/chat/completions``; None if the request is not OpenAI's."""
     known = {"api_base": _BASE, "custom_llm_provider": name}
     try:
         url = config.get_complete_url(
@@ -126,12 +127,12 @@ def _path(config: Any, name: str) -> str | None:
             litellm_params=known,
             headers={},
         )
-    except Exception:  # noqa: BLE001  # it wants more than an address and a key
+    except Exception:  # noqa: BLE001  # it requires more than an address and a key
         return None
     plain = {"model": "a-model", "temperature": 0.7, "max_tokens": 5, "stream": True}
     fits = all(body.get(key) == value for key, value in plain.items()) and len(body.get("messages", ())) == 1
-    found = re.fullmatch(re.escape(_BASE) + r"(/.+)?/chat/completions", str(url))
-    return (found[1] or "") if found and fits else None
+    match = re.fullmatch(re.escape(_BASE) + r"(/.+)?/chat/completions", str(url))
+    return (match[1] or "") if match and fits else None
 
 
 if __name__ == "__main__":

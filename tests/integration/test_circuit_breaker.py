@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import TEXT, Clock, heard, pair, provider_for, router
+from support import TEXT, Clock, pair, provider_for, request_text, router
 
 from learnflow.llm import errors, events
 from learnflow.llm.routing.breaker import BreakerRegistry
@@ -69,11 +69,11 @@ async def test_200_concurrent_requests_survive_death_of_primary() -> None:
     async with FaultServer("vllm", TEXT) as two:
         async with FaultServer("llamacpp", TEXT, fault=Fault("drop", after=4)) as one:
             chain = router(provider_for(one, max_concurrency=20), provider_for(two))
-            answers = await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))
+            answers = await asyncio.gather(*(request_text(chain, "stream") for _ in range(200)))
             assert set(answers) == {TEXT}
             knocked = len(one.seen)
             assert knocked <= 200
-        assert set(await asyncio.gather(*(heard(chain, "stream") for _ in range(200)))) == {TEXT}
+        assert set(await asyncio.gather(*(request_text(chain, "stream") for _ in range(200)))) == {TEXT}
         assert len(one.seen) == knocked
 
 

@@ -6,7 +6,7 @@ import itertools
 from typing import get_args
 
 import pytest
-from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, heard, pair, provider_for, router
+from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, pair, provider_for, request_text, router
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter.provider import BaseProvider
@@ -40,10 +40,10 @@ async def test_stream_is_continued_after_every_fault_at_every_position(dialect: 
         async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, two, chain):
             if name == "error_after_finish" and how == "stream":  # shown and finished: it is not continued
                 with pytest.raises(errors.ErrorInAnswer) as caught:
-                    await heard(chain, how)
+                    await request_text(chain, how)
                 assert (caught.value.partial, two.seen) == (TEXT, [])
                 continue
-            assert await heard(chain, how) == TEXT, (after, how)
+            assert await request_text(chain, how) == TEXT, (after, how)
 
 
 @pytest.mark.parametrize("second", DIALECTS)
@@ -77,7 +77,7 @@ async def test_continuation_that_does_not_match_prefix() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (_, two, chain):
         two.pieces = ["Something ", "else."]
         two.derailed = ["wholly ", "different."]
-        text = await heard(chain, "stream")
+        text = await request_text(chain, "stream")
         assert text == "RSA is a " + "wholly different."
         prefixes = [seen.body["messages"][-1]["content"] for seen in two.seen]
         assert prefixes == ["RSA is a", "RSA is a "]
@@ -96,7 +96,7 @@ async def test_prefix_contains_thinking() -> None:
 async def test_break_while_thinking_restarts_answer() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=0)) as (one, two, chain):
         one.thinking = "Let me"
-        assert await heard(chain, "stream") == TEXT
+        assert await request_text(chain, "stream") == TEXT
         assert two.seen[0].body["messages"] == [{"role": "user", "content": "hi"}]
 
 
@@ -108,7 +108,9 @@ async def test_resume_option_decides_after_break() -> None:
                 got.append(piece)
         assert caught.value.partial == "".join(got) == "RSA is a public-key cryptosystem. "
         assert two.seen == []
-        assert await heard(chain, "generate", resume="raise") == TEXT  # nothing was shown, so that nothing is lost
+        assert (
+            await request_text(chain, "generate", resume="raise") == TEXT
+        )  # nothing was shown, so that nothing is lost
     with pytest.raises(errors.InvalidRequest, match="resume"):
         chain.stream("hi", resume="sometimes")
     with pytest.raises(errors.NotConfigured, match="resume"):
@@ -123,7 +125,7 @@ async def test_json_restarts_if_nothing_was_shown_else_raises() -> None:
         assert (done.attempts, done.resumed) == (2, 0)
     async with pair("vllm", "llamacpp", Fault("cut", after=3)) as (one, two, chain):
         with pytest.raises(errors.AnswerCut) as caught:
-            await heard(chain, "stream", response_format={"type": "json_object"})
+            await request_text(chain, "stream", response_format={"type": "json_object"})
         assert caught.value.partial
         assert two.seen == []
 
@@ -132,7 +134,7 @@ async def test_overflow_falls_back_only_to_larger_context() -> None:
     tells = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
     refuses = FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="overflow"))
     async with refuses as one, FaultServer("llamacpp", TEXT) as two, FaultServer("vllm", TEXT, tells=tells) as small:
-        assert await heard(router(provider_for(one), provider_for(two)), "generate") == TEXT
+        assert await request_text(router(provider_for(one), provider_for(two)), "generate") == TEXT
         chain = router(provider_for(small), provider_for(two))
         assert await chain.generate("word " * 3000) == TEXT
         assert small.seen == []  # it was not even tried
@@ -166,7 +168,7 @@ async def test_finished_text_is_not_continued() -> None:
 async def test_refused_prefill_becomes_prompt_to_continue() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
         two.script = [Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')]
-        assert await heard(chain, "stream") == TEXT
+        assert await request_text(chain, "stream") == TEXT
         assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "user"]
 
 
@@ -183,7 +185,7 @@ async def test_continuation_contains_images() -> None:
 async def test_missing_template_becomes_prompt_to_continue(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
         monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
-        assert await heard(chain, "stream") == TEXT
+        assert await request_text(chain, "stream") == TEXT
         assert [seen.path for seen in two.seen] == ["/api/chat"]  # by a prompt
 
 
@@ -215,7 +217,7 @@ async def test_wrong_continuation_is_not_joined_and_next_provider_is_tried(how: 
         deviant = scripted(preface)
         third = CustomProvider(base_url=three.base_url, model="other")  # the same model would be first
         chain = router(provider_for(one), deviant, third)
-        assert await heard(chain, how) == TEXT
+        assert await request_text(chain, how) == TEXT
         assert len(deviant.history) == 1
         state = chain.status()[1]
         assert (state["breaker"], state["failed"]) == ("closed", 0)

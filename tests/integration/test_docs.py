@@ -26,7 +26,7 @@ from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, se
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
-from learnflow.llm.provider_spec import named
+from learnflow.llm.provider_spec import endpoint_spec
 from learnflow.llm.providers import provider_of
 from learnflow.llm.providers.registry import CUSTOM, SPECS
 from learnflow.llm.testing import FaultServer, replaying
@@ -52,7 +52,7 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    gpus = named(CUSTOM, "gpu1"), named(CUSTOM, "gpu2")
+    gpus = endpoint_spec(CUSTOM, "gpu1"), endpoint_spec(CUSTOM, "gpu2")
     own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support import TEXT, heard
+from support import TEXT, request_text
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm.cli.main import main
@@ -34,7 +34,7 @@ async def test_endpoint_uses_dialect_of_its_kind(monkeypatch: pytest.MonkeyPatch
         for name, server, path in (("gpu-1", one, "/api/chat"), ("gpu2", two, "/v1/chat/completions")):
             provider = build(name)
             for how in ("generate", "stream", "complete"):
-                assert await heard(provider, how) == TEXT
+                assert await request_text(provider, how) == TEXT
             assert {request.path for request in server.seen} == {path}
             done = await provider.complete("hi")
             assert (done.provider, provider.name, provider.facts(None).prefills) == (name, name, True)
@@ -46,7 +46,7 @@ async def test_endpoint_uses_dialect_of_its_kind(monkeypatch: pytest.MonkeyPatch
 
 NOT_SET = (
     "gpu1: GPU1_KIND is not set. Set it to the kind of server (ollama, vllm, llamacpp, lmstudio, embedded, custom or "
-    "any provider's name); `learnflow-llm status -p gpu1` shows what answers there."
+    "any provider's name); `learnflow-llm status -p gpu1` probes the server."
 )
 
 
@@ -79,7 +79,7 @@ async def test_status_and_doctor_show_kind_to_set(
         assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 3
         shown = capsys.readouterr().out
         assert re.search(r"gpu1 +misconfigured", shown)
-        assert f"set GPU1_KIND={kind}" in shown
+        assert f"Set GPU1_KIND={kind}" in shown
         assert await asyncio.to_thread(main, ["doctor", "-p", "gpu1"]) == 3
         shown = capsys.readouterr().out
         assert "GPU1_BASE_URL (in the environment)" in shown
@@ -142,9 +142,9 @@ async def test_endpoints_of_one_kind_have_separate_recordings(monkeypatch: pytes
     [
         ("gpu1", "GPU1_BASE_URL, and GPU1_KIND"),
         ("olama", r"Did you mean ollama\?"),
-        ("my gpu", "begins with a letter"),
-        ("1gpu", "begins with a letter"),
-        ("", "is no name of a provider"),
+        ("my gpu", "starting with a letter"),
+        ("1gpu", "starting with a letter"),
+        ("", "invalid provider name"),
     ],
 )
 def test_name_without_variables_is_error_with_their_names(name: str, message: str) -> None:
@@ -155,7 +155,7 @@ def test_name_without_variables_is_error_with_their_names(name: str, message: st
 def test_invalid_kind_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GPU1_KIND", "vlm")
-    with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is no kind of server.*vllm"):
+    with pytest.raises(errors.NotConfigured, match=r"GPU1_KIND is not a kind of server.*vllm"):
         build("gpu1")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support import TEXT, heard, pair, provider_for, router
+from support import TEXT, pair, provider_for, request_text, router
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.cli.explain import choices_of
@@ -20,7 +20,7 @@ async def test_misconfigured_member_is_reported_and_others_serve(events_seen: li
         assert [(event.provider, event.is_configuration_error) for event in events_seen] == [
             ("openai", True)
         ]  # its key is missing
-        assert await heard(chain, "generate") == TEXT
+        assert await request_text(chain, "generate") == TEXT
         state = chain.status()[0]
         assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
         assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].why

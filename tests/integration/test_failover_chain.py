@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import JSON, KINDS, TEXT, Clock, Quiz, dead, heard, pair, provider_for, router
+from support import JSON, KINDS, TEXT, Clock, Quiz, dead, pair, provider_for, request_text, router
 
 from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
@@ -36,7 +36,7 @@ async def test_failover_is_immediate_and_next_request_skips_failed_provider(
     async with pair("openai", "vllm", Fault("refuse", refusal=refusal, headers={"retry-after": "30"})) as parts:
         one, two, chain = parts
         for how in ("generate", "stream", "complete"):
-            assert await heard(chain, how) == TEXT
+            assert await request_text(chain, how) == TEXT
         assert (len(one.seen), len(two.seen)) == (1, 3)
         moved = [event for event in events_seen if isinstance(event, events.Failover)]
         assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
@@ -57,8 +57,8 @@ async def test_refused_connection_is_tried_once_and_next_provider_answers() -> N
 
 async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list[Any]) -> None:
     async with pair("vllm", "llamacpp", Fault("hang")) as (one, _, chain):
-        assert await heard(chain, "stream") == TEXT
-        assert await heard(chain, "stream") == TEXT
+        assert await request_text(chain, "stream") == TEXT
+        assert await request_text(chain, "stream") == TEXT
         assert len(one.seen) == 1
         failed = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
         assert [(event.provider, type(event.error)) for event in failed] == [("vllm", errors.FirstTokenTimeout)]
@@ -68,7 +68,7 @@ async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list
 async def test_invalid_request_is_not_sent_to_next_provider(refusal: str) -> None:
     async with pair("openai", "vllm", Fault("refuse", refusal=refusal)) as (_, two, chain):
         with pytest.raises(errors.RequestError):
-            await heard(chain, "generate")
+            await request_text(chain, "generate")
         assert two.seen == []
         assert chain.status()[0]["breaker"] == "closed"
 
@@ -127,7 +127,7 @@ async def test_named_model_goes_to_provider_that_has_it() -> None:
         chain = router(openai, OllamaProvider(base_url=own.base_url))
         done = await chain.complete("hi", model="gpt-4o")
         assert (cloud.seen[0].body["model"], own.seen[0].body["model"]) == ("gpt-4o", "llama3:latest")
-        assert done.model.asked == "llama3:latest"
+        assert done.model.requested == "llama3:latest"
         cloud.fault = None
         chain = router(openai, OllamaProvider(base_url=own.base_url))
         await chain.complete("hi", model="llama3")

@@ -89,7 +89,7 @@ async def test_complete_answer_arrives_unchanged(dialect: str, slice_bytes: int 
         completion = await provider_for(server).complete("Explain foxes")
     assert "".join(pieces) == done.text == completion.text == text
     assert done.finish == "stop"
-    assert (done.model, done.model.asked, done.model.served) == ("fault-model", "fault-model", "fault-model")
+    assert (done.model, done.model.requested, done.model.served) == ("fault-model", "fault-model", "fault-model")
     if fault is None:
         assert done.reasoning == "hmm"
         assert done.usage.prompt_tokens == 5

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import TEXT, Own, dead, heard, provider_for, router
+from support import TEXT, Own, dead, provider_for, request_text, router
 
 from learnflow.llm import LLMProvider, RouterProvider, errors, events, settings
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
@@ -41,7 +41,7 @@ async def test_router_accepts_routers_and_any_provider() -> None:
         inner = router(dead(), provider_for(two))
         chain = router(Scripted(), provider_for(one), inner)  # type: ignore[arg-type]
         for how in ("stream", "generate", "complete"):
-            assert await heard(chain, how) == TEXT
+            assert await request_text(chain, how) == TEXT
         assert chain.name == "scripted,vllm,llamacpp,custom"
         assert await chain.health_check()
         assert await chain.list_models() == ["mine", "fault-model"]
@@ -119,7 +119,7 @@ async def test_nested_router_is_one_request_of_outer_router(events_seen: list[An
     async with FaultServer("openai", TEXT, fault=Fault("cut", after=9)) as one, FaultServer("openai", TEXT) as two:
         for how in ("stream", "generate", "complete"):
             events_seen.clear()
-            assert await heard(router(router(provider_for(one), retries=0), provider_for(two)), how) == TEXT
+            assert await request_text(router(router(provider_for(one), retries=0), provider_for(two)), how) == TEXT
             kinds = (
                 events.RequestStarted,
                 events.AttemptStarted,

@@ -384,14 +384,14 @@ async def test_stream_has_one_reader() -> None:
         await anext(events)
         with pytest.raises(errors.InvalidRequest, match="events"):
             await anext(stream)
-        with pytest.raises(errors.InvalidRequest, match="has started"):
+        with pytest.raises(errors.InvalidRequest, match="has started before"):
             await anext(stream.events())
         assert "".join([event.text async for event in events if isinstance(event, TextDelta)])
         text = provider_for(server).stream("hi")
         await anext(text)
-        with pytest.raises(errors.InvalidRequest, match="has started"):
+        with pytest.raises(errors.InvalidRequest, match="has started before"):
             await anext(text.events())
-        assert (await text.whole()).text == TEXT
+        assert (await text.final_completion()).text == TEXT
 
 
 async def test_slow_reader_slows_server_and_loses_nothing() -> None:

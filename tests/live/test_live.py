@@ -165,7 +165,7 @@ async def test_a_model_that_is_not_there(row: str) -> None:
         assert error.status in (400, 404)
         assert provider.spec.variable("model") in error.hint
     else:  # a server of one model takes any name, and the completion tells which it was
-        assert (done.model.asked, done.model.served) == ("no-such-model", (await provider.list_models())[0])
+        assert (done.model.requested, done.model.served) == ("no-such-model", (await provider.list_models())[0])
 
 
 @rows

@@ -1,4 +1,4 @@
-"""Real llama.cpp servers with the tiny model, each in a process that a test can kill."""
+"""Real llama.cpp servers with the tiny model, in processes that a test can kill."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def llama_server() -> Iterator[LlamaServer]:
 
 @pytest.fixture
 def start_llama() -> Iterator[Callable[..., LlamaServer]]:
-    """Start a server of the test's own, which it may kill: ``start_llama(slots=1)``."""
+    """Start a server for one test, which may kill it: ``start_llama(slots=1)``."""
     with ExitStack() as servers:
         yield lambda **options: servers.enter_context(LlamaServer(**options))

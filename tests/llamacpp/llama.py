@@ -1,4 +1,4 @@
-"""A llama.cpp server in a process of its own, and what tests observe of processes."""
+"""A llama.cpp server in a child process, and helpers that observe processes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PROGRAM: Final = ROOT / "learnflow" / "llm" / "providers" / "embedded_server.py"
 ANSWERS: Final = known_answers(MODEL.with_name("answers.json"))
 TEXTS: Final = {known.prompt: known.answer for known in ANSWERS}
 RSA: Final = "Explain RSA encryption"
-HANG_S: Final = 30.0  # what takes longer hangs: a bound of polls, not of speed
-# An answer of 1,900 tokens, which takes the tiny model long enough to be left in the middle.
+HANG_S: Final = 30.0  # a limit for hanging tests, not for slow ones
+# An answer of 1,900 tokens, which is long enough to be cancelled.
 ENDLESS: Final[dict[str, Any]] = {"temperature": 0, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
 
 
@@ -38,14 +38,15 @@ class LlamaServer:
     """A llama.cpp server with the tiny model, started as the embedded provider starts it.
 
     Args:
-        slots: requests that are answered at once.
-        context: tokens of each slot.
-        threads: for the computation.
+        slots: the number of requests that are answered at once.
+        context: the context length of a slot, in tokens.
+        threads: the number of threads.
+        key: the API key; a random one if empty.
 
     Attributes:
-        url: where it listens; the kernel chose the port.
-        key: the API key that it needs.
-        pid: of its process.
+        url: its address; the kernel chose the port.
+        key: the API key.
+        pid: the process id.
     """
 
     def __init__(self, *, slots: int = 2, context: int = 2048, threads: int = 1, key: str = "") -> None:
@@ -90,7 +91,7 @@ class LlamaServer:
         self.process.wait()
 
     def killed(self) -> bool:
-        """Kill the process. Return True: a relay cuts then."""
+        """Kill the process. Return True, which makes a relay cut the connection."""
         self.kill()
         return True
 
@@ -99,12 +100,12 @@ class LlamaServer:
         return LlamaCppProvider(base_url=url or self.url, api_key=options.pop("api_key", self.key), **options)
 
     async def slots(self) -> list[dict[str, Any]]:
-        """Return the server's page about its slots."""
+        """Return the server's page ``/slots``."""
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {self.key}"}) as client:
             return list((await client.get(f"{self.url}/slots")).json())
 
     async def idle(self) -> list[dict[str, Any]]:
-        """Return the slots once none of them is processing a request."""
+        """Wait until no slot processes a request, and return the slots."""
         async with asyncio.timeout(HANG_S):
             while True:
                 slots = await self.slots()
@@ -127,14 +128,14 @@ async def answer(provider: LLMProvider, how: str, prompt: str, **options: Any) -
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; fail after a time in which only something that hangs does not get there."""
+    """Wait until the condition holds. Fail after ``HANG_S`` seconds."""
     async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds, as ``until``."""
+    """Wait until the condition holds, without an event loop. Fail after ``HANG_S`` seconds."""
     deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline, "it hangs"
@@ -142,7 +143,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Return whether a process runs; one that ended and that no parent waited for does not."""
+    """Return whether a process runs. A zombie does not."""
     return _stat(pid)[:1] not in ([], ["Z"], ["X"])
 
 
@@ -155,9 +156,9 @@ def ended(pid: int) -> bool:
 
 
 def server_processes(parent: int | None = None) -> list[int]:
-    """Return the pids of the embedded providers' servers: children of a process, by default of this one."""
+    """Return the pids of the embedded providers' servers that are children of a process, by default of this one."""
     parent = os.getpid() if parent is None else parent
-    pids = {int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()} - _of_tests
+    pids = {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()} - _of_tests
     return [
         pid
         for pid in sorted(pids)
@@ -166,7 +167,7 @@ def server_processes(parent: int | None = None) -> list[int]:
 
 
 def command_line(pid: int) -> str:
-    """Return the command line of a process; empty if it is gone."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
@@ -174,7 +175,7 @@ def command_line(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return state, parent and more of a process; nothing if it is gone."""
+    """Return the state, the parent and further fields of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

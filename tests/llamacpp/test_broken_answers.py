@@ -1,4 +1,4 @@
-"""An answer whose server is killed, or whose connection is cut, is continued to the identical text."""
+"""An answer is continued to the identical text if its server is killed or its connection is cut."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ async def test_answer_cut_at_a_character_is_continued_to_the_identical_text(
     failed = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
     assert [type(event.error).__name__ for event in failed] == ["AnswerCut"]
     resumed = [event for event in events_seen if isinstance(event, events.Resumed)]
-    delivered = len(TEXTS[prompt][:at].rstrip())  # white space at the end is held back
+    delivered = len(TEXTS[prompt][:at].rstrip())  # trailing white space is delivered later
     assert [event.characters >= delivered for event in resumed] == [True]
 
 
 @hows
-async def test_two_servers_killed_in_turn_and_the_third_ends_the_answer(
+async def test_answer_survives_two_killed_servers_and_ends_at_the_third(
     start_llama: Start, llama_server: LlamaServer, how: str, events_seen: list[object]
 ) -> None:
     one, two = start_llama(slots=1), start_llama(slots=1)
@@ -50,9 +50,9 @@ async def test_two_servers_killed_in_turn_and_the_third_ends_the_answer(
         chain = router(one.provider(first), two.provider(second), llama_server.provider())
         assert await answer(chain, how, RSA) == TEXTS[RSA]
     assert (one.process.returncode, two.process.returncode) == (-9, -9)
-    asked = [event.attempt for event in events_seen if isinstance(event, events.AttemptStarted)]
+    attempts = [event.attempt for event in events_seen if isinstance(event, events.AttemptStarted)]
     ended = [event for event in events_seen if isinstance(event, events.RequestEnded)]
-    assert asked == [1, 2, 3]
+    assert attempts == [1, 2, 3]
     assert [(event.attempts, event.outcome.resumed) for event in ended] == [(3, 2)]
 
 
@@ -105,7 +105,7 @@ async def test_events_show_failover_and_continuation_of_a_killed_server(
     assert [type(event) for event in others] == [Failover, Resumed, Finished]
 
 
-async def test_killed_server_alone_raises_with_the_text_so_far(start_llama: Start) -> None:
+async def test_only_server_killed_raises_with_the_text_so_far(start_llama: Start) -> None:
     victim = start_llama(slots=1)
     async with relay(victim.url, 100, victim.killed) as url:
         pieces: list[str] = []
@@ -119,7 +119,7 @@ async def test_killed_server_alone_raises_with_the_text_so_far(start_llama: Star
     assert text not in str(caught.value)
 
 
-async def test_resume_raise_keeps_a_killed_server_an_error(start_llama: Start, llama_server: LlamaServer) -> None:
+async def test_killed_server_raises_with_resume_raise(start_llama: Start, llama_server: LlamaServer) -> None:
     victim = start_llama(slots=1)
     async with relay(victim.url, 100, victim.killed) as url:
         chain = router(victim.provider(url), llama_server.provider())
@@ -127,7 +127,7 @@ async def test_resume_raise_keeps_a_killed_server_an_error(start_llama: Start, l
             await answer(chain, "stream", RSA, resume="raise")
 
 
-async def test_schema_answer_of_a_killed_server_is_requested_again_whole(
+async def test_schema_answer_of_a_killed_server_is_retried_from_the_start(
     start_llama: Start, llama_server: LlamaServer
 ) -> None:
     victim, prompt = start_llama(slots=1), "Give a short summary of RSA as JSON"
@@ -149,7 +149,7 @@ async def test_dead_server_is_passed_over_before_the_first_character(
     assert (done.text, done.resumed) == (TEXTS[RSA], 0)
 
 
-async def test_kept_connection_to_a_killed_server_does_not_cost_the_answer(
+async def test_pooled_connection_to_a_killed_server_does_not_lose_the_answer(
     start_llama: Start, llama_server: LlamaServer
 ) -> None:
     victim = start_llama(slots=1)

@@ -24,7 +24,7 @@ DECIDED: list[dict[str, Any]] = [
 
 
 class Port:
-    """A relay at one address to a server that comes and goes."""
+    """A relay at a fixed address to a server that restarts."""
 
     def __init__(self) -> None:
         self.port = closed_port()
@@ -46,7 +46,7 @@ class Port:
         self._server = await asyncio.start_server(relay, "127.0.0.1", self.port)
 
     async def close(self) -> None:
-        """Refuse connections, and break those that are open."""
+        """Refuse new connections, and break open ones."""
         if self._server:
             self._server.close()
         for task in self._tasks:
@@ -88,7 +88,7 @@ async def test_assistant_message_is_finished_turn_and_not_beginning_of_answer(
     assert text == await provider.generate([*DECIDED, turn], temperature=0, max_tokens=60)
 
 
-async def test_caller_who_sends_the_servers_own_field_continues_the_message(llama_server: LlamaServer) -> None:
+async def test_extra_body_with_the_servers_own_field_continues_the_message(llama_server: LlamaServer) -> None:
     begun = "RSA is a public-key cryptosystem. A key pair is"
     conversation = [{"role": "user", "content": RSA}, {"role": "assistant", "content": begun}]
     own = {"continue_final_message": True, "add_generation_prompt": False}
@@ -97,8 +97,7 @@ async def test_caller_who_sends_the_servers_own_field_continues_the_message(llam
 
 
 async def test_answer_to_finished_turn_is_continued_after_break(llama_server: LlamaServer) -> None:
-    """A break in the answer to such a conversation is continued in the same conversation."""
-    whole = await llama_server.provider().generate(DECIDED, temperature=0, max_tokens=60)
+    expected = await llama_server.provider().generate(DECIDED, temperature=0, max_tokens=60)
     async with Port() as port:
         await port.open(llama_server)
         first, second = llama_server.provider(port.url), llama_server.provider()
@@ -106,7 +105,7 @@ async def test_answer_to_finished_turn_is_continued_after_break(llama_server: Ll
         text = await anext(stream)
         await port.close()
         text += "".join([piece async for piece in stream])
-    assert text.startswith(whole)  # a token or two more: what had to come again counts as characters
+    assert text.startswith(expected)  # maybe longer: max_tokens of the continuation is estimated from characters
     assert stream.completion.text == text
 
 
@@ -123,7 +122,7 @@ async def test_schema_cut_at_max_tokens_is_sent_once_and_error_names_limit(
     assert not any(isinstance(event, events.BreakerOpened) for event in events_seen)
 
 
-async def test_sole_server_that_restarts_is_waited_for_and_its_text_continued(
+async def test_request_waits_for_only_server_to_restart_and_continues_its_text(
     start_llama: Callable[..., LlamaServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_PATIENCE", "60")
@@ -141,14 +140,14 @@ async def test_sole_server_that_restarts_is_waited_for_and_its_text_continued(
                 await port.close()
             if isinstance(event, Waiting) and event.reason == "retry":
                 waits += 1
-                if waits == 3 and second is None:  # it comes back
+                if waits == 3 and second is None:  # it restarts
                     second = start_llama(key=first.key)
                     await port.open(second)
         assert "".join(texts) == TEXTS[RSA]
         assert waits >= 3
 
 
-async def test_server_that_does_not_come_back_is_given_up_after_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_does_not_restart_raises_after_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PATIENCE", "0.1")
     provider = LlamaCppProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="tiny")
     with pytest.raises(ConnectionFailed, match="refused"):
@@ -164,7 +163,7 @@ async def test_server_that_answers_with_error_is_not_waited_for(
     assert sum(isinstance(event, events.AttemptStarted) for event in events_seen) == 1
 
 
-async def test_chain_leaves_server_that_refuses_at_once(
+async def test_chain_fails_over_at_once_from_server_that_refuses(
     llama_server: LlamaServer, monkeypatch: pytest.MonkeyPatch, events_seen: list[object]
 ) -> None:
     monkeypatch.setenv("LLM_PATIENCE", "60")
@@ -176,7 +175,7 @@ async def test_chain_leaves_server_that_refuses_at_once(
 async def test_ceiling_is_lowered_to_what_the_server_counted(
     llama_server: LlamaServer, events_seen: list[object]
 ) -> None:
-    """Words of many tokens: an estimate by words leaves far too much room."""
+    """The words have many tokens, so that an estimate by words is far too low."""
     prompt = "антидизестаблишментарианизм " * 92  # about 1,750 tokens of 2,048
     provider = llama_server.provider()
     done = await provider.complete(prompt, temperature=0, max_tokens=AtMost(1500))

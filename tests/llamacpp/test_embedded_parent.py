@@ -1,4 +1,4 @@
-"""An embedded server ends with its parent, however the parent ends; a forked child has a server of its own."""
+"""An embedded server ends with its parent, however the parent ends. A forked child starts its own server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llama import HANG_S, MODEL, RSA, TEXTS, runs, wait_until
 from support import ROOT
 
 Parent = Callable[[str], subprocess.Popen[str]]
-# A parent that has a running server: ``pid`` is the server's. ``ask()`` returns an answer; it imports LiteLLM, which
-# costs seconds, so only the tests that need an answer call it.
+# The start of a parent with a running server; ``pid`` is the server's. ``ask()`` returns an answer. It imports LiteLLM,
+# which takes seconds, so that only tests that need an answer call it.
 BEGIN = """
 import asyncio, os, signal, sys, time
 from learnflow.llm.providers import EmbeddedProvider, embedded
@@ -25,7 +25,7 @@ def ask():
     return asyncio.run(provider.generate("Explain RSA encryption", temperature=0, max_tokens=400))
 def server():
     return next(iter(embedded._servers.values()))._process.pid
-asyncio.run(provider._transport.started())
+asyncio.run(provider._transport.address())
 pid = server()
 print(pid, flush=True)
 """
@@ -33,7 +33,7 @@ print(pid, flush=True)
 
 @pytest.fixture
 def parent() -> Iterator[Parent]:
-    """Start a Python process that starts a server; kill what is left of both at the end."""
+    """Start a Python process that starts a server. Kill both at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(program: str) -> subprocess.Popen[str]:
@@ -63,7 +63,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Let the program go on behind its ``input()``."""
+    """End the ``input()`` of the program."""
     assert process.stdin
     process.stdin.write("\n")
     process.stdin.flush()

@@ -1,4 +1,4 @@
-"""The life of an embedded server: started once, shared, restarted, stopped, and gone with its parent."""
+"""An embedded server is started once, shared, restarted and stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIXED = {"temperature": 0, "max_tokens": 400}
 
 @pytest.fixture(autouse=True)
 def embedded_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Configure the tiny model; stop the servers of the test, and forget them."""
+    """Configure the tiny model. Stop and drop the servers of the test."""
     monkeypatch.setenv("EMBEDDED_MODEL", str(MODEL))
     monkeypatch.setenv("EMBEDDED_THREADS", "1")
     assert server_processes() == []
@@ -49,7 +49,7 @@ def embedded_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The pids of the server processes that the test started."""
+    """Record the pids of the server processes that the test starts."""
     pids, popen = [], embedded.subprocess.Popen
 
     def counted(*given: object, **options: object) -> object:
@@ -83,8 +83,8 @@ async def test_first_request_starts_one_server_and_has_the_known_answer(starts: 
 async def test_forty_answers_of_the_embedded_server() -> None:
     provider = EmbeddedProvider()
     done = await asyncio.gather(*(provider.complete(known.prompt, **FIXED) for known in ANSWERS))
-    assert [(each.text, each.reasoning) for each in done] == [(known.answer, known.reasoning) for known in ANSWERS]
-    assert {(each.provider, str(each.model), each.cost) for each in done} == {("embedded", "learnflow-tiny", 0.0)}
+    assert [(one.text, one.reasoning) for one in done] == [(known.answer, known.reasoning) for known in ANSWERS]
+    assert {(one.provider, str(one.model), one.cost) for one in done} == {("embedded", "learnflow-tiny", 0.0)}
 
 
 async def test_a_hundred_first_requests_at_once_start_one_server(starts: list[int]) -> None:
@@ -97,14 +97,14 @@ async def test_a_hundred_first_requests_at_once_start_one_server(starts: list[in
 async def test_first_request_shows_that_it_waits_for_the_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    slow = tmp_path / "slow.py"  # waits until the test opens the gate, as a large model would load for a while
+    slow = tmp_path / "slow.py"  # waits until the test opens the gate, as if a large model loads
     slow.write_text(
         f"import runpy\nopen({str(gate)!r}).read()\nrunpy.run_path({str(embedded._PROGRAM)!r}, run_name='__main__')"
     )
     monkeypatch.setattr(embedded, "_PROGRAM", slow)
     seen: list[object] = []
     async for event in EmbeddedProvider().stream(RSA, **FIXED).events():
-        if isinstance(event, Waiting) and not any(isinstance(each, Waiting) for each in seen):
+        if isinstance(event, Waiting) and not any(isinstance(earlier, Waiting) for earlier in seen):
             gate.write_text("go")
         seen.append(event)
     waits = {(event.reason, event.provider) for event in seen if isinstance(event, Waiting)}
@@ -162,7 +162,7 @@ async def test_two_names_are_two_servers(
         monkeypatch.setenv(f"{name}_KIND", "embedded")
         monkeypatch.setenv(f"{name}_MODEL", str(MODEL))
         monkeypatch.setenv(f"{name}_SLOTS", "1")
-        monkeypatch.setenv(f"{name}_THREADS", "1")  # more than the cores together, and llama.cpp's threads spin
+        monkeypatch.setenv(f"{name}_THREADS", "1")  # more threads than cores spin
     monkeypatch.setenv("LLM_PROVIDERS", chain)
     provider = get_provider()
     texts = await asyncio.gather(*(provider.generate(known.prompt, **FIXED) for known in ANSWERS))
@@ -202,7 +202,7 @@ async def test_running_request_of_a_killed_server_is_continued_by_the_next_provi
     starts: list[int], llama_server: LlamaServer, events_seen: list[object]
 ) -> None:
     embedded_provider = EmbeddedProvider()
-    await embedded_provider.prepare()  # a cold one would load while the warm one answers
+    await embedded_provider.prepare()  # otherwise the warm provider answers while this one loads
     chain, pieces = router(embedded_provider, llama_server.provider()), list[str]()
     async with chain.stream(RSA, **FIXED) as stream:
         async for piece in stream:
@@ -224,7 +224,7 @@ async def test_router_starts_a_killed_server_again(starts: list[int]) -> None:
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """A GGUF that begins as one and is none."""
+    """Write a truncated GGUF."""
     file = tmp_path / "damaged.gguf"
     file.write_bytes(MODEL.read_bytes()[:50_000])
     return file
@@ -240,7 +240,7 @@ async def test_server_that_ends_at_once_is_not_started_in_a_loop(starts: list[in
     assert server_processes() == []
 
 
-async def test_router_passes_over_a_server_that_ends_at_once(
+async def test_router_fails_over_from_a_server_that_ends_at_once(
     starts: list[int], damaged: Path, llama_server: LlamaServer
 ) -> None:
     chain = router(EmbeddedProvider(model=str(damaged)), llama_server.provider())
@@ -346,14 +346,14 @@ async def test_key_is_random_masked_and_on_no_command_line(starts: list[int], ca
     assert key not in command_line(starts[0])
     assert key.encode() not in Path(f"/proc/{starts[0]}/environ").read_bytes()
     assert key not in caplog.text
-    shown = [repr(each) for each in (provider, provider.endpoint, provider._transport, await provider.refresh())]
+    shown = [repr(value) for value in (provider, provider.endpoint, provider._transport, await provider.refresh())]
     assert key not in "".join(shown)
 
 
 async def test_server_refuses_a_request_without_its_key() -> None:
     provider = EmbeddedProvider()
     await provider.prepare()
-    address = await provider._transport.started()  # type: ignore[union-attr]
+    address = await provider._transport.address()  # type: ignore[union-attr]
     stranger = build("llamacpp", base_url=address, api_key="another")
     with pytest.raises(errors.AuthenticationFailed):
         await stranger.generate("Say pong", **FIXED)
@@ -384,7 +384,7 @@ async def test_process_state_counts_the_servers() -> None:
 
 
 def test_first_error_of_the_log_explains_a_failed_start() -> None:
-    """The lines behind it only repeat that the model was not loaded."""
+    """Later lines only repeat that the model was not loaded."""
     lines = [
         b"0.00.000.560 I srv          init: initializing ...\n",
         b"0.23.382.824 E ggml_aligned_malloc: insufficient memory (attempted to allocate 585937.50 MB)\n",
@@ -392,18 +392,18 @@ def test_first_error_of_the_log_explains_a_failed_start() -> None:
     ]
     cause: list[str] = []
     embedded._read_log(io.BytesIO(b"".join(lines)), cause)
-    error = embedded._start_failure(1, "", cause)
+    error = embedded._start_error(1, "", cause)
     assert "(ggml_aligned_malloc: insufficient memory (attempted to allocate 585937.50 MB))" in str(error)
     assert "EMBEDDED_CONTEXT" in str(error)
 
 
-def test_context_of_all_slots_that_llamacpp_cannot_count_is_refused() -> None:
-    with pytest.raises(errors.NotConfigured, match="At most 2147483647"):
+def test_context_of_all_slots_above_llamacpps_limit_is_refused() -> None:
+    with pytest.raises(errors.NotConfigured, match="Set at most 2147483647"):
         EmbeddedProvider(model=str(MODEL), context=2**30, slots=2)
 
 
-async def test_server_that_dies_again_and_again_is_not_started_for_ever(starts: list[int]) -> None:
-    """Ready each time, then killed: three starts within half a minute, and an error for the fourth."""
+async def test_server_that_dies_three_times_is_not_started_again(starts: list[int]) -> None:
+    """The server becomes ready and is killed: three starts within half a minute, and an error instead of the fourth."""
     provider = EmbeddedProvider()
     for _ in range(3):
         assert await provider.generate("Say pong", **FIXED) == "pong"
@@ -417,7 +417,7 @@ async def test_server_that_dies_again_and_again_is_not_started_for_ever(starts: 
 
 
 async def test_server_outlives_sigterm_of_its_process_group() -> None:
-    """systemd sends it to all processes of a unit: the application may want to finish its answers."""
+    """systemd sends it to all processes of a unit, but the application may finish its answers."""
     provider = EmbeddedProvider()
     await provider.prepare()
     assert provider.pid
@@ -434,7 +434,7 @@ async def test_line_that_python_prints_before_the_report_is_skipped(
     assert await EmbeddedProvider().generate("Say pong", **FIXED) == "pong"
 
 
-async def test_answers_recorded_of_embedded_are_played_without_it(
+async def test_recorded_answers_of_embedded_provider_are_replayed_without_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starts: list[int]
 ) -> None:
     monkeypatch.setenv("LLM_REPLAY", str(tmp_path / "cassettes"))
@@ -452,12 +452,12 @@ async def test_answers_recorded_of_embedded_are_played_without_it(
 
 
 @pytest.mark.parametrize("model", ["~nosuch/x.gguf", f"{'a' * 300}.gguf", "nul\0.gguf"])
-def test_path_that_cannot_be_is_named(model: str) -> None:
-    with pytest.raises(errors.NotConfigured, match="there is no file"):
+def test_invalid_path_raises_with_the_path(model: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="does not exist"):
         EmbeddedProvider(model=model)
 
 
 @pytest.mark.parametrize(("name", "value"), [("slots", 257), ("threads", 513)])
-def test_more_than_llamacpp_takes_is_refused_before_the_start(name: str, value: int) -> None:
-    with pytest.raises(errors.NotConfigured, match=rf"{name}= must be a whole number from 1 to {value - 1}"):
+def test_value_above_llamacpps_limit_is_refused_before_the_start(name: str, value: int) -> None:
+    with pytest.raises(errors.NotConfigured, match=rf"{name}= must be an integer from 1 to {value - 1}"):
         EmbeddedProvider(**{name: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What an embedded provider reads, and what it says if that cannot be."""
+"""The settings of an embedded provider, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama import MODEL, server_processes
 from support import ROOT
 
 from learnflow.llm import errors, get_provider
-from learnflow.llm.providers import EmbeddedProvider, embedded
+from learnflow.llm.providers import EmbeddedProvider, embedded, embedded_model
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +42,13 @@ def test_variables_choose_context_slots_and_threads(monkeypatch: pytest.MonkeyPa
 def test_defaults_are_the_trained_context_two_slots_and_the_cores() -> None:
     provider = EmbeddedProvider(model=str(MODEL))
     made = config(provider)
-    assert (made.context, made.slots, made.threads) == (2048, 2, embedded.available_cores())
+    assert (made.context, made.slots, made.threads) == (2048, 2, embedded_model.available_cores())
     assert provider.facts(None).concurrency_limit == 2
 
 
 @pytest.mark.parametrize("name", ["CONTEXT", "SLOTS", "THREADS"])
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"EMBEDDED_{name}", value)
     with pytest.raises(errors.NotConfigured, match=f"EMBEDDED_{name}"):
         EmbeddedProvider(model=str(MODEL))
@@ -56,13 +56,13 @@ def test_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, val
 
 @pytest.mark.parametrize("name", ["context", "slots", "threads"])
 @pytest.mark.parametrize("value", [0, -1, "many", 1.5, True])
-def test_wrong_keyword_is_named(name: str, value: object) -> None:
+def test_invalid_keyword_is_named(name: str, value: object) -> None:
     with pytest.raises(errors.NotConfigured, match=f"{name}="):
         EmbeddedProvider(model=str(MODEL), **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["BASE_URL", "API_KEY", "VISION_MODEL"])
-def test_variable_that_an_embedded_server_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_unsupported_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"EMBEDDED_{name}", "http://localhost:1")
     with pytest.raises(errors.NotConfigured) as caught:
         EmbeddedProvider(model=str(MODEL))
@@ -70,7 +70,7 @@ def test_variable_that_an_embedded_server_does_not_have_is_named(monkeypatch: py
 
 
 def test_missing_file_is_named() -> None:
-    with pytest.raises(errors.NotConfigured, match=r"no file /nowhere/model\.gguf") as caught:
+    with pytest.raises(errors.NotConfigured, match=r"file /nowhere/model\.gguf does not exist") as caught:
         EmbeddedProvider(model="/nowhere/model.gguf")
     assert "EMBEDDED_MODEL" in caught.value.hint
 
@@ -83,13 +83,13 @@ def test_file_that_is_not_a_gguf_is_named(tmp_path: Path) -> None:
     assert "EMBEDDED_MODEL" in caught.value.hint
 
 
-def test_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(errors.NotConfigured, match="no file"):
+def test_folder_as_model_raises(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotConfigured, match="does not exist"):
         EmbeddedProvider(model=str(tmp_path) + "/")
 
 
 @pytest.mark.parametrize("name", ["smollm2", "another"])
-def test_name_that_is_not_in_the_store_has_the_command_that_downloads(name: str) -> None:
+def test_missing_name_raises_with_the_download_command(name: str) -> None:
     with pytest.raises(errors.NotConfigured, match=name) as caught:
         EmbeddedProvider(model=name)
     assert "learnflow-llm pull" in caught.value.hint
@@ -117,8 +117,8 @@ def test_platform_without_a_wheel_is_named(
     assert "LLM_PROVIDER=llamacpp" in caught.value.hint
 
 
-async def test_replay_plays_the_cassettes_of_llamacpp_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # nor does it need the extra
+async def test_replay_uses_cassettes_of_llamacpp_and_starts_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # the extra is not required either
     monkeypatch.setenv("LLM_PROVIDER", "embedded")
     monkeypatch.setenv("LLM_REPLAY", str(ROOT / "cassettes" / "llamacpp"))
     provider = get_provider()

@@ -1,4 +1,4 @@
-"""What a real llama.cpp answers, letter by letter."""
+"""A real llama.cpp returns the known answers exactly."""
 
 from __future__ import annotations
 
@@ -71,17 +71,19 @@ async def test_usage_counts_prompt_and_completion(llama_server: LlamaServer) -> 
     assert usage.prompt_tokens
     assert usage.completion_tokens
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert 0 < usage.completion_tokens <= len("pong") + 1  # a token has a character at least; one token ends the answer
+    assert (
+        0 < usage.completion_tokens <= len("pong") + 1
+    )  # a token has at least one character; one token ends the answer
 
 
 async def test_stream_reports_the_usage_of_the_whole_answer(llama_server: LlamaServer) -> None:
     provider = llama_server.provider()
-    whole = await provider.complete(RSA, temperature=0, max_tokens=400)
+    buffered = await provider.complete(RSA, temperature=0, max_tokens=400)
     async with provider.stream(RSA, temperature=0, max_tokens=400) as stream:
         async for _ in stream:
             pass
-    assert stream.completion.usage.completion_tokens == whole.usage.completion_tokens
-    assert stream.completion.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert stream.completion.usage.completion_tokens == buffered.usage.completion_tokens
+    assert stream.completion.usage.prompt_tokens == buffered.usage.prompt_tokens
 
 
 async def test_second_identical_request_counts_its_prompt_as_cached(llama_server: LlamaServer) -> None:

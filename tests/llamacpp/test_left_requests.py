@@ -1,4 +1,4 @@
-"""A request that its caller leaves stops the server: its slot is free again."""
+"""A cancelled request stops the server, so that its slot is free again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def close_from_other_task(provider: LLMProvider) -> None:
     reading = asyncio.create_task(read())
     await began.wait()
     await stream.aclose()
-    await reading  # which sees the end of the stream
+    await reading  # the stream ends for it
 
 
 async def _cancelled(work: Any, when: Any) -> None:
@@ -64,7 +64,7 @@ async def _cancelled(work: Any, when: Any) -> None:
 
 
 async def stopped(server: LlamaServer) -> None:
-    """Assert that the server was stopped in the middle of its answer, which would have had 1,900 tokens."""
+    """Assert that the server stopped before the end of its answer of 1,900 tokens."""
     await until(lambda: "cancel task" in server.log)
     await server.idle()
     assert server.log.count("cancel task") == 1
@@ -118,7 +118,7 @@ async def test_queued_request_is_answered_after_another_is_left(start_llama: Cal
 async def test_many_left_streams_leave_no_slot_busy(start_llama: Callable[..., LlamaServer]) -> None:
     server = start_llama(slots=4)
     provider = server.provider()
-    for _ in range(3):  # never more than slots: docs/internals/servers.md says what llama.cpp may do then
+    for _ in range(3):  # at most as many as slots, see docs/internals/servers.md
         await asyncio.gather(*(leave_block(provider) for _ in range(4)))
         await server.idle()
     assert "cancel task" in server.log

@@ -1,4 +1,4 @@
-"""The fixture's own end: no process, no port and no file of it is left."""
+"""The fixture leaves no process, port or file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(server.pid, flush=True)
 """
 
 
-def test_a_server_that_ends_leaves_no_process_and_no_listener() -> None:
+def test_ended_server_leaves_no_process_and_no_listener() -> None:
     with LlamaServer() as server:
         assert runs(server.pid)
     assert server.process.returncode == 0
@@ -32,21 +32,21 @@ def test_a_server_that_ends_leaves_no_process_and_no_listener() -> None:
         pass
 
 
-def test_a_killed_server_ends_once_more_without_an_error() -> None:
+def test_killed_server_exits_without_an_error() -> None:
     with LlamaServer() as server:
         server.kill()
         assert not runs(server.pid)
     assert server.process.returncode == -signal.SIGKILL
 
 
-def test_two_servers_have_ports_and_keys_of_their_own(start_llama: Callable[..., LlamaServer]) -> None:
+def test_two_servers_have_different_ports_and_keys(start_llama: Callable[..., LlamaServer]) -> None:
     one, other = start_llama(), start_llama()
     assert one.url != other.url
     assert one.key != other.key
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit('failed')"])
-def test_a_test_process_that_dies_leaves_no_server(end: str) -> None:
+def test_killed_test_process_leaves_no_server(end: str) -> None:
     program = FIXTURES.format(tests=str(ROOT / "tests"), here=str(Path(__file__).parent), end=end)
     ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=HANG_S, check=False)
     assert ran.returncode != 0

@@ -13,7 +13,7 @@ from learnflow.llm import RouterProvider, events
 from learnflow.llm.routing.breaker import BreakerRegistry
 
 Start = Callable[..., LlamaServer]
-IN_WORDS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # the tiny model begins to think otherwise
+ONLY_LETTERS = {"grammar": "root ::= [A-Za-z] [A-Za-z ]+"}  # otherwise the tiny model begins to think
 
 
 async def test_requests_with_the_same_prefix_stay_together(start_llama: Start, events_seen: list[object]) -> None:
@@ -23,21 +23,23 @@ async def test_requests_with_the_same_prefix_stay_together(start_llama: Start, e
     for number in range(12):
         material = materials[number % 3 % 2]
         prompt = [{"role": "system", "content": material}, {"role": "user", "content": f"Question {number}?"}]
-        await equals.complete(prompt, temperature=0, max_tokens=4, extra_body=IN_WORDS, metadata={"node": material[:8]})
-    asked = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
-    places = {node: {e.address for e in asked if e.metadata["node"] == node} for node in ("Lesson 1", "Lesson 2")}
-    assert [len(each) for each in places.values()] == [1, 1]
+        await equals.complete(
+            prompt, temperature=0, max_tokens=4, extra_body=ONLY_LETTERS, metadata={"node": material[:8]}
+        )
+    attempts = [event for event in events_seen if isinstance(event, events.AttemptStarted)]
+    places = {node: {e.address for e in attempts if e.metadata["node"] == node} for node in ("Lesson 1", "Lesson 2")}
+    assert [len(addresses) for addresses in places.values()] == [1, 1]
 
 
 @pytest.mark.parametrize("how", ["stream", "generate"])
-async def test_one_killed_with_others_waiting_and_all_are_answered(
+async def test_waiting_requests_are_answered_after_one_server_is_killed(
     start_llama: Start, how: str, events_seen: list[object]
 ) -> None:
     one, two = start_llama(slots=1), start_llama(slots=1)
     async with relay(one.url, 30, one.killed) as url:
         equals = RouterProvider([one.provider(url), two.provider()], breakers=BreakerRegistry())
-        known = [each for each in ANSWERS if not each.reasoning]
-        texts = await asyncio.gather(*(answer(equals, how, each.prompt) for each in known))
-    assert texts == [each.answer for each in known]
+        answers = [known for known in ANSWERS if not known.reasoning]
+        texts = await asyncio.gather(*(answer(equals, how, known.prompt) for known in answers))
+    assert texts == [known.answer for known in answers]
     assert one.process.returncode == -9
     assert any(isinstance(event, events.Resumed) for event in events_seen)

@@ -43,12 +43,12 @@ def graph(chat: ChatLearnFlow) -> Any:
 
 async def test_chat_returns_and_streams_the_known_answer(llama_server: LlamaServer) -> None:
     chat = ChatLearnFlow(provider=llama_server.provider(), temperature=0, max_tokens=400)
-    said = await chat.ainvoke([HumanMessage(RSA)])
-    assert (said.content, said.response_metadata["finish_reason"]) == (TEXTS[RSA], "stop")
+    message = await chat.ainvoke([HumanMessage(RSA)])
+    assert (message.content, message.response_metadata["finish_reason"]) == (TEXTS[RSA], "stop")
     assert "".join([str(piece.content) async for piece in chat.astream([HumanMessage(RSA)])]) == TEXTS[RSA]
 
 
-async def test_graph_streams_its_text_and_has_its_questions_although_a_server_breaks(llama_server: LlamaServer) -> None:
+async def test_graph_has_its_text_and_questions_after_a_server_breaks(llama_server: LlamaServer) -> None:
     async with relay(llama_server.url, 100) as url:
         chain = router(llama_server.provider(url), llama_server.provider())
         chat = ChatLearnFlow(provider=chain, temperature=0, max_tokens=400)

@@ -1,4 +1,4 @@
-"""Context, schemas, keys and pages of a real llama.cpp."""
+"""Context length, schemas, keys and pages of a real llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAW
 
 
 class Card(BaseModel):
-    """The known answer has a summary, too: only the grammar leaves it out."""
+    """A schema without the summary of the known answer, so that only the grammar can remove it."""
 
     title: str
     difficulty: int
@@ -32,13 +32,13 @@ async def test_prompt_too_long_is_context_overflow_with_both_lengths(llama_serve
     assert "word word" not in str(caught.value)
 
 
-async def test_pydantic_schema_is_kept_by_the_grammar(llama_server: LlamaServer) -> None:
+async def test_answer_matches_pydantic_schema(llama_server: LlamaServer) -> None:
     done = await llama_server.provider().complete(SUMMARY, temperature=0, max_tokens=400, response_format=Card)
     assert done.parsed == Card(title="RSA", difficulty=3)
     assert (done.text, done.attempts) == ('{"title": "RSA", "difficulty": 3}', 1)
 
 
-async def test_dict_schema_is_kept_by_the_grammar(llama_server: LlamaServer) -> None:
+async def test_answer_matches_dict_schema(llama_server: LlamaServer) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "card", "schema": Card.model_json_schema()}}
     done = await llama_server.provider().complete(SUMMARY, temperature=0, max_tokens=400, response_format=wanted)
     assert (done.parsed, done.attempts) == ({"title": "RSA", "difficulty": 3}, 1)
@@ -71,8 +71,8 @@ async def test_health_models_and_capabilities(llama_server: LlamaServer) -> None
     await provider.warm_up()
     health = await provider.refresh()
     assert (health.state, health.server, health.model, health.cold) == ("ready", "llama.cpp", "tiny", False)
-    can = provider.get_capabilities()
-    assert (can["context"], can["context_served"], can["tools"], can["vision"]) == (2048, 2048, False, False)
+    known = provider.get_capabilities()
+    assert (known["context"], known["context_served"], known["tools"], known["vision"]) == (2048, 2048, False, False)
     assert provider.facts(None).concurrency_limit == 4
 
 
@@ -82,10 +82,10 @@ async def test_wrong_path_is_misconfigured(llama_server: LlamaServer) -> None:
 
 async def test_unknown_model_is_answered_and_reported(llama_server: LlamaServer) -> None:
     done = await llama_server.provider().complete("Say pong", model="no-such-model", temperature=0)
-    assert (done.text, done.model.asked, done.model.served) == ("pong", "no-such-model", "tiny")
+    assert (done.text, done.model.requested, done.model.served) == ("pong", "no-such-model", "tiny")
 
 
-async def test_picture_is_refused_before_it_is_sent(llama_server: LlamaServer) -> None:
+async def test_image_is_refused_before_it_is_sent(llama_server: LlamaServer) -> None:
     provider = llama_server.provider()
     await provider.refresh()
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}

@@ -1,4 +1,4 @@
-"""The public face, as the type checker must see it; nobody runs this."""
+"""The types of the public API, for mypy only: this module is not run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from learnflow.llm.providers import OllamaProvider, build
 
 
 class Quiz(BaseModel):
-    """What is asked for."""
+    """The schema of an answer."""
 
     questions: list[str]
 
 
 async def snippets() -> None:
-    """The snippets of the README."""
+    """Check the snippets of the README."""
     router = get_provider()
     assert_type(router, RouterProvider)
     provider: LLMProvider = router

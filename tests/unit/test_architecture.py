@@ -1,9 +1,10 @@
-"""The plan of the house, and artefacts that must say the same."""
+"""The architecture: imports, modules, the public API, and artefacts that must match the code."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import shutil
@@ -15,16 +16,16 @@ import pytest
 from support import ROOT, read_variables
 
 import learnflow.llm
-from learnflow.llm import providers, settings
+from learnflow.llm import providers, settings, sync
 from learnflow.llm.providers.registry import SPECS
 
-HOUSE = ROOT / "learnflow" / "llm"
-MODULES = sorted(HOUSE.rglob("*.py"))
+PACKAGE = ROOT / "learnflow" / "llm"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Imports go one way: a package may import those above it here, and those beside it.
-FLOORS = [
+# Imports go one way: a package may import packages of earlier rows, and of its own row if that makes no cycle.
+LAYERS = [
     ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
-    ["provider_spec"],
+    ["parameters", "provider_spec"],
     ["log", "events"],
     ["settings_sources", "settings", "timeouts", "model_store"],
     ["transport"],
@@ -37,10 +38,10 @@ FLOORS = [
     ["integrations", "testing"],
     ["cli", "sync", "__main__", "__init__"],
 ]
-# What the environment asks for is imported when it is wanted.
+# Imported only if the environment configures it.
 ON_DEMAND = {("factory", "integrations")}
-FLOOR = {package: at for at, floor in enumerate(FLOORS) for package in floor}
-# Who may import these, and who may read the environment.
+LAYER = {package: at for at, layer in enumerate(LAYERS) for package in layer}
+# The packages and modules that may import a library.
 IMPORTERS = {
     "langchain_core": {"integrations"},
     "opentelemetry": {"integrations"},
@@ -56,12 +57,12 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 
 def package_of(path: Path) -> str:
-    return path.relative_to(HOUSE).with_suffix("").parts[0]
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports_of(path: Path) -> set[str]:
-    """The packages of ours that a module imports, in functions too."""
-    depth = len(path.relative_to(HOUSE).parts)
+    """Return the packages of ``learnflow.llm`` that a module imports, also inside functions."""
+    depth = len(path.relative_to(PACKAGE).parts)
     froms = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level == depth]
     names = {name for node in froms for name in ([node.module.split(".")[0]] if node.module else _names(node))}
     return names - {"__version__"}
@@ -76,24 +77,24 @@ def test_imports_go_one_way() -> None:
     for path in MODULES:
         package = package_of(path)
         for other in imports_of(path) - {package}:
-            beside = FLOOR[other] == FLOOR[package] and package in {
+            beside = LAYER[other] == LAYER[package] and package in {
                 o for m in MODULES if package_of(m) == other for o in imports_of(m)
             }
-            upwards = FLOOR[other] > FLOOR[package] or other == "testing" or beside
+            upwards = LAYER[other] > LAYER[package] or other == "testing" or beside
             if upwards and path.name != "__init__.py" and (package, other) not in ON_DEMAND:
-                wrong.append(f"{path.relative_to(HOUSE)} imports {other}")
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
     assert wrong == []
 
 
-def test_libraries_and_the_environment_have_their_packages() -> None:
+def test_only_some_packages_import_libraries_or_read_the_environment() -> None:
     for path, tree in TREES.items():
-        places = {package_of(path), path.relative_to(HOUSE).as_posix()}
+        places = {package_of(path), path.relative_to(PACKAGE).as_posix()}
         for node in ast.walk(tree):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += _names(node) if isinstance(node, ast.Import) else []
             for name in names:
                 assert places & IMPORTERS.get(name.split(".")[0], places), f"{path.name} imports {name}"
-        if path.name not in ("settings_sources.py", "_litellm.py"):  # the latter writes what LiteLLM reads
+        if path.name not in ("settings_sources.py", "_litellm.py"):  # _litellm.py writes variables for LiteLLM
             assert not ENVIRONMENT.search(ast.unparse(tree)), path
 
 
@@ -102,23 +103,23 @@ def test_no_folder_has_more_than_a_dozen_files() -> None:
     assert {folder: len(list(folder.glob("*.py"))) for folder in folders if len(list(folder.glob("*.py"))) > 12} == {}
 
 
-# Words of vendors: names and titles of the rows. A comment may name who does what.
+# The names and titles of the vendors. Comments and docstrings may have them.
 VENDORS = re.compile(
     "|".join(re.escape(word) for spec in SPECS.values() for word in (spec.name, spec.title) if spec.name != "custom")
     .replace("openai|", "")
     .replace("OpenAI|", "")
-    .replace("anthropic|Anthropic|", ""),  # a variable of LiteLLM's has the name
+    .replace("anthropic|Anthropic|", ""),  # a variable of LiteLLM has this name
     re.IGNORECASE,
 )
 
 
-def test_below_the_providers_no_code_names_a_vendor() -> None:
-    below = FLOOR["providers"]
+def test_packages_below_providers_name_no_vendor() -> None:
+    below = LAYER["providers"]
     for path in MODULES:
-        if FLOOR[package_of(path)] >= below:
+        if LAYER[package_of(path)] >= below:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        sayings = {
+        docstrings = {
             node.body[0].value
             for node in ast.walk(tree)
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
@@ -126,26 +127,26 @@ def test_below_the_providers_no_code_names_a_vendor() -> None:
             and isinstance(node.body[0], ast.Expr)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in sayings:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
                 assert not VENDORS.search(node.value), (path, node.value)
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert [path for path, tree in TREES.items() if not ast.get_docstring(tree)] == []
 
 
-def test_there_is_no_utils_and_no_init_above_us() -> None:
+def test_no_utils_module_and_no_init_of_the_namespace_exist() -> None:
     assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
     assert not (ROOT / "learnflow" / "__init__.py").exists()  # LearnFlow has its own
 
 
 def test_every_module_can_be_imported_alone() -> None:
-    for found in pkgutil.walk_packages(learnflow.llm.__path__, "learnflow.llm."):
-        if not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(learnflow.llm.__path__, "learnflow.llm."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
-def test_the_front_door_shows_what_it_names() -> None:
+def test_public_names_can_be_imported() -> None:
     for name in learnflow.llm.__all__:
         assert getattr(learnflow.llm, name)
     assert sorted(learnflow.llm.__all__) == learnflow.llm.__all__
@@ -155,20 +156,29 @@ def test_the_front_door_shows_what_it_names() -> None:
         assert getattr(providers, name)
 
 
-def test_every_row_has_a_class_with_its_name() -> None:
+@pytest.mark.parametrize("method", ["generate", "stream", "complete"])
+def test_call_of_a_provider_has_a_docstring_with_all_sections(method: str) -> None:
+    calls = [learnflow.llm.get_provider("ollama"), providers.OllamaProvider(), sync.get_provider("ollama")]
+    for provider in calls:
+        text = inspect.getdoc(getattr(provider, method)) or ""
+        for part in ("Args:", "prompt:", "model:", "temperature:", "max_tokens:", "more:", "Returns:", "Raises:"):
+            assert part in text, (provider, part)
+
+
+def test_every_spec_has_a_class_with_its_name() -> None:
     classes = {getattr(providers, name) for name in providers.__all__ if name.endswith("Provider")}
-    assert {each.spec.name for each in classes} == set(SPECS)
+    assert {kind.spec.name for kind in classes} == set(SPECS)
 
 
 def test_env_example_has_every_variable_that_is_read() -> None:
     text = (ROOT / "env.example").read_text(encoding="utf-8")
     others = re.findall(r"^# Also read: (.*)$", text, re.MULTILINE)
-    found = re.findall(r"^([A-Z0-9_]+)=", text, re.MULTILINE) + [name for line in others for name in line.split(", ")]
-    assert set(found) == read_variables()
-    assert len(found) == len(set(found))
+    names = re.findall(r"^([A-Z0-9_]+)=", text, re.MULTILINE) + [name for line in others for name in line.split(", ")]
+    assert set(names) == read_variables()
+    assert len(names) == len(set(names))
 
 
-def test_env_example_can_be_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copied_env_example_configures_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text((ROOT / "env.example").read_text(encoding="utf-8"), encoding="utf-8")
     assert settings.load().chain == [("ollama",)]
     assert learnflow.llm.get_provider().name == "ollama"
@@ -187,9 +197,9 @@ def test_no_file_names_a_package_registry() -> None:
     assert "uv.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8")
 
 
-def test_the_folder_works_copied_into_learnflows_tree(tmp_path: Path) -> None:
+def test_folder_copied_into_learnflows_tree_works(tmp_path: Path) -> None:
     package = tmp_path / "learnflow"
-    shutil.copytree(HOUSE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").write_text("GRAPH = 'LearnFlow has its own'\n", encoding="utf-8")
     code = (
         "import learnflow, learnflow.llm; from learnflow.llm.providers import OllamaProvider;"
@@ -203,9 +213,9 @@ def test_the_folder_works_copied_into_learnflows_tree(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=tmp_path).returncode == 0
 
 
-def test_started_by_its_path_the_command_does_not_import_the_package_around_it(tmp_path: Path) -> None:
+def test_command_started_by_its_path_does_not_import_the_parent_package(tmp_path: Path) -> None:
     package = tmp_path / "learnflow"
-    shutil.copytree(HOUSE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").write_text("raise ImportError('the graph is loaded')\n", encoding="utf-8")
     command = [sys.executable, "learnflow/llm", "ask", "--provider", "no-such", "hello"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)

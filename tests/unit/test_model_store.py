@@ -1,4 +1,4 @@
-"""The model store: its folder, the names of its models, its list."""
+"""The model store: its folder, and the names and the list of its models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from learnflow.llm import errors, model_store, settings
 from learnflow.llm.model_store import StoredModel
 
 
-def test_folder_is_the_variable_with_home_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folder_is_the_value_of_the_variable_with_home_expanded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value, folder in (("~/models", tmp_path / "models"), ("/srv/m", Path("/srv/m")), ("m", Path.cwd() / "m")):
         monkeypatch.setenv("LLM_MODELS_DIR", value)
@@ -42,16 +44,16 @@ def test_folder_defaults_to_the_users_cache(
 
 
 def test_folder_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
+    def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(errors.NotConfigured, match="Set LLM_MODELS_DIR"):
         model_store.folder()
 
 
-def test_folder_that_is_no_path_names_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_folder_names_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLM_MODELS_DIR", "~no-such-user-here/models")
     with pytest.raises(errors.NotConfigured, match="LLM_MODELS_DIR"):
         settings.load()

@@ -1,4 +1,4 @@
-"""The environment is read in one place, as LearnFlow reads it."""
+"""The settings are read from the environment and from files, as LearnFlow does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_dotenv_files_are_read_as_learnflow_reads_them(tmp_path: Path, monkeypat
     assert settings.load().chain == [("llamacpp",)]
 
 
-def test_providers_win_over_provider_and_fallback_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llm_providers_wins_over_llm_provider_and_fallback_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
     monkeypatch.setenv("LLM_PROVIDERS", " Ollama, lmstudio ,")
     assert settings.load().chain == [("ollama",), ("lmstudio",)]
@@ -35,7 +35,7 @@ def test_providers_win_over_provider_and_fallback_may_be_off(monkeypatch: pytest
     assert settings.load().chain == [("ollama",)]
 
 
-def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "")
     monkeypatch.setenv("OLLAMA_BASE_URL", "")
     assert settings.load().chain == []
@@ -46,7 +46,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [("LLM_DEADLINE", "soon"), ("LLM_GAP_TIMEOUT", "-1"), ("LLM_LOCAL_ONLY", "perhaps"), ("LLM_CONNECT_TIMEOUT", "0")],
 )
-def test_a_value_that_cannot_be_names_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_value_raises_with_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(errors.NotConfigured, match=name) as caught:
         build("ollama")
@@ -54,7 +54,7 @@ def test_a_value_that_cannot_be_names_its_variable(name: str, value: str, monkey
 
 
 @pytest.mark.parametrize("name", list(SPECS))
-def test_every_row_can_be_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_provider_creates_every_provider(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", name)
     if SPECS[name].starts_server:
         monkeypatch.setenv(f"{name.upper()}_MODEL", str(TINY_MODEL))
@@ -66,39 +66,39 @@ def test_every_row_can_be_named(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(provider, LLMProvider)
 
 
-def test_an_unknown_name_suggests_the_nearest() -> None:
+def test_unknown_name_raises_with_the_nearest_name() -> None:
     with pytest.raises(errors.NotConfigured, match="Did you mean ollama"):
         get_provider("olama")
 
 
 @pytest.mark.parametrize("name", list(SPECS))
-def test_a_key_is_read_under_every_spelling_and_never_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_read_from_every_spelling_and_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in SPECS[name].spellings("api_key"):
         monkeypatch.setenv(variable, "sk-secret-0000")
-        row = settings.load_provider(SPECS[name])
-        assert row.api_key
-        assert row.api_key.get_secret_value() == "sk-secret-0000"
-        assert "secret" not in repr(row)
+        loaded = settings.load_provider(SPECS[name])
+        assert loaded.api_key
+        assert loaded.api_key.get_secret_value() == "sk-secret-0000"
+        assert "secret" not in repr(loaded)
         monkeypatch.delenv(variable)
 
 
-def test_a_secret_of_compose_is_a_key_and_goes_to_no_address_of_a_file(
+def test_key_from_docker_secret_is_not_sent_to_address_from_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "OPENROUTER_API_KEY").write_text("key-of-a-secret\n", encoding="utf-8")
     monkeypatch.setattr(settings_sources, "SECRETS", tmp_path / "secrets")
-    monkeypatch.setenv("OPENROUTER_API_KEY", "")  # as LearnFlow's compose file hands on what is not set
+    monkeypatch.setenv("OPENROUTER_API_KEY", "")  # LearnFlow's compose file passes unset variables as empty
     spec = SPECS["openrouter"]
     assert settings_sources.provider_key(spec, settings.load_provider(spec).api_key) == ("key-of-a-secret", "")
-    (where,) = [each.where for each in variables([spec]) if each.name == "OPENROUTER_API_KEY"]
-    assert where == str(tmp_path / "secrets")
+    (source,) = [variable.where for variable in variables([spec]) if variable.name == "OPENROUTER_API_KEY"]
+    assert source == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
     _, refusal = settings_sources.provider_key(spec, settings.load_provider(spec).api_key)
-    assert "a key goes only to an address of the same place" in refusal
+    assert "A key is sent only to an address from the same source" in refusal
 
 
-def test_a_secret_of_compose_goes_to_the_address_of_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_key_and_address_from_docker_secrets_go_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "OPENROUTER_API_KEY").write_text("key-of-a-secret\n", encoding="utf-8")
     (tmp_path / "OPENROUTER_BASE_URL").write_text("https://proxy.example/v1\n", encoding="utf-8")
     monkeypatch.setattr(settings_sources, "SECRETS", tmp_path)
@@ -106,10 +106,10 @@ def test_a_secret_of_compose_goes_to_the_address_of_a_secret(monkeypatch: pytest
     assert settings_sources.provider_key(spec, settings.load_provider(spec).api_key) == ("key-of-a-secret", "")
 
 
-def test_an_address_with_a_secret_of_the_shell_by_way_of_another_variable_is_refused(
+def test_address_with_secret_copied_by_another_variable_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0000")
     Path(".env").write_text("X=${OPENAI_API_KEY}\nOLLAMA_BASE_URL=http://elsewhere.example/${X}\n", encoding="utf-8")
-    with pytest.raises(errors.NotConfigured, match="puts a secret into an address"):
+    with pytest.raises(errors.NotConfigured, match="contains a secret"):
         settings_sources.provider_key(SPECS["ollama"], None)

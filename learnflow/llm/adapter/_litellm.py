@@ -27,7 +27,7 @@ from urllib.parse import quote
 from .. import errors
 from ..completion import Usage
 from ..errors import LLMError
-from ..process import kept
+from ..process import register
 from ..provider_spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
@@ -46,7 +46,7 @@ _NO_KEY: Final = "no-key"  # without a key, a configuration reads one from the e
 _CHAT_MODE: Final = "chat"
 
 _lock = threading.Lock()
-_prepared: Final = kept("configurations of LiteLLM that are ready", set[str]())
+_prepared: Final = register("configurations of LiteLLM that are ready", set[str]())
 
 
 async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:

@@ -29,22 +29,23 @@ from .context_window import ContextBudget
 from .redaction import redact
 from .request import Request, Variant
 
-_TURN_ADDED: Final = "with a user message after the last assistant message, which the server might continue"
+# Some servers continue an assistant message that ends the prompt.
+_TURN_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _RETRIED_REFUSALS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
 @dataclass(slots=True, eq=False)
 class Runner:
-    """The attempts at one provider, and what they learned from its refusals.
+    """Runs attempts at one provider. Caches the request formats that it accepts.
 
     Attributes:
-        spec, client, times, catalog: of the provider.
-        address: of the queue in which requests wait.
+        spec, client, times, catalog: the provider's spec, HTTP client, timeouts and model catalog.
+        address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers, at DEBUG.
         reask: the most corrections to ask for after an answer that does not match its schema.
-        variants: model -> the format of a request to it after its refusals.
-        leaking_models: models that emitted thinking as text. Their text is held back until thinking is ruled out.
-        unreachable: the time of the last failure to connect, and the error.
+        variants: the last accepted request format of each model.
+        leaking_models: models that emitted thinking as text. Text is held back until it is known to be the answer.
+        unreachable: the time and the error of the last failure to connect; None before.
     """
 
     spec: ProviderSpec
@@ -66,32 +67,37 @@ class Runner:
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
-        """Return the spec to continue an answer with: the provider's, else the server's if they share the parser."""
+        """Return the spec that defines how to continue an answer; None if the provider cannot.
+
+        It is the provider's spec, else that of the detected server if both use the same parser.
+        """
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
             if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
         return None
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
-        """Return the work of an attempt, with its events. Nothing is sent before the work runs.
+        """Return a function that runs the attempt and emits its events. Nothing is sent before its call.
 
         Args:
             request: the checked request.
-            attempt: its number, and the text to continue.
-            buffered: the caller reads the answer in one piece.
+            attempt: the number of the attempt, and the text to continue.
+            buffered: the caller does not stream the answer.
         """
         hold = buffered or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if buffered and self.reask and validated and attempt.prefix is None:
-            once = partial(self._once, hold=True)
+            run_once = partial(self._single_attempt, hold=True)
             limit_s = request.timeout or self.times.deadline
-            return partial(structured_output.reasked, once, request, attempt, self.reask, limit_s, self.spec.name)
-        return self._once(request, attempt, hold=hold)
+            return partial(structured_output.reasked, run_once, request, attempt, self.reask, limit_s, self.spec.name)
+        return self._single_attempt(request, attempt, hold=hold)
 
-    def _once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
+    def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         runnable = _Attempt(self, request, attempt, hold=hold)
-        about = events.About(self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.sent)
-        return partial(events.attempted, about, runnable.run)
+        info = events.AttemptInfo(
+            self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.model_and_limit
+        )
+        return partial(events.run_attempt, info, runnable.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -100,9 +106,9 @@ class Runner:
 
         Args:
             error: changed in place.
-            model: of the request.
+            model: the requested model.
             request: the request that failed; None for a probe.
-            answer: as far as it arrived.
+            answer: the answer received so far, if any.
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
@@ -121,9 +127,9 @@ class _Attempt:
     """One attempt.
 
     Args:
-        runner: of the provider.
+        runner: the provider's runner.
         request, attempt: see ``Runner.start``.
-        hold: hold text back until thinking is ruled out.
+        hold: hold text back until it is known to be the answer, not thinking.
     """
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
@@ -133,24 +139,26 @@ class _Attempt:
         self._budget: ContextBudget | None = None
         self._answer: Answer | None = None
 
-    def sent(self) -> tuple[str | None, int | None]:
-        """Return the model and ``max_tokens`` of the request, as far as they are decided."""
+    def model_and_limit(self) -> tuple[str | None, int | None]:
+        """Return the model and ``max_tokens`` of the request; None for one that is not chosen yet."""
         lowered = self._budget and self._budget.answer
         return self._model or None, lowered or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
-        """Return the completion. Raise nothing but LLMError."""
+        """Run the attempt and return the completion. Raise only LLMError."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._request.timeout or self._times.deadline)
         failure: LLMError | None = None
         try:
             budget = await self._prepare(deadline)
-            closes = self._model in self._runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(self._model))
+            leaks = self._model in self._runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(self._model))
             continues = self._attempt.prefix is not None
-            answer = self._answer = Answer(self._request, emit, hold=self._hold, closes=closes, continues=continues)
+            answer = self._answer = Answer(
+                self._request, emit, hold=self._hold, only_closing_tag=leaks, continues=continues
+            )
             slot = await self._acquire_slot(deadline, emit)
             try:
-                await self._converse(answer, budget, deadline, emit)
+                await self._exchange(answer, budget, deadline, emit)
             finally:
                 CAPACITY.release(slot)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
@@ -175,11 +183,11 @@ class _Attempt:
             )
         try:
             async with asyncio.timeout_at(deadline):
-                self._model = await self._catalog.choose_name(request.model)  # before LiteLLM: an error is immediate
+                self._model = await self._catalog.choose_name(request.model)  # before the slow import of LiteLLM
                 base, prefill = runner.client.endpoint.base, self._attempt.raw
                 budget = self._budget = ContextBudget(spec, base, self._catalog, request, self._model, prefill)
-                why = await budget.prepare(min(QUICK_PROBE_S, self._times.first_token))
-                self._report_adjusted(why, tight=budget.tight)
+                adjustment = await budget.prepare(min(QUICK_PROBE_S, self._times.first_token))
+                self._report_adjusted(adjustment, tight=budget.tight)
                 if request.turn_added:
                     self._report_adjusted(_TURN_ADDED)
                 await _litellm.prepare(spec, runner.client.endpoint)
@@ -188,14 +196,14 @@ class _Attempt:
         return budget
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot of the server, unless the router has acquired one. Only the deadline limits the wait.
+        """Wait for a slot of the server until the deadline. Return at once if the router has acquired the slot.
 
         Returns:
             The slot to release; None if the router releases it.
 
         Raises:
             DeadlineExceeded: no slot was free in time.
-            ConnectionFailed, ConnectTimeout: meanwhile another request could not connect.
+            ConnectionFailed, ConnectTimeout: another request could not connect to the server during the wait.
         """
         runner, slot, limit = self._runner, self._attempt.slot, self._runner.concurrency_limit
         loop = asyncio.get_running_loop()
@@ -205,7 +213,7 @@ class _Attempt:
                 slot = await CAPACITY.acquire(runner.address, limit, deadline)
         if limit is not None:
             waited_s = slot.waited_s if slot else loop.time() - began
-            events.emit_lazily(events.RequestQueued, provider=self._spec.name, seconds=waited_s)
+            events.emit(events.RequestQueued(provider=self._spec.name, seconds=waited_s))
         if self._attempt.slot:
             return None
         if runner.unreachable and runner.unreachable[0] >= began:
@@ -219,8 +227,8 @@ class _Attempt:
             raise errors.DeadlineExceeded(what, hint=hint)
         return slot
 
-    async def _converse(self, answer: Answer, budget: ContextBudget, deadline: float, emit: Emit) -> None:
-        """Send the request and read the response. Retry without a default that the model refuses."""
+    async def _exchange(self, answer: Answer, budget: ContextBudget, deadline: float, emit: Emit) -> None:
+        """Send the request and read the response. After a refusal, retry without the default that caused it."""
         runner, model = self._runner, self._model
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
@@ -230,11 +238,11 @@ class _Attempt:
             reader = AnswerReader(parser, self._time_limits(budget))
             answer.parser, answer.sent_at = parser, asyncio.get_running_loop().time()
             try:
-                with ExitStack() as load:
+                with ExitStack() as load_wait:
                     if budget.loads and emit.all_events:
-                        load.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
+                        load_wait.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
                     send = partial(self._send, variant, budget, reader)
-                    await reader.read(send, deadline, partial(_feed, answer, load), emit.drain)
+                    await reader.read(send, deadline, partial(_feed, answer, load_wait), emit.drain)
                 break
             except _RETRIED_REFUSALS as error:
                 if answer.first_delta_at is not None:
@@ -245,26 +253,27 @@ class _Attempt:
 
     def _variant_after(self, budget: ContextBudget, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after a refusal. Raise the refusal if a retry cannot help."""
-        why = budget.adjust_after(error)
-        if why is None:
+        adjustment = budget.adjust_after(error)
+        if adjustment is None:
             change = self._request.variant_after(variant, error)
             if change is None:
                 raise error
-            variant, why = change
-        self._report_adjusted(why)
+            variant, adjustment = change
+        self._report_adjusted(adjustment)
         return variant
 
-    def _report_adjusted(self, why: str | None, *, tight: bool = False) -> None:
-        if why:
-            events.emit(events.RequestAdjusted(provider=self._spec.name, model=self._model, why=why, tight=tight))
+    def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
+        if adjustment:
+            name, model = self._spec.name, self._model
+            events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant before any refusal. It skips JSON schemas if the operator states that they fail."""
+        """Return the variant before any refusal. Skip JSON schemas if the operator configured them as unsupported."""
         no_schema = self._catalog.stated.get("json_schema") is False
-        return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.structured) > 1 else 0)
+        return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _time_limits(self, budget: ContextBudget) -> Times:
-        """Return the time limits: longer for a load, shorter if the router leaves time for other providers."""
+        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers."""
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if budget.loads else times.first_token
         return replace(times, first_token=first if patience is None else min(first, patience))
@@ -280,7 +289,7 @@ class _Attempt:
             raise
 
     async def _write(self, variant: Variant, budget: ContextBudget) -> HttpRequest:
-        """Return the HTTP request: for a chat, or for the continuation of an answer."""
+        """Return the HTTP request of a chat, or of a continuation."""
         attempt, spec, model = self._attempt, self._spec, self._model
         continuing = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuing is None:
@@ -299,7 +308,7 @@ class _Attempt:
         """Return the completion.
 
         Raises:
-            AnswerTruncated: the answer ended at a limit, and is of no use.
+            AnswerTruncated: the answer ended at a token limit, and is unusable.
             SchemaMismatch: the answer does not match its schema. The error contains the completion.
             LLMError: the answer is incomplete for another reason.
         """
@@ -319,11 +328,11 @@ class _Attempt:
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
                 raise errors.AnswerTruncated(what, hint=hint) from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # the caller pays for it, too
+                error.answer = completion  # its tokens and cost count, too
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # without sampling, a retry returns the same answer
             raise
-        events.content(attempt.request, attempt.number, request.messages, completion)
+        events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
@@ -338,7 +347,7 @@ class _Attempt:
 
     def _limit_reached(self, usage: Usage) -> str:
         """Return the limit at which an answer ended, for an error message."""
-        limit, tokens = self.sent()[1], usage.completion_tokens
+        limit, tokens = self.model_and_limit()[1], usage.completion_tokens
         if limit is None or (tokens or limit) < limit:
             return f"{tokens or '?'} tokens, because the context was full"
         return f"max_tokens={limit}"
@@ -348,14 +357,14 @@ class Answer(Transcript):
     """The answer of one attempt while it arrives. It receives deltas, emits events, and returns the completion.
 
     Args:
-        request: of the attempt.
-        emit: of the attempt.
-        hold: hold text back until thinking is ruled out.
-        closes: the model's template opens the thinking, so that the response contains only the closing tag.
-        continues: the response is a continuation, which may be empty and contains no thinking.
+        request: the request.
+        emit: receives the events.
+        hold: hold text back until it is known to be the answer, not thinking.
+        only_closing_tag: the response has </think> without <think>, because the model's template contains <think>.
+        continues: the response is a continuation. It may be empty, and contains no thinking.
 
     Attributes:
-        parser: of the response.
+        parser: parses the response.
         sent_at: when the request was sent, on the clock of the event loop.
         first_delta_at: when the first delta arrived, on the same clock; None before.
         deltas: the number of deltas. Most servers send one for each token.
@@ -363,13 +372,14 @@ class Answer(Transcript):
 
     parser: StreamParser
 
-    def __init__(self, request: Request, emit: Emit, *, hold: bool, closes: bool, continues: bool) -> None:
+    def __init__(self, request: Request, emit: Emit, *, hold: bool, only_closing_tag: bool, continues: bool) -> None:
         super().__init__(emit)
         self.sent_at = self._ended_at = 0.0
         self.first_delta_at: float | None = None
         self.deltas = 0
         self._request, self._continues = request, continues
-        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
+        closes = only_closing_tag and not continues
+        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes)
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
@@ -407,7 +417,7 @@ class Answer(Transcript):
         Raises:
             ContentFiltered: the model refused to answer.
             EmptyAnswer: the response has neither text nor tool calls.
-            MalformedAnswer: a tool call has no name, or its arguments are no JSON object.
+            MalformedAnswer: a tool call has no name, or its arguments are not a JSON object.
             SchemaMismatch: a required tool call is missing.
         """
         parser = self.parser
@@ -417,7 +427,7 @@ class Answer(Transcript):
         must_call = self._request.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # some servers ignore the parameter
             hint = "Use a model and a server that support tools"
-            raise errors.SchemaMismatch("tool_choice= requires a tool call, and the answer has none", hint=hint)
+            raise errors.SchemaMismatch("tool_choice= requires a tool call, but the answer has none", hint=hint)
         first = self.first_delta_at
         return Completion(
             text=text,
@@ -447,7 +457,7 @@ class Answer(Transcript):
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
 
 
-def _feed(answer: Answer, load: ExitStack, delta: Delta) -> None:
+def _feed(answer: Answer, load_wait: ExitStack, delta: Delta) -> None:
     if answer.first_delta_at is None:
-        load.close()  # the model is loaded
+        load_wait.close()  # the model is loaded
     answer.feed(delta)

@@ -21,7 +21,7 @@ from typing import Final, cast
 from weakref import WeakKeyDictionary
 
 from ..base import Call, Slot
-from ..process import kept
+from ..process import register
 from .options import messages_of, parts_of, text_of
 
 # The load of an address relative to the average, above which it is used last: the c of "Consistent Hashing with Bounded
@@ -261,6 +261,6 @@ def _digest(text: str) -> str:
 
 
 CAPACITY: Final = Capacity(
-    loops=kept("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    prompts=kept("addresses with prompt digests", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
+    loops=register("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
+    prompts=register("addresses with prompt digests", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
 )

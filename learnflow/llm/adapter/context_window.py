@@ -17,7 +17,7 @@ from .. import errors
 from ..base import Call
 from ..completion import Usage
 from ..errors import LLMError
-from ..process import kept
+from ..process import register
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
@@ -37,8 +37,8 @@ _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of template
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS: Final = 6  # in one token
 
-_ratios: Final = kept("tokens per word", dict[tuple[str, str], float](), learned=True)
-_requested: Final = kept("requested context lengths", dict[tuple[str, str], int](), learned=True)
+_ratios: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
+_requested: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
 
 
 def at_most(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:

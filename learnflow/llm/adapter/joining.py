@@ -1,12 +1,14 @@
-"""Joining of a broken text and its continuation: where to cut, what must be repeated, and what follows.
+"""Join an interrupted answer and its continuation: cut the emitted text, check the overlap, and emit the new text.
 
-The router makes a ``CutPoint`` of the emitted text, and wraps the attempt that continues it with ``joined``. A
+The router splits the emitted text into a ``CutPoint``, and wraps the attempt that continues it with ``joined``. A
 continuation is joined only if it begins with the end of the emitted text.
 
-If a prefill ends inside a token, the model derails, and the next provider has another tokenizer. So the prefill ends at
-the last whole word, and the continuation must first repeat the rest. Measured on three servers with the same model on
-both sides (2026-11): 3,021 of 3,027 cuts gave the identical text, and the other six were broken connections. Cut at the
-break itself, 575 of 1,639 did (ADR 4).
+A model often derails if a prefill ends inside a token. Providers have different tokenizers, so the router cannot detect
+that. It ends the prefill at the last whole word instead, and the continuation must first repeat the rest.
+
+Measured in 2026-11 on three servers, with the same model before and after the interruption: 3,021 of 3,027 cuts at a
+word gave the same text as an uninterrupted answer. The other six were broken connections. Of 1,639 cuts without the
+step back, only 575 gave the same text (ADR 4).
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from ..stream import Emit, Relay, Work
 from .options import messages_of
 
 _MAX_STEP_CHARS: Final = 64  # text without spaces (Chinese, base64) has no word to step back to
-_MIN_WORDS: Final = 8  # that an instructed continuation repeats
+# The overlap that a model without prefill must repeat.
+_MIN_WORDS: Final = 8
 _MIN_WORDS_CHARS: Final = 24
 _MAX_WORDS_CHARS: Final = 400
-_MAX_BLANK_CHARS: Final = 1000  # of white space that is compared
+_MAX_BLANK_CHARS: Final = 1000  # white space to compare; more of it counts as new text
 
-# Sent to a model without prefill. Its continuation is checked against it.
+# Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
@@ -56,9 +59,9 @@ class CutPoint:
 
 
 def step_back(text: str) -> CutPoint:
-    """Cut at the end of the last whole word, or at the end of a text without spaces.
+    """Cut before the last word of the text, which may be incomplete, or before white space at the end.
 
-    The prefix is empty if the text is one word.
+    The prefix is empty if the text is one word. It is the whole text if the last word is longer than 64 characters.
     """
     tail = text[-_MAX_STEP_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
@@ -70,11 +73,11 @@ def step_back(text: str) -> CutPoint:
 
 
 def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
-    """Return the cut of a text for its continuation; None if there is no text.
+    """Return where to cut a text for its continuation; None if there is no text.
 
     Args:
-        text: as emitted.
-        steps_back: cut at the last whole word, if possible. False if a continuation did not repeat the rest.
+        text: the emitted text.
+        steps_back: cut before the last word. False for a second try, after a continuation that did not repeat it.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
@@ -90,16 +93,16 @@ def in_words(prompt: Prompt, prefix: str) -> list[Any]:
 
 
 def end_of(text: str) -> str:
-    """Return the last words of a text, which an instructed continuation must repeat.
+    """Return the last words of a text, which a model without prefill must repeat.
 
-    They are at least eight words and 24 characters, or 64 characters if there are no spaces, or the whole text if it is
-    shorter. They are more if the text begins with the same words, because the model might have begun again.
+    Return at least eight words and 24 characters, 64 characters of a text without spaces, or all of a shorter text.
+    Return more words if the text also begins with these: a model that starts over would repeat them, too.
     """
     return _ends_of(text)[0]
 
 
 def _ends_of(text: str) -> list[str]:
-    """Return ``end_of`` a text and longer ends, for a model that repeats a whole sentence."""
+    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a whole sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_WORDS + 1] or starts[:1]):
@@ -115,7 +118,7 @@ def _ends_of(text: str) -> list[str]:
 
 
 def _begins(text: str, end: str) -> bool:
-    """Return whether a text begins with these words, compared as in ``_Repetition``."""
+    """Return whether a text begins with ``end``, compared as in ``_Repetition``."""
     expected = "".join(map(_plain, end))
     return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
 
@@ -125,25 +128,25 @@ class Joiner:
 
     Args:
         cut: the emitted text.
-        words: the continuation was instructed to begin with ``end_of`` the prefix. Otherwise the prefix was a prefill.
+        words: the prompt instructed the model to repeat the last words. Otherwise the prefix was sent as a prefill.
 
     Attributes:
-        mismatched: the continuation does not repeat the required text, and nothing of it was returned.
+        mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
     def __init__(self, cut: CutPoint, *, words: bool = False) -> None:
         self.mismatched = False
         self.words = words
         self.cut = cut
-        self._held: str | None = ""  # None after the repeated text
+        self._held: str | None = ""  # text that is held back; None after the repeated text
         expected = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
         self._repeats = [_Repetition(text) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, over: bool = False) -> str:
-        """Add a piece of the continuation, the last one if ``over``. Return the text to emit."""
+        """Add a piece of the continuation. Return the text to emit. ``over``: the continuation has ended."""
         if self._held is None:
             return text
-        if not (self.words and self._held):  # every ``_Repetition`` holds its own text
+        if not (self.words and self._held):  # with ``words``, each ``_Repetition`` buffers the text itself
             self._held += text
         if self.mismatched or not (self._held or over):
             return ""
@@ -168,16 +171,17 @@ class Joiner:
         return self.feed("", over=True)
 
     def _after_prefill(self, held: str, *, over: bool) -> str | None:
-        """Return the new text after a prefill; None while that is undecided.
+        """Return the new text after a prefill; None if it is not known yet.
 
-        Some servers echo the whole prefill. It is an echo only if it cannot be the rest that must be repeated.
+        Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that
+        matches both counts as the rest.
         """
         rest, echo = self.cut.rest, self.cut.text
-        if not echo.strip():  # only white space was emitted: it is removed once
+        if not echo.strip():  # the emitted text was only white space
             settled = over or held.strip() or held.startswith(echo) or len(held) > _MAX_BLANK_CHARS
             return held.removeprefix(echo) if settled else None
         echoes = bool(self.cut.prefix and rest) and not echo.startswith(rest)
-        start = echo[: _MIN_WORDS_CHARS // 2]  # if it occurs again in the text, an echo is not certain
+        start = echo[: _MIN_WORDS_CHARS // 2]  # if the text repeats its start, a continuation may, too
         if not rest and len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :]:
             if held.startswith(echo):
                 return held[len(echo) :]
@@ -192,9 +196,9 @@ class Joiner:
         return None
 
     def _after_words(self, text: str, *, over: bool) -> str | None:
-        """Return the new text of an instructed continuation; None while that is undecided.
+        """Return the new text if the model was instructed to repeat the last words; None if it is not known yet.
 
-        The continuation repeats one of the ends of the emitted text, or all of it.
+        The model may repeat any of ``_ends_of`` the emitted text, or all of it.
         """
         for repetition in self._repeats:
             repetition.feed(text)
@@ -206,25 +210,25 @@ class Joiner:
 
 
 class _Repetition:
-    """Compares the start of a continuation with a text, and holds the text after it.
+    """Compares the start of a continuation with an expected text, and buffers the new text that follows.
 
-    White space, Unicode normalization and kinds of quotation marks are ignored.
+    The comparison ignores white space, Unicode normalization and the style of quotation marks.
 
     Attributes:
-        differs: the continuation begins with other text.
+        differs: the continuation does not begin with the expected text.
     """
 
     def __init__(self, text: str) -> None:
         self.differs = False
         self._expected = "".join(map(_plain, text))
         self._blank = text[len(text.rstrip()) :]
-        self._at = 0
+        self._position = 0
         self._after = ""
 
     @property
     def complete(self) -> bool:
-        """Return whether the continuation has repeated the whole text."""
-        return self._at == len(self._expected)
+        """Return whether the continuation has repeated the whole expected text."""
+        return self._position == len(self._expected)
 
     def feed(self, piece: str) -> None:
         """Add a piece of the continuation."""
@@ -234,19 +238,19 @@ class _Repetition:
         for at, character in enumerate(piece):
             plain = _plain(character)
             for inner, letter in enumerate(plain):
-                if self.complete:  # the text ends inside this character: an accent follows
+                if self.complete:  # the expected text ends with the base letter, and an accent follows
                     self._after = plain[inner:] + piece[at + 1 :]
                     return
-                if letter != self._expected[self._at]:
+                if letter != self._expected[self._position]:
                     self.differs = True
                     return
-                self._at += 1
+                self._position += 1
             if self.complete:
                 self._after = piece[at + 1 :]
                 return
 
     def rest(self, *, over: bool) -> str | None:
-        """Return the new text; None while it may still be white space that the emitted text ended with."""
+        """Return the new text; None if white space has arrived that may be part of the expected text."""
         after, bare = self._after, self._after.lstrip()
         if not self._blank:
             return after
@@ -256,7 +260,7 @@ class _Repetition:
         if blank.startswith(self._blank):
             return after[len(self._blank) :]
         if not blank and self._expected[-1:].isalnum() and bare[:1].isalnum():
-            self.differs = True  # it extends the last word, after which the emitted text has white space
+            self.differs = True  # white space must follow the last word, but a letter does
             return None
         lines = blank.count("\n") - self._blank.count("\n")
         indent, before = blank.rpartition("\n")[2] if "\n" in blank else "", self._blank.rpartition("\n")[2]
@@ -265,7 +269,7 @@ class _Repetition:
 
 @lru_cache(maxsize=4096)
 def _plain(character: str) -> str:
-    """Return a character in the form for comparison: decomposed, without white space, with plain quotation marks."""
+    """Normalize a character for comparison: decompose it, remove white space, replace quotation marks by ASCII ones."""
     letters = unicodedata.normalize("NFKD", _QUOTES.get(character, character))
     return "".join(_QUOTES.get(letter, letter) for letter in letters if not letter.isspace())
 
@@ -274,16 +278,18 @@ class _Joining(Relay):
     """Emits the new text of a continuation. Tool calls are held back until the repeated text has ended.
 
     Args:
-        name: of the provider that continues the text.
+        name: the provider that continues the text.
         joiner: splits the continuation.
-        emit: of the request.
+        emit: receives the events of the request.
         stop: called if the continuation does not repeat the required text.
     """
 
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed = not joiner.cut.text.strip()  # the event is not needed, or was emitted
+        self._resumed = (
+            not joiner.cut.text.strip()
+        )  # ``Resumed`` was emitted, or is not needed because no text was shown
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -310,9 +316,9 @@ class _Joining(Relay):
         text = joiner.end()
         only_calls = joiner.silent and completion is not None and completion.tool_calls
         if joiner.silent and not only_calls:
-            raise errors.EmptyAnswer("the continuation of a broken answer is empty", provider=self._name)
+            raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
         if joiner.mismatched and not only_calls:
-            what = "the continuation does not begin with the end of the broken answer"
+            what = "the continuation does not repeat the end of the interrupted answer"
             raise errors.NotContinued(what, provider=self._name)
         self._emit_text(text, resume=True)
         for call in self._held_calls:
@@ -327,12 +333,12 @@ class _Joining(Relay):
 
 
 async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
-    """Run an attempt that continues a broken text.
+    """Run an attempt that continues an interrupted text, and return its completion.
 
     Args:
-        work: of the attempt.
-        joiner: splits its text.
-        name: of the provider.
+        work: runs the attempt.
+        joiner: splits the text of the continuation.
+        name: the provider.
         emit: receives the new text.
 
     Raises:
@@ -342,7 +348,7 @@ async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completio
     """
     completion: Completion | None = None
     try:
-        # ``emit`` must not raise an LLMError: a wrapper below would take it for a failure of its provider
+        # Stop the attempt with a timeout: an LLMError raised by ``emit`` would count as the provider's failure
         async with asyncio.timeout(None) as scope:
             relay = _Joining(name, joiner, emit, lambda: scope.reschedule(0))
             completion = await work(relay)

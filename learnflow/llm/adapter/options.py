@@ -148,8 +148,8 @@ def _check_format(spec: ProviderSpec, response_format: Any) -> None:
         if kind not in _FORMATS:
             formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
             raise _invalid("response_format", formats)
-        if kind != "text" and kind not in spec.dialect.structured:
-            hint = f"Use {spec.dialect.structured[0]}, or a pydantic class"
+        if kind != "text" and kind not in spec.dialect.schema_modes:
+            hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
             raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
         if kind == "json_schema" and not isinstance(response_format.get("json_schema"), Mapping):
             raise _invalid("response_format", 'a dict with a schema under "json_schema"')

@@ -136,7 +136,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the work of a call, with its events; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
-        return partial(events.requested, lambda: self.name, model, attempt, self.attempt(call, attempt))
+        return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider.attempt``."""
@@ -150,7 +150,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        return self.runner.start(prepared, attempt, buffered=call.whole)
+        return self.runner.start(prepared, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
         """Import LiteLLM in a thread. Call it at startup: otherwise the import delays the first request by seconds."""
@@ -195,7 +195,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             NotRecorded: the cassettes of LLM_REPLAY have no page of the server.
         """
         health = await self.catalog.health(within)
-        events.emit_lazily(events.HealthChecked, provider=self.name, state=health.state)
+        events.emit(events.HealthChecked(provider=self.name, state=health.state))
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
@@ -221,7 +221,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             Unsupported: the server does not support ``keep_alive``.
             LLMError: the server cannot be reached, or cannot load the model.
         """
-        if keep_alive is not None and not self.spec.server.keep:
+        if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         await self._explain_errors(self._warm(model or self.model, keep_alive), model or self.model)
 

@@ -139,7 +139,7 @@ class Request:
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
-            mode = dialect.structured[variant.fallback_level]
+            mode = dialect.schema_modes[variant.fallback_level]
             response_format, instruction = structured_output.formatted(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
@@ -169,7 +169,7 @@ class Request:
         refused = frozenset(at_fault & ours) - variant.without
         if refused:
             return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
-        modes, level = self.spec.dialect.structured, variant.fallback_level + 1
+        modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
         if falls_back and any(word in message for word in _FORMAT_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
@@ -189,7 +189,7 @@ class Request:
         place = self.spec.dialect.session
         if place is None or self.session is None or place.header != header:
             return {}
-        fits = len(self.session) <= place.most and (not header or _HEADER_VALUE.fullmatch(self.session))
+        fits = len(self.session) <= place.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
         return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from ..capabilities import Capabilities, Health, unknown
 from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..stream import Emit, Relay, Work
-from ..timeouts import FAR, NEAR
+from ..timeouts import CLOUD_TIMEOUTS_S, LOCAL_TIMEOUTS_S
 from ..transport.stream_parser import most_characters
 from .capacity import CAPACITY
 from .options import messages_of
@@ -86,7 +86,7 @@ class RoutableProvider(LLMProvider):
             model: the name of the model; None for the default model.
         """
         capabilities, common, name = self.get_capabilities(), self._settings, model or self.model
-        first, gap = NEAR if capabilities["local"] else FAR
+        first, gap = LOCAL_TIMEOUTS_S if capabilities["local"] else CLOUD_TIMEOUTS_S
         return Facts(
             address=f"{self.name}#{id(self)}",
             capabilities=capabilities,
@@ -143,8 +143,8 @@ class RoutableProvider(LLMProvider):
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
-        about = events.About(self.name, facts.address, sampling, attempt, lambda: sent)
-        return partial(events.attempted, about, partial(self._run, call, attempt, facts))
+        about = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
+        return partial(events.run_attempt, about, partial(self._run, call, attempt, facts))
 
     async def _run(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
         """Run the call within a slot and time limits, and convert any exception to an LLMError."""
@@ -155,9 +155,11 @@ class RoutableProvider(LLMProvider):
             if attempt.slot is None:
                 with emit.waiting(Waiting("queue", self.name, call.model)):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
-            first = min(filter(None, [attempt.patience, None if call.whole else facts.first_token_s]), default=deadline)
+            first = min(
+                filter(None, [attempt.patience, None if call.buffered else facts.first_token_s]), default=deadline
+            )
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
-                bounded = _Bounded(emit, scope, deadline, deadline if call.whole else facts.gap_s)
+                bounded = _Bounded(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
                 return await self._call(call, bounded)
         except TimeoutError:
             queued = slot is None and attempt.slot is None
@@ -174,7 +176,7 @@ class RoutableProvider(LLMProvider):
     async def _call(self, call: Call, emit: Emit) -> Completion:
         """Call the provider's own methods, and emit what they return."""
         arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
-        if call.whole:
+        if call.buffered:
             completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..base import Attempt
 from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
-from ..provider_spec import Rung
+from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
 from ..transport.untrusted import parse_json, printable
 
@@ -28,7 +28,7 @@ _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answ
 _ANSWER_AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
 
 
-def formatted(response_format: type[BaseModel] | dict[str, Any], mode: Rung) -> tuple[Any, str | None]:
+def formatted(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
     """Return the ``response_format`` to send in this mode, and an instruction for the prompt; None for none."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema

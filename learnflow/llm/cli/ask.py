@@ -108,7 +108,7 @@ def _event_text(event: Waiting) -> str:
 def _json_object(done: Completion) -> dict[str, Any]:
     """Return a completion as a JSON object."""
     fields = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
-    fields["model"] = {"asked": done.model.asked, "served": done.model.served}
+    fields["model"] = {"requested": done.model.requested, "served": done.model.served}
     fields["usage"] = dataclasses.asdict(done.usage)
     fields["tool_calls"] = [dataclasses.asdict(call) for call in done.tool_calls]
     return fields

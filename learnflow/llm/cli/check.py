@@ -13,7 +13,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
-from ..discovery import found as find_providers
+from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
 from ..stream import Emit
@@ -38,7 +38,7 @@ _TOOL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check. ``passed`` is None if that is unknown."""
+    """One check. ``passed`` may be None: unknown."""
 
     question: str
     passed: bool | None

@@ -12,9 +12,9 @@ from contextlib import suppress
 from .. import settings, settings_sources
 from ..discovery import Found
 from ..errors import LLMError
-from ..provider_spec import ProviderSpec, named
+from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
-from ..providers.registry import table as vendors
+from ..providers.registry import vendor_specs as vendors
 from ..transport.endpoint import endpoint, is_loopback
 from .command import ExitCode, command, provider_option, within_option
 from .status import chain_of, probe, report_replay, select, state
@@ -62,7 +62,7 @@ def _specs(provider: str | None) -> list[ProviderSpec]:
         try:
             specs.setdefault(name, spec_of(name))
         except LLMError:  # an endpoint without a kind has the same variables
-            specs.setdefault(name, named(CUSTOM, name))
+            specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
 
@@ -139,8 +139,8 @@ def _advice(chain: Sequence[str], places: Sequence[Found]) -> Iterator[str]:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set, but prompts leave this machine"
-    easiest = next(spec for spec in SPECS.values() if spec.server.start)
-    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start}"
+    easiest = next(spec for spec in SPECS.values() if spec.server.start_command)
+    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start_command}"
 
 
 def _lines(place: Found) -> Iterator[str]:

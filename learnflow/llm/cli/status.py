@@ -18,12 +18,12 @@ from ..discovery import Found, scan, usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
-from ..providers.registry import table as vendors
+from ..providers.registry import vendor_specs as vendors
 from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, within_option
 from .terminal import notify, progress, size, table, write, write_json
 
-NO_SERVER: Final = "no provider is named, and no server answers on this machine. Run learnflow-llm doctor"
+NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
 _SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
 
 
@@ -35,58 +35,59 @@ _SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("stre
 async def status(include_all: bool, as_json: bool, within: float, provider: str | None) -> int:
     """Show the state of the providers.
 
-    Lists the providers that are named or found, and what to do. * marks the one that would be used. Exit code 0 only if
-    that one is ready.
+    Lists the configured and the detected providers, with advice. * marks the provider that requests would use. The
+    exit code is 0 only if that provider is ready.
     """
     report_replay()
-    chain, places = await probe(provider, within)
-    first = next((place for place in select(chain, places) if place.ready), None)
-    listed = places if include_all else [place for place in places if _is_listed(place, chain)]
+    chain, candidates = await probe(provider, within)
+    first = next((candidate for candidate in select(chain, candidates) if candidate.ready), None)
+    listed = candidates if include_all else [candidate for candidate in candidates if _is_listed(candidate, chain)]
     position = {name: index for index, name in enumerate(chain)}
-    listed.sort(key=lambda place: position.get(place.health.provider, len(chain)))
+    listed.sort(key=lambda candidate: position.get(candidate.health.provider, len(chain)))
     if as_json:
-        write_json([_status_object(place.health) for place in listed])
+        write_json([_status_object(candidate.health) for candidate in listed])
     elif listed:
         table(
             ("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"),
-            (_status_row(place, place is first) for place in listed),
+            (_status_row(candidate, candidate is first) for candidate in listed),
         )
         for line in _remarks(chain, listed):
             write(line)
     if include_all and not as_json:
-        write("\nFurther names of LLM_PROVIDER:")
+        write("\nOther values of LLM_PROVIDER:")
         table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
         notify(NO_SERVER)
     return ExitCode.OK if first else ExitCode.NO_PROVIDER
 
 
-def _is_listed(place: Found, chain: Sequence[str]) -> bool:
-    """Return whether a provider is named or answers. A cloud with a key that is not named is neither."""
-    local = place.provider is None or place.provider.spec.local
-    return place.answers or (place.configured and (local or place.health.provider in chain))
+def _is_listed(candidate: Found, chain: Sequence[str]) -> bool:
+    """Return whether to list a provider without ``--all``. A cloud with a key is listed only if it is in the chain."""
+    local = candidate.provider is None or candidate.provider.spec.local
+    return candidate.answers or (candidate.configured and (local or candidate.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
-    """Yield the details of providers that are not simply ready, and of servers that are not used."""
-    for place in listed:
-        name, named = place.health.provider, _configured_twin(place, chain, listed)
-        if place.health.detail != "ready":
-            yield f"{name}: {place.health.detail}"
-        if named and place.provider:
-            variable = place.provider.spec.variable("base_url")
-            value = f"is {named.health.base_url}" if named.health.base_url else "is invalid"
+    """Yield remarks on providers, and on detected servers that are not used."""
+    for candidate in listed:
+        name, used = candidate.health.provider, _used_instead(candidate, chain, listed)
+        if candidate.health.detail != "ready":
+            yield f"{name}: {candidate.health.detail}"
+        if used and candidate.provider:
+            variable = candidate.provider.spec.variable("base_url")
+            value = f"is {used.health.base_url}" if used.health.base_url else "is invalid"
             yield (
-                f"{name} at {place.health.base_url} is not used: {variable} {value}. "
-                f"To use it: {variable}={place.provider.endpoint.root}"
+                f"{name} at {candidate.health.base_url} is not used: {variable} {value}. "
+                f"To use it: {variable}={candidate.provider.endpoint.root}"
             )
 
 
-def _configured_twin(place: Found, chain: Sequence[str], places: Sequence[Found]) -> Found | None:
-    """Return the configured provider with the same name, which is used instead. Return None without one."""
-    if place.configured or place.health.provider not in chain:
+def _used_instead(candidate: Found, chain: Sequence[str], candidates: Sequence[Found]) -> Found | None:
+    """Return the configured provider that is used instead of a detected server with the same name, if any."""
+    if candidate.configured or candidate.health.provider not in chain:
         return None
-    return next((one for one in places if one.configured and one.health.provider == place.health.provider), None)
+    same_name = (other for other in candidates if other.health.provider == candidate.health.provider)
+    return next((other for other in same_name if other.configured), None)
 
 
 @command
@@ -97,47 +98,47 @@ def _configured_twin(place: Found, chain: Sequence[str], places: Sequence[Found]
 async def models(store: bool, as_json: bool, within: float, provider: str | None) -> int:
     """List the models of each server."""
     if store:
-        return _stored(as_json=as_json)
-    chain, places = await probe(provider, within)
-    answering = [place for place in places if place.provider and place.answers]
-    listed = await asyncio.gather(*(_models(place, within) for place in answering))
-    rows = [(place, model) for place, own in zip(answering, listed, strict=True) for model in own]
+        return _list_store(as_json=as_json)
+    chain, candidates = await probe(provider, within)
+    responding = [candidate for candidate in candidates if candidate.provider and candidate.answers]
+    listed = await asyncio.gather(*(_models(candidate, within) for candidate in responding))
+    rows = [(candidate, model) for candidate, own in zip(responding, listed, strict=True) for model in own]
     if as_json:
-        write_json([_model_object(place, model) for place, model in rows])
+        write_json([_model_object(candidate, model) for candidate, model in rows])
     elif rows:
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
-        table(titles, (_model_row(place, model) for place, model in rows))
-    if not answering:
-        silent = [f"{place.health.provider}: {place.health.detail}" for place in select(chain, places)]
-        notify("\n".join(silent) or NO_SERVER)
+        table(titles, (_model_row(candidate, model) for candidate, model in rows))
+    if not responding:
+        reasons = [f"{one.health.provider}: {one.health.detail}" for one in select(chain, candidates)]
+        notify("\n".join(reasons) or NO_SERVER)
     elif not rows:
-        notify(f"{', '.join(place.health.provider for place in answering)}: the server has no model")
+        notify(f"{', '.join(candidate.health.provider for candidate in responding)}: the server has no model")
     return ExitCode.OK if rows else ExitCode.NO_PROVIDER
 
 
-def _stored(*, as_json: bool) -> int:
-    listed = model_store.models()
+def _list_store(*, as_json: bool) -> int:
+    stored = model_store.models()
     if as_json:
-        write_json([{"name": place.name, "path": str(place.path), "size_bytes": place.size_bytes} for place in listed])
-    elif listed:
-        table(("NAME", "SIZE", "PATH"), ((place.name, size(place.size_bytes), str(place.path)) for place in listed))
+        write_json([{"name": file.name, "path": str(file.path), "size_bytes": file.size_bytes} for file in stored])
+    elif stored:
+        table(("NAME", "SIZE", "PATH"), ((file.name, size(file.size_bytes), str(file.path)) for file in stored))
     else:
-        notify(f"no model is stored in {model_store.folder()}. learnflow-llm pull smollm2 stores a small one")
+        notify(f"no model is stored in {model_store.folder()}. Run learnflow-llm pull smollm2 to download a small one")
     return ExitCode.OK
 
 
 def chain_of(provider: str | None) -> list[str]:
-    """Return the names of the providers that are named."""
+    """Return the requested provider, else the configured chain, as names."""
     if provider:
         return [provider.lower()]
     return [name for rank in settings.load().chain for name in rank]
 
 
 async def probe(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
-    """Probe the named, the configured and the local providers.
+    """Probe the chain, the other configured providers, and the local servers.
 
     Returns:
-        The names of the chain, and the probed places.
+        The names of the chain, and the results.
 
     Raises:
         NotConfigured: a name is invalid.
@@ -149,12 +150,14 @@ async def probe(provider: str | None, within: float) -> tuple[list[str], list[Fo
         return chain, await scan(within, chain, embedded=True)
 
 
-def select(chain: Sequence[str], places: Iterable[Found]) -> list[Found]:
-    """Return the providers that would be used: the named ones, else all usable local ones."""
+def select(chain: Sequence[str], candidates: Iterable[Found]) -> list[Found]:
+    """Return the providers that requests would use, in order: the chain, else all usable local ones."""
     if chain:
-        named = [place for place in places if place.health.provider in chain and place.configured]
-        return sorted(named, key=lambda place: chain.index(place.health.provider))
-    return usable(places)
+        configured = [
+            candidate for candidate in candidates if candidate.health.provider in chain and candidate.configured
+        ]
+        return sorted(configured, key=lambda candidate: chain.index(candidate.health.provider))
+    return usable(candidates)
 
 
 def report_replay() -> None:
@@ -167,10 +170,10 @@ def report_replay() -> None:
         notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
 
-async def _models(place: Found, within: float) -> list[Model]:
-    assert isinstance(place.provider, BaseProvider)  # noqa: S101  # it answers
+async def _models(candidate: Found, within: float) -> list[Model]:
+    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # the server answers
     try:
-        return await place.provider.models(within)
+        return await candidate.provider.models(within)
     except errors.NotRecorded:
         raise
     except LLMError:
@@ -193,14 +196,14 @@ def _status_object(health: Health) -> dict[str, Any]:
     }
 
 
-def _model_object(place: Found, model: Model) -> dict[str, Any]:
-    assert place.provider  # noqa: S101  # it has listed its models
+def _model_object(candidate: Found, model: Model) -> dict[str, Any]:
+    assert candidate.provider  # noqa: S101  # it has listed its models
     return {
-        "provider": place.health.provider,
-        "base_url": place.health.base_url,
+        "provider": candidate.health.provider,
+        "base_url": candidate.health.base_url,
         "model": model.name,
         "loaded": model.loaded,
-        "capabilities": dict(place.provider.get_capabilities(model.name)),
+        "capabilities": dict(candidate.provider.get_capabilities(model.name)),
     }
 
 
@@ -209,8 +212,8 @@ def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
-def _status_row(place: Found, first: bool) -> tuple[str, ...]:
-    health = place.health
+def _status_row(candidate: Found, first: bool) -> tuple[str, ...]:
+    health = candidate.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
         f"{'*' if first else ' '} {health.provider}",
@@ -226,15 +229,15 @@ def state(health: Health) -> str:
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
-def _model_row(place: Found, model: Model) -> tuple[str, ...]:
-    assert place.provider  # noqa: S101  # it has listed its models
-    known = place.provider.get_capabilities(model.name)
+def _model_row(candidate: Found, model: Model) -> tuple[str, ...]:
+    assert candidate.provider  # noqa: S101  # it has listed its models
+    known = candidate.provider.get_capabilities(model.name)
     loaded = "elsewhere" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
     trained, served = str(known["context"] or "?"), str(known["context_served"] or "?")
-    return (place.health.provider, model.name, loaded, trained, served, _capabilities(known))
+    return (candidate.health.provider, model.name, loaded, trained, served, _capabilities(known))
 
 
 def _capabilities(known: Mapping[str, Any]) -> str:
-    """Return the capabilities of a model; unknown ones with a question mark."""
+    """Return the capabilities of a model. Unknown ones have a question mark."""
     names = [name + ("?" if known[name] is None else "") for name in _SHOWN_CAPABILITIES if known[name] is not False]
     return " ".join(names) or "-"

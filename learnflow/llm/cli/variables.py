@@ -50,7 +50,7 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
     """
     specs = list(specs)
     ours = {name.upper() for name in Settings.model_fields} | _names(specs)
-    known = ours | _names(others) | {name for spec in specs for name in spec.server.own_variables}
+    known = ours | _names(others) | {name for spec in specs for name in spec.server.server_variables}
     for place, variables in places().items():
         for name in sorted(set(variables) - known):
             near = (

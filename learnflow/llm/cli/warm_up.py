@@ -9,7 +9,7 @@ import click
 
 from .. import errors
 from ..adapter.provider import BaseProvider
-from ..discovery import found as find_providers
+from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
 from .command import ExitCode, command, model_option, provider_option

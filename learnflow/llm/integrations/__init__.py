@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import log
-from ..process import kept
+from ..process import register
 from ..settings import Settings
 from ..settings_sources import in_container
 
-_served: Final = kept("ports of metrics", set[object]())
-_logged: Final = kept("hints that were logged", set[str]())
+_served: Final = register("ports of metrics", set[object]())
+_logged: Final = register("hints that were logged", set[str]())
 _detachers: Final[dict[tuple[object, ...], Callable[[], None]]] = {}
 
 
@@ -82,7 +82,8 @@ def _attach_opentelemetry() -> None:
         opentelemetry.attach()
     except ImportError:
         _log_once(
-            "llm_no_telemetry", "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)"
+            "llm.telemetry_unavailable",
+            "LLM_OPENTELEMETRY needs the package opentelemetry-api (pip install opentelemetry-api)",
         )
 
 

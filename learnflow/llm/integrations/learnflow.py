@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from .. import settings
 from ..base import AtMost, LLMProvider
 from ..errors import NotConfigured, Unsupported
-from ..factory import get_provider, named
+from ..factory import get_provider, is_configured
 from ..providers import build
 from ..providers.registry import CUSTOM
 from ..routing.router import RouterProvider
@@ -55,7 +55,7 @@ class ModelFactory:
     def __init__(self, config_manager: ConfigManager, api_key: str | None = None) -> None:
         self._config_manager = config_manager
         self._api_key = api_key
-        self._chain = get_provider() if named() else None
+        self._chain = get_provider() if is_configured() else None
         self._built: dict[str, RouterProvider] = {}
 
     @property

@@ -22,7 +22,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from .. import events, settings
 from ..errors import LLMError
 from ..events import LogEvent
-from ..providers.registry import SPECS, table
+from ..providers.registry import SPECS, vendor_specs
 from . import attach_once
 
 _NAME: Final = "learnflow.llm"
@@ -96,7 +96,7 @@ class Telemetry:
                 pass
 
     def record_content(self, event: events.ContentRecorded) -> None:
-        """Add the messages and the answer to the span of the attempt."""
+        """Add the messages and the response to the span of the attempt."""
         span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
         if span:
             completion = event.completion
@@ -112,10 +112,10 @@ class Telemetry:
 
     def _start_attempt(self, event: events.AttemptStarted) -> None:
         address = urlsplit(event.address)
-        spec = SPECS.get(event.provider) or table().get(event.provider)
+        spec = SPECS.get(event.provider) or vendor_specs().get(event.provider)
         common: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": spec.genai_name if spec else event.provider,
+            "gen_ai.provider.name": (spec.genai or spec.name) if spec else event.provider,
             "server.address": address.hostname or "",
             "server.port": address.port or (443 if address.scheme == "https" else 80),
         }

@@ -1,7 +1,7 @@
-"""Prometheus metrics of log events.
+"""Prometheus metrics of log events. Requires the extra ``[prometheus]``.
 
-An application calls ``attach``, or ``LLM_METRICS_PORT`` attaches it. It needs the extra ``[prometheus]``. The values of
-labels are bounded: models after the first 50 of a provider are counted as "other".
+An application calls ``attach``, or sets ``LLM_METRICS_PORT``. The number of label values is limited: models after the
+first 50 of a provider have the label "other".
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from . import attach_once
 
 _PREFIX: Final = "learnflow_llm_"
 _ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers the whole address
-_MAX_MODELS: Final = 50  # of a provider; also of graph nodes
+# The most values of a label. Later ones become "other".
+_MAX_MODELS: Final = 50  # for each provider
+_MAX_NODES: Final = 50
 _MAX_PROVIDERS: Final = 30
 _SHORT_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _LONG_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -28,10 +30,10 @@ _Ended = events.AttemptSucceeded | events.AttemptFailed | events.AttemptCancelle
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Count every event from now on. A second call with the same registry changes nothing.
+    """Count all later events. A second call with the same registry has no effect.
 
     Args:
-        registry: the registry of the metrics; prometheus_client's own by default.
+        registry: the registry for the metrics. The default is that of prometheus_client.
 
     Returns:
         A function that detaches the metrics and removes them from the registry.
@@ -57,11 +59,11 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
 
 
 class Metrics:
-    """A sink that counts each attempt of a request. Durations are in seconds.
+    """A sink that updates the metrics for each event.
 
     Attributes:
         collectors: the metrics.
-        names: the labels of each metric by its name.
+        names: the label names of each metric, by the name of the metric.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -86,7 +88,9 @@ class Metrics:
 
         target = ("provider", "model")
         self._requests = counter("requests_total", "Attempts at a provider, by outcome.", *target, "outcome", "node")
-        self._duration = histogram("request_seconds", "Seconds of a successful attempt.", _LONG_BUCKETS_S, *target)
+        self._duration = histogram(
+            "request_seconds", "Duration of successful attempts in seconds.", _LONG_BUCKETS_S, *target
+        )
         self._first_token = histogram("first_token_seconds", "Seconds to the first token.", _SHORT_BUCKETS_S, *target)
         self._tokens = counter(
             "tokens_total", "Tokens of prompts (in) and answers (out).", *target, "direction", "node"
@@ -95,14 +99,14 @@ class Metrics:
         self._failovers = counter("failovers_total", "Failovers to another provider.", "from", "to", "reason")
         self._switch = histogram(
             "switch_seconds",
-            "Seconds from a failure to the first piece of the next provider.",
+            "Seconds from a failure to the first text of the next provider.",
             _SHORT_BUCKETS_S,
             "from",
             "to",
         )
         self._continuations = counter("resumes_total", "Continuations of broken answers.", "provider", "outcome")
         self._configuration_errors = counter(
-            "configuration_errors_total", "Failures that require a changed setting.", "provider", "error"
+            "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"
         )
         self._checks = counter("health_checks_total", "Health checks, by state.", "provider", "state")
         self._breaker_open = gauge("breaker_open", "1 while a circuit breaker is open, else 0.", *target)
@@ -113,14 +117,13 @@ class Metrics:
             _SHORT_BUCKETS_S,
             "provider",
         )
-        self._started: set[tuple[int, int]] = (
-            set()
-        )  # requests and attempts; a sink may be attached in the middle of one
+        # (request, attempt) of running attempts. It excludes those that had started before ``attach``.
+        self._started: set[tuple[int, int]] = set()
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
         self._nodes: set[str] = set()
 
-        self._counts: dict[type[LogEvent], Callable[[Any], None]] = {
+        self._handlers: dict[type[LogEvent], Callable[[Any], None]] = {
             events.AttemptStarted: self._count_start,
             events.AttemptSucceeded: self._count_success,
             events.AttemptFailed: self._count_failure,
@@ -135,17 +138,17 @@ class Metrics:
         }
 
     def __call__(self, event: LogEvent) -> None:
-        """Count the event."""
-        count = self._counts.get(type(event))
-        if count:
-            count(event)
+        """Update the metrics for an event."""
+        handler = self._handlers.get(type(event))
+        if handler:
+            handler(event)
 
     def _count_start(self, event: events.AttemptStarted) -> None:
         self._started.add((event.request, event.attempt))
         self._in_flight.labels(self._provider(event.provider)).inc()
 
     def _count_cancelled(self, event: events.AttemptCancelled) -> None:
-        self._count_end(event, event.model, "left")
+        self._count_end(event, event.model, "cancelled")
 
     def _observe_queue(self, event: events.RequestQueued) -> None:
         self._queue.labels(self._provider(event.provider)).observe(event.seconds)
@@ -173,7 +176,7 @@ class Metrics:
 
     def _count_success(self, event: events.AttemptSucceeded) -> None:
         completion = event.completion
-        labels = self._count_end(event, completion.model.asked or completion.model, completion.finish)
+        labels = self._count_end(event, completion.model.requested or completion.model, completion.finish)
         self._duration.labels(*labels).observe(event.total_s)
         if completion.first_token_s is not None:
             self._first_token.labels(*labels).observe(completion.first_token_s)
@@ -191,17 +194,20 @@ class Metrics:
             self._configuration_errors.labels(self._provider(event.provider), error).inc()
 
     def _count_end(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
-        labels = self._target(event.provider, model, answers=isinstance(event, events.AttemptSucceeded))
+        labels = self._target(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))
         self._requests.labels(*labels, outcome, self._node(event)).inc()
         if (event.request, event.attempt) in self._started:
             self._started.remove((event.request, event.attempt))
             self._in_flight.labels(labels[0]).dec()
         return labels
 
-    def _target(self, provider: str, model: str | None, *, answers: bool = True) -> tuple[str, str]:
-        """Return provider and model as labels. Models that never answered use at most half of the values."""
+    def _target(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
+        """Return provider and model as labels.
+
+        Failed attempts add at most 25 models, so that misspelled names leave labels for working models.
+        """
         known, model = self._models[self._provider(provider)], model or "unknown"
-        if model not in known and len(known) >= (_MAX_MODELS if answers else _MAX_MODELS // 2):
+        if model not in known and len(known) >= (_MAX_MODELS if succeeded else _MAX_MODELS // 2):
             model = "other"
         known.add(model)
         return self._provider(provider), model
@@ -213,9 +219,9 @@ class Metrics:
         return name
 
     def _node(self, event: _Ended) -> str:
-        """Return the graph node in the caller's metadata, or an empty label. Other metadata does not become a label."""
+        """Return the ``node`` of the caller's metadata as a label, or "". Other metadata is not exported."""
         name = str(event.metadata.get("node") or "")
-        if name not in self._nodes and len(self._nodes) >= _MAX_MODELS:
+        if name not in self._nodes and len(self._nodes) >= _MAX_NODES:
             return "other"
         self._nodes.add(name)
         return name

@@ -1,32 +1,19 @@
-"""A class for each vendor, and ``build`` for a provider by its name. Each vendor has a file with its spec.
+"""The classes of the providers, and ``build``, which creates a provider by its name.
 
-Applications and the factory import from here.
+Each vendor has a file with its spec.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Final
 
 from ..adapter.provider import BaseProvider
 from ..provider_spec import ProviderSpec
-from . import (
-    anthropic,
-    azure,
-    custom,
-    fireworks,
-    gemini,
-    llamacpp,
-    lmstudio,
-    ollama,
-    openai,
-    openrouter,
-    registry,
-    vllm,
-    yandexgpt,
-)
+from . import registry
 from .embedded import EmbeddedProvider
+from .registry import SPECS
 
 __all__ = [
     "AnthropicProvider",
@@ -47,7 +34,7 @@ __all__ = [
 
 
 class VendorProvider(BaseProvider):
-    """A provider of this package, whose health checks recognise other kinds of server at its address."""
+    """Base of the vendors' classes. Its probes recognise every kind of server."""
 
     def _kinds(self) -> Sequence[ProviderSpec]:
         return registry.kinds()
@@ -56,98 +43,81 @@ class VendorProvider(BaseProvider):
 class OpenAIProvider(VendorProvider):
     """OpenAI's own API. See ``BaseProvider``."""
 
-    spec = openai.SPEC
+    spec = SPECS["openai"]
 
 
 class AzureProvider(VendorProvider):
     """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    An address that ends in ``/openai/v1``, or an API version ``v1``, ``latest`` or ``preview``: the newer dialect.
+    The newer API is used if the address ends in ``/openai/v1``, or the API version is ``v1``, ``latest`` or
+    ``preview``.
     """
 
-    spec = azure.SPEC
+    spec = SPECS["azure"]
 
 
 class OllamaProvider(VendorProvider):
-    """An Ollama. See ``BaseProvider``."""
+    """Ollama. See ``BaseProvider``."""
 
-    spec = ollama.SPEC
+    spec = SPECS["ollama"]
 
 
 class LMStudioProvider(VendorProvider):
     """LM Studio. See ``BaseProvider``."""
 
-    spec = lmstudio.SPEC
+    spec = SPECS["lmstudio"]
 
 
 class VLLMProvider(VendorProvider):
-    """A vLLM. See ``BaseProvider``."""
+    """vLLM. See ``BaseProvider``."""
 
-    spec = vllm.SPEC
+    spec = SPECS["vllm"]
 
 
 class LlamaCppProvider(VendorProvider):
-    """A llama.cpp server. See ``BaseProvider``."""
+    """llama.cpp's server. See ``BaseProvider``."""
 
-    spec = llamacpp.SPEC
+    spec = SPECS["llamacpp"]
 
 
 class OpenRouterProvider(VendorProvider):
     """OpenRouter. See ``BaseProvider``."""
 
-    spec = openrouter.SPEC
+    spec = SPECS["openrouter"]
 
 
 class FireworksProvider(VendorProvider):
     """Fireworks AI. See ``BaseProvider``."""
 
-    spec = fireworks.SPEC
+    spec = SPECS["fireworks"]
 
 
 class GeminiProvider(VendorProvider):
     """Google Gemini. See ``BaseProvider``."""
 
-    spec = gemini.SPEC
+    spec = SPECS["gemini"]
 
 
 class AnthropicProvider(VendorProvider):
     """Anthropic. See ``BaseProvider``."""
 
-    spec = anthropic.SPEC
+    spec = SPECS["anthropic"]
 
 
 class YandexGPTProvider(VendorProvider):
-    """YandexGPT; ``model`` is ``gpt://<folder>/yandexgpt/latest`` or the like. See ``BaseProvider``."""
+    """YandexGPT; ``model`` is a URI like ``gpt://<folder>/yandexgpt/latest``. See ``BaseProvider``."""
 
-    spec = yandexgpt.SPEC
+    spec = SPECS["yandexgpt"]
 
 
 class CustomProvider(VendorProvider):
-    """Any other API that speaks OpenAI's dialect. See ``BaseProvider``."""
+    """Any other server with OpenAI's API. See ``BaseProvider``."""
 
-    spec = custom.SPEC
+    spec = SPECS["custom"]
 
 
-CLASSES: Final[Mapping[str, type[BaseProvider]]] = MappingProxyType(
-    {
-        kind.spec.name: kind
-        for kind in (
-            OpenAIProvider,
-            AzureProvider,
-            OllamaProvider,
-            LMStudioProvider,
-            VLLMProvider,
-            LlamaCppProvider,
-            EmbeddedProvider,
-            OpenRouterProvider,
-            FireworksProvider,
-            GeminiProvider,
-            AnthropicProvider,
-            YandexGPTProvider,
-            CustomProvider,
-        )
-    }
-)
+_classes: Sequence[type[BaseProvider]] = (EmbeddedProvider, *VendorProvider.__subclasses__())
+CLASSES: Final = MappingProxyType({kind.spec.name: kind for kind in _classes})
 
 
 def build(
@@ -157,22 +127,25 @@ def build(
     api_key: str | None = None,
     usual_kind: str | None = None,
 ) -> BaseProvider:
-    """Return the provider of this name. What is not given is read from the environment.
+    """Create a provider. The environment sets missing arguments.
 
     Args:
-        name: a vendor's, or an endpoint's: ``<NAME>_BASE_URL`` is its address, and ``<NAME>_KIND`` its kind of server.
+        name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
         base_url, model, api_key: see ``BaseProvider``.
         usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
 
+    Returns:
+        The provider. No request was sent.
+
     Raises:
-        NotConfigured: there is no such name, or the kind of the endpoint is not set.
+        NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
     spec = registry.spec_of(name, given=base_url is not None, usual_kind=usual_kind)
     return provider_of(spec, base_url, model, api_key)
 
 
 def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:
-    """Return the provider of a spec. An endpoint and a vendor of LiteLLM's table get a class of their own."""
+    """Create the provider of a spec. An endpoint, and a vendor of LiteLLM's table, get a new class."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})

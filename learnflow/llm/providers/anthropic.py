@@ -1,7 +1,7 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
-It ignores in silence what it does not know: ``seed``, penalties, ``reasoning_effort``, ``response_format``, a tool's
-``strict``. So the first ones are refused here by name, and a schema is asked for in words; the answer is checked.
+The server silently ignores ``seed``, penalties, ``reasoning_effort``, ``response_format`` and a tool's ``strict``. So
+the spec refuses the first three, and a prompt requests the schema. The answer is validated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, Api, Dialect, ProviderSpec
+from ..parameters import ALWAYS
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="anthropic",
@@ -21,8 +22,8 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
-        structured=("words",),
+        schema_modes=("words",),
     ),
-    also={"base_url": ("ANTHROPIC_API_BASE",)},
+    other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
     capabilities=unknown(local=False, json_schema=False),
 )

@@ -1,4 +1,4 @@
-"""Azure OpenAI, in both dialects of its addresses."""
+"""Azure OpenAI: the API with a dated version, and the newer one without."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec, effort
+from ..parameters import effort
+from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
-# Its newer addresses (…/openai/v1, since August 2025) speak plain OpenAI and need no dated version.
+# The newer addresses (…/openai/v1, since August 2025) have OpenAI's API, and need no dated version.
 _NEWER: Final = Api(api_path="/openai/v1", lists_all=False)
 
 
-def _at(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
+def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
     newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
     return replace(spec, litellm="openai", api=_NEWER) if newer else spec
 
@@ -24,17 +25,17 @@ SPEC: Final = ProviderSpec(
     genai="azure.ai.openai",
     api=Api(
         api_path="",
-        cut_path="/openai",
+        litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",
-        variant=_at,
+        variant=_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         models_path="/openai/models",
-        lists_all=False,  # it lists what could be deployed, not what is
+        lists_all=False,  # it lists the models that can be deployed
     ),
     dialect=Dialect(reasoning=effort(), finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
-    also={
+    other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
         "model": ("AZURE_OPENAI_DEPLOYMENT",),
         "api_key": ("AZURE_OPENAI_API_KEY",),

@@ -1,17 +1,18 @@
-"""Any other API that speaks OpenAI's dialect."""
+"""Any other server with OpenAI's API."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Dialect, ProviderSpec, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..provider_spec import Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
     evidence="server",
-    seen="llama.cpp, Ollama behind it",
+    tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
     dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),

@@ -1,4 +1,4 @@
-"""What an embedded server needs before it is started: a model file, its name in requests, xllamacpp, cores."""
+"""The requirements of an embedded server: a model file, its name in requests, xllamacpp, cores."""
 
 from __future__ import annotations
 
@@ -11,31 +11,54 @@ from typing import Final
 from .. import model_store
 from ..errors import NotConfigured
 from ..model_store import DEFAULT_MODEL
+from ..provider_spec import ProviderSpec
 from ..transport.untrusted import printable
 from .gguf import trained_context
 
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"
 _MAX_PATH_CHARS: Final = 300
+_MAX_NAME_CHARS: Final = 60
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use: its affinity, and the quota of its cgroup (v2, v1)."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its cgroup (v2, v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
-            most, of = (int(number) for number in " ".join(texts).split())
+            quota_us, period_us = (int(number) for number in " ".join(texts).split())
         except (OSError, ValueError):  # "max": no quota
             continue
-        if most > 0 and of > 0:
-            cores = min(cores, max(1, most // of))
+        if quota_us > 0 and period_us > 0:
+            cores = min(cores, max(1, quota_us // period_us))
     return cores
 
 
-def model_file(provider: str, variable: str, model: str) -> Path:
-    """Return the file of a model. Raises NotConfigured if there is none."""
-    is_path = _is_path(model)
+def find(spec: ProviderSpec, model: str) -> tuple[Path, int | None]:
+    """Return the file of a model, and the context length of its training; None if the header lacks it.
+
+    Args:
+        spec: of the provider that errors name.
+        model: the path of a GGUF, or a name in the store.
+
+    Raises:
+        NotConfigured: the file does not exist, cannot be read, or is not a GGUF.
+    """
+    path, variable = _file(spec, model), spec.variable("model")
+    shown = printable(str(path), _MAX_PATH_CHARS)
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return path, trained_context(file)
+        what = f"{shown} is not a GGUF file"
+    except OSError as error:
+        what = f"{shown} cannot be read ({type(error).__name__})"
+    raise NotConfigured(what, provider=spec.name, hint=f"Set {variable} to the path of a GGUF")
+
+
+def _file(spec: ProviderSpec, model: str) -> Path:
+    is_path, variable = _is_path(model), spec.variable("model")
     try:
         path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)
         if path.is_file():
@@ -43,13 +66,13 @@ def model_file(provider: str, variable: str, model: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
         path = Path(model)
     if is_path:
-        what = f"there is no file {printable(str(path), _MAX_PATH_CHARS)}"
-        hint = f"Set {variable} to the path of a GGUF, or to a name of the store: {DOWNLOAD} {DEFAULT_MODEL}"
+        what = f"the model file {printable(str(path), _MAX_PATH_CHARS)} does not exist"
+        hint = f"Set {variable} to the path of a GGUF, or to a name in the store: {DOWNLOAD} {DEFAULT_MODEL}"
     else:
-        what = f"the model {printable(model, 60)!r} is not in the store ({model_store.folder()})"
+        what = f"the model {printable(model, _MAX_NAME_CHARS)!r} is not in the store ({model_store.folder()})"
         hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
         hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
-    raise NotConfigured(what, provider=provider, hint=hint)
+    raise NotConfigured(what, provider=spec.name, hint=hint)
 
 
 def _is_path(model: str) -> bool:
@@ -57,24 +80,8 @@ def _is_path(model: str) -> bool:
 
 
 def alias_of(model: str) -> str:
-    """Return the name of a model in requests: of a path its last part, as far as it can be printed."""
+    """Return the name of a model in requests: the printable file name without the suffix, or the name in the store."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
-
-
-def checked_gguf(path: Path, provider: str, variable: str) -> int | None:
-    """Return the context length that a GGUF was trained for, None if its header does not report it.
-
-    Raises:
-        NotConfigured: the file is not a GGUF, or cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return trained_context(file)
-        what = f"{printable(str(path), _MAX_PATH_CHARS)} is not a GGUF file"
-    except OSError as error:
-        what = f"{printable(str(path), _MAX_PATH_CHARS)} cannot be read ({type(error).__name__})"
-    raise NotConfigured(what, provider=provider, hint=f"Set {variable} to the path of a GGUF")
 
 
 def require_xllamacpp(provider: str) -> None:

@@ -1,8 +1,8 @@
 """Serve one GGUF with llama.cpp's server until the parent process ends. The program of the child process.
 
-It is started by file path, because the package may be a copy inside an application's tree; so it imports nothing of it.
+It is started by its path and imports no other module of the package, which may be a copy in an application's tree.
 
-    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. Its end stops the server.
+    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. End of file stops the server.
     stdout  one JSON line: ``address`` if the server is ready, ``error`` if it could not be started.
     stderr  llama.cpp's log.
 """
@@ -18,48 +18,48 @@ from typing import Any
 
 
 def _stop_with_parent() -> None:
-    """End this process when the parent closes the pipe, however the parent ends."""
+    """End this process when the pipe is closed. That happens however the parent ends."""
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)  # llama.cpp's threads may be in the middle of an answer
 
 
 def _parameters(x: Any, config: dict[str, Any]) -> Any:
-    """Return llama.cpp's parameters for this configuration."""
+    """Return llama.cpp's parameters for a configuration."""
     p = x.CommonParams()
     p.model.path = config["model"]
     p.model_alias = {config["alias"]}
     p.n_parallel = config["slots"]
     p.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
     p.cpuparams.n_threads = config["threads"]
-    p.cpuparams.poll = 0  # threads that wait for work sleep: two servers on the same cores starved each other
+    p.cpuparams.poll = 0  # idle threads sleep; two servers on the same cores starved each other
     p.hostnames = ["127.0.0.1"]
     p.port = 0  # the kernel chooses
     p.api_keys = [config["key"]]
     p.use_jinja = True
     p.endpoint_slots = True
-    p.fit_params = False  # a context that does not fit is an error, instead of a smaller one in silence
-    if hasattr(p, "ui"):  # xllamacpp 2026.5 has none
+    p.fit_params = False  # a context that does not fit is an error; the default silently serves a smaller one
+    if hasattr(p, "ui"):  # not in xllamacpp 2026.5
         p.ui = False
     return p
 
 
 def main() -> None:
     """Serve, and report the address or the error on stdout."""
-    # These are for the parent, which may want to finish its answers; systemd and a terminal send them to all processes.
+    # The parent handles signals: it may finish its answers. systemd and a terminal send them to all processes.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints to stdout
+    os.dup2(2, 1)  # other prints go to stderr
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
 
         server = xllamacpp.Server(_parameters(xllamacpp, config))
         message = {"address": server.listening_address}
-    except Exception as error:  # noqa: BLE001  # the parent reports whatever it is
+    except Exception as error:  # noqa: BLE001  # the parent reports it
         message = {"error": f"{type(error).__name__}: {error}"}
     json.dump(message, report)
     report.write("\n")

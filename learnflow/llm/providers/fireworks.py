@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
     name="fireworks",
@@ -16,9 +17,9 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
         reasoning=effort(),
-        # https://docs.fireworks.ai/guides/prompt-caching: routed to the same server; no length is told
+        # https://docs.fireworks.ai/guides/prompt-caching: routes to the same server; states no length
         session=Session("x-session-affinity", 200, header=True),
     ),
-    also={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
+    other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
     capabilities=unknown(local=False, json_schema=True),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, effort
+from ..parameters import ALWAYS, SAMPLING, effort
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="gemini",
@@ -16,13 +17,13 @@ SPEC: Final = ProviderSpec(
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all=False,  # it lists them as "models/…", and takes them without
+        lists_all=False,  # it lists "models/…", but requests need no prefix
     ),
     dialect=Dialect(
-        # A field that it does not know is refused with a 400 ("Cannot find field"), never dropped.
+        # It refuses an unknown field with a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=effort(),
     ),
-    also={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
+    other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
     capabilities=unknown(local=False),
 )

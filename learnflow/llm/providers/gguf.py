@@ -1,4 +1,4 @@
-"""The header of a GGUF file, as far as it tells the context length that the model was trained for.
+"""Read the context length of the training from the header of a GGUF file.
 
 Source: ggml's docs/gguf.md, version 3.
 """
@@ -9,15 +9,15 @@ import os
 from collections.abc import Mapping
 from typing import BinaryIO, Final
 
-# Bytes of the values of a GGUF by their type; 8 is a string, 9 an array.
+# The bytes of a value by its type; 8 is a string, 9 an array.
 _SIZES: Final[Mapping[int, int]] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _MAX_TEXT_BYTES: Final = 1 << 20  # a chat template may be long
-_MAX_ENTRIES: Final = 1000  # of the header, and of a list of texts; a vocabulary is longer, and comes last
+_MAX_ENTRIES: Final = 1000  # of the header, and of a list of texts; the vocabulary is longer, and stands last
 
 
 def trained_context(file: BinaryIO) -> int | None:
-    """Read a GGUF's header up to ``<architecture>.context_length``."""
+    """Return the value of ``<architecture>.context_length``; None if the header lacks it or is damaged."""
     try:
         _number(file, 4)  # the version
         _number(file, 8)  # the number of tensors
@@ -28,7 +28,7 @@ def trained_context(file: BinaryIO) -> int | None:
             if not _skip(file, kind):
                 break
     except (OSError, ValueError, OverflowError):
-        pass  # a torn header: llama.cpp will report it
+        pass  # a damaged header: llama.cpp will report it
     return None
 
 
@@ -41,7 +41,7 @@ def _text(file: BinaryIO) -> bytes:
 
 
 def _skip(file: BinaryIO, kind: int) -> bool:
-    """Skip a value. Return False if it is not known how long it is."""
+    """Skip a value. Return False if its length is unknown."""
     if kind in _SIZES:
         file.seek(_SIZES[kind], os.SEEK_CUR)
         return True

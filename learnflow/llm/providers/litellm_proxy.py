@@ -1,4 +1,7 @@
-"""LiteLLM's proxy (1.106.2): ``/health/readiness``. It forwards every model and does not report where."""
+"""LiteLLM's proxy (1.106.2), recognised by ``/health/readiness``.
+
+It forwards every model, and does not report to which server.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Final
 
 from .. import errors
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..parameters import ALWAYS, SAMPLING
+from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
 from ..transport.untrusted import text
 
@@ -17,7 +21,7 @@ _MODELS: Final = "/v1/models"
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    readiness, names = pages[_READINESS].said, pages[_MODELS]
+    readiness, names = pages[_READINESS].body, pages[_MODELS]
     if readiness.get("status") != "healthy" or text(readiness.get("db")) is None:
         return None
     if names.rows("data") is None and not isinstance(names.error, errors.AuthenticationFailed):
@@ -31,12 +35,12 @@ SPEC: Final = ProviderSpec(
     name="litellm_proxy",
     title="LiteLLM's proxy",
     evidence="server",
-    seen="1.106.2",
+    tested_versions="1.106.2",
     litellm="litellm_proxy",
     local=True,
     api=Api(default_url="http://localhost:4000", api_path="", lists_all=False),
-    server=ServerSupport(forwards=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
+    server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
     dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
-    also={"base_url": ("LITELLM_PROXY_API_BASE",)},
+    other_spellings={"base_url": ("LITELLM_PROXY_API_BASE",)},
     capabilities=unknown(local=True, cost=None),
 )

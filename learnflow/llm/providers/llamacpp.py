@@ -1,6 +1,7 @@
-"""llama.cpp's server (0c1e570): a header on every page; ``/props`` has a slot's context and the template's features.
+"""llama.cpp's server (0c1e570), recognised by the header of every page.
 
-In router mode ``/props?model=`` would load a model, so it is requested with ``autoload=false``.
+``/props`` has the context length of a slot and the features of the template. In router mode ``/props?model=`` loads the
+model, unless the request has ``autoload=false``.
 """
 
 from __future__ import annotations
@@ -12,19 +13,8 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State, unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-    template_switch,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
@@ -36,29 +26,29 @@ _IN_MEMORY: Final = ("loaded", "sleeping")
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data") or []
-    marked = any(sent(page) for page in pages.values())
-    if not marked and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
+    has_header = any(is_llamacpp_page(page) for page in pages.values())
+    if not has_header and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
         return None
-    props = pages["/props"].said
+    props = pages["/props"].body
     router = props.get("role") == "router" or any(part(row, "status") for row in rows)
-    models = tuple(_learn(_model(row), {} if router else props) for row in rows if text(row.get("id")))
+    models = tuple(_with_props(_model(row), {} if router else props) for row in rows if text(row.get("id")))
     loading = isinstance(pages["/health"].error, errors.ModelLoading)
     return Server(
         version=text(props.get("build_info")),
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
         any_name=not router,
-        trouble=("loading", "it is loading its model") if loading else None,
+        trouble=("loading", "the server is loading its model") if loading else None,
     )
 
 
-def sent(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. It has imitated pages of other servers."""
+def is_llamacpp_page(page: Page) -> bool:
+    """Return whether llama.cpp's server sent a page. It also serves pages with the paths of other servers."""
     return page.headers.get("server") == HEADERS["server"]
 
 
-def unloaded(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
-    """Return the list of models of a router whose one model is not loaded."""
+def cold_model_list(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
+    """Return the list of models of a router with one cold model."""
     meta, status = {"n_ctx_train": trained, "n_ctx": context}, {"value": "loading" if loading else "unloaded"}
     return {"data": [{"id": name, "owned_by": _OWNER, "meta": meta, "status": status}]}
 
@@ -70,34 +60,34 @@ def _model(row: Mapping[str, Any]) -> Model:
         name=str(row["id"]),
         aliases=texts(row.get("aliases")),
         loaded=status in _IN_MEMORY if status else True,
-        trouble=_troubled(state),
+        trouble=_trouble(state),
         known={
             "context": non_negative_int(meta.get("n_ctx_train")) or None,
             "context_served": non_negative_int(meta.get("n_ctx")) or None,
-            "vision": _sees(row.get("architecture")),
+            "vision": _vision(row.get("architecture")),
         },
     )
 
 
-def _troubled(state: Mapping[str, Any]) -> tuple[State, str] | None:
-    """Return the trouble that a router reports of a model."""
+def _trouble(state: Mapping[str, Any]) -> tuple[State, str] | None:
+    """Return the state and a sentence if a router reports that a model cannot answer."""
     if state.get("failed"):
-        return "down", "the server could not load this model: look into its log"
-    return ("loading", "it is loading this model") if state.get("value") == "loading" else None
+        return "down", "the server could not load this model: check its log"
+    return ("loading", "the server is loading this model") if state.get("value") == "loading" else None
 
 
-def _sees(architecture: Any) -> bool | None:
+def _vision(architecture: Any) -> bool | None:
     inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
     return "image" in inputs if isinstance(inputs, list) else None
 
 
-def _question(model: Model) -> tuple[str, None] | None:
+def _model_request(model: Model) -> tuple[str, None] | None:
     """Return the page with the properties of a loaded model in router mode."""
     unknown_context = model.loaded and model.known.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if unknown_context else None
 
 
-def _learn(model: Model, props: Mapping[str, Any]) -> Model:
+def _with_props(model: Model, props: Mapping[str, Any]) -> Model:
     reported = {
         "context_served": non_negative_int(part(props, "default_generation_settings").get("n_ctx")) or None,
         "vision": flag(part(props, "modalities").get("vision")),
@@ -117,7 +107,7 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
     body = {"model": model, "content": page.get("prompt"), "add_special": True, "parse_special": True}
     tokens = (await fetch(client, "/tokenize", body)).get("tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise errors.Unsupported("the server does not count tokens")
+        raise errors.Unsupported("the server cannot count tokens")
     return len(tokens)
 
 
@@ -125,20 +115,22 @@ SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
     evidence="server",
-    seen="0c1e570",
+    tested_versions="0c1e570",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1"),
     server=ServerSupport(
         service="llamacpp",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # of its router mode; otherwise its one model is always loaded
+        load_path="/models/load",  # in router mode; otherwise its only model is always loaded
         pull_command="llama-server -hf {model}",
-        probe=Probe(pages=("/v1/models", "/props", "/health"), read=_read, question=_question, learn=_learn),
-        start="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
+        probe=Probe(
+            pages=("/v1/models", "/props", "/health"), read=_read, model_request=_model_request, read_model=_with_props
+        ),
+        start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
     dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
-    also={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
+    other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
     capabilities=unknown(local=True, json_schema=True, prefill=True),
 )

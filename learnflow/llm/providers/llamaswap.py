@@ -1,4 +1,4 @@
-"""llama-swap (0bdb372): the owner and the metadata of its list of models."""
+"""llama-swap (0bdb372), recognised by the owner of its models."""
 
 from __future__ import annotations
 
@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..capabilities import unknown
-from ..provider_spec import (
-    ALWAYS,
-    LOCAL_SAMPLING,
-    Api,
-    Dialect,
-    Model,
-    Page,
-    Probe,
-    ProviderSpec,
-    Server,
-    ServerSupport,
-)
+from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
@@ -28,17 +18,17 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
     own = {row.get("id") for row in rows if _type(row) in ("model", "alias")}
-    return Server(models=tuple(_swapped(row, own) for row in rows if text(row.get("id"))))
+    return Server(models=tuple(_model(row, own) for row in rows if text(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
-    return part(row, "meta", "llamaswap").get("type", "model")  # older ones have no other
+    return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
-def _swapped(row: Mapping[str, Any], own: set[Any]) -> Model:
+def _model(row: Mapping[str, Any], own: set[Any]) -> Model:
     meta = part(row, "meta", "llamaswap")
     status = text(part(row, "status").get("value"))
-    # A peer is another machine; the server does not report the targets of a profile.
+    # A peer is another machine. The server does not report the targets of a profile.
     targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
     selects = bool(targets) and targets <= own
     context = non_negative_int(row.get("context_length")) or None
@@ -60,12 +50,13 @@ SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
     evidence="server",
-    seen="0bdb372",
+    tested_versions="0bdb372",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1", lists_all=False),
     server=ServerSupport(
-        forwards=True,  # its list marks a peer's models; under LLM_LOCAL_ONLY a model that is not listed is refused
+        # Its list marks a peer's models. Under LLM_LOCAL_ONLY a model that is not listed is refused.
+        forwards_requests=True,
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
     dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),

@@ -6,9 +6,10 @@ import re
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import Api, Dialect, ProviderSpec, Session, effort
+from ..parameters import effort
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
-_THINKS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
+_REASONING_MODELS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
 
 SPEC: Final = ProviderSpec(
     name="openai",
@@ -18,11 +19,11 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
         reasoning=effort(),
-        reasoning_models=_THINKS,
-        # https://developers.openai.com/docs/guides/prompt-caching; a longer one is refused ("string too long")
+        reasoning_models=_REASONING_MODELS,
+        # https://developers.openai.com/docs/guides/prompt-caching; it refuses a longer key ("string too long")
         session=Session("prompt_cache_key", 64),
         finishes_turns=True,
     ),
-    also={"base_url": ("OPENAI_API_BASE",)},
+    other_spellings={"base_url": ("OPENAI_API_BASE",)},
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )

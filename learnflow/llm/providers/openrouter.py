@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, LEVELS, LOCAL_SAMPLING, Api, Dialect, ProviderSpec, Session
+from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
@@ -14,7 +15,7 @@ SPEC: Final = ProviderSpec(
     litellm="openrouter",
     api=Api(
         default_url="https://openrouter.ai/api/v1",
-        lists_all=False,  # ":free", ":nitro" and their like are not listed
+        lists_all=False,  # the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
@@ -26,6 +27,6 @@ SPEC: Final = ProviderSpec(
         # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
         session=Session("session_id", 256),
     ),
-    also={"base_url": ("OPENROUTER_API_BASE",)},
+    other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
     capabilities=unknown(local=False),
 )

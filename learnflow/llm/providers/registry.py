@@ -1,4 +1,4 @@
-"""Find a spec by the name of its provider: by hand, of LiteLLM's table, or of an endpoint of the operator's."""
+"""Find the spec of a provider by its name: a tested vendor, a vendor of LiteLLM's table, or an operator's endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from .. import settings
 from ..capabilities import unknown
 from ..errors import NotConfigured
-from ..provider_spec import ALWAYS, SAMPLING, Api, Dialect, ProviderSpec, named
+from ..parameters import ALWAYS, SAMPLING
+from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
 from ..replay import active
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
@@ -37,136 +38,121 @@ from . import (
     yandexgpt,
 )
 
-# In the order in which people are shown them.
-_TRIED: Final = (
-    openai,
-    azure,
-    ollama,
-    lmstudio,
-    vllm,
-    llamacpp,
-    embedded,
-    openrouter,
-    fireworks,
-    gemini,
-    anthropic,
-    yandexgpt,
-    custom,
-)
+_SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
+# In the order of tables and lists.
+_TRIED: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
-CUSTOM: Final = custom.SPEC  # speaks the API, and is none of the others
-EMBEDDED: Final = embedded.SPEC  # is used if nothing is named and no server answers
+CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
+EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
 
 _KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
-_SHOWN: Final = 60  # characters of a name that is none
-_TABLE: Final = Path(__file__).with_name("vendors.json")
+_MAX_SHOWN_CHARS: Final = 60  # of an invalid name
+_TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
 
 
 @cache
-def table() -> Mapping[str, ProviderSpec]:
-    """Return the specs without a class: LiteLLM's vendors (``vendors.json``, by ``make vendors``), and two proxies."""
-    vendors = [_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
+def vendor_specs() -> Mapping[str, ProviderSpec]:
+    """Return the specs without a class: two proxies, and LiteLLM's vendors (``vendors.json``)."""
+    vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
 @cache
 def kinds() -> Sequence[ProviderSpec]:
-    """Return the kinds of server that are recognised by their pages.
+    """Return the kinds of server that probes recognise.
 
-    The proxies come first: they pass on the pages of others. The next one has its header on every page.
+    Proxies come first, because they forward the pages of other servers. llama.cpp is next: it imitates their pages, but
+    marks every page with its header.
     """
     return (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 
-def places() -> Mapping[str, ProviderSpec]:
-    """The rows whose usual addresses discovery looks at."""
+def discoverable() -> Mapping[str, ProviderSpec]:
+    """Return the specs with default addresses that discovery probes."""
     return {**SPECS, **{spec.name: spec for spec in kinds()}}
 
 
-def _row(said: Mapping[str, Any]) -> ProviderSpec:
-    path = urlsplit(said["base"] or "").path
+def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
+    path = urlsplit(row["base"] or "").path
     return ProviderSpec(
-        name=said["name"],
-        title=said["name"],
-        litellm=said["name"],
+        name=row["name"],
+        title=row["name"],
+        litellm=row["name"],
         evidence="table",
-        local=said["local"],
+        local=row["local"],
         api=Api(
-            default_url=said["base"],
+            default_url=row["base"],
             api_path=path if has_version(path) else "",
-            cut_path=said["path"] or None,  # which LiteLLM adds
-            models_path=f"{said['path']}/models",
+            litellm_path=row["path"] or None,  # LiteLLM adds it
+            models_path=f"{row['path']}/models",
             lists_all=False,
         ),
         dialect=Dialect(
             parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         ),
-        also={"base_url": tuple(said["urls"]), "api_key": tuple(said["keys"])},
-        capabilities=unknown(local=said["local"], cost=None),
+        other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
+        capabilities=unknown(local=row["local"], cost=None),
     )
 
 
 def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
-    """Return the spec of this name: by hand, of LiteLLM's table, or of an endpoint that the environment names.
+    """Return the spec of a provider: a vendor's, or that of an endpoint in the environment.
 
     Args:
-        name: without regard to case.
-        given: the address of an endpoint is an argument, so that the environment need not have it.
+        name: the provider's name, in any case.
+        given: the caller has the address of the endpoint, so that the environment need not set it.
         usual_kind: the kind of an endpoint if the environment does not set it.
 
     Raises:
-        NotConfigured: there is none, or the kind of the endpoint is not set.
+        NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
     """
-    name = name.strip().lower()
-    return SPECS.get(name) or table().get(name) or _endpoint(name, given=given, usual_kind=usual_kind)
+    return kind_of(name) or _find_endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
 
 
-def _endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
-    """Return the spec of an endpoint of the operator's.
+def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
+    """Return the spec of an operator's endpoint.
 
-    An error has the endpoint as its provider, and none if the name is unknown or invalid.
+    The error for an invalid or unknown name has no provider. Other errors have the endpoint's name.
     """
     if not _NAME.fullmatch(name):
-        what = f"{printable(name, _SHOWN)!r} is no name of a provider"
-        raise NotConfigured(what, hint="A name begins with a letter and has letters, digits, - and _")
-    plain = named(CUSTOM, name)
+        what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
+        raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
+    plain = endpoint_spec(CUSTOM, name)
     try:
         own = settings.load_provider(plain)
     except NotConfigured as error:
         error.provider = name
         raise
-    if not (own.base_url or given or own.kind or _recorded(name)):
-        near = difflib.get_close_matches(name, [*SPECS, *table()], 1, cutoff=0.7)
-        own_name = f"set {plain.variable('base_url')}, and {plain.variable('kind')} to the kind of server"
-        hint = (
-            f"There are {', '.join(SPECS)}, {len(table())} more (learnflow-llm status --all), and your own: {own_name}"
-        )
-        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists them" if near else ""
-        raise NotConfigured(f"there is no provider {name!r}", hint=likely or hint)
+    if not (own.base_url or given or own.kind or _is_recorded(name)):
+        near = difflib.get_close_matches(name, [*SPECS, *vendor_specs()], 1, cutoff=0.7)
+        names = f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all)"
+        own_server = f"for your own server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
+        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists all names" if near else ""
+        raise NotConfigured(f"unknown provider {name!r}", hint=likely or f"{names}; {own_server}")
     kind = kind_of(own.kind or usual_kind)
     if kind is None:
-        what = f"{plain.variable('kind')} is {'no kind of server' if own.kind else 'not set'}"
-        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` shows what answers there"
+        what = f"{plain.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
+        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
-    return named(kind, name)
+    return endpoint_spec(kind, name)
 
 
 def kind_of(kind: str | None) -> ProviderSpec | None:
-    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or names none."""
+    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or unknown."""
     name = (kind or "").strip().lower()
-    return SPECS.get(name) or table().get(name)
+    return SPECS.get(name) or vendor_specs().get(name)
 
 
-def _recorded(name: str) -> bool:
-    """Whether it is on the cassettes that are played: then it needs no address."""
+def _is_recorded(name: str) -> bool:
+    """Return whether the replayed cassettes have this provider. It then needs no address."""
     common = settings.load()
-    played = active.current(common.llm_replay, common.llm_replay_mode)
-    return bool(played and played.providers and name in played.providers)
+    cassettes = active.current(common.llm_replay, common.llm_replay_mode)
+    return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
 def check(name: str) -> None:
-    """Raise NotConfigured for a name that is none; what else is wrong with a provider is said when it is made."""
+    """Raise NotConfigured if a name is invalid or unknown. Other faults are raised when the provider is created."""
     try:
         spec_of(name)
     except NotConfigured as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..provider_spec import ALWAYS, Api, Dialect, ProviderSpec
+from ..parameters import ALWAYS
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
@@ -17,6 +18,6 @@ SPEC: Final = ProviderSpec(
     litellm="hosted_vllm",
     api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
     dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
-    also={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
+    other_spellings={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
     capabilities=unknown(local=False, vision=False),
 )

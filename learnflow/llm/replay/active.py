@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from .. import errors, events
-from ..process import kept
+from ..process import register
 from .player import Player
 from .recorder import Recorder
 from .transport import Cassettes
@@ -18,8 +18,8 @@ Mode = Literal["play", "record"]
 
 _C = TypeVar("_C", bound=Cassettes | None)
 _HINT: Final = "Set LLM_REPLAY to a folder with cassettes, or record them with LLM_REPLAY_MODE=record"
-_by_folder: Final = kept("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
-_instead: Final = kept("cassettes in place of the environment's", list[Cassettes | None]())
+_by_folder: Final = register("folders of cassettes", dict[tuple[Path, Mode], Cassettes](), learned=True)
+_instead: Final = register("cassettes in place of the environment's", list[Cassettes | None]())
 
 
 def current(folder: Path | None, mode: Mode) -> Cassettes | None:

@@ -1,7 +1,7 @@
-"""The player: it answers requests from cassettes.
+"""Play recorded responses from cassettes.
 
-A request that was not recorded raises NotRecorded, which names the nearest recorded one. It is not a failure of the
-provider, so it causes no fallback.
+A request that was not recorded raises NotRecorded. The error describes the most similar recorded request. It does not
+count as a failure of the provider, so it causes no fallback.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from . import cassette
 from .cassette import RecordedRequest, RecordedResponse
 from .transport import Cassettes
 
-# Options that configure the server. They depend on the order of earlier requests, so they are not compared.
+# Not compared: these options depend on which requests were sent before.
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
 _CHAT_PATH: Final = "/chat/completions"
 _HINT: Final = "Record it with LLM_REPLAY_MODE=record while the server is running, or unset LLM_REPLAY"
 _MAX_DIFFERENCES: Final = 5
-# The values of these fields may be in an error. Other fields may have text of a prompt.
+# Errors contain only the values of these fields. Other fields may contain text of the prompt.
 _SHOWN_FIELDS: Final = ("model", "temperature", "max_tokens", "num_predict", "seed", "stream")
 
 
 @dataclass(slots=True)
-class _Track:
-    """The responses to one request in the recorded order. ``name`` is the cassette."""
+class _Entry:
+    """A recorded request and its responses, in the recorded order. ``name`` is the path of the cassette."""
 
     request: RecordedRequest
     responses: list[RecordedResponse]
@@ -38,20 +38,20 @@ class _Track:
     played: int = 0
 
     def next(self) -> RecordedResponse:
-        """Return the next response, and the last one again after the end."""
+        """Return the next response. Repeat the last one after the end."""
         self.played += 1
         return self.responses[min(self.played, len(self.responses)) - 1]
 
 
 class Player(Cassettes):
-    """Cassettes that answer requests.
+    """Responds to requests from cassettes.
 
     Args:
-        cassettes: the texts of the cassettes by their paths.
-        hint: the hint of errors about requests that were not recorded.
+        cassettes: path -> content of each cassette.
+        hint: the hint of NotRecorded errors.
 
     Raises:
-        NotConfigured: a text is not a cassette.
+        NotConfigured: one of them is not a valid cassette.
 
     Attributes:
         providers: the names of the recorded providers.
@@ -59,63 +59,76 @@ class Player(Cassettes):
 
     def __init__(self, cassettes: Mapping[str, str], hint: str = _HINT) -> None:
         self._hint = hint
-        self._tracks: dict[str, _Track] = {}
+        self._entries: dict[str, _Entry] = {}
         self._missing: list[NotRecorded] = []
         for name, text in cassettes.items():
             try:
                 for interaction in cassette.load(text)[1]:
                     request = interaction.request
-                    track = self._tracks.setdefault(_key(request), _Track(request, [], name))
-                    track.responses.append(interaction.response)
+                    entry = self._entries.setdefault(_key(request), _Entry(request, [], name))
+                    entry.responses.append(interaction.response)
             except LLMError as error:
                 raise errors.NotConfigured(f"{name}: {error.what}", hint=error.hint) from None
-        self.providers = frozenset(track.request.provider for track in self._tracks.values())
+        self.providers = frozenset(entry.request.provider for entry in self._entries.values())
 
     @property
     def missing(self) -> list[str]:
-        """Return the errors of the requests that were not in a cassette."""
+        """Return the messages of the NotRecorded errors, except forgiven ones."""
         return [str(error) for error in self._missing if not error.forgiven]
 
     @property
     def unplayed(self) -> list[str]:
-        """Return a description of the requests with responses that were not played."""
+        """Return a line for each recorded request that has responses that were not played."""
         return [
-            f"{track.name}: {track.request.method} {track.request.uri} ({len(track.responses) - track.played} left)"
-            for track in self._tracks.values()
-            if track.played < len(track.responses)
+            f"{entry.name}: {entry.request.method} {entry.request.uri} ({len(entry.responses) - entry.played} left)"
+            for entry in self._entries.values()
+            if entry.played < len(entry.responses)
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
-        """Return the next response to this request, and the last one again after the end. Raise NotRecorded."""
-        if exact := self._tracks.get(_key(request)):
+        """Return the next response to a request. Raise NotRecorded if there is none.
+
+        An exact match wins, then one with a compatible API key, then one without the ignored options.
+        """
+        if exact := self._entries.get(_key(request)):
             return exact.next()
-        for matches in (_is_same, _is_similar):
-            for track in self._tracks.values():
-                if matches(track.request, request):
-                    return track.next()
-        missing = self._nearest(request)
+        for matches in (_matches, _matches_without_options):
+            for entry in self._entries.values():
+                if matches(entry.request, request):
+                    return entry.next()
+        missing = self._not_recorded(request)
         self._missing.append(missing)
         raise missing
 
     def address(self, provider: str, *, near: bool) -> str:
-        """Return a base URL for a provider without one: a host that does not exist, with the recorded chat path."""
+        """Return a base URL for a provider that has none configured: a fictitious host with the recorded chat path.
+
+        Args:
+            provider: the name of the provider.
+            near: use a host name of this machine.
+        """
         host = f"http://{provider}.{'localhost' if near else 'example'}"
-        for track in self._tracks.values():
-            path = track.request.uri.partition(".example")[2].partition("?")[0]
-            if track.request.provider == provider and path.endswith(_CHAT_PATH):
+        for entry in self._entries.values():
+            path = entry.request.uri.partition(".example")[2].partition("?")[0]
+            if entry.request.provider == provider and path.endswith(_CHAT_PATH):
                 return host + path
         return host
 
-    def _nearest(self, request: RecordedRequest) -> NotRecorded:
-        """Return the error for a request that was not recorded, with the nearest one. It repeats no prompt."""
-        own = [track for track in self._tracks.values() if track.request.provider == request.provider]
-        page = [track for track in own if (track.request.method, track.request.uri) == (request.method, request.uri)]
-        if page:
-            track = max(page, key=lambda track: _similarity(track.request, request))
-            differences = "; ".join(_differences(track.request, request)) or "nothing"
-            detail = f"the nearest, {track.name}, differs in {differences}"
+    def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
+        """Return the error for a request, with the most similar recorded one. The error contains no prompt."""
+        same_provider = [entry for entry in self._entries.values() if entry.request.provider == request.provider]
+        same_uri = [
+            entry
+            for entry in same_provider
+            if (entry.request.method, entry.request.uri) == (request.method, request.uri)
+        ]
+        if same_uri:
+            entry = max(same_uri, key=lambda entry: _similarity(entry.request, request))
+            differences = "; ".join(_differences(entry.request, request)) or "nothing"
+            detail = f"the nearest request, in {entry.name}, differs in {differences}"
         else:
-            detail = f"of this provider there is {'another page' if own else 'nothing'}"
+            recorded = "other paths" if same_provider else "no requests"
+            detail = f"the cassettes have {recorded} of this provider"
         return errors.NotRecorded(
             f"{request.method} {request.uri} is not in a cassette: {detail}",
             provider=request.provider,
@@ -124,20 +137,20 @@ class Player(Cassettes):
 
 
 def _key(request: RecordedRequest) -> str:
-    """Return the key of the exact request. Requests with another API key or ignored options are searched."""
+    """Return a key for exact matches. Other matches require a search: a different API key, or ignored options."""
     return json.dumps([request.method, request.uri, dict(request.credentials), request.body], sort_keys=True)
 
 
-def _is_same(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests are the same, with compatible API keys."""
+def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
+    """Return whether two requests are the same, except for compatible API keys."""
     old, new = ((item.method, item.uri, item.body) for item in (recorded, request))
-    return old == new and _has_same_key(recorded, request)
+    return old == new and _keys_match(recorded, request)
 
 
-def _has_same_key(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether the API keys are compatible: equal, or one is missing and the other is not a wrong key.
+def _keys_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
+    """Return whether the API keys are equal, or one is missing and the other is valid.
 
-    CI has no keys, and a local server may need none.
+    CI has no keys, and a local server may require none. Tests mark an invalid key with "wrong-".
     """
     if recorded.credentials == request.credentials:
         return True
@@ -145,10 +158,10 @@ def _has_same_key(recorded: RecordedRequest, request: RecordedRequest) -> bool:
     return not wrong and not (recorded.credentials and request.credentials)
 
 
-def _is_similar(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests are the same without the ignored options."""
+def _matches_without_options(recorded: RecordedRequest, request: RecordedRequest) -> bool:
+    """Return whether two requests match if the ignored options are removed."""
     old, new = replace(recorded, body=_comparable(recorded.body)), replace(request, body=_comparable(request.body))
-    return _is_same(old, new)
+    return _matches(old, new)
 
 
 def _comparable(body: Any) -> Any:
@@ -159,17 +172,17 @@ def _comparable(body: Any) -> Any:
 
 def _similarity(recorded: RecordedRequest, request: RecordedRequest) -> float:
     old, new = (json.dumps(item.body, sort_keys=True, ensure_ascii=False) for item in (recorded, request))
-    other_key = not _has_same_key(recorded, request)
-    return SequenceMatcher(None, old, new, autojunk=False).quick_ratio() - 0.1 * other_key
+    key_differs = not _keys_match(recorded, request)
+    return SequenceMatcher(None, old, new, autojunk=False).quick_ratio() - 0.1 * key_differs
 
 
 def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[str]:
-    key = [] if _has_same_key(recorded, request) else ["the key"]
+    key = [] if _keys_match(recorded, request) else ["the key"]
     return (key + list(_body_differences(recorded.body, request.body, "")))[:_MAX_DIFFERENCES]
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield the differences between two bodies. Of a text only the position of the first one is shown."""
+    """Yield the differences between two bodies. For a text, yield only the position of the first difference."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _body_differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))

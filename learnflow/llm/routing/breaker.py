@@ -78,7 +78,7 @@ class Record:
 
     @property
     def cached(self) -> float | None:
-        """The share of prompt tokens that came from cache, from 0 to 1; None if unknown."""
+        """Return the share of prompt tokens read from cache, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
     def answer(self, completion: Completion) -> None:
@@ -102,7 +102,7 @@ _WORST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
 
 
 class Target(NamedTuple):
-    """An address, and a model there."""
+    """The key of a circuit breaker: an address, and a model or None for all models."""
 
     address: str
     model: str | None
@@ -128,7 +128,7 @@ class BreakerRegistry:
         return min((breaker.gate(now) for breaker in self._open(target).values()), key=_WORST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
-        """Return the open breakers; the first is the one that stays open longest."""
+        """Return the open breakers; the first one stays open longest."""
         return sorted(self._open(target).values(), key=lambda breaker: -breaker.until)
 
     def fail(self, target: Target, error: LLMError) -> Target | None:
@@ -184,6 +184,6 @@ class BreakerRegistry:
 
 
 REGISTRY = BreakerRegistry(
-    breakers=process.kept("breakers", dict[Target, Breaker](), learned=True),
-    records=process.kept("records of providers", dict[Target, Record](), learned=True),
+    breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
+    records=process.register("records of providers", dict[Target, Record](), learned=True),
 )

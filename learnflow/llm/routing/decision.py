@@ -1,7 +1,7 @@
-"""The rules of failover: what a failure means for the request and for the provider that failed.
+"""The rules of failover: the next action after a failure, and how long the provider's circuit breaker opens.
 
-Pure functions. ``execution`` carries out what ``decide`` returns. ``docs/generate.py`` prints ``RULES``, ``LAST_RULES``
-and ``VERDICTS`` into ``docs/failover.md``.
+All functions are pure. ``execution`` carries out the rule that ``decide`` returns. ``docs/generate.py`` writes
+``RULES``, ``LAST_RULES`` and ``VERDICTS`` to ``docs/failover.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..process import switches
 Action = Literal["alternative", "next", "load", "retry", "restart", "raise"]
 Text = Literal["keep", "drop"]
 
-LONGEST_S: Final = 300.0  # even if a response requests more: 429 with Retry-After: 86400 was observed
+LONGEST_S: Final = 300.0  # limit for Retry-After and breaker periods; a real server sent Retry-After: 86400
 _BACK_OFF_S: Final = 0.5
 _MAX_BACK_OFF_S: Final = 8.0
 RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that restarts
@@ -26,35 +26,35 @@ RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that restarts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """The state of a request in which a failure is judged.
+    """The state of a request when an attempt has failed.
 
     Attributes:
-        shown: the caller has seen a part of the answer (more than white space).
-        blank: the caller has seen white space, and nothing else.
-        held: a part of the answer has arrived, in this attempt or an earlier one.
-        fresh: this attempt has added to it.
-        rigid: the answer has a form that cannot be continued, like JSON.
-        called: the caller has seen a piece of a tool call.
-        resume: what to do if a stream breaks, as requested.
-        prefilled: the attempt sent the beginning of the answer as a prefill.
-        stepped: the prefill ended at the last whole word, before the end of the text.
-        others: another provider can be tried now.
-        loading: a provider loads a model, and the time limit for that is not over.
-        not_continued: a provider did not continue the answer, and the answer was not yet restarted for that.
-        transient: a failure may be transient, and there is time and a retry left, or LLM_PATIENCE for a server that
-            restarts.
-        time_left: the caller's deadline is not over.
+        text_shown: the caller has received text of the answer that is more than white space.
+        only_space_shown: the caller has received only white space.
+        has_partial: text of the answer has arrived, in this attempt or an earlier one.
+        added_text: text or tokens have arrived in this attempt.
+        structured: the answer has a format that cannot be continued, such as JSON.
+        tool_call_shown: the caller has received a part of a tool call.
+        resume: the caller's choice for interrupted streams.
+        prefilled: the attempt sent the partial answer as a prefill.
+        stepped_back: the prefill ended at the last whole word, before the end of the text.
+        others: another provider is available now.
+        loading: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
+        not_continued: a continuation did not repeat the end of the text, and the answer was not restarted yet.
+        transient: a failure may be transient, and time and a retry are left. LLM_PATIENCE allows more retries of a
+            server that restarts.
+        time_left: the caller's deadline has not passed.
     """
 
-    shown: bool = False
-    blank: bool = False
-    held: bool = False
-    fresh: bool = False
-    rigid: bool = False
-    called: bool = False
+    text_shown: bool = False
+    only_space_shown: bool = False
+    has_partial: bool = False
+    added_text: bool = False
+    structured: bool = False
+    tool_call_shown: bool = False
     resume: Resume = "continue"
     prefilled: bool = False
-    stepped: bool = False
+    stepped_back: bool = False
     others: bool = True
     loading: bool = False
     not_continued: bool = False
@@ -64,7 +64,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A line of the table: the next action, and what becomes of the text so far. The first line that fits decides."""
+    """The next action after a failure, and whether to keep the text so far. The first rule that fits applies."""
 
     when: str
     fits: Callable[[LLMError, Situation], bool]
@@ -76,8 +76,8 @@ def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
     return lambda error, _: isinstance(error, kinds)
 
 
-# The answer is useless or not as requested, so that it is not continued.
-_WORTHLESS: Final = (
+# The answer is unusable, so that a continuation would be, too.
+_UNUSABLE: Final = (
     errors.ContextOverflow
     | errors.ThinkingLeaked
     | errors.SchemaMismatch
@@ -85,13 +85,11 @@ _WORTHLESS: Final = (
     | errors.AnswerTooLong
 )
 
-_LATER: Final = (errors.ModelLoading, errors.NotContinued)
-
 RULES: Final = (
     Rule(
-        "the server refuses a prefill, which this package added",
-        lambda error, now: (
-            now.prefilled
+        "the server rejects the prefill of a continuation",
+        lambda error, state: (
+            state.prefilled
             and isinstance(error, errors.Unsupported | errors.RequestError)
             and not isinstance(error, errors.ContentFiltered)
         ),
@@ -100,13 +98,13 @@ RULES: Final = (
     ),
     Rule(
         "the prefill ended at the last whole word, and the continuation does not repeat the rest",
-        lambda error, now: isinstance(error, errors.NotContinued) and now.stepped,
+        lambda error, state: isinstance(error, errors.NotContinued) and state.stepped_back,
         "alternative",
         "keep",
     ),
     Rule(
-        "the caller's deadline is over",
-        lambda error, now: isinstance(error, errors.DeadlineExceeded) and not now.time_left,
+        "the caller's deadline has passed",
+        lambda error, state: isinstance(error, errors.DeadlineExceeded) and not state.time_left,
         "raise",
         "keep",
     ),
@@ -116,49 +114,64 @@ RULES: Final = (
         "raise",
         "keep",
     ),
-    Rule("a piece of a tool call was shown, which is never withdrawn", lambda _, now: now.called, "raise", "keep"),
     Rule(
-        "the answer is useless (prompt cut, thinking, schema mismatch, endless) or had finished, and was shown",
-        lambda error, now: now.shown and now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
+        "a part of a tool call was shown, and cannot be withdrawn",
+        lambda _, state: state.tool_call_shown,
         "raise",
         "keep",
     ),
     Rule(
-        "the same, and nothing was shown",
-        lambda error, now: now.fresh and (isinstance(error, _WORTHLESS) or error.finished),
+        "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or finished, and was shown",
+        lambda error, state: state.text_shown and state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
+        "raise",
+        "keep",
+    ),
+    Rule(
+        "the answer is unusable or finished, and was not shown",
+        lambda error, state: state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
         "next",
         "drop",
     ),
-    Rule("the model is loading, or the continuation does not fit the text", _is(*_LATER), "next", "keep"),
     Rule(
-        "the answer broke after a part was shown, and cannot be continued (a schema, resume='raise')",
-        lambda _, now: now.shown and (now.rigid or now.resume == "raise"),
-        "raise",
-        "keep",
-    ),
-    Rule("the answer broke after a part was shown", lambda _, now: now.shown, "next", "keep"),
-    Rule(
-        "the answer broke after a part arrived that was not shown and can be continued",
-        lambda _, now: now.held and not now.rigid and now.resume == "continue",
+        "the model is loading, or the continuation does not repeat the end of the text",
+        _is(errors.ModelLoading, errors.NotContinued),
         "next",
         "keep",
     ),
-    Rule("nothing but white space was shown", lambda _, now: now.blank, "next", "keep"),
+    Rule(
+        "the answer was interrupted after text was shown, and must not be continued (a schema, resume='raise')",
+        lambda _, state: state.text_shown and (state.structured or state.resume == "raise"),
+        "raise",
+        "keep",
+    ),
+    Rule("the answer was interrupted after text was shown", lambda _, state: state.text_shown, "next", "keep"),
+    Rule(
+        "a partial answer was interrupted before it was shown, and can be continued",
+        lambda _, state: state.has_partial and not state.structured and state.resume == "continue",
+        "next",
+        "keep",
+    ),
+    Rule("only white space was shown", lambda _, state: state.only_space_shown, "next", "keep"),
     Rule("any other failure", lambda *_: True, "next", "drop"),
 )
 
-# If the action is "next" and no other provider is left: the first rule that fits.
+# Apply if the action is "next" and no other provider is left. The first rule that fits applies.
 LAST_RULES: Final = (
-    Rule("a provider loads a model, within LLM_LOAD_TIMEOUT", lambda _, now: now.loading, "load", "keep"),
     Rule(
-        "a continuation did not fit the text, nothing was shown, and the answer was not restarted yet",
-        lambda _, now: now.not_continued and not now.shown,
+        "a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed",
+        lambda _, state: state.loading,
+        "load",
+        "keep",
+    ),
+    Rule(
+        "a continuation did not repeat the end of the text, nothing was shown, and the answer was not restarted yet",
+        lambda _, state: state.not_continued and not state.text_shown,
         "restart",
         "drop",
     ),
     Rule(
-        "a failure may be transient, and there are retries and time left (LLM_PATIENCE for a restarting local server)",
-        lambda _, now: now.transient,
+        "a failure may be transient, and time and a retry are left (LLM_PATIENCE for a restarting local server)",
+        lambda _, state: state.transient,
         "retry",
         "keep",
     ),
@@ -166,12 +179,12 @@ LAST_RULES: Final = (
 )
 
 
-def decide(error: LLMError, now: Situation) -> Rule:
-    """Return the rule for a failure. If one of two rules drops the text, it is dropped."""
-    rule = next(rule for rule in RULES if rule.fits(error, now))
-    if rule.action != "next" or now.others:
+def decide(error: LLMError, state: Situation) -> Rule:
+    """Return the rule for a failure. If ``LAST_RULES`` applies after ``RULES``, either rule can drop the text."""
+    rule = next(rule for rule in RULES if rule.fits(error, state))
+    if rule.action != "next" or state.others:
         return rule
-    last = next(last for last in LAST_RULES if last.fits(error, now))
+    last = next(last for last in LAST_RULES if last.fits(error, state))
     return replace(last, text="drop") if rule.text == "drop" else last
 
 
@@ -180,9 +193,9 @@ class Verdict:
     """What a failure means for the provider that failed.
 
     Attributes:
-        opens: seconds for which its circuit breaker opens at first; None if the provider is not at fault.
+        opens: seconds for which the circuit breaker opens the first time; None if the provider is not at fault.
         whole_address: the fault covers every model at the address.
-        visible: a probe shows whether the fault is over.
+        visible: a probe can detect that the fault is over. Otherwise only a request can.
     """
 
     opens: float | None = None
@@ -190,11 +203,11 @@ class Verdict:
     visible: bool = False
 
 
-_INNOCENT: Final = Verdict()
-# The first line that fits. Other errors open no breaker.
+_NO_FAULT: Final = Verdict()
+# The first matching class applies. Other errors open no breaker.
 VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
-    (errors.DeadlineExceeded, _INNOCENT),  # the caller's time, not the server's
-    (errors.ModelLoading, _INNOCENT),
+    (errors.DeadlineExceeded, _NO_FAULT),  # the caller's time, not the server's
+    (errors.ModelLoading, _NO_FAULT),
     (errors.ConnectionFailed, Verdict(opens=5, whole_address=True, visible=True)),
     (errors.ConnectTimeout, Verdict(opens=10, whole_address=True, visible=True)),
     (errors.AuthenticationFailed, Verdict(opens=30, whole_address=True, visible=True)),
@@ -206,58 +219,58 @@ VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
     (errors.RateLimited, Verdict(opens=10)),
     (errors.Overloaded, Verdict(opens=2)),
     (errors.ServerFailed, Verdict(opens=5)),
-    (errors.EmptyAnswer, _INNOCENT),  # due to the model and the prompt, not the server
-    (errors.SchemaMismatch, _INNOCENT),
-    (errors.ThinkingLeaked, _INNOCENT),
-    (errors.TokenRepeated, _INNOCENT),
-    (errors.AnswerTooLong, _INNOCENT),
-    (errors.AnswerTruncated, _INNOCENT),  # the limit is the caller's
-    (errors.NotContinued, _INNOCENT),
+    (errors.EmptyAnswer, _NO_FAULT),  # due to the model and the prompt, not the server
+    (errors.SchemaMismatch, _NO_FAULT),
+    (errors.ThinkingLeaked, _NO_FAULT),
+    (errors.TokenRepeated, _NO_FAULT),
+    (errors.AnswerTooLong, _NO_FAULT),
+    (errors.AnswerTruncated, _NO_FAULT),  # the limit is the caller's
+    (errors.NotContinued, _NO_FAULT),
     (errors.BrokenAnswer, Verdict(opens=5)),
 )
 
 
-# Not a provider's failure: the caller's request or deadline, a response missing in a cassette, a wrong continuation.
-_NOT_ITS_FAULT: Final = (
+# The provider is not at fault: the caller's request or deadline, a missing recording, a wrong continuation.
+_NOT_AT_FAULT: Final = (
     errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )
 
 
 def at_fault(error: LLMError) -> bool:
-    """Return whether this counts as a failure of the provider."""
-    return not isinstance(error, _NOT_ITS_FAULT)
+    """Return whether an error counts as a failure of the provider."""
+    return not isinstance(error, _NOT_AT_FAULT)
 
 
 def verdict(error: LLMError) -> Verdict:
     """Return what a failure means for the provider that failed."""
-    return next((meant for kind, meant in VERDICTS if isinstance(error, kind)), _INNOCENT)
+    return next((value for kind, value in VERDICTS if isinstance(error, kind)), _NO_FAULT)
 
 
 def rounds(retries: int) -> int:
-    """Return the number of retries: as configured, at most the limit that a test sets."""
+    """Return the configured number of retries. A test may set a lower limit."""
     return retries if switches.retries is None else min(retries, switches.retries)
 
 
 def may_restart(error: LLMError | None) -> bool:
-    """Return whether the server may be restarting. A test that limits retries does not wait for it."""
+    """Return whether the server may be restarting. Return False in a test that limits retries."""
     return switches.retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
-def back_off(times: int, chance: float, retry_after: float | None = None) -> float:
-    """Return the seconds before the next retry: doubling, with jitter, or ``Retry-After``.
+def back_off(retries: int, jitter: float, retry_after: float | None = None) -> float:
+    """Return the seconds before the next retry: ``Retry-After``, else an exponential delay with jitter.
 
     Args:
-        times: the number of retries so far.
-        chance: from 0 to 1.
-        retry_after: what the server requested.
+        retries: the number of retries so far.
+        jitter: a random number from 0 to 1.
+        retry_after: the delay that the server requested, in seconds.
     """
     if switches.retries is not None:
         return 0.0
     if retry_after is not None:
-        return min(retry_after, LONGEST_S) * (1 + chance / 10)
-    return min(_BACK_OFF_S * 2.0**times, _MAX_BACK_OFF_S) * (0.5 + chance)
+        return min(retry_after, LONGEST_S) * (1 + jitter / 10)
+    return min(_BACK_OFF_S * 2.0**retries, _MAX_BACK_OFF_S) * (0.5 + jitter)
 
 
 def patience(remaining: float) -> float:
-    """Return the seconds to the first token if other providers need a share of the time."""
+    """Return the limit in seconds for the first token. Half of the remaining time is left for other providers."""
     return remaining / 2

@@ -1,6 +1,6 @@
-"""The execution of one request: attempts, continuations and waits until an attempt succeeds or no option is left.
+"""Run one request: attempts, continuations and waits, until an attempt succeeds or no option is left.
 
-``decision`` decides what a failure means, and ``selection`` which option is next.
+``decision`` chooses the action after a failure, and ``selection`` the next option.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .option import Option, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
 
-_LOAD_POLL_S: Final = 0.5  # between two looks at a server that loads
-_QUEUE_POLL_S: Final = 0.5  # between two choices while all equals are full: a circuit breaker may close
+_LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
+_QUEUE_POLL_S: Final = 0.5  # interval between choices of an option while all are full; a circuit breaker may close
 
 
 class Execution:
     """One request through a chain.
 
     Args:
-        call: the call.
-        resume: what to do if a stream breaks after pieces were emitted.
-        request: the request's number and metadata, copied into every attempt.
+        call: the caller's prompt and options.
+        resume: the caller's choice for a stream that is interrupted after text was emitted.
+        request: a template for every attempt, with the request's number and metadata.
         chain: the options of the request.
         progress: the text, failures and costs so far.
     """
@@ -46,18 +46,18 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._rounds = 0
         self._last: LLMError | None = None
-        self._step_back = True  # to the last whole word; after that failed, the prefill is all of the text
+        self._step_back = True  # cut before the last word; False after a continuation did not repeat it
         self._restarted = False
-        self._slot: Slot | None = None  # of the current attempt
+        self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
-        """Return the completion. Raises nothing but LLMError."""
+        """Run the request and return the completion. Raise only LLMError."""
         while True:
             if completion := await self._try(await self._choose_option()):
                 return completion
 
     async def _try(self, option: Option) -> Completion | None:
-        """Run an attempt at an option. Return None if it failed and another attempt follows.
+        """Run an attempt at an option. Return the completion, or None if another attempt follows.
 
         Raises:
             LLMError: the error for the caller, if no attempt follows.
@@ -66,29 +66,30 @@ class Execution:
         progress = self._progress
         cut = cut_point(progress.text, steps_back=self._step_back, prefills=option.prefills)
         prefix = (cut and cut.prefix) or None
-        words = prefix is not None and not option.prefills
-        shares = self._chain.shares(option)
+        by_prompt = prefix is not None and not option.prefills
+        shares_time = self._chain.shares(option)
         try:
             attempt = replace(
                 self._request,
                 number=len(progress.tried) + 1,
-                patience=decision.patience(self._deadline - began) if shares else None,
-                prefix=None if words else prefix,
-                thinking=progress.partial_thinking if prefix and not words else "",
+                patience=decision.patience(self._deadline - began) if shares_time else None,
+                prefix=None if by_prompt else prefix,
+                thinking=progress.partial_thinking if prefix and not by_prompt else "",
                 slot=self._slot,
                 tried=[],
             )
             progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
-            call = self._call_of(option, prefix, began, words=words)
+            call = self._call_of(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
             if cut:
-                work = partial(joined, work, Joiner(cut, words=words), option.name)
+                work = partial(joined, work, Joiner(cut, words=by_prompt), option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release()
-            stepped = bool(cut and cut.rest) and option.prefills
-            about = decision.Situation(prefilled=prefix is not None and not words, stepped=stepped)
-            await self._handle_failure(option, error, began, about, shares=shares)
+            stepped_back = bool(cut and cut.rest) and option.prefills
+            prefilled = prefix is not None and not by_prompt
+            situation = decision.Situation(prefilled=prefilled, stepped_back=stepped_back)
+            await self._handle_failure(option, error, began, situation, shares_time=shares_time)
             return None
         except BaseException:
             option.abandon()
@@ -98,73 +99,73 @@ class Execution:
         option.succeeded(completion, clock)
         return progress.complete(completion, began, self._now)
 
-    def _call_of(self, option: Option, prefix: str | None, now: float, *, words: bool) -> Call:
+    def _call_of(self, option: Option, prefix: str | None, now: float, *, by_prompt: bool) -> Call:
         """Return the call for an attempt, with the option's model, the remaining time and the remaining tokens.
 
-        If the provider has no prefill (``words``), the prompt requests the continuation.
+        With ``by_prompt``, the prompt instructs the model to continue, because the provider has no prefill.
         """
         call, progress = self._call, self._progress
         options = {**call.options, "timeout": max(0.001, self._deadline - now)}
         if prefix is None:
             return replace(call, model=option.model, options=options)
-        repeated = len(progress.text) - len(prefix)  # characters, which are at least as many as tokens
-        if words:
+        repeated = len(progress.text) - len(prefix)  # in characters, an upper limit for tokens
+        if by_prompt:
             call = replace(call, prompt=in_words(call.prompt, prefix))
             repeated += len(end_of(prefix))
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
     async def _handle_failure(
-        self, option: Option, error: LLMError, at: float, about: decision.Situation, *, shares: bool
+        self, option: Option, error: LLMError, began: float, situation: decision.Situation, *, shares_time: bool
     ) -> None:
-        """Record the failure of an attempt that began ``at`` this time, and decide. Raises it if no attempt follows."""
+        """Record a failed attempt, and carry out the decision. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
         if isinstance(error, errors.FirstTokenTimeout) and await option.loads_now():
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
-        own = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - at)
+        tried = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
         option.failure = error
         others = chain.others(option) if option.replays else []
-        equal = any(other.rank == option.rank for other in others)  # any of the equals may have been recorded
-        if isinstance(error, errors.NotRecorded) and others and (option.opened or equal):
-            error.forgiven = True  # its circuit breaker was open when the cassette was recorded
+        same_rank = any(other.rank == option.rank for other in others)
+        if isinstance(error, errors.NotRecorded) and others and (option.opened or same_rank):
+            error.forgiven = True  # the recorded request may have used another option
             self._last = self._last or error
             return
-        progress.failed(error, error.attempts or (own,), now, free=option.cost == (0.0, 0.0))
-        hurried = shares and isinstance(error, errors.FirstTokenTimeout)
-        if hurried and now - at < option.facts.first_token_s:
-            option.abandon()  # it had less than its first-token timeout
+        progress.failed(error, error.attempts or (tried,), now, free=option.cost == (0.0, 0.0))
+        limited = shares_time and isinstance(error, errors.FirstTokenTimeout)
+        if limited and now - began < option.facts.first_token_s:
+            option.abandon()  # the attempt had less than the option's first-token timeout
         else:
             option.failed(error)
-        fresh = bool(error.partial or error.tokens)
-        if fresh and progress.text.strip():
+        added_text = bool(error.partial or error.tokens)
+        if added_text and progress.text.strip():
             chain.same_model = option.facts.names
         self._last = error
-        await self._apply_decision(option, error, replace(about, fresh=fresh))
+        await self._apply_decision(option, error, replace(situation, added_text=added_text))
 
-    async def _apply_decision(self, option: Option | None, error: LLMError, about: decision.Situation) -> None:
-        """Decide after a failure, and carry it out. Raises the error for the caller if no attempt follows."""
+    async def _apply_decision(self, option: Option | None, error: LLMError, situation: decision.Situation) -> None:
+        """Carry out the decision after a failure. Raise the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, seen = progress.text, not self._call.whole
-        held, pause = bool(text.strip()), self._retry_pause()
-        strayed, loading = chain.failures(errors.NotContinued), self._loading()
+        text, streams = progress.text, not self._call.buffered
+        has_partial, pause = bool(text.strip()), self._retry_pause()
+        not_continued, loading = chain.failures(errors.NotContinued), self._loading()
         situation = replace(
-            about,
-            shown=held and seen,
-            blank=bool(text) and not held and seen,
-            held=held,
-            rigid=self._call.rigid,
-            called=bool(progress.calls),
+            situation,
+            text_shown=has_partial and streams,
+            only_space_shown=bool(text) and not has_partial and streams,
+            has_partial=has_partial,
+            structured=self._call.rigid,
+            tool_call_shown=bool(progress.calls),
             resume=self._resume,
             others=bool(chain.within(chain.others(option), loading)),
             loading=bool(loading),
-            not_continued=bool(strayed) and not self._restarted,
+            not_continued=bool(not_continued) and not self._restarted,
             transient=pause is not None,
             time_left=self._now < self._deadline,
         )
         decided = decision.decide(error, situation)
         if decided.action == "raise":
-            refused = strayed[0].failure if strayed else None  # why the text was not continued
-            raise progress.final(refused if refused and held and not progress.calls else error)
+            cause = not_continued[0].failure if not_continued else None
+            raise progress.final(cause if cause and has_partial and not progress.calls else error)
         if decided.text == "drop":
             progress.forget_text()
             chain.same_model = frozenset()
@@ -174,7 +175,7 @@ class Execution:
     async def _options_to_retry(
         self, action: decision.Action, option: Option | None, error: LLMError, pause: float
     ) -> Sequence[Option]:
-        """Wait as the action requires. Return the failed options that get another attempt."""
+        """Wait if the action requires it. Return the failed options to try again."""
         if action == "alternative" and option:
             if isinstance(error, errors.NotContinued):
                 self._step_back = False
@@ -189,15 +190,15 @@ class Execution:
             self._restarted = True
             return self._chain.failures(errors.NotContinued)
         if action == "retry":
-            passing = self._chain.passing()
+            transient = self._chain.passing()
             self._rounds += 1
-            with self._progress.waiting(Waiting("retry", chain_name(passing))):
+            with self._progress.waiting(Waiting("retry", chain_name(transient))):
                 await asyncio.sleep(pause)
-            return passing
+            return transient
         return ()
 
     def _loading(self) -> list[Option]:
-        """Return the options that load a model, if there is time left for a load."""
+        """Return the options that are loading a model, if time for a load is left."""
         return self._chain.failures(errors.ModelLoading) if self._now <= self._load_deadline else []
 
     def _retry_pause(self) -> float | None:
@@ -205,45 +206,51 @@ class Execution:
         delays = [option.failure.retry_after for option in self._chain.passing() if option.failure]
         if not delays:
             return None
-        chance = random.random()  # noqa: S311  # jitter
+        jitter = random.random()  # noqa: S311  # not for security
         if self._rounds < decision.rounds(self._chain.settings.llm_retries):
-            pause = min(decision.back_off(self._rounds, chance, delay) for delay in delays)
+            pause = min(decision.back_off(self._rounds, jitter, delay) for delay in delays)
         elif self._chain.restarts(self._now):
-            pause = decision.RESTART_PAUSE_S * (0.5 + chance)
+            pause = decision.RESTART_PAUSE_S * (0.5 + jitter)
         else:
             return None
         return pause if self._now + pause < self._deadline else None
 
     async def _choose_option(self) -> Option:
-        """Return the next option, with a slot if one is free. Raises the error for the caller if no option is left."""
+        """Return the next option, with a slot if one is free. Raise the error for the caller if no option is left."""
         ticket, since = CAPACITY.ticket(), self._now
         while True:
-            fit, chosen = self._chain.next(self._loading())
+            candidates, chosen = self._chain.next(self._loading())
             if chosen:
-                for passed_over in fit[: fit.index(chosen)]:
+                for passed_over in candidates[: candidates.index(chosen)]:
                     passed_over.recover()
-                chosen = self._with_free_slot(chosen, fit) or await self._wait_for_slot(chosen, fit, ticket, since)
+                chosen = self._with_free_slot(chosen, candidates) or await self._wait_for_slot(
+                    chosen, candidates, ticket, since
+                )
                 if chosen is None:
                     continue
                 chosen.begin()
                 return chosen
-            if not fit:
+            if not candidates:
                 if self._last is None:
                     raise self._progress.final(self._chain.unfit())
                 await self._apply_decision(None, self._last, decision.Situation())
                 continue
-            first = last_resort(fit)
-            opened = await self._probe_open_breaker(first)
-            if opened is None:
+            first = last_resort(candidates)
+            breaker_error = await self._probe_open_breaker(first)
+            if breaker_error is None:
                 self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
                 return first
-            self._last = first.failure = opened
-            await self._apply_decision(first, opened, decision.Situation())
+            self._last = first.failure = breaker_error
+            await self._apply_decision(first, breaker_error, decision.Situation())
 
-    def _with_free_slot(self, chosen: Option, fit: Sequence[Option]) -> Option | None:
-        """Return the chosen option or one that the request may spill to, with a slot; None if all are full."""
-        reach = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
-        spill = [other for other in fit if other.ready and other.distance <= reach] if reach >= 0 else []
+    def _with_free_slot(self, chosen: Option, candidates: Sequence[Option]) -> Option | None:
+        """Return the chosen option, or one that LLM_SPILL allows, with an acquired slot; None if all are full."""
+        max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
+        spill = (
+            [other for other in candidates if other.ready and other.distance <= max_distance]
+            if max_distance >= 0
+            else []
+        )
         for option in (chosen, *spill):
             self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
             if self._slot:
@@ -251,31 +258,31 @@ class Execution:
         return None
 
     async def _wait_for_slot(
-        self, chosen: Option, fit: Sequence[Option], ticket: Ticket, since: float
+        self, chosen: Option, candidates: Sequence[Option], ticket: Ticket, since: float
     ) -> Option | None:
-        """Wait for a slot among equals. Return the option that has one; None to choose again.
+        """Wait for a slot of any option of the same rank. Return the option with the slot; None to choose again.
 
-        Without equals the option is returned at once: its attempt waits in the queue of its own address.
+        A single option is returned without a slot: the attempt waits in the queue of the option's address.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
         """
         if sum(option.rank == chosen.rank for option in self._chain.options) == 1:
             return chosen
-        equals = [option for option in fit if option.ready and option.rank == chosen.rank]
+        same_rank = [option for option in candidates if option.ready and option.rank == chosen.rank]
         left_s = self._deadline - self._now
         if left_s <= 0:
-            what = f"timed out waiting for a free slot at one of {chain_name(equals)}"
-            hint = "Raise timeout= or LLM_DEADLINE, or let LLM_SPILL=local or cloud use the next in LLM_PROVIDERS"
+            what = f"timed out waiting for a free slot at one of {chain_name(same_rank)}"
+            hint = "Raise timeout= or LLM_DEADLINE, or set LLM_SPILL to local or cloud to use the next of LLM_PROVIDERS"
             raise self._progress.final(errors.DeadlineExceeded(what, hint=hint))
-        limits = {option.address: option.limit for option in equals}
-        with self._progress.waiting(Waiting("queue", chain_name(equals))):
+        limits = {option.address: option.limit for option in same_rank}
+        with self._progress.waiting(Waiting("queue", chain_name(same_rank))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        freed = next((option for option in equals if slot and option.address == slot.address), None)
+        freed = next((option for option in same_rank if slot and option.address == slot.address), None)
         if slot and freed and freed.ready:
             self._slot = replace(slot, waited_s=self._now - since)
             return freed
-        CAPACITY.release(slot)  # the option failed meanwhile
+        CAPACITY.release(slot)  # the option failed during the wait
         return None
 
     def _release(self) -> None:
@@ -296,7 +303,7 @@ class Execution:
         return error
 
     async def _wait_for_load(self, loading: Sequence[Option]) -> list[Option]:
-        """Wait until an option has loaded its model. Return the options that have."""
+        """Wait until an option has loaded its model. Return all options that have; none after LLM_LOAD_TIMEOUT."""
         while self._now <= self._load_deadline:
             await asyncio.sleep(_LOAD_POLL_S)
             ready = [option for option in loading if not await option.loads_now()]
@@ -312,11 +319,11 @@ class Execution:
 
 
 async def _run_attempt(option: Option, call: Call, attempt: Attempt, emit: Emit) -> Completion:
-    """Run an attempt. Raises nothing but LLMError: an application may override ``attempt()``, and raise anything."""
+    """Run an attempt. Raise only LLMError, although an ``attempt()`` of the application may raise anything."""
     try:
         return await option.provider.attempt(call, attempt)(emit)
     except LLMError:
         raise
-    except Exception as error:  # noqa: BLE001  # its message may quote the prompt, and is dropped
+    except Exception as error:  # noqa: BLE001  # drop its message, which may quote the prompt
         failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=option.name)
     raise failure

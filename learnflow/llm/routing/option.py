@@ -70,76 +70,76 @@ class Option:
 
     @property
     def facts(self) -> Facts:
-        """The facts at the time of the last choice."""
+        """Return the facts at the time of the last choice."""
         if self._facts is None:
             self._facts = self.provider.facts(self.model)
         return self._facts
 
     @property
     def provider(self) -> RoutableProvider:
-        """The provider. Raises LLMError if it could not be created."""
+        """Return the provider. Raises LLMError if it could not be created."""
         if self._provider is None:
             raise self.broken or LLMError("no provider")
         return self._provider
 
     @property
     def replays(self) -> bool:
-        """Whether it answers from cassettes."""
+        """Return whether the provider answers from cassettes."""
         return not self.broken and self.facts.replays
 
     @property
     def prefills(self) -> bool:
-        """Whether it supports prefill, and did not refuse one in this request."""
+        """Return whether the provider supports prefill, and did not refuse one in this request."""
         return not self.broken and self.facts.prefills and not self.refuses_prefix
 
     @property
     def cost(self) -> tuple[float, float] | None:
-        """Dollars per million tokens of the prompt and of the answer; None if unknown."""
+        """Return US dollars per million tokens of the prompt and of the answer; None if unknown."""
         return self.facts.capabilities["cost"]
 
     @property
     def cold(self) -> bool:
-        """Whether the server has to load the model first."""
+        """Return whether the server has to load the model first."""
         return self.facts.cold
 
     @property
     def distance(self) -> int:
-        """0 on this machine or a private network, 1 beyond."""
+        """Return 0 for this machine or a private network, else 1."""
         return 0 if not self.broken and self.facts.capabilities["local"] else 1
 
     @property
     def limit(self) -> int | None:
-        """The concurrency limit; None if unlimited, and for cassettes."""
+        """Return the concurrency limit; None if unlimited, and for cassettes."""
         return None if self.broken or self.facts.replays else self.facts.concurrency_limit
 
     @property
     def address(self) -> str:
-        """The key of its queue and its circuit breakers."""
+        """Return the key of the queue and the circuit breakers of the server."""
         return f"{self.name}#{id(self._shared)}" if self.broken else self.facts.address
 
     @property
     def target(self) -> Target:
-        """The key of its circuit breaker."""
+        """Return the key of the circuit breaker of the model."""
         return Target(self.address, self.model or (self._provider.model if self._provider else None))
 
     @property
     def gate(self) -> Gate:
-        """What the circuit breakers allow now. Cassettes ignore them: breakers depend on time."""
+        """Return what the circuit breakers allow now. Cassettes ignore them: breakers depend on time."""
         return "closed" if self.replays else self.registry.gate(self.target)
 
     @property
     def ready(self) -> bool:
-        """Whether a request may be sent."""
+        """Return whether a request may be sent."""
         return self.gate in ("closed", "trial")
 
     @property
     def opened(self) -> Sequence[Breaker]:
-        """Its open circuit breakers; the first is the one that stays open longest."""
+        """Return the open circuit breakers; the first one stays open longest."""
         return self.registry.open_breakers(self.target)
 
     @property
     def record(self) -> Record:
-        """Its attempts so far."""
+        """Return the record of the attempts so far."""
         return self.registry.record(self.target)
 
     def succeeded(self, completion: Completion, began: float) -> None:

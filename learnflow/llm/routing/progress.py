@@ -116,9 +116,9 @@ class Progress(Transcript):
             failed, at = self._failed_first
             self._failed_first = None
             if failed and self._option and failed is not self._option:
-                events.emit_lazily(events.FailedOver, provider=failed.name, to=self._option.name, seconds=now - at)
+                events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=now - at))
 
     def _end_continuation(self, outcome: str) -> None:
         if self._continuing:
-            events.emit_lazily(events.StreamContinued, provider=self._continuing.name, outcome=outcome)
+            events.emit(events.StreamContinued(provider=self._continuing.name, outcome=outcome))
         self._continuing = None

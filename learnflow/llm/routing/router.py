@@ -96,7 +96,7 @@ class RouterProvider(AbstractProvider):
 
     @property
     def _options(self) -> list[Option]:
-        """Copies of its options, with current facts."""
+        """Return copies of the options, with current facts."""
         return [option.at(option.rank) for option in self._members]
 
     def __repr__(self) -> str:
@@ -105,12 +105,12 @@ class RouterProvider(AbstractProvider):
 
     @property
     def name(self) -> str:
-        """The names of its providers."""
+        """Return the names of the providers, as in LLM_PROVIDERS."""
         return chain_name(self._options)
 
     @property
     def providers(self) -> list[LLMProvider]:
-        """The providers that could be created, in order."""
+        """Return the providers that could be created, in order."""
         return [option.given for option in self._options if option.given]
 
     def start(self, call: Call) -> Work:
@@ -120,7 +120,7 @@ class RouterProvider(AbstractProvider):
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
         run = partial(self._run, replace(call, options=options), resume, request)
-        return partial(events.requested, lambda: self.name, call.model, request, run)
+        return partial(events.run_request, self.name, call.model, request, run)
 
     async def _run(self, call: Call, resume: Resume, request: Attempt, emit: Emit) -> Completion:
         """Run a request through the chain. Raises nothing but LLMError."""

@@ -45,7 +45,7 @@ class Chain:
 
     @cached_property
     def needs(self) -> Needs:
-        """What the call requires."""
+        """Return what the call requires."""
         return needs_of(self.call)
 
     def choose_models(self) -> None:

@@ -1,7 +1,7 @@
 """The state, models and capabilities of one provider's server: probed once, cached, and probed again after a failure.
 
-The adapter reads the name and the capabilities of a model from it; the command line and discovery read a ``Health``.
-No prompt is sent, and how a request is written is not decided here.
+The adapter reads the names and capabilities of models; the command line and discovery read ``Health``. This module
+sends no prompts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged
+from ..capabilities import Capabilities, Health, State, merged, nearest
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -23,13 +23,13 @@ from ..transport.untrusted import printable
 from . import model_prices
 from .probe import better_setting, error_of, find_server, learn
 
-LONG_PROBE_S: Final = 10.0  # for a probe alone: a cloud's list of models may be long
-QUICK_PROBE_S: Final = 2.0  # for a probe that delays a request
+LONG_PROBE_S: Final = 10.0  # timeout of a full probe: a cloud's list of models may be long
+QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
 
 _LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
-_MAX_NAMES: Final = 12  # of models in a hint
+_MAX_LISTED_MODELS: Final = 12  # in a hint
 _MAX_NAME_CHARS: Final = 200
-_MAX_LEARNED_MODELS: Final = 64  # each costs a request
+_MAX_PROBED_MODELS: Final = 64  # one request each
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
     (errors.KeyMissing, "unauthorised"),
@@ -49,10 +49,10 @@ class ProbeResult:
     """The result of one probe.
 
     Attributes:
-        server: with the capabilities of ``model``; None if no known kind of server responded.
+        server: the server, including the capabilities of ``model``; None if no known kind of server responded.
         model: the model that a request would use; None if that is ambiguous.
-        error: the error that a request would raise now, or the reason why the model is ambiguous.
-        latency_s: seconds until the server had responded; None if it did not respond.
+        error: the error that a request would raise now; None if it would succeed.
+        latency_s: seconds until the server responded; None if it did not.
     """
 
     server: Server | None = None
@@ -62,17 +62,17 @@ class ProbeResult:
 
 
 class ModelCatalog:
-    """A cache of what the probes of one server reported, each part with its time.
+    """Probes one server, and caches its models and their capabilities.
 
     Args:
-        spec: the provider.
-        client: of its endpoint.
-        kinds: the kinds of server that are recognised at the endpoint.
-        model: the configured model.
+        spec: the provider's spec.
+        client: the client for the provider's endpoint.
+        kinds: the kinds of server to recognise at the endpoint.
+        model: the configured model; None if there is none.
         stated: the capabilities that the operator configured. They override every other source.
 
     Attributes:
-        server: as of the last probe that reached one; None before.
+        server: the server, as of the last successful probe; None before.
         probed_at: when the last probe ended, on the clock of the event loop; None before.
     """
 
@@ -88,37 +88,42 @@ class ModelCatalog:
         self.server: Server | None = None
         self.probed_at: float | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
-        self._failure: LLMError | None = None  # of the last probe, if it reached no usable server
+        self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives(self, requested: str | None) -> str:
-        """Return a hint if the server does not have the requested model; "" if its models are unknown."""
+        """Return a hint that lists the server's models, and a command to download the requested one; "" if unknown."""
         return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _alternatives(self, requested: str, server: Server) -> str:
-        names, near = [model.name for model in server.chat_models], server.nearest(requested)
-        listed = f"{', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''}" if names else "no model"
+        names = [model.name for model in server.chat_models]
+        near = nearest(requested, names)
+        listed = (
+            f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
+            if names
+            else "no model"
+        )
         use = f"Set {self._spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
         command = self._pull_command(requested)
         return ". ".join(filter(None, [use, f"It has {listed}", command and f"Get the model{command}"]))
 
     def _pull_command(self, model: str) -> str:
-        """Return a colon and the server's command that downloads a model; "" if it has no such command."""
+        """Return a colon and the server's command to download a model; "" if the server has no such command."""
         if not self._spec.server.pull_command:
             return ""
         return f": `{self._spec.server.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
 
     def trouble(self, name: str | None) -> str | None:
-        """Return why a request for this model would fail, as of the last probe; None if it would succeed.
+        """Return why a request for this model would fail, according to the last probe; None if it would succeed.
 
-        A model that is loading is no failure: the request waits.
+        A loading model is not a failure, because the request waits for it.
         """
         error = self._failure
         try:
             if self.server and not error:
                 self._choose(self.server, name)
-        except LLMError as ambiguous:
-            error = ambiguous
+        except LLMError as no_choice:
+            error = no_choice
         return None if error is None or isinstance(error, errors.ModelLoading) else without_name(error)
 
     def forget(self) -> None:
@@ -152,7 +157,7 @@ class ModelCatalog:
         """Probe, and return the chat models.
 
         Args:
-            within: seconds.
+            within: the timeout in seconds.
             every: probe the capabilities of every model.
 
         Raises:
@@ -168,13 +173,13 @@ class ModelCatalog:
 
         Raises:
             NotConfigured: no model is requested, and the server has several.
-            NotLocal: LLM_LOCAL_ONLY is set, and the server forwards the model, or may do so.
+            NotLocal: LLM_LOCAL_ONLY is set, and the server may forward requests for the model to another machine.
             LLMError: the server could not be probed.
         """
         name = self._key(requested)
         if name is None:
             if not self._spec.local:
-                self._choose(Server(), None)  # raises: a cloud is not probed for this
+                self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
             name = (self._models.get(None) or await self.find(None)).name
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
@@ -188,23 +193,23 @@ class ModelCatalog:
         return result.model
 
     def is_cold(self, name: str | None) -> bool:
-        """Return whether the server would load this model first, as of the last probe."""
+        """Return whether the server must load this model before it responds, according to the last probe."""
         model = self._models.get(self._key(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
-        """Record that this model has responded, so that it is loaded, and its context length if that is known."""
+        """Record that this model is loaded, because it has responded. Record its context length if known."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
-            if model.called(name):
+            if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
     async def describe(self, name: str, within: float = QUICK_PROBE_S) -> Model:
-        """Return this model from the cache; probe if it is not there. Its properties are unknown if the probe fails.
+        """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
 
         Args:
-            name: of the model.
-            within: seconds for the probe.
+            name: the name of the model.
+            within: the timeout of the probe in seconds.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
@@ -217,45 +222,45 @@ class ModelCatalog:
         return self._models[name]
 
     def capabilities(self, name: str | None = None) -> Capabilities:
-        """Return the capabilities of a model, by default the configured one. Sends nothing.
+        """Return the capabilities of a model, by default the configured one. No request is sent.
 
-        They come from the spec, the price map, the server and the operator. A later source wins.
+        Merge those of the spec, the price map, the server and the operator. Later sources win.
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._key(name))
         near = is_near(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
-        cost = {} if near or not spec.local else {"cost": None}  # a server elsewhere may be a paid service
+        cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
         return merged(by_spec, priced, reported, self.stated)
 
     def _key(self, name: str | None) -> str | None:
-        """Return the requested name; None if it leaves the choice to the server."""
+        """Return the requested name; None if it is empty or the placeholder for the loaded model."""
         return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
 
     async def _probe(self, requested: str | None, within: float, *, every: bool = False) -> ProbeResult:
-        """Probe the server, and cache the result. Raise NotRecorded, and no other error.
+        """Probe the server, cache the result, and return it with any error. Raise only NotRecorded.
 
         Args:
-            requested: the model of the request.
-            within: seconds.
-            every: probe the capabilities of every model, not only of the one that a request would use.
+            requested: the requested model; None for the server's own.
+            within: the timeout in seconds.
+            every: probe the capabilities of every model, not only of the chosen one.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # a tenth of a second, once
+            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
         server, error = await find_server(self._spec, self.client, self._kinds, started + within)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started
         if server and not error:
             try:
                 model = self._choose(server, requested)
-            except LLMError as ambiguous:
-                error = ambiguous
-            to_learn = server.models[:_MAX_LEARNED_MODELS] if every else [model] if model else []
-            server = await learn(self.client, server, to_learn, started + within)
+            except LLMError as no_choice:
+                error = no_choice
+            to_probe = server.models[:_MAX_PROBED_MODELS] if every else [model] if model else []
+            server = await learn(self.client, server, to_probe, started + within)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)
         self.probed_at = loop.time()
@@ -286,8 +291,8 @@ class ModelCatalog:
             return model or Model(name=name)
         if not spec.local:
             raise errors.NotConfigured("no model is named", hint=f"Set {spec.variable('model')}, or give model=")
-        here = [model for model in server.chat_models if not model.remote]  # a remote one must be requested
-        candidates = [model for model in here if model.loaded] or here
+        local = [model for model in server.chat_models if not model.remote]  # a remote model is used only if requested
+        candidates = [model for model in local if model.loaded] or local
         if len(candidates) == 1:
             return candidates[0]
         hint = f"Set {spec.variable('model')} to one of them, or give model="
@@ -295,7 +300,7 @@ class ModelCatalog:
             names = ", ".join(model.name for model in candidates[:20])
             raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            what = "no model is named, and prompts to the server's models leave this machine"
+            what = "no model is named, and the server has only remote models, so that prompts would leave this machine"
             raise errors.ModelNotFound(what, hint=hint)
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
@@ -308,14 +313,14 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         kind = self.server.kind if self.server else None
-        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards), None)
+        forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
             what = (
                 f"LLM_LOCAL_ONLY is set, and {forwarder.title} does not report whether it forwards this model elsewhere"
             )
-            hint = "Nothing was sent. Check the model's name, or look into the server's log"
+            hint = "Nothing was sent. Check the model's name and the server's log"
             raise errors.NotLocal(what, hint=hint)
         if model.remote:
             what = f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere"
@@ -323,7 +328,7 @@ class ModelCatalog:
             raise errors.NotLocal(what, hint=hint)
 
     def _remarks(self, result: ProbeResult) -> str:
-        """Return "ready" and remarks: a cold model, an ambiguous one, another kind of server, an untested vendor."""
+        """Return "ready" and remarks: a cold model, no default model, another kind of server, an untested vendor."""
         remarks = ["ready"]
         if result.model and result.model.loaded is False:
             remarks.append(f"cold: {result.model.name} is not loaded yet, the first request waits for it")
@@ -332,12 +337,12 @@ class ModelCatalog:
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
             setting = better_setting(self._spec, kind, self.client.endpoint.root)
-            remarks.append(f"this is {kind.title}. {setting}, so that its own features are used")
+            remarks.append(f"the server is {kind.title}. {setting} to use its features")
         if self._spec.evidence == "table":
-            remarks.append("untested: its settings come from documents and LiteLLM's table")
+            remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")
         return "; ".join(remarks)
 
 
 def without_name(error: LLMError) -> str:
-    """Return the message of an error without its provider, which is shown beside it."""
+    """Return the message of an error without the provider's name. Callers show the name separately."""
     return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

@@ -27,8 +27,8 @@ async def load(
         LLMError: the server refused, or did not respond.
     """
     path, body = str(spec.server.load_path), dict[str, Any](model=model)
-    if spec.server.keep and keep_alive is not None:
-        path, body = spec.server.keep(model, keep_alive)
+    if spec.server.load_for and keep_alive is not None:
+        path, body = spec.server.load_for(model, keep_alive)
     if context_length and spec.dialect.format_options:
         body["options"] = spec.dialect.format_options({}, context_length)
     await fetch(client, path, body)

@@ -67,7 +67,7 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
         return server
 
     async def learned(model: Model) -> Model:
-        question = probe.question(model)
+        question = probe.model_request(model)
         if question is None:
             return model
         path, body = question
@@ -75,7 +75,7 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
         try:
-            return model if page.error else probe.learn(model, page.said)
+            return model if page.error else probe.read_model(model, page.body)
         except Exception:  # noqa: BLE001  # an undocumented shape
             return model
 
@@ -98,7 +98,7 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
     page = await _read_page(client, request)
     if page.error:
         raise page.error
-    return page.said
+    return page.body
 
 
 def better_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
@@ -192,7 +192,7 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
     refused = error_mapping.error_object(content, began=False) if content.get("error") else None
-    return Page(said=content, headers=headers, error=refused)
+    return Page(body=content, headers=headers, error=refused)
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:

@@ -26,11 +26,11 @@ from .error_mapping import Judge
 from .untrusted import MAX_JSON_BYTES, without_keys
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
-_MAX_REFUSAL_BYTES: Final = 256 * 1024  # of the body of a refusal
-_REFUSAL_TIMEOUT_S: Final = 2.0  # for the body of a refusal; its status has arrived
+_MAX_ERROR_BYTES: Final = 256 * 1024  # of the body of an error response
+_ERROR_TIMEOUT_S: Final = 2.0  # for the body of an error response
 _COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # decompressed at a time
-_READS_BEFORE_YIELD: Final = 64  # reads of data that has arrived; they do not yield to other tasks
+_READS_BEFORE_YIELD: Final = 64  # a read of buffered data does not suspend the task
 _NO_RESPONSE: Final = "without sending a response"  # httpcore's message if the server closed the connection
 # Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
@@ -38,15 +38,15 @@ _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request as it will be sent. Its repr shows no body.
+    """A request. Its repr excludes body and headers.
 
     Attributes:
         url: the URL.
         body: JSON; None for a GET.
-        headers: added to those of every request.
-        direct: use no proxy, even if the environment has one.
-        connect_timeout: seconds for DNS, TCP and TLS each; None for the client's. The lower one counts.
-        on_timeout: called with the error if the reader's time limit is over, so that a recorder can record it.
+        headers: sent in addition to the client's headers.
+        direct: ignore the proxies of the environment.
+        connect_timeout: seconds for DNS, TCP and TLS each. It cannot exceed the client's, which is used if None.
+        on_timeout: callbacks for a timeout of the reader, called with the error. A recorder adds one.
     """
 
     url: str
@@ -76,9 +76,9 @@ class HttpResponse:
         self._reads = 0
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end. Raises LLMError if the connection broke."""
+        """Return the next bytes, b"" at the end. Raise LLMError if the connection broke."""
         self._reads += 1
-        if self._reads % _READS_BEFORE_YIELD == 0:  # awaiting data that has arrived does not
+        if self._reads % _READS_BEFORE_YIELD == 0:  # let other tasks run: reading buffered data does not
             await asyncio.sleep(0)
         try:
             async for data in self._bytes:
@@ -89,14 +89,14 @@ class HttpResponse:
         return b""
 
     async def read_into(self, body: bytearray, limit: int) -> None:
-        """Append the body, until it has ``limit`` bytes or more. Raises LLMError if the connection breaks."""
+        """Append the body, until it has ``limit`` bytes or more. Raise LLMError if the connection breaks."""
         while len(body) < limit and (data := await self.read()):
             body += data
 
     async def aclose(self) -> None:
         """Close the connection, or return it to the pool if everything was read.
 
-        Closing completes even if the caller is cancelled: httpcore never removes a half-closed connection.
+        A cancelled caller does not interrupt the close, which would leave a half-closed connection in httpcore's pool.
         """
         closing = asyncio.ensure_future(self._close())
         ending.add(closing)
@@ -113,14 +113,14 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends requests to one endpoint only, with its key.
+    """Sends requests to one endpoint, with its API key. Rejects requests to other addresses.
 
     Attributes:
-        endpoint: the address and key of the server.
+        endpoint: the address and API key of the server.
         connect_timeout: seconds for DNS, TCP and TLS each.
         local_only: connect to loopback and private addresses only.
         transport: sends the requests; None for ``NETWORK``.
-        replays: the transport plays recordings. Keys and addresses are not required, and a failure is no outage.
+        replays: the transport plays cassettes. Keys and addresses are optional, and failures open no circuit breaker.
     """
 
     endpoint: Endpoint
@@ -139,7 +139,7 @@ class Client:
 
         Args:
             request: the request.
-            judge: classifies a refusal if its status, codes and message do not.
+            judge: classifies an error response if its status, error codes and message are not enough.
 
         Returns:
             A response with a 2xx status.
@@ -149,33 +149,33 @@ class Client:
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            raise await self._read_refusal(request, response, judge)
+            raise await self._read_error(request, response, judge)
         return response
 
     async def fetch(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
         """Send a request and read its response.
 
         Returns:
-            The headers, and the body. If the status is not 2xx or the body is too large: the error instead.
+            The headers, and the body. The body is an LLMError if the status is not 2xx or the body is too large.
 
         Raises:
             LLMError: no response arrived.
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            return response.headers, await self._read_refusal(request, response, None)
+            return response.headers, await self._read_error(request, response, None)
         body = bytearray()
         try:
             await response.read_into(body, MAX_JSON_BYTES + 1)
         finally:
             await response.aclose()
         if len(body) > MAX_JSON_BYTES:
-            what = f"the server sent a page of more than {MAX_JSON_BYTES >> 20} MiB"
+            what = f"the response is larger than {MAX_JSON_BYTES >> 20} MiB"
             return response.headers, errors.MalformedAnswer(what)
         return response.headers, bytes(body)
 
     async def _exchange(self, request: HttpRequest) -> HttpResponse:
-        """Send a request; return a response with any status. Raises LLMError if none arrives."""
+        """Send a request. Return the response, whatever its status. Raise LLMError if none arrives."""
         try:
             outgoing = self._build(request)
         except LLMError:
@@ -185,28 +185,28 @@ class Client:
             raise errors.NotConfigured(what, hint="Check the host in the base URL") from None
         try:
             return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
-        except Exception as error:  # noqa: BLE001  # no raw exception leaves the client
+        except Exception as error:  # noqa: BLE001  # map every exception to an LLMError
             raise error_mapping.failure_of(error) from None
 
-    async def _read_refusal(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
+    async def _read_error(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
         """Return the error for a response with a status other than 2xx."""
         body = bytearray()
         try:
-            async with asyncio.timeout(_REFUSAL_TIMEOUT_S):
-                await response.read_into(body, _MAX_REFUSAL_BYTES)
+            async with asyncio.timeout(_ERROR_TIMEOUT_S):
+                await response.read_into(body, _MAX_ERROR_BYTES)
         except (TimeoutError, LLMError):
-            pass  # the status is enough, with the part of the body that arrived
+            pass  # use the status and the partial body
         finally:
             await response.aclose()
-        error = error_mapping.refusal(response.status, bytes(body[:_MAX_REFUSAL_BYTES]), response.headers, judge)
+        error = error_mapping.refusal(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, judge)
         error.server_message = without_keys(error.server_message, self.endpoint.key)
-        error.quotable = request.body is None  # a GET has no prompt that it could repeat
+        error.quotable = request.body is None  # the response to a GET cannot quote a prompt
         return error
 
     def _build(self, request: HttpRequest) -> httpx.Request:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
-            raise errors.Misconfigured(f"a request to {host} was not sent: it is not the provider's address")
+            raise errors.Misconfigured(f"a request to {host} was not sent, because the host is not the provider's")
         headers = {**request.headers, **_HEADERS, **self.endpoint.credentials}
         content = None if request.body is None else _encode_json(request.body)
         if content is not None:
@@ -234,7 +234,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. Raises LLMError, or an error of httpx."""
+        """Send a request. Raise LLMError, or an error of httpx."""
         if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Use cassettes or a FaultServer"
@@ -242,12 +242,12 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         extensions = request.extensions
         local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
-            own, proxy = await pool.current_pool(), None
+            current, proxy = await pool.current_pool(), None
             if not (local_only or extensions["direct"]):
                 budget = extensions["timeout"]["connect"]
-                proxy = await network.proxy_for(own.proxies, request.url, budget, networks)
+                proxy = await network.proxy_for(current.proxies, request.url, budget, networks)
             route = pool.Route(request.url.scheme, proxy, local_only, networks)
-            connections = own.connections_for(route)
+            connections = current.connections_for(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -258,7 +258,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         return await _send(request, connections, route)
 
     async def prepare(self) -> None:
-        """Import what connecting requires, without connecting: httpx imports httpcore with its first transport."""
+        """Import httpcore in advance. httpx imports it when the first transport is created."""
         await pool.Connections(pool.Route("http")).aclose()
 
 
@@ -266,7 +266,12 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response. ``dedicated``: connections opened for this response only."""
+    """The body of a response.
+
+    Args:
+        response: the response.
+        dedicated: connections opened for this response only; None if they are pooled.
+    """
 
     def __init__(self, response: httpx.Response, dedicated: pool.Connections | None) -> None:
         self._response = response
@@ -286,7 +291,7 @@ class _Body(httpx.AsyncByteStream):
 
 async def _send(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
     """Send a request. If an idle connection is stale before the response begins, send it again on a new one."""
-    opened: httpcore.AsyncNetworkStream | None = None  # a new connection, not an idle one of the pool
+    opened: httpcore.AsyncNetworkStream | None = None  # the new connection; None if an idle one is reused
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
         nonlocal opened
@@ -302,8 +307,8 @@ async def _send(request: httpx.Request, connections: pool.Connections, route: po
             await connections.discard(opened)
         raise
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-        nonsense = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
-        if opened or nonsense:
+        malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
+        if opened or malformed:
             raise
         dedicated = pool.Connections(route)
         try:
@@ -320,7 +325,7 @@ async def _send(request: httpx.Request, connections: pool.Connections, route: po
 
 
 def _has_extra_bytes(response: httpx.Response) -> bool:
-    """Return whether the server sent more bytes than the response that it announced.
+    """Return whether the server sent bytes after the end of the response.
 
     h11 buffers such bytes for the next response on the connection. httpcore and httpx do not expose them, so this reads
     private attributes of httpcore 1.0 (tested by ``tests/integration/transport/test_network.py``).
@@ -333,15 +338,15 @@ def _has_extra_bytes(response: httpx.Response) -> bool:
     # bytes that asyncio has read and h11 has not received yet; with TLS they may still be encrypted
     tcp = tls = getattr(response.extensions.get("network_stream"), "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
-    waiting = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
-    return bool(waiting or getattr(getattr(tls, "_read_bio", None), "pending", 0))
+    unread = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
+    return bool(unread or getattr(getattr(tls, "_read_bio", None), "pending", 0))
 
 
 def _encode_json(body: Mapping[str, Any]) -> bytes:
     """Return JSON as bytes.
 
     Raises:
-        InvalidRequest: the body is not JSON, or has a lone surrogate. Escaped, servers respond to one with a 500.
+        InvalidRequest: the body is not JSON, or has a lone surrogate. Servers reject an escaped one with status 500.
     """
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -351,24 +356,24 @@ def _encode_json(body: Mapping[str, Any]) -> bytes:
         raise errors.InvalidRequest(what, hint=hint) from None
     except (ValueError, TypeError, RecursionError):
         raise errors.InvalidRequest(
-            "the request cannot be encoded as JSON", hint="Use finite numbers and the types of JSON"
+            "the request cannot be encoded as JSON", hint="Use finite numbers and JSON types only"
         ) from None
 
 
 async def _inflate(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
     """Yield a compressed body in bounded pieces: a few bytes can expand to gigabytes.
 
-    Requests accept no compression, but some proxies compress anyway.
+    Requests have ``accept-encoding: identity``, but some proxies compress anyway.
     """
     if len(encodings) > 1 or encodings[0] not in ("gzip", "x-gzip", "deflate"):
         what = f"the response is compressed with {', '.join(encodings)}, which was not requested"
         raise errors.MalformedAnswer(what, hint="Check for a proxy that compresses")
     inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: detects gzip and zlib
     async for data in stream:
-        waiting = data
-        while waiting and not inflate.eof:
-            await asyncio.sleep(0)  # let other tasks run
-            yield inflate.decompress(waiting, _MAX_INFLATED_BYTES)
-            waiting = inflate.unconsumed_tail
+        compressed = data
+        while compressed and not inflate.eof:
+            await asyncio.sleep(0)  # let other tasks run: reading buffered data does not
+            yield inflate.decompress(compressed, _MAX_INFLATED_BYTES)
+            compressed = inflate.unconsumed_tail
     if not inflate.eof:
-        raise errors.ConnectionFailed("the compressed body is cut off")
+        raise errors.ConnectionFailed("the compressed body is truncated")

@@ -180,10 +180,10 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     api, parts = spec.api, _parts(spec, url)
     home = urlsplit(api.default_url or "")
     pasted = path = parts.path.rstrip("/") or (home.path if parts.hostname == home.hostname else "")
-    for tail in api.tails:
+    for tail in api.removed_suffixes:
         path = path.removesuffix(tail)
-    if api.cut_path:
-        path = path.partition(api.cut_path)[0]
+    if api.litellm_path:
+        path = path.partition(api.litellm_path)[0]
     if api.api_path and not has_version(path) and not pasted.endswith(CHAT_PATH):  # a complete URL is used as it is
         path += api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
@@ -260,7 +260,7 @@ def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: st
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         known = spec.api.default_url and spec.title != spec.name  # otherwise the title is not a program's name
         start = f"Start {spec.title if known else 'the server'} at {endpoint.base}, or set {url} to where it is"
-        local = spec.server.down or start
+        local = spec.server.down_hint or start
         away = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
         error.hint = error.hint or (local if spec.local else away)
     return error

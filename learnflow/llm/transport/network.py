@@ -29,7 +29,7 @@ _Addresses = asyncio.Future[list[str]]
 # The lookups in progress. Requests for the same host share one.
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Addresses]] = WeakKeyDictionary()
 # The addresses of the last lookup.
-_resolved: Final = process.kept("addresses of names", dict[str, list[str]](), learned=True)
+_resolved: Final = process.register("addresses of names", dict[str, list[str]](), learned=True)
 _MAX_NAMES: Final = 1000
 
 

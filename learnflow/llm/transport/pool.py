@@ -100,7 +100,7 @@ class Pool:
             await connections.aclose()
 
 
-_pools: Final = process.kept("pools", dict[asyncio.AbstractEventLoop, Pool]())
+_pools: Final = process.register("pools", dict[asyncio.AbstractEventLoop, Pool]())
 _lock = threading.Lock()
 
 

@@ -57,7 +57,7 @@ class _Call:
 
     @property
     def values(self) -> dict[str, str]:
-        """The call so far: id, name, and the arguments as JSON text."""
+        """Return the call so far: id, name, and the arguments as JSON text."""
         return {"id": self.id or f"call_{self.at}", "name": self.name, "arguments": "".join(self._pieces)}
 
     def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
@@ -174,7 +174,7 @@ class StreamParser:
 
     @property
     def calls(self) -> tuple[dict[str, str], ...]:
-        """The tool calls that have arrived so far: id, name, and the arguments as JSON text."""
+        """Return the tool calls so far: id, name, and the arguments as JSON text."""
         return tuple(call.values for call in self._calls.values())
 
     def _add_call(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support import TOOL, TitledQuiz, heard, provider_for, router
+from support import TOOL, TitledQuiz, provider_for, request_text, router
 
 from learnflow.llm import errors
 from learnflow.llm.providers import (
@@ -98,7 +98,7 @@ async def test_lone_surrogate_is_refused_and_opens_no_breaker(more: dict[str, An
 
 async def test_generate_with_tools_raises_invalid_request() -> None:
     async with FaultServer() as server:
-        with pytest.raises(errors.InvalidRequest, match=r"tools need complete\(\) or stream\(\)"):
+        with pytest.raises(errors.InvalidRequest, match=r"generate\(\) does not support tools"):
             await provider_for(server).generate("hi", tools=[TOOL])
         assert server.connections == 0
 
@@ -139,8 +139,8 @@ def fields(seen: Seen) -> dict[str, Any]:
 async def test_session_is_sent_in_place_of_provider_only(kind: Any, place: str | None, how: str) -> None:
     async with FaultServer("ollama" if kind is OllamaProvider else "openai") as server:
         chain = router(kind(base_url=server.base_url, model="m", api_key="k"))
-        await heard(chain, how)
-        await heard(chain, how, session="lesson-7")
+        await request_text(chain, how)
+        await request_text(chain, how, session="lesson-7")
         without, named = map(fields, server.seen)
         added = {name: value for name, value in named.items() if name not in without}
         assert added == ({place: "lesson-7"} if place else {})

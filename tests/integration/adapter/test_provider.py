@@ -102,7 +102,7 @@ async def test_call_without_model_uses_only_model(monkeypatch: pytest.MonkeyPatc
             kind = OllamaProvider if dialect == "ollama" else CustomProvider
             provider = kind(base_url=server.base_url)
             done = await provider.complete("hi")
-            assert done.model.asked == "fault-model"
+            assert done.model.requested == "fault-model"
             pages_before = len(server.pages)
             await provider.generate("hi")
             assert len(server.pages) == pages_before
@@ -119,7 +119,7 @@ async def test_call_without_model_lists_several_models() -> None:
         with pytest.raises(errors.NotConfigured, match=r"there are 2: a, b.*OLLAMA_MODEL"):
             await provider.generate("hi")
         server.tells["/api/ps"] = {"models": [{"name": "b"}]}
-        assert (await provider.complete("hi")).model.asked == "b"
+        assert (await provider.complete("hi")).model.requested == "b"
 
 
 async def test_server_without_models_raises_model_not_found() -> None:

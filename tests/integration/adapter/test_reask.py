@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DIALECTS, JSON, TOOL, Quiz, TitledQuiz, heard, pair, provider_for, router
+from support import DIALECTS, JSON, TOOL, Quiz, TitledQuiz, pair, provider_for, request_text, router
 
 from learnflow.llm import errors, events
 from learnflow.llm.completion import Usage
@@ -36,7 +36,7 @@ async def test_request_for_correction_has_answer_and_fault(dialect: Any, how: st
     wrong = '{"title": ' if wanted == {"type": "json_object"} else WRONG
     async with FaultServer(dialect, [JSON]) as server:
         server.script = [reply(server, wrong)]
-        assert await heard(provider_for(server), how, response_format=wanted) == JSON
+        assert await request_text(provider_for(server), how, response_format=wanted) == JSON
         first, second = (seen.body for seen in server.seen)
         *before, answer, reason = second["messages"]
         assert before == first["messages"]
@@ -174,7 +174,7 @@ async def test_next_provider_follows_after_correction_fails(events_seen: list[An
 async def test_router_returns_only_corrected_answer(how: str) -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
         one.pieces, one.script = [JSON], [reply(one, WRONG)]
-        assert await heard(chain, how, response_format=Quiz) == JSON
+        assert await request_text(chain, how, response_format=Quiz) == JSON
         done = await router(chain, provider_for(two)).complete("hi", response_format=Quiz)
         assert (done.provider, done.attempts, len(one.seen), two.seen) == ("vllm", 1, 3, [])
 

@@ -93,7 +93,7 @@ def test_ask_json_has_metadata(server: FaultServer, capsys: pytest.CaptureFixtur
     output = json.loads(capsys.readouterr().out)
     assert output["text"] == "The quick brown fox jumps over the lazy dog."
     assert (output["finish"], output["reasoning"], output["provider"]) == ("stop", "hm", "llamacpp")
-    assert output["model"] == {"asked": "fault-model", "served": "fault-model"}
+    assert output["model"] == {"requested": "fault-model", "served": "fault-model"}
     assert output["usage"]["completion_tokens"] == 7
 
 
@@ -205,10 +205,8 @@ def test_unknown_provider_suggests_similar_name(
     monkeypatch.setenv("LLM_PROVIDERS", "olama,openai")
     assert cli.main(["ask", "hi"]) == 3
     err = capsys.readouterr().err
-    assert (
-        err
-        == "learnflow-llm: there is no provider 'olama'. Did you mean ollama? learnflow-llm status --all lists them.\n"
-    )
+    hint = "Did you mean ollama? learnflow-llm status --all lists all names"
+    assert err == f"learnflow-llm: unknown provider 'olama'. {hint}.\n"
 
 
 def test_command_line_opens_no_metrics_port(

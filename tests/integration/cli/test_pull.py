@@ -40,7 +40,7 @@ class FileServer(ThreadingHTTPServer):
         cut: bytes of the body after which the connection closes.
         hold: the connection waits here for ``resume`` instead.
         length: it sends Content-Length.
-        redirect: where it redirects to.
+        redirect: the target of its redirects.
         seen: the Range header of each request.
     """
 

@@ -19,7 +19,7 @@ from support import FASTAPI, status
 from learnflow.llm import discovery, errors, get_provider, settings, settings_sources
 from learnflow.llm.cli.main import main
 from learnflow.llm.cli.variables import misspelt, variables
-from learnflow.llm.providers.registry import SPECS, table
+from learnflow.llm.providers.registry import SPECS, vendor_specs
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 
@@ -84,7 +84,7 @@ def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.Ca
         assert "Ollama 0.33.0" in shown
         assert "Start vLLM at" in shown
         assert re.search(r"groq +https://api.groq.com/openai/v1 +GROQ_API_KEY$", shown, re.MULTILINE)
-        assert all(f"\n  {name} " in shown for name in table())
+        assert all(f"\n  {name} " in shown for name in vendor_specs())
         assert main(["status"]) == 0
         shown = capsys.readouterr().out
         assert "vLLM" not in shown
@@ -255,7 +255,7 @@ def test_variables_of_other_programs_are_not_misspelt(monkeypatch: pytest.Monkey
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
     ):
         monkeypatch.setenv(name, "x")
-    assert list(misspelt(SPECS.values(), table().values())) == []
+    assert list(misspelt(SPECS.values(), vendor_specs().values())) == []
 
 
 def test_doctor_advises_missing_key_before_other_provider(

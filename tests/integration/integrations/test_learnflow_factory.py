@@ -169,7 +169,7 @@ def test_provided_provider_answers_every_node(manager: Manager) -> None:
 
 def test_custom_provider_without_address_raises(manager: Manager) -> None:
     manager.providers["home"] = provider_config("home")
-    with pytest.raises(errors.NotConfigured, match=r"there is no provider 'home'.*base_url in configs/providers.yaml"):
+    with pytest.raises(errors.NotConfigured, match=r"unknown provider 'home'.*base_url in configs/providers.yaml"):
         initialize_model_factory(None, manager)
 
 

@@ -129,7 +129,7 @@ async def test_configuration_error_and_cancelled_attempt_are_counted(registry: C
         await asyncio.wait_for(server.seen[-1].gone.wait(), 30)
     samples = shown(registry)
     assert samples["configuration_errors_total{error=AuthenticationFailed,provider=custom}"] == 1
-    assert samples["requests_total{model=fault-model,outcome=left,provider=custom}"] == 1
+    assert samples["requests_total{model=fault-model,outcome=cancelled,provider=custom}"] == 1
     assert not any(name.startswith("requests_in_flight") for name in samples)
 
 

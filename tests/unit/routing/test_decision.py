@@ -49,7 +49,11 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
         (errors.ConnectionFailed("x"), {}, ("next", "drop")),
         (errors.InvalidRequest("x"), {}, ("raise", "keep")),
         (errors.ContentFiltered("x"), {"prefilled": True}, ("raise", "keep")),
-        (errors.Unsupported("x"), {"prefilled": True, "held": True, "shown": True}, ("alternative", "keep")),
+        (
+            errors.Unsupported("x"),
+            {"prefilled": True, "has_partial": True, "text_shown": True},
+            ("alternative", "keep"),
+        ),
         (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
         (errors.ModelLoading("x"), {}, ("next", "keep")),  # the next one is no farther away
@@ -57,26 +61,46 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
         (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "drop")),
         (errors.ServerFailed("x"), {"others": False, "transient": True}, ("retry", "drop")),
         (errors.ServerFailed("x"), {"others": False}, ("raise", "drop")),
-        (errors.AnswerCut("x"), {"held": True, "shown": True, "others": False, "transient": True}, ("retry", "keep")),
-        (errors.AnswerCut("x"), {"blank": True, "fresh": True}, ("next", "keep")),  # white space is not shown twice
-        (errors.NotContinued("x"), {"held": True, "prefilled": True, "stepped": True}, ("alternative", "keep")),
-        (errors.NotContinued("x"), {"held": True, "shown": True}, ("next", "keep")),
-        (errors.NotContinued("x"), {"held": True, "others": False, "not_continued": True}, ("restart", "drop")),
+        (
+            errors.AnswerCut("x"),
+            {"has_partial": True, "text_shown": True, "others": False, "transient": True},
+            ("retry", "keep"),
+        ),
+        (
+            errors.AnswerCut("x"),
+            {"only_space_shown": True, "added_text": True},
+            ("next", "keep"),
+        ),  # white space is not shown twice
         (
             errors.NotContinued("x"),
-            {"held": True, "shown": True, "others": False, "not_continued": True},
+            {"has_partial": True, "prefilled": True, "stepped_back": True},
+            ("alternative", "keep"),
+        ),
+        (errors.NotContinued("x"), {"has_partial": True, "text_shown": True}, ("next", "keep")),
+        (errors.NotContinued("x"), {"has_partial": True, "others": False, "not_continued": True}, ("restart", "drop")),
+        (
+            errors.NotContinued("x"),
+            {"has_partial": True, "text_shown": True, "others": False, "not_continued": True},
             ("raise", "keep"),
         ),
         (errors.ContextOverflow("x"), {}, ("next", "drop")),
-        (errors.ContextOverflow("x"), {"shown": True, "held": True}, ("next", "keep")),  # of a continuation
-        (errors.ContextOverflow("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
-        (errors.ContextOverflow("x"), {"held": True, "fresh": True}, ("next", "drop")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "rigid": True}, ("raise", "keep")),
-        (errors.AnswerCut("x"), {"shown": True, "held": True, "fresh": True, "resume": "raise"}, ("raise", "keep")),
-        (errors.AnswerCut("x"), {"held": True, "fresh": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"held": True, "fresh": True, "rigid": True}, ("next", "drop")),
-        (errors.AnswerTooLong("x"), {"shown": True, "held": True, "fresh": True}, ("raise", "keep")),
+        (errors.ContextOverflow("x"), {"text_shown": True, "has_partial": True}, ("next", "keep")),  # of a continuation
+        (errors.ContextOverflow("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
+        (errors.ContextOverflow("x"), {"has_partial": True, "added_text": True}, ("next", "drop")),
+        (errors.AnswerCut("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("next", "keep")),
+        (
+            errors.AnswerCut("x"),
+            {"text_shown": True, "has_partial": True, "added_text": True, "structured": True},
+            ("raise", "keep"),
+        ),
+        (
+            errors.AnswerCut("x"),
+            {"text_shown": True, "has_partial": True, "added_text": True, "resume": "raise"},
+            ("raise", "keep"),
+        ),
+        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next", "keep")),
+        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "structured": True}, ("next", "drop")),
+        (errors.AnswerTooLong("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
     ],
 )
 def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
@@ -87,6 +111,6 @@ def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tu
 def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
-    shown = decision.Situation(shown=True, held=True, fresh=True)
+    shown = decision.Situation(text_shown=True, has_partial=True, added_text=True)
     assert decision.decide(error, shown).action == "raise"
-    assert decision.decide(error, decision.Situation(held=True, fresh=True)).text == "drop"
+    assert decision.decide(error, decision.Situation(has_partial=True, added_text=True)).text == "drop"

@@ -83,7 +83,7 @@ def profile(can: Capabilities) -> dict[str, Any]:
 
 
 def metadata(done: Completion) -> dict[str, Any]:
-    """Return the fields of a message besides its text and tool calls."""
+    """Return the fields of a response besides its text and tool calls."""
     known = {
         "finish_reason": done.finish,
         "model_name": str(done.model),
