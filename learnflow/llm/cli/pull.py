@@ -128,9 +128,10 @@ def _url_target(source: str, required: str | None, name: str | None) -> PartFile
 
 
 def _unknown(source: str) -> InvalidRequest:
-    commands = [spec.server.pull_command.format(model="MODEL") for spec in SPECS.values() if spec.server.pull_command]
+    patterns = dict.fromkeys(spec.server.pull_command for spec in SPECS.values() if spec.server.pull_command)
+    commands = ", ".join(patterns).format(model="MODEL")
     what = f"{printable(source, _MAX_QUOTED_CHARS)!r} is neither {' nor '.join(PACKAGED)} nor a URL of a GGUF file"
-    return InvalidRequest(what, hint=f"A server downloads its models by its own command: {', '.join(commands)}")
+    return InvalidRequest(what, hint=f"A server downloads its models by its own command: {commands}")
 
 
 def _target(name: str, source: str, required: str | None) -> PartFile:

@@ -99,7 +99,7 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
     """List the models of each server."""
     if store:
         return _list_store(as_json=as_json)
-    _, candidates = await probe(provider, within)
+    chain, candidates = await probe(provider, within)
     responding = [candidate for candidate in candidates if candidate.provider and candidate.answers]
     listed = await asyncio.gather(*(_models(candidate, within) for candidate in responding))
     rows = [(candidate, model) for candidate, own in zip(responding, listed, strict=True) for model in own]
@@ -109,7 +109,8 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
         table(titles, (_model_row(candidate, model) for candidate, model in rows))
     if not responding:
-        notify(NO_SERVER)
+        reasons = [f"{one.health.provider}: {one.health.detail}" for one in select(chain, candidates)]
+        notify("\n".join(reasons) or NO_SERVER)
     elif not rows:
         notify(f"{', '.join(candidate.health.provider for candidate in responding)}: the server has no model")
     return ExitCode.OK if rows else ExitCode.NO_PROVIDER

@@ -429,7 +429,7 @@ class EmbeddedProvider(BaseProvider):
                 "an embedded server has no configurable address, key or second model",
                 provider=self.spec.name,
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
-                "For a running server use LLM_PROVIDER=llamacpp",
+                f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
         sizes = {"context": context, "slots": slots, "threads": threads}
         numbers = {name: getattr(own, name) if value is None else value for name, value in sizes.items()}

@@ -419,7 +419,7 @@ def test_file_of_unknown_size_requires_sha256(server: FileServer, store: Path, s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["qwen3:0.6b"], "its own command: ollama pull MODEL, lms get MODEL, llama-server -hf MODEL"),
+        (["qwen3:0.6b"], "its own command: ollama pull MODEL, lms get MODEL, llama-server -hf MODEL."),
         (["ftp://example.org/m.gguf"], "nor a URL of a GGUF file"),
         ([""], "nor a URL of a GGUF file"),
         (["https://example.org/\udcff.gguf"], "nor a URL of a GGUF file"),

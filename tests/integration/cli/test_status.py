@@ -216,6 +216,17 @@ def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pyt
         assert (out, "no server answers on this machine" in err) == ("", True)
 
 
+def test_models_states_why_a_named_provider_lists_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    assert main(["models", "-p", "gpu1"]) == 3
+    assert "gpu1: GPU1_KIND is not set" in capsys.readouterr().err
+    monkeypatch.setenv("GPU1_KIND", "embedded")  # has no address
+    assert main(["models", "-p", "gpu1"]) == 3
+    assert "use GPU1_KIND=llamacpp" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
