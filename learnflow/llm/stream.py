@@ -112,6 +112,7 @@ class _Channel(Emit):
         self.all_events = all_events
         self.events: deque[Event] = deque()
         self.outcome: Completion | BaseException | None = None
+        self.is_abandoned = False
         self.reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -128,6 +129,8 @@ class _Channel(Emit):
         _wake(self.reader)
 
     async def drain(self) -> None:
+        if self.is_abandoned:  # a library has swallowed the cancellation: without a reader the wait would never end
+            raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer = self._loop.create_future()
             await self._writer
@@ -294,14 +297,16 @@ class TextStream(AsyncIterator[str]):
     async def _stop(self) -> None:
         """Cancel the task, and wait for its end."""
         task = self._task
-        if task and not task.done():
+        if task and self._channel and not task.done():
+            self._channel.is_abandoned = True
             if not task.cancelling():
                 task.cancel()
             await asyncio.wait([task])
 
     def __del__(self) -> None:
         task = self._task
-        if task and not task.done():
+        if task and self._channel and not task.done():
+            self._channel.is_abandoned = True
             with suppress(RuntimeError):  # the event loop is closed
                 task.get_loop().call_soon_threadsafe(_abandon, task)
 
