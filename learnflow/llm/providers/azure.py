@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from ..capabilities import unknown
-from ..parameters import effort
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
 # The newer addresses (…/openai/v1, since August 2025) have OpenAI's API, and need no dated version.
@@ -33,7 +33,7 @@ SPEC: Final = ProviderSpec(
         models_path="/openai/models",
         lists_all=False,  # it lists the models that can be deployed
     ),
-    dialect=Dialect(reasoning=effort(), finishes_turns=True),
+    dialect=Dialect(reasoning=REASONING_EFFORT, finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
     other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),

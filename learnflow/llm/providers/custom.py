@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..capabilities import unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -15,6 +15,6 @@ SPEC: Final = ProviderSpec(
     tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),
+    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
     capabilities=unknown(local=True, cost=None),
 )
