@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, NoDecode, SettingsError
+from pydantic_settings import NoDecode, SettingsError
 
 from . import capabilities as known
 from . import settings_sources
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
-from .settings_sources import CONFIG
+from .settings_sources import EnvSettings
 
-_S = TypeVar("_S", bound=BaseSettings)
+_S = TypeVar("_S", bound=EnvSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -51,10 +51,8 @@ def parse_equals(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class Settings(BaseSettings):
+class Settings(EnvSettings):
     """The variables that are not one provider's own. Times are in seconds; None means the row's own default."""
-
-    model_config = CONFIG
 
     llm_provider: str | None = None
     """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
@@ -127,10 +125,8 @@ class Settings(BaseSettings):
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class ProviderSettings(BaseSettings):
+class ProviderSettings(EnvSettings):
     """One provider's own variables: where it is, which model, which one for pictures, which key, which API version."""
-
-    model_config = CONFIG
 
     base_url: str | None = None
     """The address; `/v1` and a slash at the end are optional."""
@@ -177,14 +173,8 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
 
 def node_model(node: str) -> str | None:
     """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
-    name = f"llm_model_{node}".lower()
-    kind = create_model("NodeSettings", __base__=_NodeSettings, **{name: (str | None, None)})  # type: ignore[call-overload]
-    model: str | None = getattr(_read(kind), name)
-    return model
-
-
-class _NodeSettings(BaseSettings):
-    model_config = CONFIG
+    variables = settings_sources.find_variables([f"LLM_MODEL_{node.upper()}"], settings_sources.read_sources())
+    return next((variable.value for variable in variables), None)
 
 
 @cache
@@ -199,7 +189,7 @@ def _settings_class(spec: ProviderSpec) -> type[ProviderSettings]:
 
 
 def _read(settings: type[_S]) -> _S:
-    secrets = settings_sources.SECRETS
+    secrets = settings_sources.SECRETS_FOLDER
     try:
         return settings(_secrets_dir=secrets if secrets.is_dir() else None)
     except ValidationError as error:
