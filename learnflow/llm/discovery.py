@@ -78,7 +78,7 @@ async def scan(
     """
     named = set(named)
     common = settings.load()
-    recorded = active.current(common.llm_replay, common.llm_replay_mode)
+    recorded = active.current(common)
     if recorded and recorded.providers is not None:  # a replay has no default ports
         names = {*named, *filter(_spec_or_none, recorded.providers)}
         return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))

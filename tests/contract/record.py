@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -35,6 +36,17 @@ _AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every provider
 # Ollama checks no key, and the tiny model cannot follow a prompt for the rest of an answer.
 _NOT_SHOWN = {"custom": ("wrong_key", "resume")}
 
+# Fields that differ between recordings of the same server: times, random names, folders.
+_VOLATILE = (
+    (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
+    (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
+    (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
+    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-(?!tool)[^"]*"'), rb'\g<1>\g<2>-0"'),
+    (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
+    (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
+    (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
+)
+
 
 class Collector(Cassettes):
     """Collects the interactions with a server, in the order of the requests."""
@@ -53,9 +65,19 @@ class Collector(Cassettes):
         self._interactions.append(None)
 
         def keep(interaction: Interaction) -> None:
-            self._interactions[at] = cassette.calm(interaction)
+            self._interactions[at] = calm(interaction)
 
         return Recording(keep, request)
+
+
+def calm(interaction: Interaction) -> Interaction:
+    """Replace the fields that differ between recordings of the same server."""
+    pieces = []
+    for piece in interaction.response.pieces:
+        for pattern, constant in _VOLATILE:
+            piece = pattern.sub(constant, piece)  # noqa: PLW2901
+        pieces.append(piece)
+    return replace(interaction, response=replace(interaction.response, pieces=tuple(pieces)))
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         spec = self.spec
         common, own = settings.load(), settings.load_provider(spec)
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
             base_url = replay.address(self.cassettes_of, near=spec.local)
         replays = active.plays(replay)

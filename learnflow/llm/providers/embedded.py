@@ -437,7 +437,7 @@ class EmbeddedProvider(BaseProvider):
             if value is not None and (type(value) is not int or not 1 <= value <= _MAX_VALUES[name]):
                 what = f"{name}= must be an integer from 1 to {_MAX_VALUES[name]}"
                 raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.variable(name)}")
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         self._transport: EmbeddedTransport | None = None
         requested, key = model or own.model, None
         # Cassettes may have any model: if none is configured, their list of models names it.

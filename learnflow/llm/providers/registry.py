@@ -146,8 +146,7 @@ def kind_of(kind: str | None) -> ProviderSpec | None:
 
 def _is_recorded(name: str) -> bool:
     """Return whether the replayed cassettes have this provider. It then needs no address."""
-    common = settings.load()
-    cassettes = active.current(common.llm_replay, common.llm_replay_mode)
+    cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 

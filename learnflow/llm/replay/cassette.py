@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,17 +20,6 @@ _VERSION: Final = 1  # the version of vcrpy's format
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
 _BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML treats them as line ends
-
-# Fields that differ between recordings of the same server: times, random names, folders.
-_VOLATILE: Final = (
-    (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
-    (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
-    (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
-    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-(?!tool)[^"]*"'), rb'\g<1>\g<2>-0"'),
-    (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
-    (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
-    (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +126,18 @@ def recorded_response(
     return RecordedResponse(status, kept_headers, tuple(pieces), **end)
 
 
-def calm(interaction: Interaction) -> Interaction:
-    """Replace the fields that differ between recordings of the same server, for cassettes that are compared."""
-    pieces = []
-    for piece in interaction.response.pieces:
-        for pattern, constant in _VOLATILE:
-            piece = pattern.sub(constant, piece)  # noqa: PLW2901
-        pieces.append(piece)
-    return replace(interaction, response=replace(interaction.response, pieces=tuple(pieces)))
-
-
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """Return the cassette as text."""
+    """Return the text of a cassette: YAML with multi-line texts and readable Unicode."""
+    import yaml  # noqa: PLC0415  # only needed to play or record
+
     rows = [
         {"request": _request(interaction.request), "response": _response(interaction.response)}
         for interaction in interactions
     ]
-    return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
+    cassette = {"origin": dict(origin), "interactions": rows, "version": _VERSION}
+    text = _dump_yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    # libyaml is ten times faster, but escapes emoji.
+    return _dump_yaml(cassette, yaml.SafeDumper) if "\\U" in text else text
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
@@ -243,15 +227,7 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
     return Interaction(RecordedRequest(request["method"], request["uri"], credentials, request_body), recorded)
 
 
-def serialize(cassette: Mapping[str, Any]) -> str:
-    """Return the cassette as YAML with multi-line texts and readable Unicode."""
-    import yaml  # noqa: PLC0415
-
-    text = _yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    return _yaml(cassette, yaml.SafeDumper) if "\\U" in text else text  # libyaml is ten times faster, but escapes emoji
-
-
-def _yaml(cassette: Mapping[str, Any], base: Any) -> str:
+def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # one of two classes
@@ -265,6 +241,6 @@ def _yaml(cassette: Mapping[str, Any], base: Any) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)
-    return str(
-        yaml.dump(dict(cassette), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
-    ).removesuffix("...\n")
+    return str(yaml.dump(cassette, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)).removesuffix(
+        "...\n"
+    )

@@ -33,7 +33,7 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
         NotConfigured: a folder does not exist, or a cassette cannot be read.
     """
     hints = (hint,) if hint else ()
-    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *hints).items()}
+    cassettes = {name: text for folder in folders for name, text in active.read_cassettes(Path(folder), *hints).items()}
     with active.instead(Player(cassettes, *hints)) as player:
         yield player
 
