@@ -41,6 +41,11 @@ def _absolute(folder: Path | None) -> Path | None:
         raise ValueError(str(error)) from None
 
 
+def _captures_spans(value: object) -> bool:
+    """Return whether a value of OpenTelemetry's variable enables the content of spans. Unknown values do not."""
+    return str(value).strip().lower() in ("true", "1", "span_only", "span_and_event")
+
+
 def parse_chain(text: str) -> list[tuple[str, ...]]:
     """Parse "a+b,c": a comma separates ranks, "+" joins the equals of a rank."""
     return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
@@ -101,7 +106,7 @@ class Settings(EnvSettings):
     Prometheus in Docker."""
     llm_opentelemetry: bool = False
     """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
-    otel_instrumentation_genai_capture_message_content: str | None = None
+    otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_captures_spans)] = False
     """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
     llm_replay: Path | None = None
     """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
@@ -111,12 +116,6 @@ class Settings(EnvSettings):
     llm_models_dir: Annotated[Path | None, AfterValidator(_absolute)] = None
     """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
     cache folder."""
-
-    @property
-    def captures_content(self) -> bool:
-        """Return whether OpenTelemetry's own switch records prompts and answers on spans."""
-        switch = (self.otel_instrumentation_genai_capture_message_content or "").strip().lower()
-        return switch in ("true", "1", "span_only", "span_and_event")
 
     @property
     def chain(self) -> list[tuple[str, ...]]:

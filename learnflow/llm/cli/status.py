@@ -117,11 +117,11 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
 
 
 def _list_store(*, as_json: bool) -> int:
-    stored = model_store.models()
+    files = [(file.stem, str(file), file.stat().st_size) for file in model_store.models()]
     if as_json:
-        write_json([{"name": file.name, "path": str(file.path), "size_bytes": file.size_bytes} for file in stored])
-    elif stored:
-        table(("NAME", "SIZE", "PATH"), ((file.name, size(file.size_bytes), str(file.path)) for file in stored))
+        write_json([{"name": name, "path": path, "size_bytes": size_bytes} for name, path, size_bytes in files])
+    elif files:
+        table(("NAME", "SIZE", "PATH"), ((name, size(size_bytes), path) for name, path, size_bytes in files))
     else:
         notify(f"no model is stored in {model_store.folder()}. Run learnflow-llm pull smollm2 to download a small one")
     return ExitCode.OK
