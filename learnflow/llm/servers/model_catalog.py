@@ -73,7 +73,6 @@ class ModelCatalog:
 
     Attributes:
         server: the server, as of the last successful probe; None before.
-        probed_at: when the last probe ended, on the clock of the event loop; None before.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class ModelCatalog:
     ) -> None:
         self.client, self.stated = client, stated
         self.server: Server | None = None
-        self.probed_at: float | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
@@ -263,15 +261,13 @@ class ModelCatalog:
             server = await learn(self.client, server, to_probe, started + within)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)
-        self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            listed = {other.name: replace(other, learned_at=self.probed_at) for other in server.models}
-            server = self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+            listed = {other.name: other for other in server.models}  # a list may repeat a name
+            server = self.server = replace(server, models=tuple(listed.values()))
             if every:
                 self._models.update(listed)
             if model:
-                model = listed.get(model.name, model)
                 self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
