@@ -12,7 +12,7 @@ from typing import Final
 from . import settings
 from .base import LLMProvider
 from .capabilities import Health
-from .discovery import SCAN_S, finder, scan
+from .discovery import SCAN_TIMEOUT_S, make_finder, scan
 from .process import register, switches
 from .routing.router import RouterProvider
 
@@ -39,7 +39,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
     if _overrides:
         return RouterProvider(_overrides[-1])
     chain = (settings.parse_chain(name) or [(name,)]) if name else common.chain
-    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=finder())
+    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=make_finder())
 
 
 def is_configured() -> bool:
@@ -47,7 +47,7 @@ def is_configured() -> bool:
     return bool(_overrides or settings.load().chain)
 
 
-async def discover(within: float = SCAN_S) -> list[Health]:
+async def discover(within: float = SCAN_TIMEOUT_S) -> list[Health]:
     """Find the model servers that respond.
 
     Probes the configured addresses and the default ports on loopback. Inside a container it also probes the service
