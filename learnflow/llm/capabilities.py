@@ -43,8 +43,8 @@ class Capabilities(TypedDict):
     cost: tuple[float, float] | None
 
 
-def unknown(*, local: bool = True, **known: Any) -> Capabilities:
-    """Return capabilities that are unknown except ``known``. A local server costs nothing."""
+def default_capabilities(*, local: bool = True, **known: Any) -> Capabilities:
+    """Return capabilities that are None, for unknown, except ``known``. A local server costs nothing."""
     nothing = dict.fromkeys(Capabilities.__annotations__)
     certain = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
     return cast(Capabilities, {**nothing, **certain, **known})

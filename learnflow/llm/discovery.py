@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
-from .capabilities import Health, unknown
+from .capabilities import Health, default_capabilities
 from .errors import KeyMissing, LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
@@ -151,7 +151,7 @@ async def _probe_configured(name: str, within: float) -> Candidate:
 def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     """Return the candidate for a provider with invalid or incomplete settings."""
     spec = discoverable().get(name)
-    known = spec.capabilities.copy() if spec else unknown()
+    known = spec.capabilities if spec else default_capabilities()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
     setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
     return Candidate(health, None, configured=True, setting=setting)

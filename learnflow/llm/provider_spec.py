@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from .capabilities import Capabilities, State
+from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
 from .parameters import ALWAYS, SAMPLING
 
-Evidence = Literal["server", "cassette", "table"]
 SchemaMode = Literal["json_schema", "json_object", "words"]
 
 # The types of content parts, with OpenAI's names. LiteLLM forwards these, and drops unknown ones.
@@ -253,16 +252,16 @@ class ProviderSpec:
         priced: LiteLLM's prefix in its map of models and prices; None if it is the same.
         genai: the name in OpenTelemetry's conventions; None if it is the same.
         kind: the name of the spec that an operator's endpoint was copied from; None for other specs.
-        evidence: how the spec was tested: with a real "server", with a "cassette" that was written from the vendor's
-            documents, or not at all: it comes from LiteLLM's "table".
-        tested_versions: the versions of the server that it was tested with.
+        is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
+        tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
+            cassettes that were written from the vendor's documents.
         local: usually a local server: no key is required, and timeouts are longer.
         api, dialect, server: groups of properties.
         settings: the settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
         other_spellings: further variables of a setting, which other tools use; ``<NAME>_<SETTING>`` wins.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
-        capabilities: the capabilities that need no probe.
+        known: the capabilities that are certain without a probe.
     """
 
     name: str
@@ -271,7 +270,7 @@ class ProviderSpec:
     priced: str | None = None
     genai: str | None = None
     kind: str | None = None
-    evidence: Evidence = "cassette"
+    is_tested: bool = True
     tested_versions: str | None = None
     local: bool = False
     api: Api = Api()
@@ -281,7 +280,12 @@ class ProviderSpec:
     other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
-    capabilities: Capabilities
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
+        return default_capabilities(local=self.local, **self.known)
 
     @property
     def price_prefix(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import REASONING_EFFORT
 from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
@@ -41,7 +40,7 @@ SPEC: Final = ProviderSpec(
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+    known={"json_schema": True, "tools": True, "prefill": False},
 )
 
 V1: Final = replace(SPEC, litellm="openai", api=_NEWER)

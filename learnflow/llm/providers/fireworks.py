@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
@@ -21,5 +20,5 @@ SPEC: Final = ProviderSpec(
         session=Session("x-session-affinity", 200, header=True),
     ),
     other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
-    capabilities=unknown(local=False, json_schema=True),
+    known={"json_schema": True},
 )

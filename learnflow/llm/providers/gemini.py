@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, REASONING_EFFORT, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec
 
@@ -25,5 +24,4 @@ SPEC: Final = ProviderSpec(
         reasoning=REASONING_EFFORT,
     ),
     other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
-    capabilities=unknown(local=False),
 )

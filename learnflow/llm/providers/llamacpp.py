@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
-from ..capabilities import State, unknown
+from ..capabilities import State
 from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
@@ -114,7 +114,6 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
-    evidence="server",
     tested_versions="0c1e570",
     litellm="hosted_vllm",
     local=True,
@@ -132,5 +131,5 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
     other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True, prefill=True),
+    known={"json_schema": True, "prefill": True},
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
@@ -25,5 +24,5 @@ SPEC: Final = ProviderSpec(
         finishes_turns=True,
     ),
     other_spellings={"base_url": ("OPENAI_API_BASE",)},
-    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+    known={"json_schema": True, "tools": True, "prefill": False},
 )

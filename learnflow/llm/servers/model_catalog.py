@@ -334,7 +334,7 @@ class ModelCatalog:
         if kind and kind.name != self._spec.name:
             setting = better_setting(self._spec, kind, self.client.endpoint.root)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
-        if self._spec.evidence == "table":
+        if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")
         return "; ".join(remarks)
 
