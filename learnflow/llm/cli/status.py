@@ -13,7 +13,7 @@ import click
 
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
-from ..capabilities import YES_NO, Health
+from ..capabilities import FLAGS, Health
 from ..discovery import Candidate, scan, select_usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
@@ -24,7 +24,7 @@ from .command import ExitCode, command, json_option, provider_option, within_opt
 from .terminal import notify, progress, size, table, write, write_json
 
 NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
-_SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
+_SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("streaming", "local"))
 
 
 @command

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged, nearest
+from ..capabilities import Capabilities, Health, State, find_similar, merge_capabilities
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -95,7 +95,7 @@ class ModelCatalog:
 
     def _alternatives(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
-        near = nearest(requested, names)
+        near = find_similar(requested, names)
         listed = (
             f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
             if names
@@ -231,7 +231,7 @@ class ModelCatalog:
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merged(by_spec, priced, reported, self.stated)
+        return merge_capabilities(by_spec, priced, reported, self.stated)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
