@@ -41,7 +41,7 @@ PLAYED = [
 def main() -> int:
     """Run the demo regardless of LLM_REPLAY. Return the exit code."""
     logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # the demo prints the failovers itself
-    with active.instead(None):
+    with active.override(None):
         return asyncio.run(demo())
 
 

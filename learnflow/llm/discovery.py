@@ -21,7 +21,7 @@ from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of
 from .replay import active
-from .replay.transport import unrecorded
+from .replay.transport import pause_recording
 from .servers.model_catalog import state_of, without_name
 from .transport import network
 from .transport.client import NETWORK
@@ -253,7 +253,7 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
     Raises:
         NotConfigured: no server is ready. The error lists the probed addresses.
     """
-    with unrecorded():  # record only the servers that are used
+    with pause_recording():  # record only the servers that are used
         candidates = await scan(clouds=False, embedded=embedded)
     providers = [candidate.provider for candidate in select_usable(candidates) if candidate.provider]
     if not providers:

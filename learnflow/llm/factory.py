@@ -64,7 +64,7 @@ async def discover(within: float = SCAN_TIMEOUT_S) -> list[Health]:
 
 
 @contextmanager
-def instead(provider: LLMProvider) -> Iterator[None]:
+def override(provider: LLMProvider) -> Iterator[None]:
     """Return a context manager in which ``get_provider()`` uses this provider. For tests."""
     _overrides.append(provider)
     try:

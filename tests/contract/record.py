@@ -96,7 +96,7 @@ async def _row(row: str) -> int:
     pages: Mapping[str, RecordedResponse] = {}
     if subject:
         collector = Collector()
-        with active.instead(collector):
+        with active.override(collector):
             health = await subject.provider().refresh()
         if not health.ready:
             print(f"{row}: {health.detail}", file=sys.stderr)
@@ -137,7 +137,7 @@ async def _cassette(
         return "recorded, and stays: no server is named that is busy"
     author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
     one = fresh(row)
-    with active.instead(author):
+    with active.override(author):
         await BEHAVIOURS[behaviour](one)
     origin = {"kind": "authored", "source": VOICES[row].source}
     if pages and any(one.response in pages.values() for one in author.interactions):
@@ -162,7 +162,7 @@ async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
     collector = Collector()
     subject.texts.clear()
-    with active.instead(collector):
+    with active.override(collector):
         if behaviour == "cut":
             async with subject.provider().stream(BROKEN, temperature=0) as answer:
                 async for _ in answer:

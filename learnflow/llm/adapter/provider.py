@@ -61,8 +61,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
-            base_url = replay.address(self.cassettes_of, near=spec.local)
-        replays = active.plays(replay)
+            base_url = replay.base_url(self.cassettes_of, local=spec.local)
+        replays = active.is_replay(replay)
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)

@@ -166,7 +166,7 @@ def report_replay() -> None:
         common = settings.load()
     except errors.NotConfigured:
         return  # the command reports it
-    if active.plays(active.current(common)):
+    if active.is_replay(active.current(common)):
         notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
 

@@ -442,7 +442,7 @@ class EmbeddedProvider(BaseProvider):
         requested, key = model or own.model, None
         # Cassettes may have any model: if none is configured, their list of models names it.
         alias = embedded_model.alias_of(requested) if requested else None if replay else DEFAULT_MODEL
-        if not active.plays(replay):
+        if not active.is_replay(replay):
             config = self._config(requested or DEFAULT_MODEL, **numbers)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key

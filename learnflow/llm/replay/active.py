@@ -17,7 +17,7 @@ from .transport import Cassettes
 _C = TypeVar("_C", bound=Cassettes | None)
 _HINT: Final = "Set LLM_REPLAY to a folder with cassettes, or record them with LLM_REPLAY_MODE=record"
 _by_folder: Final = register("folders of cassettes", dict[tuple[Path, str], Cassettes](), learned=True)
-_instead: Final = register("cassettes in place of the environment's", list[Cassettes | None]())
+_overrides: Final = register("cassettes that override the environment", list[Cassettes | None]())
 
 
 def current(settings: Settings) -> Cassettes | None:
@@ -29,8 +29,8 @@ def current(settings: Settings) -> Cassettes | None:
     Raises:
         NotConfigured: the folder has no cassettes to play, cannot be created to record, or is not set.
     """
-    if _instead:
-        return _instead[-1]
+    if _overrides:
+        return _overrides[-1]
     folder, mode = settings.llm_replay, settings.llm_replay_mode
     if folder is None:
         if mode == "record":
@@ -44,19 +44,19 @@ def current(settings: Settings) -> Cassettes | None:
     return _by_folder[folder, mode]
 
 
-def plays(cassettes: Cassettes | None) -> bool:
-    """Return whether cassettes answer instead of servers."""
+def is_replay(cassettes: Cassettes | None) -> bool:
+    """Return whether requests are answered from cassettes, and not by servers."""
     return cassettes is not None and cassettes.providers is not None
 
 
 @contextmanager
-def instead(cassettes: _C) -> Iterator[_C]:
-    """Let providers that are created inside use these cassettes instead of those of the environment. For tests."""
-    _instead.append(cassettes)
+def override(cassettes: _C) -> Iterator[_C]:
+    """Return a context manager in which new providers use these cassettes, and not the environment's. For tests."""
+    _overrides.append(cassettes)
     try:
         yield cassettes
     finally:
-        _instead.remove(cassettes)
+        _overrides.remove(cassettes)
 
 
 def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""The format of cassettes: vcrpy's YAML, without hosts and secrets.
+"""The format of cassettes: vcrpy's YAML, without hosts and keys.
 
-Streams are stored in the pieces in which they arrived, and JSON as YAML.
+A stream is stored in the pieces in which it was received, and JSON as YAML.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
 
-_VERSION: Final = 1  # the version of vcrpy's format
+_VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML treats them as line ends
+_OTHER_LINE_ENDS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML changes them in a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RecordedRequest:
     Attributes:
         method: GET or POST.
         uri: the URI, with the provider's name instead of the host.
-        credentials: the headers with a key, with a placeholder instead of it.
+        credentials: the headers with the API key, with a placeholder instead of the key.
         body: the JSON body; None if there was none.
     """
 
@@ -50,10 +50,10 @@ class RecordedResponse:
 
     Attributes:
         status: the HTTP status; None if no response arrived.
-        headers: those of ``_HEADERS``.
-        pieces: the body, in the pieces in which it arrived.
-        failure: the error after the pieces, if the response broke.
-        left: whether the client disconnected before the end.
+        headers: the recorded headers.
+        pieces: the body, in the pieces in which it was received.
+        failure: the error that ended the body; None if it was complete.
+        left: whether the client disconnected before the end of the body.
     """
 
     status: int | None
@@ -63,10 +63,10 @@ class RecordedResponse:
     left: bool = False
 
     @property
-    def end(self) -> LLMError | None:
-        """Return the error after the last piece. Return None if the body ends there."""
+    def final_error(self) -> LLMError | None:
+        """Return a new error to raise after the last piece; None if the body is complete."""
         if not self.left:
-            return self.failure and type(self.failure)(self.failure.what)  # a new exception for each raise
+            return self.failure and type(self.failure)(self.failure.what)
         timeout = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
         return timeout("the cassette ends here: the client disconnected when it was recorded")
 
@@ -79,16 +79,18 @@ class Interaction:
     response: RecordedResponse
 
 
-def recorded_request(
+def convert_request(
     method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
 ) -> RecordedRequest:
     """Convert a request to its form in a cassette.
 
     Args:
-        method, url, content: the request.
-        root: the address of the server, which is removed from the URL.
+        method: the method of the request.
+        url: the URL of the request.
+        content: the body of the request; empty for a GET.
+        root: the base URL of the server. Its path is removed from the URL.
         provider: the name of the provider, which replaces the host.
-        credentials: the headers with the key.
+        credentials: the headers with the API key.
     """
     parts = urlsplit(url)
     path = parts.path.removeprefix(urlsplit(root).path.rstrip("/")) + (f"?{parts.query}" if parts.query else "")
@@ -101,29 +103,35 @@ def recorded_request(
 
 
 def _placeholder(name: str, value: str, provider: str) -> str:
-    """Return the header with a placeholder instead of the key. Keys of tests are placeholders already."""
-    scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)  # "Bearer", "Api-Key"
+    """Return the value of a header with a placeholder instead of the key. The keys of tests are placeholders."""
+    scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
 def _failure(response: Mapping[str, Any]) -> LLMError | None:
-    """Return the error of a response. Raise AttributeError or TypeError if there is no such class."""
+    """Return the error that a cassette has for a response; None if it has none."""
     failure = response.get("failure")
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
 
-def recorded_response(
+def convert_response(
     status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **end: Any
 ) -> RecordedResponse:
     """Convert a response to its form in a cassette.
 
-    It has only the headers of ``_HEADERS``. The date of ``retry-after`` becomes seconds, because replay is later.
+    Only the headers in ``_HEADERS`` are recorded. A date in ``retry-after`` becomes seconds, because a replay is later.
+
+    Args:
+        status: the HTTP status; None if no response arrived.
+        headers: the headers of the response.
+        pieces: the body, in the pieces in which it was received.
+        end: the fields ``failure`` and ``left`` of the recorded response.
     """
-    kept_headers = {name: headers[name] for name in _HEADERS if name in headers}
-    wait = error_mapping.retry_after(headers)
-    if wait is not None and "retry-after" in kept_headers:
-        kept_headers["retry-after"] = f"{wait:g}"
-    return RecordedResponse(status, kept_headers, tuple(pieces), **end)
+    recorded_headers = {name: headers[name] for name in _HEADERS if name in headers}
+    retry_after_s = error_mapping.retry_after(headers)
+    if retry_after_s is not None and "retry-after" in recorded_headers:
+        recorded_headers["retry-after"] = f"{retry_after_s:g}"
+    return RecordedResponse(status, recorded_headers, tuple(pieces), **end)
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
@@ -134,24 +142,24 @@ def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
         {"request": _request(interaction.request), "response": _response(interaction.response)}
         for interaction in interactions
     ]
-    cassette = {"origin": dict(origin), "interactions": rows, "version": _VERSION}
+    cassette = {"origin": dict(origin), "interactions": rows, "version": _VCRPY_VERSION}
     text = _dump_yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
     # libyaml is ten times faster, but escapes emoji.
     return _dump_yaml(cassette, yaml.SafeDumper) if "\\U" in text else text
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if it is not a cassette."""
-    import yaml  # noqa: PLC0415  # only needed to play or record
+    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if the text is not a cassette."""
+    import yaml  # noqa: PLC0415
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C if available
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml may be missing
         content = yaml.load(text, loader)  # noqa: S506  # both are safe
         interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
         return content.get("origin", {}), interactions
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = f"line {mark.line + 1}" if mark else f"{type(error).__name__}"
+        position = getattr(error, "problem_mark", None)
+        reason = f"line {position.line + 1}" if position else type(error).__name__
     raise errors.NotConfigured(f"it is not a cassette ({reason})", hint="Restore it, or record it again")
 
 
@@ -159,7 +167,7 @@ def _request(request: RecordedRequest) -> dict[str, Any]:
     headers = {name: [value] for name, value in request.credentials.items()}
     if request.body is not None:
         headers["content-type"] = ["application/json"]
-    body = request.body if _writable(request.body) else json.dumps(request.body)
+    body = request.body if _is_yaml_safe(request.body) else json.dumps(request.body)
     return {"method": request.method, "uri": request.uri, "headers": headers, "body": body}
 
 
@@ -173,7 +181,7 @@ def _response(response: RecordedResponse) -> dict[str, Any]:
 
 
 def _body(response: RecordedResponse) -> dict[str, Any]:
-    """Return a stream as its pieces, JSON as YAML, any other body as a string."""
+    """Return the pieces of a stream, the value of a JSON body, or the text of another body."""
     if response.headers.get("content-type", "").partition(";")[0] in _STREAMS:
         return {"pieces": [_text(piece) for piece in response.pieces]}
     body = b"".join(response.pieces)
@@ -181,11 +189,11 @@ def _body(response: RecordedResponse) -> dict[str, Any]:
         body_json = json.loads(body)
     except ValueError:
         return {"string": _text(body)}
-    return {"json": body_json} if _writable(body_json) else {"string": _text(body)}
+    return {"json": body_json} if _is_yaml_safe(body_json) else {"string": _text(body)}
 
 
-def _writable(value: Any) -> bool:
-    """Return whether YAML can represent a JSON value. It cannot represent lone surrogates, infinity and NaN."""
+def _is_yaml_safe(value: Any) -> bool:
+    """Return whether YAML can represent a JSON value: it has no lone surrogate, infinity or NaN."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
@@ -231,16 +239,15 @@ def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # one of two classes
-        """A dumper that writes texts of several lines as blocks."""
+        """A dumper that writes multi-line texts as blocks, and repeats equal values."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
     def represent_text(dumper: Any, text: str) -> Any:
-        style = '"' if _BREAKS.search(text) else "|" if "\n" in text else None
+        style = '"' if _OTHER_LINE_ENDS.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)
-    return str(yaml.dump(cassette, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)).removesuffix(
-        "...\n"
-    )
+    text: str = yaml.dump(cassette, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n")
