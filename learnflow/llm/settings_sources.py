@@ -1,7 +1,7 @@
-"""Read the sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
+"""Read the sources of settings: the environment of the process, ``.env`` and ``.env.local``, and Docker's secrets.
 
-Decides whether an API key may be sent to an address, from the sources of both. Also reads the proxies, the cache folder
-and the signs of a container. Only this module and ``settings`` read the environment. Neither caches values.
+It also decides from which source an API key is used for an address. Only this module and ``settings`` read the
+environment.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _with_upper_names(variables: Mapping[str, str | None]) -> dict[str, str | No
 
 
 def proxies() -> dict[str, str]:
-    """Return the proxies of the environment, by scheme. The entry ``no`` lists hosts that bypass the proxies."""
+    """Return the proxies of the environment, by scheme. The key ``no`` has the value of ``NO_PROXY``."""
     return urllib.request.getproxies()
 
 
@@ -167,5 +167,4 @@ def cache_folder() -> Path:
 
 def in_container() -> bool:
     """Return whether the process runs in a container of Docker, Podman or Kubernetes."""
-    marker_files = Path("/.dockerenv"), Path("/run/.containerenv")
-    return any(file.exists() for file in marker_files) or "KUBERNETES_SERVICE_HOST" in os.environ
+    return any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))) or "KUBERNETES_SERVICE_HOST" in os.environ
