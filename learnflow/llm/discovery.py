@@ -28,6 +28,7 @@ from .transport.client import NETWORK
 
 SCAN_TIMEOUT_S: Final = 1.0
 _EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
+_LOOPBACK: Final = "127.0.0.1"  # and not localhost, because a lookup waits if the name servers are dead
 _DOCKER_HOST: Final = "host.docker.internal"
 _announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
 
@@ -81,7 +82,7 @@ async def scan(
     if cassettes and cassettes.providers is not None:  # cassettes have no default addresses
         names = {*named, *filter(_spec_or_none, cassettes.providers)}
         return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))
-    hosts = await _resolvable_hosts(within) if settings_sources.in_container() else set()
+    hosts = {_LOOPBACK} | (await _resolvable_hosts(within) if settings_sources.in_container() else set())
     specs, probed, candidates = discoverable(), set[str](), list[Candidate]()
     probes = [_probe_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
@@ -94,8 +95,8 @@ async def scan(
         configured = bool(base_url or (configuration.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, within))
-        loopback = base_url or name not in named  # otherwise the configured probe reads the default address
-        urls = [url for url in _default_addresses(spec, hosts, loopback=bool(loopback)) if url not in probed]
+        others = hosts if base_url or name not in named else hosts - {_LOOPBACK}  # the configured probe reads that
+        urls = [url for url in _default_addresses(spec, others) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
         probes += [_probe_default(spec, url, within) for url in urls]
     await NETWORK.prepare()  # the time of its imports is not latency
@@ -128,16 +129,12 @@ async def _resolvable_hosts(within: float) -> set[str]:
     return {name for name, exists in zip(names, existing, strict=True) if exists}
 
 
-def _default_addresses(spec: ProviderSpec, hosts: set[str], *, loopback: bool) -> list[str]:
-    """Return the default addresses of a local server: on loopback, and on the hosts of its container network."""
+def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
+    """Return the addresses with the default port of a local server on these hosts."""
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
-    # 127.0.0.1 and not localhost, because a lookup waits if the name servers are dead.
-    names = (["127.0.0.1"] if loopback else []) + [
-        name for name in (spec.server.service, _DOCKER_HOST) if name in hosts
-    ]
-    return [f"http://{name}:{port}" for name in names]
+    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.service, _DOCKER_HOST) if host in hosts]
 
 
 async def _probe_configured(name: str, within: float) -> Candidate:
@@ -150,10 +147,10 @@ async def _probe_configured(name: str, within: float) -> Candidate:
 
 def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     """Return the candidate for a provider with invalid or incomplete settings."""
-    spec = discoverable().get(name)
+    spec = _spec_or_none(name)
     known = spec.capabilities if spec else default_capabilities()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
-    setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
+    setting = f"{spec.variable('api_key')}=…   # the key of {name}" if spec and isinstance(error, KeyMissing) else ""
     return Candidate(health, None, configured=True, setting=setting)
 
 
@@ -292,11 +289,10 @@ def _keys_hint() -> str:
 
 def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:
     """Return the error if no provider is named and no server is ready."""
+    healths = [candidate.health for candidate in candidates]
     tried = "; ".join(
-        f"{health.provider} at {health.base_url}: {health.state}"
-        if health.base_url
-        else f"{health.provider}: {health.detail}"
-        for health in (candidate.health for candidate in candidates)
+        f"{item.provider} at {item.base_url}: {item.state}" if item.base_url else f"{item.provider}: {item.detail}"
+        for item in healths
     )
     commands = [spec.server.start_command for spec in SPECS.values() if spec.server.start_command]
     return NotConfigured(
