@@ -40,7 +40,7 @@ def _make_absolute(folder: Path | None) -> Path | None:
         raise ValueError(str(error)) from None
 
 
-def _parse_capture(value: object) -> bool:
+def _enables_content(value: object) -> bool:
     """Return whether a value of OpenTelemetry's variable enables content on spans. An unknown value does not."""
     return str(value).strip().lower() in ("true", "1", "span_only", "span_and_event")
 
@@ -105,7 +105,7 @@ class Settings(EnvSettings):
     Prometheus in Docker."""
     llm_opentelemetry: bool = False
     """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
-    otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_parse_capture)] = False
+    otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_enables_content)] = False
     """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
     llm_replay: Path | None = None
     """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
