@@ -94,8 +94,8 @@ def test_key_from_docker_secret_is_not_sent_to_address_from_file(
     (source,) = [variable.where for variable in variables([spec]) if variable.name == "OPENROUTER_API_KEY"]
     assert source == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
-    _, refusal = settings_sources.provider_key(spec)
-    assert "A key is sent only to an address from the same source" in refusal
+    _, hint = settings_sources.provider_key(spec)
+    assert "A key is sent only to an address from the same source" in hint
 
 
 def test_key_and_address_from_docker_secrets_go_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
+from ..transport.endpoint import Endpoint
 
 _VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
@@ -79,27 +82,19 @@ class Interaction:
     response: RecordedResponse
 
 
-def convert_request(
-    method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
-) -> RecordedRequest:
+def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -> RecordedRequest:
     """Convert a request to its form in a cassette.
 
     Args:
-        method: the method of the request.
-        url: the URL of the request.
-        content: the body of the request; empty for a GET.
-        root: the base URL of the server. Its path is removed from the URL.
+        request: the request.
+        endpoint: the endpoint of the provider. The path of its root is removed from the URL.
         provider: the name of the provider, which replaces the host.
-        credentials: the headers with the API key.
     """
-    parts = urlsplit(url)
-    path = parts.path.removeprefix(urlsplit(root).path.rstrip("/")) + (f"?{parts.query}" if parts.query else "")
-    return RecordedRequest(
-        method,
-        f"http://{provider}.example{path}",
-        {name: _placeholder(name, value, provider) for name, value in credentials.items()},
-        json.loads(content) if content else None,
-    )
+    url = urlsplit(str(request.url))
+    path = url.path.removeprefix(urlsplit(endpoint.root).path.rstrip("/")) + (f"?{url.query}" if url.query else "")
+    credentials = {name: _placeholder(name, value, provider) for name, value in endpoint.credentials.items()}
+    body = json.loads(request.content) if request.content else None
+    return RecordedRequest(request.method, f"http://{provider}.example{path}", credentials, body)
 
 
 def _placeholder(name: str, value: str, provider: str) -> str:

@@ -107,14 +107,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         if self._cassettes.providers is None and _is_paused.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
-        recorded_request = cassette.convert_request(
-            request.method,
-            str(request.url),
-            request.content,
-            root=endpoint.root,
-            provider=self._provider,
-            credentials=endpoint.credentials,
-        )
+        recorded_request = cassette.convert_request(request, endpoint, self._provider)
         if recorded := self._cassettes.play(recorded_request):
             return build_response(recorded)
         recording = self._cassettes.record(recorded_request)
