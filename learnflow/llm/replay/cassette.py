@@ -22,7 +22,8 @@ from ..transport.endpoint import Endpoint
 _VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-_OTHER_LINE_ENDS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML changes them in a block
+# Other line ends, and the byte order mark. YAML changes them in a block.
+_CHANGED_IN_BLOCKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
             return True
 
     def represent_text(dumper: Any, text: str) -> Any:
-        style = '"' if _OTHER_LINE_ENDS.search(text) else "|" if "\n" in text else None
+        style = '"' if _CHANGED_IN_BLOCKS.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)
