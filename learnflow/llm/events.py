@@ -379,7 +379,7 @@ def _call_sink(sink: Callable[[Any], None], event: object) -> None:
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
-        log.write("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
+        log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
 def _log(event: LogEvent) -> None:
@@ -391,7 +391,7 @@ def _log(event: LogEvent) -> None:
     if log.is_enabled(level):
         fields_ = log_fields(event).items()
         shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
-        log.write(level, name, **shown)
+        log.line(level, name, **shown)
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def is_enabled(level: Level) -> bool:
     return False
 
 
-def write(level: Level, event: str, **fields: Any) -> None:
+def line(level: Level, event: str, **fields: Any) -> None:
     """Write one line."""
     with suppress(Exception):
         logger = _logger(level)

@@ -335,7 +335,7 @@ class _Attempt:
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
-            log.write("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
+            log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
     def _cost(self, completion: Completion) -> float | None:

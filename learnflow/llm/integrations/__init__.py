@@ -91,7 +91,7 @@ def _log_once(event: str, hint: str) -> None:
     """Log an error with this hint once in a process."""
     if hint not in _logged:
         _logged.add(hint)
-        log.write("error", event, hint=hint)
+        log.line("error", event, hint=hint)
 
 
 if hasattr(os, "register_at_fork"):  # the thread that serves the metrics is not in the child

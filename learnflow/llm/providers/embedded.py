@@ -283,7 +283,7 @@ def _read_log(pipe: IO[bytes], cause: list[str]) -> None:
         if text and not (cause and _ERROR_LINE.match(cause[0])):
             cause[:] = [text]
         if number < _MAX_LOG_LINES:
-            log.write("debug", "llm.embedded_log", text=text)
+            log.line("debug", "llm.embedded_log", text=text)
     pipe.close()
 
 
