@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
-from .parameters import ALWAYS, SAMPLING
+from .parameters import ALWAYS, SAMPLING, Reasoning
 
 SchemaMode = Literal["json_schema", "json_object", "words"]
 
@@ -192,7 +192,7 @@ class Dialect:
     reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
-    reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
+    reasoning: Reasoning = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
     session: Session | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
