@@ -95,7 +95,7 @@ async def scan(
         configured = bool(base_url or (configuration.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, within))
-        others = hosts if base_url or name not in named else hosts - {_LOOPBACK}  # the configured probe reads that
+        others = hosts if base_url or name not in named else hosts - {_LOOPBACK}  # a configured probe covers loopback
         urls = [url for url in _default_addresses(spec, others) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
         probes += [_probe_default(spec, url, within) for url in urls]
