@@ -116,18 +116,14 @@ class Player(Cassettes):
 
     def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
         """Return the error for a request. It describes the most similar recorded request, without text of a prompt."""
-        same_provider = [entry for entry in self._entries.values() if entry.request.provider == request.provider]
-        same_uri = [
-            entry
-            for entry in same_provider
-            if (entry.request.method, entry.request.uri) == (request.method, request.uri)
-        ]
-        if same_uri:
-            entry = max(same_uri, key=lambda entry: _similarity(entry.request, request))
+        page = request.method, request.uri
+        same_page = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == page]
+        if same_page:
+            entry = max(same_page, key=lambda entry: _similarity(entry.request, request))
             differences = "; ".join(_differences(entry.request, request)) or "nothing"
             detail = f"the nearest request, in {entry.path}, differs in {differences}"
         else:
-            recorded = "other paths" if same_provider else "no requests"
+            recorded = "other paths" if request.provider in (self.providers or ()) else "no requests"
             detail = f"the cassettes have {recorded} of this provider"
         return errors.NotRecorded(
             f"{request.method} {request.uri} is not in a cassette: {detail}",
