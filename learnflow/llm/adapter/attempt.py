@@ -136,46 +136,31 @@ class _Attempt:
         self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
         self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
         self._model = request.model or ""
-        self._budget: ContextBudget | None = None
+        self._budget = ContextBudget(runner.spec, runner.catalog, request, attempt.raw)
         self._answer: Answer | None = None
 
     def model_and_limit(self) -> tuple[str | None, int | None]:
         """Return the model and ``max_tokens`` of the request; None for one that is not chosen yet."""
-        lowered = self._budget and self._budget.answer
-        return self._model or None, lowered or self._request.sampling.get("max_tokens")
+        return self._model or None, self._budget.answer or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
         """Run the attempt and return the completion. Raise only LLMError."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._request.timeout or self._times.deadline)
-        failure: LLMError | None = None
+        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._times.deadline)
         try:
-            budget = await self._prepare(deadline)
-            leaks = self._model in self._runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(self._model))
-            continues = self._attempt.prefix is not None
-            answer = self._answer = Answer(
-                self._request, emit, hold=self._hold, only_closing_tag=leaks, continues=continues
-            )
+            await self._prepare(deadline)
             slot = await self._acquire_slot(deadline, emit)
             try:
-                await self._exchange(answer, budget, deadline, emit)
+                answer = await self._exchange(deadline, emit)
             finally:
                 CAPACITY.release(slot)
+            return await self._complete(answer)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
-            failure = failure_of(error)
-        try:
-            if self._answer:
-                self._answer.end(broken=failure is not None)
-            if failure is None:
-                return await self._complete(answer, budget)
-        except Exception as error:  # noqa: BLE001  # the validator of a schema may raise anything
-            failure = failure or failure_of(error)
-        explained = self._runner.explain(failure, self._model or None, self._request, self._answer)
-        raise explained.with_traceback(None)
+            failure = self._runner.explain(failure_of(error), self._model or None, self._request, self._answer)
+        raise failure.with_traceback(None)
 
-    async def _prepare(self, deadline: float) -> ContextBudget:
-        """Choose the model, check whether the request fits it, and import LiteLLM. Return the budget."""
-        runner, spec, request = self._runner, self._spec, self._request
+    async def _prepare(self, deadline: float) -> None:
+        """Choose the model, check whether the request fits it, and import LiteLLM."""
+        runner, spec, budget = self._runner, self._spec, self._budget
         if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # without a DNS query
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent",
@@ -183,17 +168,14 @@ class _Attempt:
             )
         try:
             async with asyncio.timeout_at(deadline):
-                self._model = await self._catalog.choose_name(request.model)  # before the slow import of LiteLLM
-                base, prefill = runner.client.endpoint.base, self._attempt.raw
-                budget = self._budget = ContextBudget(spec, base, self._catalog, request, self._model, prefill)
-                adjustment = await budget.prepare(min(QUICK_PROBE_S, self._times.first_token))
+                self._model = await self._catalog.choose_name(self._request.model)  # before the slow import of LiteLLM
+                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
-                if request.turn_added:
+                if self._request.turn_added:
                     self._report_adjusted(_TURN_ADDED)
                 await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
-        return budget
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server until the deadline. Return at once if the router has acquired the slot.
@@ -227,33 +209,39 @@ class _Attempt:
             raise errors.DeadlineExceeded(what, hint=hint)
         return slot
 
-    async def _exchange(self, answer: Answer, budget: ContextBudget, deadline: float, emit: Emit) -> None:
+    async def _exchange(self, deadline: float, emit: Emit) -> Answer:
         """Send the request and read the response. After a refusal, retry without the default that caused it."""
-        runner, model = self._runner, self._model
+        runner, model, name = self._runner, self._model, self._spec.name
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
         finish_missing = self._catalog.stated.get("finish") is False
+        closes = model in runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(model))
+        continues = self._attempt.prefix is not None
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits(budget))
-            answer.parser, answer.sent_at = parser, asyncio.get_running_loop().time()
+            reader = AnswerReader(parser, self._time_limits())
+            answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
+            self._answer = answer
             try:
-                with ExitStack() as load_wait:
-                    if budget.loads and emit.all_events:
-                        load_wait.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
-                    send = partial(self._send, variant, budget, reader)
-                    await reader.read(send, deadline, partial(_feed, answer, load_wait), emit.drain)
-                break
-            except _RETRIED_REFUSALS as error:
-                if answer.first_delta_at is not None:
-                    raise
-                variant = self._variant_after(budget, variant, error)
-        runner.variants[model] = self._request.variant_to_cache(variant, before)
-        budget.mark_loaded()
+                with answer.load_wait as load_wait:
+                    if self._budget.loads:
+                        load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
+                    await reader.read(partial(self._send, variant, reader), deadline, answer.feed, emit.drain)
+            except Exception as error:
+                if isinstance(error, _RETRIED_REFUSALS) and answer.first_delta_at is None:
+                    variant = self._variant_after(variant, error)
+                    continue
+                with suppress(Exception):  # the first error is raised
+                    answer.end(broken=True)
+                raise
+            runner.variants[model] = self._request.variant_to_cache(variant, before)
+            self._budget.mark_loaded()
+            answer.end()
+            return answer
 
-    def _variant_after(self, budget: ContextBudget, variant: Variant, error: LLMError) -> Variant:
+    def _variant_after(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after a refusal. Raise the refusal if a retry cannot help."""
-        adjustment = budget.adjust_after(error)
+        adjustment = self._budget.adjust_after(error)
         if adjustment is None:
             change = self._request.variant_after(variant, error)
             if change is None:
@@ -272,15 +260,15 @@ class _Attempt:
         no_schema = self._catalog.stated.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
-    def _time_limits(self, budget: ContextBudget) -> Times:
+    def _time_limits(self) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers."""
         times, patience = self._times, self._attempt.patience
-        first = max(times.first_token, times.load) if budget.loads else times.first_token
+        first = max(times.first_token, times.load) if self._budget.loads else times.first_token
         return replace(times, first_token=first if patience is None else min(first, patience))
 
-    async def _send(self, variant: Variant, budget: ContextBudget, reader: AnswerReader) -> HttpResponse:
+    async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
-        request = await self._write(variant, budget)
+        request = await self._write(variant)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
             return await runner.client.send(request, partial(_litellm.judge, self._spec, self._model))
@@ -288,9 +276,9 @@ class _Attempt:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
 
-    async def _write(self, variant: Variant, budget: ContextBudget) -> HttpRequest:
+    async def _write(self, variant: Variant) -> HttpRequest:
         """Return the HTTP request of a chat, or of a continuation."""
-        attempt, spec, model = self._attempt, self._spec, self._model
+        attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuing = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuing is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
@@ -304,7 +292,7 @@ class _Attempt:
             return request
         return _litellm.write(spec, self._runner.client.endpoint, model, messages, parameters)
 
-    async def _complete(self, answer: Answer, budget: ContextBudget) -> Completion:
+    async def _complete(self, answer: Answer) -> Completion:
         """Return the completion.
 
         Raises:
@@ -316,7 +304,7 @@ class _Attempt:
         completion: Completion | None = None
         try:
             completion = answer.completion(self._spec.name, self._model)
-            if loss := await budget.loss(completion.usage):
+            if loss := await self._budget.loss(completion.usage):
                 raise loss
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
@@ -359,38 +347,40 @@ class Answer(Transcript):
     Args:
         request: the request.
         emit: receives the events.
+        parser: parses the response.
         hold: hold text back until it is known to be the answer, not thinking.
-        only_closing_tag: the response has </think> without <think>, because the model's template contains <think>.
+        closes: the response has </think> without <think>, because the model's template contains <think>.
         continues: the response is a continuation. It may be empty, and contains no thinking.
 
     Attributes:
-        parser: parses the response.
-        sent_at: when the request was sent, on the clock of the event loop.
-        first_delta_at: when the first delta arrived, on the same clock; None before.
+        first_delta_at: when the first delta arrived, on the clock of the event loop; None before.
         deltas: the number of deltas. Most servers send one for each token.
+        load_wait: the context managers to leave when the first delta arrives.
     """
 
-    parser: StreamParser
-
-    def __init__(self, request: Request, emit: Emit, *, hold: bool, only_closing_tag: bool, continues: bool) -> None:
+    def __init__(
+        self, request: Request, emit: Emit, parser: StreamParser, *, hold: bool, closes: bool, continues: bool
+    ) -> None:
         super().__init__(emit)
-        self.sent_at = self._ended_at = 0.0
+        self.parser = parser
         self.first_delta_at: float | None = None
         self.deltas = 0
+        self.load_wait = ExitStack()
+        self._sent_at = self._ended_at = asyncio.get_running_loop().time()
         self._request, self._continues = request, continues
-        closes = only_closing_tag and not continues
-        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes)
+        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
         self.deltas += 1
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
+            self.load_wait.close()
         held = self._splitter.separated() if delta.thinking or delta.calls else ""
         split = self._splitter.feed(delta.text) if delta.text else Delta()
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
-    def end(self, *, broken: bool) -> None:
+    def end(self, *, broken: bool = False) -> None:
         """Emit the text that was held back. ``broken`` if the response ended before the answer was complete."""
         self._ended_at = asyncio.get_running_loop().time()
         self._emit_delta(self._splitter.end(broken=broken))
@@ -438,15 +428,14 @@ class Answer(Transcript):
             model=ServedModel(model, parser.served),
             usage=parser.usage,
             cost=parser.cost,
-            first_token_s=None if first is None else first - self.sent_at,
-            total_s=self._ended_at - self.sent_at,
+            first_token_s=None if first is None else first - self._sent_at,
+            total_s=self._ended_at - self._sent_at,
         )
 
     def explain(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
         error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
-        if self.sent_at:
-            error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
+        error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
 
     def _empty(self) -> LLMError:
         if self.parser.refused:
@@ -455,9 +444,3 @@ class Answer(Transcript):
             return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
         what = "the answer is empty after the thinking" if self.thinking else "the answer is empty"
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
-
-
-def _feed(answer: Answer, load_wait: ExitStack, delta: Delta) -> None:
-    if answer.first_delta_at is None:
-        load_wait.close()  # the model is loaded
-    answer.feed(delta)

@@ -116,9 +116,8 @@ class ContextBudget:
     count. If the server cannot load the model with a context length, the error names that length.
 
     Args:
-        spec, base, catalog: of the provider.
+        spec, catalog: of the provider.
         request: to be sent.
-        model: the name of the model on the server.
         prefill: the beginning of an answer that the request continues.
 
     Attributes:
@@ -128,13 +127,14 @@ class ContextBudget:
         tight: less than a quarter of the ceiling is left.
     """
 
-    def __init__(
-        self, spec: ProviderSpec, base: str, catalog: ModelCatalog, request: Request, model: str, prefill: str = ""
-    ) -> None:
-        self._spec, self._base, self._catalog, self._request, self._model = spec, base, catalog, request, model
+    _model: str  # set by ``prepare``
+    _described: Model  # the same
+
+    def __init__(self, spec: ProviderSpec, catalog: ModelCatalog, request: Request, prefill: str = "") -> None:
+        self._spec, self._catalog, self._request = spec, catalog, request
+        self._base = catalog.client.endpoint.base
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
-        self._described = Model(name=model)
         self._chooses = spec.server.context_length is not None and not request.own_context
         self._stated: int | None = catalog.stated.get("context_served")
         self._retried = False
@@ -143,10 +143,11 @@ class ContextBudget:
         self.answer: int | None = None
         self.loads = self.tight = False
 
-    async def prepare(self, within: float) -> str | None:
+    async def prepare(self, model: str, within: float) -> str | None:
         """Check whether the request fits, and adjust its limits. Return a description of the adjustment; None if none.
 
         Args:
+            model: the name of the model on the server.
             within: seconds for a probe.
 
         Raises:
@@ -154,6 +155,7 @@ class ContextBudget:
             ContextOverflow: the prompt is certainly longer than the context length of the model.
         """
         request, why = self._request, None
+        self._model, self._described = model, Model(name=model)
         if self._chooses or request.images or (request.ceiling and self._spec.local):
             self._described = await self._catalog.describe(self._model, within)
             if request.images and self._catalog.capabilities(self._model)["vision"] is False:
