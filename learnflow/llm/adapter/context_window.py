@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -98,11 +98,6 @@ def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
     return lacking
 
 
-def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return the required capabilities that are unknown."""
-    return [name for name in needs.capabilities if capabilities[name] is None]
-
-
 class ContextBudget:
     """The context length and the limit of the answer of one request to one model.
 
@@ -138,7 +133,6 @@ class ContextBudget:
         self._chooses = spec.server.context_length is not None and not request.own_context
         self._stated: int | None = catalog.stated.get("context_served")
         self._retried = False
-        self._before_retry: int | None = None  # the length that this process requested before the retry
         self.context_length: int | None = None
         self.answer: int | None = None
         self.loads = self.tight = False
@@ -171,7 +165,7 @@ class ContextBudget:
     async def _choose(self) -> str | None:
         """Choose the context length. Return a description of the change; None if the loaded one stays."""
         first = requested(self._base, self._described.name) is None
-        if first and self._fitting(self._high_estimate, limited=False) != self._loaded:
+        if first and self._fitting(self._high_estimate) != self._loaded:
             self._catalog.forget()  # another client may have loaded a longer one
             self._described = await self._catalog.describe(self._model)
         limit, least = self._stated or self._described.known.get("context"), at_least(self._texts)
@@ -186,17 +180,13 @@ class ContextBudget:
         lengths = requested(self._base, self._described.name), self._described.known.get("context_served")
         return self._stated or max(filter(None, lengths), default=None)
 
-    def _fitting(self, prompt: int, loaded: int | None = None, *, limited: bool = True) -> int | None:
-        """Return the context length for a prompt of so many tokens and its answer.
-
-        With ``limited``, it is at most the context length of the model's training.
-        """
+    def _fitting(self, prompt: int, loaded: int | None = None) -> int | None:
+        """Return the context length for a prompt of so many tokens and its answer."""
         assert self._spec.server.context_length  # noqa: S101  # ``_chooses`` is true
         if self._stated:
             return self._stated
         need = prompt + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._described.known.get("context") if limited else None
-        return self._spec.server.context_length(need, loaded or self._loaded, trained)
+        return self._spec.server.context_length(need, loaded or self._loaded, self._described.known.get("context"))
 
     def _request_length(self, length: int | None) -> str | None:
         """Request this context length. Return a description of the change; None if it is the same."""
@@ -230,15 +220,15 @@ class ContextBudget:
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
                     counted = await count(client, self._model, messages, self._request.tools)
-                    self._learn(self._texts, counted)
+                    self._learn(counted)
         if counted >= length:
             raise _overflow(f"the prompt has {counted} tokens, the context length is {length}", counted, length)
         ratio = _ratios.get((self._base, self._model), 1.0)
         return counted + _MARGIN_TOKENS if counted else int(at_least(self._texts) * ratio)
 
-    def _learn(self, texts: Sequence[str], tokens: int) -> None:
-        """Record the server's count for a prompt, which improves later estimates."""
-        least, key = at_least(texts), (self._base, self._model)
+    def _learn(self, tokens: int) -> None:
+        """Record the server's count of the prompt's tokens, which improves later estimates."""
+        least, key = at_least(self._texts), (self._base, self._model)
         if least >= _MIN_LEARNED_TOKENS:
             _ratios[key] = max(tokens / least, _ratios.get(key, 1.0))
 
@@ -269,16 +259,14 @@ class ContextBudget:
 
     def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
         """Request a context length for the server's count, or without a count the next longer one. Do it once."""
-        sent, key = self.context_length, (self._base, self._described.name)
+        sent = self.context_length
         if not self._retried:
-            self._retried, self._before_retry = True, _requested.get(key)
+            self._retried = True
             needed = error.needed or max(self._high_estimate, (sent or 0) + 1)
             if why := self._request_length(self._fitting(needed, sent or error.window or 1)):
                 return why
-        elif sent and _requested.get(key) == sent:  # later requests must not inherit a length that did not help
-            _requested.pop(key)
-            if self._before_retry:
-                _requested[key] = self._before_retry
+        else:
+            self._forget_length()
         if not error.needed:
             error.window = sent
             length = f"is {sent}" if sent else "is the server's default"
@@ -290,9 +278,7 @@ class ContextBudget:
 
         It opens a circuit breaker only if the operator configured that length.
         """
-        key = self._base, self._described.name
-        if _requested.get(key) == self.context_length:
-            del _requested[key]  # shorter requests use the length that was loaded before
+        self._forget_length()
         kind = errors.ServerFailed if self._stated else errors.ContextOverflow
         failure = kind(
             f"the server could not load the model with a context of {self.context_length} tokens",
@@ -301,6 +287,11 @@ class ContextBudget:
         )
         failure.server_message = error.server_message
         return failure
+
+    def _forget_length(self) -> None:
+        """Let later requests use the context length that was loaded before."""
+        if requested(self._base, self._described.name) == self.context_length:
+            _requested.pop((self._base, self._described.name), None)
 
     def mark_loaded(self) -> None:
         """Record that the model is loaded, with this context length."""
@@ -313,18 +304,18 @@ class ContextBudget:
         It is an error only for servers that are known to do so (``ServerSupport.drops_prompts``). An unknown server is
         probed.
         """
-        read, least, catalog = usage.prompt_tokens, at_least(self._request.texts), self._catalog
+        read, least, catalog = usage.prompt_tokens or 0, at_least(self._request.texts), self._catalog
         if read and not self._request.images:
-            self._learn(self._texts, read)
-        cut = read and least >= _MIN_CUT_TOKENS and read <= least * _MAX_CUT_SHARE
-        if not (read and cut and self._spec.local) or usage.cached_tokens:
+            self._learn(read)
+        cut = least >= _MIN_CUT_TOKENS and 0 < read <= least * _MAX_CUT_SHARE
+        if not (cut and self._spec.local) or usage.cached_tokens:
             return None
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
-        server = catalog.server
-        kind = server.kind if server else None
-        drops = kind.server.drops_prompts if kind else None
-        if not (server and kind and drops and drops(server.version, self._spec.dialect.parser is kind.dialect.parser)):
+        server, kind = catalog.server, catalog.server and catalog.server.kind
+        if not (server and kind and kind.server.drops_prompts):
+            return None
+        if not kind.server.drops_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
             return None
         what = f"the server dropped the beginning of the prompt: it read {read} of at least {least} tokens"
         return _overflow(what, least, read)

@@ -17,7 +17,7 @@ from ..provider_spec import ProviderSpec
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # returns whether a value is valid; describes a valid one
 
-_KEYWORDS: Final = tuple(Options.__annotations__)
+_KEYWORDS: Final = ("temperature", "max_tokens", *Options.__annotations__)
 _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
 _UNSUPPORTED: Final = {  # keywords of other libraries
     "logprobs": _NO_LOGPROBS,
@@ -28,24 +28,23 @@ _FORMATS: Final = ("text", "json_object", "json_schema")
 _MAX_SESSION_CHARS: Final = 200
 
 
-def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def checked(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords that are not None, without ``n``.
 
     Args:
         spec: of the provider.
-        sampling: ``temperature`` and ``max_tokens``, which every call has.
-        more: the other keywords of the call.
+        keywords: all keywords of the call.
 
     Raises:
         InvalidRequest: a keyword is unknown, or its value is invalid.
         Unsupported: the provider does not support a keyword.
     """
-    given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
+    given = {name: value for name, value in keywords.items() if value is not None}
     number = given.pop("n", 1)
     if type(number) is not int or number != 1:
         hint = "Call it several times, with asyncio.gather for instance"
         raise Unsupported("n= must be 1: a call has one answer", hint=hint)
-    for name in more:
+    for name in keywords:
         _check_known(spec, name, given=name in given)
     for name, value in given.items():
         if name not in spec.dialect.parameters:
@@ -135,7 +134,7 @@ def _check_known(spec: ProviderSpec, name: str, *, given: bool) -> None:
         hint = _UNSUPPORTED[name].format(context_variable=spec.variable("context"))
         raise Unsupported(f"there is no {name}=", hint=hint)
     if name not in (*_KEYWORDS, *_UNSUPPORTED):
-        near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
+        near = difflib.get_close_matches(name, _KEYWORDS, 1)
         hint = f"Did you mean {near[0]}=?" if near else f"The keywords are {', '.join(_KEYWORDS)}."
         hint += " Parameters of one server go into extra_body="
         raise InvalidRequest(f"there is no keyword {name}=", hint=hint)

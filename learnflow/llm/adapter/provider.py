@@ -140,11 +140,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider.attempt``."""
-        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
-            prepared = request(
-                self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options)
-            )
+            prepared = request(self.spec, call.prompt, call.model or self.model, checked(self.spec, keywords))
         except LLMError as error:
             error.provider = self.name
             raise

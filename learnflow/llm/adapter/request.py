@@ -12,6 +12,7 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
+from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import is_list_of_objects, messages_of, parts_of, text_of
@@ -58,12 +59,12 @@ class Request:
     messages: list[dict[str, Any]] = field(repr=False)
     model: str | None
     sampling: dict[str, Any]
-    tools: list[dict[str, Any]] = field(repr=False)
-    tool_choice: Any
-    response_format: Any = field(repr=False)
-    reasoning: bool | str | None
-    timeout: float | None
-    extra_body: dict[str, Any] = field(repr=False)
+    tools: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    tool_choice: Any = None
+    response_format: Any = field(default=None, repr=False)
+    reasoning: bool | str | None = None
+    timeout: float | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     corrections: int = 0
     turn_added: bool = False
@@ -133,7 +134,7 @@ class Request:
             body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
             if variant.newer_limit and "max_tokens" in sampling:
                 sampling["max_completion_tokens"] = sampling.pop("max_tokens")
-            parameters |= {name: _plain(value) for name, value in sampling.items()}
+            parameters |= sampling
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
@@ -205,42 +206,33 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
+def request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
     """Return the request for a prompt and its keywords.
 
     Args:
         spec: of the provider.
         prompt: a text or messages.
         model: its name at the provider; None to choose it later.
-        given: the checked keywords. The call empties them.
+        keywords: the checked keywords of the call.
 
     Raises:
         InvalidRequest: the prompt is invalid.
         Unsupported: the provider does not support a part of a message.
     """
-    response_format, stop = given.pop("response_format", None), given.get("stop")
-    system = given.pop("system", None)
-    messages = _messages(spec, prompt)
-    extra_body = dict(given.pop("extra_body", {}))
-    open_turn = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or extra_body.get(_CONTINUES))
-    if open_turn:
+    sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
+    if isinstance(sampling.get("stop"), str):
+        sampling["stop"] = [sampling["stop"]]  # some servers require a list
+    others = {name: value for name, value in keywords.items() if name not in sampling}
+    others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
+    others["tools"] = [dict(tool) for tool in others.get("tools", ())]
+    messages, system = _messages(spec, prompt), others.pop("system", None)
+    continues_by_request = others.get("extra_body", {}).get(_CONTINUES)
+    turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
+    if turn_added:
         messages.append(dict(_NEXT_TURN))
-    if isinstance(stop, str):
-        given["stop"] = [stop]  # some servers require a list
-    return Request(
-        spec=spec,
-        messages=([{"role": "system", "content": system}] if system else []) + messages,
-        model=model,
-        tools=[dict(tool) for tool in given.pop("tools", ())],
-        tool_choice=given.pop("tool_choice", None),
-        response_format=dict(response_format) if isinstance(response_format, Mapping) else response_format,
-        reasoning=given.pop("reasoning", None),
-        timeout=given.pop("timeout", None),
-        extra_body=extra_body,
-        turn_added=open_turn,
-        session=given.pop("session", None),
-        sampling=given,
-    )
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
@@ -266,12 +258,9 @@ def _is_message(message: Mapping[str, Any]) -> bool:
 
 def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a message. The role "developer" becomes "system", which every server supports."""
-    copy = dict(message)
-    if is_list_of_objects(copy.get("content")):
-        copy["content"] = [dict(part) for part in copy["content"]]
-    if copy["role"] == "developer":
-        copy["role"] = "system"
-    return copy
+    content = message.get("content")
+    parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
+    return {**message, **parts, "role": "system" if message["role"] == "developer" else message["role"]}
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
@@ -316,8 +305,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
-
-
-def _plain(value: Any) -> Any:
-    """Return a default or a ceiling as a plain int or float."""
-    return type(value).__mro__[1](value) if may_be_left_out(value) else value
