@@ -75,13 +75,13 @@ def write(
     if _mode(spec, model) != _CHAT_MODE and not spec.local:  # imports LiteLLM, outside of the try
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
     try:
-        url, body = _written(spec, endpoint, model, messages, parameters)
+        url, body = _build_request(spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # a configuration may raise anything
         raise _error_of(error, parameters) from None
     return HttpRequest(url=url, body=body)
 
 
-def judge(
+def classify_error(
     spec: ProviderSpec, model: str, status: int, body: bytes, headers: Mapping[str, str]
 ) -> type[LLMError] | None:
     """Return LiteLLM's classification of a refusal; None if it has none.
@@ -93,7 +93,7 @@ def judge(
         body: of the response.
         headers: of the response.
     """
-    message = body[:_MAX_JUDGED_BYTES].decode("utf-8", "replace")
+    message = body[:_MAX_CLASSIFIED_BYTES].decode("utf-8", "replace")
     try:
         cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers=dict(headers))
         _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
@@ -115,7 +115,7 @@ def _class_of(error: Exception) -> type[LLMError] | None:
     return next((_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CLASSES), None)
 
 
-_MAX_JUDGED_BYTES: Final = 4000  # of a refusal: LiteLLM searches them for many sentences
+_MAX_CLASSIFIED_BYTES: Final = 4000  # of a refusal: LiteLLM searches them for many sentences
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
@@ -138,7 +138,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
         return None
 
 
-def _written(
+def _build_request(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Return URL and body, by the steps of ``base_llm_http_handler.completion``."""
@@ -146,10 +146,10 @@ def _written(
     # copies: a configuration may change its arguments (1.106), and the body contains parts of them
     copies = copy.deepcopy(messages)
     messages = [{key: value for key, value in message.items() if value is not None} for message in copies]
-    ours = dict(parameters)
-    extra = {key: value for key, value in ours.pop("extra_body", {}).items() if key != "model"}
-    schema = ours.pop("response_format") if isinstance(ours.get("response_format"), type) else None
-    plain = json.dumps(ours)  # in their order: a model writes properties in the order of the schema
+    keywords = dict(parameters)
+    extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
+    schema = keywords.pop("response_format") if isinstance(keywords.get("response_format"), type) else None
+    plain = json.dumps(keywords)  # in their order: a model writes properties in the order of the schema
     optional = copy.deepcopy(_optional_params(spec.litellm, model, endpoint.version, plain, schema))
     by_litellm = optional.pop("extra_body", None) or {}
     if optional.pop("json_mode", None):  # LiteLLM would replace the schema by a tool

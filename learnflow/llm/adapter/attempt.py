@@ -30,8 +30,8 @@ from .redaction import redact
 from .request import Request, Variant
 
 # Some servers continue an assistant message that ends the prompt.
-_TURN_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
-_RETRIED_REFUSALS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
+_MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
+_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +141,7 @@ class _Attempt:
 
     def model_and_limit(self) -> tuple[str | None, int | None]:
         """Return the model and ``max_tokens`` of the request; None for one that is not chosen yet."""
-        return self._model or None, self._budget.answer or self._request.sampling.get("max_tokens")
+        return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
         """Run the attempt and return the completion. Raise only LLMError."""
@@ -172,7 +172,7 @@ class _Attempt:
                 adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.turn_added:
-                    self._report_adjusted(_TURN_ADDED)
+                    self._report_adjusted(_MESSAGE_ADDED)
                 await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
@@ -228,8 +228,8 @@ class _Attempt:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     await reader.read(partial(self._send, variant, reader), deadline, answer.feed, emit.drain)
             except Exception as error:
-                if isinstance(error, _RETRIED_REFUSALS) and answer.first_delta_at is None:
-                    variant = self._variant_after(variant, error)
+                if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
+                    variant = self._next_variant(variant, error)
                     continue
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
@@ -239,11 +239,11 @@ class _Attempt:
             answer.end()
             return answer
 
-    def _variant_after(self, variant: Variant, error: LLMError) -> Variant:
+    def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after a refusal. Raise the refusal if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            change = self._request.variant_after(variant, error)
+            change = self._request.next_variant(variant, error)
             if change is None:
                 raise error
             variant, adjustment = change
@@ -271,7 +271,7 @@ class _Attempt:
         request = await self._write(variant)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.send(request, partial(_litellm.judge, self._spec, self._model))
+            return await runner.client.send(request, partial(_litellm.classify_error, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -283,8 +283,8 @@ class _Attempt:
         if attempt.prefix is not None and continuing is None:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer")
         prefill = attempt.raw if continuing and continuing.dialect.prefill else None
-        messages, parameters = self._request.formatted(
-            model, variant, context_length=budget.context_length, max_tokens=budget.answer, prefill=prefill
+        messages, parameters = self._request.to_litellm(
+            model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuing and continuing.dialect.continuation:
             write, body = continuing.dialect.continuation, parameters.get("extra_body", {})
@@ -304,8 +304,7 @@ class _Attempt:
         completion: Completion | None = None
         try:
             completion = answer.completion(self._spec.name, self._model)
-            if loss := await self._budget.loss(completion.usage):
-                raise loss
+            await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
                 parsed = structured_output.parsed(request.response_format, completion.text)

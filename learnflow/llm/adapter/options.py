@@ -28,7 +28,7 @@ _FORMATS: Final = ("text", "json_object", "json_schema")
 _MAX_SESSION_CHARS: Final = 200
 
 
-def checked(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str, Any]:
+def check_keywords(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords that are not None, without ``n``.
 
     Args:

@@ -13,7 +13,7 @@ from ..transport.untrusted import without_keys
 from .request import Request
 
 _MIN_SECRET_LETTERS: Final = 4  # letters and digits; a shorter text is no secret
-_QUOTE_LETTERS: Final = 16  # letters and digits in common that count as a quotation
+_MIN_QUOTE_LETTERS: Final = 16  # letters and digits in common that count as a quotation
 _MAX_COMPARED_CHARS: Final = 200_000  # of each text of a request: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
@@ -30,9 +30,9 @@ def redact(error: LLMError, key: str | None, request: Request | None, answer: st
     if not error.server_message:
         return
     error.server_message = without_keys(error.server_message, key)
-    message = _letters(error.server_message)
+    message = _normalize(error.server_message)
     texts = [*request.texts, answer] if request else [answer]
-    arguments = request.other_texts if request else []
+    arguments = request.all_texts if request else []
     repeats = any(_repeats(message, text, short=True) for text in texts)
     error.quotable = not (repeats or any(_repeats(message, text, short=False) for text in arguments))
     if not error.quotable:
@@ -40,7 +40,7 @@ def redact(error: LLMError, key: str | None, request: Request | None, answer: st
         error.args = (error.what,)
 
 
-def _letters(text: str) -> str:
+def _normalize(text: str) -> str:
     """Return the letters and digits of a text: quotations differ in white space, punctuation and escapes."""
     plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
     return "".join(re.findall(r"[^\W_]+", plain)).lower()
@@ -50,7 +50,7 @@ def _repeats(message: str, text: str, *, short: bool) -> bool:
     """Return whether a message repeats a part of a text; with ``short``, also if the text is a single word."""
     if short and len(text) > _MAX_COMPARED_CHARS:
         return True  # the rest of the text is not compared
-    letters = _letters(text[:_MAX_COMPARED_CHARS])
-    if len(letters) < _QUOTE_LETTERS:
+    letters = _normalize(text[:_MAX_COMPARED_CHARS])
+    if len(letters) < _MIN_QUOTE_LETTERS:
         return short and len(letters) >= _MIN_SECRET_LETTERS and letters in message
-    return any(message[at : at + _QUOTE_LETTERS] in letters for at in range(len(message) - _QUOTE_LETTERS + 1))
+    return any(message[at : at + _MIN_QUOTE_LETTERS] in letters for at in range(len(message) - _MIN_QUOTE_LETTERS + 1))

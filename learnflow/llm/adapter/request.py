@@ -17,12 +17,12 @@ from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import is_list_of_objects, messages_of, parts_of, text_of
 
-_NOT_OPENAI: Final = ("top_k", "min_p")  # OpenAI has no such parameters: they go into the body unchanged
+_BODY_PARAMETERS: Final = ("top_k", "min_p")  # OpenAI has no such parameters: they go into the body unchanged
 # One server requires both. Another repeats the prefill without them.
-_CONTINUES: Final = "continue_final_message"
-_PREFILL_FIELDS: Final = {_CONTINUES: True, "add_generation_prompt": False}
+_CONTINUES_FIELD: Final = "continue_final_message"
+_PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
 # Added after a last assistant message if the server would continue that message.
-_NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
+_ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _HEADER_VALUE: Final = re.compile(r"[!-~]+")  # no proxy splits or trims it
 _MAX_TYPE_CHARS: Final = 40
 _FORMAT_WORDS: Final = ("format", "schema", "grammar", "structured")
@@ -36,14 +36,14 @@ class Variant:
     """The format of a request after refusals.
 
     Attributes:
-        without: parameters that this package added and the model refused.
+        omitted: parameters that this package added and the model refused.
         fallback_level: of the schema, an index into ``Dialect.structured``.
-        newer_limit: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
+        max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
-    without: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
     fallback_level: int = 0
-    newer_limit: bool = False
+    max_completion_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +86,17 @@ class Request:
         return max_tokens if isinstance(max_tokens, AtMost) else None
 
     @property
-    def own_context(self) -> bool:
+    def sets_context_length(self) -> bool:
         """Return whether ``extra_body`` sets the context length."""
         options, format_options = self.extra_body.get("options"), self.spec.dialect.format_options
         return bool(format_options and isinstance(options, Mapping) and format_options({}, 1).keys() & options.keys())
 
     @property
-    def other_texts(self) -> list[str]:
+    def all_texts(self) -> list[str]:
         """Return every text of the caller, those in images, tools and the schema included."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
 
-    def corrected(self, text: str, reason: str) -> Request:
+    def with_correction(self, text: str, reason: str) -> Request:
         """Return the request that asks the model to correct an answer, given its fault."""
         correction = [
             {"role": "assistant", "content": text},
@@ -104,7 +104,7 @@ class Request:
         ]
         return replace(self, messages=[*self.messages, *correction], corrections=self.corrections + len(correction))
 
-    def formatted(
+    def to_litellm(
         self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return messages and parameters in LiteLLM's format.
@@ -124,15 +124,15 @@ class Request:
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
-        omitted = {name for name in variant.without if may_be_left_out(self.sampling.get(name))}
+        omitted = {name for name in variant.omitted if may_be_left_out(self.sampling.get(name))}
         sampling = {name: value for name, value in self.sampling.items() if name not in omitted}
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
         if dialect.format_options:
             body["options"] = dialect.format_options(sampling, context_length) | (body.get("options") or {})
         else:
-            body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
-            if variant.newer_limit and "max_tokens" in sampling:
+            body |= {name: sampling.pop(name) for name in _BODY_PARAMETERS if name in sampling}
+            if variant.max_completion_tokens and "max_tokens" in sampling:
                 sampling["max_completion_tokens"] = sampling.pop("max_tokens")
             parameters |= sampling
         if self.tools and self.tool_choice != "none":
@@ -144,13 +144,13 @@ class Request:
             response_format, instruction = structured_output.formatted(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and "stream_options" not in variant.without:
+        if dialect.stream_usage and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    def variant_after(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
+    def next_variant(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
         """Return the variant to retry with after a refusal, and a description of the change; None if no retry helps.
 
         A retry omits only what this package added: defaults, ``stream_options``, a mode of the schema. It never omits
@@ -159,17 +159,17 @@ class Request:
         if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
             return None
         message = error.server_message.lower()
-        if "max_completion_tokens" in message and not variant.newer_limit:
-            return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
-        ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
-        at_fault = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        at_fault = at_fault or {name for name in ours if name in message and _REFUSAL_WORDS.search(message)}
+        if "max_completion_tokens" in message and not variant.max_completion_tokens:
+            return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
+        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        named = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
+        named = named or {name for name in removable if name in message and _REFUSAL_WORDS.search(message)}
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if self.ceiling and (overflow or "max_tokens" in message):
-            at_fault.add("max_tokens")  # a ceiling may be omitted whatever the message is
-        refused = frozenset(at_fault & ours) - variant.without
+            named.add("max_tokens")  # a ceiling may be omitted whatever the message is
+        refused = frozenset(named & removable) - variant.omitted
         if refused:
-            return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
+            return replace(variant, omitted=variant.omitted | refused), f"without {', '.join(sorted(refused))}"
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
         if falls_back and any(word in message for word in _FORMAT_WORDS):
@@ -180,7 +180,7 @@ class Request:
         """Return the variant for later requests. The refusal of a ceiling concerns this request only."""
         if self.ceiling is None:
             return variant
-        return replace(variant, without=variant.without - {"max_tokens"} | before.without)
+        return replace(variant, omitted=variant.omitted - {"max_tokens"} | before.omitted)
 
     def session_field(self, *, header: bool) -> Mapping[str, str]:
         """Return the header, or the field of the body, with the session; empty if the provider has none.
@@ -206,7 +206,7 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
+def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
     """Return the request for a prompt and its keywords.
 
     Args:
@@ -226,10 +226,10 @@ def request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Map
     others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
     others["tools"] = [dict(tool) for tool in others.get("tools", ())]
     messages, system = _messages(spec, prompt), others.pop("system", None)
-    continues_by_request = others.get("extra_body", {}).get(_CONTINUES)
+    continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
     turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
     if turn_added:
-        messages.append(dict(_NEXT_TURN))
+        messages.append(dict(_ADDED_MESSAGE))
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
@@ -247,7 +247,7 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
         raise InvalidRequest("the prompt is empty", hint="Give a prompt with text")
     for message in messages:
         _check_parts(spec, message)
-    return [_copied(message) for message in messages]
+    return [_copy_message(message) for message in messages]
 
 
 def _is_message(message: Mapping[str, Any]) -> bool:
@@ -256,7 +256,7 @@ def _is_message(message: Mapping[str, Any]) -> bool:
     return has_content and isinstance(message.get("role"), str)
 
 
-def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
+def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a message. The role "developer" becomes "system", which every server supports."""
     content = message.get("content")
     parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
