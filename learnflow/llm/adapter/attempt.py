@@ -29,23 +29,26 @@ from .context_window import ContextBudget
 from .redaction import redact
 from .request import Request, Variant
 
-# Some servers continue an assistant message that ends the prompt.
+# An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
 
 
 @dataclass(slots=True, eq=False)
 class Runner:
-    """Runs attempts at one provider. Caches the request formats that it accepts.
+    """Runs attempts at one provider. Caches the request format that each model accepts.
 
     Attributes:
-        spec, client, times, catalog: the provider's spec, HTTP client, timeouts and model catalog.
+        spec: the provider's spec.
+        client: the HTTP client for the provider's endpoint.
+        times: the provider's timeouts.
+        catalog: the models of the provider's server.
         address: the server's address. Requests to the same address share a queue.
-        log_content: log prompts and answers, at DEBUG.
-        reask: the most corrections to ask for after an answer that does not match its schema.
-        variants: the last accepted request format of each model.
-        leaking_models: models that emitted thinking as text. Text is held back until it is known to be the answer.
-        unreachable: the time and the error of the last failure to connect; None before.
+        log_content: log prompts and answers at DEBUG.
+        reask: the limit of requests for a correction after an answer that does not match its schema.
+        variants: the request format that a model last accepted, by its name.
+        leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
+        unreachable: the time and the error of the last failure to connect, on the event loop's clock; None without one.
     """
 
     spec: ProviderSpec
@@ -67,9 +70,9 @@ class Runner:
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
-        """Return the spec that defines how to continue an answer; None if the provider cannot.
+        """Return the spec with the dialect that continues an answer; None if the provider cannot continue one.
 
-        It is the provider's spec, else that of the detected server if both use the same parser.
+        It is the provider's spec, else the spec of the detected server if both specs have the same parser.
         """
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
             if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
@@ -77,27 +80,25 @@ class Runner:
         return None
 
     def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
-        """Return a function that runs the attempt and emits its events. Nothing is sent before its call.
+        """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
 
         Args:
             request: the checked request.
-            attempt: the number of the attempt, and the text to continue.
-            buffered: the caller does not stream the answer.
+            attempt: the attempt's number, its slot, and the text to continue.
+            buffered: the caller reads the answer at once, not as a stream.
         """
         hold = buffered or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if buffered and self.reask and validated and attempt.prefix is None:
-            run_once = partial(self._single_attempt, hold=True)
+            run_once = partial(self._start_once, hold=True)
             limit_s = request.timeout or self.times.deadline
             return partial(structured_output.reasked, run_once, request, attempt, self.reask, limit_s, self.spec.name)
-        return self._single_attempt(request, attempt, hold=hold)
+        return self._start_once(request, attempt, hold=hold)
 
-    def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
-        runnable = _Attempt(self, request, attempt, hold=hold)
-        info = events.AttemptInfo(
-            self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.model_and_limit
-        )
-        return partial(events.run_attempt, info, runnable.run)
+    def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
+        run, base = _AttemptRun(self, request, attempt, hold=hold), self.client.endpoint.base
+        info = events.AttemptInfo(self.spec.name, base, request.sampling, attempt, run.model_and_limit)
+        return partial(events.run_attempt, info, run.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -105,10 +106,10 @@ class Runner:
         """Add provider, model, hint and partial answer to an error, and redact it. Return the error.
 
         Args:
-            error: changed in place.
-            model: the requested model.
+            error: the error to change in place.
+            model: the requested model; None if no model is chosen.
             request: the request that failed; None for a probe.
-            answer: the answer received so far, if any.
+            answer: the answer received so far; None if no request was sent.
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
@@ -123,13 +124,14 @@ class Runner:
         return error
 
 
-class _Attempt:
-    """One attempt.
+class _AttemptRun:
+    """The state of one running attempt.
 
     Args:
         runner: the provider's runner.
-        request, attempt: see ``Runner.start``.
-        hold: hold text back until it is known to be the answer, not thinking.
+        request: the checked request.
+        attempt: the attempt's number, its slot, and the text to continue.
+        hold: hold text back until it is certain not to be thinking.
     """
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
@@ -140,7 +142,7 @@ class _Attempt:
         self._answer: Answer | None = None
 
     def model_and_limit(self) -> tuple[str | None, int | None]:
-        """Return the model and ``max_tokens`` of the request; None for one that is not chosen yet."""
+        """Return the model and ``max_tokens`` to send; None for a value that is not chosen yet."""
         return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
@@ -161,14 +163,16 @@ class _Attempt:
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # without a DNS query
+        if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # needs no DNS query
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent",
                 hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
             )
         try:
             async with asyncio.timeout_at(deadline):
-                self._model = await self._catalog.choose_name(self._request.model)  # before the slow import of LiteLLM
+                self._model = await self._catalog.choose_name(
+                    self._request.model
+                )  # may fail: LiteLLM's slow import is later
                 adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.turn_added:
@@ -178,13 +182,13 @@ class _Attempt:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot of the server until the deadline. Return at once if the router has acquired the slot.
+        """Wait for a slot of the server, unless the router has acquired one for the attempt.
 
         Returns:
-            The slot to release; None if the router releases it.
+            The slot to release; None if the router releases its own.
 
         Raises:
-            DeadlineExceeded: no slot was free in time.
+            DeadlineExceeded: no slot was free before the deadline.
             ConnectionFailed, ConnectTimeout: another request could not connect to the server during the wait.
         """
         runner, slot, limit = self._runner, self._attempt.slot, self._runner.concurrency_limit
@@ -210,7 +214,7 @@ class _Attempt:
         return slot
 
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
-        """Send the request and read the response. After a refusal, retry without the default that caused it."""
+        """Send the request and read the response. If the server rejects a default of this package, retry without it."""
         runner, model, name = self._runner, self._model, self._spec.name
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
@@ -240,7 +244,7 @@ class _Attempt:
             return answer
 
     def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
-        """Return the variant to retry with after a refusal. Raise the refusal if a retry cannot help."""
+        """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
             change = self._request.next_variant(variant, error)
@@ -256,7 +260,7 @@ class _Attempt:
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant before any refusal. Skip JSON schemas if the operator configured them as unsupported."""
+        """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
         no_schema = self._catalog.stated.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
@@ -277,7 +281,7 @@ class _Attempt:
             raise
 
     async def _write(self, variant: Variant) -> HttpRequest:
-        """Return the HTTP request of a chat, or of a continuation."""
+        """Return the HTTP request that starts an answer, or continues one."""
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuing = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuing is None:
@@ -293,10 +297,10 @@ class _Attempt:
         return _litellm.write(spec, self._runner.client.endpoint, model, messages, parameters)
 
     async def _complete(self, answer: Answer) -> Completion:
-        """Return the completion.
+        """Check the answer, and return the completion.
 
         Raises:
-            AnswerTruncated: the answer ended at a token limit, and is unusable.
+            AnswerTruncated: the answer is empty or invalid because it ended at a token limit.
             SchemaMismatch: the answer does not match its schema. The error contains the completion.
             LLMError: the answer is incomplete for another reason.
         """
@@ -315,9 +319,9 @@ class _Attempt:
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
                 raise errors.AnswerTruncated(what, hint=hint) from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # its tokens and cost count, too
+                error.answer = completion  # with its tokens and its cost
                 if request.sampling.get("temperature") == 0:
-                    error.retryable = False  # without sampling, a retry returns the same answer
+                    error.retryable = False  # a retry would return the same answer
             raise
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
@@ -327,13 +331,13 @@ class _Attempt:
 
     def _cost(self, completion: Completion) -> float | None:
         if completion.cost is not None:
-            return completion.cost  # as the server reports it
+            return completion.cost  # reported by the server
         if not self._spec.local:
             return _litellm.price(self._spec, self._model, completion.usage)
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _limit_reached(self, usage: Usage) -> str:
-        """Return the limit at which an answer ended, for an error message."""
+        """Return the token limit at which an answer ended, as words for an error message."""
         limit, tokens = self.model_and_limit()[1], usage.completion_tokens
         if limit is None or (tokens or limit) < limit:
             return f"{tokens or '?'} tokens, because the context was full"
@@ -341,20 +345,20 @@ class _Attempt:
 
 
 class Answer(Transcript):
-    """The answer of one attempt while it arrives. It receives deltas, emits events, and returns the completion.
+    """The answer of one response while it arrives. It receives deltas, emits events, and returns the completion.
 
     Args:
-        request: the request.
-        emit: receives the events.
-        parser: parses the response.
-        hold: hold text back until it is known to be the answer, not thinking.
-        closes: the response has </think> without <think>, because the model's template contains <think>.
-        continues: the response is a continuation. It may be empty, and contains no thinking.
+        request: the request of the answer.
+        emit: the receiver of the events.
+        parser: the parser of the response.
+        hold: hold text back until it is certain not to be thinking.
+        closes: the response has only </think>, because the model's chat template contains <think>.
+        continues: the response continues an answer. It may be empty, and has no thinking.
 
     Attributes:
-        first_delta_at: when the first delta arrived, on the clock of the event loop; None before.
+        first_delta_at: the time of the first delta, on the event loop's clock; None before it.
         deltas: the number of deltas. Most servers send one for each token.
-        load_wait: the context managers to leave when the first delta arrives.
+        load_wait: the wait for a cold model, which the first delta ends.
     """
 
     def __init__(
@@ -380,7 +384,11 @@ class Answer(Transcript):
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
     def end(self, *, broken: bool = False) -> None:
-        """Emit the text that was held back. ``broken`` if the response ended before the answer was complete."""
+        """Emit the text that was held back.
+
+        Args:
+            broken: the response ended before the answer was complete.
+        """
         self._ended_at = asyncio.get_running_loop().time()
         self._emit_delta(self._splitter.end(broken=broken))
 
@@ -397,11 +405,11 @@ class Answer(Transcript):
             self(call)
 
     def completion(self, provider: str, model: str) -> Completion:
-        """Return the completion, without ``parsed``, and without a cost unless the server reports it.
+        """Return the completion without ``parsed``. Its cost is the one that the server reports, or None.
 
         Args:
-            provider: the name of the provider.
-            model: the name of the model in the request.
+            provider: the provider's name.
+            model: the requested model.
 
         Raises:
             ContentFiltered: the model refused to answer.

@@ -1,4 +1,4 @@
-"""A request: the prompt and keywords of a call, checked, and formatted for LiteLLM. Nothing is dropped silently."""
+"""A request: the checked prompt and keywords of a call, and their format for LiteLLM. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import is_list_of_objects, messages_of, parts_of, text_of
 
-_BODY_PARAMETERS: Final = ("top_k", "min_p")  # OpenAI has no such parameters: they go into the body unchanged
-# One server requires both. Another repeats the prefill without them.
+_BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
+# vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
 _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
-# Added after a last assistant message if the server would continue that message.
+# Follows an assistant message at the end of a prompt, which the server would continue otherwise.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
-_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # no proxy splits or trims it
+_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
 _MAX_TYPE_CHARS: Final = 40
-_FORMAT_WORDS: Final = ("format", "schema", "grammar", "structured")
-_REFUSAL_WORDS: Final = re.compile(
+# Words in the messages of servers that reject a schema, or a parameter.
+_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")
+_REJECTION_WORDS: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The format of a request after refusals.
+    """The format of a request that a model accepts.
 
     Attributes:
-        omitted: parameters that this package added and the model refused.
-        fallback_level: of the schema, an index into ``Dialect.structured``.
+        omitted: the parameters that this package adds and the model rejects.
+        fallback_level: the index of the schema's format in ``Dialect.schema_modes``.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
@@ -48,11 +49,15 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One checked request. Its repr shows no prompt.
+    """One checked request. Its repr excludes texts.
 
     Attributes:
-        corrections: the number of messages at the end that ask for a correction: wrong answers and their faults.
-        turn_added: a short user message was added after the caller's last assistant message.
+        spec: the provider's spec.
+        messages: OpenAI-style messages, including the system message.
+        model: the model's name at the provider; None if it is chosen later.
+        sampling: the sampling parameters of the call.
+        corrections: the number of messages at the end that ask the model to correct its answers.
+        turn_added: a short user message follows the caller's last assistant message.
     """
 
     spec: ProviderSpec
@@ -81,7 +86,7 @@ class Request:
 
     @property
     def ceiling(self) -> int | None:
-        """Return ``max_tokens`` if it is a ceiling (``AtMost``), which may be lowered; None if it is a demand."""
+        """Return ``max_tokens`` if the caller allows a lower value (``AtMost``); None otherwise."""
         max_tokens = self.sampling.get("max_tokens")
         return max_tokens if isinstance(max_tokens, AtMost) else None
 
@@ -93,11 +98,11 @@ class Request:
 
     @property
     def all_texts(self) -> list[str]:
-        """Return every text of the caller, those in images, tools and the schema included."""
+        """Return every text of the call, including image URLs, tools and the schema."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
 
     def with_correction(self, text: str, reason: str) -> Request:
-        """Return the request that asks the model to correct an answer, given its fault."""
+        """Return this request, followed by the model's answer and a message that asks for its correction."""
         correction = [
             {"role": "assistant", "content": text},
             {"role": "user", "content": structured_output.correction(reason)},
@@ -110,11 +115,11 @@ class Request:
         """Return messages and parameters in LiteLLM's format.
 
         Args:
-            model: its name at the provider.
-            variant: the format after refusals.
-            context_length: in tokens, if the server accepts one; None for the server's default.
-            max_tokens: the limit of the answer, if it is lower than the caller's ceiling.
-            prefill: the beginning of an answer to continue, as the last message; None to begin an answer.
+            model: the model's name at the provider.
+            variant: the format that the model accepts.
+            context_length: the context length to request, in tokens; None for the server's default.
+            max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
+            prefill: the text that the model continues; None for a new answer.
 
         Raises:
             Unsupported: the call requires reasoning, and the model does not support it.
@@ -151,10 +156,14 @@ class Request:
         return messages, parameters
 
     def next_variant(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
-        """Return the variant to retry with after a refusal, and a description of the change; None if no retry helps.
+        """Return the variant for a retry, and a description of the change; None if a retry cannot help.
 
-        A retry omits only what this package added: defaults, ``stream_options``, a mode of the schema. It never omits
+        A retry omits only what this package added: defaults, ``stream_options`` and the schema's format. It never omits
         a keyword of the caller.
+
+        Args:
+            variant: the variant that the server rejected.
+            error: the error response.
         """
         if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
             return None
@@ -163,38 +172,46 @@ class Request:
             return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
         removable = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
         named = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        named = named or {name for name in removable if name in message and _REFUSAL_WORDS.search(message)}
+        named = named or {name for name in removable if name in message and _REJECTION_WORDS.search(message)}
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if self.ceiling and (overflow or "max_tokens" in message):
-            named.add("max_tokens")  # a ceiling may be omitted whatever the message is
-        refused = frozenset(named & removable) - variant.omitted
-        if refused:
-            return replace(variant, omitted=variant.omitted | refused), f"without {', '.join(sorted(refused))}"
+            named.add("max_tokens")  # ``AtMost`` allows its omission
+        rejected = frozenset(named & removable) - variant.omitted
+        if rejected:
+            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
-        if falls_back and any(word in message for word in _FORMAT_WORDS):
+        if falls_back and any(word in message for word in _SCHEMA_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
         return None
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
-        """Return the variant for later requests. The refusal of a ceiling concerns this request only."""
+        """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
+
+        Args:
+            variant: the variant that the server accepted.
+            before: the variant of the first try.
+        """
         if self.ceiling is None:
             return variant
         return replace(variant, omitted=variant.omitted - {"max_tokens"} | before.omitted)
 
     def session_field(self, *, header: bool) -> Mapping[str, str]:
-        """Return the header, or the field of the body, with the session; empty if the provider has none.
+        """Return the header or the body field for ``session=``; an empty mapping if the provider does not support it.
 
-        A session that is too long, or invalid in a header, is sent as a digest.
+        The value is a digest of the session if that is too long, or invalid in a header.
+
+        Args:
+            header: return the header, not the body field.
         """
-        place = self.spec.dialect.session
-        if place is None or self.session is None or place.header != header:
+        session_field = self.spec.dialect.session
+        if session_field is None or self.session is None or session_field.header != header:
             return {}
-        fits = len(self.session) <= place.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
-        return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+        fits = len(self.session) <= session_field.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
+        return {session_field.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
     def _thinking(self, model: str) -> Mapping[str, Any]:
-        """Return the fields of the body for ``reasoning=``."""
+        """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
         if self.reasoning is None:
             return {}
         reasoning_models = self.spec.dialect.reasoning_models
@@ -207,16 +224,16 @@ class Request:
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
-    """Return the request for a prompt and its keywords.
+    """Check a prompt, and return its request.
 
     Args:
-        spec: of the provider.
-        prompt: a text or messages.
-        model: its name at the provider; None to choose it later.
-        keywords: the checked keywords of the call.
+        spec: the provider's spec.
+        prompt: the caller's text or messages.
+        model: the model's name at the provider; None if it is chosen later.
+        keywords: the keywords of the call, from ``check_keywords``.
 
     Raises:
-        InvalidRequest: the prompt is invalid.
+        InvalidRequest: the prompt is invalid or empty.
         Unsupported: the provider does not support a part of a message.
     """
     sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
@@ -236,7 +253,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
 
 
 def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
-    """Check the messages, and return deep copies of them: LiteLLM changes messages in place."""
+    """Check the messages of a prompt, and return copies."""
     messages = messages_of(prompt)
     if not messages or not all(map(_is_message, messages)):
         raise InvalidRequest(
@@ -257,14 +274,17 @@ def _is_message(message: Mapping[str, Any]) -> bool:
 
 
 def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a message. The role "developer" becomes "system", which every server supports."""
+    """Return a copy of a message. Replace the role "developer" by "system", which every server supports."""
     content = message.get("content")
     parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
     return {**message, **parts, "role": "system" if message["role"] == "developer" else message["role"]}
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise if the provider does not support a part. LiteLLM would drop it silently, or fetch a file by its URL."""
+    """Raise Unsupported if the provider does not support a part of the message.
+
+    LiteLLM would drop the part silently, or download a file from its URL.
+    """
     for part in message["content"] if is_list_of_objects(message.get("content")) else []:
         kind, file = part.get("type"), part.get("file")
         if kind not in spec.dialect.parts:
@@ -286,7 +306,13 @@ def _is_data_url(image: Any) -> bool:
 
 
 def _with_instruction(messages: list[dict[str, Any]], instruction: str, corrections: int) -> list[dict[str, Any]]:
-    """Add an instruction to the last user message, before the corrections: many templates require alternating roles."""
+    """Add an instruction to the last message of the caller. Many templates do not allow two user messages in a row.
+
+    Args:
+        messages: the messages of the request.
+        instruction: the text to add.
+        corrections: the number of messages after the caller's.
+    """
     end = len(messages) - corrections
     *before, last = messages[:end]
     if last["role"] != "user":
@@ -297,7 +323,7 @@ def _with_instruction(messages: list[dict[str, Any]], instruction: str, correcti
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every text in a value, at any depth."""
+    """Yield the strings in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
