@@ -146,7 +146,7 @@ def _build_request(
     extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
     schema = keywords.pop("response_format") if isinstance(keywords.get("response_format"), type) else None
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
-    optional = copy.deepcopy(_optional_params(spec.litellm, model, endpoint.version, keywords_json, schema))
+    optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json, schema))
     by_litellm = optional.pop("extra_body", None) or {}
     if optional.pop("json_mode", None):  # LiteLLM would replace the schema by a tool
         raise errors.Unsupported(
@@ -165,7 +165,7 @@ def _build_request(
 
 
 @lru_cache(maxsize=256)
-def _optional_params(
+def _convert_parameters(
     prefix: str, model: str, version: str | None, keywords_json: str, schema: type | None
 ) -> dict[str, Any]:
     """Return the provider's parameters for OpenAI's.

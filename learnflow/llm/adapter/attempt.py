@@ -164,20 +164,16 @@ class _AttemptRun:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
         if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # needs no DNS query
-            raise errors.NotLocal(
-                f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent",
-                hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
-            )
+            hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
+            raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
             async with asyncio.timeout_at(deadline):
-                self._model = await self._catalog.choose_name(
-                    self._request.model
-                )  # may fail: LiteLLM's slow import is later
+                self._model = await self._catalog.choose_name(self._request.model)
                 adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.turn_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                await _litellm.prepare(spec, runner.client.endpoint)
+                await _litellm.prepare(spec, runner.client.endpoint)  # slow: the faults above are raised first
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -309,13 +305,13 @@ class _AttemptRun:
         try:
             completion = answer.completion(self._spec.name, self._model)
             await self._budget.check_usage(completion.usage)
-            completion = replace(completion, cost=self._cost(completion))
+            completion = replace(completion, cost=self._find_cost(completion))
             if not completion.tool_calls:
                 parsed = structured_output.parsed(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":
-                what = f"{error.what}; it ended at {self._limit_reached(answer.parser.usage)}"
+                what = f"{error.what}; it ended at {self._describe_limit(answer.parser.usage)}"
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
                 raise errors.AnswerTruncated(what, hint=hint) from None
             if isinstance(error, errors.SchemaMismatch):
@@ -329,14 +325,14 @@ class _AttemptRun:
             log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
-    def _cost(self, completion: Completion) -> float | None:
+    def _find_cost(self, completion: Completion) -> float | None:
         if completion.cost is not None:
             return completion.cost  # reported by the server
         if not self._spec.local:
             return _litellm.price(self._spec, self._model, completion.usage)
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
-    def _limit_reached(self, usage: Usage) -> str:
+    def _describe_limit(self, usage: Usage) -> str:
         """Return the token limit at which an answer ended, as words for an error message."""
         limit, tokens = self.model_and_limit()[1], usage.completion_tokens
         if limit is None or (tokens or limit) < limit:
@@ -420,7 +416,7 @@ class Answer(Transcript):
         parser = self.parser
         calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
         if not text.strip() and not calls and not self._continues:
-            raise self._empty()
+            raise self._empty_error()
         must_call = self._request.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # some servers ignore the parameter
             hint = "Use a model and a server that support tools"
@@ -444,7 +440,7 @@ class Answer(Transcript):
         error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
         error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
 
-    def _empty(self) -> LLMError:
+    def _empty_error(self) -> LLMError:
         if self.parser.refused:
             return errors.ContentFiltered("the model refused to answer")
         if self.thinking and self.parser.finish == "length":

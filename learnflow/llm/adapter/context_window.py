@@ -82,17 +82,13 @@ class Needs:
 
 def needs_of(call: Call) -> Needs:
     """Return the requirements of a call."""
-    texts, images = list[str](), False
-    for message in messages_of(call.prompt):
-        for part in parts_of(message):
-            kind = part.get("type")
-            images = images or (isinstance(kind, str) and "image" in kind)
-            texts.append(text_of(part))
+    parts = [part for message in messages_of(call.prompt) for part in parts_of(message)]
+    images = any("image" in str(part.get("type")) for part in parts)
     response_format = call.options.get("response_format")
     schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
     required = {"vision": images, "tools": call.options.get("tools"), "json_schema": schema}
     names = tuple(name for name, value in required.items() if value)
-    return Needs(capabilities=names, tokens=estimate_min_tokens(texts))
+    return Needs(capabilities=names, tokens=estimate_min_tokens(map(text_of, parts)))
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
@@ -178,10 +174,10 @@ class ContextBudget:
             self._catalog.forget()  # another client may have loaded a longer one
             self._server_model = await self._catalog.describe(self._model)
         limit = self._configured_length or self._server_model.known.get("context")
-        least = estimate_min_tokens(self._texts)
-        if limit and least > limit:
-            what = f"the prompt has at least {least} tokens, the context length is {limit}"
-            raise _overflow_error(what, least, limit)
+        min_tokens = estimate_min_tokens(self._texts)
+        if limit and min_tokens > limit:
+            what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
+            raise _overflow_error(what, min_tokens, limit)
         self.context_length = self._loaded_length
         return self._request_length(self._choose_length(self._max_prompt_tokens))
 
@@ -237,25 +233,25 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server's count is not below the context length.
         """
-        count, client = self._spec.server.count_tokens, self._catalog.client
+        count_tokens, client = self._spec.server.count_tokens, self._catalog.client
         fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
-        counted = 0
-        if not (fits or count is None or self._request.images or client.stopped or client.replays):
+        count = 0
+        if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
-                    counted = await count(client, self._model, messages, self._request.tools)
-                    self._learn(counted)
-        if counted >= length:
-            raise _overflow_error(f"the prompt has {counted} tokens, the context length is {length}", counted, length)
+                    count = await count_tokens(client, self._model, messages, self._request.tools)
+                    self._learn(count)
+        if count >= length:
+            raise _overflow_error(f"the prompt has {count} tokens, the context length is {length}", count, length)
         ratio = _tokens_per_word.get((self._base, self._model), 1.0)
-        return counted + _MARGIN_TOKENS if counted else int(estimate_min_tokens(self._texts) * ratio)
+        return count + _MARGIN_TOKENS if count else int(estimate_min_tokens(self._texts) * ratio)
 
     def _learn(self, tokens: int) -> None:
         """Record the server's token count of this prompt, to improve later estimates."""
-        least, key = estimate_min_tokens(self._texts), (self._base, self._model)
-        if least >= _MIN_LEARNED_TOKENS:
-            _tokens_per_word[key] = max(tokens / least, _tokens_per_word.get(key, 1.0))
+        min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model)
+        if min_tokens >= _MIN_LEARNED_TOKENS:
+            _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
         """Set ``answer_limit`` if this limit is lower. Return a description of the change; None if it is not."""
@@ -337,24 +333,22 @@ class ContextBudget:
             ContextOverflow: the server read far less than the prompt, and it is known to drop the beginning of a
                 prompt (``ServerSupport.drops_prompts``).
         """
-        read, least, catalog = usage.prompt_tokens or 0, estimate_min_tokens(self._request.texts), self._catalog
-        if read and not self._request.images:
-            self._learn(read)
-        cut = least >= _MIN_CUT_TOKENS and 0 < read <= least * _MAX_CUT_SHARE
-        if not (cut and self._spec.local) or usage.cached_tokens:
+        catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
+        min_tokens = estimate_min_tokens(self._request.texts)
+        if read_tokens and not self._request.images:
+            self._learn(read_tokens)
+        is_cut = min_tokens >= _MIN_CUT_TOKENS and 0 < read_tokens <= min_tokens * _MAX_CUT_SHARE
+        if not (is_cut and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
         server, kind = catalog.server, catalog.server and catalog.server.kind
-        drops_prompts = kind and kind.server.drops_prompts
-        if (
-            server
-            and kind
-            and drops_prompts
-            and drops_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser)
-        ):
-            what = f"the server dropped the beginning of the prompt: it read {read} of at least {least} tokens"
-            raise _overflow_error(what, least, read)
+        if not (server and kind and kind.server.drops_prompts):
+            return
+        if kind.server.drops_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
+            counts = f"{read_tokens} of at least {min_tokens} tokens"
+            what = f"the server dropped the beginning of the prompt: it read {counts}"
+            raise _overflow_error(what, min_tokens, read_tokens)
 
     @property
     def _max_prompt_tokens(self) -> int:

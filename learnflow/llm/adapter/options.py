@@ -100,6 +100,14 @@ def _is_text_or_texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value))
 
 
+def _is_format(value: Any) -> bool:
+    """Return whether a value is a pydantic class, or OpenAI's dict."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, type) and hasattr(value, "model_validate_json")
+    has_schema = isinstance(value.get("json_schema"), Mapping)
+    return value.get("type") in _FORMATS and (has_schema or value["type"] != "json_schema")
+
+
 _RULES: Final[Mapping[str, Rule]] = {
     "temperature": _number(0),
     "max_tokens": _number(1, integer=True),
@@ -117,6 +125,10 @@ _RULES: Final[Mapping[str, Rule]] = {
     "system": (lambda value: isinstance(value, str), "a text"),
     "tools": (lambda value: is_list_of_objects(value) and _is_json(value), "a list of OpenAI-style tools"),
     "extra_body": (lambda value: isinstance(value, Mapping) and _is_json(value), "a dict that JSON can hold"),
+    "response_format": (
+        _is_format,
+        "a pydantic class or a dict of type text, json_object, json_schema (with a schema)",
+    ),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
     "session": (
         lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_SESSION_CHARS,
@@ -138,19 +150,10 @@ def _check_name(spec: ProviderSpec, name: str, *, has_value: bool) -> None:
 
 
 def _check_format(spec: ProviderSpec, response_format: Any) -> None:
-    is_class = isinstance(response_format, type) and hasattr(response_format, "model_validate_json")
-    if isinstance(response_format, Mapping):
-        kind = response_format.get("type")
-        if kind not in _FORMATS:
-            formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
-            raise _invalid("response_format", formats)
-        if kind != "text" and kind not in spec.dialect.schema_modes:
-            hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
-            raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
-        if kind == "json_schema" and not isinstance(response_format.get("json_schema"), Mapping):
-            raise _invalid("response_format", 'a dict with a schema under "json_schema"')
-    elif response_format is not None and not is_class:
-        raise _invalid("response_format", "a pydantic class or a dict")
+    kind = response_format["type"] if isinstance(response_format, Mapping) else "text"
+    if kind != "text" and kind not in spec.dialect.schema_modes:
+        hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
+        raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
 
 
 def _check_tool_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:

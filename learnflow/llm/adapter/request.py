@@ -125,7 +125,7 @@ class Request:
             Unsupported: the call requires reasoning, and the model does not support it.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
-        body = {**dialect.body, **self._thinking(model), **self.session_field(header=False), **self.extra_body}
+        body = {**dialect.body, **self._reasoning_fields(model), **self.session_field(header=False), **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
@@ -210,7 +210,7 @@ class Request:
         fits = len(self.session) <= session_field.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
         return {session_field.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
-    def _thinking(self, model: str) -> Mapping[str, Any]:
+    def _reasoning_fields(self, model: str) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
         if self.reasoning is None:
             return {}
@@ -242,7 +242,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     others = {name: value for name, value in keywords.items() if name not in sampling}
     others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
     others["tools"] = [dict(tool) for tool in others.get("tools", ())]
-    messages, system = _messages(spec, prompt), others.pop("system", None)
+    messages, system = _check_messages(spec, prompt), others.pop("system", None)
     continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
     turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
     if turn_added:
@@ -252,7 +252,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
 
-def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
+def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
     """Check the messages of a prompt, and return copies."""
     messages = messages_of(prompt)
     if not messages or not all(map(_is_message, messages)):
