@@ -125,10 +125,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "system": (lambda value: isinstance(value, str), "a text"),
     "tools": (lambda value: is_list_of_objects(value) and _is_json(value), "a list of OpenAI-style tools"),
     "extra_body": (lambda value: isinstance(value, Mapping) and _is_json(value), "a dict that JSON can hold"),
-    "response_format": (
-        _is_format,
-        "a pydantic class or a dict of type text, json_object, json_schema (with a schema)",
-    ),
+    "response_format": (_is_format, "a pydantic class or a dict of type text, json_object, json_schema (with schema)"),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
     "session": (
         lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_SESSION_CHARS,

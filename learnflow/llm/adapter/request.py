@@ -192,9 +192,8 @@ class Request:
             variant: the variant that the server accepted.
             before: the variant of the first try.
         """
-        if self.ceiling is None:
-            return variant
-        return replace(variant, omitted=variant.omitted - {"max_tokens"} | before.omitted)
+        omitted = variant.omitted - {"max_tokens"} | before.omitted if self.ceiling else variant.omitted
+        return replace(variant, omitted=omitted)
 
     def session_field(self, *, header: bool) -> Mapping[str, str]:
         """Return the header or the body field for ``session=``; an empty mapping if the provider does not support it.
