@@ -56,7 +56,8 @@ class Request:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
         sampling: the sampling parameters of the call.
-        corrections: the number of messages at the end that ask the model to correct its answers.
+        corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
+            to correct them.
         turn_added: a short user message follows the caller's last assistant message.
     """
 
@@ -103,11 +104,9 @@ class Request:
 
     def with_correction(self, text: str, reason: str) -> Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
-        correction = [
-            {"role": "assistant", "content": text},
-            {"role": "user", "content": structured_output.correction(reason)},
-        ]
-        return replace(self, messages=[*self.messages, *correction], corrections=self.corrections + len(correction))
+        answer = {"role": "assistant", "content": text}
+        correction = {"role": "user", "content": structured_output.correction(reason)}
+        return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
 
     def to_litellm(
         self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
