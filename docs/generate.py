@@ -153,7 +153,8 @@ def decision_tables() -> str:
     lines: list[str] = []
     for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
-        lines += [f"| {rule.when} | {actions[rule.action]} | {rule.text} |" for rule in rules]
+        text = {True: "drop", False: "keep"}
+        lines += [f"| {rule.when} | {actions[rule.action]} | {text[rule.drops_text]} |" for rule in rules]
         lines.append("")
     lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
     for kind, meant in decision.VERDICTS:

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from .. import errors
-from ..base import Resume
 from ..errors import LLMError
 from ..process import switches
 
 Action = Literal["alternative", "next", "load", "retry", "restart", "raise"]
-Text = Literal["keep", "drop"]
 
 LONGEST_S: Final = 300.0  # limit for Retry-After and breaker periods; a real server sent Retry-After: 86400
 _BACK_OFF_S: Final = 0.5
@@ -33,9 +31,8 @@ class Situation:
         only_space_shown: the caller has received only white space.
         has_partial: text of the answer has arrived, in this attempt or an earlier one.
         added_text: text or tokens have arrived in this attempt.
-        structured: the answer has a format that cannot be continued, such as JSON.
+        can_continue: the caller allows a continuation, and the format of the answer does, unlike JSON.
         tool_call_shown: the caller has received a part of a tool call.
-        resume: the caller's choice for interrupted streams.
         prefilled: the attempt sent the partial answer as a prefill.
         stepped_back: the prefill ended at the last whole word, before the end of the text.
         others: another provider is available now.
@@ -50,9 +47,8 @@ class Situation:
     only_space_shown: bool = False
     has_partial: bool = False
     added_text: bool = False
-    structured: bool = False
+    can_continue: bool = True
     tool_call_shown: bool = False
-    resume: Resume = "continue"
     prefilled: bool = False
     stepped_back: bool = False
     others: bool = True
@@ -64,26 +60,32 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The next action after a failure, and whether to keep the text so far. The first rule that fits applies."""
+    """The next action after a failure. The first rule that fits applies.
+
+    Attributes:
+        when: the condition, for the documents.
+        fits: whether the rule applies to an error and the state of the request.
+        action: the next action.
+        drops_text: the next attempt begins the answer from the start.
+    """
 
     when: str
     fits: Callable[[LLMError, Situation], bool]
     action: Action
-    text: Text
+    drops_text: bool = False
 
 
-def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
-    return lambda error, _: isinstance(error, kinds)
+def _is_unusable(error: LLMError, state: Situation) -> bool:
+    """Return whether a continuation of the answer would be unusable, too."""
+    unusable = (
+        errors.ContextOverflow
+        | errors.ThinkingLeaked
+        | errors.SchemaMismatch
+        | errors.AnswerTruncated
+        | errors.AnswerTooLong
+    )
+    return state.added_text and (isinstance(error, unusable) or error.finished)
 
-
-# The answer is unusable, so that a continuation would be, too.
-_UNUSABLE: Final = (
-    errors.ContextOverflow
-    | errors.ThinkingLeaked
-    | errors.SchemaMismatch
-    | errors.AnswerTruncated
-    | errors.AnswerTooLong
-)
 
 RULES: Final = (
     Rule(
@@ -94,78 +96,57 @@ RULES: Final = (
             and not isinstance(error, errors.ContentFiltered)
         ),
         "alternative",
-        "keep",
     ),
     Rule(
         "the prefill ended at the last whole word, and the continuation does not repeat the rest",
         lambda error, state: isinstance(error, errors.NotContinued) and state.stepped_back,
         "alternative",
-        "keep",
     ),
     Rule(
-        "the caller's deadline has passed",
-        lambda error, state: isinstance(error, errors.DeadlineExceeded) and not state.time_left,
+        "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
+        lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
-        "keep",
     ),
-    Rule(
-        "the request itself is invalid or filtered, or the cassette has no response to it",
-        lambda error, _: not error.failover and not isinstance(error, errors.DeadlineExceeded),
-        "raise",
-        "keep",
-    ),
-    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise", "keep"),
+    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise"),
     Rule(
         "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or finished, and was shown",
-        lambda error, state: state.text_shown and state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
+        lambda error, state: state.text_shown and _is_unusable(error, state),
         "raise",
-        "keep",
     ),
-    Rule(
-        "the answer is unusable or finished, and was not shown",
-        lambda error, state: state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
-        "next",
-        "drop",
-    ),
+    Rule("the answer is unusable or finished, and was not shown", _is_unusable, "next", drops_text=True),
     Rule(
         "the model is loading, or the continuation does not repeat the end of the text",
-        _is(errors.ModelLoading, errors.NotContinued),
+        lambda error, _: isinstance(error, errors.ModelLoading | errors.NotContinued),
         "next",
-        "keep",
     ),
     Rule(
         "the answer was interrupted after text was shown, and must not be continued (a schema, resume='raise')",
-        lambda _, state: state.text_shown and (state.structured or state.resume == "raise"),
+        lambda _, state: state.text_shown and not state.can_continue,
         "raise",
-        "keep",
     ),
-    Rule("the answer was interrupted after text was shown", lambda _, state: state.text_shown, "next", "keep"),
     Rule(
-        "a partial answer was interrupted before it was shown, and can be continued",
-        lambda _, state: state.has_partial and not state.structured and state.resume == "continue",
+        "the answer was interrupted, and can be continued; or only white space was shown",
+        lambda _, state: (state.has_partial and state.can_continue) or state.only_space_shown,
         "next",
-        "keep",
     ),
-    Rule("only white space was shown", lambda _, state: state.only_space_shown, "next", "keep"),
-    Rule("any other failure", lambda *_: True, "next", "drop"),
+    Rule("any other failure", lambda *_: True, "next", drops_text=True),
 )
 
 # Apply if the action is "next" and no other provider is left. The first rule that fits applies.
 LAST_RULES: Final = (
-    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.loading, "load", "keep"),
+    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.loading, "load"),
     Rule(
         "a continuation did not repeat the end of the text, nothing was shown, and the answer was not restarted yet",
         lambda _, state: state.not_continued and not state.text_shown,
         "restart",
-        "drop",
+        drops_text=True,
     ),
     Rule(
         "a failure may be transient, and time and a retry are left (LLM_PATIENCE for a restarting local server)",
         lambda _, state: state.transient,
         "retry",
-        "keep",
     ),
-    Rule("any other case", lambda *_: True, "raise", "keep"),
+    Rule("any other case", lambda *_: True, "raise"),
 )
 
 
@@ -175,7 +156,7 @@ def decide(error: LLMError, state: Situation) -> Rule:
     if rule.action != "next" or state.others:
         return rule
     last = next(last for last in LAST_RULES if last.fits(error, state))
-    return replace(last, text="drop") if rule.text == "drop" else last
+    return replace(last, drops_text=last.drops_text or rule.drops_text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,8 +240,3 @@ def back_off(retries: int, jitter: float, retry_after: float | None = None) -> f
     if retry_after is not None:
         return min(retry_after, LONGEST_S) * (1 + jitter / 10)
     return min(_BACK_OFF_S * 2.0**retries, _MAX_BACK_OFF_S) * (0.5 + jitter)
-
-
-def patience(remaining: float) -> float:
-    """Return the limit in seconds for the first token. Half of the remaining time is left for other providers."""
-    return remaining / 2

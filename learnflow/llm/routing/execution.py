@@ -72,7 +72,7 @@ class Execution:
             attempt = replace(
                 self._request,
                 number=len(progress.tried) + 1,
-                patience=decision.patience(self._deadline - began) if shares_time else None,
+                patience=(self._deadline - began) / 2 if shares_time else None,  # the rest is for other providers
                 prefix=None if by_prompt else prefix,
                 thinking=progress.partial_thinking if prefix and not by_prompt else "",
                 slot=self._slot,
@@ -153,9 +153,8 @@ class Execution:
             text_shown=has_partial and streams,
             only_space_shown=bool(text) and not has_partial and streams,
             has_partial=has_partial,
-            structured=self._call.rigid,
+            can_continue=self._resume == "continue" and not self._call.rigid,
             tool_call_shown=bool(progress.calls),
-            resume=self._resume,
             others=bool(chain.within(chain.others(option), loading)),
             loading=bool(loading),
             not_continued=bool(not_continued) and not self._restarted,
@@ -166,7 +165,7 @@ class Execution:
         if decided.action == "raise":
             cause = not_continued[0].failure if not_continued else None
             raise progress.final(cause if cause and has_partial and not progress.calls else error)
-        if decided.text == "drop":
+        if decided.drops_text:
             progress.forget_text()
             chain.same_model = frozenset()
         for other in await self._options_to_retry(decided.action, option, error, pause or 0.0):
@@ -246,11 +245,7 @@ class Execution:
     def _with_free_slot(self, chosen: Option, candidates: Sequence[Option]) -> Option | None:
         """Return the chosen option, or one that LLM_SPILL allows, with an acquired slot; None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
-        spill = (
-            [other for other in candidates if other.ready and other.distance <= max_distance]
-            if max_distance >= 0
-            else []
-        )
+        spill = [other for other in candidates if other.ready and other.distance <= max_distance]
         for option in (chosen, *spill):
             self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
             if self._slot:

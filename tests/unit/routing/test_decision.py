@@ -90,22 +90,17 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
         (errors.AnswerCut("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("next", "keep")),
         (
             errors.AnswerCut("x"),
-            {"text_shown": True, "has_partial": True, "added_text": True, "structured": True},
-            ("raise", "keep"),
-        ),
-        (
-            errors.AnswerCut("x"),
-            {"text_shown": True, "has_partial": True, "added_text": True, "resume": "raise"},
+            {"text_shown": True, "has_partial": True, "added_text": True, "can_continue": False},
             ("raise", "keep"),
         ),
         (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "structured": True}, ("next", "drop")),
+        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "can_continue": False}, ("next", "drop")),
         (errors.AnswerTooLong("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
     ],
 )
 def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
     decided = decision.decide(error, decision.Situation(**now))
-    assert (decided.action, decided.text) == wanted
+    assert (decided.action, "drop" if decided.drops_text else "keep") == wanted
 
 
 def test_failure_after_finish_is_not_continued() -> None:
@@ -113,4 +108,4 @@ def test_failure_after_finish_is_not_continued() -> None:
     error.finished = True
     shown = decision.Situation(text_shown=True, has_partial=True, added_text=True)
     assert decision.decide(error, shown).action == "raise"
-    assert decision.decide(error, decision.Situation(has_partial=True, added_text=True)).text == "drop"
+    assert decision.decide(error, decision.Situation(has_partial=True, added_text=True)).drops_text
