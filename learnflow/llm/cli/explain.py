@@ -103,8 +103,8 @@ def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
         why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
     elif trouble := option.provider.trouble(option.model):
         why = trouble
-    elif not is_chosen and not option.ready:
-        why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"
+    elif not is_chosen and not option.ready and option.breaker:
+        why = f"its circuit breaker is open after {type(option.breaker.error).__name__}"
     elif not is_chosen:
         why = "would be used if the providers before it fail"
     elif doubt := unknown(chain.needs, option.facts.capabilities):

@@ -27,7 +27,6 @@ class Breaker:
         period: seconds.
         until: the end of the period.
         opened: when it opened.
-        visible: a probe can see the fault.
         busy: a probe or a trial is in progress, and excludes another one.
         recovered: a probe succeeded, so that a trial may follow.
     """
@@ -36,9 +35,13 @@ class Breaker:
     period: float
     until: float
     opened: float
-    visible: bool
     busy: bool = False
     recovered: bool = False
+
+    @property
+    def visible(self) -> bool:
+        """Return whether a probe can see the fault."""
+        return verdict(self.error).visible
 
     def gate(self, now: float) -> Gate:
         """Return what is allowed now: nothing, a probe, or one request as a trial."""
@@ -49,7 +52,7 @@ class Breaker:
     def fail(self, error: LLMError, now: float) -> None:
         """Record a failure. Ignore it if its request was in flight when the breaker opened."""
         if self.recovered or now >= self.until:
-            self.error, self.visible = error.without_text(), verdict(error).visible
+            self.error = error.without_text()
             self.extend(now, least=error.retry_after or 0.0)
 
     def extend(self, now: float, least: float = 0.0) -> None:
@@ -124,8 +127,8 @@ class BreakerRegistry:
 
     def gate(self, target: Target) -> Gate:
         """Return what is allowed now."""
-        now = self.clock()
-        return min((breaker.gate(now) for breaker in self._open(target).values()), key=_WORST.index, default="closed")
+        gates = [breaker.gate(self.clock()) for breaker in self._open(target).values()]
+        return min(gates, key=_WORST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
         """Return the open breakers; the first one stays open longest."""
@@ -136,7 +139,7 @@ class BreakerRegistry:
         now, meant = self.clock(), verdict(error)
         if at_fault(error):
             self.record(target).failure(error, now)
-        self.settle(target)  # a failure ends the trial of each breaker
+        self.set_busy(target, busy=False)  # a failure ends the trial of each breaker
         if meant.opens is None:
             return None
         place = Target(target.address, None) if meant.whole_address else target
@@ -145,7 +148,7 @@ class BreakerRegistry:
             return None
         requested = error.retry_after
         period = meant.opens if requested is None else min(max(requested, 0.0), LONGEST_S)
-        self.breakers[place] = Breaker(error.without_text(), period, now + period, now, meant.visible)
+        self.breakers[place] = Breaker(error.without_text(), period, now + period, now)
         return place
 
     def answer(self, target: Target, completion: Completion, began: float) -> bool:
@@ -169,10 +172,10 @@ class BreakerRegistry:
             elif now >= breaker.until:
                 breaker.extend(now)
 
-    def settle(self, target: Target) -> None:
-        """End a probe or a trial without an outcome."""
+    def set_busy(self, target: Target, *, busy: bool) -> None:
+        """Begin a probe or a trial, or end it without an outcome."""
         for breaker in self._open(target).values():
-            breaker.busy = False
+            breaker.busy = busy
 
     def record(self, target: Target) -> Record:
         """Return the record of a target."""

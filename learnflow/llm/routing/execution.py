@@ -126,7 +126,7 @@ class Execution:
         option.failure = error
         others = chain.others(option) if option.replays else []
         same_rank = any(other.rank == option.rank for other in others)
-        if isinstance(error, errors.NotRecorded) and others and (option.opened or same_rank):
+        if isinstance(error, errors.NotRecorded) and others and (option.breaker or same_rank):
             error.forgiven = True  # the recorded request may have used another option
             self._last = self._last or error
             return
@@ -286,12 +286,12 @@ class Execution:
 
     async def _probe_open_breaker(self, option: Option) -> LLMError | None:
         """Probe the option if its circuit breaker is open. Return the error if it stays open, else None."""
-        opened = option.opened
-        if not opened or not opened[0].visible:
+        breaker = option.breaker
+        if not breaker or not breaker.visible:
             return None
         if await asyncio.shield(option.probe()):  # other requests wait for the same probe
             return None
-        error = opened[0].error.without_text()
+        error = breaker.error.without_text()
         error.attempts = ()
         tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
         self._progress.tried.append(tried)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
 from typing import Final
@@ -133,9 +133,9 @@ class Option:
         return self.gate in ("closed", "trial")
 
     @property
-    def opened(self) -> Sequence[Breaker]:
-        """Return the open circuit breakers; the first one stays open longest."""
-        return self.registry.open_breakers(self.target)
+    def breaker(self) -> Breaker | None:
+        """Return the open circuit breaker that stays open longest; None if all are closed."""
+        return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
     def record(self) -> Record:
@@ -155,12 +155,11 @@ class Option:
 
     def abandon(self) -> None:
         """Record an attempt without an outcome."""
-        self.registry.settle(self.target)
+        self.registry.set_busy(self.target, busy=False)
 
     def begin(self) -> None:
         """Begin a probe or a trial."""
-        for breaker in self.opened:
-            breaker.busy = True
+        self.registry.set_busy(self.target, busy=True)
 
     async def probe_once(self, within: float = PROBE_S) -> None:
         """Probe the provider for its kind and capabilities, until a probe succeeded once."""
@@ -193,7 +192,7 @@ class Option:
                 self.abandon()
                 raise
             self.registry.probed(self.target, ready=ready)
-            if not self.opened:
+            if not self.breaker:
                 events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
             return ready
 

@@ -244,7 +244,7 @@ def _with_ranks(flat: Sequence[tuple[Option, int]]) -> list[Option]:
 
 def _describe(option: Option) -> dict[str, Any]:
     """Return what ``status`` reports about an option."""
-    now, target, opened, record = option.registry.clock(), option.target, option.opened, option.record
+    now, target, breaker, record = option.registry.clock(), option.target, option.breaker, option.record
     return {
         "provider": option.name,
         "rank": option.rank,
@@ -253,9 +253,9 @@ def _describe(option: Option) -> dict[str, Any]:
         "cached": record.cached,
         "address": None if option.broken else target.address,
         "model": target.model,
-        "breaker": "misconfigured" if option.broken else "open" if opened else "closed",
-        "because": str(option.broken) if option.broken else type(opened[0].error).__name__ if opened else None,
-        "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
+        "breaker": "misconfigured" if option.broken else "open" if breaker else "closed",
+        "because": str(option.broken) if option.broken else type(breaker.error).__name__ if breaker else None,
+        "opens_in_s": max(0.0, breaker.until - now) if breaker else None,
         "first_token_s": record.first_token_s,
         "answered": record.answered,
         "failed": record.failed,

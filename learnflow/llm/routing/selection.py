@@ -180,4 +180,4 @@ def select(options: Sequence[Option], routing: Routing, same_model: frozenset[st
 
 def last_resort(options: Sequence[Option]) -> Option:
     """Return the option with the circuit breaker that closes first."""
-    return min(options, key=lambda option: option.opened[0].until if option.opened else 0.0)
+    return min(options, key=lambda option: option.breaker.until if option.breaker else 0.0)

@@ -96,5 +96,5 @@ def test_period_of_breaker_is_bounded() -> None:
         registry.probed(TARGET, ready=False)
     assert breaker.period == decision.LONGEST_S
     clock.now, breaker.busy = breaker.until, True
-    registry.settle(TARGET)  # the probe was cancelled
+    registry.set_busy(TARGET, busy=False)  # the probe was cancelled
     assert registry.gate(TARGET) == "probe"
