@@ -75,12 +75,13 @@ class RouterProvider(AbstractProvider):
     ) -> None:
         _check_resume(resume, errors.NotConfigured)
         others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        ranks = [_members_of(member) for member in ([] if primary is None else [primary]) + others]
         self._registry = breakers
-        flat = [
-            (option, at) for at, equals in enumerate(ranks) for one in equals for option in _options_of(one, breakers)
-        ]
-        self._members = _with_ranks(flat)
+        self._members: list[Option] = []
+        for equals in ([] if primary is None else [primary]) + others:
+            first = self._members[-1].rank + 1 if self._members else 0
+            options = [option for member in _members_of(equals) for option in _options_of(member, breakers)]
+            options.sort(key=lambda option: option.rank)  # a flattened router has several ranks
+            self._members += [option.at(first + option.rank) for option in options]
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
@@ -229,17 +230,8 @@ class RouterProvider(AbstractProvider):
         if not self._members and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._members:
-                self._members = _with_ranks(
-                    [(Option(one, registry=self._registry), at) for at, one in enumerate(providers)]
-                )
+                self._members = [Option(one, registry=self._registry).at(at) for at, one in enumerate(providers)]
         return self._options
-
-
-def _with_ranks(flat: Sequence[tuple[Option, int]]) -> list[Option]:
-    """Return copies of options in order, with their ranks; those of a flattened router keep their order."""
-    ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
-    ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
-    return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
 
 
 def _describe(option: Option) -> dict[str, Any]:
