@@ -80,14 +80,13 @@ class Switches:
     Attributes:
         allowed: the origins that connections may go to; None for all.
         retries: the number of retries, which then do not wait; None for the configured one.
-        watched: ``get_provider()`` starts the configured metrics.
-        patient: a request waits for a server that restarts, even if LLM_PATIENCE is not set.
+        is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
+            and does not wait for a server that restarts, unless LLM_PATIENCE is set.
     """
 
     allowed: set[tuple[str, str, int]] | None = None
     retries: int | None = None
-    watched: bool = True
-    patient: bool = True
+    is_command: bool = False
 
 
 switches: Final = Switches()

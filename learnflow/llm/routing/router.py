@@ -88,7 +88,7 @@ class RouterProvider(AbstractProvider):
         self._settings = own = settings.load().model_copy()
         own.llm_retries = own.llm_retries if retries is None else retries
         own.llm_routing, own.llm_deadline = routing or own.llm_routing, deadline or own.llm_deadline
-        if not switches.patient and "llm_patience" not in own.model_fields_set:
+        if switches.is_command and "llm_patience" not in own.model_fields_set:
             own.llm_patience = 0.0
         if find is None and not self._members:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
