@@ -9,7 +9,7 @@ import pytest
 
 from learnflow.llm.adapter.context_window import Needs, lacks
 from learnflow.llm.routing import selection
-from learnflow.llm.routing.breaker import Gate, Record
+from learnflow.llm.routing.breaker import Gate, Statistics
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Option:
     gate: Gate = "closed"
     cold: bool = False
     distance: int = 1
-    record: Record = field(default_factory=Record)
+    statistics: Statistics = field(default_factory=Statistics)
     cost: tuple[float, float] | None = None
 
     @property
@@ -46,9 +46,9 @@ def places(ordered: list[Option]) -> list[int]:
 
 def test_options_are_sorted_by_routing() -> None:
     chain = [
-        Option(0, record=Record(first_token_s=2.0), cost=(2.5, 10.0)),
+        Option(0, statistics=Statistics(first_token_s=2.0), cost=(2.5, 10.0)),
         Option(1, cost=(0.0, 0.0), distance=0),
-        Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
+        Option(2, statistics=Statistics(first_token_s=0.5), cost=None, distance=0),
     ]
     assert places(selection.sort_options(chain, "order")) == [0, 1, 2]
     assert places(selection.sort_options(chain, "latency")) == [2, 0, 1]
