@@ -74,8 +74,7 @@ class Statistics:
         answered: the number of completions.
         failed: the number of failures.
         recent: the last ten failures, as pairs of a time and the class name of the error.
-        prompt_tokens: the prompt tokens of all completions that report cached tokens.
-        cached_tokens: the cached tokens of these completions.
+        prompt_tokens, cached_tokens: sums over all completions that report cached tokens.
     """
 
     first_token_s: float | None = None

@@ -134,11 +134,8 @@ class Execution:
             return
         is_free = option.cost == (0.0, 0.0)
         progress.record_failure(error, error.attempts or (tried,), now, is_free=is_free)
-        timed_out = shares_time and isinstance(error, errors.FirstTokenTimeout)
-        if timed_out and now - began < option.facts.first_token_s:
-            option.set_testing(
-                testing=False
-            )  # not the provider's failure: the router gave it less time than configured
+        if shares_time and isinstance(error, errors.FirstTokenTimeout) and now - began < option.facts.first_token_s:
+            option.set_testing(testing=False)  # no failure: the router gave it less time than its timeout
         else:
             option.record_failure(error)
         added_text = bool(error.partial or error.tokens)
@@ -163,7 +160,7 @@ class Execution:
             text_shown=has_partial and streams,
             only_space_shown=bool(text) and not has_partial and streams,
             has_partial=has_partial,
-            can_continue=self._resume == "continue" and not self._call.rigid,
+            can_continue=self._resume == "continue" and self._call.is_continuable,
             tool_call_shown=bool(progress.calls),
             has_other_provider=bool(chain.limit_distance(chain.alternatives(option), loading)),
             can_wait_for_load=bool(loading),

@@ -174,8 +174,8 @@ class RouterProvider(AbstractProvider):
             within: the timeout in seconds.
 
         Returns:
-            The health of the first provider that is ready. If none is, that of the first one that is loading a model,
-            else that of the first one.
+            The health of the first provider that is ready, else of the first one that is loading a model, else of the
+            first one.
         """
         try:
             options = await self._find_created_options()
@@ -222,11 +222,8 @@ class RouterProvider(AbstractProvider):
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [option for option in options if option.given and option.gate == "closed"]
             rank_sizes = Counter(option.rank for option in options)
-            # stop at the first option that can be chosen without a probe: it gets the request
-            probed = takewhile(
-                lambda option: needs_facts or option.facts.loads or rank_sizes[option.rank] > 1,  # limits of equals
-                closed,
-            )
+            # The first option that needs no probe gets the request. Equal providers share the load by their limits
+            probed = takewhile(lambda one: needs_facts or one.facts.loads or rank_sizes[one.rank] > 1, closed)
             await asyncio.gather(*(option.probe_once(timeout_s) for option in probed))
         chain.choose_models()
         return chain
@@ -236,7 +233,7 @@ class RouterProvider(AbstractProvider):
         return [option for option in await self._find_options() if option.given]
 
     async def _find_options(self) -> list[Option]:
-        """Return copies of the options. If none is configured, find them now, once for concurrent calls."""
+        """Return copies of the options. If no provider is configured, find some, once for concurrent calls."""
         if not self._options and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._options:

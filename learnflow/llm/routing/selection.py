@@ -69,7 +69,7 @@ class Chain:
             loading: the options that are loading a model. Meanwhile, no option farther away is used.
 
         Returns:
-            The options that can be tried, in order, and the chosen one. It is None if all circuit breakers are open.
+            The options that can be tried, in order, and the chosen one; None instead if all circuit breakers are open.
         """
         for option in self.options:
             option.set_model(option.model)
@@ -130,7 +130,7 @@ class Chain:
     def limit_distance(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
         """Return the options that are no farther away than those that are loading a model.
 
-        Return all options if none is loading, or with ``warm-first``.
+        Return all options if no option is loading a model, or with ``warm-first``.
         """
         if not loading or self.settings.llm_routing == "warm-first":
             return options
@@ -172,8 +172,8 @@ def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
 def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
     """Choose the first option with a circuit breaker that allows a request; None if no breaker does.
 
-    If the model of that option is cold, choose a warm option that is no farther away. If there is none, the router
-    waits for the cold model. With ``warm-first``, the warm option may be anywhere.
+    If the model of that option is cold, choose a warm option instead that is no farther away, or with ``warm-first``
+    any warm option. Without a warm option, the cold one is chosen, and the router waits for the load.
 
     Args:
         options: the options in order.
