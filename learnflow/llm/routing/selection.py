@@ -55,10 +55,10 @@ class Chain:
         usable, requested = [option for option in self.options if not option.creation_error], self.call.model
         for option in usable:
             option.set_model(requested)
-        owners = [option for option in usable if option.facts.has_model] if requested else []
+        owners = [option for option in usable if requested and option.facts.has_model]
+        owners = owners or [option for option in usable if option.rank == self.options[0].rank]
         for option in usable:
-            uses_requested = option in owners or (not owners and option.rank == self.options[0].rank)
-            if not requested or not (uses_requested or len(self.options) == 1):
+            if not requested or option not in owners:
                 vision_model = option.provider.vision_model
                 option.set_model(vision_model if "vision" in self.needs.capabilities else None)
 
@@ -183,14 +183,12 @@ def select(options: Sequence[Option], routing: Routing, same_model: frozenset[st
     ready = [option for option in options if option.ready]
     if not ready:
         return None
-    chosen = first = ready[0]
-    max_distance = max(option.distance for option in options) if routing == "warm-first" else first.distance
-    if first.cold:
-        chosen = next((option for option in ready if not option.cold and option.distance <= max_distance), first)
-    if not same_model or same_model & chosen.facts.names:
-        return chosen
-    warm = (option for option in ready if not option.cold and option.distance <= chosen.distance)
-    return next((option for option in warm if same_model & option.facts.names), chosen)
+    first = ready[0]
+    max_distance = math.inf if routing == "warm-first" else first.distance
+    warm = [option for option in ready if not option.cold and option.distance <= max_distance]
+    chosen = warm[0] if first.cold and warm else first
+    same = (option for option in warm if same_model and same_model & option.facts.names)
+    return next((option for option in same if option.distance <= chosen.distance), chosen)
 
 
 def last_resort(options: Sequence[Option]) -> Option:
