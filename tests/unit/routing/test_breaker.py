@@ -15,8 +15,8 @@ TARGET = Target("http://x", "m")
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
-def opened(registry: BreakerRegistry) -> Breaker:
-    """The only open breaker."""
+def open_breaker(registry: BreakerRegistry) -> Breaker:
+    """Return the only open breaker."""
     (breaker,) = registry.open_breakers(TARGET)
     return breaker
 
@@ -31,7 +31,7 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
         elif event in ("ready", "not ready"):
             registry.record_probe(TARGET, ready=event == "ready")
         elif event == "begin":
-            opened(registry).testing = True
+            open_breaker(registry).testing = True
         elif event == "answer":
             registry.record_completion(TARGET, COMPLETION, clock.now)
         gates.append(registry.gate(TARGET))
@@ -59,12 +59,12 @@ def test_breaker_with_invisible_fault_allows_one_trial_after_probe() -> None:
 
 def test_failure_of_request_in_flight_does_not_extend_breaker() -> None:
     clock = Clock()
-    registry, newly = BreakerRegistry(clock), []
+    registry, opened = BreakerRegistry(clock), []
     for _ in range(200):
         clock.now += 0.01
-        newly.append(registry.record_failure(TARGET, made(errors.ServerFailed)))
-    assert newly == [TARGET] + [None] * 199
-    assert opened(registry).period_s == 5
+        opened.append(registry.record_failure(TARGET, made(errors.ServerFailed)))
+    assert opened == [TARGET] + [None] * 199
+    assert open_breaker(registry).period_s == 5
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_failure_of_request_in_flight_does_not_extend_breaker() -> None:
 def test_retry_after_sets_period_of_breaker(retry_after: float | None, period: float) -> None:
     registry = BreakerRegistry(Clock())
     registry.record_failure(TARGET, made(errors.RateLimited, retry_after))
-    assert opened(registry).period_s == period
+    assert open_breaker(registry).period_s == period
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_period_of_breaker_is_bounded() -> None:
     clock = Clock()
     registry = BreakerRegistry(clock)
     registry.record_failure(TARGET, made(errors.ConnectionFailed))
-    breaker = opened(registry)
+    breaker = open_breaker(registry)
     for _ in range(20):
         clock.now = breaker.open_until
         breaker.testing = True

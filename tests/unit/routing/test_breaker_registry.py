@@ -1,4 +1,4 @@
-"""The circuit breakers of a process: what opens, probes and closes them."""
+"""The registry of circuit breakers: probes and completions of older attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of decisions, line by line."""
+"""The rules of failover and of circuit breakers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_retryable_statuses_match_litellm() -> None:
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
-def test_back_off_doubles_with_jitter_up_to_maximum(times: int, jitter: float) -> None:
-    seconds = decision.back_off(times, jitter)
+def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float) -> None:
+    seconds = decision.back_off(retries, jitter)
     assert 0.25 <= seconds <= 12
-    assert decision.back_off(times, jitter, 3.0) >= 3.0
-    assert decision.back_off(times, jitter, 86400.0) <= decision.MAX_DELAY_S * 1.1
+    assert decision.back_off(retries, jitter, 3.0) >= 3.0
+    assert decision.back_off(retries, jitter, 86400.0) <= decision.MAX_DELAY_S * 1.1
 
 
 @pytest.mark.parametrize(
