@@ -44,7 +44,7 @@ class Times:
 
 
 def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
-    """Return the timeouts and limits of a provider. A keyword has priority over the environment, unless it is None.
+    """Return the timeouts and limits of a provider. A keyword overrides the environment; None does not.
 
     Args:
         spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
