@@ -14,7 +14,6 @@ step back, only 575 gave the same text (ADR 4).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -72,8 +71,8 @@ def step_back(text: str) -> CutPoint:
     return CutPoint(text[:start], text[start:])
 
 
-def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
-    """Return where to cut a text for its continuation; None if there is no text.
+def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint:
+    """Return where to cut a text for its continuation.
 
     Args:
         text: the emitted text.
@@ -81,7 +80,7 @@ def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None
         prefills: the provider supports a prefill.
     """
     if not text.strip():
-        return CutPoint("", text) if text else None  # white space is not continued
+        return CutPoint("", text)  # white space is not continued
     cut = step_back(text)
     return cut if steps_back and (prefills or cut.prefix) else CutPoint(text)
 
@@ -119,8 +118,9 @@ def _ends_of(text: str) -> list[str]:
 
 def _begins(text: str, end: str) -> bool:
     """Return whether a text begins with ``end``, compared as in ``_Repetition``."""
-    expected = "".join(map(_plain, end))
-    return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
+    repetition = _Repetition(end)
+    repetition.feed(text)
+    return repetition.is_complete
 
 
 class Joiner:
@@ -131,131 +131,111 @@ class Joiner:
         words: the prompt instructed the model to repeat the last words. Otherwise the prefix was sent as a prefill.
 
     Attributes:
+        is_empty: the continuation has no text.
+        settled: the repeated text has ended, so that all later text is new.
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
     def __init__(self, cut: CutPoint, *, words: bool = False) -> None:
-        self.mismatched = False
+        self.is_empty, self.settled, self.mismatched = True, False, False
         self.words = words
         self.cut = cut
-        self._held: str | None = ""  # text that is held back; None after the repeated text
-        expected = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
-        self._repeats = [_Repetition(text) for text in dict.fromkeys(expected)]
+        expected = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else _after_prefill(cut)
+        self._repetitions = [_Repetition(text, exact=not words) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, over: bool = False) -> str:
         """Add a piece of the continuation. Return the text to emit. ``over``: the continuation has ended."""
-        if self._held is None:
+        self.is_empty = self.is_empty and not text
+        if self.settled:
             return text
-        if not (self.words and self._held):  # with ``words``, each ``_Repetition`` buffers the text itself
-            self._held += text
-        if self.mismatched or not (self._held or over):
-            return ""
-        after = self._after_words(text, over=over) if self.words else self._after_prefill(self._held, over=over)
-        if after is None:
-            return ""
-        self._held = None
-        return after
-
-    @property
-    def settled(self) -> bool:
-        """Return whether the repeated text has ended, so that all later text is new."""
-        return self._held is None
-
-    @property
-    def silent(self) -> bool:
-        """Return whether the continuation was empty, although it had to repeat text."""
-        return self.mismatched and not self._held
+        for repetition in self._repetitions:
+            repetition.feed(text)
+        while self._repetitions:
+            new = self._repetitions[0].new_text(over=over)
+            if new is not None:
+                self.settled = True
+                return new
+            if not self._repetitions[0].differs:
+                return ""
+            del self._repetitions[0]
+        self.mismatched = True
+        return ""
 
     def end(self) -> str:
         """End the continuation. Return the text that was held back."""
         return self.feed("", over=True)
 
-    def _after_prefill(self, held: str, *, over: bool) -> str | None:
-        """Return the new text after a prefill; None if it is not known yet.
 
-        Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that
-        matches both counts as the rest.
-        """
-        rest, echo = self.cut.rest, self.cut.text
-        if not echo.strip():  # the emitted text was only white space
-            settled = over or held.strip() or held.startswith(echo) or len(held) > _MAX_BLANK_CHARS
-            return held.removeprefix(echo) if settled else None
-        echoes = bool(self.cut.prefix and rest) and not echo.startswith(rest)
-        start = echo[: _MIN_WORDS_CHARS // 2]  # if the text repeats its start, a continuation may, too
-        if not rest and len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :]:
-            if held.startswith(echo):
-                return held[len(echo) :]
-            if echo.startswith(held) and not over:
-                return None
-        if held.startswith(rest):
-            return held[len(rest) :]
-        if echoes and held.startswith(echo):
-            return held[len(echo) :]
-        if over or not (rest.startswith(held) or (echoes and echo.startswith(held))):
-            self.mismatched = True
-        return None
+def _after_prefill(cut: CutPoint) -> list[str]:
+    """Return the texts that a continuation of a prefill may begin with.
 
-    def _after_words(self, text: str, *, over: bool) -> str | None:
-        """Return the new text if the model was instructed to repeat the last words; None if it is not known yet.
-
-        The model may repeat any of ``_ends_of`` the emitted text, or all of it.
-        """
-        for repetition in self._repeats:
-            repetition.feed(text)
-        rests = (repeat.rest(over=over) for repeat in self._repeats if repeat.complete and not repeat.differs)
-        after = next((rest for rest in rests if rest is not None), None)
-        if after is None and (over or all(repeat.differs for repeat in self._repeats)):
-            self.mismatched = True
-        return after
+    Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that matches
+    both counts as the rest. If there is no rest, an echo is recognised only by a start that occurs once in the text.
+    """
+    rest, echo = cut.rest, cut.text
+    if not echo.strip():  # the emitted text was only white space
+        return [echo, ""]
+    if rest:
+        return [rest, echo] if cut.prefix and not echo.startswith(rest) else [rest]
+    start = echo[: _MIN_WORDS_CHARS // 2]  # if the text repeats its start, a continuation may, too
+    return [echo, ""] if len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :] else [""]
 
 
 class _Repetition:
     """Compares the start of a continuation with an expected text, and buffers the new text that follows.
 
-    The comparison ignores white space, Unicode normalization and the style of quotation marks.
+    Args:
+        text: the expected text.
+        exact: compare exactly. Otherwise ignore white space, Unicode normalization and the style of quotation marks.
 
     Attributes:
         differs: the continuation does not begin with the expected text.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, exact: bool = False) -> None:
         self.differs = False
-        self._expected = "".join(map(_plain, text))
-        self._blank = text[len(text.rstrip()) :]
+        self._normalize: Callable[[str], str] = str if exact else _plain
+        self._expected = "".join(map(self._normalize, text))
+        self._blank = "" if exact else text[len(text.rstrip()) :]
         self._position = 0
         self._after = ""
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether the continuation has repeated the whole expected text."""
         return self._position == len(self._expected)
 
     def feed(self, piece: str) -> None:
         """Add a piece of the continuation."""
-        if self.differs or self.complete:
+        if self.differs:
+            return
+        if self.is_complete:
             self._after += piece
             return
         for at, character in enumerate(piece):
-            plain = _plain(character)
-            for inner, letter in enumerate(plain):
-                if self.complete:  # the expected text ends with the base letter, and an accent follows
-                    self._after = plain[inner:] + piece[at + 1 :]
+            letters = self._normalize(character)
+            for inner, letter in enumerate(letters):
+                if self.is_complete:  # the expected text ends with the base letter, and an accent follows
+                    self._after = letters[inner:] + piece[at + 1 :]
                     return
                 if letter != self._expected[self._position]:
                     self.differs = True
                     return
                 self._position += 1
-            if self.complete:
+            if self.is_complete:
                 self._after = piece[at + 1 :]
                 return
 
-    def rest(self, *, over: bool) -> str | None:
-        """Return the new text; None if white space has arrived that may be part of the expected text."""
+    def new_text(self, *, over: bool) -> str | None:
+        """Return the text after the expected one; None if it is not known yet, or if the continuation differs."""
+        if not self.is_complete:
+            self.differs = self.differs or over
+            return None
         after, bare = self._after, self._after.lstrip()
         if not self._blank:
             return after
         if not (bare or over or len(after) > _MAX_BLANK_CHARS):
-            return None
+            return None  # white space that may be part of the expected text
         blank = after[: len(after) - len(bare)]
         if blank.startswith(self._blank):
             return after[len(self._blank) :]
@@ -314,12 +294,11 @@ class _Joining(Relay):
         """
         joiner = self._joiner
         text = joiner.end()
-        only_calls = joiner.silent and completion is not None and completion.tool_calls
-        if joiner.silent and not only_calls:
-            raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
-        if joiner.mismatched and not only_calls:
+        if joiner.mismatched and not joiner.is_empty:
             what = "the continuation does not repeat the end of the interrupted answer"
             raise errors.NotContinued(what, provider=self._name)
+        if joiner.mismatched and not (completion and completion.tool_calls):
+            raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
         self._emit_text(text, resume=True)
         for call in self._held_calls:
             self._emit(call)

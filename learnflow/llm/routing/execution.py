@@ -65,7 +65,7 @@ class Execution:
         began, clock = self._now, option.registry.clock()
         progress = self._progress
         cut = cut_point(progress.text, steps_back=self._step_back, prefills=option.prefills)
-        prefix = (cut and cut.prefix) or None
+        prefix = cut.prefix or None
         by_prompt = prefix is not None and not option.prefills
         shares_time = self._chain.shares(option)
         try:
@@ -78,15 +78,15 @@ class Execution:
                 slot=self._slot,
                 tried=[],
             )
-            progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
+            progress.begin(option, self._last, continues=bool(cut.text.strip()))
             call = self._call_of(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
-            if cut:
+            if cut.text:
                 work = partial(joined, work, Joiner(cut, words=by_prompt), option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release()
-            stepped_back = bool(cut and cut.rest) and option.prefills
+            stepped_back = bool(cut.rest) and option.prefills
             prefilled = prefix is not None and not by_prompt
             situation = decision.Situation(prefilled=prefilled, stepped_back=stepped_back)
             await self._handle_failure(option, error, began, situation, shares_time=shares_time)
