@@ -25,7 +25,12 @@ from .stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestStarted:
+class BaseEvent:
+    """Base of the events of this module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
     Attributes:
@@ -40,7 +45,7 @@ class RequestStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptStarted:
+class AttemptStarted(BaseEvent):
     """An attempt of a request begins, with these ``sampling`` parameters at this ``address``. Not logged."""
 
     request: int
@@ -53,7 +58,7 @@ class AttemptStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestQueued:
+class RequestQueued(BaseEvent):
     """A request waited ``seconds`` for a slot of a provider with a concurrency limit. Not logged."""
 
     provider: str
@@ -61,7 +66,7 @@ class RequestQueued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded:
+class AttemptEnded(BaseEvent):
     """Base of the events of an ended attempt. ``total_s`` includes its waiting."""
 
     provider: str
@@ -99,7 +104,7 @@ class AttemptCancelled(AttemptEnded):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEnded:
+class RequestEnded(BaseEvent):
     """A request has ended. ``outcome``: None if the caller left. Not logged."""
 
     request: int
@@ -108,7 +113,7 @@ class RequestEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerCut:
+class AnswerCut(BaseEvent):
     """An answer ended at the caller's ``max_tokens``. It was returned, although the model did not finish it."""
 
     provider: str
@@ -117,7 +122,7 @@ class AnswerCut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestAdjusted:
+class RequestAdjusted(BaseEvent):
     """A request was changed because the model refused a part of it.
 
     Attributes:
@@ -132,7 +137,7 @@ class RequestAdjusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedOver:
+class FailedOver(BaseEvent):
     """The first piece arrived from ``to``, ``seconds`` after ``provider`` failed. Not logged."""
 
     provider: str
@@ -141,7 +146,7 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamContinued:
+class StreamContinued(BaseEvent):
     """A continuation ended: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
 
     provider: str
@@ -149,7 +154,7 @@ class StreamContinued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthChecked:
+class HealthChecked(BaseEvent):
     """A provider was probed; see ``Health`` for its states. Not logged."""
 
     provider: str
@@ -157,7 +162,7 @@ class HealthChecked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerOpened:
+class BreakerOpened(BaseEvent):
     """A circuit breaker opened for ``seconds``. ``model``: None if it covers the whole address."""
 
     provider: str
@@ -167,7 +172,7 @@ class BreakerOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerClosed:
+class BreakerClosed(BaseEvent):
     """A circuit breaker closed, for this model and for the whole address."""
 
     provider: str
@@ -175,7 +180,7 @@ class BreakerClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NothingConfigured:
+class NothingConfigured(BaseEvent):
     """No provider is configured and no server responds. The embedded small model answers."""
 
     provider: str
@@ -184,7 +189,7 @@ class NothingConfigured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replaying:
+class Replaying(BaseEvent):
     """Responses now come from the cassettes in ``folder``, or are recorded there if ``mode`` is "record"."""
 
     folder: str
@@ -192,7 +197,7 @@ class Replaying:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingFailed:
+class RecordingFailed(BaseEvent):
     """A response could not be written to a cassette."""
 
     file: str
@@ -209,27 +214,7 @@ class ContentRecorded:
     completion: Completion
 
 
-LogEvent = (
-    AttemptSucceeded
-    | AttemptFailed
-    | AttemptCancelled
-    | AnswerCut
-    | RequestAdjusted
-    | Failover
-    | Resumed
-    | BreakerOpened
-    | BreakerClosed
-    | NothingConfigured
-    | Replaying
-    | RecordingFailed
-    | RequestStarted
-    | AttemptStarted
-    | RequestQueued
-    | RequestEnded
-    | FailedOver
-    | StreamContinued
-    | HealthChecked
-)
+LogEvent = BaseEvent | Failover | Resumed
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
@@ -299,70 +284,69 @@ def emit_content(request: int, attempt: int, messages: Sequence[Mapping[str, Any
         _call_sink(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptInfo:
-    """The description of an attempt for its events.
+async def run_attempt(
+    provider: str,
+    address: str,
+    sampling: Mapping[str, Any],
+    attempt: Attempt,
+    model_and_limit: Callable[[], tuple[str | None, int | None]],
+    work: Work,
+    receiver: Emit,
+) -> Completion:
+    """Run an attempt, and emit the events of its beginning and its end.
 
-    Attributes:
-        provider, address: the provider and its address.
+    Args:
+        provider: the name of the provider.
+        address: the address of the server.
         sampling: the sampling parameters.
         attempt: the number of the attempt and of its request.
-        sent: returns the model and ``max_tokens`` of the request; None for what was not chosen yet.
+        model_and_limit: returns the model and ``max_tokens`` of the request; None for a value that is not chosen yet.
+        work: runs the attempt.
+        receiver: receives the events of the stream.
     """
+    started = time.monotonic()
+    labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
+    labels["metadata"] = dict(attempt.metadata)
+    emit(AttemptStarted(model=model_and_limit()[0], address=address, sampling=sampling, **labels))
 
-    provider: str
-    address: str
-    sampling: Mapping[str, Any]
-    attempt: Attempt
-    sent: Callable[[], tuple[str | None, int | None]]
+    def ended() -> dict[str, Any]:
+        return {**labels, "total_s": time.monotonic() - started}
 
-
-async def run_attempt(info: AttemptInfo, work: Work, emit_: Emit) -> Completion:
-    """Run an attempt, and emit the events of its beginning and its end."""
-    attempt, started = info.attempt, time.monotonic()
-    same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
-    same["provider"] = provider = info.provider
-    emit(AttemptStarted(model=info.sent()[0], address=info.address, sampling=info.sampling, **same))
-
-    def ended(outcome: Completion | LLMError | None) -> None:
-        same["total_s"] = time.monotonic() - started
-        model, max_tokens = info.sent()
-        if isinstance(outcome, Completion):
-            emit(AttemptSucceeded(completion=outcome.without_text(), **same))
-            if outcome.finish == "length":
-                emit(AnswerCut(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
-        elif outcome:
-            emit(AttemptFailed(model=model, error=outcome.without_text(), **same))
-        else:
-            emit(AttemptCancelled(model=model, **same))
-
-    return await _report_end(work, emit_, ended)
-
-
-async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
-    """Run a request, and emit the events of its beginning and its end."""
-    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
-
-    def ended(outcome: Completion | LLMError | None) -> None:
-        attempts = len(attempt.tried) + 1
-        if outcome:
-            attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
-            outcome = outcome.without_text()
-        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts))
-
-    return await _report_end(work, emit_, ended)
-
-
-async def _report_end(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
-    """Run the work, and call ``ended`` with the completion, the error, or None if the caller left."""
-    outcome: Completion | LLMError | None = None
     try:
-        outcome = completion = await work(emit_)
+        completion = await work(receiver)
     except LLMError as error:
-        outcome = error
+        emit(AttemptFailed(model=model_and_limit()[0], error=error.without_text(), **ended()))
+        raise
+    except BaseException:
+        emit(AttemptCancelled(model=model_and_limit()[0], **ended()))
+        raise
+    emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
+    if completion.finish == "length":
+        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=model_and_limit()[1]))
+    return completion
+
+
+async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, receiver: Emit) -> Completion:
+    """Run a request, and emit the events of its beginning and its end.
+
+    Args:
+        chain: the names of the providers.
+        model: the requested model.
+        attempt: the first attempt.
+        work: runs the request.
+        receiver: receives the events of the stream.
+    """
+    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
+    outcome: Completion | LLMError | None = None
+    attempts = 0
+    try:
+        completion = await work(receiver)
+        outcome, attempts = completion.without_text(), completion.attempts
+    except LLMError as error:
+        outcome, attempts = error.without_text(), max(1, len(error.attempts))
         raise
     finally:
-        ended(outcome)
+        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.tried) + 1))
     return completion
 
 

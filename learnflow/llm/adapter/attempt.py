@@ -94,10 +94,10 @@ class Runner:
 
     def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         runnable = _Attempt(self, request, attempt, hold=hold)
-        info = events.AttemptInfo(
-            self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.model_and_limit
+        name, address = self.spec.name, self.client.endpoint.base
+        return partial(
+            events.run_attempt, name, address, request.sampling, attempt, runnable.model_and_limit, runnable.run
         )
-        return partial(events.run_attempt, info, runnable.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None

@@ -143,8 +143,8 @@ class RoutableProvider(LLMProvider):
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         sent = call.model or self.model, call.max_tokens
-        about = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
-        return partial(events.run_attempt, about, partial(self._run, call, attempt, facts))
+        work = partial(self._run, call, attempt, facts)
+        return partial(events.run_attempt, self.name, facts.address, sampling, attempt, lambda: sent, work)
 
     async def _run(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
         """Run the call within a slot and time limits, and convert any exception to an LLMError."""
