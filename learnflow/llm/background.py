@@ -11,7 +11,8 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -30,14 +31,13 @@ class Background:
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Return the result of ``work``. Raise InvalidRequest if called on the thread of this loop."""
-        loop = self._loop_for(work)
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        future = self._start(work)
         try:
             return future.result()
         finally:
             future.cancel()  # Ctrl-C: the server must stop, too
 
-    def pieces(self, stream: AsyncGenerator[_T, None]) -> Iterator[_T]:
+    def pieces(self, stream: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
         """Yield the pieces of ``stream`` as they arrive. Closing the iterator closes the stream, and does not wait."""
         arrived: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
 
@@ -51,9 +51,7 @@ class Background:
                 arrived.put(error)
                 raise
 
-        work = read()
-        loop = self._loop_for(work)
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        future = self._start(read())
         try:
             while (item := arrived.get()) is not None:
                 if isinstance(item, BaseException):
@@ -68,7 +66,7 @@ class Background:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(1)
 
-    def _loop_for(self, work: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
+    def _start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         with self._lock:
             if self._loop is None or self._thread is None:
                 self._loop = asyncio.new_event_loop()
@@ -80,7 +78,7 @@ class Background:
             raise InvalidRequest(
                 "a blocking call was made on the thread of the event loop", hint="Use ainvoke() or astream() there"
             )
-        return loop
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
 
 BACKGROUND = Background()

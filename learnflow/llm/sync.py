@@ -21,8 +21,8 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._pieces: Iterator[str] | None = None
-        self._reading: Iterator[Any] | None = None  # the iterator of the text or of the events
+        self._pieces: Generator[str, None, None] | None = None
+        self._reading: Generator[Any, None, None] | None = None  # the text or the events
 
     @property
     def completion(self) -> Completion:
@@ -39,13 +39,12 @@ class TextStream:
 
     def events(self) -> Iterator[Event]:
         """Return an iterator over the events, see ``learnflow.llm.TextStream.events``. Read either events or text."""
-        events = BACKGROUND.pieces(self._stream.events())
-        self._reading = events
+        self._reading = events = BACKGROUND.pieces(self._stream.events())
         return events
 
     def close(self) -> None:
         """Close the connection, so that the server stops."""
-        if isinstance(self._reading, Generator):
+        if self._reading:
             self._reading.close()
 
     def __enter__(self) -> Self:
