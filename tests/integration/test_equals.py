@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from learnflow.llm import RouterProvider, errors, get_provider
-from learnflow.llm.adapter.capacity import CAPACITY, Capacity
+from learnflow.llm.adapter.capacity import CAPACITY, Capacity, Ticket
 from learnflow.llm.base import Slot
 from learnflow.llm.cli import main
 from learnflow.llm.cli.explain import choices_of
@@ -232,7 +232,7 @@ async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None
 
     async def one(head: str) -> str:
         nonlocal place
-        turn, taken = places.ticket(), None
+        turn, taken = Ticket(), None
         while not taken:  # it chooses again, in its turn
             taken = await places.wait(
                 {**rooms, "gone": 0}, KNOWN if head == "known" else (head,), turn, 9 if head == "known" else 1e-3

@@ -14,7 +14,7 @@ import itertools
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
@@ -47,7 +47,7 @@ class Ticket:
         passed: the number of slots that went to later requests.
     """
 
-    number: int
+    number: int = field(default_factory=itertools.count().__next__)
     passed: int = 0
 
 
@@ -73,7 +73,6 @@ class Capacity:
     loops: Loops = field(default_factory=WeakKeyDictionary)
     prompts: OrderedDict[str, OrderedDict[Digests, None]] = field(default_factory=OrderedDict)
     _waiters: list[_Waiter] = field(default_factory=list)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def in_flight(self, address: str) -> int:
@@ -133,10 +132,6 @@ class Capacity:
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
 
-    def ticket(self) -> Ticket:
-        """Return a ticket for a request that begins to wait. It is used again if the request waits again."""
-        return Ticket(next(self._numbers))
-
     async def wait(self, limits: Limits, digests: Digests, ticket: Ticket, timeout_s: float) -> Slot | None:
         """Wait for the next free slot at one of several addresses, and acquire it.
 
@@ -184,7 +179,7 @@ class Capacity:
         began = asyncio.get_running_loop().time()
         if slot := self.take(address, limit):
             return slot
-        slot = await self.wait({address: limit}, (), self.ticket(), max(0.0, deadline - began))
+        slot = await self.wait({address: limit}, (), Ticket(), max(0.0, deadline - began))
         if slot is None:
             raise TimeoutError
         return replace(slot, waited_s=asyncio.get_running_loop().time() - began)

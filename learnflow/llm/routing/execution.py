@@ -217,7 +217,7 @@ class Execution:
 
     async def _choose_option(self) -> Option:
         """Return the next option, with a slot if one is free. Raise the error for the caller if no option is left."""
-        ticket, since = CAPACITY.ticket(), self._now
+        ticket, since = Ticket(), self._now
         while True:
             candidates, chosen = self._chain.next(self._loading())
             if chosen:
