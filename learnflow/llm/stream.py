@@ -205,7 +205,7 @@ class TextStream(AsyncIterator[str]):
         self._work = work
         self._channel: _Channel | None = None
         self._task: asyncio.Task[None] | None = None
-        self._by_events = self._failed = self._closed = False
+        self._failed = self._closed = False
 
     @property
     def completion(self) -> Completion:
@@ -219,9 +219,9 @@ class TextStream(AsyncIterator[str]):
         return outcome
 
     async def __anext__(self) -> str:
-        if self._by_events:
-            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
         channel = self._channel
+        if channel and channel.all_events:
+            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
         if channel and channel.events and channel.reader is None and not self._closed:  # fast path of most pieces
             event = channel.take()
         else:
@@ -268,9 +268,8 @@ class TextStream(AsyncIterator[str]):
             InvalidRequest: the stream was started before.
             LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
         """
-        if self._channel or self._by_events:
+        if self._channel:
             raise InvalidRequest("the stream has started before", hint=_ONCE)
-        self._by_events = True
         async with self:
             while True:
                 try:
