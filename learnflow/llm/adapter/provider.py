@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
@@ -28,8 +29,6 @@ from .options import checked
 from .request import request
 from .routable import Facts, RoutableProvider, names_of
 
-_T = TypeVar("_T")
-
 
 class BaseProvider(AbstractProvider, RoutableProvider):
     """One provider. ``providers`` has a class for each vendor. Defaults come from the vendor's environment variables.
@@ -48,6 +47,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     """
 
     spec: ProviderSpec  # of the class; an instance may have a variant
+    _transport: Any = None  # the httpx transport; None for the network
 
     def __init__(
         self,
@@ -69,13 +69,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
-        transport = self._network()
+        transport = self._transport
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
-        log_content, reask = common.llm_log_content, common.llm_reask
-        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
+        self.runner = Runner(
+            self.spec, client, self._times, self.catalog, self.address, common.llm_log_content, common.llm_reask
+        )
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -165,7 +166,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
-        return [model.name for model in await self._explain_errors(self.catalog.models(every=False))]
+        with self._explain_errors():
+            return [model.name for model in await self.catalog.models(every=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities.
@@ -176,7 +178,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Raises:
             LLMError: the models cannot be listed.
         """
-        return await self._explain_errors(self.catalog.models(within))
+        with self._explain_errors():
+            return await self.catalog.models(within)
 
     async def health_check(self) -> bool:
         """Return whether a request would succeed now. A probe costs nothing and loads no model."""
@@ -223,20 +226,20 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        await self._explain_errors(self._warm(model or self.model, keep_alive), model or self.model)
+        name = model or self.model
+        with self._explain_errors(name):
+            try:
+                async with asyncio.timeout(self._times.load):
+                    await asyncio.gather(self.prepare(), self._load(name, keep_alive))
+            except TimeoutError:
+                what = f"not loaded within {self._times.load:g} s"
+                raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
-    async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
+    @contextmanager
+    def _explain_errors(self, model: str | None = None) -> Iterator[None]:
+        """Return a context manager in which an LLMError gets the provider's name and a hint."""
         try:
-            async with asyncio.timeout(self._times.load):
-                await asyncio.gather(self.prepare(), self._load(model, keep_alive))
-        except TimeoutError:
-            what = f"not loaded within {self._times.load:g} s"
-            raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
-
-    async def _explain_errors(self, result: Awaitable[_T], model: str | None = None) -> _T:
-        """Await a result. An error names the provider and the variable to set."""
-        try:
-            return await result
+            yield
         except LLMError as error:
             raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
 
@@ -255,10 +258,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 return await self.catalog.find(name)
             except errors.ModelLoading:
                 await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
-
-    def _network(self) -> Any:
-        """Return the httpx transport of the requests; None for the network."""
-        return None
 
     @property
     def cassettes_of(self) -> str:
