@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .request import Request
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
-_ANSWER_AGAIN: Final = "Answer again from the beginning, with the whole corrected JSON and nothing else."
 
 
 def formatted(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
@@ -39,7 +38,8 @@ def formatted(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMod
 
 def correction(reason: str) -> str:
     """Return the message that asks a model to correct its answer."""
-    return f"Your answer above is not what was asked for: {reason}\n\n{_ANSWER_AGAIN}"
+    action = "Answer again from the beginning, with the whole corrected JSON and nothing else."
+    return f"Your answer above is not what was asked for: {reason}\n\n{action}"
 
 
 def is_validated(response_format: Any) -> bool:
@@ -121,13 +121,11 @@ async def reasked(
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failed = error, failed if failed and refused else error
         left_s = started + limit_s - loop.time()
-        answer = last.answer if isinstance(last, SchemaMismatch) else None
-        reason = failed.reason if isinstance(failed, SchemaMismatch) else ""
-        if answer is None or not reason or len(tried) > times or left_s <= 0:
+        if not isinstance(last, SchemaMismatch) or not last.reason or len(tried) > times or left_s <= 0:
             failed.attempts = tuple(tried) if len(tried) > 1 else ()
             raise failed.with_traceback(None)
-        rejected.append(answer)
-        request = request.corrected(answer.text, reason)
+        rejected.append(last.answer)
+        request = request.corrected(last.answer.text, last.reason)
         patience = attempt.patience and min(attempt.patience, left_s / 2)  # leaves time for other providers
         attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 
