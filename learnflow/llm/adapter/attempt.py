@@ -89,7 +89,9 @@ class Runner:
         if buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._single_attempt, hold=True)
             limit_s = request.timeout or self.times.deadline
-            return partial(structured_output.reasked, run_once, request, attempt, self.reask, limit_s, self.spec.name)
+            return partial(
+                structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
+            )
         return self._single_attempt(request, attempt, hold=hold)
 
     def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
@@ -320,7 +322,7 @@ class _Attempt:
                 raise loss
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
-                parsed = structured_output.parsed(request.response_format, completion.text)
+                parsed = structured_output.parse(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":

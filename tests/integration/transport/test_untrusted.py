@@ -562,7 +562,7 @@ def test_white_space_is_parsed_in_linear_time(blank: str) -> None:
     split_last_word("a" + blank * 300_000)
     for text in ("```" + blank * 300_000 + "x", "```json\n" + blank * 300_000):
         with suppress(errors.SchemaMismatch):
-            structured_output.parse_answer(text)
+            structured_output.parse_json_answer(text)
     splitter = ReasoningSplitter()
     for _ in range(20_000):
         splitter.feed(blank)
