@@ -215,7 +215,7 @@ async def test_slow_equal_never_exceeds_its_limit() -> None:
     places, rooms, fast = Capacity(), {"fast": None, "slow": None, "third": None}, list[Slot]()
     for number in range(100):
         head = (f"the same {number % 2}",)
-        place = places.take(places.ordered(rooms, head)[0], None, head)
+        place = places.take(places.sort_addresses(rooms, head)[0], None, head)
         fast += [place] if place.address == "fast" else []
         under_way = sum(map(places.in_flight, rooms))
         assert max(map(places.in_flight, rooms)) <= -(-under_way * 5 // 12)
@@ -263,7 +263,7 @@ async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None
 async def test_limits_of_servers_decide_their_shares() -> None:
     places, rooms = Capacity(), {"small": 2, "large": 8}
     for number in range(10):
-        places.take(places.ordered(rooms, (str(number),))[0], None, (str(number),))
+        places.take(places.sort_addresses(rooms, (str(number),))[0], None, (str(number),))
     assert {name: places.in_flight(name) for name in rooms} == rooms
 
 
