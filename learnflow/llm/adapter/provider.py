@@ -1,4 +1,4 @@
-"""The base class of all providers: a spec and an address. It returns a complete answer, or raises a typed error."""
+"""``BaseProvider``: the base class of the providers of this package."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ from .attempt import Runner
 from .context_window import requested
 from .options import checked
 from .request import request
-from .routable import Facts, RoutableProvider, names_of
+from .routable import Facts, RoutableProvider, comparable_names
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
-    """One provider. ``providers`` has a class for each vendor. Defaults come from the vendor's environment variables.
+    """One provider. ``learnflow.llm.providers`` has a class for each vendor.
+
+    The environment sets arguments that are None, for example ``OPENAI_MODEL``.
 
     Args:
         base_url: the address of the server, with or without ``/v1`` and trailing slash.
-        model: the default model of a call.
+        model: the default model.
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
         vision_model: the default model for prompts with images; None for ``model``.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
@@ -46,7 +48,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # of the class; an instance may have a variant
+    spec: ProviderSpec  # an instance may replace it with a variant for its address
     _transport: Any = None  # the httpx transport; None for the network
 
     def __init__(
@@ -89,7 +91,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def address(self) -> str:
-        """Return the key of the circuit breakers and the queue. Endpoints with a configured name do not share them."""
+        """Return the key of the circuit breakers and the queue. An endpoint with a configured name has its own."""
         return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
     def facts(self, model: str | None) -> Facts:
@@ -100,8 +102,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        grows = spec.server.context_length and "context_served" not in self.catalog.stated
-        if grows:  # the server loads it with up to the context length of the training
+        if spec.server.context_length and "context_served" not in self.catalog.stated:
+            # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -109,19 +111,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             capabilities=capabilities,
             first_token_s=times.first_token,
             gap_s=times.gap,
-            names=names_of(name),
+            names=comparable_names(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
             loads=bool(spec.server.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,  # under LLM_LOCAL_ONLY, the connection checks the address
+            near=spec.local or endpoint.near,
             local_only=times.local_only,
         )
 
     def _has_model(self, model: str) -> bool:
-        """Return whether the provider has a model, by its configuration, its server's list, or the price map."""
+        """Return whether the configuration, the server's list or the price map contains a model."""
         server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
@@ -134,13 +136,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.catalog.trouble(model or self.model)
 
     def start(self, call: Call) -> Work:
-        """Return the work of a call, with its events; see ``AbstractProvider.start``."""
+        """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
         return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
-        """Return the work of one attempt; see ``RoutableProvider.attempt``."""
+        """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         try:
             prepared = request(
@@ -154,13 +156,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.runner.start(prepared, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
-        """Import LiteLLM in a thread. Call it at startup: otherwise the import delays the first request by seconds."""
+        """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
         """Close idle connections of this event loop to the server. The provider can be used again afterwards.
 
-        A program need not call it at its end: the end of the event loop closes the connections.
+        The end of the event loop also closes them.
         """
         await pool.close_idle(self.endpoint.origin)
 
@@ -173,7 +175,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the chat models with their capabilities.
 
         Args:
-            within: seconds.
+            within: time limit of the probes in seconds.
 
         Raises:
             LLMError: the models cannot be listed.
@@ -182,30 +184,30 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return await self.catalog.models(within)
 
     async def health_check(self) -> bool:
-        """Return whether a request would succeed now. A probe costs nothing and loads no model."""
+        """Probe the server, and return whether a request would succeed now. Loads no model."""
         return (await self.refresh()).ready
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe the state and the capabilities of the server, and cache them.
 
         Args:
-            within: seconds.
+            within: time limit of the probes in seconds.
 
         Returns:
-            The state. A failure is a state, and is not raised.
+            The state of the server. If the probe fails, it contains the fault.
 
         Raises:
-            NotRecorded: the cassettes of LLM_REPLAY have no page of the server.
+            NotRecorded: the cassettes of LLM_REPLAY do not contain this probe. No other error is raised.
         """
         health = await self.catalog.health(within)
         events.emit(events.HealthChecked(provider=self.name, state=health.state))
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
-        """Return the capabilities of a model, from the last probe, the spec and the operator. Sends nothing.
+        """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model; None for the default models.
+            model: the name of the model. None for the default model, with the ``vision`` of the default vision model.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -213,7 +215,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return capabilities
 
     async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
-        """Load a model, or wait until the server has loaded it. Import LiteLLM meanwhile.
+        """Load a model, and wait until it is loaded. Import LiteLLM meanwhile.
 
         Args:
             model: the name of the model; None for the default model.
@@ -252,7 +254,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             await self._wait_for(name)
 
     async def _wait_for(self, name: str | None) -> Model:
-        """Wait while the server is loading. Return the model."""
+        """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
                 return await self.catalog.find(name)
@@ -261,9 +263,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def cassettes_of(self) -> str:
-        """Return the name of the folder with the cassettes."""
+        """Return the name of the provider's folder of cassettes."""
         return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        """Return the kinds of server that are recognised at the address; by default only its own."""
+        """Return the specs of the servers that a probe can recognise at the address."""
         return (self.spec,)
