@@ -1,8 +1,7 @@
-"""Log events: frozen dataclasses that sinks receive. The first sink writes one log line for each attempt.
+"""Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
-An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only
-``ContentRecorded`` has text. A failing sink never fails a request. The adapter and the router emit events, and
-applications add sinks.
+The adapter and the router emit events. Some events are logged; all are sent to the sinks that applications add. A sink
+that raises does not fail the request. Events contain no text of prompts or answers, except ``ContentRecorded``.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
     Attributes:
-        provider: the names of the chain.
-        model: the requested model; None if the call names none.
+        request: the number of the request, unique in this process.
+        provider: the names of the providers in the chain.
+        model: the requested model; None for the default models.
+        metadata: the caller's labels of the request.
     """
 
     request: int
@@ -46,7 +47,14 @@ class RequestStarted(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(BaseEvent):
-    """An attempt of a request begins, with these ``sampling`` parameters at this ``address``. Not logged."""
+    """An attempt of a request begins. Not logged.
+
+    Attributes:
+        attempt: the number of the attempt in its request, from 1.
+        model: the requested model; None if it is not chosen yet.
+        address: the address of the server.
+        sampling: the sampling parameters of the caller.
+    """
 
     request: int
     attempt: int
@@ -59,7 +67,7 @@ class AttemptStarted(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestQueued(BaseEvent):
-    """A request waited ``seconds`` for a slot of a provider with a concurrency limit. Not logged."""
+    """A request waited ``seconds`` for a slot, because the provider has a concurrency limit. Not logged."""
 
     provider: str
     seconds: float
@@ -67,7 +75,7 @@ class RequestQueued(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded(BaseEvent):
-    """Base of the events of an ended attempt. ``total_s`` includes its waiting."""
+    """Base of the events at the end of an attempt. ``total_s`` includes the wait for a slot."""
 
     provider: str
     total_s: float
@@ -78,34 +86,34 @@ class AttemptEnded(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSucceeded(AttemptEnded):
-    """An attempt succeeded. ``completion.total_s`` excludes its waiting."""
+    """An attempt succeeded. ``completion.total_s`` does not include the wait for a slot."""
 
     completion: Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(AttemptEnded):
-    """An attempt failed. In request 0 the provider could not be created."""
+    """An attempt failed. ``request`` is 0 if the provider could not be created."""
 
     model: str | None
     error: LLMError
 
     @property
     def is_configuration_error(self) -> bool:
-        """Return whether a setting must be changed."""
+        """Return whether the operator must change a setting."""
         return isinstance(self.error, ConfigError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptCancelled(AttemptEnded):
-    """The caller left before the answer had ended."""
+    """The caller cancelled the request or closed the stream before the attempt had ended."""
 
     model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded(BaseEvent):
-    """A request has ended. ``outcome``: None if the caller left. Not logged."""
+    """A request has ended. ``outcome`` is None if the caller cancelled it. Not logged."""
 
     request: int
     outcome: Completion | LLMError | None
@@ -114,7 +122,7 @@ class RequestEnded(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCut(BaseEvent):
-    """An answer ended at the caller's ``max_tokens``. It was returned, although the model did not finish it."""
+    """An answer ended at ``max_tokens``. It was returned to the caller, although it may be incomplete."""
 
     provider: str
     model: str
@@ -123,11 +131,12 @@ class AnswerCut(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdjusted(BaseEvent):
-    """A request was changed because the model refused a part of it.
+    """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        why: the refused part.
-        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Logged as a warning.
+        why: the reason, as a sentence.
+        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Such a change is logged as a
+            warning.
     """
 
     provider: str
@@ -138,7 +147,7 @@ class RequestAdjusted(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedOver(BaseEvent):
-    """The first piece arrived from ``to``, ``seconds`` after ``provider`` failed. Not logged."""
+    """A failover succeeded. The first piece from ``to`` arrived ``seconds`` after ``provider`` failed. Not logged."""
 
     provider: str
     to: str
@@ -147,7 +156,12 @@ class FailedOver(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamContinued(BaseEvent):
-    """A continuation ended: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
+    """A continuation has ended. Not logged.
+
+    Attributes:
+        outcome: "whole" if it is complete, "mismatched" if it did not repeat the end of the text, "broken" if its
+            attempt failed.
+    """
 
     provider: str
     outcome: str
@@ -155,7 +169,7 @@ class StreamContinued(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthChecked(BaseEvent):
-    """A provider was probed; see ``Health`` for its states. Not logged."""
+    """A provider was probed. ``state`` is a state of ``Health``. Not logged."""
 
     provider: str
     state: str
@@ -163,7 +177,7 @@ class HealthChecked(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened(BaseEvent):
-    """A circuit breaker opened for ``seconds``. ``model``: None if it covers the whole address."""
+    """A circuit breaker opened for ``seconds``. ``model`` is None if it covers all models of the address."""
 
     provider: str
     model: str | None
@@ -173,7 +187,7 @@ class BreakerOpened(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerClosed(BaseEvent):
-    """A circuit breaker closed, for this model and for the whole address."""
+    """The circuit breakers of this model and of its address are closed again."""
 
     provider: str
     model: str | None
@@ -181,7 +195,7 @@ class BreakerClosed(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NothingConfigured(BaseEvent):
-    """No provider is configured and no server responds. The embedded small model answers."""
+    """No provider is configured and no local server responds. The embedded small model is used."""
 
     provider: str
     model: str | None
@@ -190,7 +204,7 @@ class NothingConfigured(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying(BaseEvent):
-    """Responses now come from the cassettes in ``folder``, or are recorded there if ``mode`` is "record"."""
+    """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
 
     folder: str
     mode: str
@@ -206,7 +220,7 @@ class RecordingFailed(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRecorded:
-    """A prompt and its answer, for the sinks of ``add_content_sink`` only. Its repr shows no text."""
+    """A prompt and its answer. Only sinks of ``add_content_sink`` receive it. Its repr shows no text."""
 
     request: int
     attempt: int
@@ -221,7 +235,7 @@ _S = TypeVar("_S")
 _sinks: Final = register("sinks", list[Sink]())
 _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
-# The names and levels of the events that are logged; all others are for sinks only.
+# The name and the level of each event that is logged
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
@@ -236,7 +250,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
 }
-_UNLOGGED: Final = ("request", "tight")  # for sinks only
+_UNLOGGED_FIELDS: Final = ("request", "tight")
 
 
 def next_request() -> int:
@@ -300,7 +314,7 @@ async def run_attempt(
         address: the address of the server.
         sampling: the sampling parameters.
         attempt: the number of the attempt and of its request.
-        model_and_limit: returns the model and ``max_tokens`` of the request; None for a value that is not chosen yet.
+        model_and_limit: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
     """
@@ -359,10 +373,10 @@ def emit(event: LogEvent) -> None:
 
 
 def _call_sink(sink: Callable[[Any], None], event: object) -> None:
-    """Call a sink. If it raises, log the names of event and error only: their text may be a prompt."""
+    """Call a sink. If it raises, log only the classes of event and error, because their text may contain a prompt."""
     try:
         sink(event)
-    except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
+    except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
         log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
@@ -374,12 +388,12 @@ def _log(event: LogEvent) -> None:
         level = "warning"
     if log.is_enabled(level):
         fields_ = log_fields(event).items()
-        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
+        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED_FIELDS}
         log.line(level, name, **shown)
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log: the numbers of a completion, the class of an error."""
+    """Return the fields of an event for a log. A completion becomes its numbers, an error its class and status."""
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:
