@@ -113,7 +113,12 @@ class AttemptCancelled(AttemptEnded):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded(BaseEvent):
-    """A request has ended. ``outcome`` is None if the caller cancelled it. Not logged."""
+    """A request has ended. Not logged.
+
+    Attributes:
+        outcome: the completion or the error; None if the caller cancelled the request.
+        attempts: the number of attempts.
+    """
 
     request: int
     outcome: Completion | LLMError | None
@@ -134,7 +139,7 @@ class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        why: the reason, as a sentence.
+        why: a description of the change.
         tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Such a change is logged as a
             warning.
     """
@@ -177,7 +182,13 @@ class HealthChecked(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened(BaseEvent):
-    """A circuit breaker opened for ``seconds``. ``model`` is None if it covers all models of the address."""
+    """A circuit breaker opened.
+
+    Attributes:
+        model: the model that it covers; None for all models of the address.
+        error: the failure that opened it.
+        seconds: how long it stays open.
+    """
 
     provider: str
     model: str | None

@@ -49,11 +49,14 @@ def is_validated(response_format: Any) -> bool:
 
 
 def parse(response_format: Any, text: str) -> Any:
-    """Parse an answer. Return an instance if the format is a class, or the JSON value if it is a dict.
+    """Parse an answer.
 
     Args:
-        response_format: the caller's ``response_format``. If it is None, or a dict for plain text, None is returned.
+        response_format: the caller's ``response_format``.
         text: the answer.
+
+    Returns:
+        An instance if the format is a class, the JSON value if it is a dict; None for plain text.
 
     Raises:
         SchemaMismatch: the text does not match the format.
