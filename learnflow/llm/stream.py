@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, cast
 
 from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
@@ -111,19 +110,21 @@ class Transcript(Relay):
 
 
 class _Channel(Emit):
-    """The buffer between the task of a request and its reader.
+    """The task of a request, and the buffer between it and the reader.
 
     Args:
+        work: the request.
         all_events: buffer all events, not only text.
 
     Attributes:
         events: the events that were not read yet.
+        task: runs the request.
         outcome: the completion or the exception of the request; None while it runs.
         is_abandoned: there is no reader any more.
         reader: a future on which the reader waits for an event; None if it does not wait.
     """
 
-    def __init__(self, *, all_events: bool) -> None:
+    def __init__(self, work: Work, *, all_events: bool) -> None:
         self.all_events = all_events
         self.events: deque[Event] = deque()
         self.outcome: Completion | BaseException | None = None
@@ -134,6 +135,7 @@ class _Channel(Emit):
         self._reason: Waiting | None = None
         self._silent_since = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self.task = asyncio.create_task(self._run(work))
 
     def __call__(self, event: Event) -> None:
         if self.all_events:
@@ -166,7 +168,7 @@ class _Channel(Emit):
             _wake(self._writer)
         return event
 
-    async def run(self, work: Work) -> None:
+    async def _run(self, work: Work) -> None:
         """Run the request, and store its outcome."""
         try:
             self.outcome = await work(self)
@@ -219,7 +221,6 @@ class TextStream(AsyncIterator[str]):
     def __init__(self, work: Work) -> None:
         self._work = work
         self._channel: _Channel | None = None
-        self._task: asyncio.Task[None] | None = None
         self._failed = self._closed = False
 
     @property
@@ -237,19 +238,18 @@ class TextStream(AsyncIterator[str]):
         channel = self._channel
         if channel and channel.all_events:
             raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
-        if channel and channel.events and channel.reader is None and not self._closed:  # the fast path
-            event = channel.take()
-        else:
-            event = await self._next(all_events=False)
+        event = await self._next(all_events=False)
+        if event is None:
+            raise StopAsyncIteration
         return cast(TextDelta, event).text  # the channel holds nothing else
 
-    async def _next(self, *, all_events: bool) -> Event:
+    async def _next(self, *, all_events: bool) -> Event | None:
+        """Return the next event; None at the end. The first call starts the request."""
         channel = self._channel
         if channel is None:
             if self._closed:
-                raise StopAsyncIteration
-            channel = self._channel = _Channel(all_events=all_events)
-            self._task = asyncio.create_task(channel.run(self._work))
+                return None
+            channel = self._channel = _Channel(self._work, all_events=all_events)
         if self._failed or channel.reader:
             fault = "the stream has failed" if self._failed else "another task reads the stream"
             raise InvalidRequest(fault, hint=_ONCE)
@@ -261,11 +261,11 @@ class TextStream(AsyncIterator[str]):
                 await self._stop()
                 raise
         if self._closed:
-            raise StopAsyncIteration
+            return None
         if channel.events:
             return channel.take()
         if isinstance(channel.outcome, Completion):
-            raise StopAsyncIteration
+            return None
         self._failed = True
         assert channel.outcome  # noqa: S101  # the request has ended
         raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
@@ -286,11 +286,7 @@ class TextStream(AsyncIterator[str]):
         if self._channel:
             raise InvalidRequest("the stream has started before", hint=_ONCE)
         async with self:
-            while True:
-                try:
-                    event = await self._next(all_events=True)
-                except StopAsyncIteration:
-                    break
+            while event := await self._next(all_events=True):
                 yield event
             outcome = self._channel and self._channel.outcome
             if isinstance(outcome, Completion):
@@ -310,26 +306,24 @@ class TextStream(AsyncIterator[str]):
 
     async def _stop(self) -> None:
         """Cancel the task of the request, and wait for its end."""
-        task = self._task
-        if task and self._channel and not task.done():
-            self._channel.is_abandoned = True
-            if not task.cancelling():
-                task.cancel()
-            await asyncio.wait([task])
+        channel = self._channel
+        if channel and not channel.task.done():
+            channel.is_abandoned = True
+            if not channel.task.cancelling():
+                channel.task.cancel()
+            await asyncio.wait([channel.task])
 
     def __del__(self) -> None:
-        task = self._task
-        if task and self._channel and not task.done():
-            self._channel.is_abandoned = True
+        channel = self._channel
+        if channel and not channel.task.done():
+            channel.is_abandoned = True
             with suppress(RuntimeError):  # the event loop is closed
-                task.get_loop().call_soon_threadsafe(_abandon, task)
+                channel.task.get_loop().call_soon_threadsafe(_abandon, channel.task)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
