@@ -161,7 +161,7 @@ class _Channel(Emit):
             finally:
                 self.reader = None
 
-    def take(self) -> Event:
+    def pop_event(self) -> Event:
         """Remove and return the oldest event."""
         event = self.events.popleft()
         if self._writer and len(self.events) < MAX_READ_AHEAD:
@@ -263,7 +263,7 @@ class TextStream(AsyncIterator[str]):
         if self._closed:
             return None
         if channel.events:
-            return channel.take()
+            return channel.pop_event()
         if isinstance(channel.outcome, Completion):
             return None
         self._failed = True

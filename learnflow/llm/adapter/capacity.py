@@ -56,6 +56,8 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    """A waiting request. ``slot`` is the slot that it got, until the caller of ``wait`` has it."""
+
     ticket: Ticket
     digests: Digests
     limits: Limits
@@ -114,10 +116,12 @@ class Capacity:
             total = sum(self.in_flight(address) for address in limits) + 1
             return sorted(limits, key=key)
 
-    def take(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
-        """Acquire a slot for a request of the running event loop. Return None if the address is full."""
+    def try_acquire(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
+        """Acquire a slot without waiting. Return None if the address is full."""
         with self._lock:
-            return None if self.is_full(address, limit) else self._take(address, digests, asyncio.get_running_loop())
+            return (
+                None if self.is_full(address, limit) else self._add_slot(address, digests, asyncio.get_running_loop())
+            )
 
     def release(self, slot: Slot | None) -> None:
         """Release a slot, and give it to a waiting request. None is ignored."""
@@ -129,9 +133,9 @@ class Capacity:
             if counts[slot.address] <= 0:
                 del counts[slot.address]
             self._waiters = [waiter for waiter in self._waiters if not waiter.loop.is_closed()]
-            while waiter := self._next(slot.address):
+            while waiter := self._choose_waiter(slot.address):
                 self._waiters.remove(waiter)
-                waiter.slot = self._take(slot.address, waiter.digests, waiter.loop)
+                waiter.slot = self._add_slot(slot.address, waiter.digests, waiter.loop)
                 with suppress(RuntimeError):  # the event loop was closed meanwhile
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
@@ -152,7 +156,7 @@ class Capacity:
         waiter = _Waiter(ticket, digests, limits, loop, loop.create_future())
         with self._lock:
             for address, limit in limits.items():
-                if slot := self.take(address, limit, digests):
+                if slot := self.try_acquire(address, limit, digests):
                     return slot
             bisect.insort(self._waiters, waiter, key=lambda waiter: waiter.ticket.number)
         try:
@@ -181,14 +185,15 @@ class Capacity:
             TimeoutError: no slot was free before the deadline.
         """
         began = asyncio.get_running_loop().time()
-        if slot := self.take(address, limit):
+        if slot := self.try_acquire(address, limit):
             return slot
         slot = await self.wait({address: limit}, (), Ticket(), max(0.0, deadline - began))
         if slot is None:
             raise TimeoutError
         return replace(slot, waited_s=asyncio.get_running_loop().time() - began)
 
-    def _take(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
+    def _add_slot(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
+        """Count a request in flight, and record its prompt as the newest of the address."""
         self.loops.setdefault(loop, Counter())[address] += 1
         if digests:
             prompts = self.prompts.setdefault(address, OrderedDict())
@@ -212,8 +217,8 @@ class Capacity:
         newest = itertools.islice(reversed(self.prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
 
-    def _next(self, address: str) -> _Waiter | None:
-        """Choose the waiting request that gets a slot, among those that have waited longest."""
+    def _choose_waiter(self, address: str) -> _Waiter | None:
+        """Choose the waiting request that gets a slot of an address; None if no request waits for it."""
         eligible = (waiter for waiter in self._waiters if address in waiter.limits)
         allowed = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
         candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
@@ -222,7 +227,7 @@ class Capacity:
         received = self._recent_digests(address, _MAX_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key: first a prompt that only this server has cached, last one that others have."""
+            """Return the sort key. A prompt that only this server has cached comes first, others' prompts last."""
             if waiter.ticket.overtakings >= _MAX_OVERTAKINGS:
                 return False, 0, 0, 0, waiter.ticket.number
             cached_here = _count_known(waiter.digests, cached[address])

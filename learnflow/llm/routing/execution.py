@@ -238,7 +238,7 @@ class Execution:
             first = last_resort(candidates)
             breaker_error = await self._probe_open_breaker(first)
             if breaker_error is None:
-                self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
+                self._slot = CAPACITY.try_acquire(first.address, first.limit, self._chain.digests)
                 return first
             self._last = first.failure = breaker_error
             await self._apply_decision(first, breaker_error, decision.Situation())
@@ -252,7 +252,7 @@ class Execution:
             else []
         )
         for option in (chosen, *spill):
-            self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
+            self._slot = CAPACITY.try_acquire(option.address, option.limit, self._chain.digests)
             if self._slot:
                 return option
         return None
