@@ -239,7 +239,7 @@ class ContentRecorded:
     completion: Completion
 
 
-LogEvent = BaseEvent | Failover | Resumed
+LogEvent = BaseEvent | Failover | Resumed  # a stream yields the last two, too
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 

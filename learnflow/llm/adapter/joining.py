@@ -259,6 +259,7 @@ class _Match:
         if not space and self._expected[-1:].isalnum() and stripped[:1].isalnum():
             self.differs = True  # the last word is longer than expected
             return None
+        # Emit only the lines and the indentation that the emitted text does not have yet
         lines = space.count("\n") - self._trailing_space.count("\n")
         indent = space.rpartition("\n")[2] if "\n" in space else ""
         if lines <= 0:
