@@ -75,7 +75,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, own.stated)
         self.runner = Runner(
             self.spec, client, self._times, self.catalog, self.address, common.llm_log_content, common.llm_reask
         )
@@ -266,6 +266,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the name of the provider's folder of cassettes."""
         return self.spec.name
 
-    def _kinds(self) -> Sequence[ProviderSpec]:
+    def _server_kinds(self) -> Sequence[ProviderSpec]:
         """Return the specs of the servers that a probe can recognise at the address."""
         return (self.spec,)
