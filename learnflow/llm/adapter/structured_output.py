@@ -112,7 +112,7 @@ async def run_with_corrections(
     loop = asyncio.get_running_loop()
     started = loop.time()
     rejected, tried = list[Completion](), attempt.tried
-    failed: LLMError | None = None
+    failure: LLMError | None = None  # the error to raise
     while True:
         began = loop.time()
         try:
@@ -122,11 +122,11 @@ async def run_with_corrections(
         except LLMError as error:
             tried.append(Tried(provider, error.model, type(error).__name__, error.status, loop.time() - began))
             refused = isinstance(error, (CapabilityError, RequestError))
-            last, failed = error, failed if failed and refused else error
+            last, failure = error, failure if failure and refused else error
         left_s = started + limit_s - loop.time()
         if not isinstance(last, SchemaMismatch) or not last.reason or len(tried) > max_corrections or left_s <= 0:
-            failed.attempts = tuple(tried) if len(tried) > 1 else ()
-            raise failed.with_traceback(None)
+            failure.attempts = tuple(tried) if len(tried) > 1 else ()
+            raise failure.with_traceback(None)
         rejected.append(last.answer)
         request = request.corrected(last.answer.text, last.reason)
         patience = attempt.patience and min(attempt.patience, left_s / 2)  # the rest is for other providers
