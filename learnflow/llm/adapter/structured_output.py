@@ -128,7 +128,7 @@ async def run_with_corrections(
             failure.attempts = tuple(tried) if len(tried) > 1 else ()
             raise failure.with_traceback(None)
         rejected.append(last.answer)
-        request = request.corrected(last.answer.text, last.reason)
+        request = request.with_correction(last.answer.text, last.reason)
         patience = attempt.patience and min(attempt.patience, left_s / 2)  # the rest is for other providers
         attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 
