@@ -28,7 +28,7 @@ _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answ
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
-    """Return the ``response_format`` parameter and the instruction for the prompt. Either is None if not needed."""
+    """Return the ``response_format`` parameter and the instruction for the prompt; None for each that is not needed."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema
     schema = json.dumps(response_format.model_json_schema(), ensure_ascii=False)
