@@ -92,13 +92,14 @@ class Runner:
         if buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
             limit_s = request.timeout or self.times.deadline
-            return partial(structured_output.reasked, run_once, request, attempt, self.reask, limit_s, self.spec.name)
+            return partial(
+                structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
+            )
         return self._start_once(request, attempt, hold=hold)
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
-        run, base = _AttemptRun(self, request, attempt, hold=hold), self.client.endpoint.base
-        info = events.AttemptInfo(self.spec.name, base, request.sampling, attempt, run.model_and_limit)
-        return partial(events.run_attempt, info, run.run)
+        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base
+        return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_limit, run.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -307,7 +308,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion))
             if not completion.tool_calls:
-                parsed = structured_output.parsed(request.response_format, completion.text)
+                parsed = structured_output.parse(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":

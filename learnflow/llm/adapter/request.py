@@ -105,7 +105,7 @@ class Request:
     def with_correction(self, text: str, reason: str) -> Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
         answer = {"role": "assistant", "content": text}
-        correction = {"role": "user", "content": structured_output.correction(reason)}
+        correction = {"role": "user", "content": structured_output.write_correction(reason)}
         return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
 
     def to_litellm(
@@ -145,7 +145,7 @@ class Request:
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
             mode = dialect.schema_modes[variant.fallback_level]
-            response_format, instruction = structured_output.formatted(self.response_format, mode)
+            response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
         if dialect.stream_usage and "stream_options" not in variant.omitted:

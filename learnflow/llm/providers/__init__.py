@@ -36,7 +36,7 @@ __all__ = [
 class VendorProvider(BaseProvider):
     """Base of the vendors' classes. Its probes recognise every kind of server."""
 
-    def _kinds(self) -> Sequence[ProviderSpec]:
+    def _server_kinds(self) -> Sequence[ProviderSpec]:
         return registry.kinds()
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, cut_point, end_of, in_words, joined
+from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, split_text
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
@@ -64,8 +64,8 @@ class Execution:
         """
         began, breaker_time = self._now, option.registry.clock()
         progress = self._progress
-        cut = cut_point(progress.text, steps_back=self._steps_back, prefills=option.prefills)
-        prefix = (cut and cut.prefix) or None
+        emitted = split_text(progress.text, at_last_word=self._steps_back, prefills=option.prefills)
+        prefix = emitted.prefix or None
         prefill = prefix if option.prefills else None  # without prefill, the prompt instructs the model to continue
         by_prompt = prefix is not None and prefill is None
         shares_time = self._chain.must_share_time(option)
@@ -79,15 +79,15 @@ class Execution:
                 slot=self._slot,
                 tried=[],
             )
-            progress.begin_attempt(option, self._last_error, continues=bool(cut and cut.text.strip()))
+            progress.begin_attempt(option, self._last_error, continues=bool(emitted.text.strip()))
             call = self._build_call(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
-            if cut:
-                work = partial(joined, work, Joiner(cut, words=by_prompt), option.name)
+            if emitted.text:
+                work = partial(join_continuation, work, Joiner(emitted, instructed=by_prompt), option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            stepped_back = bool(cut and cut.rest) and option.prefills
+            stepped_back = bool(emitted.rest) and option.prefills
             state = decision.RequestState(prefilled=prefill is not None, stepped_back=stepped_back)
             await self._handle_failure(option, error, began, state, shares_time=shares_time)
             return None
@@ -114,8 +114,8 @@ class Execution:
             return replace(call, model=option.model, options=options)
         repeated = len(progress.text) - len(prefix)  # characters, which are at least as many as the tokens
         if by_prompt:
-            call = replace(call, prompt=in_words(call.prompt, prefix))
-            repeated += len(end_of(prefix))
+            call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
+            repeated += len(last_words(prefix))
         tokens_left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(tokens_left))
 
@@ -227,7 +227,7 @@ class Execution:
         Raises:
             LLMError: no option is left.
         """
-        ticket, wait_began = CAPACITY.ticket(), self._now
+        ticket, wait_began = Ticket(), self._now
         while True:
             candidates, chosen = self._chain.choose(self._loading())
             if chosen:
@@ -248,7 +248,7 @@ class Execution:
             first = last_resort(candidates)
             breaker_error = await self._probe_open_breaker(first)
             if breaker_error is None:
-                self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
+                self._slot = CAPACITY.try_acquire(first.address, first.limit, self._chain.digests)
                 return first
             self._last_error = first.failure = breaker_error
             await self._prepare_next(first, breaker_error, decision.RequestState())
@@ -258,7 +258,7 @@ class Execution:
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in candidates if other.ready and other.distance <= max_distance]
         for option in (chosen, *spill):
-            self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
+            self._slot = CAPACITY.try_acquire(option.address, option.limit, self._chain.digests)
             if self._slot:
                 return option
         return None
