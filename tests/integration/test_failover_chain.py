@@ -121,7 +121,7 @@ async def test_named_model_goes_to_provider_that_has_it() -> None:
     tags = {"/api/tags": {"models": [{"name": "llama3:latest"}]}}
     async with (
         FaultServer("openai", TEXT, fault=Fault("refuse")) as cloud,
-        FaultServer("ollama", TEXT, tells=tags) as own,
+        FaultServer("ollama", TEXT, responses=tags) as own,
     ):
         openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o-mini")
         chain = router(openai, OllamaProvider(base_url=own.base_url))

@@ -103,13 +103,14 @@ class FaultServer:
         fault: the fault of every response, or None.
         slice_bytes: write a stream in slices of this many bytes.
         key: the API key that requests must have.
-        reads: the number of prompt tokens that it reports; by default the number of words.
-        tells: pages in addition to the dialect's own, by path: JSON, bytes, or a tuple of a status and one of these.
+        prompt_tokens: the number of prompt tokens that responses report; by default the number of words.
+        responses: responses to requests other than chat, by path: JSON, bytes, or a tuple of a status and one of these.
+            They override those of the dialect.
 
     Attributes:
         seen: the chat requests.
         pages: method and path of all other requests.
-        tells: the pages. Tests may change it at any time.
+        responses: the responses by path, with those of the dialect. Tests may change it at any time.
         derailed: the pieces of a continuation if the request's beginning is not that of the answer.
         fault: the fault. Tests may change it at any time.
         script: the faults of the next responses, one for each request. It takes precedence over ``fault``.
@@ -125,8 +126,8 @@ class FaultServer:
         fault: Fault | None = None,
         slice_bytes: int | None = None,
         key: str | None = None,
-        tells: Mapping[str, Any] | None = None,
-        reads: int | None = None,
+        responses: Mapping[str, Any] | None = None,
+        prompt_tokens: int | None = None,
     ) -> None:
         assert dialect in get_args(DialectName)  # noqa: S101  # a test's own mistake
         self.dialect: Final = Dialect(dialect)
@@ -138,10 +139,10 @@ class FaultServer:
         self.script: list[Fault | None] = []
         self.slice_bytes = slice_bytes
         self.key = key
-        self.reads = reads
+        self.prompt_tokens = prompt_tokens
         self.seen: list[Seen] = []
         self.pages: list[tuple[str, str]] = []
-        self.tells: dict[str, Any] = {**self.dialect.pages(), **(tells or {})}
+        self.responses: dict[str, Any] = {**self.dialect.pages(), **(responses or {})}
         self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -221,7 +222,7 @@ class FaultServer:
 
     async def _page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         self.pages.append((seen.method, seen.path))
-        page = self.tells.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
+        page = self.responses.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
         status, content = page if isinstance(page, tuple) else (200, page)
         if not self._authorized(seen) and not seen.path.endswith("/health"):
             status, content = REFUSALS[self.dialect.name]["key"]
@@ -310,7 +311,7 @@ class FaultServer:
         if self.thinking and pieces is self.pieces:  # not before a continuation
             yield dialect.piece(thinking=self.thinking)
         texts = [message.get("content") for message in seen.body.get("messages", ())] or [seen.body.get("prompt")]
-        prompt = self.reads or max(5, sum(len(str(text).split()) for text in texts))
+        prompt = self.prompt_tokens or max(5, sum(len(str(text).split()) for text in texts))
         parts = [*map(dialect.piece, pieces), *map(dialect.call, self.calls)]
         if fault and name in _IN_ANSWER:
             parts = parts[: fault.after]

@@ -76,7 +76,7 @@ def test_status_json_and_exit_codes(
 
 
 def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with served("ollama", tells={"/api/ps": {"models": []}}) as (root, _):
+    with served("ollama", responses={"/api/ps": {"models": []}}) as (root, _):
         usual["ollama"] = root
         assert main(["status", "--all"]) == 0
         shown = capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_invalid_variable_affects_only_its_provider(
 async def test_other_server_at_default_address_is_misconfigured(usual: dict[str, str]) -> None:
     locked = (401, {"error": {"code": "invalid_api_key", "message": "An LM Studio API token is required"}})
     pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), locked)
-    async with FaultServer("openai", tells=FASTAPI) as app, FaultServer("lmstudio", tells=pages) as studio:
+    async with FaultServer("openai", responses=FASTAPI) as app, FaultServer("lmstudio", responses=pages) as studio:
         usual["vllm"], usual["lmstudio"] = app.root, studio.root
         states = {item.health.provider: item.health.state for item in await discovery.scan()}
         assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
