@@ -155,7 +155,7 @@ async def test_image_goes_only_to_provider_with_vision() -> None:
         assert one.seen == []
         choices = choices_of(chain, picture)
         assert [(choice.provider, choice.serves) for choice in choices] == [("llamacpp", False), ("ollama", True)]
-        assert "vision" in choices[0].why
+        assert "vision" in choices[0].reason
         with pytest.raises(errors.Unsupported, match="llamacpp: no vision"):
             await router(provider_for(one), provider_for(one)).generate(picture)
 

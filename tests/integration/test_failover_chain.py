@@ -184,7 +184,7 @@ async def test_local_only_skips_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
             OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
         )
         assert (await chain.complete("hi")).attempts == 1
-        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].why
+        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].reason
 
 
 async def test_short_timeout_of_caller_opens_no_breaker() -> None:

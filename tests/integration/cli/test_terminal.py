@@ -174,7 +174,7 @@ def test_warm_up_prints_result(server: FaultServer, capsys: pytest.CaptureFixtur
     assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
     server.responses["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
     assert cli.main(["warm-up"]) == 0
-    assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
+    assert capsys.readouterr().out == "ollama: fault-model was already loaded\n"
 
 
 def test_version_and_shell_completion() -> None:
