@@ -25,7 +25,8 @@ TITLES = [panel["title"] for panel in PANELS]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # The names and labels of the exported metrics.
 METRICS = {
-    name.removeprefix("learnflow_llm_"): set(labels) for name, labels in Metrics(CollectorRegistry()).names.items()
+    name.removeprefix("learnflow_llm_"): set(labels)
+    for name, labels in Metrics(CollectorRegistry()).label_names.items()
 }
 SECONDS = {name for name in METRICS if name.endswith("_seconds")}
 
