@@ -125,7 +125,7 @@ def _url_target(source: str, required_sha256: str | None, name: str | None) -> P
     if url.scheme not in ("http", "https") or not url.host:
         raise _unknown_source(source)
     if required_sha256 is None and not _is_trusted(url):
-        raise InvalidRequest("a file from http:// can be modified in transit. Use https://, or give --sha256")
+        raise InvalidRequest("a file from http:// can be modified in transit. Use https://, or --sha256")
     stem = Path(unquote(url.path)).name.removesuffix(model_store.SUFFIX)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[: model_store.MAX_NAME_CHARS]
     return _target(name or stem, str(url), required_sha256)
