@@ -3,7 +3,7 @@
     python tools/check_language.py [FOLDER]
 
 Prints the occurrences of some words per 10,000 words, without code: in the modules of the folder (``learnflow`` by
-default), and in the English documents. Fails if a word exceeds its limit, or if an identifier is one of ``IDENTIFIERS``.
+default), and in the English documents. Fails if a word exceeds its limit, or if an identifier is in ``IDENTIFIERS``.
 """
 
 from __future__ import annotations

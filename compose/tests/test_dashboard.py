@@ -88,7 +88,9 @@ def test_required_metrics_have_panels(title: str, metric: str) -> None:
     assert named(expressions(title)) == {metric}
 
 
-@pytest.mark.parametrize("title", ["Failover time", "Time to first token", "Duration of successful attempts", "Time in the queue"])
+@pytest.mark.parametrize(
+    "title", ["Failover time", "Time to first token", "Duration of successful attempts", "Time in the queue"]
+)
 def test_time_panels_show_median_and_p95(title: str) -> None:
     assert re.findall(r"histogram_quantile\((0\.\d+)", expressions(title)) == ["0.5", "0.95"]
 
