@@ -63,20 +63,20 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
 
 
 def _is_listed(candidate: Found, chain: Sequence[str]) -> bool:
-    """Return whether to list a provider without ``--all``. A cloud with a key is listed only if it is in the chain."""
-    local = candidate.provider is None or candidate.provider.spec.local
-    return candidate.answers or (candidate.configured and (local or candidate.health.provider in chain))
+    """Return whether to list a provider without ``--all``. A configured cloud is listed only if it is in the chain."""
+    is_local = candidate.provider is None or candidate.provider.spec.local
+    return candidate.answers or (candidate.configured and (is_local or candidate.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
-    """Yield remarks on providers, and on detected servers that are not used."""
+    """Yield a sentence for each provider with details, and for each server that is not used."""
     for candidate in listed:
-        name, used = candidate.health.provider, _used_instead(candidate, chain, listed)
+        name, replacement = candidate.health.provider, _used_instead(candidate, chain, listed)
         if candidate.health.detail != "ready":
             yield f"{name}: {candidate.health.detail}"
-        if used and candidate.provider:
+        if replacement and candidate.provider:
             variable = candidate.provider.spec.variable("base_url")
-            value = f"is {used.health.base_url}" if used.health.base_url else "is invalid"
+            value = f"is {replacement.health.base_url}" if replacement.health.base_url else "is invalid"
             yield (
                 f"{name} at {candidate.health.base_url} is not used: {variable} {value}. "
                 f"To use it: {variable}={candidate.provider.endpoint.root}"
@@ -170,7 +170,7 @@ def report_replay() -> None:
 
 
 async def _models(candidate: Found, timeout_s: float) -> list[Model]:
-    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # the server answers
+    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # it answers
     try:
         return await candidate.provider.models(timeout_s)
     except errors.NotRecorded:
@@ -208,19 +208,20 @@ def _status_row(candidate: Found, first: bool) -> tuple[str, ...]:
 
 
 def state(health: Health) -> str:
-    """Return the state in one or two words."""
+    """Return the state for a table, such as "ready, cold"."""
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
 def _model_row(candidate: Found, model: Model) -> tuple[str, ...]:
     assert candidate.provider  # noqa: S101  # it has listed its models
-    known = candidate.provider.get_capabilities(model.name)
-    loaded = "elsewhere" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
-    trained, served = str(known["context"] or "?"), str(known["context_served"] or "?")
-    return (candidate.health.provider, model.name, loaded, trained, served, _capabilities(known))
+    capabilities = candidate.provider.get_capabilities(model.name)
+    loaded = "remote" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
+    trained, served = str(capabilities["context"] or "?"), str(capabilities["context_served"] or "?")
+    return (candidate.health.provider, model.name, loaded, trained, served, _capability_names(capabilities))
 
 
-def _capabilities(known: Mapping[str, Any]) -> str:
-    """Return the capabilities of a model. Unknown ones have a question mark."""
-    names = [name + ("?" if known[name] is None else "") for name in _SHOWN_CAPABILITIES if known[name] is not False]
+def _capability_names(capabilities: Mapping[str, Any]) -> str:
+    """Return the names of the capabilities of a model. An unknown one has a question mark."""
+    values = {name: capabilities[name] for name in _SHOWN_CAPABILITIES}
+    names = [name + ("?" if value is None else "") for name, value in values.items() if value is not False]
     return " ".join(names) or "-"
