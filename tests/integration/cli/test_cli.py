@@ -186,7 +186,7 @@ def test_explain_with_probe_shows_state_of_servers(
     monkeypatch.setenv("GONE_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("GONE_KIND", "vllm")
     models = {"data": [{"id": "a"}, {"id": "b"}]}
-    with serving("openai", tells={"/v1/models": models}) as two:
+    with serving("openai", responses={"/v1/models": models}) as two:
         monkeypatch.setenv("TWO_BASE_URL", two.base_url)
         monkeypatch.setenv("TWO_KIND", "custom")
         assert cli.main(["explain", "hi", "--probe"]) == 0
