@@ -44,7 +44,6 @@ class HttpRequest:
         url: the URL.
         body: JSON; None for a GET.
         headers: sent in addition to the client's headers.
-        direct: ignore the proxies of the environment.
         connect_timeout: seconds for DNS, TCP and TLS each. It cannot exceed the client's, which is used if None.
         on_timeout: callbacks for a timeout of the reader, called with the error. A recorder adds one.
     """
@@ -52,7 +51,6 @@ class HttpRequest:
     url: str
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    direct: bool = False
     connect_timeout: float | None = None
     on_timeout: list[Callable[[LLMError], None]] = field(default_factory=list, repr=False)
 
@@ -221,7 +219,6 @@ class Client:
                 "timeout": {"connect": connect, "read": None, "write": None, "pool": None},
                 "endpoint": self.endpoint,
                 "local_only": self.local_only,
-                "direct": request.direct,
                 "on_timeout": request.on_timeout,
             },
         )
@@ -243,7 +240,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
             current, proxy = await pool.current_pool(), None
-            if not (local_only or extensions["direct"]):
+            if not local_only:
                 budget = extensions["timeout"]["connect"]
                 proxy = await network.proxy_for(current.proxies, request.url, budget, networks)
             route = pool.Route(request.url.scheme, proxy, local_only, networks)
