@@ -121,8 +121,8 @@ async def _probe_embedded(places: Iterable[Found], within: float) -> list[Found]
 async def _resolvable_hosts(within: float) -> set[str]:
     """Return the host names that resolve in this container: the services of the compose file, and the host."""
     names = [_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
-    existing = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
-    return {name for name, exists in zip(names, existing, strict=True) if exists}
+    lookups = await asyncio.gather(*(network.resolve(name, within / 2) for name in names), return_exceptions=True)
+    return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
 def _default_addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:

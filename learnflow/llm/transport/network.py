@@ -149,14 +149,6 @@ async def resolve(host: str, within: float | None) -> list[str]:
     return addresses
 
 
-async def exists(host: str, within: float) -> bool:
-    """Return whether a host name is resolved within this many seconds."""
-    try:
-        return bool(await resolve(host, within))
-    except LLMError:
-        return False
-
-
 def _start_lookup(host: str, pending: dict[str, _Addresses]) -> _Addresses:
     """Start the lookup of a host. The future returns its addresses, none if there is no such name."""
     loop = asyncio.get_running_loop()
