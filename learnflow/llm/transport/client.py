@@ -175,14 +175,7 @@ class Client:
     async def _exchange(self, request: HttpRequest) -> HttpResponse:
         """Send a request. Return the response, whatever its status. Raise LLMError if none arrives."""
         try:
-            outgoing = self._build(request)
-        except LLMError:
-            raise
-        except Exception as error:  # noqa: BLE001  # httpx rejects the host
-            what = f"the address is invalid ({type(error).__name__})"
-            raise errors.NotConfigured(what, hint="Check the host in the base URL") from None
-        try:
-            return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
+            return HttpResponse(await (self.transport or NETWORK).handle_async_request(self._build(request)))
         except Exception as error:  # noqa: BLE001  # map every exception to an LLMError
             raise error_mapping.failure_of(error) from None
 

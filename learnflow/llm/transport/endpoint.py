@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
+import httpx
+
 from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
 from ..provider_spec import CHAT_PATH, ProviderSpec
@@ -204,7 +206,8 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         port, host = parts.port, parts.hostname or ""
-    except ValueError:
+        httpx.Request("GET", text)  # checks the host
+    except (ValueError, httpx.InvalidURL):
         parts = None
     if parts is None or text.endswith("://") or any(character.isspace() for character in text):
         raise _unusable(spec, "is empty, or has an invalid host or port")

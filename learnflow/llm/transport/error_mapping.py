@@ -282,10 +282,11 @@ def failure_of(error: Exception) -> LLMError:
     if isinstance(error, httpx.ProxyError):
         hint = "Check HTTPS_PROXY, or name the host in NO_PROXY"
         return errors.Misconfigured("the proxy refused the connection", hint=hint)
-    invalid = isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL))
-    kind = errors.NotConfigured if invalid else errors.ConnectionFailed
+    if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
+        what = f"the address is invalid ({type(error).__name__})"
+        return errors.NotConfigured(what, hint="Check the host in the base URL")
     causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # internal to anyio
-    return kind(f"the connection broke ({type((causes or chain)[-1]).__name__})")
+    return errors.ConnectionFailed(f"the connection broke ({type((causes or chain)[-1]).__name__})")
 
 
 def unresolved() -> LLMError:
