@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Final, NamedTuple
@@ -101,7 +100,6 @@ class Pool:
 
 
 _pools: Final = process.register("pools", dict[asyncio.AbstractEventLoop, Pool]())
-_lock = threading.Lock()
 
 
 async def current_pool() -> Pool:
@@ -110,10 +108,10 @@ async def current_pool() -> Pool:
     pool = _pools.get(loop)
     if pool is None:
         pool = Pool()
-        with _lock:
-            for closed in [known for known in _pools if known.is_closed()]:
-                del _pools[closed]
-            _pools[loop] = pool
+        for other_loop in list(_pools):  # of other threads, too
+            if other_loop.is_closed():
+                _pools.pop(other_loop, None)
+        _pools[loop] = pool
         pool.closer = _close_at_shutdown(loop, pool)
         await anext(pool.closer)
     return pool
@@ -131,8 +129,7 @@ async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, pool: Pool) -> Asy
     try:
         yield
     finally:
-        with _lock:
-            _pools.pop(loop, None)
+        _pools.pop(loop, None)
         await process.settle()
         await pool.aclose()
 
