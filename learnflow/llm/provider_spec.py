@@ -142,7 +142,7 @@ class Api:
         removed_suffixes: the ends of paths that are removed from a pasted address.
         cloud_host: the host of the vendor's cloud, which needs TLS although the server is usually local.
         default_version: the API version, if the vendor requires one.
-        key_header, key_scheme: the header with the key, and the word before the key in ``authorization``.
+        key_header, key_scheme: the name of the header with the key, and the word before the key.
         variant: returns the spec for a base URL and an API version; None if the vendor has one dialect.
         chat_path: the path of a chat request, with ``{model}`` and ``{version}``; None for LiteLLM's.
         models_path, models_key, model_id: the page with the list of models, the key of the list, the key of a name.

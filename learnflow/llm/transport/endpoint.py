@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
@@ -69,8 +69,7 @@ class Endpoint:
         key: not in the repr; None if missing, or if it belongs to another host.
         key_hint: what to do if the server requires a key.
         version: of the API, if the provider has versions.
-        key_header: the name of the header with the key.
-        key_scheme: the word before the key, if the header is ``authorization``.
+        credentials: the header with the key; empty without a key.
         networks: count as private, too.
     """
 
@@ -78,17 +77,9 @@ class Endpoint:
     base: str
     key: str | None = field(default=None, repr=False)
     key_hint: str = field(default="", repr=False)
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
-    key_header: str = "authorization"
-    key_scheme: str = "Bearer"
     networks: tuple[str, ...] = ()
-
-    @property
-    def credentials(self) -> dict[str, str]:
-        """Return the header with the key; empty if there is no key."""
-        if not self.key:
-            return {}
-        return {self.key_header: f"{self.key_scheme} {self.key}" if self.key_header == "authorization" else self.key}
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -162,7 +153,8 @@ def settle(
         raise NotConfigured("the key contains invalid characters", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
-    return replace(parsed, key=key or None, key_hint=hint, networks=networks)
+    credentials = {spec.api.key_header: f"{spec.api.key_scheme} {key}".strip()} if key else {}
+    return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, networks=networks)
 
 
 def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
@@ -191,7 +183,7 @@ def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoi
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if api.api_path else path)
     version = version or parse_qs(parts.query).get("api-version", [None])[0] or api.default_version
-    return Endpoint(root, server + path, version=version, key_header=api.key_header, key_scheme=api.key_scheme)
+    return Endpoint(root, server + path, version=version)
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
