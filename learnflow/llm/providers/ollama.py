@@ -183,9 +183,6 @@ class NDJSONParser(StreamParser):
         super().__init__(max_tokens, finish_missing=finish_missing)
         self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and its count
 
-    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # a buffered response is a line, too
-        return False
-
     def _parse_line(self, line: bytes) -> Delta | None:
         if not line.strip():
             return None

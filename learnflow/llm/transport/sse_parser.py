@@ -26,6 +26,8 @@ _SILENT_PARTS: Final = ("reference",)  # Mistral: the source of a part of the te
 class SSEParser(StreamParser):
     """Parses server-sent events of ``chat.completion.chunk``, or one ``chat.completion``."""
 
+    document_starts = b"{["
+
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
         self._data: list[bytes] = []
@@ -38,9 +40,6 @@ class SSEParser(StreamParser):
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
-
-    def _is_document(self, start: bytes) -> bool:
-        return start[:1] in b"{["
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from .. import errors
 from ..completion import Finish, ToolCall, ToolCallDelta, Usage
@@ -89,6 +89,8 @@ class StreamParser:
         cost: US dollars, as the server reported them.
         refused: the model refused to answer.
     """
+
+    document_starts: ClassVar[bytes] = b""  # the first characters of a response that is one JSON document
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         self.fault: LLMError | None = None
@@ -221,7 +223,7 @@ class StreamParser:
         if start[:1] == b"<":
             self.fail(error_mapping.not_a_server(200))
         if start:
-            self._document = self._is_document(start)
+            self._document = start[0] in self.document_starts
 
     def _parse(self, parse: Callable[[bytes], Delta | None], data: bytes) -> Delta | None:
         """Return the delta in these bytes. An undocumented shape is a fault of the answer, never an exception."""
@@ -272,9 +274,6 @@ class StreamParser:
         if not self._seen:
             return errors.EmptyStream("the response has status 200 and an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
-
-    def _is_document(self, start: bytes) -> bool:
-        raise NotImplementedError
 
     def _parse_line(self, line: bytes) -> Delta | None:
         raise NotImplementedError
