@@ -203,7 +203,7 @@ class NDJSONParser(StreamParser):
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
             call_id, name = word(call.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-            calls += self._add_call(len(self._calls), call_id, name, arguments) or ()
+            calls += self._add_call(len(self._calls), call_id, name, arguments)
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))

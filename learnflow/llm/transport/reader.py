@@ -106,7 +106,8 @@ class AnswerReader:
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
-            self.parser.broken(error.what)
+            if not self.parser.settled:
+                self.parser.fail(errors.AnswerCut(f"{error.what}, in the middle of the answer"))
         return b""
 
     def _timeout_error(self, limit: float, deadline: float) -> LLMError:

@@ -5,7 +5,6 @@ Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, 
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from typing import Any, Final
@@ -95,22 +94,20 @@ class SSEParser(StreamParser):
         thinking = self._parse_text(
             content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
         )
-        calls = self._collect_calls(delta["tool_calls"]) if delta.get("tool_calls") else None
+        calls = self._parse_calls(delta.get("tool_calls") or [])
         if delta.get("refusal"):
             self.refused = True
-        spoken = bool(text or thinking or calls is not None)
+        spoken = bool(text or thinking or calls)
         self._record_finish(choice.get("finish_reason"), spoken=spoken)
-        return Delta(text, thinking, calls or ()) if spoken else None
+        return Delta(text, thinking, calls) if spoken else None
 
-    def _collect_calls(self, calls: Any) -> tuple[ToolCallDelta, ...] | None:
-        """Add pieces of tool calls. Return the deltas to emit, None if the pieces are empty."""
+    def _parse_calls(self, calls: Any) -> tuple[ToolCallDelta, ...]:
+        """Add pieces of tool calls. Return the deltas to emit."""
         if not isinstance(calls, list):
             raise malformed("a tool call")
-        pieces = [self._parse_call(call, call.get("function") or {}) for call in calls]
-        visible = [piece for piece in pieces if piece is not None]
-        return tuple(itertools.chain(*visible)) if visible else None
+        return tuple(delta for call in calls for delta in self._parse_call(call, call.get("function") or {}))
 
-    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...] | None:
+    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
         own, index = word(call.get("id"), MAX_NAME_CHARS), call.get("index")
         if type(index) is not int:  # some servers omit it: a new id is a new call
             new = bool(own) and all(own != known.id for known in self._calls.values())

@@ -60,14 +60,14 @@ class _Call:
         """Return the call so far: id, name, and the arguments as JSON text."""
         return {"id": self.id or f"call_{self.at}", "name": self.name, "arguments": "".join(self._pieces)}
 
-    def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
-        """Add a piece. Return the deltas to emit, None if the piece is empty."""
+    def add(self, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...]:
+        """Add a piece. Return the deltas to emit."""
         self._pieces.append(arguments)
         self.id = self.id or own
         if self.name:
-            return (ToolCallDelta(self.at, self.id, self.name, arguments),) if arguments else None
+            return (ToolCallDelta(self.at, self.id, self.name, arguments),) if arguments else ()
         if not name:
-            return () if arguments else None
+            return ()
         self.name = name
         self.id = self.values["id"]
         return (ToolCallDelta(self.at, **self.values),)
@@ -151,11 +151,6 @@ class StreamParser:
             self.fail(self._missing_finish())
         return [piece] if piece else []
 
-    def broken(self, why: str) -> None:
-        """Record that the connection broke. A settled answer is complete anyway."""
-        if not self.settled:
-            self.fail(errors.AnswerCut(f"{why}, in the middle of the answer"))
-
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """Return the tool calls with parsed arguments.
 
@@ -179,7 +174,7 @@ class StreamParser:
         """Return the tool calls so far: id, name, and the arguments as JSON text."""
         return tuple(call.values for call in self._calls.values())
 
-    def _add_call(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...] | None:
+    def _add_call(self, index: int, own: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...]:
         """Add a piece of the tool call with this server index; see ``_Call.add``."""
         call = self._calls.setdefault(index, _Call(len(self._calls)))
         arguments = self._parse_text(arguments, f"call {call.at}")
