@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import json_object, non_negative_int, parse_json, printable, word
+from .untrusted import json_object, non_negative_int, parse_json, part, printable, word
 
 Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 """Classifies a refusal from its status, body and headers; returns None if it cannot."""
@@ -44,9 +43,7 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-_NO_ROUTE = re.compile(
-    "unexpected endpoint", re.IGNORECASE
-)  # LM Studio's response to an unknown route, with status 200
+_NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's response to an unknown route, with status 200
 _SENTENCES: Final[Mapping[type[LLMError], str]] = {
     errors.ContextOverflow: r"maximum context length|exceeds the available context size|prompt is too long"
     r"|tokens to keep from the initial prompt|longer than the (maximum )?(model )?context length"
@@ -90,8 +87,6 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     529: errors.Overloaded,
 }
 
-_DECISIVE: Final = (errors.ContextOverflow, errors.ContentFiltered)  # LiteLLM's classification wins over a bare status
-
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
@@ -125,12 +120,11 @@ def _parse(value: Any, depth: int = 0) -> Complaint:
     for key in ("error", "detail", "errors"):
         if value.get(key):
             return _parse(value[key], depth + 1)
-    inner_error = value.get("innererror")
-    inner_code = inner_error.get("code") if isinstance(inner_error, dict) else None
-    codes = tuple(filter(None, (word(code).lower() for code in (value.get("code"), value.get("type"), inner_code))))
+    named = (value.get("code"), value.get("type"), part(value, "innererror").get("code"))
     inner = _parse(value.get("message") or value.get("msg") or "", depth + 1)
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
+    codes = tuple(filter(None, (word(code).lower() for code in named)))
     return Complaint(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
 
 
@@ -165,7 +159,12 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None, 
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
     complaint = Complaint() if page else read_complaint(body)
-    error = _build(_classify(status, complaint, judge and partial(judge, status, body, headers)), complaint, status)
+    kind = _classify(status, complaint)
+    if kind is None and judge:
+        kind = judge(status, body, headers)
+        if kind not in (errors.ContextOverflow, errors.ContentFiltered):
+            kind = None
+    error = _build(kind or _STATUSES.get(status, errors.ServerFailed), complaint, status)
     error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
     return error
 
@@ -179,11 +178,10 @@ def error_object(value: Any, *, began: bool) -> LLMError:
     """
     complaint = _parse(value)
     status = next((int(code) for code in complaint.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _classify(status, complaint, None) if status or complaint.codes or complaint.message else errors.ServerFailed
-    vague = (errors.ServerFailed, errors.InvalidRequest, errors.Overloaded)
-    if issubclass(kind, vague):
+    kind = _classify(status, complaint) or _STATUSES.get(status, errors.ServerFailed)
+    if issubclass(kind, errors.ServerFailed | errors.InvalidRequest | errors.Overloaded):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
-    if not began and _NO_ROUTE.search(complaint.message):
+    if not began and _NO_ROUTE in complaint.message.lower():
         return not_a_server(200)
     return _build(kind, complaint)
 
@@ -222,8 +220,8 @@ _HINTS: Final[Mapping[type[LLMError], str]] = {
 }
 
 
-def _classify(status: int, complaint: Complaint, judge: Callable[[], type[LLMError] | None] | None) -> type[LLMError]:
-    """Choose the error class by codes, unambiguous statuses, the message, LiteLLM, then the bare status."""
+def _classify(status: int, complaint: Complaint) -> type[LLMError] | None:
+    """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
     for code in complaint.codes:
         if code in _KINDS_BY_CODE:
             return _KINDS_BY_CODE[code]
@@ -239,16 +237,13 @@ def _classify(status: int, complaint: Complaint, judge: Callable[[], type[LLMErr
         return errors.ModelNotFound
     if status < 500 and _UNSUPPORTED.search(complaint.message):
         return errors.Unsupported
-    opinion = judge() if judge else None
-    if opinion and issubclass(opinion, _DECISIVE):
-        return opinion
-    return _STATUSES.get(status, errors.ServerFailed)  # an unknown refusal: the router tries the next provider
+    return None
 
 
 def _build(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
     error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
     shown = printable(complaint.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
-    error.server_message = "" if is_web_page(shown.encode("utf-8", "replace")) else shown
+    error.server_message = "" if shown.startswith("<") else shown
     error.code = complaint.codes[0] if complaint.codes else None
     error.params = (complaint.param,) if complaint.param else ()
     if isinstance(error, errors.ContextOverflow):
