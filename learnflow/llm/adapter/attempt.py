@@ -17,10 +17,10 @@ from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import addressed
-from ..transport.error_mapping import failure_of
+from ..transport.endpoint import add_provider
+from ..transport.error_mapping import map_exception
 from ..transport.reader import AnswerReader
-from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta, ReasoningSplitter
+from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, structured_output
@@ -112,7 +112,7 @@ class Runner:
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
-        addressed(error, self.spec, self.client.endpoint, model)
+        add_provider(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
@@ -151,7 +151,7 @@ class _Attempt:
         failure: LLMError | None = None
         try:
             budget = await self._prepare(deadline)
-            leaks = self._model in self._runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(self._model))
+            leaks = self._model in self._runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(self._model))
             continues = self._attempt.prefix is not None
             answer = self._answer = Answer(
                 self._request, emit, hold=self._hold, only_closing_tag=leaks, continues=continues
@@ -162,21 +162,21 @@ class _Attempt:
             finally:
                 CAPACITY.release(slot)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
-            failure = failure_of(error)
+            failure = map_exception(error)
         try:
             if self._answer:
                 self._answer.end(broken=failure is not None)
             if failure is None:
                 return await self._complete(answer, budget)
         except Exception as error:  # noqa: BLE001  # the validator of a schema may raise anything
-            failure = failure or failure_of(error)
+            failure = failure or map_exception(error)
         explained = self._runner.explain(failure, self._model or None, self._request, self._answer)
         raise explained.with_traceback(None)
 
     async def _prepare(self, deadline: float) -> ContextBudget:
         """Choose the model, check whether the request fits it, and import LiteLLM. Return the budget."""
         runner, spec, request = self._runner, self._spec, self._request
-        if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # without a DNS query
+        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):  # without a DNS query
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent",
                 hint="Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false",
@@ -379,14 +379,14 @@ class Answer(Transcript):
         self.deltas = 0
         self._request, self._continues = request, continues
         closes = only_closing_tag and not continues
-        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes)
+        self._splitter = ReasoningSplitter(hold=hold and not continues, only_closing_tag=closes)
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
         self.deltas += 1
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
-        held = self._splitter.separated() if delta.thinking or delta.calls else ""
+        held = self._splitter.stop_splitting() if delta.thinking or delta.calls else ""
         split = self._splitter.feed(delta.text) if delta.text else Delta()
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
@@ -435,7 +435,7 @@ class Answer(Transcript):
             tool_calls=calls,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
-            model=ServedModel(model, parser.served),
+            model=ServedModel(model, parser.served_model),
             usage=parser.usage,
             cost=parser.cost,
             first_token_s=None if first is None else first - self.sent_at,

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from ..errors import LLMError
-from ..transport.untrusted import without_keys
+from ..transport.untrusted import mask_keys
 from .request import Request
 
 _MIN_SECRET_LETTERS: Final = 4  # letters and digits; a shorter text is no secret
@@ -29,7 +29,7 @@ def redact(error: LLMError, key: str | None, request: Request | None, answer: st
     """
     if not error.server_message:
         return
-    error.server_message = without_keys(error.server_message, key)
+    error.server_message = mask_keys(error.server_message, key)
     message = _letters(error.server_message)
     texts = [*request.texts, answer] if request else [answer]
     arguments = request.other_texts if request else []

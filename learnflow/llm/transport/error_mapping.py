@@ -89,7 +89,7 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ErrorDetails:
     """The content of an error body, in any shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
 
     message: str = ""
@@ -98,25 +98,25 @@ class Complaint:
     lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and the context, in tokens
 
 
-def read_complaint(body: bytes) -> Complaint:
+def parse_error_body(body: bytes) -> ErrorDetails:
     """Parse an error body, as far as possible."""
     text = body.decode("utf-8", "replace").strip()
     try:
         return _parse(parse_json(text))
     except ValueError:
-        return Complaint(message=text[:_MAX_SEARCHED_CHARS])
+        return ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
 
 
-def _parse(value: Any, depth: int = 0) -> Complaint:
+def _parse(value: Any, depth: int = 0) -> ErrorDetails:
     if depth > _MAX_DEPTH:
-        return Complaint()
+        return ErrorDetails()
     if isinstance(value, str):
         inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
         return replace(inner, message=inner.message or value[:_MAX_SEARCHED_CHARS])
     if isinstance(value, list):
-        return _parse(value[0], depth + 1) if value else Complaint()
+        return _parse(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
-        return Complaint()
+        return ErrorDetails()
     for key in ("error", "detail", "errors"):
         if value.get(key):
             return _parse(value[key], depth + 1)
@@ -125,7 +125,7 @@ def _parse(value: Any, depth: int = 0) -> Complaint:
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     codes = tuple(filter(None, (word(code).lower() for code in named)))
-    return Complaint(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
+    return ErrorDetails(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
@@ -134,7 +134,9 @@ def _parse_lengths(message: str) -> tuple[int | None, int | None]:
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
-def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None, judge: Judge | None = None) -> LLMError:
+def map_response(
+    status: int, body: bytes, headers: Mapping[str, str] | None = None, judge: Judge | None = None
+) -> LLMError:
     """Return the error for a response with a status other than 2xx.
 
     Args:
@@ -158,32 +160,32 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str] | None = None, 
             hint="Some servers do this if the Host header is not theirs: use localhost or an IP address as base URL, "
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
-    complaint = Complaint() if page else read_complaint(body)
-    kind = _classify(status, complaint)
+    details = ErrorDetails() if page else parse_error_body(body)
+    kind = _classify(status, details)
     if kind is None and judge:
         kind = judge(status, body, headers)
         if kind not in (errors.ContextOverflow, errors.ContentFiltered):
             kind = None
-    error = _build(kind or _STATUSES.get(status, errors.ServerFailed), complaint, status)
+    error = _build(kind or _STATUSES.get(status, errors.ServerFailed), details, status)
     error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
     return error
 
 
-def error_object(value: Any, *, began: bool) -> LLMError:
+def map_error_object(value: Any, *, began: bool) -> LLMError:
     """Return the error for an error object in a response with status 200.
 
     Args:
         value: the JSON value.
         began: a part of the answer had arrived before it.
     """
-    complaint = _parse(value)
-    status = next((int(code) for code in complaint.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _classify(status, complaint) or _STATUSES.get(status, errors.ServerFailed)
+    details = _parse(value)
+    status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
+    kind = _classify(status, details) or _STATUSES.get(status, errors.ServerFailed)
     if issubclass(kind, errors.ServerFailed | errors.InvalidRequest | errors.Overloaded):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
-    if not began and _NO_ROUTE in complaint.message.lower():
+    if not began and _NO_ROUTE in details.message.lower():
         return not_a_server(200)
-    return _build(kind, complaint)
+    return _build(kind, details)
 
 
 def not_a_server(status: int | None = None) -> LLMError:
@@ -220,38 +222,38 @@ _HINTS: Final[Mapping[type[LLMError], str]] = {
 }
 
 
-def _classify(status: int, complaint: Complaint) -> type[LLMError] | None:
+def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
     """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
-    for code in complaint.codes:
+    for code in details.codes:
         if code in _KINDS_BY_CODE:
             return _KINDS_BY_CODE[code]
     if status in (401, 402, 407):
         return _STATUSES[status]
     if status == 429:  # two meanings: only the message distinguishes a used-up quota
-        quota = _PATTERNS[errors.QuotaExceeded].search(complaint.message)
+        quota = _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
     for kind, pattern in _PATTERNS.items():
-        if pattern.search(complaint.message):
+        if pattern.search(details.message):
             return kind
-    if status == 404 and complaint.param == "model":
+    if status == 404 and details.param == "model":
         return errors.ModelNotFound
-    if status < 500 and _UNSUPPORTED.search(complaint.message):
+    if status < 500 and _UNSUPPORTED.search(details.message):
         return errors.Unsupported
     return None
 
 
-def _build(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
+def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
     error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
-    shown = printable(complaint.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
+    shown = printable(details.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
     error.server_message = "" if shown.startswith("<") else shown
-    error.code = complaint.codes[0] if complaint.codes else None
-    error.params = (complaint.param,) if complaint.param else ()
+    error.code = details.codes[0] if details.codes else None
+    error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.ContextOverflow):
-        error.needed, error.window = complaint.lengths
+        error.needed, error.window = details.lengths
     return error
 
 
-def failure_of(error: Exception) -> LLMError:
+def map_exception(error: Exception) -> LLMError:
     """Return the error for an exception raised between sending a request and reading its response.
 
     An LLMError is returned unchanged. The error does not quote the exception's message.

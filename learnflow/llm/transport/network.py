@@ -33,7 +33,7 @@ _resolved: Final = process.register("addresses of names", dict[str, list[str]]()
 _MAX_NAMES: Final = 1000
 
 
-def is_near(endpoint: Endpoint, *, local_only: bool = False) -> bool:
+def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
     """Return whether requests stay on this machine or a private network.
 
     A host name is judged by the addresses of its last lookup, before that by its form (``Endpoint.near``).
@@ -44,7 +44,7 @@ def is_near(endpoint: Endpoint, *, local_only: bool = False) -> bool:
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
-        return endpoint.near
+        return endpoint.looks_local
     return (any if local_only else all)(is_private(address, endpoint.networks) for address in addresses)
 
 
@@ -68,7 +68,7 @@ class Backend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of the host that accepts, within ``timeout`` seconds.
+        """Connect to the first address of the host that accepts, timeout_s ``timeout`` seconds.
 
         Raises:
             NotLocal: ``local_only`` is set and no address of the host is private.
@@ -95,14 +95,14 @@ class Backend(httpcore.AnyIOBackend):
 
 
 async def proxy_for(
-    known: dict[tuple[str, str], str | None], url: httpx.URL, within: float, networks: tuple[str, ...] = ()
+    known: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, networks: tuple[str, ...] = ()
 ) -> str | None:
     """Return the environment's proxy for a URL; None without one, or for a host on a private network.
 
     Args:
         known: the results so far, by scheme and host.
         url: of the request.
-        within: seconds to resolve the host.
+        timeout_s: seconds to resolve the host.
         networks: count as private, too.
     """
     key = (url.scheme, url.host)
@@ -110,13 +110,13 @@ async def proxy_for(
         proxy = settings_sources.proxy_for(*key)
         if proxy:
             with suppress(LLMError):  # only the proxy can resolve the name
-                if all(is_private(address, networks) for address in await resolve(url.host, within)):
+                if all(is_private(address, networks) for address in await resolve(url.host, timeout_s)):
                     proxy = None
         known[key] = proxy
     return known[key]
 
 
-async def resolve(host: str, within: float | None) -> list[str]:
+async def resolve(host: str, timeout_s: float | None) -> list[str]:
     """Return the addresses of a host, in the system's order.
 
     Each lookup has its own thread, shared by all requests for the host. In asyncio's few shared threads, a name server
@@ -124,7 +124,7 @@ async def resolve(host: str, within: float | None) -> list[str]:
 
     Args:
         host: a name or an address.
-        within: seconds; None for no limit.
+        timeout_s: seconds; None for no limit.
 
     Raises:
         ConnectTimeout: the lookup took longer.
@@ -137,7 +137,7 @@ async def resolve(host: str, within: float | None) -> list[str]:
     if host not in pending:
         pending[host] = _start_lookup(host, pending)
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout_s):
             addresses = await asyncio.shield(pending[host])
     except TimeoutError:
         raise errors.ConnectTimeout("the host name was not resolved in time") from None

@@ -71,7 +71,7 @@ class AnswerReader:
                     limit = min(self._next_limit(last_delta_at), deadline)
                     budget.reschedule(limit)
         except TimeoutError:
-            if not parser.settled:
+            if not parser.is_complete:
                 raise self._timeout_error(limit, deadline) from None
             self._feed(b"", on_delta)
         finally:
@@ -91,7 +91,7 @@ class AnswerReader:
     def _next_limit(self, last_delta_at: float) -> float:
         """Return the latest time for the next bytes."""
         limit = last_delta_at + (self._times.gap if self._began else self._times.first_token)
-        if self.parser.settled:
+        if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
             close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
             limit = self._close_at = min(limit, self._close_at or close_at, close_at)
@@ -106,7 +106,7 @@ class AnswerReader:
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
-            if not self.parser.settled:
+            if not self.parser.is_complete:
                 self.parser.fail(errors.AnswerCut(f"{error.what}, in the middle of the answer"))
         return b""
 

@@ -15,7 +15,7 @@ _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, if the sentence continue
 _SENTENCE_ENDS: Final = ".!?…:;"
 # Models with the opening tag in their template (model cards of DeepSeek-R1 and Qwen3-Thinking). If the server does not
 # separate thinking, the answer has only </think>. Its text is held back until then.
-OPENS_THINKING_ITSELF: Final = re.compile(
+MODELS_WITHOUT_OPENING_TAG: Final = re.compile(
     r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
 )
 _MAX_BLANK_CHARS: Final = 1000  # more white space is answer text
@@ -38,16 +38,16 @@ class ReasoningSplitter:
 
     Args:
         hold: hold text back until it is certain not to be thinking, for callers that do not stream.
-        closes: the template has the opening tag (``OPENS_THINKING_ITSELF``). Hold text, and any closing tag counts.
+        only_closing_tag: the model matches ``MODELS_WITHOUT_OPENING_TAG``. Implies ``hold``; every closing tag counts.
 
     Attributes:
         leaked: a lone closing tag arrived after text had been returned as answer.
     """
 
-    def __init__(self, *, hold: bool = False, closes: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, only_closing_tag: bool = False) -> None:
         self.leaked = False
-        self._hold = hold or closes
-        self._closes = closes
+        self._hold = hold or only_closing_tag
+        self._only_closing_tag = only_closing_tag
         self._state: Literal["begin", "think", "answer"] = "begin"
         self._rest = ""  # received, not yet classified
         self._before: list[str] = []  # the text before the rest, while a lone closing tag may arrive
@@ -68,7 +68,7 @@ class ReasoningSplitter:
             thinking += delta.thinking
         return Delta(text, thinking)
 
-    def separated(self) -> str:
+    def stop_splitting(self) -> str:
         """Stop splitting, because the server separates thinking: tags are text from now on. Return the held text."""
         if self._state == "think":
             return ""
@@ -144,7 +144,7 @@ class ReasoningSplitter:
     def _close_thinking(self, at: int, *, over: bool = False) -> Delta:
         """Treat a lone closing tag at this index of the rest as a mention, or as the end of thinking."""
         before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
-        if not self._closes and _is_mention(before, after, over=over):
+        if not self._only_closing_tag and _is_mention(before, after, over=over):
             return Delta(self._settle() + self._take(len(self._rest)))
         self.leaked = not self._hold and any(piece.strip() for piece in self._before)
         self._settle()

@@ -14,7 +14,7 @@ from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, malformed
+from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error
 from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
@@ -55,7 +55,7 @@ class SSEParser(StreamParser):
         if name == b"event":
             self._event = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a name is a comment
-            raise malformed("a line of the stream")
+            raise dialect_error("a line of the stream")
         return None
 
     def _dispatch(self) -> Delta | None:
@@ -72,12 +72,12 @@ class SSEParser(StreamParser):
         self._seen = True
         chunk = self._parse_object(data, "an event of the stream")
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
-            raise error_mapping.error_object(chunk, began=True)
+            raise error_mapping.map_error_object(chunk, began=True)
         return self._parse_chunk(chunk, "delta")
 
     def _parse_chunk(self, chunk: dict[str, Any], key: str) -> Delta | None:
         """Parse a chunk: its ``delta``, or the ``message`` of a complete answer."""
-        self.served = self.served or word(chunk.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or word(chunk.get("model"), MAX_NAME_CHARS) or None
         if chunk.get("usage"):
             self._record_usage(chunk["usage"])
         if _is_notice(chunk):
@@ -88,7 +88,7 @@ class SSEParser(StreamParser):
             return None
         delta = choice.get(key) or {}
         if not isinstance(delta, dict):
-            raise malformed("a choice of the answer")
+            raise dialect_error("a choice of the answer")
         content_text, content_thinking = _parts(delta.get("content"))
         text = self._parse_text(content_text, "text")
         thinking = self._parse_text(
@@ -104,7 +104,7 @@ class SSEParser(StreamParser):
     def _parse_calls(self, calls: Any) -> tuple[ToolCallDelta, ...]:
         """Add pieces of tool calls. Return the deltas to emit."""
         if not isinstance(calls, list):
-            raise malformed("a tool call")
+            raise dialect_error("a tool call")
         return tuple(delta for call in calls for delta in self._parse_call(call, call.get("function") or {}))
 
     def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
@@ -131,7 +131,7 @@ class SSEParser(StreamParser):
             self._parse(self._parse_line, rest)
         piece = self._parse(self._parse_line, b"") if self._data and not self.fault else None
         if isinstance(self.fault, errors.MalformedAnswer):
-            self.fault = None if self.settled else errors.AnswerCut("the stream ended in the middle of a line")
+            self.fault = None if self.is_complete else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
 
     def _parse_document(self, rest: bytes) -> Delta | None:
@@ -143,11 +143,11 @@ class SSEParser(StreamParser):
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
             if isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message")):
-                raise error_mapping.error_object(chunk, began=False)
+                raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         piece = self._parse_chunk(chunk, "message")
         if chunk.get("error"):
-            self.fail(error_mapping.error_object(chunk, began=True))
+            self.fail(error_mapping.map_error_object(chunk, began=True))
         return piece
 
     def _missing_finish(self) -> LLMError:

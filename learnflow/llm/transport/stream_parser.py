@@ -32,12 +32,12 @@ _MAX_CHARS: Final = 1024 * 1024  # of one answer, if max_tokens allows no more
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a run of blanks may have a hundred
 
 
-def malformed(what: str) -> LLMError:
+def dialect_error(what: str) -> LLMError:
     """Return the fault for a part of a response that its dialect does not have."""
     return errors.MalformedAnswer(f"{what} is not of the server's dialect")
 
 
-def most_characters(max_tokens: int | None) -> int:
+def max_answer_chars(max_tokens: int | None) -> int:
     """Return the maximum number of characters of an answer. A longer one is considered endless."""
     return max(_MAX_CHARS, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
 
@@ -97,7 +97,7 @@ class StreamParser:
         self.finish: Finish | None = None
         self.ended = False
         self.usage = Usage()
-        self.served: str | None = None
+        self.served_model: str | None = None
         self.cost: float | None = None
         self.refused = False
         self._rest = bytearray()  # received, not yet a line
@@ -106,13 +106,13 @@ class StreamParser:
         self._halves: dict[str, str] = {}  # first halves of surrogate pairs, by field
         self._document: bool | None = None  # one JSON document instead of a stream; None before the first byte
         self._finish_missing = finish_missing
-        self._left = most_characters(max_tokens)
+        self._left = max_answer_chars(max_tokens)
         self._early = False  # text followed a finish reason: some gateways send one with every chunk
         self._spoken = False  # the finish reason came with text, or before any: more text may follow
         self._silent = True  # no text has arrived
 
     @property
-    def settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether the server reported the answer as complete, and no more text may follow."""
         return self.finish is not None and (self.ended or not (self._early or self._spoken))
 
@@ -179,7 +179,7 @@ class StreamParser:
         call = self._calls.setdefault(index, _Call(len(self._calls)))
         arguments = self._parse_text(arguments, f"call {call.at}")
         if len(self._calls) > MAX_CALLS:
-            raise malformed("an answer of so many tool calls")
+            raise dialect_error("an answer of so many tool calls")
         return call.add(own, name, arguments)
 
     def fail(self, fault: LLMError) -> None:
@@ -227,14 +227,14 @@ class StreamParser:
         except LLMError as fault:
             self.fail(fault.with_traceback(None))
         except _ODD:
-            self.fail(malformed("the answer" if self._document else "a line of the stream"))
+            self.fail(dialect_error("the answer" if self._document else "a line of the stream"))
         return None
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
         """Return the JSON object in these bytes. Raises MalformedAnswer for anything else."""
         value = json_object(data)
         if value is None:
-            raise malformed(what)
+            raise dialect_error(what)
         return value
 
     def _parse_text(self, text: Any, field: str) -> str:
@@ -242,7 +242,7 @@ class StreamParser:
         if text is None or text == "":
             return ""
         if self.ended or not isinstance(text, str):
-            raise malformed("text after the end" if self.ended else "a content that is not text")
+            raise dialect_error("text after the end" if self.ended else "a content that is not text")
         self._count_characters(len(text))
         if not self._halves and (text.isascii() or not _SURROGATE.search(text)):
             return text

@@ -96,7 +96,7 @@ def printable(text: str, max_chars: int) -> str:
     return shown if len(text) <= max_chars else shown[:max_chars] + "…"
 
 
-def without_keys(text: str, key: str | None) -> str:
+def mask_keys(text: str, key: str | None) -> str:
     """Mask everything in a text that looks like a key; mask all of it if it contains a part of ``key``."""
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
     if key and any(key[at : at + size] in text for at in range(len(key) - size + 1)):
