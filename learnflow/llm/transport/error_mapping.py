@@ -1,6 +1,6 @@
-"""Map statuses, error objects and exceptions of httpx to LLMError.
+"""Map error responses, error objects and exceptions of httpx to LLMError.
 
-Codes and statuses decide before messages. Only the beginning of a message is searched.
+Error codes and statuses decide before messages. Only the beginning of a message is searched.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .. import errors
 from ..errors import LLMError
 from .untrusted import json_object, non_negative_int, parse_json, part, printable, word
 
-Judge = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
-"""Classifies a refusal from its status, body and headers; returns None if it cannot."""
+Classifier = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
+"""Chooses the error class of an error response by its status, body and headers. Returns None if it cannot."""
 
-_MAX_SHOWN_CHARS: Final = 300  # of a server's message in an error
-_MAX_SEARCHED_CHARS: Final = 2000  # of a server's message: regular expressions are slow on long texts
-_MAX_DEPTH: Final = 8  # of nested objects
+_MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
+_MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
+_MAX_DEPTH: Final = 8  # nested objects in an error object
 
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; older versions: "you requested 10 tokens
 # (9 in the messages, 1 in the completion)" or "You passed 9 input tokens …". OpenAI: "resulted in 9 tokens".
-_PROMPT_LENGTH = re.compile(
+_PROMPT_TOKENS = re.compile(
     r"(?:request \(|contains (?:at least )?|resulted in |input length \(|tokens \(|passed )"
     r"([0-9]{1,12})\)?(?: input)?(?: tokens|\b)",
     re.IGNORECASE,
 )
-_WINDOW_LENGTH = re.compile(r"context (?:length|size) (?:is (?:only )?|\()([0-9]{1,12})", re.IGNORECASE)
+_CONTEXT_TOKENS = re.compile(r"context (?:length|size) (?:is (?:only )?|\()([0-9]{1,12})", re.IGNORECASE)
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
@@ -53,7 +53,7 @@ _SENTENCES: Final[Mapping[type[LLMError], str]] = {
     r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for"
     r"|try pulling it",
     errors.ModelLoading: "loading model|model is loading|still loading",
-    errors.Unsupported: "image input is not supported|mmproj",  # also with a 500
+    errors.Unsupported: "image input is not supported|mmproj",  # llama.cpp sends it with status 500
     errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key",
     errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)",
 }
@@ -90,16 +90,23 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """The content of an error body, in any shape: OpenAI's, a string, FastAPI's ``detail``, nested JSON."""
+    """The content of an error object.
+
+    Attributes:
+        message: the server's message.
+        codes: the error codes and types, in lower case.
+        param: the name of the parameter that caused the error; None if the server sent none.
+        lengths: the length of the prompt and the context length, in tokens; None if the server sent none.
+    """
 
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
-    lengths: tuple[int | None, int | None] = (None, None)  # of the prompt and the context, in tokens
+    lengths: tuple[int | None, int | None] = (None, None)
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
-    """Parse an error body, as far as possible."""
+    """Parse the body of an error response. A body that is not JSON is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
         return _parse(parse_json(text))
@@ -108,6 +115,7 @@ def parse_error_body(body: bytes) -> ErrorDetails:
 
 
 def _parse(value: Any, depth: int = 0) -> ErrorDetails:
+    """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
     if isinstance(value, str):
@@ -129,21 +137,22 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
-    """Return the lengths of the prompt and the context, if the message names them."""
-    prompt, size = _PROMPT_LENGTH.search(message), _WINDOW_LENGTH.search(message)
+    """Return the length of the prompt and the context length, in tokens; None if the message does not contain them."""
+    prompt, size = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def map_response(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None, judge: Judge | None = None
+    status: int, body: bytes, headers: Mapping[str, str] | None = None, classify: Classifier | None = None
 ) -> LLMError:
     """Return the error for a response with a status other than 2xx.
 
     Args:
         status: the HTTP status.
-        body: its body, or the beginning.
-        headers: for ``Retry-After``; with lower-case names.
-        judge: returns LiteLLM's classification. Called if codes, status and message do not decide.
+        body: the body of the response, or its beginning.
+        headers: the headers of the response, with lower-case names.
+        classify: chooses the error class if codes, status and message do not decide. Only ``ContextOverflow`` and
+            ``ContentFiltered`` count.
     """
     headers = headers or {}
     if 300 <= status < 400:
@@ -151,7 +160,7 @@ def map_response(
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     page = is_web_page(body)
-    if page and status < 500:  # a gateway's own error page is an outage
+    if page and status < 500:  # gateways send a web page with a 5xx status
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
@@ -162,8 +171,8 @@ def map_response(
         )
     details = ErrorDetails() if page else parse_error_body(body)
     kind = _classify(status, details)
-    if kind is None and judge:
-        kind = judge(status, body, headers)
+    if kind is None and classify:
+        kind = classify(status, body, headers)
         if kind not in (errors.ContextOverflow, errors.ContentFiltered):
             kind = None
     error = _build(kind or _STATUSES.get(status, errors.ServerFailed), details, status)
@@ -175,8 +184,8 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
     """Return the error for an error object in a response with status 200.
 
     Args:
-        value: the JSON value.
-        began: a part of the answer had arrived before it.
+        value: the parsed JSON that contains the error object.
+        began: a part of the answer had arrived before the error object.
     """
     details = _parse(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
@@ -189,7 +198,7 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
 
 
 def not_a_server(status: int | None = None) -> LLMError:
-    """Return the error for a response that is not from a model API."""
+    """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status, hint=_HINTS[errors.Misconfigured])
 
@@ -200,7 +209,10 @@ def is_web_page(body: bytes) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait: ``retry-after-ms``, else ``Retry-After`` as seconds or as a date."""
+    """Return the delay in seconds that the server requires before a retry; None if it requires none.
+
+    The headers are ``retry-after-ms``, and ``Retry-After`` with seconds or a date.
+    """
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
         seconds = float(milliseconds) / 1000 if milliseconds else float(value)
@@ -229,7 +241,7 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
             return _KINDS_BY_CODE[code]
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # two meanings: only the message distinguishes a used-up quota
+    if status == 429:  # only the message distinguishes a used-up quota from too many requests
         quota = _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
     for kind, pattern in _PATTERNS.items():
@@ -244,8 +256,8 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
 
 def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
     error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
-    shown = printable(details.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
-    error.server_message = "" if shown.startswith("<") else shown
+    message = printable(details.message, _MAX_SHOWN_CHARS)
+    error.server_message = "" if message.startswith("<") else message  # a web page
     error.code = details.codes[0] if details.codes else None
     error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.ContextOverflow):
@@ -254,9 +266,9 @@ def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = Non
 
 
 def map_exception(error: Exception) -> LLMError:
-    """Return the error for an exception raised between sending a request and reading its response.
+    """Return the error for an exception that was raised while a request was sent or its response was read.
 
-    An LLMError is returned unchanged. The error does not quote the exception's message.
+    An LLMError is returned unchanged. The error does not quote the message of the exception.
     """
     if isinstance(error, LLMError):
         return error
@@ -264,13 +276,13 @@ def map_exception(error: Exception) -> LLMError:
         return errors.ConnectTimeout("no connection within LLM_CONNECT_TIMEOUT")
     if not isinstance(error, (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)):
         what = f"the response cannot be parsed ({type(error).__name__} at {_location(error)})"
-        return errors.MalformedAnswer(what)  # as a ValueError or RecursionError of a parser
+        return errors.MalformedAnswer(what)
     chain = _causes(error)
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
             return _not_listening("connection refused: no server is listening at this address")
         if isinstance(cause, socket.gaierror):
-            return unresolved()
+            return unresolved_host_error()
         if isinstance(cause, ssl.SSLError):
             return errors.ConnectionFailed(
                 f"TLS failed ({cause.reason or 'no reason given'})",
@@ -282,12 +294,12 @@ def map_exception(error: Exception) -> LLMError:
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
         what = f"the address is invalid ({type(error).__name__})"
         return errors.NotConfigured(what, hint="Check the host in the base URL")
-    causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # internal to anyio
+    causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # anyio raises them internally
     return errors.ConnectionFailed(f"the connection broke ({type((causes or chain)[-1]).__name__})")
 
 
-def unresolved() -> LLMError:
-    """Return the error for a host name without an address."""
+def unresolved_host_error() -> LLMError:
+    """Return the error for a host name that has no address."""
     hint = "Check its spelling, the network and its name server"
     return _not_listening("the host name cannot be resolved", hint)
 
@@ -299,7 +311,7 @@ def _not_listening(what: str, hint: str = "") -> LLMError:
 
 
 def _location(error: BaseException) -> str:
-    """Return the file and line that raised an exception: the fault may be in this package."""
+    """Return the file and line that raised an exception, because the fault may be in this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
