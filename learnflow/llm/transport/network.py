@@ -36,7 +36,7 @@ _MAX_RESOLVED_HOSTS: Final = 1000
 def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
     """Return whether requests stay on this machine or a private network.
 
-    A host name is judged by the addresses of its last lookup, before that by its form (``Endpoint.near``).
+    The addresses of the last lookup decide. Before the first lookup the result is ``Endpoint.looks_local``.
 
     Args:
         endpoint: the endpoint of the requests.
