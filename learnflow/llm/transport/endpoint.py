@@ -149,8 +149,8 @@ def configure_endpoint(
         elif parsed.origin == key_origin:
             key = env_key
         else:
-            variable = spec.variable("base_url")
-            hint = f"The environment's key belongs to {key_origin[1]}. Give api_key=, or set {variable}"
+            host, variable = key_origin[1], spec.variable("base_url")
+            hint = f"The environment's key belongs to {host}. Give api_key=, or set {variable}"
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key contains invalid characters", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:

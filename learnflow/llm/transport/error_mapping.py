@@ -128,11 +128,11 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
     for key in ("error", "detail", "errors"):
         if value.get(key):
             return _parse(value[key], depth + 1)
-    named = (value.get("code"), value.get("type"), part(value, "innererror").get("code"))
+    raw_codes = (value.get("code"), value.get("type"), part(value, "innererror").get("code"))
     inner = _parse(value.get("message") or value.get("msg") or "", depth + 1)
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
-    codes = tuple(filter(None, (word(code).lower() for code in named)))
+    codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
     return ErrorDetails(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
 
 
@@ -159,8 +159,8 @@ def map_response(
         return errors.Misconfigured(
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
-    page = is_web_page(body)
-    if page and status < 500:  # gateways send a web page with a 5xx status
+    is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
+    if is_web_page and status < 500:  # with a 5xx status it is the error page of a gateway
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
@@ -169,7 +169,7 @@ def map_response(
             hint="Some servers do this if the Host header is not theirs: use localhost or an IP address as base URL, "
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
-    details = ErrorDetails() if page else parse_error_body(body)
+    details = ErrorDetails() if is_web_page else parse_error_body(body)
     kind = _classify(status, details)
     if kind is None and classify:
         kind = classify(status, body, headers)
@@ -201,11 +201,6 @@ def not_a_server(status: int | None = None) -> LLMError:
     """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status, hint=_HINTS[errors.Misconfigured])
-
-
-def is_web_page(body: bytes) -> bool:
-    """Return whether a body is HTML."""
-    return body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

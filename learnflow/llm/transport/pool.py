@@ -50,9 +50,7 @@ class Connections(httpx.AsyncHTTPTransport):
     """
 
     def __init__(self, route: Route, max_idle: int = 0) -> None:
-        limits = httpx.Limits(
-            max_connections=None, max_keepalive_connections=max_idle, keepalive_expiry=_IDLE_TIMEOUT_S
-        )
+        limits = httpx.Limits(max_keepalive_connections=max_idle, keepalive_expiry=_IDLE_TIMEOUT_S)
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
         super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
         self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001

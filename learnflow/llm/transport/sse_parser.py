@@ -34,11 +34,12 @@ class SSEParser(StreamParser):
         self._event = b""  # the type of the event
         self._after_cr = False  # the last byte was a carriage return; a line feed after it ends no other line
 
-    def _normalize_newlines(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> list[Delta]:
+        """Parse bytes. Return the deltas that they complete. Lines end with LF, CR or both."""
         if self._after_cr:
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+        return super().feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":

@@ -25,13 +25,8 @@ _FINISHES: Final[dict[str, Finish]] = {
 }
 BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_SHAPE_ERRORS: Final = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    RecursionError,
-)  # raised if JSON has another shape than expected
+# Raised if JSON has another shape than expected.
+_SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 MAX_NAME_CHARS: Final = 300  # length of the name of a model or tool, and of the id of a tool call
 _MAX_CALLS: Final = 1000  # tool calls of one answer
 _MIN_CHARS_LIMIT: Final = 1024 * 1024  # an answer may always have this length
@@ -80,7 +75,7 @@ class _PartialCall:
 
 
 class StreamParser:
-    """A parser of one response. Only line feeds end a line: U+2028 and U+0085 are characters of the text.
+    """A parser of one response. Lines end with LF only: U+2028 and U+0085 are characters of the text.
 
     Args:
         max_tokens: the ``max_tokens`` of the request; None if it has none. A far longer answer is a fault.
@@ -127,7 +122,6 @@ class StreamParser:
         """Parse bytes. Return the deltas that they complete; none after a fault."""
         if self.fault:
             return []
-        data = self._normalize_newlines(data)
         self._buffer += data
         self._check_size(len(self._buffer), MAX_JSON_BYTES if self._is_document else MAX_EVENT_BYTES)
         if self._is_document is None:
@@ -192,10 +186,6 @@ class StreamParser:
     def fail(self, fault: LLMError) -> None:
         """Record why the answer is incomplete. Only the first fault is recorded."""
         self.fault = self.fault or fault
-
-    def _normalize_newlines(self, data: bytes) -> bytes:
-        """Return the bytes with line feeds as the only line ends."""
-        return data
 
     def _check_size(self, size: int, max_bytes: int) -> None:
         """Fail if a line, an event or a document has more bytes than allowed."""
