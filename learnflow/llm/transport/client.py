@@ -247,7 +247,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             ) from None
-        return await _send(request, connections, route)
+        return await _send(request, connections)
 
     async def prepare(self) -> None:
         """Import httpcore, so that the first request does not wait for the import."""
@@ -258,16 +258,10 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, which closes its connection.
+    """The body of a response of httpx's transport."""
 
-    Args:
-        response: the response of httpx's transport.
-        retry_connections: the connections of the retry, to close with the body; None if the pool has the connection.
-    """
-
-    def __init__(self, response: httpx.Response, retry_connections: pool.Connections | None) -> None:
+    def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._retry_connections = retry_connections
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return aiter(cast(httpx.AsyncByteStream, self._response.stream))
@@ -277,11 +271,9 @@ class _Body(httpx.AsyncByteStream):
         if _has_extra_bytes(self._response):
             await self._response.extensions["network_stream"].aclose()
         await self._response.aclose()
-        if self._retry_connections:
-            await self._retry_connections.aclose()
 
 
-async def _send(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
+async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.Response:
     """Send a request. If a reused connection breaks before the response begins, send the request again on a new one."""
     new_stream: httpcore.AsyncNetworkStream | None = None  # None if the request reuses an idle connection
 
@@ -291,27 +283,23 @@ async def _send(request: httpx.Request, connections: pool.Connections, route: po
             new_stream = info["return_value"]
 
     request.extensions = {**request.extensions, "trace": trace}
-    retry_connections: pool.Connections | None = None
     try:
-        response = await connections.handle_async_request(request)
+        try:
+            response = await connections.handle_async_request(request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
+            if new_stream or malformed:
+                raise
+            await connections.close_idle(origin(str(request.url)))  # they are probably stale, too
+            response = await connections.handle_async_request(request)
     except asyncio.CancelledError:
         if new_stream:
             await connections.discard(new_stream)
         raise
-    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-        malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
-        if new_stream or malformed:
-            raise
-        retry_connections = pool.Connections(route)
-        try:
-            response = await retry_connections.handle_async_request(request)
-        except BaseException:
-            await retry_connections.aclose()
-            raise
     return httpx.Response(
         response.status_code,
         headers=response.headers,
-        stream=_Body(response, retry_connections),
+        stream=_Body(response),
         extensions=response.extensions,
     )
 

@@ -43,14 +43,10 @@ class Connections(httpx.AsyncHTTPTransport):
     0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if the attribute moves.
 
     vcrpy replaces a method of ``httpx.AsyncHTTPTransport``, and works with a subclass only.
-
-    Args:
-        route: the route of the connections.
-        max_idle: the maximum number of idle connections.
     """
 
-    def __init__(self, route: Route, max_idle: int = 0) -> None:
-        limits = httpx.Limits(max_keepalive_connections=max_idle, keepalive_expiry=_IDLE_TIMEOUT_S)
+    def __init__(self, route: Route) -> None:
+        limits = httpx.Limits(max_keepalive_connections=_MAX_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_TIMEOUT_S)
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
         super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
         self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001
@@ -94,7 +90,7 @@ class Pool:
     def connections_for(self, route: Route) -> Connections:
         """Return the connections of this route."""
         if route not in self.connections:
-            self.connections[route] = Connections(route, _MAX_IDLE_CONNECTIONS)
+            self.connections[route] = Connections(route)
         return self.connections[route]
 
     async def aclose(self) -> None:

@@ -85,7 +85,7 @@ class StreamParser:
         document_starts: the first characters of a response that is one JSON document instead of a stream.
         fault: why the answer is incomplete; None if no fault was found. Earlier deltas remain valid.
         finish: the finish reason; None until the server sends it.
-        ended: the server sent the end mark ("[DONE]"). No text may follow.
+        ended: the server sent the end mark ("[DONE]", or "done": true). No text may follow.
         usage: the token counts that the server reported.
         served_model: the name of the model that the server reported; None if it reported none.
         cost: the cost in US dollars that the server reported; None if it reported none.
