@@ -258,19 +258,24 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response of httpx's transport."""
+    """The body of a response of httpx's transport.
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+    Args:
+        stream: the body as httpx returns it.
+        connection: the network stream of httpcore on which it arrives; None if vcrpy plays the response.
+    """
+
+    def __init__(self, stream: httpx.AsyncByteStream, connection: Any) -> None:
+        self._stream, self._connection = stream, connection
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(cast(httpx.AsyncByteStream, self._response.stream))
+        return aiter(self._stream)
 
     async def aclose(self) -> None:
         """Return the connection to the pool. Close it instead if the server sent bytes after the response."""
-        if _has_extra_bytes(self._response):
-            await self._response.extensions["network_stream"].aclose()
-        await self._response.aclose()
+        if _has_extra_bytes(self._stream, self._connection):
+            await self._connection.aclose()
+        await self._stream.aclose()
 
 
 async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.Response:
@@ -296,27 +301,22 @@ async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.
         if new_stream:
             await connections.discard(new_stream)
         raise
-    return httpx.Response(
-        response.status_code,
-        headers=response.headers,
-        stream=_Body(response),
-        extensions=response.extensions,
-    )
+    response.stream = _Body(cast(httpx.AsyncByteStream, response.stream), response.extensions.get("network_stream"))
+    return response
 
 
-def _has_extra_bytes(response: httpx.Response) -> bool:
+def _has_extra_bytes(stream: Any, connection: Any) -> bool:
     """Return whether the server sent bytes after the end of the response.
 
     h11 would parse them as the start of the next response. httpcore has no public attribute for them, so that this
     reads private ones of httpcore 1.0. ``tests/integration/transport/test_untrusted.py`` fails if they move.
     """
-    stream: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
     # asyncio may have read bytes that h11 has not received. With TLS they may be encrypted.
-    tcp = tls = getattr(response.extensions.get("network_stream"), "_stream", None)
+    tcp = tls = getattr(connection, "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
     unread = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
     return bool(unread or getattr(getattr(tls, "_read_bio", None), "pending", 0))

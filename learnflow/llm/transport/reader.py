@@ -49,7 +49,7 @@ class AnswerReader:
             send: sends the request, and returns a response with a 2xx status.
             deadline: time limit of the request, in seconds on the clock of the event loop.
             on_delta: called with each delta as it arrives.
-            drain: waits until the caller has consumed earlier deltas. That time does not count.
+            drain: waits until the caller has consumed earlier deltas.
 
         Raises:
             LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has been called for every
@@ -65,7 +65,7 @@ class AnswerReader:
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        timeout.reschedule(None)
+                        timeout.reschedule(None)  # the caller's time does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
