@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
@@ -25,5 +24,5 @@ SPEC: Final = ProviderSpec(
         schema_modes=("words",),
     ),
     other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
-    capabilities=unknown(local=False, json_schema=False),
+    known={"json_schema": False},
 )

@@ -436,12 +436,12 @@ class EmbeddedProvider(BaseProvider):
             if value is not None and (type(value) is not int or not 1 <= value <= _MAX_VALUES[name]):
                 what = f"{name}= must be an integer from 1 to {_MAX_VALUES[name]}"
                 raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.variable(name)}")
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         self._transport: EmbeddedTransport | None = None
         requested, key = model or own.model, None
         # Cassettes may have any model: if none is configured, their list of models names it.
         alias = embedded_model.alias_of(requested) if requested else None if replay else DEFAULT_MODEL
-        if not active.plays(replay):
+        if not active.is_replay(replay):
             config = self._config(requested or DEFAULT_MODEL, **numbers)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key

@@ -13,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..capabilities import unknown
 from ..errors import NotConfigured
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
@@ -79,7 +78,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
         name=row["name"],
         title=row["name"],
         litellm=row["name"],
-        evidence="table",
+        is_tested=False,
         local=row["local"],
         api=Api(
             default_url=row["base"],
@@ -92,7 +91,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         ),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        capabilities=unknown(local=row["local"], cost=None),
+        known={"cost": None},
     )
 
 
@@ -146,8 +145,7 @@ def kind_of(kind: str | None) -> ProviderSpec | None:
 
 def _is_recorded(name: str) -> bool:
     """Return whether the replayed cassettes have this provider. It then needs no address."""
-    common = settings.load()
-    cassettes = active.current(common.llm_replay, common.llm_replay_mode)
+    cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 

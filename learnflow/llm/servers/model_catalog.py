@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged, nearest
+from ..capabilities import Capabilities, Health, State, find_similar, merge_capabilities
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -73,7 +73,6 @@ class ModelCatalog:
 
     Attributes:
         server: the server, as of the last successful probe; None before.
-        probed_at: when the last probe ended, on the clock of the event loop; None before.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class ModelCatalog:
     ) -> None:
         self.client, self.stated = client, stated
         self.server: Server | None = None
-        self.probed_at: float | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
@@ -97,7 +95,7 @@ class ModelCatalog:
 
     def _alternatives(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
-        near = nearest(requested, names)
+        near = find_similar(requested, names)
         listed = (
             f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
             if names
@@ -233,7 +231,7 @@ class ModelCatalog:
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merged(by_spec, priced, reported, self.stated)
+        return merge_capabilities(by_spec, priced, reported, self.stated)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
@@ -263,15 +261,13 @@ class ModelCatalog:
             server = await learn(self.client, server, to_probe, started + within)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)
-        self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            listed = {other.name: replace(other, learned_at=self.probed_at) for other in server.models}
-            server = self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+            listed = {other.name: other for other in server.models}  # a list may repeat a name
+            server = self.server = replace(server, models=tuple(listed.values()))
             if every:
                 self._models.update(listed)
             if model:
-                model = listed.get(model.name, model)
                 self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
@@ -338,7 +334,7 @@ class ModelCatalog:
         if kind and kind.name != self._spec.name:
             setting = better_setting(self._spec, kind, self.client.endpoint.root)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
-        if self._spec.evidence == "table":
+        if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")
         return "; ".join(remarks)
 

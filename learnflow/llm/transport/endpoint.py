@@ -132,7 +132,7 @@ def configure_endpoint(
         NotConfigured: the address is missing or invalid, or the key has invalid characters.
         KeyMissing: the address requires a key, and there is none.
     """
-    env_key, mismatch_hint = provider_key(spec, settings.api_key)
+    env_key, mismatch_hint = provider_key(spec)
     address = url or settings.base_url or spec.api.default_url
     if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
