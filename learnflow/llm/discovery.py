@@ -125,8 +125,8 @@ async def _probe_embedded(candidates: Iterable[Candidate], within: float) -> lis
 async def _resolvable_hosts(within: float) -> set[str]:
     """Return the names of compose services, and of the Docker host, that resolve in this container."""
     names = [_DOCKER_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
-    existing = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
-    return {name for name, exists in zip(names, existing, strict=True) if exists}
+    lookups = await asyncio.gather(*(network.resolve(name, within / 2) for name in names), return_exceptions=True)
+    return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
 def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:

@@ -57,10 +57,12 @@ async def test_configured_addresses_come_before_default_ones(
 async def test_container_probes_services_and_host(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)
 
-    async def exists(host: str, within: float) -> bool:
-        return host in ("ollama", "host.docker.internal")
+    async def resolve(host: str, within: float) -> list[str]:
+        if host in ("ollama", "host.docker.internal", "127.0.0.1"):
+            return ["127.0.0.1"]
+        raise errors.ConnectionFailed("no such name")
 
-    monkeypatch.setattr(network, "exists", exists)
+    monkeypatch.setattr(network, "resolve", resolve)
     tried = [item.health.base_url for item in await discovery.scan()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried

@@ -17,10 +17,10 @@ from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import addressed
-from ..transport.error_mapping import failure_of
+from ..transport.endpoint import add_provider
+from ..transport.error_mapping import map_exception
 from ..transport.reader import AnswerReader
-from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta, ReasoningSplitter
+from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from . import _litellm, structured_output
@@ -114,7 +114,7 @@ class Runner:
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
-        addressed(error, self.spec, self.client.endpoint, model)
+        add_provider(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
@@ -158,13 +158,13 @@ class _AttemptRun:
                 CAPACITY.release(slot)
             return await self._complete(answer)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
-            failure = self._runner.explain(failure_of(error), self._model or None, self._request, self._answer)
+            failure = self._runner.explain(map_exception(error), self._model or None, self._request, self._answer)
         raise failure.with_traceback(None)
 
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        if self._times.local_only and not (spec.local or runner.client.endpoint.near):  # needs no DNS query
+        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):  # needs no DNS query
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
@@ -216,7 +216,7 @@ class _AttemptRun:
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
         finish_missing = self._catalog.stated.get("finish") is False
-        closes = model in runner.leaking_models or bool(OPENS_THINKING_ITSELF.search(model))
+        closes = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         continues = self._attempt.prefix is not None
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
@@ -368,7 +368,7 @@ class Answer(Transcript):
         self.load_wait = ExitStack()
         self._sent_at = self._ended_at = asyncio.get_running_loop().time()
         self._request, self._continues = request, continues
-        self._splitter = ReasoningSplitter(hold=hold and not continues, closes=closes and not continues)
+        self._splitter = ReasoningSplitter(hold=hold and not continues, only_closing_tag=closes and not continues)
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
@@ -376,7 +376,7 @@ class Answer(Transcript):
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
             self.load_wait.close()
-        held = self._splitter.separated() if delta.thinking or delta.calls else ""
+        held = self._splitter.stop_splitting() if delta.thinking or delta.calls else ""
         split = self._splitter.feed(delta.text) if delta.text else Delta()
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
@@ -429,7 +429,7 @@ class Answer(Transcript):
             tool_calls=calls,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
-            model=ServedModel(model, parser.served),
+            model=ServedModel(model, parser.served_model),
             usage=parser.usage,
             cost=parser.cost,
             first_token_s=None if first is None else first - self._sent_at,

@@ -21,7 +21,7 @@ from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
-from ..transport.endpoint import settle
+from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
@@ -67,7 +67,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         replays = active.is_replay(replay)
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
+        self.endpoint = configure_endpoint(
+            self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks
+        )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
@@ -117,7 +119,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,
+            near=spec.local or endpoint.looks_local,
             local_only=times.local_only,
         )
 

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..errors import LLMError
-from ..transport.untrusted import without_keys
+from ..transport.untrusted import mask_keys
 from .request import Request
 
 _MIN_TEXT_LETTERS: Final = 4  # letters and digits; a shorter text may occur in any message
@@ -26,7 +26,7 @@ def redact(error: LLMError, key: str | None, request: Request | None, answer: st
     """
     if not error.server_message:
         return
-    error.server_message = without_keys(error.server_message, key)
+    error.server_message = mask_keys(error.server_message, key)
     message = _normalize(error.server_message)
     conversation = [*request.texts, answer] if request else [answer]
     quotes = any(_quotes(message, text, match_short=True) for text in conversation)

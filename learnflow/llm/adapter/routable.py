@@ -20,7 +20,7 @@ from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..stream import Emit, Relay, Work
 from ..timeouts import CLOUD_TIMEOUTS_S, LOCAL_TIMEOUTS_S
-from ..transport.stream_parser import most_characters
+from ..transport.stream_parser import max_answer_chars
 from .capacity import CAPACITY
 from .options import messages_of
 
@@ -191,7 +191,7 @@ class RoutableProvider(LLMProvider):
             completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion
-        chars_left, stream = most_characters(call.max_tokens), self.stream(*arguments, **options)
+        chars_left, stream = max_answer_chars(call.max_tokens), self.stream(*arguments, **options)
         async with aclosing(stream.events() if emit.all_events else stream) as pieces:
             async for piece in pieces:
                 chars_left -= len(piece) if isinstance(piece, str) else 1

@@ -15,7 +15,7 @@ from ..errors import LLMError
 from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import vendor_specs as vendors
-from ..transport.endpoint import endpoint, is_loopback
+from ..transport.endpoint import is_loopback, parse_endpoint
 from .command import ExitCode, command, provider_option, timeout_option
 from .status import chain_of, probe, report_replay, select, state
 from .terminal import table, write
@@ -150,7 +150,7 @@ def _lines_of(candidate: Candidate) -> Iterator[str]:
     spec, address = candidate.provider.spec, candidate.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"
     if not candidate.configured:
-        root_is_enough = endpoint(spec, address.root).base == address.base
+        root_is_enough = parse_endpoint(spec, address.root).base == address.base
         yield f"{spec.variable('base_url')}={address.root if root_is_enough else address.base}"
     if candidate.health.model:
         yield f"{spec.variable('model')}={candidate.health.model}"

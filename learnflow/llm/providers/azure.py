@@ -27,6 +27,7 @@ SPEC: Final = ProviderSpec(
         litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",
+        key_scheme="",
         variant=_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         models_path="/openai/models",

@@ -359,7 +359,6 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
             return httpx.Response(200, json={"success": True})
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
         request.headers["host"] = f"{address.host}:{address.port}"
-        request.extensions = {**request.extensions, "direct": True}
         return await NETWORK.handle_async_request(request)
 
     def _page(self, path: str) -> httpx.Response:

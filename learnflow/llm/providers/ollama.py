@@ -23,7 +23,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, malformed
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -182,20 +182,17 @@ class NDJSONParser(StreamParser):
         super().__init__(max_tokens, finish_missing=finish_missing)
         self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and its count
 
-    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # a buffered response is a line, too
-        return False
-
     def _parse_line(self, line: bytes) -> Delta | None:
         if not line.strip():
             return None
         record = self._parse_object(line, "a line of the stream")
         began, self._seen = self._seen, True
         if record.get("error"):
-            raise error_mapping.error_object(record, began=began)
+            raise error_mapping.map_error_object(record, began=began)
         if not {"done", "message", "response"} & set(record):
-            raise malformed("a line of the stream")
+            raise dialect_error("a line of the stream")
         message = record.get("message") or {}
-        self.served = self.served or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or word(record.get("model"), MAX_NAME_CHARS) or None
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -205,7 +202,7 @@ class NDJSONParser(StreamParser):
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
             call_id, name = word(call.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-            calls += self._add_call(len(self._calls), call_id, name, arguments) or ()
+            calls += self._add_call(len(self._calls), call_id, name, arguments)
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))

@@ -13,7 +13,7 @@ import httpx
 
 from ..errors import ConnectionFailed, LLMError
 from ..transport.endpoint import Endpoint
-from ..transport.error_mapping import failure_of
+from ..transport.error_mapping import map_exception
 from . import cassette
 from .cassette import Interaction, RecordedRequest, RecordedResponse
 
@@ -116,7 +116,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         try:
             response = await self._wrapped.handle_async_request(request)
         except Exception as error:
-            recording.end(failure=failure_of(error))
+            recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
             # Later, because the handler of a timeout first ends the recording with its error.
@@ -173,7 +173,7 @@ class _RecordedStream(httpx.AsyncByteStream):
                     self._recording.pieces.append(data)
                     yield data
         except Exception as error:
-            self._recording.end(failure=failure_of(error))
+            self._recording.end(failure=map_exception(error))
             raise
         self._recording.end()
 

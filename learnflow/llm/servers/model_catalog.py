@@ -17,8 +17,8 @@ from ..capabilities import Capabilities, Health, State, find_similar, merge_capa
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
-from ..transport.endpoint import addressed
-from ..transport.network import is_near
+from ..transport.endpoint import add_provider
+from ..transport.network import is_local
 from ..transport.untrusted import printable
 from . import model_prices
 from .probe import better_setting, error_of, find_server, learn
@@ -134,7 +134,7 @@ class ModelCatalog:
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
-            addressed(error, self._spec, self.client.endpoint, None)
+            add_provider(error, self._spec, self.client.endpoint, None)
         name = result.model.name if result.model else self._model
         server = result.server or Server()
         return Health(
@@ -226,7 +226,7 @@ class ModelCatalog:
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._key(name))
-        near = is_near(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
+        near = is_local(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
         cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}

@@ -1,6 +1,6 @@
 """Probe a server: read its kind, its state, its models and their capabilities from its pages.
 
-A probe costs nothing, loads no model and sends no prompt. A local server is probed without a proxy.
+A probe costs nothing, loads no model and sends no prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def find_server(
     pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
     own = _read(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
-    kinds = kinds if spec.local or endpoint.near else ()
+    kinds = kinds if spec.local or endpoint.looks_local else ()
     if isinstance(error, errors.AuthenticationFailed) or (own and own.trouble):
         return own or await _recognise(client, kinds, deadline), error or error_of(own)
     server = own
@@ -94,8 +94,7 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
     Raises:
         LLMError: the server cannot be reached, refused, or did not send JSON.
     """
-    request = HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near)
-    page = await _read_page(client, request)
+    page = await _read_page(client, HttpRequest(url=client.endpoint.root + path, body=body))
     if page.error:
         raise page.error
     return page.body
@@ -173,7 +172,7 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
     endpoint, left = client.endpoint, deadline - asyncio.get_running_loop().time()
     query = f"?api-version={endpoint.version}" if endpoint.version else ""
     connect_s = max(0.001, left * _CONNECT_SHARE)
-    request = HttpRequest(url=url + query, body=body, direct=endpoint.near, connect_timeout=connect_s)
+    request = HttpRequest(url=url + query, body=body, connect_timeout=connect_s)
     try:
         async with asyncio.timeout_at(deadline):
             return await _read_page(client, request)
@@ -191,7 +190,7 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     content = json_object(data)
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
-    refused = error_mapping.error_object(content, began=False) if content.get("error") else None
+    refused = error_mapping.map_error_object(content, began=False) if content.get("error") else None
     return Page(body=content, headers=headers, error=refused)
 
 

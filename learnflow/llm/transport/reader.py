@@ -1,4 +1,4 @@
-"""The reader: sends a request, reads its response within time limits, parses it, and closes the connection."""
+"""Send a request, and read and parse its response within the time limits."""
 
 from __future__ import annotations
 
@@ -17,61 +17,63 @@ Send = Callable[[], Awaitable[HttpResponse]]
 OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
 
-# Seconds after the finish reason for the usage, an error and the end mark.
+# Time limit after the finish reason. The usage, an error or the end mark may follow it.
 _AFTER_FINISH_S: Final = 2.0
-# Seconds after the end mark for the end of the body. Without it, the connection is closed instead of reused.
+# Time limit between the end mark and the end of the body. Later, the connection is closed and cannot be reused.
 _AFTER_END_S: Final = 0.25
 
 
 class AnswerReader:
-    """Sends one request and reads its response.
+    """The reader of one response.
 
     Args:
-        parser: of the server's dialect.
+        parser: a new parser for the format of the response.
         times: the time limits.
 
     Attributes:
-        on_timeout: called with the error if a time limit is over (``HttpRequest.on_timeout``).
+        on_timeout: functions that are called with the error if a time limit ends the request. It is also the
+            ``on_timeout`` of the ``HttpRequest``.
     """
 
     def __init__(self, parser: StreamParser, times: Times) -> None:
         self.parser = parser
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
-        self._began = False  # a token has arrived
-        self._close_at: float | None = None  # when a finished response is closed, even if the connection is open
+        self._has_delta = False
+        self._close_at: float | None = None  # time limit of a complete answer, on the clock of the event loop
 
     async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
-        """Read the response to its end. Close the connection in any case.
+        """Send the request, and read the response to its end. The connection is always closed or returned to its pool.
 
         Args:
-            send: sends the request and returns a response with a 2xx status.
-            deadline: when the request must have ended, by the event loop's clock.
+            send: sends the request, and returns a response with a 2xx status.
+            deadline: time limit of the request, in seconds on the clock of the event loop.
             on_delta: called with each delta as it arrives.
-            drain: awaited after each read with a delta, until the caller has consumed enough.
+            drain: waits until the caller has consumed earlier deltas.
 
         Raises:
-            LLMError: the response is incomplete or late. Deltas that arrived have been passed on before.
+            LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has been called for every
+                delta that arrived.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
         limit = min(last_delta_at + self._times.first_token, deadline)
         response: HttpResponse | None = None
         try:
-            async with asyncio.timeout_at(limit) as budget:
+            async with asyncio.timeout_at(limit) as timeout:
                 response = await send()
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        budget.reschedule(None)  # the caller's time does not count
+                        timeout.reschedule(None)  # the caller's time does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
                         break
                     limit = min(self._next_limit(last_delta_at), deadline)
-                    budget.reschedule(limit)
+                    timeout.reschedule(limit)
         except TimeoutError:
-            if not parser.settled:
+            if not parser.is_complete:
                 raise self._timeout_error(limit, deadline) from None
             self._feed(b"", on_delta)
         finally:
@@ -81,39 +83,40 @@ class AnswerReader:
             raise parser.fault
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
-        """Parse these bytes, or the end of the response. Return whether there was a delta."""
+        """Parse these bytes, or end the response if there are none. Return whether there was a delta."""
         deltas = self.parser.feed(data) if data else self.parser.end()
-        self._began = self._began or bool(deltas)
+        self._has_delta = self._has_delta or bool(deltas)
         for delta in deltas:
             on_delta(delta)
         return bool(deltas)
 
     def _next_limit(self, last_delta_at: float) -> float:
-        """Return the latest time for the next bytes."""
-        limit = last_delta_at + (self._times.gap if self._began else self._times.first_token)
-        if self.parser.settled:
+        """Return the time limit for the next bytes, on the clock of the event loop."""
+        limit = last_delta_at + (self._times.gap if self._has_delta else self._times.first_token)
+        if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
             close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
             limit = self._close_at = min(limit, self._close_at or close_at, close_at)
         return limit
 
     async def _read_data(self, response: HttpResponse) -> bytes:
-        """Return the next bytes; b"" at the end, or if the connection broke, which the parser records."""
+        """Return the next bytes; b"" at the end. If the connection breaks, record it in the parser and return b""."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # played from a cassette: the recorded request had timed out
+            raise  # a cassette plays a timeout
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
-            self.parser.broken(error.what)
+            if not self.parser.is_complete:
+                self.parser.fail(errors.AnswerCut(f"{error.what}, in the middle of the answer"))
         return b""
 
     def _timeout_error(self, limit: float, deadline: float) -> LLMError:
-        """Return the error of the time limit that is over."""
+        """Return the error for a response that is late, and call ``on_timeout`` with it."""
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
-        elif not self._began:
+        elif not self._has_delta:
             failure = errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")

@@ -87,7 +87,7 @@ async def test_message_that_repeats_prompt_or_key_is_not_quoted(message: str) ->
 
 
 async def test_server_message_is_quoted() -> None:
-    error = error_mapping.refusal(404, b'{"error":"model \'x\' not found"}')
+    error = error_mapping.map_response(404, b'{"error":"model \'x\' not found"}')
     assert error.server_message == "model 'x' not found"
     assert "not found" not in str(error)  # it is quoted only after a comparison with the request
     body = json.dumps({"error": {"message": "n must be 1\x1b[31m"}}).encode()

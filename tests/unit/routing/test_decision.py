@@ -32,7 +32,7 @@ def test_retryable_statuses_match_litellm() -> None:
     """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message."""
     litellm = _litellm._load()
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
-        assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
+        assert error_mapping.map_response(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
