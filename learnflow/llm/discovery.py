@@ -111,7 +111,7 @@ async def _probe_embedded(places: Iterable[Found], within: float) -> list[Found]
     if any(place.answers or (place.configured and _is_local(place.health.provider)) for place in places):
         return []
     try:
-        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the header of a file
+        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the file system
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
         return [await _invalid(EMBEDDED.name, error)] if is_set else []

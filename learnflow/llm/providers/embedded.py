@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Final, Unpack
@@ -42,7 +42,7 @@ from ..transport.untrusted import json_object, printable
 from . import embedded_model, llamacpp
 
 _DEFAULT_SLOTS: Final = 2
-_DEFAULT_CONTEXT: Final = 8192  # tokens of a slot, unless configured
+_DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start
 _MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # of a server that becomes ready, and dies
 _MAX_LOAD_S: Final = 30 * 24 * 3600.0  # a timer overflows above the system's time
@@ -52,9 +52,6 @@ _MAX_LOG_LINES: Final = 2000  # of one server at DEBUG; further lines are droppe
 _MAX_LOG_CHARS: Final = 300
 _MAX_REPORT_BYTES: Final = 4096
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
-_MAX_TOKENS: Final = 2**31 - 1  # of all slots together: a C int
-# The limits of llama.cpp (LLAMA_MAX_SEQ, GGML_MAX_N_THREADS; xllamacpp 2026.10).
-_MAX_VALUES: Final = {"context": _MAX_TOKENS, "slots": 256, "threads": 512}
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
 
@@ -67,10 +64,9 @@ class ServerConfig:
         provider: the name of the provider in ``LLM_PROVIDER``.
         model: the path of the GGUF.
         alias: the name of the model in requests.
-        context: the context length of a slot, in tokens.
+        context: the context length of a slot, in tokens. llama.cpp lowers it to that of the model's training.
         slots: the number of requests that are answered at once.
         threads: the number of threads for the computation.
-        trained: the context length that the model was trained for; None if unknown.
     """
 
     provider: str
@@ -79,7 +75,6 @@ class ServerConfig:
     context: int
     slots: int
     threads: int
-    trained: int | None = field(compare=False)
 
 
 class EmbeddedServer:
@@ -369,7 +364,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if path != "/v1/models":
             return httpx.Response(404, headers=llamacpp.HEADERS, json={})
         config, loading = self.server.config, self.server.starting
-        models = llamacpp.cold_model_list(config.alias, config.trained, config.context, loading=loading)
+        models = llamacpp.cold_model_list(config.alias, config.context, loading=loading)
         return httpx.Response(200, headers=llamacpp.HEADERS, json=models)
 
 
@@ -397,10 +392,11 @@ class EmbeddedProvider(BaseProvider):
     Args:
         model: the path of a GGUF, or the name of a model in the store (``learnflow-llm pull``). Default:
             ``EMBEDDED_MODEL``, else "smollm2".
-        context: the tokens of a request, prompt and answer. Default: ``EMBEDDED_CONTEXT``, else the context length of
-            the training, up to 8,192.
-        slots: the number of requests at once. Default: ``EMBEDDED_SLOTS``, else 2.
-        threads: the number of threads. Default: ``EMBEDDED_THREADS``, else the cores that this process may use.
+        context: the context length of a request in tokens, at most that of the model's training. Default:
+            ``EMBEDDED_CONTEXT``, else 8,192.
+        slots: the number of concurrent requests. Default: ``EMBEDDED_SLOTS``, else 2.
+        threads: the number of computing threads. Default: ``EMBEDDED_THREADS``, else the cores that this process may
+            use.
         base_url, api_key, vision_model: not supported. Every provider has these arguments.
         times: see ``BaseProvider``.
 
@@ -431,42 +427,29 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
-        sizes = {"context": context, "slots": slots, "threads": threads}
-        numbers = {name: getattr(own, name) if value is None else value for name, value in sizes.items()}
-        for name, value in numbers.items():
-            if value is not None and (type(value) is not int or not 1 <= value <= _MAX_VALUES[name]):
-                what = f"{name}= must be an integer from 1 to {_MAX_VALUES[name]}"
-                raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.variable(name)}")
+        sizes: dict[str, int] = {}
+        for name, value, default in (
+            ("context", context, _DEFAULT_CONTEXT),
+            ("slots", slots, _DEFAULT_SLOTS),
+            ("threads", threads, embedded_model.available_cores()),
+        ):
+            sizes[name] = (getattr(own, name) or default) if value is None else value
+            if type(sizes[name]) is not int or sizes[name] < 1:
+                raise NotConfigured(f"{name}= must be a positive integer", provider=self.spec.name)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         self._transport: EmbeddedTransport | None = None
         requested, key = model or own.model, None
         # Cassettes may have any model: if none is configured, their list of models names it.
         alias = embedded_model.alias_of(requested) if requested else None if replay else DEFAULT_MODEL
         if not active.plays(replay):
-            config = self._config(requested or DEFAULT_MODEL, **numbers)
+            path = embedded_model.find_file(self.spec, requested or DEFAULT_MODEL)
+            embedded_model.require_xllamacpp(self.spec.name)
+            config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, **sizes)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)
         host = f"http://{self.spec.name.replace('_', '-')}.localhost/v1"
         super().__init__(host, alias, key, **times)
-
-    def _config(self, model: str, context: int | None, slots: int | None, threads: int | None) -> ServerConfig:
-        """Return the configuration of the server. Raise NotConfigured if it cannot be started."""
-        path, trained = embedded_model.find(self.spec, model)
-        embedded_model.require_xllamacpp(self.spec.name)
-        config = ServerConfig(
-            provider=self.spec.name,
-            model=path,
-            alias=embedded_model.alias_of(model),
-            context=context or min(trained or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT),
-            slots=slots or _DEFAULT_SLOTS,
-            threads=threads or embedded_model.available_cores(),
-            trained=trained,
-        )
-        if config.context * config.slots > _MAX_TOKENS:
-            what = f"context= times slots= is {config.context * config.slots} tokens"
-            raise NotConfigured(what, provider=self.spec.name, hint=f"Set at most {_MAX_TOKENS}")
-        return config
 
     def _network(self) -> EmbeddedTransport | None:
         """Return the transport to the child process; None during a replay."""

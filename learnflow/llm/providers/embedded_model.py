@@ -13,7 +13,6 @@ from ..errors import NotConfigured
 from ..model_store import DEFAULT_MODEL
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import printable
-from .gguf import trained_context
 
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"
@@ -35,29 +34,16 @@ def available_cores() -> int:
     return cores
 
 
-def find(spec: ProviderSpec, model: str) -> tuple[Path, int | None]:
-    """Return the file of a model, and the context length of its training; None if the header lacks it.
+def find_file(spec: ProviderSpec, model: str) -> Path:
+    """Return the file of a model.
 
     Args:
-        spec: of the provider that errors name.
-        model: the path of a GGUF, or a name in the store.
+        spec: the spec of the provider that an error names.
+        model: the path of a GGUF, or the name of a model in the store.
 
     Raises:
-        NotConfigured: the file does not exist, cannot be read, or is not a GGUF.
+        NotConfigured: the file does not exist.
     """
-    path, variable = _file(spec, model), spec.variable("model")
-    shown = printable(str(path), _MAX_PATH_CHARS)
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return path, trained_context(file)
-        what = f"{shown} is not a GGUF file"
-    except OSError as error:
-        what = f"{shown} cannot be read ({type(error).__name__})"
-    raise NotConfigured(what, provider=spec.name, hint=f"Set {variable} to the path of a GGUF")
-
-
-def _file(spec: ProviderSpec, model: str) -> Path:
     is_path, variable = _is_path(model), spec.variable("model")
     try:
         path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)

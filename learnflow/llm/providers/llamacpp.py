@@ -47,10 +47,10 @@ def is_llamacpp_page(page: Page) -> bool:
     return page.headers.get("server") == HEADERS["server"]
 
 
-def cold_model_list(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
+def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
     """Return the list of models of a router with one cold model."""
-    meta, status = {"n_ctx_train": trained, "n_ctx": context}, {"value": "loading" if loading else "unloaded"}
-    return {"data": [{"id": name, "owned_by": _OWNER, "meta": meta, "status": status}]}
+    status = {"value": "loading" if loading else "unloaded"}
+    return {"data": [{"id": name, "owned_by": _OWNER, "meta": {"n_ctx": context}, "status": status}]}
 
 
 def _model(row: Mapping[str, Any]) -> Model:
