@@ -23,7 +23,7 @@ from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of, vendor_specs
 from .replay import active
 from .replay.transport import unrecorded
-from .servers.model_catalog import state_of, without_name
+from .servers.model_catalog import detail_of, state_of
 from .transport import network
 from .transport.client import NETWORK
 
@@ -146,7 +146,7 @@ async def _probe_configured(name: str, within: float) -> Found:
 async def _invalid(name: str, error: LLMError) -> Found:
     """Return the result for a provider with invalid or incomplete settings."""
     known = specs[name].capabilities.copy() if name in (specs := discoverable()) else unknown()
-    health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
+    health = Health(state=state_of(error), provider=name, base_url=None, detail=detail_of(error), capabilities=known)
     setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
     return Found(health, None, configured=True, setting=setting)
 

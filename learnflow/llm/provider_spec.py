@@ -45,7 +45,6 @@ class Model:
         remote: the server forwards its requests to another machine (Ollama's cloud models).
         trouble: the state and a sentence if the model cannot answer now; None if it can.
         known: the capabilities that the server reports.
-        learned_at: the time of the report, on the event loop's clock; None if the server did not report it.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Model:
     remote: bool = False
     trouble: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
-    learned_at: float | None = None
 
     def has_name(self, name: str) -> bool:
         """Return whether this is its name or an alias."""
@@ -73,7 +71,6 @@ class Server:
         models: its models.
         any_name: it answers any ``model=`` with its only model.
         trouble: the state and a sentence if it runs but cannot answer; None if it can.
-        learned_at: the time of the probe, on the event loop's clock.
     """
 
     kind: ProviderSpec | None = None
@@ -82,7 +79,6 @@ class Server:
     models: tuple[Model, ...] = ()
     any_name: bool = False
     trouble: tuple[State, str] | None = None
-    learned_at: float | None = None
 
     @property
     def chat_models(self) -> list[Model]:

@@ -14,7 +14,7 @@ from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
-from ..servers import model_loading, model_prices
+from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Work
 from ..timeouts import settle_times
@@ -29,6 +29,7 @@ from .request import request
 from .routable import Facts, RoutableProvider, names_of
 
 _T = TypeVar("_T")
+_PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
@@ -245,7 +246,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
-            await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
+            await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)
 
     async def _wait_for(self, name: str | None) -> Model:
@@ -254,7 +255,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
+                await asyncio.sleep(_PROBE_INTERVAL_S)
 
     def _network(self) -> Any:
         """Return the httpx transport of the requests; None for the network."""
