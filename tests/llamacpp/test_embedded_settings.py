@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 from pathlib import Path
 
 import pytest
@@ -92,20 +91,6 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.NotConfigured, match="not installed") as caught:
         EmbeddedProvider(model=str(MODEL))
     assert "pip install 'learnflow-llm[embedded]'" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("system", "machine", "libc"), [("FreeBSD", "amd64", ""), ("Linux", "riscv64", "glibc"), ("Linux", "x86_64", "")]
-)
-def test_platform_without_a_wheel_is_named(
-    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, libc: str
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
-    with pytest.raises(errors.NotConfigured, match=f"no wheel for this platform .{system} {machine}") as caught:
-        EmbeddedProvider(model=str(MODEL))
     assert "LLM_PROVIDER=llamacpp" in caught.value.hint
 
 

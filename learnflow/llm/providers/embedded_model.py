@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 from pathlib import Path
 from typing import Final
 
@@ -21,17 +20,13 @@ _MAX_NAME_CHARS: Final = 60
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its cgroup (v2, v1)."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
-            quota_us, period_us = (int(number) for number in " ".join(texts).split())
-        except (OSError, ValueError):  # "max": no quota
-            continue
-        if quota_us > 0 and period_us > 0:
-            cores = min(cores, max(1, quota_us // period_us))
-    return cores
+    try:
+        quota_us, period_us = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
+    return min(cores, max(1, quota_us // period_us))
 
 
 def find_file(spec: ProviderSpec, model: str) -> Path:
@@ -72,16 +67,10 @@ def alias_of(model: str) -> str:
 
 def require_xllamacpp(provider: str) -> None:
     """Raise NotConfigured if xllamacpp is not installed."""
-    if importlib.util.find_spec("xllamacpp"):
-        return
-    system, machine = platform.system(), platform.machine().lower()
-    wheels = {"Linux": ("x86_64", "aarch64"), "Windows": ("amd64",), "Darwin": ("arm64", "x86_64")}
-    if machine not in wheels.get(system, ()) or (system == "Linux" and platform.libc_ver()[0] != "glibc"):
+    if not importlib.util.find_spec("xllamacpp"):
         raise NotConfigured(
-            f"xllamacpp, which runs the embedded model, has no wheel for this platform ({system} {machine})",
+            "xllamacpp, which runs the embedded model, is not installed",
             provider=provider,
-            hint="Start llama.cpp's own server, and set LLM_PROVIDER=llamacpp",
+            hint=f"Install it: {EXTRA}. If it has no wheel for this platform, start llama.cpp's own server and set "
+            "LLM_PROVIDER=llamacpp",
         )
-    raise NotConfigured(
-        "xllamacpp, which runs the embedded model, is not installed", provider=provider, hint=f"Install it: {EXTRA}"
-    )
