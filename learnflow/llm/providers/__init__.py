@@ -37,7 +37,7 @@ class VendorProvider(BaseProvider):
     """Base of the vendors' classes. Its probes recognise every kind of server."""
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        return registry.kinds()
+        return registry.KINDS
 
 
 class OpenAIProvider(VendorProvider):

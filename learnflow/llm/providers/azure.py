@@ -43,5 +43,3 @@ SPEC: Final = ProviderSpec(
     },
     capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
 )
-
-V1: Final = replace(SPEC, litellm="openai", api=_NEWER)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..capabilities import unknown
+from ..capabilities import nearest, unknown
 from ..errors import NotConfigured
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
@@ -38,14 +37,17 @@ from . import (
     yandexgpt,
 )
 
+# The vendors with a class, in the order of tables and lists.
 _SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
-# In the order of tables and lists.
-_TRIED: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
-SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
+_VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
+SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
+# The kinds of server that probes recognise. Proxies come first, because they forward the pages of other servers.
+# llama.cpp is next: it imitates their pages, but marks every page with its header.
+KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
-_KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
+_KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
@@ -58,19 +60,9 @@ def vendor_specs() -> Mapping[str, ProviderSpec]:
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
-@cache
-def kinds() -> Sequence[ProviderSpec]:
-    """Return the kinds of server that probes recognise.
-
-    Proxies come first, because they forward the pages of other servers. llama.cpp is next: it imitates their pages, but
-    marks every page with its header.
-    """
-    return (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
-
-
 def discoverable() -> Mapping[str, ProviderSpec]:
     """Return the specs with default addresses that discovery probes."""
-    return {**SPECS, **{spec.name: spec for spec in kinds()}}
+    return {**SPECS, **{spec.name: spec for spec in KINDS}}
 
 
 def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
@@ -125,15 +117,17 @@ def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> Provide
         error.provider = name
         raise
     if not (own.base_url or given or own.kind or _is_recorded(name)):
-        near = difflib.get_close_matches(name, [*SPECS, *vendor_specs()], 1, cutoff=0.7)
-        names = f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all)"
-        own_server = f"for your own server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
-        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists all names" if near else ""
-        raise NotConfigured(f"unknown provider {name!r}", hint=likely or f"{names}; {own_server}")
+        hint = (
+            f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
+            f"server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
+        )
+        if similar := nearest(name, [*SPECS, *vendor_specs()], 1):
+            hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
+        raise NotConfigured(f"unknown provider {name!r}", hint=hint)
     kind = kind_of(own.kind or usual_kind)
     if kind is None:
         what = f"{plain.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
-        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` probes the server"
+        hint = f"Set it to the kind of server ({_KIND_NAMES}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
     return endpoint_spec(kind, name)
 
