@@ -1,7 +1,7 @@
 """The embedded provider: llama.cpp's server in a child process (xllamacpp).
 
-After its start the server is like any llama.cpp server on loopback, with a random key. Before its start the transport
-returns the pages of a llama.cpp router with a cold model, which the rest of the package handles.
+A running server is a llama.cpp server on loopback that requires a random key. While it does not run, the transport
+answers probes as a llama.cpp router with a cold model, so that no other module needs to start it.
 
 Tested with xllamacpp 2026.10.11549 and 2026.5.9093.
 """
@@ -45,8 +45,8 @@ from . import embedded_model, llamacpp
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # of a server that becomes ready, and dies
-_STOP_S: Final = 2.0  # for the end of the process; then it is killed
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # a server that ends more often has a fault
+_STOP_S: Final = 2.0  # until a process that does not end is killed
 _MAX_LOG_CHARS: Final = 300  # of a line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
@@ -55,15 +55,15 @@ _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """The configuration of a server. Providers with the same configuration share one server.
+    """The configuration of a server. Providers with equal configurations share one server.
 
     Attributes:
         provider: the name of the provider in ``LLM_PROVIDER``.
-        model: the path of the GGUF.
+        model: the path of the GGUF file.
         alias: the name of the model in requests.
         context: the context length of a slot, in tokens. llama.cpp lowers it to that of the model's training.
-        slots: the number of requests that are answered at once.
-        threads: the number of threads for the computation.
+        slots: the number of requests that are answered concurrently.
+        threads: the number of computing threads.
     """
 
     provider: str
@@ -294,7 +294,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. Answer a GET for a server that does not run. Raise LLMError if the start fails."""
+        """Send a request. While the server does not run, answer a GET here. Raise LLMError if the start fails."""
         if request.method == "GET" and self.stopped:
             return self._page(request.url.path)
         try:
@@ -361,7 +361,7 @@ class EmbeddedProvider(BaseProvider):
         slots: the number of concurrent requests. Default: ``EMBEDDED_SLOTS``, else 2.
         threads: the number of computing threads. Default: ``EMBEDDED_THREADS``, else the cores that this process may
             use.
-        base_url, api_key, vision_model: not supported. Every provider has these arguments.
+        base_url, api_key, vision_model: must be None. Every provider has these arguments.
         times: see ``BaseProvider``.
 
     Raises:
@@ -383,8 +383,7 @@ class EmbeddedProvider(BaseProvider):
         **times: Unpack[TimeOptions],
     ) -> None:
         common, own = settings.load(), settings.load_provider(self.spec)
-        given = base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model
-        if given:
+        if base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model:
             raise NotConfigured(
                 "an embedded server has no configurable address, key or second model",
                 provider=self.spec.name,
@@ -402,11 +401,11 @@ class EmbeddedProvider(BaseProvider):
                 raise NotConfigured(f"{name}= must be a positive integer", provider=self.spec.name)
         replay = active.current(common.llm_replay, common.llm_replay_mode)
         self._transport: EmbeddedTransport | None = None
-        requested, key = model or own.model, None
-        # Cassettes may have any model: if none is configured, their list of models names it.
-        alias = embedded_model.alias_of(requested) if requested else None if replay else DEFAULT_MODEL
+        # With cassettes there is no default model, because their model list names the recorded one.
+        key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
+        alias = embedded_model.alias_of(model) if model else None
         if not active.plays(replay):
-            path = embedded_model.find_file(self.spec, requested or DEFAULT_MODEL)
+            path = embedded_model.find_file(self.spec, model or DEFAULT_MODEL)
             embedded_model.require_xllamacpp(self.spec.name)
             config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, **sizes)
             server = _servers.setdefault(config, EmbeddedServer(config))
@@ -426,12 +425,12 @@ class EmbeddedProvider(BaseProvider):
 
     @property
     def cassettes_of(self) -> str:
-        """Return the name of its cassettes, which are those of llama.cpp."""
+        """Return the name of the folder with llama.cpp's cassettes."""
         return llamacpp.SPEC.name
 
     @property
     def address(self) -> str:
-        """Return the key of its circuit breaker, which all providers of its server share."""
+        """Return the key of the circuit breaker, which the providers of one server share."""
         return f"{self.endpoint.base} ({id(self._transport.server)})" if self._transport else super().address
 
     async def prepare(self) -> None:

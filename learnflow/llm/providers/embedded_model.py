@@ -1,4 +1,4 @@
-"""The requirements of an embedded server: a model file, its name in requests, xllamacpp, cores."""
+"""The requirements of an embedded server: a model file, xllamacpp and cores."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_file(spec: ProviderSpec, model: str) -> Path:
         path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+    except (OSError, RuntimeError, ValueError):  # the path is too long, names an unknown user, or contains NUL
         path = Path(model)
     if is_path:
         what = f"the model file {printable(str(path), _MAX_PATH_CHARS)} does not exist"
@@ -52,7 +52,7 @@ def find_file(spec: ProviderSpec, model: str) -> Path:
     else:
         what = f"the model {printable(model, _MAX_NAME_CHARS)!r} is not in the store ({model_store.folder()})"
         hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
-        hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
+        hint += f"; or set {variable} to another model"
     raise NotConfigured(what, provider=spec.name, hint=hint)
 
 
@@ -61,7 +61,7 @@ def _is_path(model: str) -> bool:
 
 
 def alias_of(model: str) -> str:
-    """Return the name of a model in requests: the printable file name without the suffix, or the name in the store."""
+    """Return the name of a model in requests: the name in the store, or the name of the file without its suffix."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
 
 

@@ -1,4 +1,4 @@
-"""Find the spec of a provider by its name: a tested vendor, a vendor of LiteLLM's table, or an operator's endpoint."""
+"""The specs of providers by name: vendors with a class, vendors of LiteLLM's table, and an operator's endpoints."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make ven
 
 @cache
 def vendor_specs() -> Mapping[str, ProviderSpec]:
-    """Return the specs without a class: two proxies, and LiteLLM's vendors (``vendors.json``)."""
+    """Return the specs of the vendors without a class: LiteLLM's table (``vendors.json``), and two proxies."""
     vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
 def discoverable() -> Mapping[str, ProviderSpec]:
-    """Return the specs with default addresses that discovery probes."""
+    """Return the specs that discovery probes at their default addresses."""
     return {**SPECS, **{spec.name: spec for spec in KINDS}}
 
 
@@ -89,12 +89,12 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
 
 
 def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
-    """Return the spec of a provider: a vendor's, or that of an endpoint in the environment.
+    """Return the spec of a provider, which is a vendor or an operator's endpoint.
 
     Args:
-        name: the provider's name, in any case.
-        given: the caller has the address of the endpoint, so that the environment need not set it.
-        usual_kind: the kind of an endpoint if the environment does not set it.
+        name: the provider's name, in lower or upper case.
+        given: the caller has the address of the endpoint, so that ``<NAME>_BASE_URL`` is not required.
+        usual_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
@@ -105,7 +105,7 @@ def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) ->
 def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
-    The error for an invalid or unknown name has no provider. Other errors have the endpoint's name.
+    The ``provider`` of an error is None if the name is invalid or unknown. Otherwise it is the endpoint's name.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
@@ -133,20 +133,20 @@ def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> Provide
 
 
 def kind_of(kind: str | None) -> ProviderSpec | None:
-    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or unknown."""
+    """Return the spec for a value of ``<NAME>_KIND``; None if the value is unknown or not set."""
     name = (kind or "").strip().lower()
     return SPECS.get(name) or vendor_specs().get(name)
 
 
 def _is_recorded(name: str) -> bool:
-    """Return whether the replayed cassettes have this provider. It then needs no address."""
+    """Return whether the replayed cassettes have this provider, which then needs no address."""
     common = settings.load()
     cassettes = active.current(common.llm_replay, common.llm_replay_mode)
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
 def check(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. Other faults are raised when the provider is created."""
+    """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
     try:
         spec_of(name)
     except NotConfigured as error:

@@ -119,15 +119,12 @@ def read_model_list(page: Page, key: str, name_field: str) -> Server | None:
     rows = page.rows(key)
     if rows is None:
         return None
-    models = []
-    for row in rows:
-        name = text(row.get(name_field))
-        if name:
-            lengths = (non_negative_int(row.get(field)) for field in ("context_length", "max_model_len"))
-            context = next(filter(None, lengths), None)
-            known = {"context": context, "context_served": context}
-            models.append(Model(name=name, chat="embed" not in name.lower(), known=known))
-    return Server(models=tuple(models))
+    return Server(models=tuple(_listed_model(name, row) for row in rows if (name := text(row.get(name_field)))))
+
+
+def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
+    context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
+    return Model(name=name, chat="embed" not in name.lower(), known={"context": context, "context_served": context})
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
