@@ -43,7 +43,7 @@ class Model:
         loaded: it is in memory; None if the server does not report it.
         chat: it can chat; False for an embedding model.
         remote: the server forwards its requests to another machine (Ollama's cloud models).
-        trouble: the state and a sentence if the model cannot answer now; None if it can.
+        fault: the state and a sentence if the model cannot answer now; None if it can.
         known: the capabilities that the server reports.
     """
 
@@ -52,7 +52,7 @@ class Model:
     loaded: bool | None = None
     chat: bool = True
     remote: bool = False
-    trouble: tuple[State, str] | None = None
+    fault: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
     def has_name(self, name: str) -> bool:
@@ -70,7 +70,7 @@ class Server:
         slots: the number of requests that it answers at once; None if it does not report it.
         models: its models.
         any_name: it answers any ``model=`` with its only model.
-        trouble: the state and a sentence if it runs but cannot answer; None if it can.
+        fault: the state and a sentence if it runs but cannot answer; None if it can.
     """
 
     kind: ProviderSpec | None = None
@@ -78,7 +78,7 @@ class Server:
     slots: int | None = None
     models: tuple[Model, ...] = ()
     any_name: bool = False
-    trouble: tuple[State, str] | None = None
+    fault: tuple[State, str] | None = None
 
     @property
     def chat_models(self) -> list[Model]:

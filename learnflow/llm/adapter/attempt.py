@@ -232,7 +232,7 @@ class _Attempt:
         runner, model = self._runner, self._model
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
-        finish_missing = self._catalog.stated.get("finish") is False
+        finish_missing = self._catalog.overrides.get("finish") is False
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(budget))
@@ -269,7 +269,7 @@ class _Attempt:
 
     def _first_variant(self) -> Variant:
         """Return the variant before any refusal. Skip JSON schemas if the operator configured them as unsupported."""
-        no_schema = self._catalog.stated.get("json_schema") is False
+        no_schema = self._catalog.overrides.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _time_limits(self, budget: ContextBudget) -> Times:

@@ -136,7 +136,7 @@ class ContextBudget:
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
         self._described = Model(name=model)
         self._chooses = spec.server.context_length is not None and not request.own_context
-        self._stated: int | None = catalog.stated.get("context_served")
+        self._stated: int | None = catalog.overrides.get("context_served")
         self._retried = False
         self._before_retry: int | None = None  # the length that this process requested before the retry
         self.context_length: int | None = None

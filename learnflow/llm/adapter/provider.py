@@ -100,7 +100,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        grows = spec.server.context_length and "context_served" not in self.catalog.stated
+        grows = spec.server.context_length and "context_served" not in self.catalog.overrides
         if grows:  # the server loads it with up to the context length of the training
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
@@ -245,7 +245,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load a model unless it is loaded."""
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
+            context_length = self.catalog.overrides.get("context_served") or requested(self.endpoint.base, model.name)
             await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)
 

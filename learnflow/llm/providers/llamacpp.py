@@ -38,7 +38,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
         any_name=not router,
-        trouble=("loading", "the server is loading its model") if loading else None,
+        fault=("loading", "the server is loading its model") if loading else None,
     )
 
 
@@ -66,7 +66,7 @@ def _model(row: Mapping[str, Any]) -> Model:
         name=str(row["id"]),
         aliases=texts(row.get("aliases")),
         loaded=status in _LOADED_STATES if status else True,
-        trouble=_trouble(state),
+        fault=_find_fault(state),
         known={
             "context": non_negative_int(meta.get("n_ctx_train")) or None,
             "context_served": non_negative_int(meta.get("n_ctx")) or None,
@@ -75,7 +75,7 @@ def _model(row: Mapping[str, Any]) -> Model:
     )
 
 
-def _trouble(state: Mapping[str, Any]) -> tuple[State, str] | None:
+def _find_fault(state: Mapping[str, Any]) -> tuple[State, str] | None:
     """Return the state and a sentence if a router reports that the model cannot answer; None if it can."""
     if state.get("failed"):
         return "down", "the server could not load this model: check its log"

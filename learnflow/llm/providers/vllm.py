@@ -29,7 +29,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     )
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed)
     sentence = "the engine is dead according to /health: check the server's log and restart it"
-    return Server(version=version, models=models, trouble=("down", sentence) if failed else None)
+    return Server(version=version, models=models, fault=("down", sentence) if failed else None)
 
 
 SPEC: Final = ProviderSpec(

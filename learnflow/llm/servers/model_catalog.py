@@ -74,7 +74,7 @@ class ModelCatalog:
         client: the client for the endpoint of the provider.
         kinds: the kinds of server to recognise at the endpoint.
         model: the configured model; None if there is none.
-        stated: the capabilities that the operator configured. They override every other source.
+        overrides: the capabilities that the operator configured. They win over every other source.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -86,9 +86,9 @@ class ModelCatalog:
         client: Client,
         kinds: Sequence[ProviderSpec],
         model: str | None,
-        stated: Mapping[str, Any],
+        overrides: Mapping[str, Any],
     ) -> None:
-        self.client, self.stated = client, stated
+        self.client, self.overrides = client, overrides
         self.server: Server | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
@@ -251,7 +251,7 @@ class ModelCatalog:
         by_spec = Capabilities(**{**spec.capabilities, "local": local, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merged(by_spec, priced, reported, self.stated)
+        return merged(by_spec, priced, reported, self.overrides)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""

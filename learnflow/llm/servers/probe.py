@@ -40,12 +40,12 @@ async def find_server(
     server = _read(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
     kinds = kinds if spec.local or endpoint.near else ()
-    if isinstance(error, errors.AuthenticationFailed) or (server and server.trouble):
+    if isinstance(error, errors.AuthenticationFailed) or (server and server.fault):
         return server or await _recognise(client, kinds, deadline), error or error_of(server)
     if server is None and not isinstance(error, errors.Unavailable):
         server = await _recognise(client, kinds, deadline)
         server = server or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
-    if server and server.trouble:
+    if server and server.fault:
         return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
         what = f"the server is {server.kind.title}, not {spec.title}"
@@ -129,9 +129,9 @@ def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
     """Return the error for a server or model that reports that it cannot answer; None if it can."""
-    if subject is None or subject.trouble is None:
+    if subject is None or subject.fault is None:
         return None
-    state, sentence = subject.trouble
+    state, sentence = subject.fault
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
 
 
