@@ -51,6 +51,8 @@ _MAX_LOG_CHARS: Final = 300  # of a line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
+# Held while a process is created, and during a fork: a forked child must not inherit a pipe that it cannot close.
+_lock: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +226,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 _servers: Final = register("embedded servers", dict[ServerConfig, EmbeddedServer]())
-# Held during a start, and during a fork: a forked child must not inherit a pipe that it cannot close.
-_lock: Final = threading.Lock()
 
 
 def _after_fork_in_child() -> None:

@@ -127,7 +127,7 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
 
 
 async def _continuation(
-    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], attempt: Attempt
 ) -> HttpRequest:
     """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
 
@@ -139,21 +139,21 @@ async def _continuation(
     """
     if any(_has_more_than_text(message) for message in messages):
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
-    plain = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
+    texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
     # With other options the server would reload the model.
-    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
-    text: str | None = None
-    if begun.thinking:  # if the template renders it, the marker shows where the answer begins
-        marked = {"role": "assistant", "content": _ANSWER_MARKER, "thinking": begun.thinking}
-        rendered = await _render(client, {"model": model, "messages": [*plain, marked], **same, **think})
-        if begun.thinking in rendered and _ANSWER_MARKER in rendered:
-            text = rendered[: rendered.rindex(_ANSWER_MARKER)] + (begun.prefix or "")
-    if text is None:
-        text = await _render(client, {"model": model, "messages": plain, **same, **think})
-        text += begun.raw.removeprefix(_THINK_TAG) if text.rstrip().endswith(_THINK_TAG) else begun.raw
-    raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=raw)
+    options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
+    prompt: str | None = None
+    if attempt.thinking:  # if the template renders it, the marker shows where the answer begins
+        answer = {"role": "assistant", "content": _ANSWER_MARKER, "thinking": attempt.thinking}
+        rendered = await _render(client, {"model": model, "messages": [*texts, answer], **options, **think})
+        if attempt.thinking in rendered and _ANSWER_MARKER in rendered:
+            prompt = rendered[: rendered.rindex(_ANSWER_MARKER)] + (attempt.prefix or "")
+    if prompt is None:
+        prompt = await _render(client, {"model": model, "messages": texts, **options, **think})
+        prompt += attempt.raw.removeprefix(_THINK_TAG) if prompt.rstrip().endswith(_THINK_TAG) else attempt.raw
+    request = {"model": model, "prompt": prompt, "raw": True, "stream": True, **options}
+    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=request)
 
 
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
@@ -213,11 +213,11 @@ class NDJSONParser(StreamParser):
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
-        piece = self._parse(self._parse_line, rest)
+        delta = self._parse(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
-            cut = "the stream ended in the middle of a line"
-            self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
-        return piece
+            what = "the stream ended in the middle of a line"
+            self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
+        return delta
 
     def _missing_finish(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
