@@ -122,14 +122,14 @@ def build(
     base_url: str | None = None,
     model: str | None = None,
     api_key: str | None = None,
-    usual_kind: str | None = None,
+    default_kind: str | None = None,
 ) -> BaseProvider:
     """Create a provider. The defaults of the arguments come from the environment.
 
     Args:
         name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
         base_url, model, api_key: see ``BaseProvider``.
-        usual_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
+        default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Returns:
         The provider. No request was sent.
@@ -137,13 +137,13 @@ def build(
     Raises:
         NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
-    spec = registry.spec_of(name, given=base_url is not None, usual_kind=usual_kind)
+    spec = registry.spec_of(name, has_address=base_url is not None, default_kind=default_kind)
     return provider_of(spec, base_url, model, api_key)
 
 
-def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:
+def provider_of(spec: ProviderSpec, *arguments: str | None) -> BaseProvider:
     """Create a provider with this spec. A spec without a class (an endpoint, LiteLLM's table) gets a new class."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    return kind(*given)
+    return kind(*arguments)

@@ -88,21 +88,21 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
     )
 
 
-def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
+def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = None) -> ProviderSpec:
     """Return the spec of a provider, which is a vendor or an operator's endpoint.
 
     Args:
         name: the provider's name, in lower or upper case.
-        given: the caller has the address of the endpoint, so that ``<NAME>_BASE_URL`` is not required.
-        usual_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
+        has_address: the caller has the address of the endpoint, so that ``<NAME>_BASE_URL`` is not required.
+        default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
     """
-    return kind_of(name) or _find_endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
+    return kind_of(name) or _find_endpoint(name.strip().lower(), has_address=has_address, default_kind=default_kind)
 
 
-def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
+def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
     The ``provider`` of an error is None if the name is invalid or unknown. Otherwise it is the endpoint's name.
@@ -110,23 +110,23 @@ def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> Provide
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
         raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
-    plain = endpoint_spec(CUSTOM, name)
+    spec = endpoint_spec(CUSTOM, name)
     try:
-        own = settings.load_provider(plain)
+        own = settings.load_provider(spec)
     except NotConfigured as error:
         error.provider = name
         raise
-    if not (own.base_url or given or own.kind or _is_recorded(name)):
+    if not (own.base_url or has_address or own.kind or _is_recorded(name)):
         hint = (
             f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
-            f"server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
+            f"server set {spec.variable('base_url')}, and {spec.variable('kind')} to its kind"
         )
         if similar := nearest(name, [*SPECS, *vendor_specs()], 1):
             hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
         raise NotConfigured(f"unknown provider {name!r}", hint=hint)
-    kind = kind_of(own.kind or usual_kind)
+    kind = kind_of(own.kind or default_kind)
     if kind is None:
-        what = f"{plain.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
+        what = f"{spec.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KIND_NAMES}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
     return endpoint_spec(kind, name)
