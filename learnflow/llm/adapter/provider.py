@@ -23,9 +23,9 @@ from ..transport.client import NETWORK, Client
 from ..transport.endpoint import settle
 from . import _litellm
 from .attempt import Runner
-from .context_window import requested
-from .options import checked
-from .request import request
+from .context_window import requested_context
+from .options import check_keywords
+from .request import build_request
 from .routable import Facts, RoutableProvider, names_of
 
 _T = TypeVar("_T")
@@ -141,11 +141,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return the work of one attempt; see ``RoutableProvider.attempt``."""
-        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
-            prepared = request(
-                self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options)
-            )
+            keywords = check_keywords(self.spec, keywords)
+            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
         except LLMError as error:
             error.provider = self.name
             raise
@@ -245,7 +244,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load a model unless it is loaded."""
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            context_length = self.catalog.overrides.get("context_served") or requested(self.endpoint.base, model.name)
+            requested = requested_context(self.endpoint.base, model.name)
+            context_length = self.catalog.overrides.get("context_served") or requested
             await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)
 

@@ -127,7 +127,7 @@ async def reasked(
             failed.attempts = tuple(tried) if len(tried) > 1 else ()
             raise failed.with_traceback(None)
         rejected.append(answer)
-        request = request.corrected(answer.text, reason)
+        request = request.with_correction(answer.text, reason)
         patience = attempt.patience and min(attempt.patience, left_s / 2)  # leaves time for other providers
         attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 

@@ -5,12 +5,12 @@ It does not send the prompt. It probes servers only with ``--probe``, or if no p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
 import click
 
-from ..adapter.context_window import unknown
 from ..base import Call, Options, Prompt
 from ..factory import get_provider
 from ..routing.option import Option
@@ -97,6 +97,11 @@ def choices_of(
     return [_choice(option, chain, is_chosen=option is chosen) for option in order]
 
 
+def _unknown_requirements(option: Option, chain: Chain) -> list[str]:
+    capabilities: Mapping[str, Any] = option.facts.capabilities
+    return [name for name in chain.needs.capabilities if capabilities[name] is None]
+
+
 def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
     if lacking := chain.lacks(option):
@@ -107,7 +112,7 @@ def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
         why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"
     elif not is_chosen:
         why = "would be used if the providers before it fail"
-    elif doubt := unknown(chain.needs, option.facts.capabilities):
+    elif doubt := _unknown_requirements(option, chain):
         serves, why = None, f"would be used; it is unknown whether it has {', '.join(doubt)}"
     else:
         serves, why = True, "would serve"

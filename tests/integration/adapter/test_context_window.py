@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from learnflow.llm import AtMost, RouterProvider, errors, events
-from learnflow.llm.adapter.context_window import at_least
+from learnflow.llm.adapter.context_window import estimate_min_tokens
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
 from learnflow.llm.providers.ollama import SPEC
 from learnflow.llm.testing import Fault, FaultServer
@@ -196,9 +196,9 @@ async def test_context_length_adopts_size_loaded_by_other_client() -> None:
 
 
 def test_low_estimate_counts_words_and_cjk_characters() -> None:
-    assert at_least(["one two", "three"]) == 3
-    assert at_least(["中" * 600]) == 101
-    assert at_least([""]) == 0
+    assert estimate_min_tokens(["one two", "three"]) == 3
+    assert estimate_min_tokens(["中" * 600]) == 101
+    assert estimate_min_tokens([""]) == 0
 
 
 async def test_context_length_of_the_caller_is_sent() -> None:

@@ -28,7 +28,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from ...adapter.context_window import at_most
+from ...adapter.context_window import estimate_max_tokens
 from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
@@ -118,7 +118,7 @@ class ChatLearnFlow(BaseChatModel):
 
     def get_num_tokens(self, text: str) -> int:
         """Estimate the tokens of a text from above. It loads no tokenizer and sends no request."""
-        return at_most([text])
+        return estimate_max_tokens([text])
 
     def _resolve_model_profile(self) -> Any:
         """Return a ModelProfile for LangChain's middleware. LangChain calls it once, unless the caller passed one."""
