@@ -60,10 +60,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         spec = self.spec
         common, own = settings.load(), settings.load_provider(spec)
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
-            base_url = replay.address(self.cassettes_of, near=spec.local)
-        replays = active.plays(replay)
+            base_url = replay.base_url(self.cassettes_of, local=spec.local)
+        replays = active.is_replay(replay)
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
         self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
@@ -74,7 +74,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
+        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.configured_capabilities)
         log_content, reask = common.llm_log_content, common.llm_reask
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 

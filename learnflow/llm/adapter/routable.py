@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from .. import errors, events, settings
 from ..base import Attempt, Call, LLMProvider, Options
-from ..capabilities import Capabilities, Health, unknown
+from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..stream import Emit, Relay, Work
@@ -238,7 +238,7 @@ class _Wrapper(RoutableProvider):
 
     def get_capabilities(self) -> Capabilities:
         """Return the capabilities of the provider. Those that it omits are unknown."""
-        return {**unknown(cost=None), **self.provider.get_capabilities()}
+        return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
 
     def facts(self, model: str | None) -> Facts:
         """Return the defaults, with the same address if the provider is wrapped again."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from .. import settings, settings_sources
-from ..discovery import Found
+from ..discovery import Candidate
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
@@ -77,11 +77,11 @@ def _misspelt(provider: str | None) -> Iterator[str]:
         yield f"{variable.name} (in {variable.where}): did you mean {near}?"
 
 
-def _name(place: Found) -> str:
+def _name(place: Candidate) -> str:
     return f"{place.health.provider} at {place.health.base_url or 'no address'}"
 
 
-def _traps(places: Sequence[Found]) -> Iterator[str]:
+def _traps(places: Sequence[Candidate]) -> Iterator[str]:
     proxies = settings_sources.proxies()
     named = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
     if named:
@@ -104,27 +104,27 @@ def _traps(places: Sequence[Found]) -> Iterator[str]:
             )
 
 
-def _provider(place: Found) -> str:
+def _provider(place: Candidate) -> str:
     return place.health.provider
 
 
-def _url(place: Found) -> str:
+def _url(place: Candidate) -> str:
     return place.health.base_url or "-"
 
 
-def _details(place: Found) -> str:
+def _details(place: Candidate) -> str:
     """Return the details of a probe; "" for a default address without a server."""
     nothing = place.health.state == "down" and not place.configured
     return "" if nothing or place.health.detail == "ready" else place.health.detail.removeprefix("ready; ")
 
 
-def _used(chain: Sequence[str], places: Sequence[Found]) -> str:
+def _used(chain: Sequence[str], places: Sequence[Candidate]) -> str:
     names = [_name(place) for place in select(chain, places) if place.ready]
     none = f"not ready: {', '.join(chain)}" if chain else "none is named, and no local server is ready"
     return ", then ".join(names) or f"nothing ({none})"
 
 
-def _advice(chain: Sequence[str], places: Sequence[Found]) -> Iterator[str]:
+def _advice(chain: Sequence[str], places: Sequence[Candidate]) -> Iterator[str]:
     """Yield the lines of .env that name a working provider."""
     selected = select(chain, places)
     ready = [place for place in selected if place.ready]
@@ -143,7 +143,7 @@ def _advice(chain: Sequence[str], places: Sequence[Found]) -> Iterator[str]:
     yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start_command}"
 
 
-def _lines(place: Found) -> Iterator[str]:
+def _lines(place: Candidate) -> Iterator[str]:
     """Yield the lines that name a server and its model."""
     assert place.provider  # noqa: S101  # it is ready
     spec, address = place.provider.spec, place.provider.endpoint

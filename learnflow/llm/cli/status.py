@@ -13,8 +13,8 @@ import click
 
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
-from ..capabilities import YES_NO, Health
-from ..discovery import Found, scan, usable
+from ..capabilities import FLAGS, Health
+from ..discovery import Candidate, scan, select_usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
@@ -24,7 +24,7 @@ from .command import ExitCode, command, json_option, provider_option, within_opt
 from .terminal import notify, progress, size, table, write, write_json
 
 NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
-_SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
+_SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("streaming", "local"))
 
 
 @command
@@ -61,13 +61,13 @@ async def status(include_all: bool, as_json: bool, within: float, provider: str 
     return ExitCode.OK if first else ExitCode.NO_PROVIDER
 
 
-def _is_listed(candidate: Found, chain: Sequence[str]) -> bool:
+def _is_listed(candidate: Candidate, chain: Sequence[str]) -> bool:
     """Return whether to list a provider without ``--all``. A cloud with a key is listed only if it is in the chain."""
     local = candidate.provider is None or candidate.provider.spec.local
     return candidate.answers or (candidate.configured and (local or candidate.health.provider in chain))
 
 
-def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
+def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]:
     """Yield remarks on providers, and on detected servers that are not used."""
     for candidate in listed:
         name, used = candidate.health.provider, _used_instead(candidate, chain, listed)
@@ -82,7 +82,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
             )
 
 
-def _used_instead(candidate: Found, chain: Sequence[str], candidates: Sequence[Found]) -> Found | None:
+def _used_instead(candidate: Candidate, chain: Sequence[str], candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the configured provider that is used instead of a detected server with the same name, if any."""
     if candidate.configured or candidate.health.provider not in chain:
         return None
@@ -117,11 +117,11 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
 
 
 def _list_store(*, as_json: bool) -> int:
-    stored = model_store.models()
+    files = [(file.stem, str(file), file.stat().st_size) for file in model_store.models()]
     if as_json:
-        write_json([{"name": file.name, "path": str(file.path), "size_bytes": file.size_bytes} for file in stored])
-    elif stored:
-        table(("NAME", "SIZE", "PATH"), ((file.name, size(file.size_bytes), str(file.path)) for file in stored))
+        write_json([{"name": name, "path": path, "size_bytes": size_bytes} for name, path, size_bytes in files])
+    elif files:
+        table(("NAME", "SIZE", "PATH"), ((name, size(size_bytes), path) for name, path, size_bytes in files))
     else:
         notify(f"no model is stored in {model_store.folder()}. Run learnflow-llm pull smollm2 to download a small one")
     return ExitCode.OK
@@ -134,7 +134,7 @@ def chain_of(provider: str | None) -> list[str]:
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def probe(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
+async def probe(provider: str | None, within: float) -> tuple[list[str], list[Candidate]]:
     """Probe the chain, the other configured providers, and the local servers.
 
     Returns:
@@ -150,14 +150,14 @@ async def probe(provider: str | None, within: float) -> tuple[list[str], list[Fo
         return chain, await scan(within, chain, embedded=True)
 
 
-def select(chain: Sequence[str], candidates: Iterable[Found]) -> list[Found]:
+def select(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the providers that requests would use, in order: the chain, else all usable local ones."""
     if chain:
         configured = [
             candidate for candidate in candidates if candidate.health.provider in chain and candidate.configured
         ]
         return sorted(configured, key=lambda candidate: chain.index(candidate.health.provider))
-    return usable(candidates)
+    return select_usable(candidates)
 
 
 def report_replay() -> None:
@@ -166,11 +166,11 @@ def report_replay() -> None:
         common = settings.load()
     except errors.NotConfigured:
         return  # the command reports it
-    if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
+    if active.is_replay(active.current(common)):
         notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
 
-async def _models(candidate: Found, within: float) -> list[Model]:
+async def _models(candidate: Candidate, within: float) -> list[Model]:
     assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # the server answers
     try:
         return await candidate.provider.models(within)
@@ -196,7 +196,7 @@ def _status_object(health: Health) -> dict[str, Any]:
     }
 
 
-def _model_object(candidate: Found, model: Model) -> dict[str, Any]:
+def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
     assert candidate.provider  # noqa: S101  # it has listed its models
     return {
         "provider": candidate.health.provider,
@@ -212,7 +212,7 @@ def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
-def _status_row(candidate: Found, first: bool) -> tuple[str, ...]:
+def _status_row(candidate: Candidate, first: bool) -> tuple[str, ...]:
     health = candidate.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
@@ -229,7 +229,7 @@ def state(health: Health) -> str:
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
-def _model_row(candidate: Found, model: Model) -> tuple[str, ...]:
+def _model_row(candidate: Candidate, model: Model) -> tuple[str, ...]:
     assert candidate.provider  # noqa: S101  # it has listed its models
     known = candidate.provider.get_capabilities(model.name)
     loaded = "elsewhere" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..provider_spec import ProviderSpec
 from ..settings import Settings
-from ..settings_sources import places, places_of
+from ..settings_sources import find_variables, read_sources
 
 _NODE_PREFIX: Final = "LLM_MODEL_"
 _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
@@ -26,7 +26,7 @@ class Variable:
 
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return all variables of this package and of these providers that are set, by precedence."""
-    sources = places()
+    sources = read_sources()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
     settings += sorted(
@@ -35,9 +35,9 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     listed: list[Variable] = []
     for spellings in settings:
         used: str | None = None
-        for name, place in places_of(spellings, sources):
-            listed.append(Variable(name, place, used))
-            used = used or f"{name} in {place}"
+        for name, source, _ in find_variables(spellings, sources):
+            listed.append(Variable(name, source, used))
+            used = used or f"{name} in {source}"
     return listed
 
 
@@ -51,7 +51,7 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
     specs = list(specs)
     ours = {name.upper() for name in Settings.model_fields} | _names(specs)
     known = ours | _names(others) | {name for spec in specs for name in spec.server.server_variables}
-    for place, variables in places().items():
+    for place, variables in read_sources().items():
         for name in sorted(set(variables) - known):
             near = (
                 difflib.get_close_matches(name, ours, 1, _MIN_SIMILARITY) if not name.startswith(_NODE_PREFIX) else []

@@ -50,7 +50,7 @@ def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvid
     tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
     telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
     removers = [events.add_sink(telemetry)]
-    if settings.load().captures_content:
+    if settings.load().otel_instrumentation_genai_capture_message_content:
         removers.append(events.add_content_sink(telemetry.record_content))
 
     def remove() -> None:

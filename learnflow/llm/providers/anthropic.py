@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
@@ -26,5 +25,5 @@ SPEC: Final = ProviderSpec(
         schema_modes=("words",),
     ),
     other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
-    capabilities=unknown(local=False, json_schema=False),
+    known={"json_schema": False},
 )

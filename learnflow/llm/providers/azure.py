@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import effort
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
 # OpenAI's API, at …/openai/v1 since August 2025.
@@ -33,7 +32,7 @@ SPEC: Final = ProviderSpec(
         models_path="/openai/models",
         lists_all=False,  # its list has the models that can be deployed
     ),
-    dialect=Dialect(reasoning=effort(), finishes_turns=True),
+    dialect=Dialect(reasoning=REASONING_EFFORT, finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
     other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
@@ -41,5 +40,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+    known={"json_schema": True, "tools": True, "prefill": False},
 )

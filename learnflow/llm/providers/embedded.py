@@ -399,12 +399,12 @@ class EmbeddedProvider(BaseProvider):
             sizes[name] = (getattr(own, name) or default) if value is None else value
             if type(sizes[name]) is not int or sizes[name] < 1:
                 raise NotConfigured(f"{name}= must be a positive integer", provider=self.spec.name)
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         self._transport: EmbeddedTransport | None = None
         # With cassettes there is no default model, because their model list names the recorded one.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
         alias = embedded_model.alias_of(model) if model else None
-        if not active.plays(replay):
+        if not active.is_replay(replay):
             path = embedded_model.find_file(self.spec, model or DEFAULT_MODEL)
             embedded_model.require_xllamacpp(self.spec.name)
             config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, **sizes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import ALWAYS, SAMPLING, effort
+from ..parameters import ALWAYS, REASONING_EFFORT, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -22,8 +21,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         # An unknown field is a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
-        reasoning=effort(),
+        reasoning=REASONING_EFFORT,
     ),
     other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
-    capabilities=unknown(local=False),
 )

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Final
 
 from .. import errors
-from ..capabilities import unknown
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
@@ -34,7 +33,6 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 SPEC: Final = ProviderSpec(
     name="litellm_proxy",
     title="LiteLLM's proxy",
-    evidence="server",
     tested_versions="1.106.2",
     litellm="litellm_proxy",
     local=True,
@@ -42,5 +40,5 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
     dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
     other_spellings={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    capabilities=unknown(local=True, cost=None),
+    known={"cost": None},
 )

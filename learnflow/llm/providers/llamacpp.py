@@ -12,8 +12,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
-from ..capabilities import State, unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..capabilities import State
+from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
@@ -120,7 +120,6 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
-    evidence="server",
     tested_versions="0c1e570",
     litellm="hosted_vllm",
     local=True,
@@ -135,8 +134,8 @@ SPEC: Final = ProviderSpec(
         ),
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
-    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
     other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True, prefill=True),
+    known={"json_schema": True, "prefill": True},
 )

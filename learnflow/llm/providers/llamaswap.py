@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
@@ -50,7 +49,6 @@ def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
 SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
-    evidence="server",
     tested_versions="0bdb372",
     litellm="hosted_vllm",
     local=True,
@@ -61,5 +59,5 @@ SPEC: Final = ProviderSpec(
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
     dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
-    capabilities=unknown(local=True, cost=None),
+    known={"cost": None},
 )

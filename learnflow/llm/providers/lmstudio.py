@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text
@@ -93,5 +92,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
     },
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True),
+    known={"json_schema": True},
 )

@@ -15,7 +15,6 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.options import parts_of, text_of
 from ..base import Attempt
-from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
@@ -230,7 +229,6 @@ class NDJSONParser(StreamParser):
 SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
-    evidence="server",
     tested_versions="0.33, 0.24",
     litellm="ollama_chat",
     dialect=Dialect(
@@ -276,5 +274,5 @@ SPEC: Final = ProviderSpec(
     local=True,
     other_spellings={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True),
+    known={"json_schema": True},
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
@@ -28,5 +27,4 @@ SPEC: Final = ProviderSpec(
         session=Session("session_id", 256),
     ),
     other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
-    capabilities=unknown(local=False),
 )

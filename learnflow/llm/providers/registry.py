@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..capabilities import nearest, unknown
+from ..capabilities import find_similar
 from ..errors import NotConfigured
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
@@ -71,7 +71,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
         name=row["name"],
         title=row["name"],
         litellm=row["name"],
-        evidence="table",
+        is_tested=False,
         local=row["local"],
         api=Api(
             default_url=row["base"],
@@ -84,7 +84,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         ),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        capabilities=unknown(local=row["local"], cost=None),
+        known={"cost": None},
     )
 
 
@@ -121,7 +121,7 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
             f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
             f"server set {spec.variable('base_url')}, and {spec.variable('kind')} to its kind"
         )
-        if similar := nearest(name, [*SPECS, *vendor_specs()], 1):
+        if similar := find_similar(name, [*SPECS, *vendor_specs()], 1):
             hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
         raise NotConfigured(f"unknown provider {name!r}", hint=hint)
     kind = kind_of(own.kind or default_kind)
@@ -140,8 +140,7 @@ def kind_of(kind: str | None) -> ProviderSpec | None:
 
 def _is_recorded(name: str) -> bool:
     """Return whether the replayed cassettes have this provider, which then needs no address."""
-    common = settings.load()
-    cassettes = active.current(common.llm_replay, common.llm_replay_mode)
+    cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from .. import errors
-from ..capabilities import unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import non_negative_int, text
 
@@ -35,14 +34,13 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
-    evidence="server",
     tested_versions="0.32",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
     server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
-    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch(), finishes_turns=True),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING, finishes_turns=True),
     other_spellings={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
-    capabilities=unknown(local=True, json_schema=True, prefill=True),
+    known={"json_schema": True, "prefill": True},
 )

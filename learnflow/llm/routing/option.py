@@ -16,7 +16,7 @@ from ..base import LLMProvider
 from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks
-from ..replay.transport import unrecorded
+from ..replay.transport import pause_recording
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
 
 PROBE_S: Final = 1.0
@@ -187,7 +187,7 @@ class Option:
 
         async def probing() -> bool:
             try:
-                with unrecorded():  # probes depend on time
+                with pause_recording():  # probes depend on time
                     ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.abandon()

@@ -16,8 +16,7 @@ from typing import Any, Final, cast
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
-from ..capabilities import Capabilities, Health
-from ..capabilities import unknown as unknown_capabilities
+from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks, switches
@@ -153,7 +152,7 @@ class RouterProvider(AbstractProvider):
         """Return the best of each capability; ``local`` only if all providers are."""
         known = [option.provider.get_capabilities() for option in self._options if not option.broken]
         if not known:
-            return unknown_capabilities(cost=None)
+            return default_capabilities(cost=None)
         best: dict[str, Any] = {}
         for name in known[0]:
             values = [value for one in known if (value := cast(Mapping[str, Any], one)[name]) is not None]

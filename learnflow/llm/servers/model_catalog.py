@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged, nearest
+from ..capabilities import Capabilities, Health, State, find_similar, merge_capabilities
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -100,7 +100,7 @@ class ModelCatalog:
 
     def _list_models(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
-        similar = " or ".join(nearest(requested, names)) or "another one"
+        similar = " or ".join(find_similar(requested, names)) or "another one"
         setting = f"Set {self._spec.variable('model')} or model= to {similar}" if names else ""
         listed = ", ".join(names[:_MAX_LISTED_MODELS]) + (", …" if len(names) > _MAX_LISTED_MODELS else "")
         command = self._pull_command(requested)
@@ -251,7 +251,7 @@ class ModelCatalog:
         by_spec = Capabilities(**{**spec.capabilities, "local": local, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merged(by_spec, priced, reported, self.overrides)
+        return merge_capabilities(by_spec, priced, reported, self.overrides)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
@@ -283,9 +283,10 @@ class ModelCatalog:
             error = error or error_of(model)
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            self.server = server
+            listed = {other.name: other for other in server.models}  # a list may repeat a name
+            server = self.server = replace(server, models=tuple(listed.values()))
             if every:
-                self._models.update({listed.name: listed for listed in server.models})
+                self._models.update(listed)
             if model:
                 self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
@@ -352,6 +353,6 @@ class ModelCatalog:
         if kind and kind.name != self._spec.name:
             setting = suggest_setting(self._spec, kind, self.client.endpoint.root)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
-        if self._spec.evidence == "table":
+        if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")
         return "; ".join(remarks)

@@ -33,8 +33,8 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
         NotConfigured: a folder does not exist, or a cassette cannot be read.
     """
     hints = (hint,) if hint else ()
-    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *hints).items()}
-    with active.instead(Player(cassettes, *hints)) as player:
+    cassettes = {name: text for folder in folders for name, text in active.read_cassettes(Path(folder), *hints).items()}
+    with active.override(Player(cassettes, *hints)) as player:
         yield player
 
 
@@ -51,7 +51,7 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
     Raises:
         NotConfigured: the folder cannot be created.
     """
-    with active.instead(Recorder(Path(folder))) as recorder:
+    with active.override(Recorder(Path(folder))) as recorder:
         yield recorder
 
 
@@ -65,7 +65,7 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
     Yields:
         The same provider.
     """
-    with factory.instead(provider):
+    with factory.override(provider):
         yield provider
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from .. import errors
 from ..adapter import structured_output
 from ..base import AbstractProvider, Call, Method, Options, Prompt
-from ..capabilities import Capabilities
-from ..capabilities import unknown as nothing_known
+from ..capabilities import Capabilities, default_capabilities
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, ToolCallDelta
 from ..stream import Emit, Work
 
@@ -87,7 +86,7 @@ class ScriptedProvider(AbstractProvider):
         if unknown:
             raise errors.InvalidRequest(f"there is no capability {', '.join(sorted(unknown))}")
         defaults = {"vision": True, "tools": True, "json_schema": True, "cost": None}
-        self._capabilities = nothing_known(**{**defaults, **capabilities})
+        self._capabilities = default_capabilities(**{**defaults, **capabilities})
 
     @property
     def name(self) -> str:

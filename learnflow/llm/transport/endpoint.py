@@ -140,7 +140,7 @@ def settle(
         NotConfigured: the address is missing or invalid, or the key has invalid characters.
         KeyMissing: the key that this address requires is missing.
     """
-    env_key, apart = provider_key(spec, own.api_key)
+    env_key, apart = provider_key(spec)
     address = url or own.base_url or spec.api.default_url
     if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
