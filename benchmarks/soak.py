@@ -41,7 +41,7 @@ from learnflow.llm.providers import (
     VLLMProvider,
 )
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.routing.decision import LONGEST_S
+from learnflow.llm.routing.decision import MAX_DELAY_S
 from learnflow.llm.testing import Fault, FaultServer, Seen
 from learnflow.llm.testing.fault_server import FaultName
 
@@ -319,7 +319,7 @@ async def load(router: RouterProvider, tally: Tally, measures: Found, streams: i
 
 async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, tally: Tally) -> list[str]:
     """Send requests to each provider first, without faults. Return the breakers that are still open."""
-    clock.ahead += LONGEST_S * 2
+    clock.ahead += MAX_DELAY_S * 2
     for at, provider in enumerate(chain):
         router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], breakers=board)
         for number in range(2):  # another provider may serve the first one, while this provider is probed

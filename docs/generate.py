@@ -153,15 +153,16 @@ def decision_tables() -> str:
     lines: list[str] = []
     for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
-        lines += [f"| {rule.when} | {actions[rule.action]} | {rule.text} |" for rule in rules]
+        text = {True: "drop", False: "keep"}
+        lines += [f"| {rule.description} | {actions[rule.action]} | {text[rule.drops_text]} |" for rule in rules]
         lines.append("")
     lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
-    for kind, meant in decision.VERDICTS:
-        if meant.opens is None:
+    for kind, rule in decision.BREAKER_RULES:
+        if rule.period_s is None:
             lines.append(f"| `{kind.__name__}` | does not open | | |")
         else:
-            of, by = "address" if meant.whole_address else "model", "a probe" if meant.visible else "one request"
-            lines.append(f"| `{kind.__name__}` | {meant.opens:g} s, doubled each time | {of} | {by} |")
+            of, by = "address" if rule.whole_address else "model", "a probe" if rule.probeable else "one request"
+            lines.append(f"| `{kind.__name__}` | {rule.period_s:g} s, doubled each time | {of} | {by} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from support import ROOT
 
 from learnflow.llm import errors
 from learnflow.llm.integrations.prometheus import Metrics
-from learnflow.llm.routing.decision import at_fault
+from learnflow.llm.routing.decision import is_provider_failure
 
 MONITORING = ROOT / "compose/monitoring"
 DASHBOARD: dict[str, Any] = json.loads(
@@ -133,7 +133,7 @@ def test_grafana_is_provisioned_with_data_source_and_dashboard() -> None:
 
 def test_caller_errors_do_not_count_as_provider_failures() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LLMError)]
-    leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not at_fault(kind("x"))}
+    leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not is_provider_failure(kind("x"))}
     shares = {
         outcomes for outcomes in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in outcomes
     }

@@ -29,7 +29,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
         NotConfigured: a name is unknown, or every provider lacks its address or its key.
     """
     common = settings.load()
-    if switches.watched and (common.llm_metrics_port or common.llm_opentelemetry):
+    if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # of extras
 
         integrations.attach(common)

@@ -44,8 +44,7 @@ def command(function: Callable[..., Any]) -> click.Command:
     @wraps(function)
     def run(*, verbose: bool, **options: Any) -> int:
         _prepare(verbose=verbose)
-        switches.watched = False  # the application uses the port of the metrics
-        switches.patient = False  # a server that was not started is an error at once
+        switches.is_command = True
         try:
             if name := options.get("provider"):
                 _check(name)
@@ -55,7 +54,7 @@ def command(function: Callable[..., Any]) -> click.Command:
             notify(str(error))
             return _code(error)
         finally:
-            switches.watched = switches.patient = True
+            switches.is_command = False
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))

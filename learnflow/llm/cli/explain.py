@@ -91,8 +91,8 @@ def choices_of(
 ) -> list[Choice]:
     """Return the choices of a router for a request. Nothing is sent."""
     chain = router.chain_now(Call(prompt, model, options=more))
-    order = chain.order()
-    fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
+    order = chain.sorted_options()
+    fit = [option for option in order if not (chain.missing(option) or option.provider.trouble(option.model))]
     chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
     return [_choice(option, chain, is_chosen=option is chosen) for option in order]
 
@@ -104,12 +104,12 @@ def _unknown_requirements(option: Option, chain: Chain) -> list[str]:
 
 def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
-    if lacking := chain.lacks(option):
-        why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
+    if lacking := chain.missing(option):
+        why = lacking[0] if option.creation_error else f"lacks {', '.join(lacking)}"
     elif trouble := option.provider.trouble(option.model):
         why = trouble
-    elif not is_chosen and not option.ready:
-        why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"
+    elif not is_chosen and not option.ready and option.breaker:
+        why = f"its circuit breaker is open after {type(option.breaker.error).__name__}"
     elif not is_chosen:
         why = "would be used if the providers before it fail"
     elif doubt := _unknown_requirements(option, chain):

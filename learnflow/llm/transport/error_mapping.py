@@ -246,7 +246,7 @@ def _classify(status: int, complaint: Complaint, judge: Callable[[], type[LLMErr
 
 
 def _build(kind: type[LLMError], complaint: Complaint, status: int | None = None) -> LLMError:
-    error = kind(kind.refusal, status=status, hint=_HINTS.get(kind, ""))
+    error = kind(kind.fault, status=status, hint=_HINTS.get(kind, ""))
     shown = printable(complaint.message, _MAX_SHOWN_CHARS)  # it may be printed to a terminal
     error.server_message = "" if is_web_page(shown.encode("utf-8", "replace")) else shown
     error.code = complaint.codes[0] if complaint.codes else None
