@@ -73,7 +73,7 @@ class ModelCatalog:
         spec: the spec of the provider.
         client: the client for the endpoint of the provider.
         kinds: the kinds of server to recognise at the endpoint.
-        model: the configured model; None if there is none.
+        model: the configured model; None if unset.
         overrides: the capabilities that the operator configured. They win over every other source.
 
     Attributes:
