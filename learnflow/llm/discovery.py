@@ -22,7 +22,7 @@ from .providers import EmbeddedProvider, build, provider_of, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of
 from .replay import active
 from .replay.transport import pause_recording
-from .servers.model_catalog import state_of, without_name
+from .servers.model_catalog import detail_of, state_of
 from .transport import network
 from .transport.client import NETWORK
 
@@ -115,7 +115,7 @@ async def _probe_embedded(candidates: Iterable[Candidate], within: float) -> lis
     if any(item.answers or (item.configured and _is_local(item.health.provider)) for item in candidates):
         return []
     try:
-        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the header of a file
+        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the file system
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
         return [_invalid_candidate(EMBEDDED.name, error)] if is_set else []
@@ -149,7 +149,7 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     """Return the candidate for a provider with invalid or incomplete settings."""
     spec = _spec_or_none(name)
     known = spec.capabilities if spec else default_capabilities()
-    health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
+    health = Health(state=state_of(error), provider=name, base_url=None, detail=detail_of(error), capabilities=known)
     setting = f"{spec.variable('api_key')}=…   # the key of {name}" if spec and isinstance(error, KeyMissing) else ""
     return Candidate(health, None, configured=True, setting=setting)
 

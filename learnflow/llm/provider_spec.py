@@ -42,7 +42,7 @@ class Model:
         loaded: whether it is in memory; None if the server does not report it.
         chat: whether it is a chat model, and not for example an embedding model.
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
-        trouble: the state of the model and an explanation if it cannot respond now; None if it can.
+        fault: the state of the model and an explanation if it cannot respond now; None if it can.
         known: the capabilities that the server reports, by name.
     """
 
@@ -51,7 +51,7 @@ class Model:
     loaded: bool | None = None
     chat: bool = True
     remote: bool = False
-    trouble: tuple[State, str] | None = None
+    fault: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
     def has_name(self, name: str) -> bool:
@@ -69,7 +69,7 @@ class Server:
         slots: its concurrency limit; None if it does not report it.
         models: its models.
         any_name: whether its only model responds to requests with any ``model=``.
-        trouble: the state of the server and an explanation if it cannot respond now; None if it can.
+        fault: the state of the server and an explanation if it cannot respond now; None if it can.
     """
 
     kind: ProviderSpec | None = None
@@ -77,7 +77,7 @@ class Server:
     slots: int | None = None
     models: tuple[Model, ...] = ()
     any_name: bool = False
-    trouble: tuple[State, str] | None = None
+    fault: tuple[State, str] | None = None
 
     @property
     def chat_models(self) -> list[Model]:

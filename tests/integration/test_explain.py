@@ -58,7 +58,7 @@ async def test_explain_agrees_with_selection() -> None:
         (known,) = choices_of(router(provider), "hi")
         assert known.serves is True
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
-        monkeyed.catalog.stated = {"vision": False}
+        monkeyed.catalog.overrides = {"vision": False}
         (refused,) = choices_of(router(monkeyed), picture)
         assert (refused.serves, refused.reason) == (False, "lacks vision")
 

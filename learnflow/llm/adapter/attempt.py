@@ -215,7 +215,7 @@ class _AttemptRun:
         runner, model, name = self._runner, self._model, self._spec.name
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
-        finish_missing = self._catalog.stated.get("finish") is False
+        finish_missing = self._catalog.overrides.get("finish") is False
         closes = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         continues = self._attempt.prefix is not None
         while True:
@@ -258,7 +258,7 @@ class _AttemptRun:
 
     def _first_variant(self) -> Variant:
         """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
-        no_schema = self._catalog.stated.get("json_schema") is False
+        no_schema = self._catalog.overrides.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _time_limits(self) -> Times:

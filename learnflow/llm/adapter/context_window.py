@@ -134,7 +134,7 @@ class ContextBudget:
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
         self._chooses_length = spec.server.context_length is not None and not request.sets_context_length
-        self._configured_length: int | None = catalog.stated.get("context_served")
+        self._configured_length: int | None = catalog.overrides.get("context_served")
         self._retried = False
         self.context_length: int | None = None
         self.answer_limit: int | None = None

@@ -15,7 +15,7 @@ from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
-from ..servers import model_loading, model_prices
+from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Work
 from ..timeouts import settle_times
@@ -28,6 +28,8 @@ from .context_window import requested_context
 from .options import check_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
+
+_PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
@@ -103,7 +105,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.server.context_length and "context_served" not in self.catalog.stated:
+        if spec.server.context_length and "context_served" not in self.catalog.overrides:
             # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
@@ -250,8 +252,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             requested = requested_context(self.endpoint.base, model.name)
-            context_length = self.catalog.stated.get("context_served") or requested
-            await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
+            context_length = self.catalog.overrides.get("context_served") or requested
+            await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)
 
     async def _wait_for(self, name: str | None) -> Model:
@@ -260,7 +262,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
+                await asyncio.sleep(_PROBE_INTERVAL_S)
 
     @property
     def cassettes_of(self) -> str:

@@ -131,7 +131,7 @@ class ModelFactory:
         config = providers[name]
         arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            return build(config.name, *arguments, usual_kind=CUSTOM.name)  # unknown names are OpenAI-compatible
+            return build(config.name, *arguments, default_kind=CUSTOM.name)  # its providers are OpenAI-compatible
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise

@@ -1,4 +1,4 @@
-"""Any other server with OpenAI's API."""
+"""Any server with OpenAI's API that has no file of its own."""
 
 from __future__ import annotations
 

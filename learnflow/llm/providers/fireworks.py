@@ -16,7 +16,8 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
         reasoning=REASONING_EFFORT,
-        # https://docs.fireworks.ai/guides/prompt-caching: routes to the same server; states no length
+        # The header routes requests to the same server. https://docs.fireworks.ai/guides/prompt-caching states no limit
+        # of its length.
         session=Session("x-session-affinity", 200, header=True),
     ),
     other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},

@@ -11,15 +11,15 @@ SPEC: Final = ProviderSpec(
     name="gemini",
     title="Google Gemini",
     example_model="gemini-3.5-flash",
-    litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Google's API
+    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
     priced="gemini",
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all=False,  # it lists "models/…", but requests need no prefix
+        lists_all=False,  # its names begin with "models/", which requests do not need
     ),
     dialect=Dialect(
-        # It refuses an unknown field with a 400 ("Cannot find field").
+        # An unknown field is a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=REASONING_EFFORT,
     ),

@@ -19,7 +19,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         reasoning=REASONING_EFFORT,
         reasoning_models=_REASONING_MODELS,
-        # https://developers.openai.com/docs/guides/prompt-caching; it refuses a longer key ("string too long")
+        # https://developers.openai.com/docs/guides/prompt-caching; a longer key is an error ("string too long")
         session=Session("prompt_cache_key", 64),
         finishes_turns=True,
     ),

@@ -23,7 +23,7 @@ SPEC: Final = ProviderSpec(
             True: {"reasoning": {"enabled": True}},
             **{level: {"reasoning": {"effort": level}} for level in LEVELS},
         },
-        # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
+        # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
         session=Session("session_id", 256),
     ),
     other_spellings={"base_url": ("OPENROUTER_API_BASE",)},

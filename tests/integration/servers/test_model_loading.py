@@ -112,7 +112,7 @@ async def test_missing_model_hint_lists_models_and_pull_command() -> None:
             with pytest.raises(errors.ModelNotFound) as caught:
                 await OllamaProvider(base_url=server.root, model=name).warm_up()
         assert caught.value.hint == (
-            "Set OLLAMA_MODEL or model= to qwen3:0.6b. It has llama3:latest, qwen3:0.6b. "
+            "Set OLLAMA_MODEL or model= to qwen3:0.6b. The server has llama3:latest, qwen3:0.6b. "
             f"Get the model: `ollama pull {command}`"
         )
 

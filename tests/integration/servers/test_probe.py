@@ -289,14 +289,14 @@ async def test_other_kind_of_server_is_named_with_its_settings() -> None:
         assert "OLLAMA_BASE_URL" in hidden.detail
 
 
-async def test_failed_probe_does_not_change_the_known_server() -> None:
+async def test_failed_probe_does_not_change_the_server() -> None:
     async with FaultServer("vllm") as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         await provider.models()
-        known = provider.catalog.server
-        assert known
+        server_before = provider.catalog.server
+        assert server_before
     assert (await provider.refresh()).state == "down"
-    assert provider.catalog.server is known
+    assert provider.catalog.server is server_before
 
 
 async def test_missing_model_hint_names_nearest_model() -> None:
