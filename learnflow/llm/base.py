@@ -10,12 +10,13 @@ from abc import abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed
+from .completion import Completion, Parsed, Source, TextDelta
 from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
@@ -68,6 +69,9 @@ class Options(TypedDict, Generic[Parsed], total=False):
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
         extra_body: fields that are added to the body of the request unchanged.
+        after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
+            and ``max_tokens`` includes it. "" begins a new answer. It cannot be combined with schemas and tools.
+        include_prior: a stream also yields the text of ``after``. By default, it yields only the new text.
         resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
         metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
             metrics contain only ``node``. They are not sent to a provider.
@@ -89,6 +93,8 @@ class Options(TypedDict, Generic[Parsed], total=False):
     timeout: float
     session: str
     extra_body: Mapping[str, Any]
+    after: str
+    include_prior: bool
     resume: Resume
     metadata: Mapping[str, str | int | float | bool | None]
 
@@ -108,17 +114,44 @@ class TimeOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """The beginning of an answer, from an earlier request. Its repr shows no text.
+
+    Attributes:
+        after: the text that the caller gave as ``after=``.
+        recorded: the text behind it that the journal recorded.
+        tokens: the tokens of ``recorded``.
+    """
+
+    after: str = field(default="", repr=False)
+    recorded: str = field(default="", repr=False)
+    tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """Return the whole text."""
+        return self.after + self.recorded
+
+    @property
+    def source(self) -> Source:
+        """Return the source of the text, see ``Resumed``."""
+        return "journal" if self.recorded else "call"
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call. Its repr shows no text.
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the optional keywords except ``metadata``, see ``Options``.
+        options: the optional keywords except ``metadata``, ``after`` and ``include_prior``, see ``Options``.
         method: the name of the called method.
         metadata: the labels of the request.
+        prior: the text that the answer continues; None to begin one.
+        include_prior: a stream yields the text of ``after``.
 
     Raises:
-        InvalidRequest: ``generate`` was called with tools, or ``timeout`` or ``metadata`` is invalid.
+        InvalidRequest: ``generate`` was called with tools, or ``timeout``, ``metadata`` or ``after`` is invalid.
     """
 
     prompt: Prompt = field(repr=False)
@@ -128,12 +161,18 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     method: Method = "complete"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prior: Prior | None = None
+    include_prior: bool = False
 
     def __post_init__(self) -> None:
-        if "metadata" in self.options:
-            others = {name: value for name, value in self.options.items() if name != "metadata"}
-            object.__setattr__(self, "metadata", _parse_labels(self.options["metadata"]))
-            object.__setattr__(self, "options", others)
+        options = dict(self.options)
+        if "metadata" in options:
+            object.__setattr__(self, "metadata", _parse_labels(options.pop("metadata")))
+        if "after" in options:
+            object.__setattr__(self, "prior", _parse_prior(options.pop("after"), self.format_keyword))
+        if "include_prior" in options:
+            object.__setattr__(self, "include_prior", _parse_include_prior(options.pop("include_prior")))
+        object.__setattr__(self, "options", options)
         if self.options.get("tools") and self.method == "generate":
             raise InvalidRequest(
                 "generate() does not support tools: it returns only text", hint="Use complete() or stream()"
@@ -151,9 +190,14 @@ class Call:
     @property
     def is_continuable(self) -> bool:
         """Return whether an interrupted answer can be continued. JSON and buffered tool calls cannot."""
-        schema = self.options.get("response_format")
-        is_text = schema is None or (isinstance(schema, Mapping) and schema.get("type") == "text")
-        return is_text and not (self.options.get("tools") and self.buffered)
+        return self.format_keyword is None or (self.format_keyword != "response_format" and not self.buffered)
+
+    @property
+    def format_keyword(self) -> str | None:
+        """Return the keyword because of which the answer may be JSON or a tool call; None for an answer of text."""
+        form, *others = (self.options.get(name) for name in _FORMAT_KEYWORDS)
+        is_text = form is None or (isinstance(form, Mapping) and form.get("type") == "text")
+        return next((name for name, value in zip(_FORMAT_KEYWORDS, (not is_text, *others), strict=True) if value), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +245,7 @@ class Attempt:
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
+_FORMAT_KEYWORDS: Final = ("response_format", "tools", "tool_choice")
 _MAX_LABELS: Final = 16
 _MAX_LABEL_CHARS: Final = 200
 
@@ -217,6 +262,26 @@ def _parse_labels(metadata: Any) -> dict[str, Any]:
         text = f"a printable text of {_MAX_LABEL_CHARS} characters, a number or a bool"
         raise InvalidRequest(f"metadata= must be a dict of at most {_MAX_LABELS} entries: a name, and {text}")
     return dict(metadata or {})
+
+
+def _parse_prior(after: Any, format_keyword: str | None) -> Prior | None:
+    if not isinstance(after, str | None):
+        raise InvalidRequest("after= must be a text")
+    if after and format_keyword:
+        hint = f"Leave after= or {format_keyword}= out"
+        raise InvalidRequest(f"after= with {format_keyword}=: JSON and tool calls cannot be continued", hint=hint)
+    return Prior(after) if after else None
+
+
+def _parse_include_prior(value: Any) -> bool:
+    if not isinstance(value, bool | None):
+        raise InvalidRequest("include_prior= must be True or False")
+    return bool(value)
+
+
+async def _emit_prior(work: Work, text: str, emit: Emit) -> Completion:
+    emit(TextDelta(text))
+    return await work(emit)
 
 
 @runtime_checkable
@@ -375,7 +440,9 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
+        call = Call(prompt, model, temperature, max_tokens, more, "stream")
+        work = self.start(call)
+        return TextStream(partial(_emit_prior, work, call.prior.after) if call.prior and call.include_prior else work)
 
     @override
     async def complete(

@@ -15,6 +15,7 @@ from .errors import LLMError
 Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+Source: TypeAlias = Literal["stream", "call", "journal"]
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
@@ -77,7 +78,7 @@ class Completion(Generic[Parsed]):
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations after a broken stream.
+        resumed: the number of continuations: after a broken stream, of ``after=``, or of a text in the journal.
     """
 
     text: str
@@ -167,17 +168,19 @@ class Failover:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The stream broke, and a provider continues the text.
+    """A provider continues an interrupted text.
 
     Attributes:
         provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
         in_words: whether a prompt requested the continuation, because the provider does not support prefill.
+        source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal".
     """
 
     provider: str
     characters: int
     in_words: bool = False
+    source: Source = "stream"
 
 
 @dataclass(frozen=True, slots=True)

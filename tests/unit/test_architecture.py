@@ -27,7 +27,7 @@ LAYERS = [
     ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
     ["parameters", "provider_spec"],
     ["log", "events"],
-    ["settings_sources", "settings", "timeouts"],
+    ["settings_sources", "settings", "timeouts", "journal"],
     ["transport"],
     ["replay"],
     ["servers"],

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Final, cast, get_args
 
-from .. import errors, events, settings
+from .. import errors, events, journal, settings
 from ..adapter.capacity import CAPACITY
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
 from ..capabilities import Capabilities, Health, default_capabilities
@@ -89,6 +89,7 @@ class RouterProvider(AbstractProvider):
         self._settings = settings.load().model_copy(update=given)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
+        self._journal = journal.configured(self._settings)
         if find is None and not self._options:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         creation_errors = [option.creation_error for option in self._options if option.creation_error]
@@ -119,12 +120,13 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
-        run = partial(self._run, replace(call, options=options), resume, template)
-        return partial(events.run_request, self.name, call.model, template, run)
+        run = partial(self._run, resume, template)
+        work = journal.record(self._journal if resume == "continue" else None, run, replace(call, options=options))
+        return partial(events.run_request, self.name, call.model, template, work)
 
-    async def _run(self, call: Call, resume: Resume, template: Attempt, emit: Emit) -> Completion:
+    async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried)
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call.prior)
         try:
             return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:
