@@ -149,6 +149,7 @@ class Call:
         metadata: the labels of the request.
         prior: the text that the answer continues; None to begin one.
         include_prior: a stream yields the text of ``after``.
+        is_recorded: the journal records the text while it arrives, so that it is not held back.
 
     Raises:
         InvalidRequest: ``generate`` was called with tools, or ``timeout``, ``metadata`` or ``after`` is invalid.
@@ -163,6 +164,7 @@ class Call:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     prior: Prior | None = None
     include_prior: bool = False
+    is_recorded: bool = False
 
     def __post_init__(self) -> None:
         options = dict(self.options)

@@ -294,7 +294,7 @@ def record(journal: Journal | None, run: Run, call: Call) -> Work:
     """Return the work of a call. With a journal, its text is recorded, and recorded text is continued."""
     if journal is None or call.format_keyword:
         return partial(run, call)
-    return partial(_run_recorded, journal, run, call)
+    return partial(_run_recorded, journal, run, replace(call, is_recorded=True))
 
 
 async def _run_recorded(journal: Journal, run: Run, call: Call, emit: Emit) -> Completion:
@@ -324,15 +324,15 @@ async def _run_recorded(journal: Journal, run: Run, call: Call, emit: Emit) -> C
 
 async def _run_with_file(run: Run, call: Call, file: JournalFile, emit: Emit) -> Completion:
     """Continue the text of the file. Begin the answer if there is none, or if no provider can continue it."""
-    recorder = _Recorder(emit, file)
-    if file.text.strip():
-        prior = replace(call.prior or Prior(), recorded=file.text, tokens=file.tokens)
-        try:
-            return await run(replace(call, prior=prior), recorder)
-        except LLMError as error:
-            is_shown = recorder.resumed and not call.buffered
-            if is_shown or not (error.discards_text or isinstance(error, _NOT_CONTINUABLE)):
-                raise
+    recorder, continues = _Recorder(emit, file), bool(file.text.strip())
+    prior = replace(call.prior or Prior(), recorded=file.text, tokens=file.tokens)
+    try:
+        return await run(replace(call, prior=prior) if continues else call, recorder)
+    except LLMError as error:
+        is_shown = not call.buffered and (recorder.resumed or not continues)
+        restarts = continues and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
+        if is_shown or not (restarts or isinstance(error, errors.ThinkingLeaked)):
+            raise
     file.forget_text()
     return await run(call, recorder)
 
