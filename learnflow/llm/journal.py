@@ -74,6 +74,7 @@ class JournalFile:
         self.descriptor: int | None = descriptor  # None after it was closed, and in the child of a fork
         self.text, self.tokens = "", 0
         self._header_bytes = self._bytes = 0
+        self._is_locked = False
         self._unwritten: list[str] = []
         self._unwritten_chars = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -84,6 +85,7 @@ class JournalFile:
         fcntl.flock(self._open_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.fstat(self._open_descriptor).st_nlink:
             raise FileNotFoundError
+        self._is_locked = True
 
     def read(self, ttl_s: float) -> str:
         """Read the text, and return the digest of the request. A record that is incomplete at the end is ignored.
@@ -148,7 +150,7 @@ class JournalFile:
             self._bytes = self._header_bytes
 
     def close(self, *, keeps: bool) -> None:
-        """Close the file, and so end its lock. Delete it, unless it is kept and has text."""
+        """Close the file, and so end its lock. If it is locked, delete it, unless it is kept and has text."""
         if keeps:
             self.write()
         self._drop_unwritten()
@@ -156,7 +158,7 @@ class JournalFile:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             try:
-                if not keeps or self._bytes == self._header_bytes:
+                if self._is_locked and not (keeps and self._bytes != self._header_bytes):
                     self.path.unlink(missing_ok=True)
             except OSError as error:
                 _warn(self.path.parent, f"a file cannot be deleted ({error.strerror})")
@@ -230,10 +232,10 @@ class Journal:
         except OSError as error:
             _warn(path, f"it is not used ({error.strerror})")
         except ValueError as error:
-            keeps = not locks
+            keeps = False
             _warn(path, f"it is not used: {error}")
         if file:
-            file.close(keeps=True) if keeps else file.close(keeps=False)
+            file.close(keeps=keeps)
         return None
 
     def _create(self, digest: str) -> JournalFile:
