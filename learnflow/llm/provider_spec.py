@@ -45,7 +45,7 @@ class Model:
         remote: the server forwards its requests to another machine (Ollama's cloud models).
         trouble: the state and a sentence if the model cannot answer now; None if it can.
         known: the capabilities that the server reports.
-        learned_at: the time of the report, on the event loop's clock; None if the server did not report it.
+        learned_at: the time of the last probe for it, on the event loop's clock; None without one.
     """
 
     name: str
@@ -220,6 +220,7 @@ class ServerSupport:
         probe: the probe that recognises it; None if no page distinguishes it.
         forwards_requests: it may forward a request to another machine. Its probe marks such models (``Model.remote``).
         load_path: the path that loads a model, given ``{"model": …}``; None if the server cannot load models.
+        launch_options: fields that requests and loads share, because the server loads the model again if they differ.
         load_for: returns the path and the body that load a model for a time, given its name and the time.
         pull_command: the server's command that downloads ``{model}``; None without such a command.
         count_tokens: returns the number of tokens of a prompt, given the client, the model, the messages and the tools.
@@ -236,6 +237,7 @@ class ServerSupport:
     probe: Probe | None = None
     forwards_requests: bool = False
     load_path: str | None = None
+    launch_options: Mapping[str, Any] = field(default_factory=dict)
     load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None

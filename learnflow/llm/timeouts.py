@@ -29,6 +29,7 @@ class Times:
         first_token: from the request to the first token.
         gap: between two tokens.
         deadline: for the whole request.
+        own_deadline: of the ``deadline=`` keyword, which limits each attempt of a router; None without one.
         load: to load a model.
         local_only: connections outside the private network are refused.
         max_concurrency: the concurrency limit; None if not configured.
@@ -41,6 +42,7 @@ class Times:
     load: float
     local_only: bool
     max_concurrency: int | None
+    own_deadline: float | None = None
 
 
 def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
@@ -77,6 +79,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
         gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
         deadline=given.get("deadline") or common.llm_deadline,
+        own_deadline=given.get("deadline"),
         load=common.llm_load_timeout,
         max_concurrency=given.get("max_concurrency") or own.max_concurrency,
         local_only=common.llm_local_only if local_only is None else local_only,

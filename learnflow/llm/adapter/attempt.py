@@ -19,7 +19,7 @@ from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import addressed
 from ..transport.error_mapping import failure_of
-from ..transport.reader import AnswerReader
+from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import OPENS_THINKING_ITSELF, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
@@ -113,7 +113,7 @@ class Runner:
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
         addressed(error, self.spec, self.client.endpoint, model)
-        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
+        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
@@ -235,14 +235,14 @@ class _Attempt:
         finish_missing = self._catalog.stated.get("finish") is False
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits(budget))
+            reader = AnswerReader(parser, self._time_limits(budget), self._load_probe(budget))
             answer.parser, answer.sent_at = parser, asyncio.get_running_loop().time()
             try:
                 with ExitStack() as load_wait:
                     if budget.loads and emit.all_events:
                         load_wait.enter_context(emit.waiting(Waiting("load", self._spec.name, model)))
                     send = partial(self._send, variant, budget, reader)
-                    await reader.read(send, deadline, partial(_feed, answer, load_wait), emit.drain)
+                    await reader.read(send, deadline, partial(self._feed, answer, load_wait), emit.drain)
                 break
             except _RETRIED_REFUSALS as error:
                 if answer.first_delta_at is not None:
@@ -277,6 +277,23 @@ class _Attempt:
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if budget.loads else times.first_token
         return replace(times, first_token=first if patience is None else min(first, patience))
+
+    def _feed(self, answer: Answer, load_wait: ExitStack, delta: Delta) -> None:
+        """Add a delta to the answer. Raise NotLocal if another machine sent it, although LLM_LOCAL_ONLY is set."""
+        if self._times.local_only and answer.parser.forwarded:
+            raise errors.NotLocal(
+                "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
+                hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+            )
+        if answer.first_delta_at is None:
+            load_wait.close()  # the model is loaded
+        answer.feed(delta)
+
+    def _load_probe(self, budget: ContextBudget) -> IsLoading | None:
+        """Return a probe whether the server loads the model, if it may do so although it was loaded before."""
+        if budget.loads or not self._catalog.loads_models or self._runner.client.replays:
+            return None
+        return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
 
     async def _send(self, variant: Variant, budget: ContextBudget, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
@@ -455,9 +472,3 @@ class Answer(Transcript):
             return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
         what = "the answer is empty after the thinking" if self.thinking else "the answer is empty"
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
-
-
-def _feed(answer: Answer, load_wait: ExitStack, delta: Delta) -> None:
-    if answer.first_delta_at is None:
-        load_wait.close()  # the model is loaded
-    answer.feed(delta)

@@ -7,6 +7,7 @@ refusal, and after the response. An unknown capability or context length refuses
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from ..errors import LLMError
 from ..process import register
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
-from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
+from ..servers.model_catalog import MAX_AGE_S, QUICK_PROBE_S, ModelCatalog
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
@@ -153,9 +154,20 @@ class ContextBudget:
             Unsupported: the request has images, and the model does not support them.
             ContextOverflow: the prompt is certainly longer than the context length of the model.
         """
-        request, why = self._request, None
-        if self._chooses or request.images or (request.ceiling and self._spec.local):
-            self._described = await self._catalog.describe(self._model, within)
+        began = asyncio.get_running_loop().time()
+        try:
+            return await self._check(within)
+        except (errors.Unsupported, errors.ContextOverflow):
+            if not self._spec.local or self._catalog.is_newer(self._model, began):
+                raise
+        self._catalog.forget()  # the server may have been restarted with another model or context length
+        return await self._check(within)
+
+    async def _check(self, within: float) -> str | None:
+        request, catalog, why = self._request, self._catalog, None
+        if self._chooses or request.images or (request.ceiling and self._spec.local) or catalog.loads_models:
+            max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
+            self._described = await catalog.describe(self._model, within, max_age_s)
             if request.images and self._catalog.capabilities(self._model)["vision"] is False:
                 vision_model, capabilities = map(self._spec.variable, ("vision_model", "capabilities"))
                 hint = f"Set {vision_model}, or {capabilities}=vision if the model supports images"
@@ -168,10 +180,6 @@ class ContextBudget:
 
     async def _choose(self) -> str | None:
         """Choose the context length. Return a description of the change; None if the loaded one stays."""
-        first = requested(self._base, self._described.name) is None
-        if first and self._fitting(self._high_estimate, limited=False) != self._loaded:
-            self._catalog.forget()  # another client may have loaded a longer one
-            self._described = await self._catalog.describe(self._model)
         limit, least = self._stated or self._described.known.get("context"), at_least(self._texts)
         if limit and least > limit:
             raise _overflow(f"the prompt has at least {least} tokens, the context length is {limit}", least, limit)

@@ -108,6 +108,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             capabilities=capabilities,
             first_token_s=times.first_token,
             gap_s=times.gap,
+            deadline_s=times.own_deadline,
             names=names_of(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),

@@ -32,6 +32,7 @@ class Facts:
         address: the key of its circuit breakers and its queue. Providers with one address share both.
         capabilities: of the model. ``context_served`` is the longest context that the server can load it with.
         first_token_s, gap_s: timeouts, in seconds.
+        deadline_s: the limit of one attempt, in seconds; None for the time that the request has left.
         names: of the model, to recognise it at another provider. A digest is a name, too.
         has_model: the provider has the model.
         cold: the server loads the model before it responds.
@@ -47,6 +48,7 @@ class Facts:
     capabilities: Capabilities
     first_token_s: float
     gap_s: float
+    deadline_s: float | None = None
     names: frozenset[str] = frozenset()
     has_model: bool = False
     cold: bool = False

@@ -35,6 +35,8 @@ _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
 # llm/llama_server.go), so that 31 equal tokens arrive.
 _MAX_EQUAL_TOKENS: Final = 30
+# Ollama starts the runner of a model with these, since 0.30 also with ``shift`` (``num_ctx`` is chosen for a request).
+_LAUNCH_OPTIONS: Final = {"shift": False}
 _NEWEST: Final = ":latest"
 _THINK: Final = "<think>"
 _MARK: Final = "[learnflow: the answer begins here]"
@@ -197,6 +199,7 @@ class NDJSONParser(StreamParser):
             raise malformed("a line of the stream")
         message = record.get("message") or {}
         self.served = self.served or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.forwarded = self.forwarded or bool(record.get("remote_model") or record.get("remote_host"))
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -248,7 +251,7 @@ SPEC: Final = ProviderSpec(
         reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
-        body={"truncate": False, "shift": False},
+        body={"truncate": False, **_LAUNCH_OPTIONS},
         stream_usage=False,
     ),
     api=Api(
@@ -263,6 +266,7 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(
         forwards_requests=True,
         load_path="/api/generate",
+        launch_options=_LAUNCH_OPTIONS,
         load_for=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
         context_length=_context_length,

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
@@ -17,6 +16,7 @@ from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import unrecorded
+from ..servers.model_catalog import MAX_AGE_S
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
 
 PROBE_S: Final = 1.0
@@ -162,25 +162,33 @@ class Option:
         for breaker in self.opened:
             breaker.busy = True
 
-    async def probe_once(self, within: float = PROBE_S) -> None:
-        """Probe the provider for its kind and capabilities, until a probe succeeded once."""
+    async def update(self, within: float) -> None:
+        """Probe the provider, unless its facts are new. Those of a cloud do not change."""
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.probe_after:
-            health = await asyncio.shield(shared.start("probe_once", lambda: self.provider.refresh(within)))
-            shared.probe_after = now + _UNPROBED_S if health.state == "down" else math.inf
+            health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
+            age_s = _UNPROBED_S if health.state == "down" else math.inf if self.distance else MAX_AGE_S
+            shared.probe_after = now + age_s
             self.use(self.model)
 
     def recover(self) -> None:
         """Start a probe or a load of the model in the background, if the option requires one before a request."""
-
-        async def load() -> None:
-            with suppress(LLMError):
-                await self.provider.warm_up(self.model)
-
         if self.gate == "probe":
             self.probe()
         elif self.gate == "closed" and self.cold:
-            self._shared.start("load", load)
+            self.load()
+
+    def load(self) -> asyncio.Task[LLMError | None]:
+        """Load the model in the background, or wait for a load. The task returns the error if it failed."""
+
+        async def load() -> LLMError | None:
+            try:
+                await self.provider.warm_up(self.model)
+            except LLMError as error:
+                return error
+            return None
+
+        return self._shared.start("load", load)
 
     def probe(self) -> asyncio.Task[bool]:
         """Probe whether the provider is ready. A probe costs nothing, loads no model and sends no user text."""
@@ -200,14 +208,6 @@ class Option:
         if self._shared.is_idle("probe"):
             self.begin()
         return self._shared.start("probe", probing)
-
-    async def loads_now(self) -> bool:
-        """Return whether the server is loading the model, or has not loaded it yet."""
-        if self.replays:
-            return False
-        state = (await self.provider.refresh(PROBE_S)).state
-        self.use(self.model)
-        return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
 
 
 def chain_name(options: Iterable[Option]) -> str:

@@ -205,7 +205,7 @@ class RouterProvider(AbstractProvider):
         return [_describe(option) for option in self._options]
 
     async def _build_chain(self, call: Call) -> Chain:
-        """Return the options for a call. Probe those that matter for it, if they were never probed."""
+        """Return the options for a call. Probe those that matter for it, unless their facts are new."""
         chain = Chain(await self._find_options(), call, self._settings)
         options = chain.options
         if len(options) > 1:
@@ -216,7 +216,7 @@ class RouterProvider(AbstractProvider):
             equals = Counter(option.rank for option in options)  # equals share the load by their limits
             # an option that needs no probe gets the request, so that later ones do not matter
             doubtful = takewhile(lambda option: curious or option.facts.loads or equals[option.rank] > 1, closed)
-            await asyncio.gather(*(option.probe_once(within) for option in doubtful))
+            await asyncio.gather(*(option.update(within) for option in doubtful))
         chain.choose_models()
         return chain
 

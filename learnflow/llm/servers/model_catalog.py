@@ -7,6 +7,7 @@ sends no prompts.
 from __future__ import annotations
 
 import asyncio
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .probe import better_setting, error_of, find_server, learn
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: a cloud's list of models may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
+MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and how long its response may take
 
 _LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a hint
@@ -180,7 +182,7 @@ class ModelCatalog:
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
-            name = (self._models.get(None) or await self.find(None)).name
+            name = (self._models[None] if self._is_fresh(None, MAX_AGE_S) else await self.find(None)).name
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
@@ -204,22 +206,46 @@ class ModelCatalog:
             if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
-    async def describe(self, name: str, within: float = QUICK_PROBE_S) -> Model:
+    async def describe(self, name: str, within: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
 
         Args:
             name: the name of the model.
             within: the timeout of the probe in seconds.
+            max_age_s: the oldest cached result to use, in seconds. An older one is used only if the probe fails.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
-        if name not in self._models:
+        if not self._is_fresh(name, max_age_s):
             result = await self._probe(name, within)
             if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                 raise result.error
-            self._models.setdefault(name, Model(name=name))
+            known = self._models.get(name) or Model(name=name)
+            self._models[name] = replace(known, learned_at=self.probed_at)
         return self._models[name]
+
+    @property
+    def loads_models(self) -> bool:
+        """Return whether the server loads models on request, so that any request may have to wait for a load."""
+        kind = self.server.kind if self.server else None
+        return any(spec.server.load_path for spec in (self._spec, kind) if spec)
+
+    async def is_loading(self, name: str, within: float) -> bool:
+        """Probe whether a request for this model waits for a load. A failed probe returns False."""
+        result = await self._probe(name, within)
+        model = result.model
+        return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
+
+    def is_newer(self, requested: str | None, time: float) -> bool:
+        """Return whether the cached result for a model is newer than this time of the event loop's clock."""
+        model = self._models.get(requested)
+        return model is not None and (model.learned_at or -math.inf) >= time
+
+    def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
+        """Return whether the cached result is not older than this. A replayed result does not age."""
+        oldest = -math.inf if self.client.replays else asyncio.get_running_loop().time() - max_age_s
+        return self.is_newer(requested, oldest)
 
     def capabilities(self, name: str | None = None) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
@@ -306,12 +332,11 @@ class ModelCatalog:
 
     async def _refuse_remote(self, name: str) -> None:
         """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
-        model = self._models.get(name)
-        if model is None or self.server is None:
+        if not self._is_fresh(name, MAX_AGE_S) or self.server is None:
             result = await self._probe(name, LONG_PROBE_S)
-            model = result.model
             if result.server is None and result.error:
                 raise result.error
+        model = self._models.get(name)
         kind = self.server.kind if self.server else None
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:

@@ -31,4 +31,4 @@ async def load(
         path, body = spec.server.load_for(model, keep_alive)
     if context_length and spec.dialect.format_options:
         body["options"] = spec.dialect.format_options({}, context_length)
-    await fetch(client, path, body)
+    await fetch(client, path, {**body, **spec.server.launch_options})

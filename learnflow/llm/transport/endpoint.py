@@ -48,8 +48,10 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots is on the local network, unless it is a number: 134744072 is 8.8.8.8.
-_NEAR = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
+# A name without dots is on the local network, unless it is a number: 134744072 is 8.8.8.8. The top-level domains are
+# never public: RFC 6761, RFC 6762 (appendix G), RFC 8375, and ICANN's resolution on .internal.
+_NEVER_PUBLIC = "local|localhost|localdomain|internal|intranet|private|corp|home|lan|home\\.arpa|test"
+_NEAR = re.compile(rf"^(?=.*[a-z])[a-z0-9_-]+\.?$|\.({_NEVER_PUBLIC})\.?$", re.IGNORECASE)
 
 
 def has_version(path: str) -> bool:
@@ -99,11 +101,12 @@ class Endpoint:
 
         For other names ``network.is_near`` checks the resolved addresses.
         """
-        return _is_near(self.origin[1], self.networks)
+        return is_near(self.origin[1], self.networks)
 
 
 @lru_cache(maxsize=256)  # the router calls it for each choice
-def _is_near(host: str, networks: tuple[str, ...]) -> bool:
+def is_near(host: str, networks: tuple[str, ...]) -> bool:
+    """Return whether a host is certainly on this machine or a private network, by its address or its form."""
     return is_private(host, networks) if _ip(host) else bool(_NEAR.search(host))
 
 

@@ -21,6 +21,7 @@ from .. import errors, process, settings_sources
 from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private
+from .endpoint import is_near as is_near_name
 
 # Seconds for each address of a host but the last: the delay between two attempts in RFC 8305 (section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
@@ -99,6 +100,9 @@ async def proxy_for(
 ) -> str | None:
     """Return the environment's proxy for a URL; None without one, or for a host on a private network.
 
+    A name that is never public needs no lookup: no proxy gets its requests. If another name cannot be resolved, only
+    the proxy may be able to: this request goes to it, and the next one looks the name up again.
+
     Args:
         known: the results so far, by scheme and host.
         url: of the request.
@@ -107,11 +111,14 @@ async def proxy_for(
     """
     key = (url.scheme, url.host)
     if key not in known:
-        proxy = settings_sources.proxy_for(*key)
+        proxy = None if is_near_name(url.host, networks) else settings_sources.proxy_for(*key)
         if proxy:
-            with suppress(LLMError):  # only the proxy can resolve the name
-                if all(is_private(address, networks) for address in await resolve(url.host, within)):
-                    proxy = None
+            try:
+                addresses = await resolve(url.host, within)
+            except LLMError:
+                return proxy
+            if all(is_private(address, networks) for address in addresses):
+                proxy = None
         known[key] = proxy
     return known[key]
 

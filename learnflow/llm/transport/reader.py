@@ -16,6 +16,7 @@ from .stream_parser import StreamParser
 Send = Callable[[], Awaitable[HttpResponse]]
 OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
+IsLoading = Callable[[], Awaitable[bool]]
 
 # Seconds after the finish reason for the usage, an error and the end mark.
 _AFTER_FINISH_S: Final = 2.0
@@ -29,15 +30,20 @@ class AnswerReader:
     Args:
         parser: of the server's dialect.
         times: the time limits.
+        is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
+            request, because most servers end the load with it: the limit is ``times.load``.
 
     Attributes:
         on_timeout: called with the error if a time limit is over (``HttpRequest.on_timeout``).
     """
 
-    def __init__(self, parser: StreamParser, times: Times) -> None:
+    def __init__(self, parser: StreamParser, times: Times, is_loading: IsLoading | None = None) -> None:
         self.parser = parser
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
+        self._first_token_s = times.first_token
+        self._is_loading = is_loading
+        self._probing: asyncio.Task[None] | None = None  # at the first-token timeout
         self._began = False  # a token has arrived
         self._close_at: float | None = None  # when a finished response is closed, even if the connection is open
 
@@ -55,10 +61,15 @@ class AnswerReader:
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
-        limit = min(last_delta_at + self._times.first_token, deadline)
+        if self._is_loading:
+            self._first_token_s = max(self._times.first_token, self._times.load)
+        limit = min(last_delta_at + self._first_token_s, deadline)
         response: HttpResponse | None = None
+        timer: asyncio.TimerHandle | None = None
         try:
             async with asyncio.timeout_at(limit) as budget:
+                if self._is_loading:
+                    timer = loop.call_later(self._times.first_token, self._start_probe, budget)
                 response = await send()
                 while True:
                     data = await self._read_data(response)
@@ -72,13 +83,34 @@ class AnswerReader:
                     budget.reschedule(limit)
         except TimeoutError:
             if not parser.settled:
-                raise self._timeout_error(limit, deadline) from None
+                raise self._timeout_error(min(limit, loop.time()), deadline) from None
             self._feed(b"", on_delta)
         finally:
+            if timer:
+                timer.cancel()
+            if self._probing:
+                self._probing.cancel()
             if response is not None:
                 await response.aclose()
         if parser.fault:
             raise parser.fault
+
+    def _start_probe(self, budget: asyncio.Timeout) -> None:
+        if not self._began:
+            self._probing = asyncio.create_task(self._expire_unless_loading(budget))
+
+    async def _expire_unless_loading(self, budget: asyncio.Timeout) -> None:
+        """End the wait for the first token, unless the server loads the model. After a load, wait once more."""
+        assert self._is_loading  # noqa: S101  # the timer is started only with it
+        loaded = True
+        while not self._began:
+            loaded, loaded_before = not await self._is_loading(), loaded
+            if loaded and loaded_before:
+                break
+            await asyncio.sleep(self._times.first_token)
+        if not self._began:
+            self._first_token_s = self._times.first_token
+            budget.reschedule(asyncio.get_running_loop().time())
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
         """Parse these bytes, or the end of the response. Return whether there was a delta."""
@@ -90,7 +122,7 @@ class AnswerReader:
 
     def _next_limit(self, last_delta_at: float) -> float:
         """Return the latest time for the next bytes."""
-        limit = last_delta_at + (self._times.gap if self._began else self._times.first_token)
+        limit = last_delta_at + (self._times.gap if self._began else self._first_token_s)
         if self.parser.settled:
             now = asyncio.get_running_loop().time()
             close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
@@ -114,7 +146,7 @@ class AnswerReader:
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
         elif not self._began:
-            failure = errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
+            failure = errors.FirstTokenTimeout(f"no token within {self._first_token_s:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")
         for notify in self.on_timeout:

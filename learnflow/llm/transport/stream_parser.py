@@ -86,6 +86,7 @@ class StreamParser:
         ended: the server sent the end mark. Only the end of the connection may follow.
         usage: tokens, as the server reported them.
         served: the model's name, as the server reported it.
+        forwarded: the server reported that another machine answers.
         cost: US dollars, as the server reported them.
         refused: the model refused to answer.
     """
@@ -96,6 +97,7 @@ class StreamParser:
         self.ended = False
         self.usage = Usage()
         self.served: str | None = None
+        self.forwarded = False
         self.cost: float | None = None
         self.refused = False
         self._rest = bytearray()  # received, not yet a line
