@@ -1,7 +1,6 @@
-"""An event loop in a thread of its own, for code that is not asynchronous.
+"""An event loop in a thread, in which ``sync`` and the LangChain model run their blocking calls.
 
-``sync`` and the LangChain model run their calls in it. Connections stay open between calls. The thread is a daemon, so
-that the process can end at any time.
+Connections stay open between calls. The thread is a daemon, so that the process can end at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """An event loop in a daemon thread. The first call starts it."""
+    """An event loop in a daemon thread. The first call starts the thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,46 +29,48 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return the result of ``work``. Raise InvalidRequest if called on the thread of this loop."""
-        loop = self._loop_for(work)
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        """Run a coroutine, and return its result. Raise InvalidRequest if called in the thread of this loop."""
+        future = self._start(work)
         try:
             return future.result()
         finally:
-            future.cancel()  # Ctrl-C: the server must stop, too
+            future.cancel()  # after Ctrl-C, so that the server stops
 
-    def pieces(self, stream: AsyncGenerator[_T, None]) -> Iterator[_T]:
-        """Yield the pieces of ``stream`` as they arrive. Closing the iterator closes the stream, and does not wait."""
-        arrived: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
+    def iterate(self, stream: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
+        """Yield the items of an asynchronous generator. Closing the iterator also closes the generator, without a wait.
+
+        Raises:
+            InvalidRequest: the iterator is read in the thread of this loop.
+        """
+        items: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
 
         async def read() -> None:
             try:
                 async with aclosing(stream):
-                    async for piece in stream:
-                        arrived.put((piece,))
-                arrived.put(None)
+                    async for item in stream:
+                        items.put((item,))
+                items.put(None)
             except BaseException as error:
-                arrived.put(error)
+                items.put(error)
                 raise
 
-        work = read()
-        loop = self._loop_for(work)
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        future = self._start(read())
         try:
-            while (item := arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item[0]
+            while (received := items.get()) is not None:
+                if isinstance(received, BaseException):
+                    raise received
+                yield received[0]
         finally:
             future.cancel()
 
     def stop(self) -> None:
-        """Stop the loop when the process ends. Unfinished work is dropped."""
+        """Stop the loop at the end of the process. Running calls are dropped."""
         if self._loop and self._thread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(1)
 
-    def _loop_for(self, work: Coroutine[Any, Any, object]) -> asyncio.AbstractEventLoop:
+    def _start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Start a coroutine in the loop. Return its future."""
         with self._lock:
             if self._loop is None or self._thread is None:
                 self._loop = asyncio.new_event_loop()
@@ -80,7 +82,7 @@ class Background:
             raise InvalidRequest(
                 "a blocking call was made on the thread of the event loop", hint="Use ainvoke() or astream() there"
             )
-        return loop
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
 
 BACKGROUND = Background()

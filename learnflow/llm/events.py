@@ -1,8 +1,7 @@
-"""Log events: frozen dataclasses that sinks receive. The first sink writes one log line for each attempt.
+"""Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
-An event carries the completion or the error of an attempt, without text of a prompt or an answer. Only
-``ContentRecorded`` has text. A failing sink never fails a request. The adapter and the router emit events, and
-applications add sinks.
+The adapter and the router emit events. Some events are logged; all are sent to the sinks that applications add. A sink
+that raises does not fail the request. Events contain no text of prompts or answers, except ``ContentRecorded``.
 """
 
 from __future__ import annotations
@@ -25,12 +24,19 @@ from .stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestStarted:
+class BaseEvent:
+    """Base of the events of this module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
     Attributes:
-        provider: the names of the chain.
-        model: the requested model; None if the call names none.
+        request: the number of the request, unique in this process.
+        provider: the names of the providers in the chain.
+        model: the requested model; None for the default models.
+        metadata: the caller's labels of the request.
     """
 
     request: int
@@ -40,8 +46,15 @@ class RequestStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptStarted:
-    """An attempt of a request begins, with these ``sampling`` parameters at this ``address``. Not logged."""
+class AttemptStarted(BaseEvent):
+    """An attempt of a request begins. Not logged.
+
+    Attributes:
+        attempt: the number of the attempt in its request, from 1.
+        model: the requested model; None if it is not chosen yet.
+        address: the address of the server.
+        sampling: the sampling parameters of the caller.
+    """
 
     request: int
     attempt: int
@@ -53,16 +66,16 @@ class AttemptStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestQueued:
-    """A request waited ``seconds`` for a slot of a provider with a concurrency limit. Not logged."""
+class RequestQueued(BaseEvent):
+    """A request waited ``seconds`` for a slot, because the provider has a concurrency limit. Not logged."""
 
     provider: str
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded:
-    """Base of the events of an ended attempt. ``total_s`` includes its waiting."""
+class AttemptEnded(BaseEvent):
+    """Base of the events at the end of an attempt. ``total_s`` includes the wait for a slot."""
 
     provider: str
     total_s: float
@@ -73,34 +86,39 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSucceeded(AttemptEnded):
-    """An attempt succeeded. ``completion.total_s`` excludes its waiting."""
+    """An attempt succeeded. ``completion.total_s`` does not include the wait for a slot."""
 
     completion: Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(AttemptEnded):
-    """An attempt failed. In request 0 the provider could not be created."""
+    """An attempt failed. ``request`` is 0 if the provider could not be created."""
 
     model: str | None
     error: LLMError
 
     @property
     def is_configuration_error(self) -> bool:
-        """Return whether a setting must be changed."""
+        """Return whether the operator must change a setting."""
         return isinstance(self.error, ConfigError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptCancelled(AttemptEnded):
-    """The caller left before the answer had ended."""
+    """The caller cancelled the request or closed the stream before the attempt had ended."""
 
     model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEnded:
-    """A request has ended. ``outcome``: None if the caller left. Not logged."""
+class RequestEnded(BaseEvent):
+    """A request has ended. Not logged.
+
+    Attributes:
+        outcome: the completion or the error; None if the caller cancelled the request.
+        attempts: the number of attempts.
+    """
 
     request: int
     outcome: Completion | LLMError | None
@@ -108,8 +126,8 @@ class RequestEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerCut:
-    """An answer ended at the caller's ``max_tokens``. It was returned, although the model did not finish it."""
+class AnswerCut(BaseEvent):
+    """An answer ended at ``max_tokens``. It was returned to the caller, although it may be incomplete."""
 
     provider: str
     model: str
@@ -117,12 +135,13 @@ class AnswerCut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestAdjusted:
-    """A request was changed because the model refused a part of it.
+class RequestAdjusted(BaseEvent):
+    """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        why: the refused part.
-        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Logged as a warning.
+        why: a description of the change.
+        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Such a change is logged as a
+            warning.
     """
 
     provider: str
@@ -132,8 +151,8 @@ class RequestAdjusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedOver:
-    """The first piece arrived from ``to``, ``seconds`` after ``provider`` failed. Not logged."""
+class FailedOver(BaseEvent):
+    """A failover succeeded. The first piece from ``to`` arrived ``seconds`` after ``provider`` failed. Not logged."""
 
     provider: str
     to: str
@@ -141,24 +160,35 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamContinued:
-    """A continuation ended: "whole", "mismatched" (it did not fit the text), or "broken". Not logged."""
+class StreamContinued(BaseEvent):
+    """A continuation has ended. Not logged.
+
+    Attributes:
+        outcome: "whole" if it is complete, "mismatched" if it did not repeat the end of the text, "broken" if its
+            attempt failed.
+    """
 
     provider: str
     outcome: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthChecked:
-    """A provider was probed; see ``Health`` for its states. Not logged."""
+class HealthChecked(BaseEvent):
+    """A provider was probed. ``state`` is a state of ``Health``. Not logged."""
 
     provider: str
     state: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerOpened:
-    """A circuit breaker opened for ``seconds``. ``model``: None if it covers the whole address."""
+class BreakerOpened(BaseEvent):
+    """A circuit breaker opened.
+
+    Attributes:
+        model: the model that it covers; None for all models of the address.
+        error: the failure that opened it.
+        seconds: how long it stays open.
+    """
 
     provider: str
     model: str | None
@@ -167,16 +197,16 @@ class BreakerOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerClosed:
-    """A circuit breaker closed, for this model and for the whole address."""
+class BreakerClosed(BaseEvent):
+    """The circuit breakers of this model and of its address are closed again."""
 
     provider: str
     model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NothingConfigured:
-    """No provider is configured and no server responds. The embedded small model answers."""
+class NothingConfigured(BaseEvent):
+    """No provider is configured and no local server responds. The embedded small model is used."""
 
     provider: str
     model: str | None
@@ -184,15 +214,15 @@ class NothingConfigured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replaying:
-    """Responses now come from the cassettes in ``folder``, or are recorded there if ``mode`` is "record"."""
+class Replaying(BaseEvent):
+    """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
 
     folder: str
     mode: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingFailed:
+class RecordingFailed(BaseEvent):
     """A response could not be written to a cassette."""
 
     file: str
@@ -201,7 +231,7 @@ class RecordingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRecorded:
-    """A prompt and its answer, for the sinks of ``add_content_sink`` only. Its repr shows no text."""
+    """A prompt and its answer. Only sinks of ``add_content_sink`` receive it. Its repr shows no text."""
 
     request: int
     attempt: int
@@ -209,34 +239,14 @@ class ContentRecorded:
     completion: Completion
 
 
-LogEvent = (
-    AttemptSucceeded
-    | AttemptFailed
-    | AttemptCancelled
-    | AnswerCut
-    | RequestAdjusted
-    | Failover
-    | Resumed
-    | BreakerOpened
-    | BreakerClosed
-    | NothingConfigured
-    | Replaying
-    | RecordingFailed
-    | RequestStarted
-    | AttemptStarted
-    | RequestQueued
-    | RequestEnded
-    | FailedOver
-    | StreamContinued
-    | HealthChecked
-)
+LogEvent = BaseEvent | Failover | Resumed  # a stream yields the last two, too
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
 _sinks: Final = register("sinks", list[Sink]())
 _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
-# The names and levels of the events that are logged; all others are for sinks only.
+# The name and the level of each event that is logged
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
@@ -251,7 +261,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
 }
-_UNLOGGED: Final = ("request", "tight")  # for sinks only
+_UNLOGGED_FIELDS: Final = ("request", "tight")
 
 
 def next_request() -> int:
@@ -299,70 +309,69 @@ def emit_content(request: int, attempt: int, messages: Sequence[Mapping[str, Any
         _call_sink(sink, ContentRecorded(request=request, attempt=attempt, messages=messages, completion=completion))
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptInfo:
-    """The description of an attempt for its events.
+async def run_attempt(
+    provider: str,
+    address: str,
+    sampling: Mapping[str, Any],
+    attempt: Attempt,
+    model_and_limit: Callable[[], tuple[str | None, int | None]],
+    work: Work,
+    receiver: Emit,
+) -> Completion:
+    """Run an attempt, and emit the events of its beginning and its end.
 
-    Attributes:
-        provider, address: the provider and its address.
+    Args:
+        provider: the name of the provider.
+        address: the address of the server.
         sampling: the sampling parameters.
         attempt: the number of the attempt and of its request.
-        sent: returns the model and ``max_tokens`` of the request; None for what was not chosen yet.
+        model_and_limit: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
+        work: runs the attempt.
+        receiver: receives the events of the stream.
     """
+    started = time.monotonic()
+    labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
+    labels["metadata"] = dict(attempt.metadata)
+    emit(AttemptStarted(model=model_and_limit()[0], address=address, sampling=sampling, **labels))
 
-    provider: str
-    address: str
-    sampling: Mapping[str, Any]
-    attempt: Attempt
-    sent: Callable[[], tuple[str | None, int | None]]
+    def ended() -> dict[str, Any]:
+        return {**labels, "total_s": time.monotonic() - started}
 
-
-async def run_attempt(info: AttemptInfo, work: Work, emit_: Emit) -> Completion:
-    """Run an attempt, and emit the events of its beginning and its end."""
-    attempt, started = info.attempt, time.monotonic()
-    same: dict[str, Any] = {"attempt": attempt.number, "request": attempt.request, "metadata": dict(attempt.metadata)}
-    same["provider"] = provider = info.provider
-    emit(AttemptStarted(model=info.sent()[0], address=info.address, sampling=info.sampling, **same))
-
-    def ended(outcome: Completion | LLMError | None) -> None:
-        same["total_s"] = time.monotonic() - started
-        model, max_tokens = info.sent()
-        if isinstance(outcome, Completion):
-            emit(AttemptSucceeded(completion=outcome.without_text(), **same))
-            if outcome.finish == "length":
-                emit(AnswerCut(provider=provider, model=str(outcome.model), max_tokens=max_tokens))
-        elif outcome:
-            emit(AttemptFailed(model=model, error=outcome.without_text(), **same))
-        else:
-            emit(AttemptCancelled(model=model, **same))
-
-    return await _report_end(work, emit_, ended)
-
-
-async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, emit_: Emit) -> Completion:
-    """Run a request, and emit the events of its beginning and its end."""
-    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
-
-    def ended(outcome: Completion | LLMError | None) -> None:
-        attempts = len(attempt.tried) + 1
-        if outcome:
-            attempts = max(1, len(outcome.attempts)) if isinstance(outcome, LLMError) else outcome.attempts
-            outcome = outcome.without_text()
-        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts))
-
-    return await _report_end(work, emit_, ended)
-
-
-async def _report_end(work: Work, emit_: Emit, ended: Callable[[Completion | LLMError | None], None]) -> Completion:
-    """Run the work, and call ``ended`` with the completion, the error, or None if the caller left."""
-    outcome: Completion | LLMError | None = None
     try:
-        outcome = completion = await work(emit_)
+        completion = await work(receiver)
     except LLMError as error:
-        outcome = error
+        emit(AttemptFailed(model=model_and_limit()[0], error=error.without_text(), **ended()))
+        raise
+    except BaseException:
+        emit(AttemptCancelled(model=model_and_limit()[0], **ended()))
+        raise
+    emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
+    if completion.finish == "length":
+        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=model_and_limit()[1]))
+    return completion
+
+
+async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, receiver: Emit) -> Completion:
+    """Run a request, and emit the events of its beginning and its end.
+
+    Args:
+        chain: the names of the providers.
+        model: the requested model.
+        attempt: the first attempt.
+        work: runs the request.
+        receiver: receives the events of the stream.
+    """
+    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
+    outcome: Completion | LLMError | None = None
+    attempts = 0
+    try:
+        completion = await work(receiver)
+        outcome, attempts = completion.without_text(), completion.attempts
+    except LLMError as error:
+        outcome, attempts = error.without_text(), max(1, len(error.attempts))
         raise
     finally:
-        ended(outcome)
+        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.tried) + 1))
     return completion
 
 
@@ -375,10 +384,10 @@ def emit(event: LogEvent) -> None:
 
 
 def _call_sink(sink: Callable[[Any], None], event: object) -> None:
-    """Call a sink. If it raises, log the names of event and error only: their text may be a prompt."""
+    """Call a sink. If it raises, log only the classes of event and error, because their text may contain a prompt."""
     try:
         sink(event)
-    except Exception as error:  # noqa: BLE001  # whatever an application's sink raises
+    except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
         log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
@@ -390,12 +399,12 @@ def _log(event: LogEvent) -> None:
         level = "warning"
     if log.is_enabled(level):
         fields_ = log_fields(event).items()
-        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED}
+        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED_FIELDS}
         log.line(level, name, **shown)
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log: the numbers of a completion, the class of an error."""
+    """Return the fields of an event for a log. A completion becomes its numbers, an error its class and status."""
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:

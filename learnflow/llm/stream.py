@@ -1,6 +1,7 @@
-"""The work of a request, the ``Emit`` that receives its events, and the stream that a caller reads.
+"""``TextStream``, which a caller reads, and ``Work`` and ``Emit``, which connect it with a request.
 
-Sends no request itself: it runs the ``Work`` of a provider. Every module may import it.
+A provider returns a request as ``Work``: a coroutine function that emits events and returns the completion. Every
+module may import this one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, cast
 
 from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
@@ -18,15 +18,15 @@ from .errors import InvalidRequest, LLMError, bare
 from .process import ending
 
 _ONCE: Final = "Call stream() again for another stream"
-_NOTICE_S: Final = 1.0  # a Waiting event is emitted after so long without another event
-MAX_READ_AHEAD: Final = 64  # events in the buffer; a full buffer stops the reading, which slows the server
+_WAITING_INTERVAL_S: Final = 1.0  # between the last event and a Waiting event
+MAX_READ_AHEAD: Final = 64  # events in the buffer; if it is full, no more is read from the server
 
 
 class Emit:
-    """The receiver of the events of a running request. This base class drops them, for ``generate`` and ``complete``.
+    """A receiver of the events of a request. This base class drops them; ``generate`` and ``complete`` use it.
 
     Attributes:
-        all_events: the caller reads thinking, tool calls and waiting, not only text.
+        all_events: the caller reads all events, not only text.
     """
 
     all_events: bool = False
@@ -35,19 +35,23 @@ class Emit:
         """Emit an event."""
 
     async def drain(self) -> None:
-        """Wait while the buffer is full, so that a slow reader slows the server."""
+        """Wait until the buffer has space."""
 
     def waiting(self, reason: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
-        """Return a context manager around a wait. ``reason`` is emitted if the wait is long."""
+        """Return a context manager for a wait. It emits ``reason`` every second without another event."""
         return nullcontext()
 
 
 Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
-"""A checked request that has not started. It returns the completion, or raises an LLMError."""
+"""A coroutine function that runs a request. It returns the completion, or raises an LLMError."""
 
 
 class Relay(Emit):
-    """Base of the wrappers around an ``Emit``. It forwards every call."""
+    """Base of the wrappers around an ``Emit``. It forwards every call.
+
+    Args:
+        emit: the wrapped receiver.
+    """
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -70,7 +74,7 @@ class Transcript(Relay):
     """A wrapper that records what a request emits.
 
     Attributes:
-        calls: the tool calls by their index, with the joined pieces; see ``LLMError.partial_calls``.
+        calls: the tool calls by their index, each with its pieces joined; see ``LLMError.partial_calls``.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -101,14 +105,26 @@ class Transcript(Relay):
         return "".join(self._thinking)
 
     def forget_text(self) -> None:
-        """Drop the recorded text, which was not delivered or was thinking."""
+        """Clear the recorded text."""
         self._text.clear()
 
 
 class _Channel(Emit):
-    """The buffer between the task of a request and its reader."""
+    """The task of a request, and the buffer between it and the reader.
 
-    def __init__(self, *, all_events: bool) -> None:
+    Args:
+        work: the request.
+        all_events: buffer all events, not only text.
+
+    Attributes:
+        events: the events that were not read yet.
+        task: runs the request.
+        outcome: the completion or the exception of the request; None while it runs.
+        is_abandoned: there is no reader any more.
+        reader: a future on which the reader waits for an event; None if it does not wait.
+    """
+
+    def __init__(self, work: Work, *, all_events: bool) -> None:
         self.all_events = all_events
         self.events: deque[Event] = deque()
         self.outcome: Completion | BaseException | None = None
@@ -119,6 +135,7 @@ class _Channel(Emit):
         self._reason: Waiting | None = None
         self._silent_since = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self.task = asyncio.create_task(self._run(work))
 
     def __call__(self, event: Event) -> None:
         if self.all_events:
@@ -129,13 +146,13 @@ class _Channel(Emit):
         _wake(self.reader)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library has swallowed the cancellation: without a reader the wait would never end
+        if self.is_abandoned:  # a library swallowed the cancellation. Without a reader, this wait would not end
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer = self._loop.create_future()
             await self._writer
 
-    async def arrival(self) -> None:
+    async def wait_for_event(self) -> None:
         """Wait for an event, or for the end of the request."""
         while not self.events and self.outcome is None:
             self.reader = self._loop.create_future()
@@ -144,15 +161,15 @@ class _Channel(Emit):
             finally:
                 self.reader = None
 
-    def take(self) -> Event:
+    def pop_event(self) -> Event:
         """Remove and return the oldest event."""
         event = self.events.popleft()
         if self._writer and len(self.events) < MAX_READ_AHEAD:
             _wake(self._writer)
         return event
 
-    async def run(self, work: Work) -> None:
-        """Run the request: the body of its task."""
+    async def _run(self, work: Work) -> None:
+        """Run the request, and store its outcome."""
         try:
             self.outcome = await work(self)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader raises it
@@ -172,12 +189,12 @@ class _Channel(Emit):
             self._reason = outer
 
     def _schedule(self) -> None:
-        """Schedule the next notice. It spans blocks, because many short waits add up to a long one."""
-        delay = max(_NOTICE_S / 10, self._silent_since + _NOTICE_S - self._loop.time())
+        """Schedule the next Waiting event. The timer outlives one wait, because short waits add up to a long one."""
+        delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._reason else None
 
     def _tick(self) -> None:
-        if self._reason and self._loop.time() >= self._silent_since + _NOTICE_S and not self.events:
+        if self._reason and self._loop.time() >= self._silent_since + _WAITING_INTERVAL_S and not self.events:
             self(self._reason)
         self._schedule()
 
@@ -188,14 +205,14 @@ def _wake(future: asyncio.Future[None] | None) -> None:
 
 
 class TextStream(AsyncIterator[str]):
-    """An asynchronous iterator over the text of one response. ``events()`` yields every other event, too.
+    """An asynchronous iterator over the text of one response. Use ``events()`` to read all events.
 
-    Iterate it once. ``completion`` is set when the stream has ended. Leaving ``async with``, ``aclose()``, and
-    cancelling the task close the connection at once, so that the server stops. So does leaving an ``async for`` over a
-    stream without a name.
+    A stream can be iterated once. ``completion`` is set when it has ended. The end of ``async with``, ``aclose()`` and
+    a cancellation of the reading task close the connection at once, so that the server stops. If ``async for`` is left
+    early, the connection is closed when the stream is garbage-collected.
 
-    The request runs in its own task, which starts when the first piece is read. It copies the context variables of that
-    moment. It reads ahead until 64 events are in the buffer.
+    The request runs in its own task, which starts when the first piece is read. The task copies the context variables
+    of that moment. It reads ahead until 64 events are in the buffer.
 
     Args:
         work: the request.
@@ -204,8 +221,7 @@ class TextStream(AsyncIterator[str]):
     def __init__(self, work: Work) -> None:
         self._work = work
         self._channel: _Channel | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._by_events = self._failed = self._closed = False
+        self._failed = self._closed = False
 
     @property
     def completion(self) -> Completion:
@@ -219,38 +235,37 @@ class TextStream(AsyncIterator[str]):
         return outcome
 
     async def __anext__(self) -> str:
-        if self._by_events:
-            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
         channel = self._channel
-        if channel and channel.events and channel.reader is None and not self._closed:  # fast path of most pieces
-            event = channel.take()
-        else:
-            event = await self._next(all_events=False)
+        if channel and channel.all_events:
+            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
+        event = await self._next(all_events=False)
+        if event is None:
+            raise StopAsyncIteration
         return cast(TextDelta, event).text  # the channel holds nothing else
 
-    async def _next(self, *, all_events: bool) -> Event:
+    async def _next(self, *, all_events: bool) -> Event | None:
+        """Return the next event; None at the end. The first call starts the request."""
         channel = self._channel
         if channel is None:
             if self._closed:
-                raise StopAsyncIteration
-            channel = self._channel = _Channel(all_events=all_events)
-            self._task = asyncio.create_task(channel.run(self._work))
+                return None
+            channel = self._channel = _Channel(self._work, all_events=all_events)
         if self._failed or channel.reader:
             fault = "the stream has failed" if self._failed else "another task reads the stream"
             raise InvalidRequest(fault, hint=_ONCE)
         if not channel.events and not self._closed:
             try:
-                await channel.arrival()
+                await channel.wait_for_event()
             except asyncio.CancelledError:
                 self._failed = True
                 await self._stop()
                 raise
         if self._closed:
-            raise StopAsyncIteration
+            return None
         if channel.events:
-            return channel.take()
+            return channel.pop_event()
         if isinstance(channel.outcome, Completion):
-            raise StopAsyncIteration
+            return None
         self._failed = True
         assert channel.outcome  # noqa: S101  # the request has ended
         raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
@@ -268,15 +283,10 @@ class TextStream(AsyncIterator[str]):
             InvalidRequest: the stream was started before.
             LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
         """
-        if self._channel or self._by_events:
+        if self._channel:
             raise InvalidRequest("the stream has started before", hint=_ONCE)
-        self._by_events = True
         async with self:
-            while True:
-                try:
-                    event = await self._next(all_events=True)
-                except StopAsyncIteration:
-                    break
+            while event := await self._next(all_events=True):
                 yield event
             outcome = self._channel and self._channel.outcome
             if isinstance(outcome, Completion):
@@ -290,32 +300,30 @@ class TextStream(AsyncIterator[str]):
         return self.completion
 
     async def aclose(self) -> None:
-        """Close the connection, so that the server stops. The stream ends for a task that waits for a piece."""
+        """Close the connection, so that the server stops. A task that reads the stream gets no more pieces."""
         self._closed = True
         await self._stop()
 
     async def _stop(self) -> None:
-        """Cancel the task, and wait for its end."""
-        task = self._task
-        if task and self._channel and not task.done():
-            self._channel.is_abandoned = True
-            if not task.cancelling():
-                task.cancel()
-            await asyncio.wait([task])
+        """Cancel the task of the request, and wait for its end."""
+        channel = self._channel
+        if channel and not channel.task.done():
+            channel.is_abandoned = True
+            if not channel.task.cancelling():
+                channel.task.cancel()
+            await asyncio.wait([channel.task])
 
     def __del__(self) -> None:
-        task = self._task
-        if task and self._channel and not task.done():
-            self._channel.is_abandoned = True
+        channel = self._channel
+        if channel and not channel.task.done():
+            channel.is_abandoned = True
             with suppress(RuntimeError):  # the event loop is closed
-                task.get_loop().call_soon_threadsafe(_abandon, task)
+                channel.task.get_loop().call_soon_threadsafe(_abandon, channel.task)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 

@@ -1,6 +1,7 @@
 """The calls of a provider without ``async``, for scripts, Flask, Django and notebooks.
 
-Every call runs in an event loop in a background thread, so that it also works while another loop runs here.
+Every call runs in the event loop of a background thread. A call therefore also works if the calling thread runs an
+event loop, as in a notebook.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._pieces: Iterator[str] | None = None
-        self._reading: Iterator[Any] | None = None  # the iterator of the text or of the events
+        self._text: Generator[str, None, None] | None = None
+        self._reading: Generator[Any, None, None] | None = None  # the iterator in use, over text or events
 
     @property
     def completion(self) -> Completion:
@@ -33,19 +34,18 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        if self._pieces is None:
-            self._reading = self._pieces = BACKGROUND.pieces(_pieces(self._stream))
-        return next(self._pieces)
+        if self._text is None:
+            self._reading = self._text = BACKGROUND.iterate(_read_text(self._stream))
+        return next(self._text)
 
     def events(self) -> Iterator[Event]:
-        """Return an iterator over the events, see ``learnflow.llm.TextStream.events``. Read either events or text."""
-        events = BACKGROUND.pieces(self._stream.events())
-        self._reading = events
+        """Return an iterator over the events; see ``learnflow.llm.TextStream.events``. Read either events or text."""
+        self._reading = events = BACKGROUND.iterate(self._stream.events())
         return events
 
     def close(self) -> None:
         """Close the connection, so that the server stops."""
-        if isinstance(self._reading, Generator):
+        if self._reading:
             self._reading.close()
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class TextStream:
         self.close()
 
 
-async def _pieces(stream: AsyncTextStream) -> AsyncGenerator[str, None]:
+async def _read_text(stream: AsyncTextStream) -> AsyncGenerator[str, None]:
     async with stream:
         async for piece in stream:
             yield piece

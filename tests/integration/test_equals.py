@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from learnflow.llm import RouterProvider, errors, get_provider
-from learnflow.llm.adapter.capacity import CAPACITY, Capacity
+from learnflow.llm.adapter.capacity import CAPACITY, Capacity, Ticket
 from learnflow.llm.base import Slot
 from learnflow.llm.cli import main
 from learnflow.llm.cli.explain import choices_of
@@ -215,7 +215,7 @@ async def test_slow_equal_never_exceeds_its_limit() -> None:
     places, rooms, fast = Capacity(), {"fast": None, "slow": None, "third": None}, list[Slot]()
     for number in range(100):
         head = (f"the same {number % 2}",)
-        place = places.take(places.ordered(rooms, head)[0], None, head)
+        place = places.try_acquire(places.sort_addresses(rooms, head)[0], None, head)
         fast += [place] if place.address == "fast" else []
         under_way = sum(map(places.in_flight, rooms))
         assert max(map(places.in_flight, rooms)) <= -(-under_way * 5 // 12)
@@ -227,12 +227,12 @@ async def test_slow_equal_never_exceeds_its_limit() -> None:
 @pytest.mark.parametrize("behind", [1, 17, 40])
 async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None:
     places, rooms = Capacity(), {"gpu1": 1}
-    place = places.take("gpu1", None, KNOWN)
+    place = places.try_acquire("gpu1", None, KNOWN)
     places.prompts["gone"] = OrderedDict({("held by one that has gone",): None})
 
     async def one(head: str) -> str:
         nonlocal place
-        turn, taken = places.ticket(), None
+        turn, taken = Ticket(), None
         while not taken:  # it chooses again, in its turn
             taken = await places.wait(
                 {**rooms, "gone": 0}, KNOWN if head == "known" else (head,), turn, 9 if head == "known" else 1e-3
@@ -263,7 +263,7 @@ async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None
 async def test_limits_of_servers_decide_their_shares() -> None:
     places, rooms = Capacity(), {"small": 2, "large": 8}
     for number in range(10):
-        places.take(places.ordered(rooms, (str(number),))[0], None, (str(number),))
+        places.try_acquire(places.sort_addresses(rooms, (str(number),))[0], None, (str(number),))
     assert {name: places.in_flight(name) for name in rooms} == rooms
 
 
@@ -271,7 +271,7 @@ def test_closed_loop_leaves_no_slot_taken() -> None:
     places = Capacity()
 
     async def leaves_without_a_word() -> None:
-        places.take("gpu1", None, ("a beginning",))
+        places.try_acquire("gpu1", None, ("a beginning",))
 
     asyncio.run(leaves_without_a_word())
     assert not places.is_full("gpu1", 1)

@@ -45,7 +45,7 @@ WHOLE_CALLS = [ToolCallDelta(0, "", "weather", ARGUMENTS)]  # as Ollama sends th
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.02)
+    monkeypatch.setattr(stream_module, "_WAITING_INTERVAL_S", 0.02)
 
 
 async def events_of(provider: LLMProvider, **more: Any) -> list[Event]:
@@ -363,7 +363,7 @@ async def test_waiting_is_emitted_after_shown_text() -> None:
 
 
 async def test_many_short_waits_emit_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "_NOTICE_S", 0.7)  # longer than a pause, which is half a second
+    monkeypatch.setattr(stream_module, "_WAITING_INTERVAL_S", 0.7)  # longer than a pause, which is half a second
     async with FaultServer("openai", TEXT) as server:
         server.script = [Fault("refuse", status=503, body=b'{"error":{"message":"Loading model"}}')] * 3
         events = await events_of(router(provider_for(server), retries=9))

@@ -89,15 +89,17 @@ class Runner:
         if buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._single_attempt, hold=True)
             limit_s = request.timeout or self.times.deadline
-            return partial(structured_output.reasked, run_once, request, attempt, self.reask, limit_s, self.spec.name)
+            return partial(
+                structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
+            )
         return self._single_attempt(request, attempt, hold=hold)
 
     def _single_attempt(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         runnable = _Attempt(self, request, attempt, hold=hold)
-        info = events.AttemptInfo(
-            self.spec.name, self.client.endpoint.base, request.sampling, attempt, runnable.model_and_limit
+        name, address = self.spec.name, self.client.endpoint.base
+        return partial(
+            events.run_attempt, name, address, request.sampling, attempt, runnable.model_and_limit, runnable.run
         )
-        return partial(events.run_attempt, info, runnable.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -337,7 +339,7 @@ class _Attempt:
                 raise loss
             completion = replace(completion, cost=self._cost(completion))
             if not completion.tool_calls:
-                parsed = structured_output.parsed(request.response_format, completion.text)
+                parsed = structured_output.parse(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":

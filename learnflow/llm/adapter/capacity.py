@@ -1,8 +1,11 @@
-"""The queue of each server address: the requests in flight, and which waiting request is sent next.
+"""Concurrency limits: a queue for each server address.
 
-The router acquires a slot when it chooses among equal providers. An attempt without one acquires its own. All providers
-and routers of the process share the queues, so that two providers with one address share its concurrency limit.
-No prompt is stored: digests of the beginnings of prompts are compared.
+A request holds a slot while it is in flight. The router acquires the slot if it chooses among equal providers, else the
+attempt acquires it. All providers and routers of the process use the same queues. Two providers with one address
+therefore share its concurrency limit.
+
+Requests with a common beginning are sent to one server, which has the beginning in its cache. Beginnings are compared
+by their digests; no prompt is stored.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import itertools
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
@@ -24,35 +27,37 @@ from ..base import Call, Slot
 from ..process import register
 from .options import messages_of, parts_of, text_of
 
-# The load of an address relative to the average, above which it is used last: the c of "Consistent Hashing with Bounded
-# Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
-_LOAD_BOUND: Final = 1.25
-_MAX_PASSED: Final = 16  # later requests that are sent before a waiting one
-_MAX_PROMPTS: Final = 64  # of each address
-_MAX_ADDRESSES: Final = 256
+# An address with more than this multiple of its share of the load is used last. It is the c of "Consistent Hashing with
+# Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
+_MAX_LOAD_RATIO: Final = 1.25
+_MAX_OVERTAKINGS: Final = 16  # of one waiting request by later requests
+_MAX_PROMPTS: Final = 64  # recorded prompts of one address
+_MAX_ADDRESSES: Final = 256  # addresses with recorded prompts
 _MIN_DIGEST_CHARS: Final = 256
-_MAX_COMPARED: Final = 64  # waiting requests
+_MAX_COMPARED_REQUESTS: Final = 64
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
-Digests = tuple[str, ...]  # of beginnings of one prompt, the shortest first
+Digests = tuple[str, ...]  # digests of the beginnings of one prompt, the shortest beginning first
 Limits = Mapping[str, int | None]  # address -> concurrency limit; None if unlimited
 
 
 @dataclass(slots=True)
 class Ticket:
-    """The place of a waiting request in the queues.
+    """The place of a request in the queues. A request uses one ticket for all its waits.
 
     Attributes:
-        number: a smaller one has waited longer.
-        passed: the number of slots that went to later requests.
+        number: increases with each ticket, so that the oldest request has the smallest number.
+        overtakings: how many slots later requests got while this one waited.
     """
 
-    number: int
-    passed: int = 0
+    number: int = field(default_factory=itertools.count().__next__)
+    overtakings: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    """A waiting request. ``slot`` is the slot that it got, until the caller of ``wait`` has it."""
+
     ticket: Ticket
     digests: Digests
     limits: Limits
@@ -66,14 +71,13 @@ class Capacity:
     """The slots and queues of all addresses.
 
     Attributes:
-        loops: event loop -> address -> requests in flight. Those of a closed event loop are ignored.
-        prompts: address -> digests of its last prompts, the newest last.
+        loops: event loop -> address -> number of requests in flight. Closed event loops are ignored.
+        prompts: address -> digests of the last prompts sent there, the newest last.
     """
 
     loops: Loops = field(default_factory=WeakKeyDictionary)
     prompts: OrderedDict[str, OrderedDict[Digests, None]] = field(default_factory=OrderedDict)
     _waiters: list[_Waiter] = field(default_factory=list)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def in_flight(self, address: str) -> int:
@@ -85,39 +89,42 @@ class Capacity:
         """Return whether an address has no free slot."""
         return limit is not None and self.in_flight(address) >= limit
 
-    def ordered(self, limits: Limits, digests: Digests) -> list[str]:
-        """Sort the addresses of equal providers, the one to use first.
+    def sort_addresses(self, limits: Limits, digests: Digests) -> list[str]:
+        """Sort the addresses of equal providers. The first one should be used.
 
-        An address that is full, or clearly above its share of the load, comes last. The others are sorted by the length
-        of the beginning of this prompt that they were sent before, then by the hash of prompt and address (rendezvous
-        hashing).
+        Full addresses come last, then addresses with clearly more than their share of the load. The others are sorted
+        by how much of this prompt they have in their cache, then by how much of it they ever received. Ties are
+        resolved by the hash of prompt and address (rendezvous hashing).
 
         Args:
-            limits: address -> concurrency limit.
-            digests: of the prompt.
+            limits: the concurrency limit of each address.
+            digests: the digests of the prompt.
         """
-        known = [limit for limit in limits.values() if limit is not None]
-        even = len(known) < len(limits)  # equal shares unless all limits are known
+        known_limits = [limit for limit in limits.values() if limit is not None]
+        has_unknown = len(known_limits) < len(limits)
 
         def key(address: str) -> tuple[bool, bool, int, int, str]:
             limit, in_flight = limits[address], self.in_flight(address)
-            share = 1 / len(limits) if even or limit is None else limit / sum(known)
-            over = in_flight + 1 > math.ceil(_LOAD_BOUND * total * share)
-            cached = _depth(digests, self._recent(address, limit))
-            seen = _depth(digests, self._recent(address, _MAX_PROMPTS))
-            return limit is not None and in_flight >= limit, over, -cached, -seen, _digest(f"{digests[-1]} {address}")
+            share = 1 / len(limits) if has_unknown or limit is None else limit / sum(known_limits)
+            overloaded = in_flight + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
+            cached = _count_known(digests, self._recent_digests(address, limit))
+            received = _count_known(digests, self._recent_digests(address, _MAX_PROMPTS))
+            is_full = limit is not None and in_flight >= limit
+            return is_full, overloaded, -cached, -received, _digest(f"{digests[-1]} {address}")
 
         with self._lock:
             total = sum(self.in_flight(address) for address in limits) + 1
             return sorted(limits, key=key)
 
-    def take(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
-        """Acquire a slot for a request of the running event loop. Return None if the address is full."""
+    def try_acquire(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
+        """Acquire a slot without waiting. Return None if the address is full."""
         with self._lock:
-            return None if self.is_full(address, limit) else self._take(address, digests, asyncio.get_running_loop())
+            return (
+                None if self.is_full(address, limit) else self._add_slot(address, digests, asyncio.get_running_loop())
+            )
 
     def release(self, slot: Slot | None) -> None:
-        """Release a slot to a waiting request, preferably to one with a prompt that only this server has cached."""
+        """Release a slot, and give it to a waiting request. None is ignored."""
         if slot is None:
             return
         with self._lock:
@@ -126,34 +133,30 @@ class Capacity:
             if counts[slot.address] <= 0:
                 del counts[slot.address]
             self._waiters = [waiter for waiter in self._waiters if not waiter.loop.is_closed()]
-            while waiter := self._next(slot.address):
+            while waiter := self._choose_waiter(slot.address):
                 self._waiters.remove(waiter)
-                waiter.slot = self._take(slot.address, waiter.digests, waiter.loop)
-                with suppress(RuntimeError):  # its event loop has just been closed
+                waiter.slot = self._add_slot(slot.address, waiter.digests, waiter.loop)
+                with suppress(RuntimeError):  # the event loop was closed meanwhile
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
-
-    def ticket(self) -> Ticket:
-        """Return a ticket for a request that begins to wait. It is used again if the request waits again."""
-        return Ticket(next(self._numbers))
 
     async def wait(self, limits: Limits, digests: Digests, ticket: Ticket, timeout_s: float) -> Slot | None:
         """Wait for the next free slot at one of several addresses, and acquire it.
 
         Args:
-            limits: address -> concurrency limit.
-            digests: of the prompt.
-            ticket: of the request.
-            timeout_s: seconds.
+            limits: the concurrency limit of each address.
+            digests: the digests of the prompt.
+            ticket: the ticket of the request.
+            timeout_s: time limit of the wait in seconds.
 
         Returns:
-            The slot; None after the timeout.
+            The slot; None if the wait timed out.
         """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(ticket, digests, limits, loop, loop.create_future())
         with self._lock:
             for address, limit in limits.items():
-                if slot := self.take(address, limit, digests):
+                if slot := self.try_acquire(address, limit, digests):
                     return slot
             bisect.insort(self._waiters, waiter, key=lambda waiter: waiter.ticket.number)
         try:
@@ -162,7 +165,7 @@ class Capacity:
         except TimeoutError:
             return None
         else:
-            waiter.slot = None  # the caller releases it
+            waiter.slot = None  # from here on, the caller releases the slot
             return slot
         finally:
             with self._lock:
@@ -174,22 +177,23 @@ class Capacity:
         """Acquire a slot at one address, or wait for one.
 
         Args:
-            address: of the server.
-            limit: its concurrency limit; None if unlimited.
-            deadline: in seconds, on the clock of the event loop.
+            address: the address of the server.
+            limit: the concurrency limit of the address; None if unlimited.
+            deadline: the end of the wait in seconds, on the clock of the event loop.
 
         Raises:
-            TimeoutError: the deadline passed.
+            TimeoutError: no slot was free before the deadline.
         """
         began = asyncio.get_running_loop().time()
-        if slot := self.take(address, limit):
+        if slot := self.try_acquire(address, limit):
             return slot
-        slot = await self.wait({address: limit}, (), self.ticket(), max(0.0, deadline - began))
+        slot = await self.wait({address: limit}, (), Ticket(), max(0.0, deadline - began))
         if slot is None:
             raise TimeoutError
         return replace(slot, waited_s=asyncio.get_running_loop().time() - began)
 
-    def _take(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
+    def _add_slot(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
+        """Count a request in flight, and record its prompt as the newest of the address."""
         self.loops.setdefault(loop, Counter())[address] += 1
         if digests:
             prompts = self.prompts.setdefault(address, OrderedDict())
@@ -202,32 +206,38 @@ class Capacity:
                 self.prompts.popitem(last=False)
         return Slot(address, loop)
 
-    def _recent(self, address: str, count: int | None) -> set[str]:
-        """Return the digests of the newest prompts of an address. A server caches the last prompt of each slot."""
+    def _recent_digests(self, address: str, count: int | None) -> set[str]:
+        """Return the digests of the newest prompts of an address.
+
+        Args:
+            address: the address of the server.
+            count: the number of prompts; None for one. With the concurrency limit, these are the prompts in the cache,
+                because a server caches the last prompt of each slot.
+        """
         newest = itertools.islice(reversed(self.prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
 
-    def _next(self, address: str) -> _Waiter | None:
-        """Choose the waiting request that gets a slot, among those that have waited longest."""
+    def _choose_waiter(self, address: str) -> _Waiter | None:
+        """Choose the waiting request that gets a slot of an address; None if no request waits for it."""
         eligible = (waiter for waiter in self._waiters if address in waiter.limits)
-        fitting = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
-        candidates = list(itertools.islice(fitting, _MAX_COMPARED))
+        allowed = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
+        candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
         limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
-        cached = {other: self._recent(other, limit) for other, limit in limits.items()}
-        seen = self._recent(address, _MAX_PROMPTS) if candidates else set()
+        cached = {other: self._recent_digests(other, limit) for other, limit in limits.items()}
+        received = self._recent_digests(address, _MAX_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Sort prompts that only this server has cached first, and those that other servers have cached last."""
-            if waiter.ticket.passed >= _MAX_PASSED:
+            """Return the sort key. A prompt that only this server has cached comes first, others' prompts last."""
+            if waiter.ticket.overtakings >= _MAX_OVERTAKINGS:
                 return False, 0, 0, 0, waiter.ticket.number
-            here = _depth(waiter.digests, cached[address])
-            elsewhere = [_depth(waiter.digests, cached[other]) for other in waiter.limits if other != address]
-            lost = max(elsewhere, default=0) - here
-            return True, lost, here, -_depth(waiter.digests, seen), waiter.ticket.number
+            cached_here = _count_known(waiter.digests, cached[address])
+            others = [_count_known(waiter.digests, cached[other]) for other in waiter.limits if other != address]
+            loss = max(others, default=0) - cached_here
+            return True, loss, cached_here, -_count_known(waiter.digests, received), waiter.ticket.number
 
         chosen = min(candidates, key=key, default=None)
         for waiter in candidates:
-            waiter.ticket.passed += 1
+            waiter.ticket.overtakings += 1
         return chosen
 
 
@@ -236,15 +246,16 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
         future.set_result(slot)
 
 
-def _depth(digests: Digests, known: set[str]) -> int:
-    """Return how many digests are known, which measures the known beginning of the prompt."""
+def _count_known(digests: Digests, known: set[str]) -> int:
+    """Return how many digests are known. The number measures how long the known beginning of the prompt is."""
     return sum(digest in known for digest in digests)
 
 
 def digests_of(call: Call) -> Digests:
-    """Return digests of beginnings of a conversation, each twice as long as the one before, up to about half of it.
+    """Return the digests of the beginnings of a prompt: of 256 characters, 512, 1,024, up to about half of the prompt.
 
-    Two questions about one long text have the same digests. Two long texts after one system prompt have different ones.
+    Two questions about one long text have the same digests, because only their ends differ. Two long texts after one
+    system prompt have different digests.
     """
     text = "\n".join(text_of(part) for message in messages_of(call.prompt) for part in parts_of(message))
     length = _MIN_DIGEST_CHARS
@@ -256,7 +267,6 @@ def digests_of(call: Call) -> Digests:
 
 
 def _digest(text: str) -> str:
-    """Return the digest of a beginning of a prompt."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -1,20 +1,20 @@
-"""Join an interrupted answer and its continuation: cut the emitted text, check the overlap, and emit the new text.
+"""Join an interrupted answer and its continuation.
 
-The router splits the emitted text into a ``CutPoint``, and wraps the attempt that continues it with ``joined``. A
-continuation is joined only if it begins with the end of the emitted text.
+The router splits the emitted text with ``split_text``. It wraps the attempt that continues the text with
+``join_continuation``, which emits only the new text. A continuation is accepted only if it begins with the end of the
+emitted text.
 
-A model often derails if a prefill ends inside a token. Providers have different tokenizers, so the router cannot detect
-that. It ends the prefill at the last whole word instead, and the continuation must first repeat the rest.
+Models often produce nonsense if a prefill ends inside a token. Tokenizers differ, so the router cannot detect that. The
+prefill therefore ends before the last word, and the continuation must first repeat this word.
 
-Measured in 2026-11 on three servers, with the same model before and after the interruption: 3,021 of 3,027 cuts at a
-word gave the same text as an uninterrupted answer. The other six were broken connections. Of 1,639 cuts without the
-step back, only 575 gave the same text (ADR 4).
+Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). With whole words,
+3,021 of 3,027 continuations gave the same text as an uninterrupted answer; in the other six the connection broke.
+Without this step, only 575 of 1,639 gave the same text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from ..completion import Completion, Event, Resumed, TextDelta, ToolCallDelta
 from ..stream import Emit, Relay, Work
 from .options import messages_of
 
-_MAX_STEP_CHARS: Final = 64  # text without spaces (Chinese, base64) has no word to step back to
-# The overlap that a model without prefill must repeat.
-_MIN_WORDS: Final = 8
-_MIN_WORDS_CHARS: Final = 24
-_MAX_WORDS_CHARS: Final = 400
-_MAX_BLANK_CHARS: Final = 1000  # white space to compare; more of it counts as new text
+_MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces, like Chinese or base64
+# The length of the overlap that a model without prefill must repeat.
+_MIN_OVERLAP_WORDS: Final = 8
+_MIN_OVERLAP_CHARS: Final = 24
+_MAX_OVERLAP_CHARS: Final = 400
+_MAX_SPACE_CHARS: Final = 1000  # compared white space; the rest is new text
 
 # Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
@@ -46,8 +46,13 @@ _QUOTES: Final = dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02\u301d
 
 
 @dataclass(frozen=True, slots=True)
-class CutPoint:
-    """The emitted text, split into the prefix to send and the rest that the continuation must repeat."""
+class SplitText:
+    """The emitted text in two parts.
+
+    Attributes:
+        prefix: the part to send to the provider.
+        rest: the part that the continuation must repeat.
+    """
 
     prefix: str
     rest: str = ""
@@ -58,227 +63,222 @@ class CutPoint:
         return self.prefix + self.rest
 
 
-def step_back(text: str) -> CutPoint:
-    """Cut before the last word of the text, which may be incomplete, or before white space at the end.
+def split_last_word(text: str) -> SplitText:
+    """Split a text before its last word, which may be incomplete, or before white space at the end.
 
-    The prefix is empty if the text is one word. It is the whole text if the last word is longer than 64 characters.
+    The prefix is empty if the text is one word. The rest is empty if the last word is longer than 64 characters.
     """
-    tail = text[-_MAX_STEP_CHARS - 1 :]
+    tail = text[-_MAX_LAST_WORD_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
     before = tail[: len(tail) - len(last)].rstrip()
     start = len(text) - len(tail) + len(before)
-    if len(text) - start > _MAX_STEP_CHARS:
-        return CutPoint(text)
-    return CutPoint(text[:start], text[start:])
+    if len(text) - start > _MAX_LAST_WORD_CHARS:
+        return SplitText(text)
+    return SplitText(text[:start], text[start:])
 
 
-def cut_point(text: str, *, steps_back: bool, prefills: bool) -> CutPoint | None:
-    """Return where to cut a text for its continuation; None if there is no text.
+def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
+    """Split the emitted text for its continuation.
 
     Args:
         text: the emitted text.
-        steps_back: cut before the last word. False for a second try, after a continuation that did not repeat it.
+        at_last_word: split before the last word. False if a continuation did not repeat that word.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
-        return CutPoint("", text) if text else None  # white space is not continued
-    cut = step_back(text)
-    return cut if steps_back and (prefills or cut.prefix) else CutPoint(text)
+        return SplitText("", text)  # white space is not continued
+    split = split_last_word(text)
+    return split if at_last_word and (prefills or split.prefix) else SplitText(text)
 
 
-def in_words(prompt: Prompt, prefix: str) -> list[Any]:
-    """Return the messages that instruct a model without prefill to continue a text."""
-    instruction = f"{_INSTRUCTION}\n\n{end_of(prefix)}"
+def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
+    """Return the messages that instruct a model without prefill to continue ``prefix``."""
+    instruction = f"{_INSTRUCTION}\n\n{last_words(prefix)}"
     return [*messages_of(prompt), {"role": "assistant", "content": prefix}, {"role": "user", "content": instruction}]
 
 
-def end_of(text: str) -> str:
-    """Return the last words of a text, which a model without prefill must repeat.
+def last_words(text: str) -> str:
+    """Return the end of a text that a model without prefill must repeat.
 
-    Return at least eight words and 24 characters, 64 characters of a text without spaces, or all of a shorter text.
-    Return more words if the text also begins with these: a model that starts over would repeat them, too.
+    It has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the text
+    also begins with it: a model that starts over would repeat the beginning. A shorter text is returned whole.
     """
-    return _ends_of(text)[0]
+    return _overlaps(text)[0]
 
 
-def _ends_of(text: str) -> list[str]:
+def _overlaps(text: str) -> list[str]:
     """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a whole sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
-    for start in reversed(starts[: -_MIN_WORDS + 1] or starts[:1]):
+    for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
         end = text[start:]
-        if len(end) > (_MAX_WORDS_CHARS if len(starts) > 1 else _MAX_STEP_CHARS):
+        if len(end) > (_MAX_OVERLAP_CHARS if len(starts) > 1 else _MAX_LAST_WORD_CHARS):
             break
-        if start == starts[0] or (len(end) >= _MIN_WORDS_CHARS and not _begins(stripped, end)):
+        if start == starts[0] or (len(end) >= _MIN_OVERLAP_CHARS and not _begins_with(stripped, end)):
             ends.append(end)
     if not ends:
-        end = text[-_MAX_STEP_CHARS:]
-        ends.append(text if _begins(stripped, end) else end)
+        end = text[-_MAX_LAST_WORD_CHARS:]
+        ends.append(text if _begins_with(stripped, end) else end)
     return ends
 
 
-def _begins(text: str, end: str) -> bool:
-    """Return whether a text begins with ``end``, compared as in ``_Repetition``."""
-    expected = "".join(map(_plain, end))
-    return "".join(itertools.islice(itertools.chain.from_iterable(map(_plain, text)), len(expected))) == expected
+def _begins_with(text: str, start: str) -> bool:
+    """Return whether a text begins with ``start``, without comparing white space and the form of characters."""
+    match = _Match(start)
+    match.feed(text)
+    return match.is_complete
 
 
 class Joiner:
     """Splits a continuation into the repeated text and the new text.
 
     Args:
-        cut: the emitted text.
-        words: the prompt instructed the model to repeat the last words. Otherwise the prefix was sent as a prefill.
+        emitted: the emitted text.
+        instructed: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
 
     Attributes:
+        is_empty: the continuation has no text.
+        settled: the repeated text has ended, so that all later text is new.
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
-    def __init__(self, cut: CutPoint, *, words: bool = False) -> None:
-        self.mismatched = False
-        self.words = words
-        self.cut = cut
-        self._held: str | None = ""  # text that is held back; None after the repeated text
-        expected = [end + cut.rest for end in _ends_of(cut.prefix)] + [cut.text] if words else []
-        self._repeats = [_Repetition(text) for text in dict.fromkeys(expected)]
+    def __init__(self, emitted: SplitText, *, instructed: bool = False) -> None:
+        self.is_empty, self.settled, self.mismatched = True, False, False
+        self.emitted, self.instructed = emitted, instructed
+        expected = _after_instruction(emitted) if instructed else _after_prefill(emitted)
+        self._matches = [_Match(text, exact=not instructed) for text in dict.fromkeys(expected)]
 
-    def feed(self, text: str, *, over: bool = False) -> str:
-        """Add a piece of the continuation. Return the text to emit. ``over``: the continuation has ended."""
-        if self._held is None:
+    def feed(self, text: str, *, ended: bool = False) -> str:
+        """Add a piece of the continuation, and return the new text.
+
+        Args:
+            text: the piece.
+            ended: the continuation ends with this piece.
+        """
+        self.is_empty = self.is_empty and not text
+        if self.settled:
             return text
-        if not (self.words and self._held):  # with ``words``, each ``_Repetition`` buffers the text itself
-            self._held += text
-        if self.mismatched or not (self._held or over):
-            return ""
-        after = self._after_words(text, over=over) if self.words else self._after_prefill(self._held, over=over)
-        if after is None:
-            return ""
-        self._held = None
-        return after
-
-    @property
-    def settled(self) -> bool:
-        """Return whether the repeated text has ended, so that all later text is new."""
-        return self._held is None
-
-    @property
-    def silent(self) -> bool:
-        """Return whether the continuation was empty, although it had to repeat text."""
-        return self.mismatched and not self._held
+        for match in self._matches:
+            match.feed(text)
+        while self._matches:
+            new_text = self._matches[0].new_text(ended=ended)
+            if new_text is not None:
+                self.settled = True
+                return new_text
+            if not self._matches[0].differs:
+                return ""
+            del self._matches[0]
+        self.mismatched = True
+        return ""
 
     def end(self) -> str:
-        """End the continuation. Return the text that was held back."""
-        return self.feed("", over=True)
-
-    def _after_prefill(self, held: str, *, over: bool) -> str | None:
-        """Return the new text after a prefill; None if it is not known yet.
-
-        Most continuations begin with the rest of the text. Some servers echo the prefill before it. A start that
-        matches both counts as the rest.
-        """
-        rest, echo = self.cut.rest, self.cut.text
-        if not echo.strip():  # the emitted text was only white space
-            settled = over or held.strip() or held.startswith(echo) or len(held) > _MAX_BLANK_CHARS
-            return held.removeprefix(echo) if settled else None
-        echoes = bool(self.cut.prefix and rest) and not echo.startswith(rest)
-        start = echo[: _MIN_WORDS_CHARS // 2]  # if the text repeats its start, a continuation may, too
-        if not rest and len(echo) >= _MIN_WORDS_CHARS and start not in echo[len(start) :]:
-            if held.startswith(echo):
-                return held[len(echo) :]
-            if echo.startswith(held) and not over:
-                return None
-        if held.startswith(rest):
-            return held[len(rest) :]
-        if echoes and held.startswith(echo):
-            return held[len(echo) :]
-        if over or not (rest.startswith(held) or (echoes and echo.startswith(held))):
-            self.mismatched = True
-        return None
-
-    def _after_words(self, text: str, *, over: bool) -> str | None:
-        """Return the new text if the model was instructed to repeat the last words; None if it is not known yet.
-
-        The model may repeat any of ``_ends_of`` the emitted text, or all of it.
-        """
-        for repetition in self._repeats:
-            repetition.feed(text)
-        rests = (repeat.rest(over=over) for repeat in self._repeats if repeat.complete and not repeat.differs)
-        after = next((rest for rest in rests if rest is not None), None)
-        if after is None and (over or all(repeat.differs for repeat in self._repeats)):
-            self.mismatched = True
-        return after
+        """End the continuation, and return the new text that was held back."""
+        return self.feed("", ended=True)
 
 
-class _Repetition:
+def _after_instruction(emitted: SplitText) -> list[str]:
+    """Return the texts that a model may begin with if it was instructed to repeat the last words.
+
+    Some models repeat more words, or the whole text.
+    """
+    return [end + emitted.rest for end in _overlaps(emitted.prefix)] + [emitted.text]
+
+
+def _after_prefill(emitted: SplitText) -> list[str]:
+    """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
+
+    Most continuations begin with the rest of the text. Some servers echo the prefill before it.
+    """
+    rest, echo = emitted.rest, emitted.text
+    if not echo.strip():
+        return [echo, ""]
+    if rest:
+        return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
+    start = echo[: _MIN_OVERLAP_CHARS // 2]  # a text that repeats its start may do so again in the continuation
+    return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
+
+
+class _Match:
     """Compares the start of a continuation with an expected text, and buffers the new text that follows.
 
-    The comparison ignores white space, Unicode normalization and the style of quotation marks.
+    Args:
+        text: the expected text.
+        exact: compare exactly. Otherwise ignore white space, Unicode normalization and the style of quotation marks.
 
     Attributes:
         differs: the continuation does not begin with the expected text.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, exact: bool = False) -> None:
         self.differs = False
-        self._expected = "".join(map(_plain, text))
-        self._blank = text[len(text.rstrip()) :]
+        self._normalize: Callable[[str], str] = str if exact else _normalize_character
+        self._expected = "".join(map(self._normalize, text))
+        self._trailing_space = "" if exact else text[len(text.rstrip()) :]
         self._position = 0
         self._after = ""
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether the continuation has repeated the whole expected text."""
         return self._position == len(self._expected)
 
     def feed(self, piece: str) -> None:
         """Add a piece of the continuation."""
-        if self.differs or self.complete:
+        if self.differs:
+            return
+        if self.is_complete:
             self._after += piece
             return
-        for at, character in enumerate(piece):
-            plain = _plain(character)
-            for inner, letter in enumerate(plain):
-                if self.complete:  # the expected text ends with the base letter, and an accent follows
-                    self._after = plain[inner:] + piece[at + 1 :]
+        for index, character in enumerate(piece):
+            letters = self._normalize(character)
+            for letter_index, letter in enumerate(letters):
+                if self.is_complete:  # the expected text ends with a base letter; its accent is new text
+                    self._after = letters[letter_index:] + piece[index + 1 :]
                     return
                 if letter != self._expected[self._position]:
                     self.differs = True
                     return
                 self._position += 1
-            if self.complete:
-                self._after = piece[at + 1 :]
+            if self.is_complete:
+                self._after = piece[index + 1 :]
                 return
 
-    def rest(self, *, over: bool) -> str | None:
-        """Return the new text; None if white space has arrived that may be part of the expected text."""
-        after, bare = self._after, self._after.lstrip()
-        if not self._blank:
+    def new_text(self, *, ended: bool) -> str | None:
+        """Return the text after the expected text; None if it is not known yet, or if the continuation differs."""
+        if not self.is_complete:
+            self.differs = self.differs or ended
+            return None
+        after, stripped = self._after, self._after.lstrip()
+        if not self._trailing_space:
             return after
-        if not (bare or over or len(after) > _MAX_BLANK_CHARS):
+        if not (stripped or ended or len(after) > _MAX_SPACE_CHARS):
+            return None  # this white space may belong to the expected text
+        space = after[: len(after) - len(stripped)]
+        if space.startswith(self._trailing_space):
+            return after[len(self._trailing_space) :]
+        if not space and self._expected[-1:].isalnum() and stripped[:1].isalnum():
+            self.differs = True  # the last word is longer than expected
             return None
-        blank = after[: len(after) - len(bare)]
-        if blank.startswith(self._blank):
-            return after[len(self._blank) :]
-        if not blank and self._expected[-1:].isalnum() and bare[:1].isalnum():
-            self.differs = True  # white space must follow the last word, but a letter does
-            return None
-        lines = blank.count("\n") - self._blank.count("\n")
-        indent, before = blank.rpartition("\n")[2] if "\n" in blank else "", self._blank.rpartition("\n")[2]
-        return "\n" * lines + (indent if lines > 0 else indent.removeprefix(before)) + bare
+        # Emit only the lines and the indentation that the emitted text does not have yet
+        lines = space.count("\n") - self._trailing_space.count("\n")
+        indent = space.rpartition("\n")[2] if "\n" in space else ""
+        if lines <= 0:
+            indent = indent.removeprefix(self._trailing_space.rpartition("\n")[2])
+        return "\n" * lines + indent + stripped
 
 
 @lru_cache(maxsize=4096)
-def _plain(character: str) -> str:
-    """Normalize a character for comparison: decompose it, remove white space, replace quotation marks by ASCII ones."""
+def _normalize_character(character: str) -> str:
+    """Decompose a character, remove white space, and replace quotation marks by ASCII ones."""
     letters = unicodedata.normalize("NFKD", _QUOTES.get(character, character))
     return "".join(_QUOTES.get(letter, letter) for letter in letters if not letter.isspace())
 
 
-class _Joining(Relay):
+class _NewTextEmit(Relay):
     """Emits the new text of a continuation. Tool calls are held back until the repeated text has ended.
 
     Args:
-        name: the provider that continues the text.
+        name: the name of the provider that continues the text.
         joiner: splits the continuation.
         emit: receives the events of the request.
         stop: called if the continuation does not repeat the required text.
@@ -287,9 +287,7 @@ class _Joining(Relay):
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed = (
-            not joiner.cut.text.strip()
-        )  # ``Resumed`` was emitted, or is not needed because no text was shown
+        self._resumed = not joiner.emitted.text.strip()  # white space alone is not resumed
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -308,38 +306,44 @@ class _Joining(Relay):
     def end(self, completion: Completion | None) -> None:
         """Emit the text and the tool calls that were held back.
 
+        Args:
+            completion: the completion of the attempt; None if the attempt was stopped.
+
         Raises:
             EmptyAnswer: the continuation is empty.
             NotContinued: the continuation does not repeat the required text.
         """
         joiner = self._joiner
         text = joiner.end()
-        only_calls = joiner.silent and completion is not None and completion.tool_calls
-        if joiner.silent and not only_calls:
-            raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
-        if joiner.mismatched and not only_calls:
+        if joiner.mismatched and not joiner.is_empty:
             what = "the continuation does not repeat the end of the interrupted answer"
             raise errors.NotContinued(what, provider=self._name)
-        self._emit_text(text, resume=True)
+        if joiner.mismatched and not (completion and completion.tool_calls):
+            raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
+        self._emit_resumed()
+        self._emit_text(text)
         for call in self._held_calls:
             self._emit(call)
 
-    def _emit_text(self, text: str, *, resume: bool = False) -> None:
-        if not self._resumed and (text or resume):
-            self._resumed = True
-            self._emit(Resumed(self._name, len(self._joiner.cut.text), in_words=self._joiner.words))
+    def _emit_text(self, text: str) -> None:
         if text:
+            self._emit_resumed()
             self._emit(TextDelta(text))
 
+    def _emit_resumed(self) -> None:
+        if not self._resumed:
+            self._resumed = True
+            self._emit(Resumed(self._name, len(self._joiner.emitted.text), in_words=self._joiner.instructed))
 
-async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
+
+async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
     """Run an attempt that continues an interrupted text, and return its completion.
 
     Args:
         work: runs the attempt.
         joiner: splits the text of the continuation.
-        name: the provider.
-        emit: receives the new text.
+        name: the name of the provider.
+        emit: receives the events, with the new text only.
 
     Raises:
         EmptyAnswer: the continuation is empty.
@@ -348,9 +352,9 @@ async def joined(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completio
     """
     completion: Completion | None = None
     try:
-        # Stop the attempt with a timeout: an LLMError raised by ``emit`` would count as the provider's failure
+        # A timeout stops the attempt. An LLMError from ``emit`` would count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
-            relay = _Joining(name, joiner, emit, lambda: scope.reschedule(0))
+            relay = _NewTextEmit(name, joiner, emit, lambda: scope.reschedule(0))
             completion = await work(relay)
     except TimeoutError:
         if not joiner.mismatched:

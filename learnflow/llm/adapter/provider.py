@@ -1,12 +1,13 @@
-"""The base class of all providers: a spec and an address. It returns a complete answer, or raises a typed error."""
+"""``BaseProvider``: the base class of the providers of this package."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
@@ -26,17 +27,17 @@ from .attempt import Runner
 from .context_window import requested
 from .options import checked
 from .request import request
-from .routable import Facts, RoutableProvider, names_of
-
-_T = TypeVar("_T")
+from .routable import Facts, RoutableProvider, comparable_names
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
-    """One provider. ``providers`` has a class for each vendor. Defaults come from the vendor's environment variables.
+    """One provider. ``learnflow.llm.providers`` has a class for each vendor.
+
+    The environment sets arguments that are None, for example ``OPENAI_MODEL``.
 
     Args:
         base_url: the address of the server, with or without ``/v1`` and trailing slash.
-        model: the default model of a call.
+        model: the default model.
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
         vision_model: the default model for prompts with images; None for ``model``.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
@@ -47,7 +48,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # of the class; an instance may have a variant
+    spec: ProviderSpec  # an instance may replace it with a variant for its address
+    _transport: Any = None  # the httpx transport; None for the network
 
     def __init__(
         self,
@@ -69,13 +71,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
-        transport = self._network()
+        transport = self._transport
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
-        log_content, reask = common.llm_log_content, common.llm_reask
-        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
+        self.runner = Runner(
+            self.spec, client, self._times, self.catalog, self.address, common.llm_log_content, common.llm_reask
+        )
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -88,7 +91,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def address(self) -> str:
-        """Return the key of the circuit breakers and the queue. Endpoints with a configured name do not share them."""
+        """Return the key of the circuit breakers and the queue. An endpoint with a configured name has its own."""
         return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
 
     def facts(self, model: str | None) -> Facts:
@@ -99,8 +102,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        grows = spec.server.context_length and "context_served" not in self.catalog.stated
-        if grows:  # the server loads it with up to the context length of the training
+        if spec.server.context_length and "context_served" not in self.catalog.stated:
+            # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -109,19 +112,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             first_token_s=times.first_token,
             gap_s=times.gap,
             deadline_s=times.own_deadline,
-            names=names_of(name),
+            names=comparable_names(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
             loads=bool(spec.server.load_path),
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,  # under LLM_LOCAL_ONLY, the connection checks the address
+            near=spec.local or endpoint.near,
             local_only=times.local_only,
         )
 
     def _has_model(self, model: str) -> bool:
-        """Return whether the provider has a model, by its configuration, its server's list, or the price map."""
+        """Return whether the configuration, the server's list or the price map contains a model."""
         server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
@@ -134,13 +137,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.catalog.trouble(model or self.model)
 
     def start(self, call: Call) -> Work:
-        """Return the work of a call, with its events; see ``AbstractProvider.start``."""
+        """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         model = call.model or self.model
         return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
-        """Return the work of one attempt; see ``RoutableProvider.attempt``."""
+        """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
         try:
             prepared = request(
@@ -154,56 +157,58 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.runner.start(prepared, attempt, buffered=call.buffered)
 
     async def prepare(self) -> None:
-        """Import LiteLLM in a thread. Call it at startup: otherwise the import delays the first request by seconds."""
+        """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
         """Close idle connections of this event loop to the server. The provider can be used again afterwards.
 
-        A program need not call it at its end: the end of the event loop closes the connections.
+        The end of the event loop also closes them.
         """
         await pool.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
-        return [model.name for model in await self._explain_errors(self.catalog.models(every=False))]
+        with self._explain_errors():
+            return [model.name for model in await self.catalog.models(every=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities.
 
         Args:
-            within: seconds.
+            within: time limit of the probes in seconds.
 
         Raises:
             LLMError: the models cannot be listed.
         """
-        return await self._explain_errors(self.catalog.models(within))
+        with self._explain_errors():
+            return await self.catalog.models(within)
 
     async def health_check(self) -> bool:
-        """Return whether a request would succeed now. A probe costs nothing and loads no model."""
+        """Probe the server, and return whether a request would succeed now. Loads no model."""
         return (await self.refresh()).ready
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
         """Probe the state and the capabilities of the server, and cache them.
 
         Args:
-            within: seconds.
+            within: time limit of the probes in seconds.
 
         Returns:
-            The state. A failure is a state, and is not raised.
+            The state of the server. If the probe fails, it contains the fault.
 
         Raises:
-            NotRecorded: the cassettes of LLM_REPLAY have no page of the server.
+            NotRecorded: the cassettes of LLM_REPLAY do not contain this probe. No other error is raised.
         """
         health = await self.catalog.health(within)
         events.emit(events.HealthChecked(provider=self.name, state=health.state))
         return health
 
     def get_capabilities(self, model: str | None = None) -> Capabilities:
-        """Return the capabilities of a model, from the last probe, the spec and the operator. Sends nothing.
+        """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model; None for the default models.
+            model: the name of the model. None for the default model, with the ``vision`` of the default vision model.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -211,7 +216,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return capabilities
 
     async def warm_up(self, model: str | None = None, *, keep_alive: str | float | None = None) -> None:
-        """Load a model, or wait until the server has loaded it. Import LiteLLM meanwhile.
+        """Load a model, and wait until it is loaded. Import LiteLLM meanwhile.
 
         Args:
             model: the name of the model; None for the default model.
@@ -224,20 +229,20 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
-        await self._explain_errors(self._warm(model or self.model, keep_alive), model or self.model)
+        name = model or self.model
+        with self._explain_errors(name):
+            try:
+                async with asyncio.timeout(self._times.load):
+                    await asyncio.gather(self.prepare(), self._load(name, keep_alive))
+            except TimeoutError:
+                what = f"not loaded within {self._times.load:g} s"
+                raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
-    async def _warm(self, model: str | None, keep_alive: str | float | None) -> None:
+    @contextmanager
+    def _explain_errors(self, model: str | None = None) -> Iterator[None]:
+        """Return a context manager in which an LLMError gets the provider's name and a hint."""
         try:
-            async with asyncio.timeout(self._times.load):
-                await asyncio.gather(self.prepare(), self._load(model, keep_alive))
-        except TimeoutError:
-            what = f"not loaded within {self._times.load:g} s"
-            raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
-
-    async def _explain_errors(self, result: Awaitable[_T], model: str | None = None) -> _T:
-        """Await a result. An error names the provider and the variable to set."""
-        try:
-            return await result
+            yield
         except LLMError as error:
             raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
 
@@ -250,22 +255,18 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             await self._wait_for(name)
 
     async def _wait_for(self, name: str | None) -> Model:
-        """Wait while the server is loading. Return the model."""
+        """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
                 await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
 
-    def _network(self) -> Any:
-        """Return the httpx transport of the requests; None for the network."""
-        return None
-
     @property
     def cassettes_of(self) -> str:
-        """Return the name of the folder with the cassettes."""
+        """Return the name of the provider's folder of cassettes."""
         return self.spec.name
 
     def _kinds(self) -> Sequence[ProviderSpec]:
-        """Return the kinds of server that are recognised at the address; by default only its own."""
+        """Return the specs of the servers that a probe can recognise at the address."""
         return (self.spec,)

@@ -99,7 +99,7 @@ class Request:
         """Return the request that asks the model to correct an answer, given its fault."""
         correction = [
             {"role": "assistant", "content": text},
-            {"role": "user", "content": structured_output.correction(reason)},
+            {"role": "user", "content": structured_output.write_correction(reason)},
         ]
         return replace(self, messages=[*self.messages, *correction], corrections=self.corrections + len(correction))
 
@@ -140,7 +140,7 @@ class Request:
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
             mode = dialect.schema_modes[variant.fallback_level]
-            response_format, instruction = structured_output.formatted(self.response_format, mode)
+            response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
         if dialect.stream_usage and "stream_options" not in variant.without:

@@ -1,7 +1,8 @@
-"""The methods of a provider that a router uses beyond ``LLMProvider``, with defaults.
+"""``RoutableProvider``: the methods that a router requires of a provider in addition to ``LLMProvider``.
 
-A router wraps an application's own provider with ``routable``. A provider that inherits from ``RoutableProvider`` and
-overrides its methods is ordered, continued and probed like the providers of this package.
+A router wraps an application's own provider with ``routable``, which adds defaults for these methods. An application
+can also inherit from ``RoutableProvider`` and override them. Its provider is then sorted, continued and probed like
+those of this package.
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ from .options import messages_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """The properties of a provider and one of its models, as far as they are known without a request.
+    """The known properties of a provider and one of its models. No request is sent to find them.
 
     Attributes:
-        address: the key of its circuit breakers and its queue. Providers with one address share both.
-        capabilities: of the model. ``context_served`` is the longest context that the server can load it with.
-        first_token_s, gap_s: timeouts, in seconds.
-        deadline_s: the limit of one attempt, in seconds; None for the time that the request has left.
-        names: of the model, to recognise it at another provider. A digest is a name, too.
+        address: the key of the circuit breakers and the queue. Providers with the same address share both.
+        capabilities: the capabilities of the model. ``context_served`` is the longest context that the server can load
+            the model with.
+        first_token_s: time limit to the first token in seconds.
+        gap_s: time limit between two tokens in seconds.
+        deadline_s: time limit of one attempt in seconds; None for the time that the request has left.
+        names: names of the model, which are compared with those of other providers.
         has_model: the provider has the model.
-        cold: the server loads the model before it responds.
-        loads: the server loads models on request.
-        prefills: it continues a last assistant message, character by character.
-        replays: it replays cassettes, so that a failure is no outage.
-        concurrency_limit: the most requests in flight; None if unlimited.
-        near: its address is probably on this machine or a private network. LLM_LOCAL_ONLY checks it on connecting.
-        local_only: it is configured to be used only if it is local.
+        cold: the server must load the model before it responds.
+        loads: the server can load models on request.
+        prefills: the provider continues a last assistant message exactly where it ends.
+        replays: the responses come from cassettes. Circuit breakers and concurrency limits do not apply.
+        concurrency_limit: how many requests may be in flight; None if unlimited.
+        near: the address looks like one of this machine or a private network. It is checked again on connecting.
+        local_only: the provider refuses requests unless it is local.
     """
 
     address: str
@@ -60,7 +63,7 @@ class Facts:
     local_only: bool = False
 
     def permitted(self, *, local_only: bool) -> bool:
-        """Return whether LLM_LOCAL_ONLY allows a request. The address is checked again when it connects."""
+        """Return whether a request is allowed. ``local_only`` is the value of LLM_LOCAL_ONLY."""
         return self.near or not (local_only or self.local_only) or self.capabilities["local"]
 
 
@@ -80,9 +83,9 @@ class RoutableProvider(LLMProvider):
         return settings.load()  # cached, because it takes a millisecond
 
     def facts(self, model: str | None) -> Facts:
-        """Return the known properties of the provider and a model, by default its own. Sends nothing.
+        """Return the known properties of the provider and a model. Sends nothing.
 
-        An override calls this method, and changes the result with ``dataclasses.replace``.
+        An override should call this method, and change the result with ``dataclasses.replace``.
 
         Args:
             model: the name of the model; None for the default model.
@@ -94,16 +97,24 @@ class RoutableProvider(LLMProvider):
             capabilities=capabilities,
             first_token_s=common.llm_first_token_timeout or first,
             gap_s=common.llm_gap_timeout or gap,
-            names=names_of(name),
+            names=comparable_names(name),
             has_model=name is not None and name in (self.model, self.vision_model),
         )
 
     def trouble(self, model: str | None) -> str | None:  # noqa: ARG002  # a default
-        """Return why a request for this model would fail, as of the last probe; None if it would succeed."""
+        """Return why a request for this model would fail, according to the last probe; None if it would succeed.
+
+        Args:
+            model: the name of the model; None for the default model.
+        """
         return None
 
     async def refresh(self, within: float = 10.0) -> Health:
-        """Probe the state of the provider, for at most ``within`` seconds, and cache it. Raises nothing."""
+        """Probe the provider and return its state. A failure is returned as the state "down".
+
+        Args:
+            within: time limit of the probe in seconds.
+        """
         ready = False
         with suppress(Exception):  # an application's own provider may raise anything
             async with asyncio.timeout(within):
@@ -118,7 +129,7 @@ class RoutableProvider(LLMProvider):
         )
 
     async def prepare(self) -> None:  # a default that does nothing
-        """Prepare now what would delay the first request."""
+        """Do work that would delay the first request, for example imports."""
 
     async def warm_up(self, model: str | None = None) -> None:
         """Load a model, if the provider loads models. Raise LLMError if that fails."""
@@ -127,11 +138,11 @@ class RoutableProvider(LLMProvider):
         """Close idle connections. The provider can be used again afterwards."""
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
-        """Return the work of one attempt, within its time limits.
+        """Return a coroutine function that runs one attempt within its time limits.
 
         Args:
-            call: of the request.
-            attempt: its number, its share of the time, and the text to continue.
+            call: the call of the request.
+            attempt: the number of the attempt, its time limit, and the text to continue.
 
         Raises:
             NotLocal: LLM_LOCAL_ONLY is set, and the provider is not local.
@@ -144,12 +155,12 @@ class RoutableProvider(LLMProvider):
         if attempt.prefix is not None:
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
-        sent = call.model or self.model, call.max_tokens
-        about = events.AttemptInfo(self.name, facts.address, sampling, attempt, lambda: sent)
-        return partial(events.run_attempt, about, partial(self._run, call, attempt, facts))
+        model_and_limit = call.model or self.model, call.max_tokens
+        work = partial(self._run, call, attempt, facts)
+        return partial(events.run_attempt, self.name, facts.address, sampling, attempt, lambda: model_and_limit, work)
 
     async def _run(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
-        """Run the call within a slot and time limits, and convert any exception to an LLMError."""
+        """Wait for a slot, and run the call within its time limits. Raise only LLMError."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + call.options.get("timeout", self._settings.llm_deadline)
         slot = None
@@ -161,11 +172,11 @@ class RoutableProvider(LLMProvider):
                 filter(None, [attempt.patience, None if call.buffered else facts.first_token_s]), default=deadline
             )
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
-                bounded = _Bounded(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
-                return await self._call(call, bounded)
+                limited = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
+                return await self._call(call, limited)
         except TimeoutError:
-            queued = slot is None and attempt.slot is None
-            kind = errors.DeadlineExceeded if queued or loop.time() >= deadline else bounded.late
+            in_queue = slot is None and attempt.slot is None
+            kind = errors.DeadlineExceeded if in_queue or loop.time() >= deadline else limited.timeout_error
             failure: LLMError = kind("the provider did not answer in time", provider=self.name)
         except LLMError as error:
             failure = error
@@ -176,17 +187,17 @@ class RoutableProvider(LLMProvider):
         raise failure.with_traceback(None)
 
     async def _call(self, call: Call, emit: Emit) -> Completion:
-        """Call the provider's own methods, and emit what they return."""
+        """Call ``complete`` or ``stream`` of the provider, and emit the text and the events."""
         arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
         if call.buffered:
             completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion
-        left, stream = most_characters(call.max_tokens), self.stream(*arguments, **options)
+        chars_left, stream = most_characters(call.max_tokens), self.stream(*arguments, **options)
         async with aclosing(stream.events() if emit.all_events else stream) as pieces:
             async for piece in pieces:
-                left -= len(piece) if isinstance(piece, str) else 1
-                if left < 0:
+                chars_left -= len(piece) if isinstance(piece, str) else 1
+                if chars_left < 0:
                     raise errors.AnswerTooLong("the answer is many times as long as max_tokens allows")
                 if not isinstance(piece, Finished):
                     emit(TextDelta(piece) if isinstance(piece, str) else piece)
@@ -194,46 +205,57 @@ class RoutableProvider(LLMProvider):
         return stream.completion
 
 
-class _Bounded(Relay):
-    """Moves the deadline of an attempt with each event. The time that the reader takes does not count."""
+class _TimeLimitedEmit(Relay):
+    """Limits the time between two events. The time that the reader needs for an event does not count.
+
+    Args:
+        emit: receives the events.
+        scope: the timeout of the attempt.
+        deadline: the end of the request in seconds, on the clock of the event loop.
+        gap_s: time limit between two events in seconds.
+
+    Attributes:
+        timeout_error: the error to raise if the scope times out.
+    """
 
     def __init__(self, emit: Emit, scope: asyncio.Timeout, deadline: float, gap_s: float) -> None:
         super().__init__(emit)
-        self.late: type[LLMError] = errors.FirstTokenTimeout
+        self.timeout_error: type[LLMError] = errors.FirstTokenTimeout
         self._scope, self._deadline, self._gap_s = scope, deadline, gap_s
 
     def __call__(self, event: Event) -> None:
-        """Pass the event on."""
-        self.late = errors.GapTimeout
+        """Forward the event."""
+        self.timeout_error = errors.GapTimeout
         self._emit(event)
 
     async def drain(self) -> None:
-        """Wait for the reader without a limit, then start the gap timeout again."""
+        """Wait for the reader without a time limit, then restart the limit."""
         self._scope.reschedule(None)
         await self._emit.drain()
         self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
 
 
-def names_of(model: str | None) -> frozenset[str]:
-    """Return the name of a model without vendor, ``:latest`` and case, to compare it with other providers' names."""
+def comparable_names(model: str | None) -> frozenset[str]:
+    """Return the name of a model in lower case, without vendor and ``:latest``. Return no name for None."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
     """Return the provider itself, or a wrapper with defaults around an application's own provider."""
-    return provider if isinstance(provider, RoutableProvider) else _Wrapper(provider)
+    return provider if isinstance(provider, RoutableProvider) else _WrappedProvider(provider)
 
 
-def _delegated(name: str) -> Any:
+def _delegate(name: str) -> Any:
+    """Return a property that reads the attribute of the wrapped provider."""
     return property(lambda wrapper: getattr(wrapper.provider, name))
 
 
-class _Wrapper(RoutableProvider):
+class _WrappedProvider(RoutableProvider):
     """A wrapper around an application's provider that has only the methods of ``LLMProvider``."""
 
-    name = _delegated("name")
-    generate, stream, complete = _delegated("generate"), _delegated("stream"), _delegated("complete")
-    list_models, health_check = _delegated("list_models"), _delegated("health_check")
+    name = _delegate("name")
+    generate, stream, complete = _delegate("generate"), _delegate("stream"), _delegate("complete")
+    list_models, health_check = _delegate("list_models"), _delegate("health_check")
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
@@ -243,5 +265,5 @@ class _Wrapper(RoutableProvider):
         return {**unknown(cost=None), **self.provider.get_capabilities()}
 
     def facts(self, model: str | None) -> Facts:
-        """Return the defaults, with the same address if the provider is wrapped again."""
+        """Return the defaults. The address is the same if another router wraps the provider, too."""
         return replace(super().facts(model), address=f"{self.name}#{id(self.provider)}")

@@ -409,6 +409,7 @@ class EmbeddedProvider(BaseProvider):
     """
 
     spec = SPEC
+    _transport: EmbeddedTransport | None = None
 
     def __init__(
         self,
@@ -438,7 +439,6 @@ class EmbeddedProvider(BaseProvider):
                 what = f"{name}= must be an integer from 1 to {_MAX_VALUES[name]}"
                 raise NotConfigured(what, provider=self.spec.name, hint=f"Change {self.spec.variable(name)}")
         replay = active.current(common.llm_replay, common.llm_replay_mode)
-        self._transport: EmbeddedTransport | None = None
         requested, key = model or own.model, None
         # Cassettes may have any model: if none is configured, their list of models names it.
         alias = embedded_model.alias_of(requested) if requested else None if replay else DEFAULT_MODEL
@@ -468,10 +468,6 @@ class EmbeddedProvider(BaseProvider):
             raise NotConfigured(what, provider=self.spec.name, hint=f"Set at most {_MAX_TOKENS}")
         return config
 
-    def _network(self) -> EmbeddedTransport | None:
-        """Return the transport to the child process; None during a replay."""
-        return self._transport
-
     @property
     def pid(self) -> int | None:
         """Return the process id of the server; None if it does not run."""
@@ -493,7 +489,8 @@ class EmbeddedProvider(BaseProvider):
 
     async def _start_server(self) -> None:
         if self._transport:
-            await self._explain_errors(self._transport.address(), self.model)
+            with self._explain_errors(self.model):
+                await self._transport.address()
 
     async def aclose(self) -> None:
         """Stop the server if no other provider uses it, and close its connections. The next request starts it again."""

@@ -16,7 +16,7 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, cut_point, end_of, in_words, joined
+from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, split_text
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
@@ -66,8 +66,8 @@ class Execution:
         """
         began, clock = self._now, option.registry.clock()
         progress = self._progress
-        cut = cut_point(progress.text, steps_back=self._step_back, prefills=option.prefills)
-        prefix = (cut and cut.prefix) or None
+        emitted = split_text(progress.text, at_last_word=self._step_back, prefills=option.prefills)
+        prefix = emitted.prefix or None
         by_prompt = prefix is not None and not option.prefills
         shares_time = self._chain.shares(option)
         try:
@@ -80,15 +80,15 @@ class Execution:
                 slot=self._slot,
                 tried=[],
             )
-            progress.begin(option, self._last, continues=bool(cut and cut.text.strip()))
+            progress.begin(option, self._last, continues=bool(emitted.text.strip()))
             call = self._call_of(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
-            if cut:
-                work = partial(joined, work, Joiner(cut, words=by_prompt), option.name)
+            if emitted.text:
+                work = partial(join_continuation, work, Joiner(emitted, instructed=by_prompt), option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release()
-            stepped_back = bool(cut and cut.rest) and option.prefills
+            stepped_back = bool(emitted.rest) and option.prefills
             prefilled = prefix is not None and not by_prompt
             situation = decision.Situation(prefilled=prefilled, stepped_back=stepped_back)
             await self._handle_failure(option, error, began, situation, shares_time=shares_time)
@@ -113,8 +113,8 @@ class Execution:
             return replace(call, model=option.model, options=options)
         repeated = len(progress.text) - len(prefix)  # in characters, an upper limit for tokens
         if by_prompt:
-            call = replace(call, prompt=in_words(call.prompt, prefix))
-            repeated += len(end_of(prefix))
+            call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
+            repeated += len(last_words(prefix))
         left = max(1, call.max_tokens - progress.tokens + repeated)
         return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(left))
 
@@ -218,7 +218,7 @@ class Execution:
 
     async def _choose_option(self) -> Option:
         """Return the next option, with a slot if one is free. Raise the error for the caller if no option is left."""
-        ticket, since = CAPACITY.ticket(), self._now
+        ticket, since = Ticket(), self._now
         while True:
             candidates, chosen = self._chain.next(self._loading())
             if chosen:
@@ -239,7 +239,7 @@ class Execution:
             first = last_resort(candidates)
             breaker_error = await self._probe_open_breaker(first)
             if breaker_error is None:
-                self._slot = CAPACITY.take(first.address, first.limit, self._chain.digests)
+                self._slot = CAPACITY.try_acquire(first.address, first.limit, self._chain.digests)
                 return first
             self._last = first.failure = breaker_error
             await self._apply_decision(first, breaker_error, decision.Situation())
@@ -253,7 +253,7 @@ class Execution:
             else []
         )
         for option in (chosen, *spill):
-            self._slot = CAPACITY.take(option.address, option.limit, self._chain.digests)
+            self._slot = CAPACITY.try_acquire(option.address, option.limit, self._chain.digests)
             if self._slot:
                 return option
         return None

@@ -84,7 +84,7 @@ class Chain:
         for rank in dict.fromkeys(option.rank for option in usable):
             equals = [option for option in usable if option.rank == rank]
             limits = {option.address: option.limit for option in equals if option.ready}
-            order = CAPACITY.ordered(limits, self.digests)
+            order = CAPACITY.sort_addresses(limits, self.digests)
             ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
         return sort_options(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
 

@@ -149,6 +149,6 @@ class ScriptedProvider(AbstractProvider):
             finish="stop",
             provider=self._name,
             model=ServedModel(request.model or self._name),
-            parsed=structured_output.parsed(response_format, text),
+            parsed=structured_output.parse(response_format, text),
             cost=0.0,
         )

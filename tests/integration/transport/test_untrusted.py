@@ -23,7 +23,7 @@ from support import provider_for
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter import structured_output
-from learnflow.llm.adapter.joining import step_back
+from learnflow.llm.adapter.joining import split_last_word
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider
 from learnflow.llm.providers.ollama import NDJSONParser
@@ -558,11 +558,11 @@ BLANKS = [" ", "\n", "\t"]
 @pytest.mark.parametrize("blank", BLANKS)
 def test_white_space_is_parsed_in_linear_time(blank: str) -> None:
     began = time.process_time()
-    step_back("a" + blank * 300_000 + "b c")
-    step_back("a" + blank * 300_000)
+    split_last_word("a" + blank * 300_000 + "b c")
+    split_last_word("a" + blank * 300_000)
     for text in ("```" + blank * 300_000 + "x", "```json\n" + blank * 300_000):
         with suppress(errors.SchemaMismatch):
-            structured_output.parse_answer(text)
+            structured_output.parse_json_answer(text)
     splitter = ReasoningSplitter()
     for _ in range(20_000):
         splitter.feed(blank)

@@ -32,8 +32,8 @@ def pieces(text: str, sizes: list[int]) -> list[str]:
     return parts
 
 
-def joined(cut: joining.CutPoint, parts: list[str], *, words: bool = False) -> tuple[str, bool]:
-    joint = joining.Joiner(cut, words=words)
+def join(cut: joining.SplitText, parts: list[str], *, instructed: bool = False) -> tuple[str, bool]:
+    joint = joining.Joiner(cut, instructed=instructed)
     after = "".join([joint.feed(part) for part in parts]) + joint.end()
     return cut.text + after, joint.mismatched
 
@@ -41,50 +41,50 @@ def joined(cut: joining.CutPoint, parts: list[str], *, words: bool = False) -> t
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
 def test_continuation_after_prefill_is_joined_at_every_cut(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = joining.step_back(text[:at])
+    cut = joining.split_last_word(text[:at])
     assert cut.text == text[:at]
     assert not cut.prefix[-1:].isspace() or not cut.rest
-    assert joined(cut, pieces(text[len(cut.prefix) :], sizes)) == (text, False)
+    assert join(cut, pieces(text[len(cut.prefix) :], sizes)) == (text, False)
 
 
 @given(TEXT, st.data(), st.lists(st.integers(1, 7), min_size=1, max_size=5))
 def test_echo_of_prefill_is_removed(text: str, data: st.DataObject, sizes: list[int]) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = joining.step_back(text[:at])
+    cut = joining.split_last_word(text[:at])
     if cut.prefix and cut.rest and not text.startswith(cut.rest):
-        assert joined(cut, pieces(text, sizes)) == (text, False)
+        assert join(cut, pieces(text, sizes)) == (text, False)
 
 
 @given(TEXT, TEXT, st.data())
 def test_continuation_with_other_text_is_mismatched_and_not_emitted(text: str, other: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(text)))
-    cut = joining.step_back(text[:at])
+    cut = joining.split_last_word(text[:at])
     assume(cut.text.strip())
-    after, mismatched = joined(cut, list(other))
+    after, mismatched = join(cut, list(other))
     if mismatched:
         assert after == text[:at]
         assert not other.startswith(cut.rest)
-        again = joining.CutPoint(cut.text)
-        assert joined(again, list(other))[1] is False  # nothing is compared
+        again = joining.SplitText(cut.text)
+        assert join(again, list(other))[1] is False  # nothing is compared
     else:
         assert other.startswith((cut.rest, cut.text))
 
 
-def test_step_back_cuts_at_last_whole_word() -> None:
-    assert joining.step_back("one two thr") == joining.CutPoint("one two", " thr")
-    assert joining.step_back("one two ") == joining.CutPoint("one two", " ")
-    assert joining.step_back("one\n\n") == joining.CutPoint("one", "\n\n")
-    assert joining.step_back("on") == joining.CutPoint("", "on")  # one word: begin again, and compare
-    assert joining.step_back("x" * 65) == joining.CutPoint("x" * 65, "")  # no word to step back to
-    assert joining.step_back("one " + "中" * 200) == joining.CutPoint("one " + "中" * 200, "")
+def test_text_is_split_before_last_word() -> None:
+    assert joining.split_last_word("one two thr") == joining.SplitText("one two", " thr")
+    assert joining.split_last_word("one two ") == joining.SplitText("one two", " ")
+    assert joining.split_last_word("one\n\n") == joining.SplitText("one", "\n\n")
+    assert joining.split_last_word("on") == joining.SplitText("", "on")  # one word: begin again, and compare
+    assert joining.split_last_word("x" * 65) == joining.SplitText("x" * 65, "")  # no word to split at
+    assert joining.split_last_word("one " + "中" * 200) == joining.SplitText("one " + "中" * 200, "")
 
 
 def test_repeated_words_of_model_are_not_removed() -> None:
-    assert joined(joining.step_back("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
-    assert joined(joining.CutPoint("ha"), ["ha"]) == ("haha", False)
-    assert joined(joining.step_back("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
+    assert join(joining.split_last_word("ha ha"), [" ha", " ha", " ha"]) == ("ha ha ha ha", False)
+    assert join(joining.SplitText("ha"), ["ha"]) == ("haha", False)
+    assert join(joining.split_last_word("-" * 80), ["-" * 80, "-" * 9]) == ("-" * 169, False)  # a ruler
     text = "La la la la. La la la la. "
-    assert joined(joining.step_back(text), [" ", "La la la la."]) == (text + "La la la la.", False)
+    assert join(joining.split_last_word(text), [" ", "La la la la."]) == (text + "La la la la.", False)
 
 
 EMITTED = "RSA is a public-key cryptosystem. A key pair is built from two large prime num"
@@ -105,9 +105,9 @@ END = "key pair is built from two large prime num"  # the last eight whole words
         "\n" + EMITTED + "bers.",
     ],
 )
-def test_instructed_continuation_that_begins_with_end_is_joined(continuation: str) -> None:
+def test_instructed_continuation_that_begins_with_end_is_join(continuation: str) -> None:
     for size in (1, 3, 100):
-        assert joined(joining.step_back(EMITTED), pieces(continuation, [size]), words=True) == (
+        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), instructed=True) == (
             EMITTED + "bers.",
             False,
         )
@@ -142,7 +142,7 @@ def test_instructed_continuation_that_deviates_is_mismatched(continuation: str) 
         right = (EMITTED, True)
         if continuation.startswith(END.removesuffix("num") + "num"):  # the broken word has another end, which is valid
             right = (EMITTED + "erals.", False)
-        assert joined(joining.step_back(EMITTED), pieces(continuation, [size]), words=True) == right
+        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), instructed=True) == right
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_comparison_ignores_white_space_unicode_form_and_quotation_marks(
 ) -> None:
     for size in (1, 2, 1000):
         expected = emitted.rstrip() + text
-        assert joined(joining.CutPoint(emitted), pieces(continuation, [size]), words=True) == (expected, False)
+        assert join(joining.SplitText(emitted), pieces(continuation, [size]), instructed=True) == (expected, False)
 
 
 def test_longer_word_at_seam_is_mismatched() -> None:
     emitted = "The cat sat, and then it saw a "
-    assert joined(joining.CutPoint(emitted), list("The cat sat, and then it saw another."), words=True) == (
+    assert join(joining.SplitText(emitted), list("The cat sat, and then it saw another."), instructed=True) == (
         emitted,
         True,
     )
@@ -186,45 +186,45 @@ def test_longer_word_at_seam_is_mismatched() -> None:
 
 def test_echo_of_text_without_spaces_is_removed() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E60)))
-    assert joined(joining.CutPoint(text), list(text + "\u5b57")) == (text + "\u5b57", False)
+    assert join(joining.SplitText(text), list(text + "\u5b57")) == (text + "\u5b57", False)
 
 
 def test_end_of_text_has_enough_words_to_be_recognised() -> None:
-    assert joining.end_of(EMITTED) == "pair is built from two large prime num"
-    assert joining.end_of("one two") == "one two"  # the whole text
-    assert joining.end_of("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
-    assert joining.end_of("中" * 300) == "中" * 300  # the text begins with it, too
-    assert joining.end_of("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
+    assert joining.last_words(EMITTED) == "pair is built from two large prime num"
+    assert joining.last_words("one two") == "one two"  # the whole text
+    assert joining.last_words("a b c d e f g h i j k l m n o p q") == "e f g h i j k l m n o p q"  # 24 characters
+    assert joining.last_words("中" * 300) == "中" * 300  # the text begins with it, too
+    assert joining.last_words("".join(map(chr, range(0x4E00, 0x4F00)))) == "".join(map(chr, range(0x4EC0, 0x4F00)))
     twice = "one two three four five six seven eight "
-    assert joining.end_of(twice + "and " + twice.rstrip()).startswith(
+    assert joining.last_words(twice + "and " + twice.rstrip()).startswith(
         "and one"
     )  # otherwise it might be a new beginning
 
 
 def test_emitted_white_space_alone_is_removed_once() -> None:
     for continuation, text in (("\n\nHello", "\n\nHello"), ("Hello", "\nHello"), (" Hello", "\n Hello")):
-        assert joined(joining.CutPoint("", "\n"), list(continuation)) == (text, False)
+        assert join(joining.SplitText("", "\n"), list(continuation)) == (text, False)
 
 
 def test_words_that_also_begin_the_text_do_not_identify_its_end() -> None:
     text = "ha ha ha \n\nha ha ha ha ha ha a"
-    assert joined(joining.step_back(text[:29]), re.split(r"(?<=\s)", text), words=True) == (text, False)
+    assert join(joining.split_last_word(text[:29]), re.split(r"(?<=\s)", text), instructed=True) == (text, False)
 
 
 @given(TEXT, st.data())
 def test_instructed_continuation_that_begins_again_is_joined_at_every_cut(text: str, data: st.DataObject) -> None:
     text = text.strip()
     at = data.draw(st.integers(1, len(text)))
-    cut = joining.step_back(text[:at])
+    cut = joining.split_last_word(text[:at])
     if cut.prefix.strip():
-        assert joined(cut, re.split(r"(?<=\s)", text), words=True) == (text, False)
+        assert join(cut, re.split(r"(?<=\s)", text), instructed=True) == (text, False)
 
 
 def test_endless_white_space_takes_linear_time() -> None:
     began = time.process_time()
-    for cut, words in ((joining.CutPoint(EMITTED + " "), True), (joining.CutPoint("", "\n"), False)):
-        joiner = joining.Joiner(cut, words=words)
-        joiner.feed(EMITTED if words else "")
+    for cut, instructed in ((joining.SplitText(EMITTED + " "), True), (joining.SplitText("", "\n"), False)):
+        joiner = joining.Joiner(cut, instructed=instructed)
+        joiner.feed(EMITTED if instructed else "")
         for _ in range(200_000):
             joiner.feed(" ")
         assert not joiner.mismatched

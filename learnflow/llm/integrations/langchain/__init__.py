@@ -201,7 +201,7 @@ class ChatLearnFlow(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         chunks = cast(AsyncGenerator[ChatGenerationChunk, None], self._astream(messages, stop, run_manager, **kwargs))
-        yield from BACKGROUND.pieces(chunks)
+        yield from BACKGROUND.iterate(chunks)
 
     def bind_tools(
         self,

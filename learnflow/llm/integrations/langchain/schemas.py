@@ -57,8 +57,8 @@ def parsed(schema: Any, message: AIMessage) -> Any:
 def _parsed(schema: Any, message: AIMessage) -> Any:
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return structured_output.parsed(schema, text)
-    value = structured_output.parse_answer(text)
+        return structured_output.parse(schema, text)
+    value = structured_output.parse_json_answer(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
     parse = getattr(schema, "parse_obj", None)  # a class of pydantic 1
