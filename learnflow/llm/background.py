@@ -24,7 +24,7 @@ _STOP_S: Final = 1.0  # for the running calls at the end of the process
 class Background:
     """An event loop in a daemon thread. The first call starts the thread.
 
-    At the end of the process the thread stops. Later calls, of an ``atexit`` handler or ``__del__``, run their coroutine
+    At the end of the process the thread stops. Later calls, of ``atexit`` or ``__del__``, run their coroutine
     in the calling thread.
     """
 

@@ -41,9 +41,10 @@ class AnswerReader:
         self.parser = parser
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
-        self._first_token_s = times.first_token
+        self._first_token_s = max(times.first_token, times.load) if is_loading else times.first_token
         self._is_loading = is_loading
-        self._probing: asyncio.Task[None] | None = None  # at the first-token timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._began = False  # a token has arrived
         self._close_at: float | None = None  # when a finished response is closed, even if the connection is open
 
@@ -61,15 +62,11 @@ class AnswerReader:
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
-        if self._is_loading:
-            self._first_token_s = max(self._times.first_token, self._times.load)
         limit = min(last_delta_at + self._first_token_s, deadline)
         response: HttpResponse | None = None
-        timer: asyncio.TimerHandle | None = None
         try:
             async with asyncio.timeout_at(limit) as budget:
-                if self._is_loading:
-                    timer = loop.call_later(self._times.first_token, self._start_probe, budget)
+                self._start_timer(budget)
                 response = await send()
                 while True:
                     data = await self._read_data(response)
@@ -86,18 +83,27 @@ class AnswerReader:
                 raise self._timeout_error(min(limit, loop.time()), deadline) from None
             self._feed(b"", on_delta)
         finally:
-            if timer:
-                timer.cancel()
-            if self._probing:
-                self._probing.cancel()
+            self._stop_timer()
             if response is not None:
                 await response.aclose()
         if parser.fault:
             raise parser.fault
 
-    def _start_probe(self, budget: asyncio.Timeout) -> None:
-        if not self._began:
-            self._probing = asyncio.create_task(self._expire_unless_loading(budget))
+    def _start_timer(self, budget: asyncio.Timeout) -> None:
+        """Probe the server at the first-token timeout, if it may be loading the model."""
+
+        def probe() -> None:
+            if not self._began:
+                self._probing = asyncio.create_task(self._expire_unless_loading(budget))
+
+        if self._is_loading:
+            self._timer = asyncio.get_running_loop().call_later(self._times.first_token, probe)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._probing:
+            self._probing.cancel()
 
     async def _expire_unless_loading(self, budget: asyncio.Timeout) -> None:
         """End the wait for the first token, unless the server loads the model. After a load, wait once more."""
