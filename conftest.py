@@ -20,7 +20,7 @@ from learnflow.llm import discovery, settings_sources
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.transport.endpoint import endpoint
+from learnflow.llm.transport.endpoint import parse_endpoint
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # its deadline is a limit on wall-clock time
 hypothesis.settings.load_profile("any machine")
@@ -56,7 +56,7 @@ def own_log_level() -> Iterator[None]:
 def litellm_ready() -> None:
     """Import LiteLLM before the first test, because that takes seconds."""
     for name in ("custom", "ollama", "openai"):
-        asyncio.run(_litellm.prepare(SPECS[name], endpoint(SPECS[name], "http://localhost")))
+        asyncio.run(_litellm.prepare(SPECS[name], parse_endpoint(SPECS[name], "http://localhost")))
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Measure the speed of each ready provider on this machine, with the same few questions one after the other.
+"""Measure the speed of each ready provider on this machine, with the same questions one after the other.
 
     python benchmarks/bench.py [-p NAME] [-m MODEL ...] [--rounds 3] [--max-tokens 200] [--json]
 
-Without ``-p`` it benches the providers of LLM_PROVIDERS, else the local servers that answer. The local model is loaded
+Without ``-p`` it measures the providers of LLM_PROVIDERS, else the local servers that respond. It loads a local model
 first. The table has medians: seconds to load, to the first token and to the end, and tokens per second. ``--json`` has
-all answers. A cloud is benched only if it is named, and it charges the requests. Exit code 1 if no answer succeeded.
+all answers. A cloud is measured only if it is named, and its requests cost money. Exit code 1 if all
+requests failed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from learnflow.llm import LLMError, get_provider
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.cli.terminal import table
 
-MIN_S: Final = 0.05  # from the first token to the end: in less, pieces arrive together
-MIN_TOKENS: Final = 10  # of fewer, a pause is most of the time
+MIN_S: Final = 0.05  # from the first token to the end; in a shorter time, all pieces arrive together
+MIN_TOKENS: Final = 10  # of an answer; the rate of a shorter one is not measured
 QUESTIONS: Final = (
     "Explain RSA encryption",
     "What is photosynthesis? Answer in five sentences.",
@@ -34,7 +35,7 @@ COLUMNS: Final = {"first_token_s": 3, "tokens_per_s": 1, "total_s": 2, "tokens":
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: seconds to the first token and to the end, tokens as the server counted them; or the error."""
+    """The measurements of one answer: seconds, the tokens that the server reported, or the class of the error."""
 
     question: int
     first_token_s: float | None = None
@@ -105,30 +106,32 @@ async def bench(provider: BaseProvider, model: str | None, options: argparse.Nam
 
 async def run(options: argparse.Namespace) -> int:
     router = get_provider(options.provider)
-    await router.refresh()  # finds local servers if no provider is named
+    await router.refresh()  # finds local servers if no provider is configured
     results: list[Result] = []
     try:
         for provider in router.providers:
             health = await provider.refresh()
             if not health.ready:
-                print(f"{provider.name} is left out: {health.detail}", file=sys.stderr)
+                print(f"{provider.name} is skipped: {health.detail}", file=sys.stderr)
                 continue
             for model in options.model or [None]:
                 results.append(Result(provider.name, model or provider.model or "?"))
                 await bench(provider, model, options, results[-1])
-    finally:  # Ctrl-C: the answers so far are shown
+    finally:  # Ctrl-C prints the answers so far
         if options.json:
             print(json.dumps([result.as_json() for result in results], indent=2))
         elif results:
-            titles = ("PROVIDER", "MODEL", "LOAD s", "FIRST s", "TOKENS/s", "WHOLE s", "TOKENS", "FAILED")
+            titles = ("PROVIDER", "MODEL", "LOAD s", "FIRST s", "TOKENS/s", "TOTAL s", "TOKENS", "FAILED")
             table(titles, [result.row() for result in results])
     return 0 if any(result.median("total_s") for result in results) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Show how fast each ready provider answers on this machine.")
-    parser.add_argument("-p", "--provider", help="instead of LLM_PROVIDERS")
-    parser.add_argument("-m", "--model", action="append", help="instead of the provider's own; may be repeated")
+    parser.add_argument("-p", "--provider", help="provider instead of LLM_PROVIDERS")
+    parser.add_argument(
+        "-m", "--model", action="append", help="model instead of the provider's default; may be repeated"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all questions (3)")
     parser.add_argument("--max-tokens", type=int, default=200, help="limit of an answer (200)")
     parser.add_argument("--json", action="store_true", help="print every answer")

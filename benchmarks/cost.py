@@ -1,9 +1,8 @@
 """Measure the CPU time of a call and of a chunk of a stream, compared with LiteLLM and httpx.
 
-A run measures all contenders in turn against the same server in another process, for several rounds. It prints medians,
+A run measures all clients in turn against the same server in another process, for several rounds. It prints medians,
 and ratios to LiteLLM's ``openai/`` and to httpx. "events()" is the stream of "custom", read as events. Chunks are
-measured
-twice: many of them in one packet ("together"), and each in its own packet ("apart"), as a model sends them.
+measured twice: many of them in one packet ("together"), and each in its own packet ("apart"), as a model sends them.
 
 Run: ``python benchmarks/cost.py [--rounds 7] [--calls 100] [--chunks 1000]``.
 """
@@ -53,17 +52,17 @@ def serve(pipe: Connection, chunks: int) -> None:
                 continue
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             body = json.loads(await reader.readexactly(length))
-            say = Dialect("ollama" if b"/api/chat" in head else "openai")
+            dialect = Dialect("ollama" if b"/api/chat" in head else "openai")
             messages = json.dumps(body["messages"])
             words = [f"word{n} " for n in range(SHORT if "short" in messages else chunks)]
             if not body.get("stream"):
-                response = say.answer_body("".join(words))
+                response = dialect.answer_body("".join(words))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
                 writer.write(f"content-length: {len(response)}\r\n\r\n".encode() + response)
                 continue
-            writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\n".encode())
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {dialect.content_type}\r\n".encode())
             writer.write(b"transfer-encoding: chunked\r\n\r\n")
-            for part in [say.opening(), *map(say.piece, words), say.end(), say.usage(), say.done()]:
+            for part in [dialect.opening(), *map(dialect.piece, words), dialect.end(), dialect.usage(), dialect.done()]:
                 if part:
                     writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
                     if "apart" in messages:
@@ -79,19 +78,19 @@ def serve(pipe: Connection, chunks: int) -> None:
     asyncio.run(run())
 
 
-def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], ...]:
+def clients(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], ...]:
     """Return the calls without and with streaming. A call returns the number of characters that it received."""
     client = httpx.AsyncClient()
     litellm = _litellm._load()  # noqa: SLF001  # the same LiteLLM, as quiet as for us
-    ask = {"model": "m", "temperature": 0.7, "max_tokens": 1000}
+    parameters = {"model": "m", "temperature": 0.7, "max_tokens": 1000}
 
     async def raw(prompt: str) -> int:
-        body = {**ask, "messages": [{"role": "user", "content": prompt}]}
+        body = {**parameters, "messages": [{"role": "user", "content": prompt}]}
         answer = await client.post(f"{root}/v1/chat/completions", json=body)
         return len(answer.json()["choices"][0]["message"]["content"])
 
     async def raw_stream(prompt: str) -> int:
-        body = {**ask, "messages": [{"role": "user", "content": prompt}], "stream": True}
+        body = {**parameters, "messages": [{"role": "user", "content": prompt}], "stream": True}
         got = 0
         async with client.stream("POST", f"{root}/v1/chat/completions", json=body) as answer:
             async for line in answer.aiter_lines():
@@ -151,35 +150,34 @@ def contenders(root: str) -> tuple[dict[str, Callable[[str], Awaitable[int]]], .
     return calls, streams
 
 
-async def cpu(ask: Callable[[str], Awaitable[int]], prompt: str, times: int) -> float:
+async def cpu(call: Callable[[str], Awaitable[int]], prompt: str, times: int) -> float:
     """Return the CPU seconds of this process for one call."""
-    got = await ask(prompt)
-    assert got
+    assert await call(prompt)
     before = time.process_time()
     for _ in range(times):
-        await ask(prompt)
+        await call(prompt)
     return (time.process_time() - before) / times
 
 
 async def measure(root: str, rounds: int, calls: int, chunks: int) -> None:
-    """Measure all contenders in turn in each round, so that a slow moment of the machine affects all of them."""
-    one_call, one_stream = contenders(root)
-    seen: dict[str, dict[str, list[float]]] = {
-        column: {name: [] for name in one_call} for column in ("call", "together", "apart")
+    """Measure all clients in turn in each round, so that a slow moment of the machine affects all of them."""
+    calls_by_name, streams_by_name = clients(root)
+    seconds: dict[str, dict[str, list[float]]] = {
+        column: {name: [] for name in calls_by_name} for column in ("call", "together", "apart")
     }
     for _ in range(rounds):
-        for name, ask in one_call.items():
-            seen["call"][name].append(await cpu(ask, "short", calls))
-        for name, ask in one_stream.items():
-            short = await cpu(ask, "short", max(calls // 4, 1))
+        for name, call in calls_by_name.items():
+            seconds["call"][name].append(await cpu(call, "short", calls))
+        for name, call in streams_by_name.items():
+            short = await cpu(call, "short", max(calls // 4, 1))
             for column in ("together", "apart"):
-                seen[column][name].append((await cpu(ask, column, 5) - short) / (chunks - SHORT))
+                seconds[column][name].append((await cpu(call, column, 5) - short) / (chunks - SHORT))
     print(f"CPU, median of {rounds}; ratios to LiteLLM's openai/ and to httpx")
     print(f"{'':20}{'a call, ms':>12}{'chunk together, us':>28}{'chunk apart, us':>28}")
-    for name in one_call:
+    for name in calls_by_name:
         line = f"{name:20}"
         for column, unit in (("call", 1e3), ("together", 1e6), ("apart", 1e6)):
-            mine, theirs, bare = (seen[column][contender] for contender in (name, "litellm openai/", "httpx"))
+            mine, theirs, bare = (seconds[column][client] for client in (name, "litellm openai/", "httpx"))
             ratios = (statistics.median(x / y for x, y in zip(mine, other, strict=True)) for other in (theirs, bare))
             line += f"{statistics.median(mine) * unit:12.2f}" + "".join(f"{ratio:7.3f}" for ratio in ratios)
         print(line)
@@ -192,11 +190,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--chunks", type=int, default=1000)
     options = parser.parse_args()
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(there, options.chunks), daemon=True)
+    pipe, other_end = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(other_end, options.chunks), daemon=True)
     server.start()
     try:
-        asyncio.run(measure(f"http://127.0.0.1:{here.recv()}", options.rounds, options.calls, options.chunks))
+        asyncio.run(measure(f"http://127.0.0.1:{pipe.recv()}", options.rounds, options.calls, options.chunks))
     finally:
         server.terminate()
 

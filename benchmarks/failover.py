@@ -1,10 +1,10 @@
-"""Measure the seconds to an answer of the fallback after a failure, compared with LiteLLM's Router and LangChain.
+"""Measure the time of a failover, compared with LiteLLM's Router and LangChain.
 
-    python benchmarks/failover.py [--patience 10] [--calls 100]
+    python benchmarks/failover.py [--timeout 10] [--calls 100]
 
 All run in one process against the same fault server on loopback. The table has the first and the second request, and
-the attempts at the primary in both ("knocks"). ``>N`` means that no answer arrived within the patience. The last line
-compares a routed call with the plain adapter. LangChain is skipped if it is not installed.
+the attempts at the primary in both. ``>N`` means that no answer arrived within the timeout. The last line
+compares a call through a router with a call through a provider. LangChain is skipped if it is not installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from learnflow.llm.providers import CustomProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
-Ask = Callable[[], Awaitable[object]]
+Send = Callable[[], Awaitable[object]]
 FAULTS: dict[str, Fault] = {
     "500": Fault("refuse"),
     "429, Retry-After: 30": Fault("refuse", refusal="rate", headers={"retry-after": "30"}),
@@ -32,27 +32,27 @@ FAULTS: dict[str, Fault] = {
     "closed": Fault("close"),
     "hang, 2 s to the first token": Fault("hang"),
 }
-WORDS = [{"role": "user", "content": "hi"}]
+MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-def ours(one: str, two: str) -> Ask:
+def ours(one: str, two: str) -> Send:
     providers = [CustomProvider(base_url=url, model="m", first_token_timeout=2.0) for url in (one, two)]
     router = RouterProvider(providers[0], providers[1:], breakers=BreakerRegistry())
     return lambda: router.generate("hi")
 
 
-def litellms(one: str, two: str, **tuned: Any) -> Ask:
+def litellm_router(one: str, two: str, **options: Any) -> Send:
     litellm = _litellm._load()  # noqa: SLF001  # quiet and offline, as ours is
-    own = {"max_retries": 0} if tuned else {}
+    retries = {"max_retries": 0} if options else {}
     models = [
-        {"model_name": name, "litellm_params": {"model": "openai/m", "api_base": url, "api_key": "k", **own}}
+        {"model_name": name, "litellm_params": {"model": "openai/m", "api_base": url, "api_key": "k", **retries}}
         for name, url in (("p", one), ("s", two))
     ]
-    router = litellm.Router(models, fallbacks=[{"p": ["s"]}], timeout=2, **tuned)
-    return lambda: router.acompletion(model="p", messages=WORDS)
+    router = litellm.Router(models, fallbacks=[{"p": ["s"]}], timeout=2, **options)
+    return lambda: router.acompletion(model="p", messages=MESSAGES)
 
 
-def langchains(one: str, two: str) -> Ask:
+def langchain_fallbacks(one: str, two: str) -> Send:
     from langchain_openai import ChatOpenAI  # noqa: PLC0415
 
     models = [ChatOpenAI(model="m", base_url=url, api_key="k", timeout=2, max_retries=0) for url in (one, two)]
@@ -60,36 +60,38 @@ def langchains(one: str, two: str) -> Ask:
     return lambda: chain.ainvoke("hi")
 
 
-async def seconds(ask: Ask, patience: float) -> str:
+async def seconds(send: Send, limit_s: float) -> str:
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(patience):
-            await ask()
+        async with asyncio.timeout(limit_s):
+            await send()
     except TimeoutError:
-        return f">{patience:g}"
+        return f">{limit_s:g}"
     except Exception as error:  # noqa: BLE001  # an error is a result, too
         return type(error).__name__[:12]
     return f"{time.perf_counter() - started:.3f}"
 
 
-async def table(patience: float) -> None:
-    makers: dict[str, Callable[[str, str], Ask]] = {
+async def table(limit_s: float) -> None:
+    makers: dict[str, Callable[[str, str], Send]] = {
         "ours": ours,
-        "LiteLLM Router, tuned": lambda one, two: litellms(one, two, num_retries=0, allowed_fails=0, cooldown_time=30),
-        "LiteLLM Router": litellms,
-        "LangChain with_fallbacks": langchains,
+        "LiteLLM Router, tuned": lambda one, two: litellm_router(
+            one, two, num_retries=0, allowed_fails=0, cooldown_time=30
+        ),
+        "LiteLLM Router": litellm_router,
+        "LangChain with_fallbacks": langchain_fallbacks,
     }
-    print(f"{'fault':30}{'who':28}{'first s':>10}{'next s':>10}{'knocks':>8}")
+    print(f"{'fault':30}{'client':28}{'first s':>10}{'next s':>10}{'attempts':>10}")
     for name, fault in FAULTS.items():
-        for who, make in makers.items():
+        for client, make in makers.items():
             async with FaultServer("openai", fault=fault) as one, FaultServer("openai") as two:
-                two.fault = Fault("whole") if who != "ours" else None
+                two.fault = Fault("whole") if client != "ours" else None
                 try:
-                    ask = make(one.base_url, two.base_url)
+                    send = make(one.base_url, two.base_url)
                 except ImportError:
                     continue
-                first, second = await seconds(ask, patience), await seconds(ask, patience)
-                print(f"{name:30}{who:28}{first:>10}{second:>10}{len(one.seen):>8}", flush=True)
+                first, second = await seconds(send, limit_s), await seconds(send, limit_s)
+                print(f"{name:30}{client:28}{first:>10}{second:>10}{len(one.seen):>10}", flush=True)
 
 
 async def cost(calls: int, rounds: int) -> None:
@@ -105,12 +107,15 @@ async def cost(calls: int, rounds: int) -> None:
                     await provider.generate("hi")
                 spent.append(time.process_time() - started)
             ratios.append(spent[1] / spent[0])
-        print(f"\na routed call / the plain adapter, CPU: {statistics.median(ratios):.2f} (median of {rounds} rounds)")
+        print(
+            f"\nCPU of a call through a router / through its provider: {statistics.median(ratios):.2f} "
+            f"(median of {rounds} rounds)"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds")
+    parser.add_argument("--timeout", type=float, default=10.0, help="time limit of a request in seconds")
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
@@ -118,7 +123,7 @@ def main() -> None:
 
     async def run() -> None:
         await CustomProvider(base_url="http://127.0.0.1:9", model="m").prepare()
-        await table(options.patience)
+        await table(options.timeout)
         await cost(options.calls, options.rounds)
 
     asyncio.run(run())

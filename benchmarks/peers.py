@@ -33,11 +33,11 @@ from typing import Any, Final
 
 TEMPERATURE: Final = 0.7
 MAX_TOKENS: Final = 1000
-AT_ONCE: Final = (1, 50, 200)
+CONCURRENCY: Final = (1, 50, 200)
 BASE: Final = "LiteLLM openai/"
 RAW: Final = "httpx"
 _BATCH: Final = 50  # streams that are opened at once
-_PATIENCE_S: Final = 15.0
+_OPEN_TIMEOUT_S: Final = 15.0  # for a batch
 _QUIET: Final = {  # LiteLLM opens connections without it; the same for all processes
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
@@ -58,21 +58,21 @@ class Peer:
 
 
 def serve(pipe: Connection, chunks: int) -> None:
-    """Run a server that responds with one word, with many for "long", and with one and no end for "hold"."""
+    """Run a server that responds with one word, to "long" with many, and to "hold" with a stream without an end."""
     from learnflow.llm.testing.dialects import Dialect
 
-    many_files()
-    say = Dialect("openai")
+    raise_file_limit()
+    dialect = Dialect("openai")
 
     def stream(count: int) -> bytes:
-        words = [say.piece(f"word{n} ") for n in range(count)]
-        parts = [say.opening(), *words, say.end(), say.usage(), say.done()]
+        words = [dialect.piece(f"word{n} ") for n in range(count)]
+        parts = [dialect.opening(), *words, dialect.end(), dialect.usage(), dialect.done()]
         return b"".join(f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in parts)
 
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: {say.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     streams = {"short": head + stream(1) + b"0\r\n\r\n", "long": head + stream(chunks) + b"0\r\n\r\n"}
     held = head + stream(1).partition(b'"finish_reason": "stop"')[0].rpartition(b"\r\n")[0].rpartition(b"\r\n")[0]
-    body = say.answer_body("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
+    body = dialect.answer_body("word0 ").replace(b'{"object"', b'{"id": "x", "created": 1, "object"', 1)
     response = (
         f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
     )
@@ -82,13 +82,15 @@ def serve(pipe: Connection, chunks: int) -> None:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                wanted = json.loads(await reader.readexactly(length))
-                prompt = json.dumps(wanted["messages"])
+                body_of_request = json.loads(await reader.readexactly(length))
+                prompt = json.dumps(body_of_request["messages"])
                 if "hold" in prompt:
                     writer.write(held + b"\r\n")
                     await reader.read(1)
                     break
-                writer.write(streams["long" if "long" in prompt else "short"] if wanted.get("stream") else response)
+                writer.write(
+                    streams["long" if "long" in prompt else "short"] if body_of_request.get("stream") else response
+                )
                 await writer.drain()
         writer.close()
 
@@ -100,10 +102,10 @@ def serve(pipe: Connection, chunks: int) -> None:
     asyncio.run(run())
 
 
-def many_files() -> None:
+def raise_file_limit() -> None:
     """Raise the limit of connections of this process to the maximum of the system."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 # The peers
@@ -135,14 +137,14 @@ def httpx_raw(root: str) -> Peer:
     return Peer(call, stream)
 
 
-def of_chunks(ask: Callable[..., Awaitable[Any]]) -> Peer:
+def openai_peer(send: Callable[..., Awaitable[Any]]) -> Peer:
     """Return a peer with responses that are OpenAI's objects."""
 
     async def call(prompt: str) -> int:
-        return len((await ask(**parameters(prompt))).choices[0].message.content)
+        return len((await send(**parameters(prompt))).choices[0].message.content)
 
     async def stream(prompt: str) -> AsyncIterator[str]:
-        async for chunk in await ask(**parameters(prompt), stream=True):
+        async for chunk in await send(**parameters(prompt), stream=True):
             for choice in chunk.choices:
                 yield choice.delta.content or ""
 
@@ -152,27 +154,27 @@ def of_chunks(ask: Callable[..., Awaitable[Any]]) -> Peer:
 def openai_sdk(root: str) -> Peer:
     import openai
 
-    return of_chunks(openai.AsyncOpenAI(base_url=f"{root}/v1", api_key="x", max_retries=0).chat.completions.create)
+    return openai_peer(openai.AsyncOpenAI(base_url=f"{root}/v1", api_key="x", max_retries=0).chat.completions.create)
 
 
 def litellm_openai(root: str) -> Peer:
     import litellm
 
-    async def ask(**more: Any) -> Any:
-        there = {"api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
-        return await litellm.acompletion(**{**more, **there, "model": "openai/m"})
+    async def send(**options: Any) -> Any:
+        endpoint = {"api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
+        return await litellm.acompletion(**{**options, **endpoint, "model": "openai/m"})
 
-    return of_chunks(ask)
+    return openai_peer(send)
 
 
 def litellm_router(root: str) -> Peer:
     import litellm
 
-    there = {"model": "openai/m", "api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
-    return of_chunks(litellm.Router([{"model_name": "m", "litellm_params": there}], num_retries=0).acompletion)
+    endpoint = {"model": "openai/m", "api_base": f"{root}/v1", "api_key": "x", "max_retries": 0}
+    return openai_peer(litellm.Router([{"model_name": "m", "litellm_params": endpoint}], num_retries=0).acompletion)
 
 
-def of_langchain(chat: Any) -> Peer:
+def langchain_peer(chat: Any) -> Peer:
     async def call(prompt: str) -> int:
         return len((await chat.ainvoke(prompt)).content)
 
@@ -186,8 +188,8 @@ def of_langchain(chat: Any) -> Peer:
 def langchain_openai(root: str) -> Peer:
     from langchain_openai import ChatOpenAI
 
-    there: dict[str, Any] = {"base_url": f"{root}/v1", "api_key": "x", "max_retries": 0}
-    return of_langchain(ChatOpenAI(model="m", temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **there))
+    endpoint: dict[str, Any] = {"base_url": f"{root}/v1", "api_key": "x", "max_retries": 0}
+    return langchain_peer(ChatOpenAI(model="m", temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **endpoint))
 
 
 def pydantic_ai(root: str) -> Peer:
@@ -200,15 +202,15 @@ def pydantic_ai(root: str) -> Peer:
 
     client = openai.AsyncOpenAI(base_url=f"{root}/v1", api_key="x", max_retries=0)
     model = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=client))
-    wanted = ModelSettings(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+    settings = ModelSettings(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
 
     async def call(prompt: str) -> int:
-        answer = await model_request(model, [ModelRequest.user_text_prompt(prompt)], model_settings=wanted)
+        answer = await model_request(model, [ModelRequest.user_text_prompt(prompt)], model_settings=settings)
         return sum(len(part.content) for part in answer.parts if isinstance(part, TextPart))
 
     async def stream(prompt: str) -> AsyncIterator[str]:
         messages = [ModelRequest.user_text_prompt(prompt)]
-        async with model_request_stream(model, messages, model_settings=wanted) as events:
+        async with model_request_stream(model, messages, model_settings=settings) as events:
             async for event in events:
                 if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
                     yield event.part.content
@@ -218,7 +220,7 @@ def pydantic_ai(root: str) -> Peer:
     return Peer(call, stream)
 
 
-def of_ours(provider: Any) -> Peer:
+def learnflow_peer(provider: Any) -> Peer:
     async def call(prompt: str) -> int:
         return len(await provider.generate(prompt, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
 
@@ -232,7 +234,7 @@ def of_ours(provider: Any) -> Peer:
 def ours(root: str) -> Peer:
     from learnflow.llm.providers import CustomProvider
 
-    return of_ours(CustomProvider(base_url=root, model="m"))
+    return learnflow_peer(CustomProvider(base_url=root, model="m"))
 
 
 def ours_routed(root: str) -> Peer:
@@ -240,7 +242,7 @@ def ours_routed(root: str) -> Peer:
     from learnflow.llm.providers import CustomProvider
     from learnflow.llm.routing.breaker import BreakerRegistry
 
-    return of_ours(RouterProvider(CustomProvider(base_url=root, model="m"), breakers=BreakerRegistry()))
+    return learnflow_peer(RouterProvider(CustomProvider(base_url=root, model="m"), breakers=BreakerRegistry()))
 
 
 def ours_langchain(root: str) -> Peer:
@@ -250,7 +252,7 @@ def ours_langchain(root: str) -> Peer:
     from learnflow.llm.routing.breaker import BreakerRegistry
 
     router = RouterProvider(CustomProvider(base_url=root, model="m"), breakers=BreakerRegistry())
-    return of_langchain(ChatLearnFlow(provider=router, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
+    return langchain_peer(ChatLearnFlow(provider=router, temperature=TEMPERATURE, max_tokens=MAX_TOKENS))
 
 
 # The distribution and the factory of each peer by its name.
@@ -271,7 +273,7 @@ PEERS: Final[dict[str, tuple[str, Callable[[str], Peer]]]] = {
 
 
 class Ticker:
-    """A task that runs every millisecond. ``longest`` is its longest delay by the loop in seconds."""
+    """A task that runs every millisecond. ``longest`` is the longest delay by the event loop in seconds."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -284,8 +286,8 @@ class Ticker:
             await asyncio.sleep(0.001)
             self.longest = max(self.longest, time.perf_counter() - self._last - 0.001)
 
-    def forgive(self) -> None:
-        """Ignore the delay until now."""
+    def reset(self) -> None:
+        """Ignore the delay since the last tick."""
         self._last = time.perf_counter()
 
     async def stop(self) -> float:
@@ -303,7 +305,7 @@ class Costs:
 
     call: list[float] = field(default_factory=list)
     chunk: list[float] = field(default_factory=list)
-    waits: dict[int, list[float]] = field(default_factory=lambda: {many: [] for many in AT_ONCE})
+    latencies: dict[int, list[float]] = field(default_factory=lambda: {many: [] for many in CONCURRENCY})
     stalls: list[float] = field(default_factory=list)
 
     def add(self, other: Costs) -> None:
@@ -311,55 +313,54 @@ class Costs:
         self.call += other.call
         self.chunk += other.chunk
         self.stalls += other.stalls
-        for many, waits in self.waits.items():
-            waits.extend(other.waits[many])
+        for many, waits in self.latencies.items():
+            waits.extend(other.latencies[many])
 
 
-async def through(peer: Peer, prompt: str) -> int:
+async def read_stream(peer: Peer, prompt: str) -> int:
     """Read a stream to its end. Return the number of characters."""
     return sum([len(piece) async for piece in peer.stream(prompt)])
 
 
-async def cpu(ask: Callable[[], Awaitable[int]], times: int) -> float:
+async def cpu(call: Callable[[], Awaitable[int]], times: int) -> float:
     """Return the CPU seconds of all threads of this process for one call."""
-    got = await ask()
-    assert got
+    assert await call()
     before = time.process_time()
     for _ in range(times):
-        await ask()
+        await call()
     return (time.process_time() - before) / times
 
 
-async def wave(peer: Peer, many: int) -> list[float]:
-    """Start many calls at once. Return their latencies in seconds."""
+async def start_together(peer: Peer, count: int) -> list[float]:
+    """Start calls at the same time. Return their latencies in seconds."""
 
     async def one() -> float:
         began = time.perf_counter()
         await peer.call("short")
         return time.perf_counter() - began
 
-    return await asyncio.gather(*(one() for _ in range(many)))
+    return await asyncio.gather(*(one() for _ in range(count)))
 
 
-async def waiting(peer: Peer, costs: Costs, calls: int) -> None:
+async def measure_latency(peer: Peer, costs: Costs, calls: int) -> None:
     """Measure the latency of 1, 50 and 200 concurrent calls, after a wave that opens connections, and stalls at 200."""
-    for many in AT_ONCE:
-        await wave(peer, many)
+    for many in CONCURRENCY:
+        await start_together(peer, many)
         for _ in range(max(1, calls // many)):
             ticker = Ticker()
-            costs.waits[many] += await wave(peer, many)
+            costs.latencies[many] += await start_together(peer, many)
             longest = await ticker.stop()
-            if many == AT_ONCE[-1]:
+            if many == CONCURRENCY[-1]:
                 costs.stalls.append(longest)
 
 
-async def turn(peer: Peer, calls: int, chunks: int) -> Costs:
+async def run_round(peer: Peer, calls: int, chunks: int) -> Costs:
     """Run one round of a peer."""
     costs = Costs()
     costs.call.append(await cpu(lambda: peer.call("short"), calls))
-    short = await cpu(lambda: through(peer, "short"), max(calls // 4, 1))
-    costs.chunk.append((await cpu(lambda: through(peer, "long"), 4) - short) / (chunks - 1))
-    await waiting(peer, costs, calls)
+    short = await cpu(lambda: read_stream(peer, "short"), max(calls // 4, 1))
+    costs.chunk.append((await cpu(lambda: read_stream(peer, "long"), 4) - short) / (chunks - 1))
+    await measure_latency(peer, costs, calls)
     return costs
 
 
@@ -372,32 +373,32 @@ def rss() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-async def opened(peer: Peer, count: int) -> tuple[list[AsyncIterator[str]], int]:
+async def open_streams(peer: Peer, count: int) -> tuple[list[AsyncIterator[str]], int]:
     """Open streams and read their first pieces. Return the streams, and how many of them failed."""
     streams = [peer.stream("hold") for _ in range(count)]
     failed = 0
     for at in range(0, count, _BATCH):
-        batch = [asyncio.ensure_future(first(stream)) for stream in streams[at : at + _BATCH]]
-        _, late = await asyncio.wait(batch, timeout=_PATIENCE_S)
+        batch = [asyncio.ensure_future(read_first_word(stream)) for stream in streams[at : at + _BATCH]]
+        _, late = await asyncio.wait(batch, timeout=_OPEN_TIMEOUT_S)
         failed += len(late) + sum(1 for task in batch if task not in late and task.exception())
         if late:
             break
     return streams, failed
 
 
-async def first(stream: AsyncIterator[str]) -> None:
+async def read_first_word(stream: AsyncIterator[str]) -> None:
     """Read a stream until its first word."""
     while not await anext(stream):
         pass
 
 
-async def grown(peer: Peer, streams: int) -> dict[str, float]:
+async def memory_of_streams(peer: Peer, streams: int) -> dict[str, float]:
     """Return the memory of open streams in megabytes, and how many of them failed to open."""
-    many_files()
-    await through(peer, "short")
+    raise_file_limit()
+    await read_stream(peer, "short")
     gc.collect()
     before = rss()
-    held, failed = await opened(peer, streams)
+    held, failed = await open_streams(peer, streams)
     gc.collect()
     result = {"memory": rss() - before, "failed": float(failed)}
     del held
@@ -414,9 +415,9 @@ def child(chosen: argparse.Namespace) -> None:
     print(json.dumps({"import": ready - began, "first": time.perf_counter() - ready}), flush=True)
     for line in sys.stdin:
         if line.strip() == "turn":
-            print(json.dumps(asdict(runner.run(turn(peer, chosen.calls, chosen.chunks)))), flush=True)
+            print(json.dumps(asdict(runner.run(run_round(peer, chosen.calls, chosen.chunks)))), flush=True)
         else:
-            print(json.dumps(runner.run(grown(peer, chosen.streams))), flush=True)
+            print(json.dumps(runner.run(memory_of_streams(peer, chosen.streams))), flush=True)
     os._exit(0)  # the system closes the open streams
 
 
@@ -457,7 +458,9 @@ class Child:
         self._process.communicate()
 
 
-def measured(names: list[str], root: str, chosen: argparse.Namespace) -> tuple[dict[str, Costs], list[dict[str, Any]]]:
+def measure_rounds(
+    names: list[str], root: str, chosen: argparse.Namespace
+) -> tuple[dict[str, Costs], list[dict[str, Any]]]:
     """Measure all peers in turn in each round, so that a slow moment of the machine affects all."""
     children, starts = [], []
     for name in names:
@@ -470,14 +473,14 @@ def measured(names: list[str], root: str, chosen: argparse.Namespace) -> tuple[d
     for _ in range(chosen.rounds):
         for one in children:
             result = one.command("turn")
-            result["waits"] = {int(many): waits for many, waits in result["waits"].items()}
+            result["latencies"] = {int(many): waits for many, waits in result["latencies"].items()}
             costs[one.name].add(Costs(**result))
     for one in children:
         one.close()
     return costs, starts
 
 
-def remembered(names: list[str], root: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_memory(names: list[str], root: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure start and memory of each peer in a new process."""
     results = []
     for name in names:
@@ -515,28 +518,28 @@ def percentiles(waits: list[float]) -> tuple[float, float]:
     return statistics.median(waits) * 1e3, statistics.quantiles(waits, n=100, method="inclusive")[98] * 1e3
 
 
-def show_waits(costs: dict[str, Costs]) -> None:
-    heads = "".join(f"{f'{many} at once':>18}" for many in AT_ONCE)
-    print(f"\n{'latency over httpx, ms':24}{heads}{f'stall at {AT_ONCE[-1]}, ms':>20}")
-    print(f"{'':24}" + f"{'median':>10}{'p99':>8}" * len(AT_ONCE) + f"{'median':>12}{'most':>8}")
-    bare = {many: percentiles(costs[RAW].waits[many]) for many in AT_ONCE}
+def show_latencies(costs: dict[str, Costs]) -> None:
+    heads = "".join(f"{f'{many} at once':>18}" for many in CONCURRENCY)
+    print(f"\n{'latency over httpx, ms':24}{heads}{f'stall at {CONCURRENCY[-1]}, ms':>20}")
+    print(f"{'':24}" + f"{'median':>10}{'p99':>8}" * len(CONCURRENCY) + f"{'median':>12}{'most':>8}")
+    bare = {many: percentiles(costs[RAW].latencies[many]) for many in CONCURRENCY}
     for name, one in costs.items():
         cells = ""
-        for many in AT_ONCE:
-            median, late = percentiles(one.waits[many])
+        for many in CONCURRENCY:
+            median, late = percentiles(one.latencies[many])
             less = (0.0, 0.0) if name == RAW else bare[many]
             cells += f"{median - less[0]:10.1f}{late - less[1]:8.1f}"
         stalls = f"{statistics.median(one.stalls) * 1e3:12.0f}{max(one.stalls) * 1e3:8.0f}"
         print(f"{name if name != RAW else 'httpx itself':24}{cells}{stalls}")
 
 
-def show_start(names: list[str], starts: list[dict[str, Any]], grown_by: list[dict[str, Any]], streams: int) -> None:
+def show_start(names: list[str], starts: list[dict[str, Any]], memories: list[dict[str, Any]], streams: int) -> None:
     memory = f"MB, {streams} open streams"
     print(f"\n{'a fresh process':24}{'import, s':>12}{'first call, s':>16}{memory:>26}{'failed':>8}")
     for at, name in enumerate(names):
-        both = [starts[at], *grown_by[at : at + 1]]
+        both = [starts[at], *memories[at : at + 1]]
         cells = "".join(f"{statistics.mean(one[key] for one in both):{width}.2f}" for key, width in _STARTS)
-        more = f"{grown_by[at]['memory']:26.1f}{grown_by[at]['failed']:8.0f}" if grown_by else f"{'-':>26}{'-':>8}"
+        more = f"{memories[at]['memory']:26.1f}{memories[at]['failed']:8.0f}" if memories else f"{'-':>26}{'-':>8}"
         print(f"{name:24}{cells}{more}")
 
 
@@ -550,7 +553,7 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 </style>"""
 
 
-def drawn(shown: dict[str, tuple[float, float]]) -> str:
+def draw(shown: dict[str, tuple[float, float]]) -> str:
     """Return a chart of the ratios as SVG: two columns of bars, with a dashed line for LiteLLM's ``openai/``."""
     row, left, wide, gap = 26, 170, 230, 90
     most = max(max(pair) for pair in shown.values())
@@ -575,14 +578,14 @@ def drawn(shown: dict[str, tuple[float, float]]) -> str:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="in less than a minute: fewer of everything, without start and memory"
+        "--quick", action="store_true", help="take less than a minute: fewer rounds and calls, no start and memory"
     )
-    parser.add_argument("--rounds", type=int, help="of CPU and latency (4; quick: 1)")
-    parser.add_argument("--calls", type=int, help="in a round, for each measure (100; quick: 15)")
-    parser.add_argument("--chunks", type=int, help="of a long answer (1000; quick: 300)")
-    parser.add_argument("--streams", type=int, help="open at once, for memory; 0 leaves it out (1000; quick: 0)")
-    parser.add_argument("--only", nargs="+", choices=PEERS, help="these, beside httpx and LiteLLM openai/")
-    parser.add_argument("--svg", type=Path, help="write a chart of the ratios there")
+    parser.add_argument("--rounds", type=int, help="rounds of CPU and latency (4; quick: 1)")
+    parser.add_argument("--calls", type=int, help="calls in a round for each measurement (100; quick: 15)")
+    parser.add_argument("--chunks", type=int, help="chunks of a long answer (1000; quick: 300)")
+    parser.add_argument("--streams", type=int, help="open streams for memory; 0 skips it (1000; quick: 0)")
+    parser.add_argument("--only", nargs="+", choices=PEERS, help="peers besides httpx and LiteLLM openai/")
+    parser.add_argument("--svg", type=Path, help="the file for a chart of the ratios")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--root", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -596,19 +599,19 @@ def options() -> argparse.Namespace:
 
 def compare(chosen: argparse.Namespace, root: str) -> None:
     """Print all results."""
-    wanted = [name for name in PEERS if not chosen.only or name in (RAW, BASE, *chosen.only)]
-    there = [name for name in wanted if importlib.util.find_spec(PEERS[name][0])]
-    for name in wanted:
-        if name not in there:
-            print(f"{name}: left out, {PEERS[name][0]} is not installed")
-    costs, starts = measured(there, root, chosen)
-    grown_by = remembered(there, root, chosen) if chosen.streams else []
+    selected = [name for name in PEERS if not chosen.only or name in (RAW, BASE, *chosen.only)]
+    installed = [name for name in selected if importlib.util.find_spec(PEERS[name][0])]
+    for name in selected:
+        if name not in installed:
+            print(f"{name}: skipped, {PEERS[name][0]} is not installed")
+    costs, starts = measure_rounds(installed, root, chosen)
+    memories = measure_memory(installed, root, chosen) if chosen.streams else []
     show_cpu(costs)
-    show_waits(costs)
+    show_latencies(costs)
     if starts:
-        show_start(there, starts, grown_by, chosen.streams)
+        show_start(installed, starts, memories, chosen.streams)
     if chosen.svg:
-        chosen.svg.write_text(drawn(ratios(costs)), encoding="utf-8")
+        chosen.svg.write_text(draw(ratios(costs)), encoding="utf-8")
 
 
 def main() -> None:
@@ -620,11 +623,11 @@ def main() -> None:
     if chosen.child:
         child(chosen)
         return
-    here, other_end = multiprocessing.Pipe()
+    pipe, other_end = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(other_end, chosen.chunks), daemon=True)
     server.start()
     try:
-        compare(chosen, f"http://127.0.0.1:{here.recv()}")
+        compare(chosen, f"http://127.0.0.1:{pipe.recv()}")
     finally:
         server.terminate()
 

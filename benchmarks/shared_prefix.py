@@ -1,9 +1,9 @@
-"""Measure the cached part of long prompts with the question before and after the material.
+"""Measure the cached part of long prompts, with the question before and after the material.
 
     python benchmarks/shared_prefix.py http://127.0.0.1:8080 [--questions 8] [--words 1100]
 
-A server caches a prompt as long as the next one begins with the same tokens. LearnFlow's ``answer_question`` has the
-question first, so that only the first lines are shared. The server must be llama.cpp, which reports evaluated tokens.
+A server reuses the tokens of the previous prompt that the next prompt begins with. LearnFlow's ``answer_question`` has
+the question first, so only the first lines are reused. The server must be llama.cpp, which reports evaluated tokens.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ async def send(client: httpx.AsyncClient, text: str) -> dict[str, float]:
 
 
 async def measure(url: str, questions: int, words: int, first: str) -> None:
-    chosen = random.Random(first)  # noqa: S311  # other material for each order, so that it is not in the cache
-    material = " ".join(chosen.choice(WORDS) for _ in range(words))
+    generator = random.Random(first)  # noqa: S311  # another material for each order, so that it is not cached
+    material = " ".join(generator.choice(WORDS) for _ in range(words))
     prompts = [prompt(f"Question {number}: why?", material, first=first) for number in range(questions)]
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Run many streams through a router while its providers fail in every way, and check that nothing is lost.
+"""Run many streams through a router while its providers fail with every fault, and check that no text is lost.
 
     python benchmarks/soak.py [--streams 200] [--minutes 5]
 
 Five fault servers and one without faults run in another process on loopback. Each question has its own answer, so that
-text of another stream is detected. The clock of the circuit breakers runs faster than real time, so that they close
-soon. The last line is the summary. Exit code 1 if something was lost, invented or left over.
+text of another stream is detected. The clock of the circuit breakers is faster than real time, so that they close soon.
+The last line is the summary. The exit code is 1 if text is lost or wrong, or a task, socket or breaker remains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from peers import Ticker, many_files, rss
+from peers import Ticker, raise_file_limit, rss
 
 from learnflow.llm import RouterProvider
 from learnflow.llm.errors import LLMError
@@ -41,7 +41,7 @@ from learnflow.llm.providers import (
     VLLMProvider,
 )
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.routing.decision import LONGEST_S
+from learnflow.llm.routing.decision import MAX_DELAY_S
 from learnflow.llm.testing import Fault, FaultServer, Seen
 from learnflow.llm.testing.fault_server import FaultName
 
@@ -49,19 +49,19 @@ DIALECTS: Final = ("vllm", "llamacpp", "ollama", "lmstudio", "openai")
 _CLASSES: Final = (VLLMProvider, LlamaCppProvider, OllamaProvider, LMStudioProvider, OpenAIProvider, CustomProvider)
 MODEL: Final = "fault-model"
 _REFUSALS: Final = ("key", "model", "overflow", "rate", "quota", "busy", "loading", "failed", "request", "filter")
-_PACE_S: Final = 0.05  # between two pieces
-_TURN_S: Final = 0.1  # the duration of a fault
-_HURRY: Final = 60  # seconds of the breakers' clock per real second
+_PIECE_S: Final = 0.05  # between two pieces
+_FAULT_S: Final = 0.1  # the duration of a fault
+_CLOCK_FACTOR: Final = 60  # seconds of the breakers' clock per real second
 _FIRST_TOKEN_S: Final = 3.0
 _GAP_S: Final = 1.0
 _DEADLINE_S: Final = 15.0  # for a question, all attempts together
-_GRACE_S: Final = 10.0  # for the last ones to end, after their deadline
+_GRACE_S: Final = 10.0  # for requests to end after their deadline
 _IDLE_S: Final = 4.0  # longer than an idle connection stays in the pool
-_MOST_GROWTH: Final = 0.15
-_LEAVES: Final = 20  # one of this many callers leaves, in each of two ways
-_LOOP: Final = 3  # sockets of an event loop: its own two, and the connection of the last question
-_BEGIN_S: Final = 3.0  # all streams begin within this time
-_DRIP: Final = "drop "  # the piece of the fault "drip"
+_MAX_MEMORY_GROWTH: Final = 0.15  # as a fraction
+_CALLERS_PER_CANCELLATION: Final = 20  # one of this many callers leaves its stream, and one is cancelled
+_LOOP_SOCKETS: Final = 3  # two of the event loop, and the connection of the last question
+_RAMP_UP_S: Final = 3.0  # the time in which all streams start
+_DRIP_TEXT: Final = "drop "  # the piece of the fault "drip"
 
 
 def answer(number: int) -> list[str]:
@@ -72,7 +72,7 @@ def answer(number: int) -> list[str]:
 # The servers
 
 
-class Numbered(FaultServer):
+class NumberedServer(FaultServer):
     """A fault server that answers each question by its number, with the speed of a model."""
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -83,10 +83,10 @@ class Numbered(FaultServer):
 
     async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
         await super()._write(writer, part)
-        await asyncio.sleep(_PACE_S)
+        await asyncio.sleep(_PIECE_S)
 
-    def swept(self) -> int:
-        """Forget the requests since the last call. Return their number."""
+    def clear_requests(self) -> int:
+        """Clear the recorded requests. Return their number."""
         count = len(self.seen)
         self.seen.clear()
         self.pages.clear()
@@ -94,57 +94,60 @@ class Numbered(FaultServer):
         return count
 
     @property
-    def busy(self) -> int:
+    def open_connections(self) -> int:
         """Return the number of open connections."""
         return len(self._tasks)
 
 
 def faults() -> list[Fault | None]:
-    """Return all faults, early and late, and as many times no fault."""
+    """Return every fault after 2 and after 9 pieces, and None equally often."""
     names: list[Any] = [name for name in get_args(FaultName) if name != "refuse"]
-    ways = [Fault(name, after=after, seconds=_PACE_S) for name in names for after in (2, 9)]
-    ways += [Fault("refuse", refusal=about) for about in _REFUSALS]
-    ways.append(Fault("refuse", refusal="rate", headers={"retry-after": "20"}))
-    return [*ways, *[None] * len(names)]
+    all_faults = [Fault(name, after=after, seconds=_PIECE_S) for name in names for after in (2, 9)]
+    all_faults += [Fault("refuse", refusal=reason) for reason in _REFUSALS]
+    all_faults.append(Fault("refuse", refusal="rate", headers={"retry-after": "20"}))
+    return [*all_faults, *[None] * len(names)]
 
 
 def serve(pipe: Connection) -> None:
-    """Run five servers with faults and one without. On commands, remove the faults, and report the requests and end."""
-    many_files()
+    """Run five servers with faults and one without.
 
-    async def rotate(server: Numbered, seed: int, counts: Counter[str]) -> None:
-        chance = random.Random(seed)  # noqa: S311  # an order, no secret
+    The first message through the pipe removes the faults. The second one requests the counts and ends the servers.
+    """
+    raise_file_limit()
+
+    async def rotate_faults(server: NumberedServer, seed: int, counts: Counter[str]) -> None:
+        generator = random.Random(seed)  # noqa: S311  # not for cryptography
         while True:
-            for fault in chance.sample(faults(), len(faults())):
+            for fault in generator.sample(faults(), len(faults())):
                 server.fault = fault
-                await asyncio.sleep(_TURN_S)
-                counts[fault.name if fault else "none"] += server.swept()
+                await asyncio.sleep(_FAULT_S)
+                counts[fault.name if fault else "none"] += server.clear_requests()
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
         counts: Counter[str] = Counter()
         async with AsyncExitStack() as stack:
-            servers = [await stack.enter_async_context(Numbered(name)) for name in (*DIALECTS, "openai")]
+            servers = [await stack.enter_async_context(NumberedServer(name)) for name in (*DIALECTS, "openai")]
             pipe.send([server.base_url for server in servers])
-            tasks = [asyncio.ensure_future(rotate(item, at, counts)) for at, item in enumerate(servers[:-1])]
-            sweeping = asyncio.ensure_future(sweep(servers[-1]))
+            tasks = [asyncio.ensure_future(rotate_faults(item, at, counts)) for at, item in enumerate(servers[:-1])]
+            clearing = asyncio.ensure_future(clear_often(servers[-1]))
             await loop.run_in_executor(None, pipe.recv)
-            for task in (*tasks, sweeping):
+            for task in (*tasks, clearing):
                 task.cancel()
             for server in servers:
                 server.fault = None
             pipe.send("healed")
             await loop.run_in_executor(None, pipe.recv)
-            pipe.send((dict(counts), sum(server.busy for server in servers)))
+            pipe.send((dict(counts), sum(server.open_connections for server in servers)))
 
     asyncio.run(run())
 
 
-async def sweep(server: Numbered) -> None:
+async def clear_often(server: NumberedServer) -> None:
     """Limit the memory of the server without faults."""
     while True:
         await asyncio.sleep(1)
-        server.swept()
+        server.clear_requests()
 
 
 # The workers
@@ -155,84 +158,87 @@ class Tally:
     """The outcomes of the questions.
 
     Attributes:
-        wrong: texts that differ from the answer, or from its beginning if the stream failed or the caller left.
-        lost: questions with neither a text nor an LLMError: another exception, or no end.
-        failed: the number of errors by class.
-        moved: answers after more than one attempt.
+        wrong: texts that are not the answer, or not its beginning if the stream was incomplete.
+        lost: questions that ended with an exception other than LLMError, or did not end.
+        errors: the number of errors by class.
+        cancelled: questions that the caller cancelled or left.
+        failed_over: answers after more than one attempt.
         resumed: answers that broke and were continued.
     """
 
     questions: int = 0
     answered: int = 0
-    left: int = 0
-    moved: int = 0
+    cancelled: int = 0
+    failed_over: int = 0
     resumed: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    failed: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
 
     def check(self, number: int, text: str, *, complete: bool, partial: str | None = None) -> None:
         """Compare a text with the answer. ``partial`` is the partial text of an error."""
-        known = "".join(answer(number))
-        checked = text if complete else re.sub(f"({_DRIP})+$", "", text)  # the server sent these pieces
-        right = checked == known if complete else known.startswith(checked)
+        expected = "".join(answer(number))
+        checked = text if complete else re.sub(f"({_DRIP_TEXT})+$", "", text)  # the server sent these pieces
+        right = checked == expected if complete else expected.startswith(checked)
         if not right or (partial is not None and partial != text):
-            self.wrong.append(f"question {number}: {text[-60:]!r} ({len(text)} of {len(known)}), partial {partial!r}")
+            self.wrong.append(
+                f"question {number}: {text[-60:]!r} ({len(text)} of {len(expected)}), partial {partial!r}"
+            )
 
 
-async def ask(router: RouterProvider, tally: Tally, number: int, patience: int | None) -> None:
-    """Send a question. The caller leaves after ``patience`` pieces, if it is set."""
+async def ask(router: RouterProvider, tally: Tally, number: int, max_pieces: int | None) -> None:
+    """Send a question. Leave the stream after ``max_pieces``, unless it is None."""
     text = ""
     try:
         async with router.stream(f"Question {number}.", timeout=_DEADLINE_S) as stream:
             async for piece in stream:
                 text += piece
-                patience = None if patience is None else patience - 1
-                if patience == 0:
+                max_pieces = None if max_pieces is None else max_pieces - 1
+                if max_pieces == 0:
                     break
-        if patience == 0:
-            tally.left += 1
+        if max_pieces == 0:
+            tally.cancelled += 1
             tally.check(number, text, complete=False)
             return
         tally.check(number, text, complete=True)
         tally.answered += 1
-        tally.moved += stream.completion.attempts > 1
+        tally.failed_over += stream.completion.attempts > 1
         tally.resumed += stream.completion.resumed > 0
         if stream.completion.text != text:
             tally.wrong.append(f"question {number}: the completion has another text than the stream")
     except LLMError as error:
-        tally.failed[type(error).__name__] += 1
+        tally.errors[type(error).__name__] += 1
         tally.check(number, text, complete=False, partial=error.partial)
 
 
-async def cancelled(router: RouterProvider, tally: Tally, number: int, seconds: float) -> None:
-    """Send a question and cancel the task of its caller after some seconds."""
+async def ask_and_cancel(router: RouterProvider, tally: Tally, number: int, seconds: float) -> None:
+    """Send a question, and cancel the task of the caller after some seconds."""
     task = asyncio.ensure_future(ask(router, tally, number, None))
     await asyncio.wait([task], timeout=seconds)
-    tally.left += not task.done()
+    tally.cancelled += not task.done()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
 
 
 async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], until: float) -> None:
-    """Send questions until the end. Sometimes leave in the middle, in one of two ways."""
-    chance = random.Random(next(numbers))  # noqa: S311  # an order, no secret
-    await asyncio.sleep(chance.uniform(0.0, _BEGIN_S))
+    """Send questions until a time. Sometimes leave the stream, or cancel the caller."""
+    generator = random.Random(next(numbers))  # noqa: S311  # not for cryptography
+    await asyncio.sleep(generator.uniform(0.0, _RAMP_UP_S))
     while time.monotonic() < until:
         number = next(numbers)
         tally.questions += 1
         try:
-            if chance.randrange(_LEAVES) == 0:
-                await cancelled(router, tally, number, chance.uniform(0.0, 2.0))
+            if generator.randrange(_CALLERS_PER_CANCELLATION) == 0:
+                await ask_and_cancel(router, tally, number, generator.uniform(0.0, 2.0))
             else:
-                leaves = chance.randrange(_LEAVES) == 0
-                await ask(router, tally, number, chance.randint(1, 12) if leaves else None)
-        except Exception as error:  # noqa: BLE001  # the one thing that must not happen
+                leaves = generator.randrange(_CALLERS_PER_CANCELLATION) == 0
+                await ask(router, tally, number, generator.randint(1, 12) if leaves else None)
+        except Exception as error:  # noqa: BLE001  # the caller must get an LLMError
             tally.lost.append(f"question {number}: {type(error).__name__}: {error}")
 
 
-# The measures
+# The measurements
 
 
 class Clock:
@@ -243,7 +249,7 @@ class Clock:
 
     def __call__(self) -> float:
         """Return the time in seconds."""
-        return time.monotonic() * _HURRY + self.ahead
+        return time.monotonic() * _CLOCK_FACTOR + self.ahead
 
 
 def tasks() -> Counter[str]:
@@ -261,16 +267,19 @@ def sockets() -> int:
 
 
 @dataclass
-class Found:
+class Measurements:
     """The measurements besides the answers.
 
     Attributes:
         memory: megabytes after the first tenth of the load, and at its end.
-        stall: the longest time that the loop was kept from a task, in seconds.
-        tasks: that are left, by name. held: connections that are then open at the servers.
-        sockets: that are left in the loop when all idle ones should be closed; after: when the loop has ended.
-        breakers: that are left open after a healthy round.
-        seen: requests that came to the failing servers, by the way in which they failed.
+        stall: the longest delay of a task by the event loop in seconds.
+        seconds: the duration of the load.
+        tasks: the remaining tasks by name.
+        sockets: the remaining sockets after the time limit of idle connections.
+        sockets_after_loop: the remaining sockets after the end of the event loop.
+        connections: the open connections of the servers at the end.
+        breakers: the circuit breakers that are open after a round without faults.
+        requests: the requests to the failing servers by fault.
     """
 
     memory: tuple[float, float] = (0.0, 0.0)
@@ -278,10 +287,10 @@ class Found:
     seconds: float = 0.0
     tasks: Mapping[str, int] = field(default_factory=dict)
     sockets: int = 0
-    after: int = 0
-    held: int = 0
+    sockets_after_loop: int = 0
+    connections: int = 0
     breakers: list[str] = field(default_factory=list)
-    seen: Mapping[str, int] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def growth(self) -> float:
@@ -289,14 +298,14 @@ class Found:
         return self.memory[1] / self.memory[0] - 1
 
 
-def weighed(ticker: Ticker) -> float:
+def memory_after_gc(ticker: Ticker) -> float:
     """Return the memory in megabytes after a garbage collection. Its stall is not counted."""
     gc.collect()
-    ticker.forgive()
+    ticker.reset()
     return rss()
 
 
-async def load(router: RouterProvider, tally: Tally, measures: Found, streams: int, seconds: float) -> None:
+async def load(router: RouterProvider, tally: Tally, measures: Measurements, streams: int, seconds: float) -> None:
     """Run all streams for the duration, and until the last one has ended."""
     ticker, began = Ticker(), time.monotonic()
     numbers, until = itertools.count(1), began + seconds
@@ -304,14 +313,14 @@ async def load(router: RouterProvider, tally: Tally, measures: Found, streams: i
     first, shown = 0.0, 0.0
     while (now := time.monotonic()) < until:
         await asyncio.sleep(min(1.0, max(0.0, until - now)))
-        first = first or (weighed(ticker) if now - began >= seconds / 10 else 0.0)
+        first = first or (memory_after_gc(ticker) if now - began >= seconds / 10 else 0.0)
         if sys.stderr.isatty() and now - shown >= 10:
             shown = now
             print(f"{now - began:5.0f} s: {tally.answered} answered, {rss():.0f} MB", file=sys.stderr)
-    measures.memory = (first, weighed(ticker))
+    measures.memory = (first, memory_after_gc(ticker))
     measures.seconds = time.monotonic() - began
     _, stuck = await asyncio.wait(workers, timeout=_DEADLINE_S + _GRACE_S)
-    tally.lost += ["a worker did not come to its end" for _ in stuck]
+    tally.lost += ["a worker did not end" for _ in stuck]
     for task in stuck:
         task.cancel()
     measures.stall = await ticker.stop()
@@ -319,7 +328,7 @@ async def load(router: RouterProvider, tally: Tally, measures: Found, streams: i
 
 async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, tally: Tally) -> list[str]:
     """Send requests to each provider first, without faults. Return the breakers that are still open."""
-    clock.ahead += LONGEST_S * 2
+    clock.ahead += MAX_DELAY_S * 2
     for at, provider in enumerate(chain):
         router = RouterProvider(provider, [*chain[:at], *chain[at + 1 :]], breakers=board)
         for number in range(2):  # another provider may serve the first one, while this provider is probed
@@ -329,9 +338,9 @@ async def healthy_round(chain: list[Any], board: BreakerRegistry, clock: Clock, 
     return [f"{place.address} {type(item.error).__name__}" for place, item in board.breakers.items()]
 
 
-async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> tuple[Tally, Found]:
+async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> tuple[Tally, Measurements]:
     """Run the load and a round without faults. Return the outcomes and the measurements."""
-    clock, tally, measures = Clock(), Tally(), Found()
+    clock, tally, measures = Clock(), Tally(), Measurements()
     urls = pipe.recv()
     board = BreakerRegistry(clock=clock)
     chain = [
@@ -349,42 +358,42 @@ async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> t
     await asyncio.sleep(_IDLE_S)
     await healthy_round([chain[-1]], board, clock, tally)
     measures.tasks = tasks() - usual
-    measures.sockets = sockets() - before - _LOOP
+    measures.sockets = sockets() - before - _LOOP_SOCKETS
     pipe.send("end")
-    measures.seen, measures.held = pipe.recv()
+    measures.requests, measures.connections = pipe.recv()
     return tally, measures
 
 
-def summary(tally: Tally, measures: Found, streams: int) -> tuple[bool, str]:
+def summary(tally: Tally, measures: Measurements, streams: int) -> tuple[bool, str]:
     """Return whether the run passed, and the summary."""
-    unseen = {str(name) for name in get_args(FaultName)} - set(+Counter(measures.seen))
-    left = sum(measures.tasks.values())
-    well = not (
+    missing = {str(name) for name in get_args(FaultName)} - set(+Counter(measures.requests))
+    tasks_left = sum(measures.tasks.values())
+    passed = not (
         tally.wrong
         or tally.lost
-        or left
+        or tasks_left
         or measures.sockets
-        or measures.after
+        or measures.sockets_after_loop
         or measures.breakers
-        or measures.growth > _MOST_GROWTH
+        or measures.growth > _MAX_MEMORY_GROWTH
     )
-    failures = ", ".join(f"{name} {count}" for name, count in tally.failed.most_common()) or "none"
-    ways = len(get_args(FaultName))
+    failures = ", ".join(f"{name} {count}" for name, count in tally.errors.most_common()) or "none"
+    count = len(get_args(FaultName))
     parts = [
         f"{streams} streams for {measures.seconds / 60:.1f} min",
-        f"{tally.questions} asked",
-        f"{tally.answered} answered ({tally.moved} not by the first, {tally.resumed} continued after a break)",
+        f"{tally.questions} questions",
+        f"{tally.answered} answered ({tally.failed_over} after a failover, {tally.resumed} continued after a break)",
         f"{len(tally.wrong)} wrong",
         f"{len(tally.lost)} lost",
-        f"{sum(tally.failed.values())} failed by name ({failures})",
-        f"{tally.left} left by their askers",
-        f"{ways - len(unseen)} of {ways} ways to fail",
+        f"{sum(tally.errors.values())} errors ({failures})",
+        f"{tally.cancelled} cancelled",
+        f"{count - len(missing)} of {count} kinds of faults",
         f"memory {measures.memory[0]:.0f} -> {measures.memory[1]:.0f} MB ({measures.growth:+.1%})",
-        f"{left} tasks, {measures.sockets} sockets ({measures.after} when the loop has ended) left",
+        f"{tasks_left} tasks and {measures.sockets} sockets ({measures.sockets_after_loop} after the loop) left",
         f"{len(measures.breakers)} breakers left open",
         f"longest loop stall {measures.stall * 1e3:.0f} ms",
     ]
-    return well, f"soak {'ok' if well else 'FAILED'}: " + "; ".join(parts)
+    return passed, f"soak {'ok' if passed else 'FAILED'}: " + "; ".join(parts)
 
 
 def main() -> int:
@@ -394,23 +403,23 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    many_files()
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(there,), daemon=True)
+    raise_file_limit()
+    pipe, other_end = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(other_end,), daemon=True)
     server.start()
     try:
         before = sockets()
-        tally, measures = asyncio.run(soak(here, before, options.streams, options.minutes * 60))
-        measures.after = sockets() - before
+        tally, measures = asyncio.run(soak(pipe, before, options.streams, options.minutes * 60))
+        measures.sockets_after_loop = sockets() - before
     finally:
         server.terminate()
     for item in (*tally.wrong[:5], *tally.lost[:5], *measures.breakers):
         print(item)
-    print(f"requests by way to fail: {dict(sorted(measures.seen.items()))}")
-    print(f"tasks left: {dict(measures.tasks)}; connections open at the servers at the end: {measures.held}")
-    well, line = summary(tally, measures, options.streams)
+    print(f"requests by fault: {dict(sorted(measures.requests.items()))}")
+    print(f"tasks left: {dict(measures.tasks)}; open connections of the servers: {measures.connections}")
+    passed, line = summary(tally, measures, options.streams)
     print(line)
-    return 0 if well else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,55 +1,55 @@
 #!/bin/sh
-# Downloads a model: an Ollama tag into the Ollama server, or a GGUF file into a folder.
+# Download a model: an Ollama tag into the Ollama server, or a GGUF file into a folder.
 #
 #   compose/pull-model.sh qwen3:0.6b
 #   compose/pull-model.sh hf:MaziyarPanahi/Qwen3-0.6B-GGUF/Qwen3-0.6B.Q4_K_M.gguf [FOLDER]
 #   compose/pull-model.sh https://example.org/model.gguf [FOLDER]
 #
-# Prints the size of the download before it starts, checks the free space of the disk, and resumes a broken download.
-# Exit code 0 only if the model is complete.
+# Prints the size of the download, checks the free disk space, and resumes a broken download. The exit code is 0 only if
+# the model is complete.
 #
-#   MODELS_DIR     a folder with GGUF files (qwen3-0.6b.gguf for qwen3:0.6b), which are used without a network
-#   MODEL_SHA256   the SHA-256 of the GGUF; by default the one that Hugging Face reports
-#   PULL_YES=1     do not ask for confirmation (without a terminal there is no question)
-#   PULL_TRIES=5   the number of attempts at a download that breaks
-#   PULL_INSECURE=1  for your own Ollama registry without TLS
+#   MODELS_DIR     a folder with GGUF files that are used without a network (qwen3-0.6b.gguf for qwen3:0.6b)
+#   MODEL_SHA256   the SHA-256 of the GGUF file; default: the one that Hugging Face reports
+#   PULL_YES=1     do not ask for confirmation; only a terminal is asked
+#   PULL_TRIES=5   the maximum number of attempts
+#   PULL_INSECURE=1  use an Ollama registry without TLS
 #   OLLAMA_HOST    the Ollama server, as for its command line
 set -eu
 
-say() { printf '%s\n' "$*" >&2; }
-fail() { say "pull-model: $*"; exit 1; }
+log() { printf '%s\n' "$*" >&2; }
+fail() { log "pull-model: $*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 model=${1:-}
 case $model in '' | -*) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
 folder=${2:-${MODELS_DIR:-./models}}
-tries=${PULL_TRIES:-5}
+max_attempts=${PULL_TRIES:-5}
 
 megabytes() { echo $((($1 + 1048575) / 1048576)); }
 
-# free FOLDER: print the free megabytes of the disk of a folder, which may not exist yet
-free() {
-    place=$1
-    while [ ! -d "$place" ]; do place=$(dirname "$place"); done
-    df -Pk "$place" | awk 'NR == 2 { for (at = NF; at > 1; at--) if ($at ~ /^[0-9]+%$/ && $(at - 1) ~ /^[0-9]+$/) { print int($(at - 1) / 1024); exit } }'
+# free_megabytes FOLDER: print the free space of the disk of a folder, which may not exist yet
+free_megabytes() {
+    parent=$1
+    while [ ! -d "$parent" ]; do parent=$(dirname "$parent"); done
+    df -Pk "$parent" | awk 'NR == 2 { for (at = NF; at > 1; at--) if ($at ~ /^[0-9]+%$/ && $(at - 1) ~ /^[0-9]+$/) { print int($(at - 1) / 1024); exit } }'
 }
 
-# afford WHAT MEGABYTES FOLDER: print the size, check the free space, ask for confirmation on a terminal
-afford() {
-    left=$(free "$3")
-    if [ -z "$left" ]; then
-        say "$1: ${2:-an unknown number of} MB to download; how much is free in $3 cannot be told."
+# check_space NAME MEGABYTES FOLDER: print the size, check the free space, and ask for confirmation on a terminal
+check_space() {
+    free=$(free_megabytes "$3")
+    if [ -z "$free" ]; then
+        log "$1: ${2:-an unknown number of} MB to download; the free space in $3 is unknown."
     elif [ -n "$2" ]; then
-        say "$1: $2 MB to download; $left MB are free in $3."
-        [ "$left" -gt $(($2 + $2 / 20 + 50)) ] || fail "not enough room in $3: $2 MB are needed and a little more. Free some, or take a smaller model."
+        log "$1: $2 MB to download; $free MB are free in $3."
+        [ "$free" -gt $(($2 + $2 / 20 + 50)) ] || fail "not enough disk space in $3: more than $2 MB are needed. Free some space, or use a smaller model."
     else
-        say "$1: its size is not known before the download; $left MB are free in $3."
-        [ "$left" -gt 1024 ] || fail "not enough room in $3: less than 1 GB is free."
+        log "$1: the size of the download is unknown; $free MB are free in $3."
+        [ "$free" -gt 1024 ] || fail "not enough disk space in $3: less than 1 GB is free. Free some space."
     fi
     if [ -t 0 ] && [ -z "${PULL_YES:-}" ]; then
-        printf 'Go on? [y/N] ' >&2
+        printf 'Continue? [y/N] ' >&2
         read -r answer
-        case $answer in [yY]*) ;; *) fail "stopped, nothing was downloaded" ;; esac
+        case $answer in [yY]*) ;; *) fail "cancelled. Nothing was downloaded." ;; esac
     fi
 }
 
@@ -57,15 +57,15 @@ sha256() {
     if have sha256sum; then sha256sum "$1"; elif have shasum; then shasum -a 256 "$1"; else openssl dgst -sha256 -r "$1"; fi | cut -d ' ' -f 1
 }
 
-# whole FILE SHA256: check a file; without a checksum it must begin as a GGUF
-whole() {
+# is_complete FILE SHA256: check the SHA-256 of a file; if it is empty, check that the file is a GGUF
+is_complete() {
     [ -s "$1" ] || return 1
     if [ -n "$2" ]; then [ "$(sha256 "$1")" = "$2" ]; else [ "$(head -c 4 "$1")" = GGUF ]; fi
 }
 
-# mismatch WHAT GOT WANTED: fail, because another download would get the same file
+# mismatch NAME ACTUAL EXPECTED: fail, because another attempt would download the same file
 mismatch() {
-    fail "$1 has the SHA-256 $2, and must have $3. Compare both with what its publisher says: either the sum is of another file or version, or somebody on the way has changed the file. To run this again will not help."
+    fail "$1 has the SHA-256 $2 instead of $3. Compare both with the one of the publisher: either MODEL_SHA256 is of another file or version, or the file was modified in transit. Another attempt does not help."
 }
 
 pull_gguf() {
@@ -78,36 +78,36 @@ pull_gguf() {
     esac
     file=$folder/$(basename "${url%%\?*}")
     sum=${MODEL_SHA256:-}
-    if [ -n "$sum" ] && whole "$file" "$sum"; then
+    if [ -n "$sum" ] && is_complete "$file" "$sum"; then
         rm -f "$file.part"
-        say "$file is there and whole."
+        log "$file is complete."
         return
     fi
-    have sha256sum || have shasum || have openssl || fail "sha256sum, shasum or openssl is needed to check what arrives"
-    have curl || fail "curl is needed to download $url. In Ollama's own spelling: hf.co/OWNER/REPOSITORY:TAG; or put the file at $file."
+    have sha256sum || have shasum || have openssl || fail "no program computes a SHA-256. Install sha256sum, shasum or openssl."
+    have curl || fail "curl is missing. Install it to download $url, use Ollama's name hf.co/OWNER/REPOSITORY:TAG, or copy the file to $file."
     code=0
     head=$(curl -fsSLI --retry 3 "$url") || code=$?
     if [ "$code" -ne 0 ] && [ "$code" -ne 22 ]; then # 22: the server responds, but may refuse HEAD requests
-        if whole "$file" "$sum"; then
-            say "$file is there; $url cannot be reached, so it was not checked. MODEL_SHA256 says what it must be."
+        if is_complete "$file" "$sum"; then
+            log "$file exists, but was not verified: $url cannot be reached. Set MODEL_SHA256 to verify it."
             return
         fi
-        fail "$url cannot be reached. Without a network: put the file at $file, and run this again."
+        fail "$url cannot be reached. Without a network, copy the file to $file and run this again."
     fi
     head=$(printf '%s' "$head" | tr -d '\r' | tr '[:upper:]' '[:lower:]')
     size=$(printf '%s\n' "$head" | sed -n 's/^x-linked-size: *//p; s/^content-length: *//p' | tail -n 1)
     [ -n "$sum" ] || sum=$(printf '%s\n' "$head" | sed -n 's/^x-linked-etag: *"\{0,1\}\([0-9a-f]\{64\}\)"\{0,1\}.*/\1/p' | head -n 1)
-    if whole "$file" "$sum"; then
+    if is_complete "$file" "$sum"; then
         rm -f "$file.part"
-        say "$file is there${sum:+ and whole}."
+        log "$file is complete${sum:+ and verified}."
         return
     fi
-    [ -n "$sum" ] || say "No SHA-256 is known of this file: what arrives cannot be checked. MODEL_SHA256 can say it."
+    [ -n "$sum" ] || log "The SHA-256 of this file is unknown, so the download is not verified. Set MODEL_SHA256 to verify it."
     got=0
     [ ! -e "$file.part" ] || got=$(wc -c <"$file.part")
-    mkdir -p "$folder" || fail "$folder cannot be made"
-    [ -w "$folder" ] || fail "nothing can be written in $folder: choose another folder, or change its owner"
-    afford "$(basename "$file")" "$([ "${size:-0}" -eq 0 ] || megabytes $((size - got)))" "$folder"
+    mkdir -p "$folder" || fail "the folder $folder cannot be created. Use another folder."
+    [ -w "$folder" ] || fail "the folder $folder is not writable. Use another folder, or change its owner."
+    check_space "$(basename "$file")" "$([ "${size:-0}" -eq 0 ] || megabytes $((size - got)))" "$folder"
     n=0
     while :; do
         n=$((n + 1))
@@ -117,26 +117,26 @@ pull_gguf() {
         curl -fL "$bar" -C - -o "$file.part" "$url" || code=$?
         [ "$code" -ne 0 ] || break
         case $code in
-            22) fail "$url cannot be had: the server refuses it" ;;
-            23) fail "nothing can be written in $folder: the disk is full, or belongs to somebody else" ;;
-            33) rm -f "$file.part" && n=$((n - 1)) && continue ;; # a server without ranges: start again
+            22) fail "the server responded to $url with an error. Check the URL." ;;
+            23) fail "the file in $folder cannot be written. Check the free space of the disk and the owner of the folder." ;;
+            33) rm -f "$file.part" && n=$((n - 1)) && continue ;; # the server does not support ranges: restart
         esac
-        [ "$n" -lt "$tries" ] || fail "the download broke off $n times; what has arrived is kept in $file.part. Run this again to go on."
-        say "The download broke off; it goes on."
+        [ "$n" -lt "$max_attempts" ] || fail "the download failed $n times. Run this again to resume it: $file.part has the first part."
+        log "The download was interrupted. It is resumed."
         sleep 1
     done
-    if ! whole "$file.part" "$sum"; then
-        is=$(sha256 "$file.part")
+    if ! is_complete "$file.part" "$sum"; then
+        actual=$(sha256 "$file.part")
         rm -f "$file.part"
-        [ -z "$sum" ] || mismatch "What arrived from $url was thrown away: it" "$is" "$sum"
-        fail "what arrived from $url is no GGUF, and was thrown away: most likely a web page that says why."
+        [ -z "$sum" ] || mismatch "the file from $url was removed: it" "$actual" "$sum"
+        fail "the file from $url is not a GGUF, and was removed. Check the URL: it may be that of a web page."
     fi
     mv "$file.part" "$file"
-    say "$file is there${sum:+ and whole}."
+    log "$file is complete${sum:+ and verified}."
 }
 
-# known MODEL: print the megabytes of a model that the documentation names; no registry reports them
-known() {
+# known_megabytes MODEL: print the size of a model in the documentation; the registry does not report it
+known_megabytes() {
     case $1 in
         qwen3:0.6b) echo 523 ;;
         qwen3:1.7b) echo 1400 ;;
@@ -149,45 +149,45 @@ known() {
 }
 
 pull_ollama() {
-    have ollama || fail "the ollama command is needed for $model. In compose: docker compose --profile local-llm up"
+    have ollama || fail "the ollama command is missing. Install it to pull $model, or use docker compose --profile local-llm up."
     if ollama show "$model" >/dev/null 2>&1; then
-        say "$model is there."
+        log "$model is available."
         return
     fi
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    ollama list >/dev/null 2>&1 || fail "no Ollama server answers at ${OLLAMA_HOST:-127.0.0.1:11434}. Start it first: ollama serve"
-    seeds=${MODELS_DIR:-}
-    [ ! -d "$seeds" ] || seeds=$(cd "$seeds" && pwd)
-    seed=$seeds/$(printf '%s' "${model##*/}" | tr ':' '-').gguf
-    if [ -n "${MODELS_DIR:-}" ] && [ -s "$seed" ]; then
-        say "$model is made from $seed."
-        left=$(free "${OLLAMA_MODELS:-$HOME/.ollama}")
-        need=$(megabytes "$(wc -c <"$seed")")
-        [ -z "$left" ] || [ "$left" -gt "$need" ] || fail "not enough room for $model: $need MB are needed, $left MB are free"
-        whole "$seed" "" || fail "$seed is no GGUF: it does not begin with the letters GGUF. Put another file there, or remove it to pull $model"
-        [ -n "${MODEL_SHA256:-}" ] || say "No SHA-256 is known of $seed: it is taken as it is. MODEL_SHA256 (in compose OLLAMA_MODEL_SHA256) can say what it must be."
-        whole "$seed" "${MODEL_SHA256:-}" || mismatch "$seed" "$(sha256 "$seed")" "$MODEL_SHA256"
-        printf 'FROM %s\n' "$seed" >"$work/Modelfile"
-        ollama create "$model" -f "$work/Modelfile" || fail "Ollama could not take $seed"
+    ollama list >/dev/null 2>&1 || fail "no Ollama server responds at ${OLLAMA_HOST:-127.0.0.1:11434}. Start it with: ollama serve"
+    models=${MODELS_DIR:-}
+    [ ! -d "$models" ] || models=$(cd "$models" && pwd)
+    gguf=$models/$(printf '%s' "${model##*/}" | tr ':' '-').gguf
+    if [ -n "${MODELS_DIR:-}" ] && [ -s "$gguf" ]; then
+        log "Creating $model from $gguf."
+        free=$(free_megabytes "${OLLAMA_MODELS:-$HOME/.ollama}")
+        needed=$(megabytes "$(wc -c <"$gguf")")
+        [ -z "$free" ] || [ "$free" -gt "$needed" ] || fail "not enough disk space for $model: $needed MB are needed, $free MB are free. Free some space."
+        is_complete "$gguf" "" || fail "$gguf is not a GGUF file: it does not begin with the letters GGUF. Replace it, or remove it to pull $model."
+        [ -n "${MODEL_SHA256:-}" ] || log "The SHA-256 of $gguf is unknown, so the file is not verified. Set MODEL_SHA256 (in compose OLLAMA_MODEL_SHA256) to verify it."
+        is_complete "$gguf" "${MODEL_SHA256:-}" || mismatch "$gguf" "$(sha256 "$gguf")" "$MODEL_SHA256"
+        printf 'FROM %s\n' "$gguf" >"$work/Modelfile"
+        ollama create "$model" -f "$work/Modelfile" || fail "ollama create failed for $gguf. Its message is above."
     else
-        afford "$model" "$(known "$model")" "${OLLAMA_MODELS:-$HOME/.ollama}"
+        check_space "$model" "$(known_megabytes "$model")" "${OLLAMA_MODELS:-$HOME/.ollama}"
         n=0
         while :; do
             n=$((n + 1))
-            fetch && break
-            [ ! -e "$work/missing" ] || fail "$model could not be pulled: the registry does not have it. Check its name at ollama.com/library"
-            [ "$n" -lt "$tries" ] || fail "$model could not be pulled, $n times. What has arrived is kept: run this again to go on. Without a network: put its GGUF at MODELS_DIR/$(basename "$seed")."
-            say "The download broke off; it goes on."
+            ollama_pull && break
+            [ ! -e "$work/missing" ] || fail "the registry does not have $model. Check the name at ollama.com/library."
+            [ "$n" -lt "$max_attempts" ] || fail "the pull of $model failed $n times. Run this again to resume it. Without a network, copy its GGUF to MODELS_DIR/$(basename "$gguf")."
+            log "The download was interrupted. It is resumed."
             sleep 1
         done
     fi
-    ollama show "$model" >/dev/null || fail "Ollama says that it has $model, and does not"
-    say "$model is there."
+    ollama show "$model" >/dev/null || fail "ollama pull succeeded, but the server does not have $model. Check its log."
+    log "$model is available."
 }
 
-# fetch: pull the model; without a terminal, print a line for every 10 % instead of a bar
-fetch() {
+# ollama_pull: pull the model. Without a terminal, print a line for each 10 % instead of a progress bar.
+ollama_pull() {
     if [ -t 2 ]; then
         ollama pull ${PULL_INSECURE:+--insecure} "$model"
     else
@@ -201,6 +201,6 @@ fetch() {
 
 case $model in
     hf:*/*/*.gguf | http://*.gguf* | https://*.gguf*) pull_gguf ;;
-    hf:* | http://* | https://*) fail "$model is no GGUF file: hf:OWNER/REPOSITORY/FILE.gguf, or a URL that ends in .gguf" ;;
+    hf:* | http://* | https://*) fail "$model is not a GGUF file. Use hf:OWNER/REPOSITORY/FILE.gguf, or a URL that ends in .gguf." ;;
     *) pull_ollama ;;
 esac

@@ -75,7 +75,7 @@ def provider_table(language: str) -> str:
     return markdown(("`LLM_PROVIDER`", *header), rows)
 
 
-def fields(of: type[settings.BaseSettings]) -> Iterator[tuple[str, str, str]]:
+def fields(of: type[settings.EnvSettings]) -> Iterator[tuple[str, str, str]]:
     """Yield each variable with its default and its docstring."""
     for name, field in of.model_fields.items():
         yield name.upper(), env_value(field.default), " ".join(str(field.description).split())
@@ -88,7 +88,7 @@ def env_value(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else "" if default in (None, ()) else str(default)
 
 
-def variable_table(language: str, of: type[settings.BaseSettings], prefix: str = "") -> str:
+def variable_table(language: str, of: type[settings.EnvSettings], prefix: str = "") -> str:
     """Return the table of the variables of a settings class."""
     texts = RUSSIAN if language == "ru" else {}
     rows = (
@@ -153,15 +153,16 @@ def decision_tables() -> str:
     lines: list[str] = []
     for title, rules in (("the first that fits", decision.RULES), ("no provider is left", decision.LAST_RULES)):
         lines += [f"| {title} | then | the text so far |", "|---|---|---|"]
-        lines += [f"| {rule.when} | {actions[rule.action]} | {rule.text} |" for rule in rules]
+        text = {True: "drop", False: "keep"}
+        lines += [f"| {rule.description} | {actions[rule.action]} | {text[rule.drops_text]} |" for rule in rules]
         lines.append("")
     lines += ["| failure | breaker opens for | of | closed by |", "|---|---|---|---|"]
-    for kind, meant in decision.VERDICTS:
-        if meant.opens is None:
+    for kind, rule in decision.BREAKER_RULES:
+        if rule.period_s is None:
             lines.append(f"| `{kind.__name__}` | does not open | | |")
         else:
-            of, by = "address" if meant.whole_address else "model", "a probe" if meant.visible else "one request"
-            lines.append(f"| `{kind.__name__}` | {meant.opens:g} s, doubled each time | {of} | {by} |")
+            of, by = "address" if rule.whole_address else "model", "a probe" if rule.probeable else "one request"
+            lines.append(f"| `{kind.__name__}` | {rule.period_s:g} s, doubled each time | {of} | {by} |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from learnflow.llm import LLMError, LLMProvider, RouterProvider, events, model_store
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.cli.pull import SMOLLM2
-from learnflow.llm.discovery import scan, usable
+from learnflow.llm.discovery import scan, select_usable
 from learnflow.llm.providers import CustomProvider, EmbeddedProvider, build
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.testing import Fault, FaultServer, replaying
@@ -41,14 +41,14 @@ PLAYED = [
 def main() -> int:
     """Run the demo regardless of LLM_REPLAY. Return the exit code."""
     logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # the demo prints the failovers itself
-    with active.instead(None):
+    with active.override(None):
         return asyncio.run(demo())
 
 
 async def demo() -> int:
     """Show a running server, else the embedded model, else recordings. Return the exit code."""
     print("Looking for a model server on this machine …", flush=True)
-    for place in usable(await scan(clouds=False)):
+    for place in select_usable(await scan(clouds=False)):
         provider, model = place.provider, place.health.model or next(iter(place.health.models), None)
         if provider is None or model is None:
             continue

@@ -2,8 +2,8 @@
 
     python tools/check_language.py [FOLDER]
 
-Prints how often each word occurs per 10,000 words: in the modules of the folder (``learnflow`` by default) and in the
-English documents. Fails if a word exceeds its limit, or if an identifier is one of ``IDENTIFIERS``. Skips code.
+Prints the occurrences of some words per 10,000 words, without code: in the modules of the folder (``learnflow`` by
+default), and in the English documents. Fails if a word exceeds its limit, or if an identifier is in ``IDENTIFIERS``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-# Of code, per 10,000 words. Documents may have twice as many.
+# Limits for code per 10,000 words. Those for documents are twice as high.
 LIMITS: Final = {"where": 15, "asked": 5, "said|says": 5, "told": 1, "nobody": 2, "whose": 3, "is none": 2}
-SHOWN: Final = ("if", "returns?", "response")  # without a limit: usual words of the field
+WITHOUT_LIMIT: Final = ("if", "returns?", "response")  # usual words, printed for comparison
 IDENTIFIERS: Final = {"told", "said", "asked", "kept", "found", "heard", "whole", "very", "each"}
 DOCUMENTS: Final = ("*.md", "docs/**/*.md")
 _CODE: Final = re.compile(r"```.*?```|``[^`]+``|`[^`]+`", re.DOTALL)
@@ -37,14 +37,14 @@ def prose(path: Path) -> str:
 
 
 def rates(paths: Iterable[Path]) -> dict[str, float]:
-    """Return how often each word occurs per 10,000 words."""
+    """Return the occurrences of each word per 10,000 words."""
     text = "\n".join(map(prose, paths))
     total = max(1, len(re.findall(r"[a-z']+", text)))
-    return {word: 1e4 * len(re.findall(rf"\b(?:{word})\b", text)) / total for word in (*LIMITS, *SHOWN)}
+    return {word: 1e4 * len(re.findall(rf"\b(?:{word})\b", text)) / total for word in (*LIMITS, *WITHOUT_LIMIT)}
 
 
 def bad_identifiers(path: Path) -> Iterator[str]:
-    """Yield the place of each definition, argument, import and assignment that has a forbidden name."""
+    """Yield an error for each definition, argument, import and assignment with a forbidden name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -56,24 +56,24 @@ def bad_identifiers(path: Path) -> Iterator[str]:
             case _:
                 continue
         if name in IDENTIFIERS:
-            yield f"{path}:{node.lineno}: the identifier {name!r} describes nothing. Name the value or the action"
+            yield f"{path}:{node.lineno}: the identifier {name!r} is too general. Name the value or the action"
 
 
 def main(root: Path) -> int:
-    """Print the rates and the faults. Return 1 if there is a fault."""
+    """Print the rates and the errors. Return 1 if there is an error."""
     modules = sorted(root.rglob("*.py"))
     documents = [path for pattern in DOCUMENTS for path in Path().glob(pattern) if not path.match("*.ru.md")]
-    faults = [fault for module in modules for fault in bad_identifiers(module)]
-    words = (*LIMITS, *SHOWN)
+    findings = [finding for module in modules for finding in bad_identifiers(module)]
+    words = (*LIMITS, *WITHOUT_LIMIT)
     print("| per 10,000", *(word.replace("|", ", ") for word in words), sep=" | ", end=" |\n")
     for title, paths, factor in (("code", modules, 1), ("documents", documents, 2)):
         measured = rates(paths)
         print(f"| {title}", *(f"{measured[word]:.0f}" for word in words), sep=" | ", end=" |\n")
         for word, limit in LIMITS.items():
             if measured[word] > factor * limit:
-                faults.append(f"{title}: {word!r} exceeds {factor * limit} per 10,000 words. See CONTRIBUTING.md")
-    print(*faults, sep="\n")
-    return 1 if faults else 0
+                findings.append(f"{title}: {word!r} exceeds {factor * limit} per 10,000 words. See CONTRIBUTING.md")
+    print(*findings, sep="\n")
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
     python tools/copy_into.py PATH [--check] [--diff] [--force]
 
 It imports neither LearnFlow nor the package, and writes only into the copied folder. The copy has three more files:
-``requirements.txt`` for ``uv add -r``, ``ruff.toml``, which excludes the copy from LearnFlow's ``ruff format``, and
-``VERSION`` with the checksums of the files in the format of ``sha256sum -c``.
-Exit codes: 0 success, 1 ``--check`` found something to do, 2 the path was refused.
+
+- ``requirements.txt`` for ``uv add -r``,
+- ``ruff.toml``, which excludes the copy from LearnFlow's ``ruff format``,
+- ``VERSION`` with the checksums of the files in the format of ``sha256sum -c``.
+
+Exit codes: 0 success, 1 ``--check`` found differences or remaining steps, 2 the path cannot be used.
 """
 
 from __future__ import annotations
@@ -42,13 +45,15 @@ class RefusedError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run the tool. Return the exit code."""
     parser = argparse.ArgumentParser(
-        description="Copy learnflow.llm into a checkout of LearnFlow, and print what else has to change there. "
-        "A second run updates the copy; files that were edited there are not overwritten."
+        description="Copy learnflow.llm into a checkout of LearnFlow, and print the other changes that LearnFlow "
+        "needs. A second run updates the copy. It does not overwrite files that were edited in LearnFlow."
     )
     parser.add_argument("path", help="the folder of LearnFlow's checkout")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is left to do")
-    parser.add_argument("--diff", action="store_true", help="change nothing; show what copying would change")
-    parser.add_argument("--force", action="store_true", help="overwrite what was edited there")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a change is needed")
+    parser.add_argument(
+        "--diff", action="store_true", help="change nothing; print the differences that copying would make"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that were edited in LearnFlow")
     options = parser.parse_args(arguments)
     try:
         return _run(Path(options.path).resolve(), options)
@@ -60,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(root: Path, options: argparse.Namespace) -> int:
     if not (root / "learnflow" / "__init__.py").is_file():
         raise RefusedError(f"{root} has no learnflow/__init__.py. Name the folder of LearnFlow's checkout")
-    copy = _look(root / "learnflow" / "llm")
-    list(_steps(root))  # refuse another layout before anything is written
+    copy = _read_copy(root / "learnflow" / "llm")
+    list(_remaining_steps(root))  # raises before the first write if the layout is unknown
     if options.diff:
         print(copy.diff(), end="")
         return 1 if options.check and copy.changed else 0
@@ -70,48 +75,51 @@ def _run(root: Path, options: argparse.Namespace) -> int:
             _write(copy, force=options.force)
     except OSError as error:
         name = error.filename or copy.folder
-        raise RefusedError(f"{name} cannot be written ({error.strerror}). Correct that, and copy again") from None
-    left = [*(copy.findings() if options.check else ()), *_steps(root)]
-    print(f"To be done in {root}:" if left else f"{copy.folder} is complete, and nothing is left to do.")
-    print("".join(f"- {step}\n" for step in left), end="")
-    return 1 if options.check and left else 0
+        raise RefusedError(f"{name} cannot be written ({error.strerror}). Make it writable, and copy again") from None
+    steps = [*(copy.findings() if options.check else ()), *_remaining_steps(root)]
+    print(f"Remaining steps in {root}:" if steps else f"{copy.folder} is complete. No step remains.")
+    print("".join(f"- {step}\n" for step in steps), end="")
+    return 1 if options.check and steps else 0
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """The folder of a copy.
+    """The copy in LearnFlow, compared with the package.
 
     Attributes:
-        package: contents of the files to copy.
-        ours, there, recorded: checksums of the package, of the folder, and in the folder's ``VERSION``.
+        folder: the folder of the copy.
+        package: the contents of the files to copy.
+        package_sums: the checksums of the files to copy.
+        folder_sums: the checksums of the files in the folder.
+        recorded_sums: the checksums in the folder's ``VERSION``; empty before the first copy.
     """
 
     folder: Path
     package: Mapping[str, bytes]
-    ours: Mapping[str, str]
-    there: Mapping[str, str]
-    recorded: Mapping[str, str]
+    package_sums: Mapping[str, str]
+    folder_sums: Mapping[str, str]
+    recorded_sums: Mapping[str, str]
 
     @property
     def changed(self) -> list[str]:
         """Return the files that copying would write or remove."""
-        names = self.ours.keys() | self.recorded.keys()
-        return sorted(name for name in names if self.ours.get(name) != self.there.get(name))
+        names = self.package_sums.keys() | self.recorded_sums.keys()
+        return sorted(name for name in names if self.package_sums.get(name) != self.folder_sums.get(name))
 
     @property
     def edited(self) -> list[str]:
-        """Return the files that were edited in the folder since they were copied."""
-        return [name for name in self.changed if self.there.get(name) not in (None, self.recorded.get(name))]
+        """Return the files that were edited in the folder after they were copied."""
+        return [name for name in self.changed if self.folder_sums.get(name) not in (None, self.recorded_sums.get(name))]
 
     def findings(self) -> Iterator[str]:
         """Yield a sentence for each difference between the folder and this version."""
-        if not self.recorded:
+        if not self.recorded_sums:
             yield "learnflow/llm is not a copy. Run tools/copy_into.py without --check"
             return
         for name in self.changed:
-            what = "was edited there" if name in self.edited else "is from another version"
-            yield f"learnflow/llm/{name} {what if name in self.there else 'is missing'}"
-        for name in sorted(self.there.keys() - self.ours.keys() - self.recorded.keys()):
+            what = "was edited" if name in self.edited else "is from another version"
+            yield f"learnflow/llm/{name} {what if name in self.folder_sums else 'is missing'}"
+        for name in sorted(self.folder_sums.keys() - self.package_sums.keys() - self.recorded_sums.keys()):
             yield f"learnflow/llm/{name} is not part of learnflow-llm"
 
     def diff(self) -> str:
@@ -127,7 +135,7 @@ class _Copy:
         yield from difflib.unified_diff(*lines, f"a/{path}", f"b/{path}")
 
 
-def _look(folder: Path) -> _Copy:
+def _read_copy(folder: Path) -> _Copy:
     requirements = "".join(f"{line}\n" for line in _requirements()).encode()
     package = {**_files(PACKAGE), REQUIREMENTS: requirements, "ruff.toml": RUFF}
     return _Copy(folder, package, _sums(package), _sums(_files(folder)), _recorded(folder))
@@ -154,37 +162,37 @@ def _write(copy: _Copy, *, force: bool) -> None:
     """Write the folder. ``VERSION`` is written last, so that an interrupted copy fails the check."""
     linked = [path for path in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if path.is_symlink()]
     if linked:
-        raise RefusedError(f"{linked[0]} is a link: the copy would be written elsewhere. Remove it")
+        raise RefusedError(f"{linked[0]} is a symbolic link to another place. Remove it")
     if copy.edited and not force:
         raise RefusedError(
-            f"these were edited in {copy.folder} since they were copied: {', '.join(copy.edited)}. "
-            "--diff shows what would be lost; --force overwrites it"
+            f"files in {copy.folder} were edited: {', '.join(copy.edited)}. "
+            "Use --diff to show the edits, and --force to overwrite them"
         )
     for name in copy.changed:
         file = copy.folder / name
-        kind = "changed" if name in copy.there else "new"
+        kind = "changed" if name in copy.folder_sums else "new"
         if name in copy.package:
             file.parent.mkdir(parents=True, exist_ok=True)
             _replace(file, copy.package[name])
         else:
             file.unlink(missing_ok=True)
             kind = "removed"
-        if copy.recorded:  # it was there before: show what differs
+        if copy.recorded_sums:  # not in the first copy
             print(f"{kind}: learnflow/llm/{name}")
     title = _title()
-    text = "\n".join([f"# {title}", *(f"{digest}  {name}" for name, digest in copy.ours.items()), ""])
+    text = "\n".join([f"# {title}", *(f"{digest}  {name}" for name, digest in copy.package_sums.items()), ""])
     _replace(copy.folder / VERSION, text.encode())
-    print(f"{title} is in {copy.folder}: {len(copy.changed)} of {len(copy.ours)} files changed")
+    print(f"{title} is in {copy.folder}: {len(copy.changed)} of {len(copy.package_sums)} files changed")
 
 
 def _replace(file: Path, content: bytes) -> None:
     """Write a file completely or not at all. A link is replaced, not followed."""
-    beside = file.with_name(f".{file.name}.new")
+    temporary = file.with_name(f".{file.name}.new")
     try:
-        beside.write_bytes(content)
-        beside.replace(file)
+        temporary.write_bytes(content)
+        temporary.replace(file)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _title() -> str:
@@ -194,39 +202,39 @@ def _title() -> str:
 
 
 def _requirements() -> list[str]:
-    """Return the dependencies of the package inside LearnFlow, including those of the extra for LangChain."""
+    """Return the dependencies of the copy: those of the package, and LangChain."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return sorted([*project["dependencies"], _LANGCHAIN])
 
 
-def _steps(root: Path) -> Iterator[str]:
-    """Yield the changes that are still needed outside the folder."""
+def _remaining_steps(root: Path) -> Iterator[str]:
+    """Yield the changes that LearnFlow needs outside the folder."""
     file = root / "learnflow" / "pyproject.toml"
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         lock = (root / "uv.lock").read_text(encoding="utf-8")
         factory = (root / "learnflow" / "models" / "model_factory.py").read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
-        raise RefusedError(f"{root} is not laid out as LearnFlow is: {error}") from None
-    present = {_parsed(line) for line in project.get("dependencies", ())}
-    wanted = [_parsed(line) for line in _own_requirements(root)]
-    if any(one not in present or f'name = "{one[0]}"' not in lock for one in wanted):
+        raise RefusedError(f"{root} does not have the layout of LearnFlow: {error}") from None
+    present = {_parse_requirement(line) for line in project.get("dependencies", ())}
+    required = [_parse_requirement(line) for line in _copied_requirements(root)]
+    if any(one not in present or f'name = "{one[0]}"' not in lock for one in required):
         yield (
             f"dependencies and lock: uv add --package {project['name']} -r learnflow/llm/{REQUIREMENTS}\n"
-            "  Dockerfile needs no change; then build the image again: docker compose build graph"
+            "  then build the image again: docker compose build graph"
         )
     if "llm.integrations.learnflow" not in factory:
-        yield f"learnflow/models/model_factory.py: let it consist of this line\n  {IMPORT}"
+        yield f"learnflow/models/model_factory.py: replace the content by this line\n  {IMPORT}"
 
 
-def _own_requirements(root: Path) -> list[str]:
+def _copied_requirements(root: Path) -> list[str]:
     file = root / "learnflow" / "llm" / REQUIREMENTS
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return [line for line in lines if line.strip()]
 
 
-def _parsed(requirement: str) -> tuple[str, frozenset[str]]:
-    """Return the name and the version bounds. Two requirements may list the same bounds in another order."""
+def _parse_requirement(requirement: str) -> tuple[str, frozenset[str]]:
+    """Return the name and the set of version bounds, because their order may differ."""
     name, bounds = re.findall(r"^([\w.-]+?)(?:\[.*\])?\s*([^\w.\[-].*)?$", requirement.partition(";")[0].strip())[0]
     return name.lower().replace("_", "-"), frozenset(bound.strip() for bound in bounds.split(",") if bound)
 

@@ -14,7 +14,7 @@ from support import ROOT
 
 from learnflow.llm import errors
 from learnflow.llm.integrations.prometheus import Metrics
-from learnflow.llm.routing.decision import at_fault
+from learnflow.llm.routing.decision import is_provider_failure
 
 MONITORING = ROOT / "compose/monitoring"
 DASHBOARD: dict[str, Any] = json.loads(
@@ -25,7 +25,8 @@ TITLES = [panel["title"] for panel in PANELS]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # The names and labels of the exported metrics.
 METRICS = {
-    name.removeprefix("learnflow_llm_"): set(labels) for name, labels in Metrics(CollectorRegistry()).names.items()
+    name.removeprefix("learnflow_llm_"): set(labels)
+    for name, labels in Metrics(CollectorRegistry()).label_names.items()
 }
 SECONDS = {name for name in METRICS if name.endswith("_seconds")}
 
@@ -74,12 +75,12 @@ def test_queries_in_documents_use_existing_labels() -> None:
     ("title", "metric"),
     [
         ("Providers in use", "requests_total"),
-        ("Time of switching", "switch_seconds"),
+        ("Failover time", "switch_seconds"),
         ("Failovers by reason", "failovers_total"),
-        ("Success of health checks", "health_checks_total"),
-        ("First token", "first_token_seconds"),
-        ("Whole answer", "request_seconds"),
-        ("Breakers", "breaker_open"),
+        ("Success rate of health checks", "health_checks_total"),
+        ("Time to first token", "first_token_seconds"),
+        ("Duration of successful attempts", "request_seconds"),
+        ("Circuit breakers", "breaker_open"),
     ],
 )
 def test_required_metrics_have_panels(title: str, metric: str) -> None:
@@ -87,7 +88,9 @@ def test_required_metrics_have_panels(title: str, metric: str) -> None:
     assert named(expressions(title)) == {metric}
 
 
-@pytest.mark.parametrize("title", ["Time of switching", "First token", "Whole answer", "Waiting for a place"])
+@pytest.mark.parametrize(
+    "title", ["Failover time", "Time to first token", "Duration of successful attempts", "Time in the queue"]
+)
 def test_time_panels_show_median_and_p95(title: str) -> None:
     assert re.findall(r"histogram_quantile\((0\.\d+)", expressions(title)) == ["0.5", "0.95"]
 
@@ -133,7 +136,7 @@ def test_grafana_is_provisioned_with_data_source_and_dashboard() -> None:
 
 def test_caller_errors_do_not_count_as_provider_failures() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LLMError)]
-    leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not at_fault(kind("x"))}
+    leaves = {kind.__name__ for kind in kinds if not kind.__subclasses__() and not is_provider_failure(kind("x"))}
     shares = {
         outcomes for outcomes in re.findall(r'outcome!~"([^"]*)', " ".join(EXPRESSIONS)) if "InvalidRequest" in outcomes
     }

@@ -21,31 +21,31 @@ SUM = hashlib.sha256(GGUF).hexdigest()
 
 
 class Hub:
-    """A file server on loopback. The first ``breaks`` responses end after ``after`` bytes."""
+    """A file server on loopback. The first ``breaks`` responses end after ``break_after_bytes``."""
 
     def __init__(self) -> None:
         self.breaks = 0
-        self.after = 100_000
-        self.says = SUM
-        self.goes_on = True
-        self.heads = True
+        self.break_after_bytes = 100_000
+        self.checksum = SUM
+        self.supports_ranges = True
+        self.supports_head = True
         self.ranges: list[str | None] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
-                self._head(200 if hub.heads else 405, len(GGUF) if hub.heads else 0)
+                self._head(200 if hub.supports_head else 405, len(GGUF) if hub.supports_head else 0)
 
             def do_GET(self) -> None:
                 byte_range = self.headers.get("range")
                 hub.ranges.append(byte_range)
                 at = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
-                at = at if hub.goes_on else 0
+                at = at if hub.supports_ranges else 0
                 self._head(206 if at else 200, len(GGUF) - at, at)
                 part = GGUF[at:]
                 if hub.breaks:
                     hub.breaks -= 1
-                    part = part[: hub.after]
+                    part = part[: hub.break_after_bytes]
                     self.close_connection = True
                 self.wfile.write(part)
 
@@ -55,8 +55,8 @@ class Hub:
                     self.send_header("content-range", f"bytes {at}-{len(GGUF) - 1}/{len(GGUF)}")
                 self.send_header("content-length", str(length))
                 self.send_header("accept-ranges", "bytes")
-                if hub.says:
-                    self.send_header("X-Linked-ETag", f'"{hub.says}"')
+                if hub.checksum:
+                    self.send_header("X-Linked-ETag", f'"{hub.checksum}"')
                     self.send_header("X-Linked-Size", str(len(GGUF)))
                 self.end_headers()
 
@@ -110,11 +110,11 @@ def test_broken_download_resumes(hub: Hub, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
     assert hub.ranges == [None, "bytes=100000-", "bytes=200000-"]
-    assert ran.stderr.count("it goes on") == 2
+    assert ran.stderr.count("It is resumed") == 2
 
 
 def test_download_restarts_if_server_has_no_ranges(hub: Hub, tmp_path: Path) -> None:
-    hub.breaks, hub.goes_on = 1, False
+    hub.breaks, hub.supports_ranges = 1, False
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
@@ -124,7 +124,7 @@ def test_partial_download_is_resumed_by_next_run(hub: Hub, tmp_path: Path) -> No
     hub.breaks = 1
     ran = run(f"{hub.url}/model.gguf", tmp_path, PULL_TRIES="1")
     assert ran.returncode == 1
-    assert "Run this again to go on" in ran.stderr
+    assert "Run this again to resume it" in ran.stderr
     assert not (tmp_path / "model.gguf").exists()
     assert run(f"{hub.url}/model.gguf", tmp_path).returncode == 0
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
@@ -134,11 +134,11 @@ def test_partial_download_is_resumed_by_next_run(hub: Hub, tmp_path: Path) -> No
 @pytest.mark.parametrize("variables", [{"MODEL_SHA256": "0" * 64}, {}])
 def test_file_with_wrong_checksum_is_removed(hub: Hub, tmp_path: Path, variables: dict[str, str]) -> None:
     if not variables:
-        hub.says = "1" * 64
+        hub.checksum = "1" * 64
     ran = run(f"{hub.url}/model.gguf", tmp_path, **variables)
     assert ran.returncode == 1
-    assert f"has the SHA-256 {SUM}, and must have {variables.get('MODEL_SHA256', '1' * 64)}" in ran.stderr
-    assert "run this again will not help" in ran.stderr
+    assert f"has the SHA-256 {SUM} instead of {variables.get('MODEL_SHA256', '1' * 64)}" in ran.stderr
+    assert "Another attempt does not help" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -147,7 +147,7 @@ def test_file_other_than_gguf_is_refused(hub: Hub, tmp_path: Path) -> None:
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
-    hub.says = ""
+    hub.checksum = ""
     (tmp_path / "other.gguf.part").write_bytes(bytes(1000))
     ran = run(f"{hub.url}/other.gguf", tmp_path)
     assert ran.returncode == 1
@@ -160,14 +160,14 @@ def test_complete_file_with_old_part_needs_no_network(tmp_path: Path) -> None:
     assert run("http://127.0.0.1:9/model.gguf", tmp_path, MODEL_SHA256=SUM).returncode == 0
     ran = run("http://127.0.0.1:9/model.gguf", tmp_path)
     assert ran.returncode == 0
-    assert "it was not checked" in ran.stderr
+    assert "was not verified" in ran.stderr
 
 
 def test_download_works_without_head_request(hub: Hub, tmp_path: Path) -> None:
-    hub.heads, hub.says = False, ""
+    hub.supports_head, hub.checksum = False, ""
     ran = run(f"{hub.url}/model.gguf", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "its size is not known" in ran.stderr
+    assert "the size of the download is unknown" in ran.stderr
     assert (tmp_path / "model.gguf").read_bytes() == GGUF
 
 
@@ -179,7 +179,7 @@ def test_unusual_df_output_is_accepted(hub: Hub, tmp_path: Path, line: str) -> N
     (tools / "df").chmod(0o755)
     ran = run(f"{hub.url}/model.gguf", tmp_path, PATH=f"{tools}:{os.environ['PATH']}")
     assert ran.returncode == 0, ran.stderr
-    assert ("5120 MB are free" if "nas" in line else "cannot be told") in ran.stderr
+    assert ("5120 MB are free" if "nas" in line else "is unknown") in ran.stderr
 
 
 def test_hugging_face_names_are_resolved(hub: Hub, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_existing_file_needs_no_network(tmp_path: Path) -> None:
     assert run("http://127.0.0.1:9/model.gguf", tmp_path, MODEL_SHA256=SUM).returncode == 0
     ran = run("http://127.0.0.1:9/other.gguf", tmp_path)
     assert ran.returncode == 1
-    assert f"put the file at {tmp_path}/other.gguf" in ran.stderr
+    assert f"copy the file to {tmp_path}/other.gguf" in ran.stderr
 
 
 def test_full_disk_fails_before_download(hub: Hub, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_full_disk_fails_before_download(hub: Hub, tmp_path: Path) -> None:
     (tools / "df").chmod(0o755)
     ran = run(f"{hub.url}/model.gguf", tmp_path, PATH=f"{tools}:{os.environ['PATH']}")
     assert ran.returncode == 1
-    assert "not enough room" in ran.stderr
+    assert "not enough disk space" in ran.stderr
     assert hub.ranges == []
 
 
@@ -244,8 +244,8 @@ def test_ollama_tag_is_pulled_and_verified(ollama: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "qwen3:0.6b: 523 MB to download" in ran.stderr
     assert "10%\n50%\n" in ran.stderr
-    assert ran.stderr.endswith("qwen3:0.6b is there.\n")
-    assert with_ollama(ollama, "qwen3:0.6b").stderr == "qwen3:0.6b is there.\n"
+    assert ran.stderr.endswith("qwen3:0.6b is available.\n")
+    assert with_ollama(ollama, "qwen3:0.6b").stderr == "qwen3:0.6b is available.\n"
 
 
 def test_broken_ollama_pull_is_retried(ollama: Path) -> None:
@@ -253,11 +253,11 @@ def test_broken_ollama_pull_is_retried(ollama: Path) -> None:
     ran = with_ollama(ollama, "qwen3:0.6b")
     assert ran.returncode == 0, ran.stderr
     assert "Error: connection reset" in ran.stderr
-    assert "it goes on" in ran.stderr
+    assert "It is resumed" in ran.stderr
     (ollama / "state" / "breaks").touch()
     ran = with_ollama(ollama, "other:1b", PULL_TRIES="1")
     assert ran.returncode == 1
-    assert "run this again to go on" in ran.stderr
+    assert "Run this again to resume it" in ran.stderr
 
 
 def test_model_in_folder_needs_no_network(ollama: Path, tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_model_in_folder_needs_no_network(ollama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "variables", "warning"),
     [
-        (GGUF, {}, "No SHA-256 is known of"),
-        (GGUF, {"MODEL_SHA256": "0" * 64}, f"has the SHA-256 {SUM}, and must have {'0' * 64}"),
+        (GGUF, {}, "is not verified"),
+        (GGUF, {"MODEL_SHA256": "0" * 64}, f"has the SHA-256 {SUM} instead of {'0' * 64}"),
         (b"<html>", {}, "it does not begin with the letters GGUF"),
     ],
 )
@@ -300,7 +300,7 @@ def test_missing_tag_is_not_retried(ollama: Path) -> None:
     (ollama / "state" / "unknown").touch()
     ran = with_ollama(ollama, "nothing:1b")
     assert ran.returncode == 1
-    assert "does not have it" in ran.stderr
+    assert "the registry does not have nothing:1b" in ran.stderr
     assert (ollama / "state" / "log").read_text(encoding="utf-8").count("pull ") == 1
 
 

@@ -1,6 +1,6 @@
 """One interface to cloud and local language models, which returns complete answers or raises typed errors.
 
-The classes of providers are in ``learnflow.llm.providers``. Names that need heavy imports are imported on first use.
+The classes of providers are in ``learnflow.llm.providers``. Names whose import is slow are imported on first use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
 
-__version__ = "0.1.0"  # the metadata of the package, the command line and the documents read it
+__version__ = "0.1.0"  # pyproject.toml reads it
 
 __all__ = [
     "AtMost",
@@ -62,7 +62,7 @@ __all__ = [
     "get_provider",
 ]
 
-_LATER = {
+_LAZY_IMPORTS = {
     "BaseProvider": ".adapter.provider",
     "discover": ".factory",
     "get_provider": ".factory",
@@ -72,8 +72,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name], __name__), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(importlib.import_module(_LAZY_IMPORTS[name], __name__), name)
     if name in __all__:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

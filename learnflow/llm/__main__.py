@@ -1,15 +1,15 @@
-"""``python -m learnflow.llm``, and ``python learnflow/llm``, which does not import the parent package.
+"""The commands, by ``python -m learnflow.llm`` or ``python learnflow/llm``.
 
-The parent may be LearnFlow's own package. Its ``__init__`` loads the graph, which takes ten times as long as a command.
+The second form does not import the package ``learnflow``. If that is LearnFlow's own, its import is slow.
 """
 
 import sys
 from pathlib import Path
 from types import ModuleType
 
-if not __package__:  # started by its path
+if not __package__:  # python learnflow/llm
     _parent = Path(__file__).resolve().parent.parent
-    sys.path.pop(0)  # the folder itself: its modules would hide others of the same names
+    sys.path.pop(0)  # this folder: its modules would shadow others of the same names
     sys.modules["learnflow"] = ModuleType("learnflow")
     sys.modules["learnflow"].__path__ = [str(_parent)]
 

@@ -1,6 +1,6 @@
 """The interface of a provider, and the values that describe a call and its attempts.
 
-Imports no library and nothing that sends requests or reads the environment. Every module may import it.
+Sends no request and does not read the environment. Every module may import it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class _DefaultFloat(float):
-    """A default of this package. It is removed if a model refuses it; a caller's own 0.7 is not."""
+    """A default value of this package, which is not the same as an equal value of the caller."""
 
 
 class _DefaultInt(int):
-    """A default of this package. It is removed if a model refuses it; a caller's own 1000 is not."""
+    """A default value of this package, which is not the same as an equal value of the caller."""
 
 
 DEFAULT_TEMPERATURE: Final[float] = _DefaultFloat(0.7)
@@ -39,34 +39,38 @@ DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
 
 
 class AtMost(int):
-    """``max_tokens`` as an upper bound, in tokens.
+    """A value for ``max_tokens`` that may be lowered.
 
-    It is lowered to what the prompt leaves of the served context length. It is removed if a model refuses it. Each
-    change emits an event.
+    It is lowered if the prompt and the answer would exceed the served context length, and removed if the model rejects
+    it. Each change emits an event.
     """
 
 
 def may_be_left_out(value: object) -> bool:
-    """Return whether a refused value may be removed from the request: a default of this package, or an ``AtMost``."""
+    """Return whether a value may be removed from the request after the model has rejected it.
+
+    This is true for a default of this package and for ``AtMost``. Any other value of the caller is never removed.
+    """
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
 class Options(TypedDict, Generic[Parsed], total=False):
-    """The further keywords of ``generate``, ``stream`` and ``complete``.
+    """The optional keywords of ``generate``, ``stream`` and ``complete``.
 
     Attributes:
         system: the system message.
-        response_format: OpenAI's dict, or a pydantic class.
-        tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: as in OpenAI's API.
-        n: 1. A call has one answer.
-        reasoning: switches thinking on, off, or to a level.
-        timeout: the deadline of this call, in seconds.
-        session: the name of a group of requests with a common beginning. It is sent to clouds that route such requests
-            to one prompt cache.
-        extra_body: fields that are added to the request's body unchanged.
-        resume: what a router does with a stream that breaks.
-        metadata: labels of the request (``node``, ``user``) for events, log and spans; ``node`` also for metrics. They
-            are never sent to a provider.
+        response_format: the format of the answer, as OpenAI's dict or a pydantic class.
+        tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API. It
+            lacks ``top_k`` and ``min_p``, which some servers support.
+        n: the number of answers. Only 1 is supported.
+        reasoning: True and False turn thinking on and off. A string is its level.
+        timeout: the time limit of the call in seconds.
+        session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
+            of a group to one prompt cache.
+        extra_body: fields that are added to the body of the request unchanged.
+        resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
+        metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
+            metrics contain only ``node``. They are not sent to a provider.
     """
 
     system: str
@@ -90,9 +94,9 @@ class Options(TypedDict, Generic[Parsed], total=False):
 
 
 class TimeOptions(TypedDict, total=False):
-    """Timeouts in seconds, locality and the concurrency limit of a provider.
+    """The timeouts of a provider in seconds, and its limits; see ``timeouts.Times``.
 
-    The environment sets those that are missing (``LLM_CONNECT_TIMEOUT`` ..., ``<NAME>_MAX_CONCURRENCY``).
+    A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
     connect_timeout: float
@@ -109,12 +113,12 @@ class Call:
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the other keywords, see ``Options``, without ``metadata``.
-        method: the method that was called.
-        metadata: labels of the request.
+        options: the optional keywords except ``metadata``, see ``Options``.
+        method: the name of the called method.
+        metadata: the labels of the request.
 
     Raises:
-        InvalidRequest: tools for ``generate``, or an invalid ``timeout`` or ``metadata``.
+        InvalidRequest: ``generate`` was called with tools, or ``timeout`` or ``metadata`` is invalid.
     """
 
     prompt: Prompt = field(repr=False)
@@ -141,25 +145,25 @@ class Call:
 
     @property
     def buffered(self) -> bool:
-        """Return whether the caller reads the answer as a whole, not by pieces."""
+        """Return whether the caller receives the answer in one piece."""
         return self.method != "stream"
 
     @property
-    def rigid(self) -> bool:
-        """Return whether its answer cannot be continued: it is JSON, or has tool calls that were not delivered."""
+    def is_continuable(self) -> bool:
+        """Return whether an interrupted answer can be continued. JSON and buffered tool calls cannot."""
         schema = self.options.get("response_format")
-        free = schema is None or (isinstance(schema, Mapping) and schema.get("type") == "text")
-        return bool(self.options.get("tools") and self.buffered) or not free
+        is_text = schema is None or (isinstance(schema, Mapping) and schema.get("type") == "text")
+        return is_text and not (self.options.get("tools") and self.buffered)
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot in the concurrency limit of a server address, which one request holds.
+    """One of the requests that the concurrency limit of a server address allows.
 
     Attributes:
-        address: of the server.
-        loop: the event loop of the request.
-        waited_s: seconds that the request waited for it.
+        address: the address of the server.
+        loop: the event loop of the request that has the slot.
+        waited_s: the seconds that the request waited for the slot.
     """
 
     address: str
@@ -169,16 +173,16 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One attempt of a request; its repr shows no text.
+    """The parameters of one attempt of a request. Its repr shows no text.
 
     Attributes:
-        number: of the attempt, from 1.
+        number: the number of the attempt in the request, from 1.
         request: the number of the request in this process.
-        patience: seconds to the first token, if they are fewer than the provider's own limit.
-        prefix: the text that the attempt continues; None if it begins an answer.
-        thinking: the thinking before that text.
-        slot: the slot that the router acquired for it; None if the attempt waits for its own.
-        metadata: of the call.
+        patience: a limit of the seconds to the first token, if it is lower than the provider's timeout; None if not.
+        prefix: the interrupted text, to be sent as a prefill; None without a prefill.
+        thinking: the thinking before ``prefix``.
+        slot: the slot that the router has acquired; None if the attempt must acquire one.
+        metadata: the labels of the request.
         tried: the failed attempts of the request.
     """
 
@@ -193,7 +197,7 @@ class Attempt:
 
     @property
     def raw(self) -> str:
-        """The beginning of the answer as the model wrote it."""
+        """Return the prefill with its thinking, in the format of the model."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
@@ -202,7 +206,7 @@ _MAX_LABEL_CHARS: Final = 200
 
 
 def _parse_labels(metadata: Any) -> dict[str, Any]:
-    """Return the metadata as a dict. Raise InvalidRequest if a log or OpenTelemetry cannot hold it."""
+    """Return the metadata as a dict. Raise InvalidRequest if a log line or a span cannot contain it."""
     valid = isinstance(metadata, Mapping) and len(metadata) <= _MAX_LABELS
     for name, value in metadata.items() if valid else ():
         valid = valid and isinstance(name, str) and name.isidentifier() and len(name) <= _MAX_LABEL_CHARS
@@ -222,7 +226,6 @@ class LLMProvider(Protocol):
     @property
     def name(self) -> str:
         """Return the name in ``LLM_PROVIDER``, logs and errors."""
-        ...
 
     async def generate(
         self,
@@ -236,13 +239,13 @@ class LLMProvider(Protocol):
 
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider. None means the configured model, for images ``vision_model``. If
-                neither is configured, it is the loaded model, else the only one. A router sends the name to the
-                providers that have the model; other providers use their own model.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. An answer that ends there is returned, with a warning event. The
-                default is removed if the model refuses it.
-            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are refused: use
+            model: the name of the model at the provider. None means the configured model, for images ``vision_model``.
+                If no model is configured, the loaded one is used, else the only one. A router sends the name to the
+                providers that have the model. Other providers use their default model.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. A shortened answer is returned, with a warning event. The default
+                is removed if the model rejects it.
+            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). For tools, use
                 ``complete`` or ``stream``.
 
         Returns:
@@ -252,7 +255,6 @@ class LLMProvider(Protocol):
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        ...
 
     def stream(
         self,
@@ -267,8 +269,8 @@ class LLMProvider(Protocol):
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the model's name at the provider; None for the configured one, see ``generate``.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
@@ -280,7 +282,6 @@ class LLMProvider(Protocol):
             LLMError: while the stream is read, if no provider completes the answer. ``.partial`` has the text that
                 arrived.
         """
-        ...
 
     async def complete(
         self,
@@ -295,8 +296,8 @@ class LLMProvider(Protocol):
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the model's name at the provider; None for the configured one, see ``generate``.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:
@@ -306,7 +307,6 @@ class LLMProvider(Protocol):
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        ...
 
     async def list_models(self) -> list[str]:
         """Return the names of the models. Loads no model.
@@ -317,33 +317,27 @@ class LLMProvider(Protocol):
         Raises:
             LLMError: no provider responded.
         """
-        ...
 
     async def health_check(self) -> bool:
         """Probe the server. A probe costs nothing, loads no model and sends no user text.
 
         Returns:
-            True if the provider would answer now.
+            Whether the provider is ready for a request.
 
         Raises:
             NotRecorded: the cassettes of LLM_REPLAY do not have the probe. No other error is raised.
         """
-        ...
 
     def get_capabilities(self) -> Capabilities:
-        """Return what is known about the provider, without a request.
+        """Return the known capabilities of the provider, without a request.
 
         Returns:
             A dict. None means unknown; see ``Capabilities``.
         """
-        ...
 
 
 class AbstractProvider(LLMProvider):
-    """Base of the providers of this package: implements the three calls by ``start``.
-
-    The calls inherit their docstrings from ``LLMProvider``.
-    """
+    """Base of the providers of this package. It implements ``generate``, ``stream`` and ``complete`` with ``start``."""
 
     @abstractmethod
     def start(self, call: Call) -> Work:
@@ -355,7 +349,7 @@ class AbstractProvider(LLMProvider):
         """
 
     async def _run_call(self, call: Call) -> Completion:
-        """Run a call in the caller's task, without a buffer for its events."""
+        """Run a call in the caller's task, and drop its events."""
         try:
             return await self.start(call)(Emit())
         except LLMError as error:

@@ -1,7 +1,4 @@
-"""The state and the capabilities of a provider, as values.
-
-Sends no request: ``servers`` and ``adapter`` find these values. Every module may import it.
-"""
+"""The values that describe a provider: ``Capabilities`` and ``Health``."""
 
 from __future__ import annotations
 
@@ -19,15 +16,17 @@ class Capabilities(TypedDict):
     """The capabilities of a provider with its model. None means unknown, not "no".
 
     Attributes:
-        streaming: it can stream an answer.
-        vision, tools, json_schema: it accepts images, tools, and a schema in ``response_format``.
-        reasoning: the model can think.
-        context: the context length of the training, in tokens.
-        context_served: the context length that the server provides, in tokens.
-        max_output: the longest answer, in tokens.
-        prefill: it can continue an assistant's message.
-        local: the text stays on this machine or in a private network, according to the address and the server.
-        cost: US dollars for a million prompt and completion tokens.
+        streaming: whether answers can be streamed.
+        vision: whether images are supported.
+        tools: whether tools are supported.
+        json_schema: whether a schema in ``response_format`` is supported.
+        reasoning: whether the model can think.
+        context: the context length of the model's training in tokens.
+        context_served: the context length that the server provides in tokens.
+        max_output: the maximum length of an answer in tokens.
+        prefill: whether the server can continue an assistant's message.
+        local: whether prompts stay on this machine or in a private network.
+        cost: US dollars for a million prompt tokens, and for a million completion tokens.
     """
 
     streaming: bool | None
@@ -43,63 +42,70 @@ class Capabilities(TypedDict):
     cost: tuple[float, float] | None
 
 
-def unknown(*, local: bool = True, **known: Any) -> Capabilities:
-    """Return capabilities that are unknown except ``known``. A local server costs nothing."""
-    nothing = dict.fromkeys(Capabilities.__annotations__)
-    certain = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
-    return cast(Capabilities, {**nothing, **certain, **known})
+def default_capabilities(*, local: bool = True, **known: Any) -> Capabilities:
+    """Return capabilities that are None, for unknown, except ``known``. A local server costs nothing."""
+    unknown = dict.fromkeys(Capabilities.__annotations__)
+    defaults = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
+    return cast(Capabilities, {**unknown, **defaults, **known})
 
 
-def merged(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
+def merge_capabilities(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
     """Merge capabilities. Later mappings win; None never overrides a known value."""
-    known: dict[str, Any] = dict(capabilities)
+    merged: dict[str, Any] = dict(capabilities)
     for other in others:
-        known |= {name: value for name, value in other.items() if value is not None and name in known}
-    return cast(Capabilities, known)  # no new key
+        merged |= {name: value for name, value in other.items() if value is not None and name in merged}
+    return cast(Capabilities, merged)
 
 
-YES_NO: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
-# "finish" is not in Capabilities: "no-finish" declares a server that never sends a finish_reason.
-_FLAGS: Final = ("finish", *YES_NO)
+# The capabilities that are true or false.
+FLAGS: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
+_CONFIGURABLE_FLAGS: Final = ("finish", *FLAGS)  # "no-finish" is a server that never sends a finish_reason
 
 
-def stated(words: str) -> dict[str, Any]:
-    """Parse an operator's capabilities: ``vision,no-tools,max_output=4096,cost=0.15/0.6``.
+def parse_capabilities(text: str) -> dict[str, Any]:
+    """Parse configured capabilities: ``vision,no-tools,max_output=4096,cost=0.15/0.6``.
 
     Raises:
-        ValueError: a word is not a capability.
+        ValueError: an item is not a capability, or has an invalid value.
     """
     capabilities: dict[str, Any] = {}
-    for word in filter(None, (part.strip().lower() for part in words.split(","))):
-        name, _, value = word.partition("=")
+    for item in filter(None, (part.strip().lower() for part in text.split(","))):
+        name, _, value = item.partition("=")
         flag = name.removeprefix("no-").replace("-", "_")
-        if flag in _FLAGS and not value:
+        if flag in _CONFIGURABLE_FLAGS and not value:
             capabilities[flag] = not name.startswith("no-")
         elif name in ("context", "context_served", "max_output") and value.isdecimal() and int(value):
             capabilities[name] = int(value)
         elif name == "cost" and value.count("/") == 1:
-            prompt, answer = map(float, value.split("/"))
-            if not (0 <= prompt < math.inf and 0 <= answer < math.inf):
-                raise ValueError(f"invalid price {word!r}")
-            capabilities[name] = (prompt, answer)
+            prices = tuple(map(float, value.split("/")))
+            if not all(0 <= price < math.inf for price in prices):
+                raise ValueError(f"invalid price {item!r}")
+            capabilities[name] = prices
         else:
-            numbers = "context=, context_served=, max_output=, cost=IN/OUT"
-            raise ValueError(f"invalid capability {word!r}. Use {', '.join(_FLAGS)}, with no- for no, or {numbers}")
+            flags, numbers = ", ".join(_CONFIGURABLE_FLAGS), "context=, context_served=, max_output=, cost=IN/OUT"
+            raise ValueError(f"invalid capability {item!r}. Use {flags}, with no- for no, or {numbers}")
     return capabilities
 
 
-_MAX_COMPARED = 300  # a cloud may list thousands of models
+_MAX_COMPARED_NAMES: Final = 300  # a cloud may list thousands of models
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to ``count`` similar names, the closest first. Case, tags and folders do not count."""
+def find_similar(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` names of models that are similar to a name, the most similar first.
+
+    They are compared in lower case, with and without the folder and the tag ("folder/model:tag").
+    """
     spellings: dict[str, str] = {}
-    for other in islice(names, _MAX_COMPARED):
-        spellings.setdefault(other.lower(), other)
-        spellings.setdefault(other.lower().rpartition("/")[2].partition(":")[0], other)
-    short = name.lower().rpartition("/")[2].partition(":")[0]
-    close = [match for word in (name.lower(), short) for match in difflib.get_close_matches(word, spellings, count)]
+    for other in islice(names, _MAX_COMPARED_NAMES):
+        for spelling in _spellings(other):
+            spellings.setdefault(spelling, other)
+    close = [match for word in _spellings(name) for match in difflib.get_close_matches(word, spellings, count)]
     return list(dict.fromkeys(spellings[match] for match in close))[:count]
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    lower = name.lower()
+    return lower, lower.rpartition("/")[2].partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +113,17 @@ class Health:
     """The result of a probe.
 
     Attributes:
-        state: "ready" if the provider would answer now; otherwise the kind of fault.
-        provider: the provider's name.
-        base_url: the probed address; None without an address.
-        detail: a sentence: the result of the probe, and what to do.
-        latency_s: seconds until the response; None without a response.
-        server, version: the kind of server and its version; None if unknown.
-        model: the model that a request would use; None if that is ambiguous.
-        cold: the server would have to load the model first; None if unknown.
-        models: the values for ``model=``.
-        capabilities: of the provider with that model.
+        state: "ready" if the provider would respond now; otherwise the kind of fault.
+        provider: the name of the provider.
+        base_url: the probed address; None if the provider has none.
+        detail: the result of the probe and what to do, as a sentence.
+        latency_s: seconds until the response; None if there was none.
+        server: the kind of server; None if unknown.
+        version: the version of the server; None if unknown.
+        model: the model that a request would use; None if the request must name one.
+        cold: whether the server would load the model first; None if unknown.
+        models: the names of the server's chat models.
+        capabilities: the capabilities with ``model``.
     """
 
     state: State
@@ -133,5 +140,5 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Return whether the provider would answer now."""
+        """Return whether the provider would respond now."""
         return self.state == "ready"

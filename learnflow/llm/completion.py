@@ -1,6 +1,6 @@
 """The response of a provider as values: the completion, and the events of a stream.
 
-Has no code that sends requests. Every module may import it.
+Sends no request. Every module may import it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Parsed = TypeVar("Parsed", default=Any)
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
-class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
-    """The name of the model that answered.
+class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
+    """The name of the model that answered: the name in the response, else the requested one.
 
     Attributes:
         requested: the requested name.
-        served: the name in the response; None if the response has none.
+        served: the name in the response; None if it has none.
     """
 
     requested: str
     served: str | None
 
     def __new__(cls, requested: str, served: str | None = None) -> Self:
-        """Return the served name if there is one, else the requested one."""
+        """Create the string from ``served``, or from ``requested`` if the response has no name."""
         self = super().__new__(cls, served or requested)
         self.requested, self.served = requested, served
         return self
@@ -40,7 +40,7 @@ class ServedModel(str):  # noqa: SLOT000  # two attributes are the point
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The numbers of tokens that the server reported; None if it did not report them."""
+    """The numbers of tokens that the server reported; None for a number that it did not report."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -49,14 +49,14 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Return the sum. A number that either operand lacks is None."""
+        """Add each number; None if either operand lacks it."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool by the model. ``arguments`` are the parsed JSON, which its repr does not show."""
+    """A tool call of the model. ``arguments`` is the parsed JSON. The repr does not show it."""
 
     id: str
     name: str
@@ -68,13 +68,13 @@ class Completion(Generic[Parsed]):
     """A complete answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
 
     Attributes:
-        text: the answer without the thinking, otherwise unchanged.
+        text: the text of the answer, without thinking.
         reasoning: the model's thinking; None if the response has none.
         parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None without
             ``response_format``, or if the model called tools instead.
         finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
-        model: the served name, with ``.requested`` and ``.served``.
-        cost: in US dollars; None if unknown, 0.0 for a local server.
+        model: the name of the model, see ``ServedModel``.
+        cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
         resumed: the number of continuations after a broken stream.
@@ -95,38 +95,36 @@ class Completion(Generic[Parsed]):
     resumed: int = 0
 
     def without_text(self) -> Completion:
-        """Return a copy without text of the answer, for events."""
+        """Return a copy without text of the answer, which log events may contain."""
         return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=())
 
     def __repr__(self) -> str:  # without the answer, which must not get into a log
-        return (
-            f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} "
-            f"{len(self.text)} characters in {self.total_s:.2f} s>"
-        )
+        length = f"{len(self.text)} characters in {self.total_s:.2f} s"
+        return f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} {length}>"
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer's text. Its repr does not show it."""
+    """A piece of the answer's text. The repr does not show the text."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the thinking. Its repr does not show it."""
+    """A piece of the model's thinking. The repr does not show the text."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. Its repr does not show the arguments.
+    """A piece of a tool call. The repr does not show the arguments.
 
     Attributes:
-        index: of the call in this answer, from 0.
-        id, name: of the call, the same in all its pieces.
-        arguments: the next piece of the JSON text. The pieces must be joined before they are parsed.
+        index: the position of the tool call in the answer, from 0.
+        id, name: the id of the tool call and the name of the tool. All pieces of a tool call have both.
+        arguments: the next piece of the JSON text. Join all pieces before you parse it.
     """
 
     index: int
@@ -137,12 +135,12 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The request waits. Emitted once a second while there is no other event.
+    """The request is waiting. It is emitted once a second during the wait.
 
     Attributes:
-        reason: "queue" (for a free slot), "load" (of the model), or "retry" (a pause before the next attempt).
-        provider: the provider that the request waits for, or the names of several equals ("gpu1+gpu2").
-        model: the requested model; None if it was not chosen yet.
+        reason: "queue" (until a slot is free), "load" (until a model is loaded), or "retry" (until the next attempt).
+        provider: the name of the provider that the request waits for, or several names ("gpu1+gpu2").
+        model: the requested model; None if it is not chosen yet.
     """
 
     reason: Literal["queue", "load", "retry"]
@@ -174,7 +172,7 @@ class Resumed:
     Attributes:
         provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
-        in_words: a prompt asks for the continuation, because the provider supports no prefill.
+        in_words: whether a prompt requested the continuation, because the provider does not support prefill.
     """
 
     provider: str
@@ -184,7 +182,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The completion; the last event."""
+    """The last event of a stream, with its completion."""
 
     completion: Completion
 

@@ -1,7 +1,6 @@
-"""Find model servers: probe the configured addresses and the default ports at the same time.
+"""Find model servers: probe the configured addresses and the default ports concurrently.
 
-The pages of a server decide its kind, not its port. A cloud is probed only if it is named or has a key. The factory
-uses the result, and the command line shows it.
+The kind of a server is decided by its pages, not by its port. A cloud is probed only if it is named or has a key.
 """
 
 from __future__ import annotations
@@ -15,33 +14,34 @@ from urllib.parse import urlsplit
 
 from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
-from .capabilities import Health, unknown
+from .capabilities import Health, default_capabilities
 from .errors import KeyMissing, LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, build, provider_of, registry
-from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of, vendor_specs
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of
 from .replay import active
-from .replay.transport import unrecorded
-from .servers.model_catalog import state_of, without_name
+from .replay.transport import pause_recording
+from .servers.model_catalog import detail_of, state_of
 from .transport import network
 from .transport.client import NETWORK
 
-SCAN_S: Final = 1.0  # seconds for the whole search
+SCAN_TIMEOUT_S: Final = 1.0
 _EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
-_HOST: Final = "host.docker.internal"
-_announced: Final = register("embedded models announced", set[str | None](), learned=True)
+_LOOPBACK: Final = "127.0.0.1"  # and not localhost, because a lookup waits if the name servers are dead
+_DOCKER_HOST: Final = "host.docker.internal"
+_announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The result of one probe.
+class Candidate:
+    """A provider that could be used, with the result of its probe.
 
     Attributes:
-        health: the state of the server at the address.
-        provider: the provider for it; None if it cannot be created.
-        configured: its address or its name is configured.
-        setting: the line for .env if a variable is missing; "" if the variable is unknown.
+        health: the result of the probe.
+        provider: the provider; None if it cannot be created.
+        configured: whether its address or its name is configured.
+        setting: the missing line of ``.env``; "" if nothing is missing or the variable is unknown.
     """
 
     health: Health
@@ -58,105 +58,108 @@ class Found:
 
     @property
     def ready(self) -> bool:
-        """Return whether the server would answer a request that names no model."""
+        """Return whether the server would answer a request without ``model=``."""
         return self.health.ready and self.health.model is not None
 
 
 async def scan(
-    within: float = SCAN_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
-) -> list[Found]:
-    """Probe all addresses at the same time.
+    within: float = SCAN_TIMEOUT_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
+) -> list[Candidate]:
+    """Probe all addresses concurrently.
 
     Args:
-        within: the timeout, in seconds.
-        named: providers to probe even if they are not configured.
-        clouds: probe the configured clouds, too.
-        embedded: add the embedded model if no provider is named, no local server is configured and none responds.
+        within: the timeout of the scan in seconds.
+        named: the names of providers to probe even if they are not configured.
+        clouds: whether to probe configured clouds.
+        embedded: whether to add the embedded model if no provider is named, no local server is configured and none
+            responds.
 
     Returns:
-        The results, in the order of the providers.
+        The candidates, in the order of the registry.
     """
     named = set(named)
-    common = settings.load()
-    recorded = active.current(common.llm_replay, common.llm_replay_mode)
-    if recorded and recorded.providers is not None:  # a replay has no default ports
-        names = {*named, *filter(_spec_or_none, recorded.providers)}
+    cassettes = active.current(settings.load())
+    if cassettes and cassettes.providers is not None:  # cassettes have no default addresses
+        names = {*named, *filter(_spec_or_none, cassettes.providers)}
         return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))
-    hosts = await _resolvable_hosts(within) if settings_sources.in_container() else set()
-    specs, probed = discoverable(), set[str]()
+    hosts = {_LOOPBACK} | (await _resolvable_hosts(within) if settings_sources.in_container() else set())
+    specs, probed, candidates = discoverable(), set[str](), list[Candidate]()
     probes = [_probe_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
         try:
-            own = settings.load_provider(spec)
+            configuration = settings.load_provider(spec)
         except LLMError as error:
-            probes.append(_invalid(name, error))
+            candidates.append(_invalid_candidate(name, error))
             continue
-        configured = bool(own.base_url or (own.api_key and not spec.local) or name in named)
+        base_url = configuration.base_url
+        configured = bool(base_url or (configuration.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, within))
-        defaults = [
-            url for url in _default_addresses(spec, own.base_url, hosts, taken=name in named) if url not in probed
-        ]
-        probed.update(defaults)  # several kinds have the same default port
-        probes += [_probe_default(spec, url, within) for url in defaults]
-    await NETWORK.prepare()  # its imports do not count as latency
-    places = _without_duplicates(await asyncio.gather(*probes))
-    rare = set(specs) - set(SPECS)  # hidden if it was not found
-    places = [one for one in places if one.configured or one.health.provider not in rare or one.health.state != "down"]
-    return places if named or not embedded else places + await _probe_embedded(places, within)
+        others = hosts if base_url or name not in named else hosts - {_LOOPBACK}  # a configured probe covers loopback
+        urls = [url for url in _default_addresses(spec, others) if url not in probed]
+        probed.update(urls)  # several kinds have the same default port
+        probes += [_probe_default(spec, url, within) for url in urls]
+    await NETWORK.prepare()  # the time of its imports is not latency
+    candidates = _without_duplicates(candidates + await asyncio.gather(*probes))
+    hidden = set(specs) - set(SPECS)  # uncommon kinds are listed only if a server responds
+    candidates = [
+        candidate
+        for candidate in candidates
+        if candidate.configured or candidate.health.provider not in hidden or candidate.health.state != "down"
+    ]
+    return candidates if named or not embedded else candidates + await _probe_embedded(candidates, within)
 
 
-async def _probe_embedded(places: Iterable[Found], within: float) -> list[Found]:
-    """Return the embedded model, unless a local server is configured or responds, or it cannot be started."""
-    if any(place.answers or (place.configured and _is_local(place.health.provider)) for place in places):
+async def _probe_embedded(candidates: Iterable[Candidate], within: float) -> list[Candidate]:
+    """Return the embedded model, unless a local server is configured or responds, or the model cannot be started."""
+    if any(item.answers or (item.configured and _is_local(item.health.provider)) for item in candidates):
         return []
     try:
-        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the header of a file
+        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the file system
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
-        return [await _invalid(EMBEDDED.name, error)] if is_set else []
-    return [Found(await provider.refresh(within), provider, configured=False)]
+        return [_invalid_candidate(EMBEDDED.name, error)] if is_set else []
+    return [Candidate(await provider.refresh(within), provider, configured=False)]
 
 
 async def _resolvable_hosts(within: float) -> set[str]:
-    """Return the host names that resolve in this container: the services of the compose file, and the host."""
-    names = [_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
-    existing = await asyncio.gather(*(network.exists(name, within / 2) for name in names))
-    return {name for name, exists in zip(names, existing, strict=True) if exists}
+    """Return the names of compose services, and of the Docker host, that resolve in this container."""
+    names = [_DOCKER_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
+    lookups = await asyncio.gather(*(network.resolve(name, within / 2) for name in names), return_exceptions=True)
+    return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
-def _default_addresses(spec: ProviderSpec, own: str | None, hosts: set[str], *, taken: bool) -> list[str]:
-    """Return the default addresses of a server: on loopback, and in a container at its service and at the host."""
+def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
+    """Return the addresses with the default port of a local server on these hosts."""
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
-    # By number, because a name may wait for dead name servers.
-    loopback = [] if taken and not own else [f"http://127.0.0.1:{port}"]
-    return loopback + [f"http://{host}:{port}" for host in (spec.server.service, _HOST) if host in hosts]
+    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.service, _DOCKER_HOST) if host in hosts]
 
 
-async def _probe_configured(name: str, within: float) -> Found:
+async def _probe_configured(name: str, within: float) -> Candidate:
     try:
         provider = build(name)
     except LLMError as error:
-        return await _probe_without_kind(name, within) or await _invalid(name, error)
-    return Found(await provider.refresh(within), provider, configured=True)
+        return await _probe_without_kind(name, within) or _invalid_candidate(name, error)
+    return Candidate(await provider.refresh(within), provider, configured=True)
 
 
-async def _invalid(name: str, error: LLMError) -> Found:
-    """Return the result for a provider with invalid or incomplete settings."""
-    known = specs[name].capabilities.copy() if name in (specs := discoverable()) else unknown()
-    health = Health(state=state_of(error), provider=name, base_url=None, detail=without_name(error), capabilities=known)
-    setting = f"{spec_of(name).variable('api_key')}=…   # the key of {name}" if isinstance(error, KeyMissing) else ""
-    return Found(health, None, configured=True, setting=setting)
+def _invalid_candidate(name: str, error: LLMError) -> Candidate:
+    """Return the candidate for a provider with invalid or incomplete settings."""
+    spec = _spec_or_none(name)
+    known = spec.capabilities if spec else default_capabilities()
+    health = Health(state=state_of(error), provider=name, base_url=None, detail=detail_of(error), capabilities=known)
+    setting = f"{spec.variable('api_key')}=…   # the key of {name}" if spec and isinstance(error, KeyMissing) else ""
+    return Candidate(health, None, configured=True, setting=setting)
 
 
-async def _probe_without_kind(name: str, within: float) -> Found | None:
-    """Recognise the server of an endpoint without a kind. Return None if the endpoint has another fault."""
+async def _probe_without_kind(name: str, within: float) -> Candidate | None:
+    """Probe an endpoint without ``<NAME>_KIND``, to advise its kind. Return None if the endpoint has another fault."""
     spec = endpoint_spec(CUSTOM, name)
     try:
-        own = settings.load_provider(spec)
-        if name in SPECS or name in vendor_specs() or not own.base_url or registry.kind_of(own.kind):
+        configuration = settings.load_provider(spec)
+        if registry.kind_of(name) or not configuration.base_url or registry.kind_of(configuration.kind):
             return None
         provider = provider_of(spec)
     except LLMError:
@@ -165,22 +168,22 @@ async def _probe_without_kind(name: str, within: float) -> Found | None:
     kind, variable = _kind_at(provider), spec.variable("kind")
     setting = f"{variable}={kind.name}" if kind else ""
     advice = f"Set {setting}: the server is {kind.title}" if kind else f"The server was not recognised: {health.detail}"
-    fault = "does not name a kind of server" if own.kind else "is not set"
+    fault = "does not name a kind of server" if configuration.kind else "is not set"
     health = replace(health, state="misconfigured", detail=f"{variable} {fault}. {advice}")
-    return Found(health, None, configured=True, setting=setting)
+    return Candidate(health, None, configured=True, setting=setting)
 
 
-async def _probe_default(spec: ProviderSpec, url: str, within: float) -> Found:
-    """Recognise the server at a default address."""
+async def _probe_default(spec: ProviderSpec, url: str, within: float) -> Candidate:
+    """Probe a default address, and create the provider for the kind of server that responds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
-    provider = _create_unnamed(spec, url)
-    health = await provider.catalog.health(within)  # without an event: the application does not use this provider
+    provider = _create_unconfigured(spec, url)
+    health = await provider.catalog.health(within)  # emits no event, because the application does not use this provider
     kind = _kind_at(provider)
     if kind and kind is not spec:
-        provider = _create_unnamed(kind, url)
+        provider = _create_unconfigured(kind, url)
         health = await provider.catalog.health(max(0.1, deadline - loop.time()))
-    return Found(health, provider, configured=False)
+    return Candidate(health, provider, configured=False)
 
 
 def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
@@ -189,26 +192,28 @@ def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
     return (server.kind or CUSTOM) if server else None
 
 
-def _create_unnamed(spec: ProviderSpec, url: str) -> BaseProvider:
+def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
     """Return the provider for an address that is not configured. The key is sent only to the default address."""
-    own, key = settings.load_provider(spec), ""
-    if own.api_key and not own.base_url and _normalized(url) == _normalized(spec.api.default_url or ""):
-        key = own.api_key.get_secret_value()
+    configuration, key = settings.load_provider(spec), ""
+    is_default = _normalize(url) == _normalize(spec.api.default_url or "")
+    if configuration.api_key and not configuration.base_url and is_default:
+        key = configuration.api_key.get_secret_value()
     return build(spec.name, base_url=url, api_key=key)
 
 
-def _normalized(url: str) -> str:
-    """Return the normal form of an address."""
+def _normalize(url: str) -> str:
+    """Return the form in which two addresses of one server are equal."""
     return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
 
 
-def _without_duplicates(places: Iterable[Found]) -> list[Found]:
-    """Remove duplicate addresses; the configured one wins. Known providers come first, in the registry's order."""
-    unique: dict[tuple[str, str], Found] = {}
-    for place in sorted(places, key=lambda one: not one.configured):
-        unique.setdefault((place.health.provider, _normalized(place.health.base_url or "")), place)
-    order = {name: at for at, name in enumerate(discoverable())}
-    return sorted(unique.values(), key=lambda one: (order.get(one.health.provider, len(order)), one.health.provider))
+def _without_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return one candidate for each provider and address, in the order of the registry. A configured one wins."""
+    unique: dict[tuple[str, str], Candidate] = {}
+    for candidate in sorted(candidates, key=lambda item: not item.configured):
+        health = candidate.health
+        unique.setdefault((health.provider, _normalize(health.base_url or "")), candidate)
+    order = {name: index for index, name in enumerate(discoverable())}
+    return sorted(unique.values(), key=lambda item: (order.get(item.health.provider, len(order)), item.health.provider))
 
 
 def _spec_or_none(name: str) -> ProviderSpec | None:
@@ -223,33 +228,36 @@ def _is_local(name: str) -> bool:
     return spec is None or spec.local  # an invalid one is shown with its fault
 
 
-def usable(places: Iterable[Found]) -> list[Found]:
-    """Return the ready local servers, those with a warm model first. Prefer servers with an unambiguous model."""
-    ready = [place for place in places if place.provider and place.provider.spec.local and place.health.ready]
-    unambiguous = [place for place in ready if place.health.model] or ready
-    return sorted(unambiguous, key=lambda place: bool(place.health.cold))
+def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the local servers that are ready, those with a loaded model first.
+
+    Servers for which a request needs ``model=`` are returned only if there is no other.
+    """
+    ready = [item for item in candidates if item.provider and item.provider.spec.local and item.health.ready]
+    unambiguous = [item for item in ready if item.health.model] or ready
+    return sorted(unambiguous, key=lambda item: bool(item.health.cold))
 
 
 async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
-    """Find the providers to use if none is named.
+    """Find the providers to use if no provider is named.
 
     Args:
-        embedded: use the embedded model if no server responds.
+        embedded: whether to use the embedded model if no server responds.
 
     Returns:
         One or more providers.
 
     Raises:
-        NotConfigured: no server is ready. The error has the probed addresses, and what to set.
+        NotConfigured: no server is ready. The error lists the probed addresses.
     """
-    with unrecorded():  # record only the servers that are used
-        places = await scan(clouds=False, embedded=embedded)
-    providers = [place.provider for place in usable(places) if place.provider]
+    with pause_recording():  # record only the servers that are used
+        candidates = await scan(clouds=False, embedded=embedded)
+    providers = [candidate.provider for candidate in select_usable(candidates) if candidate.provider]
     if not providers:
-        raise _no_server_error(places)
+        raise _no_server_error(candidates)
     for provider in providers:
-        if provider.spec is EMBEDDED and (provider.model not in _announced):
-            _announced.add(provider.model)
+        if provider.spec is EMBEDDED and provider.model not in _announced_models:
+            _announced_models.add(provider.model)
             hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
     if any(provider.runner.client.transport for provider in providers):  # recorded or replayed
@@ -257,38 +265,37 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
     return providers
 
 
-def finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
-    """Return a function that finds the providers of one router. It can be called again if they are gone.
+def make_finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
+    """Return a function that finds the providers of a router. The router calls it again if none of them is available.
 
-    The embedded model does not replace a server that it found before, because the operator did not name it.
+    After it has found a server, it does not return the embedded model, which would silently replace that server.
     """
-    served = False
+    found_server = False
 
     async def find() -> list[BaseProvider]:
-        nonlocal served
-        providers = await find_providers(embedded=not served)
-        served = served or any(provider.spec is not EMBEDDED for provider in providers)
+        nonlocal found_server
+        providers = await find_providers(embedded=not found_server)
+        found_server = found_server or any(provider.spec is not EMBEDDED for provider in providers)
         return providers
 
     return find
 
 
 def _keys_hint() -> str:
-    """Return the hint for the clouds that have a key; "" if no cloud has one."""
+    """Return a hint with the clouds for which a key is set; "" if there are none."""
     keys = [spec.name for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 
-def _no_server_error(places: Iterable[Found]) -> NotConfigured:
-    """Return the error if no provider is named and no server is ready: the probed addresses, and what to set."""
+def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:
+    """Return the error if no provider is named and no server is ready."""
+    healths = [candidate.health for candidate in candidates]
     tried = "; ".join(
-        f"{health.provider} at {health.base_url}: {health.state}"
-        if health.base_url
-        else f"{health.provider}: {health.detail}"
-        for health in (place.health for place in places)
+        f"{item.provider} at {item.base_url}: {item.state}" if item.base_url else f"{item.provider}: {item.detail}"
+        for item in healths
     )
+    commands = [spec.server.start_command for spec in SPECS.values() if spec.server.start_command]
     return NotConfigured(
         f"no provider is named, and no model server is ready on this machine (tried {tried})",
-        hint=f"{_keys_hint()}Name one with LLM_PROVIDER, or get a local model: "
-        f"{', or '.join(spec.server.start_command for spec in SPECS.values() if spec.server.start_command)}",
+        hint=f"{_keys_hint()}Name one with LLM_PROVIDER, or get a local model: {', or '.join(commands)}",
     )

@@ -1,52 +1,52 @@
-"""The tree of errors. A class states whether the same provider or another one may still help.
+"""The tree of errors.
 
-``transport.error_mapping`` maps status codes, responses of servers and exceptions of httpx to these classes. Every
-exception that leaves the package is an ``LLMError``. ``make tables`` writes the tree from the classes:
+``transport.error_mapping`` maps responses of servers and exceptions of httpx to these classes. Every exception that
+leaves the package is an ``LLMError``. ``make tables`` writes the tree from the classes:
 
     LLMError
-     ├─ ConfigError               A setting must be changed; another provider may serve meanwhile
-     │   ├─ NotConfigured         Nothing is named, there is no address, or a variable is invalid
-     │   │   └─ KeyMissing        There is no key for this address
-     │   ├─ AuthenticationFailed  The key is missing, wrong, or not allowed to do this
+     ├─ ConfigError               A setting must be changed. Another provider may serve the request meanwhile
+     │   ├─ NotConfigured         No provider or no address is configured, or a variable is invalid
+     │   │   └─ KeyMissing        No key is configured for the address
+     │   ├─ AuthenticationFailed  The key is missing, wrong, or does not permit the request
      │   ├─ ModelNotFound         The server does not have the model
-     │   ├─ Misconfigured         Something else answers at this address: a web page, an unknown route, a proxy
-     │   └─ NotLocal              LLM_LOCAL_ONLY refused the destination before a byte was sent
-     ├─ RequestError              The request is wrong in itself: no other provider is tried
+     │   ├─ Misconfigured         The address serves no model API, but a web page, another route, or a proxy
+     │   └─ NotLocal              LLM_LOCAL_ONLY forbids the destination. Nothing was sent
+     ├─ RequestError              The request itself is invalid. No other provider is tried
      │   ├─ InvalidRequest        A keyword or a value is invalid
      │   └─ ContentFiltered       A content filter, or the model itself, refused to answer
-     ├─ CapabilityError           This provider cannot serve the request; another one may
-     │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the context that is served
-     │   └─ Unsupported           No vision, tools or schema, or a keyword that this provider does not honour
-     ├─ Unavailable               The provider cannot serve now; that may pass by itself
-     │   ├─ ConnectionFailed      Refused, reset, name not found, or TLS failed: no answer began
-     │   ├─ ModelLoading          The server is there and loads the model
+     ├─ CapabilityError           The provider does not support the request. Another one may
+     │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the served context length
+     │   └─ Unsupported           The provider does not support images, tools, a schema, or a keyword
+     ├─ Unavailable               The provider cannot serve the request now. It may be able to later
+     │   ├─ ConnectionFailed      The connection was refused or reset, or DNS or TLS failed. No answer began
+     │   ├─ ModelLoading          The server is loading the model
      │   ├─ Overloaded            The server is busy
-     │   ├─ RateLimited           Too many requests; ``retry_after`` has the seconds to wait, if the server sent them
-     │   ├─ QuotaExceeded         Out of quota or money: waiting does not help, another provider does
-     │   ├─ ServerFailed          The server failed (another 5xx)
+     │   ├─ RateLimited           Too many requests. ``retry_after`` has the delay that the server requested
+     │   ├─ QuotaExceeded         The quota or the credit is used up. A retry does not help
+     │   ├─ ServerFailed          The server failed (a 5xx that is none of the above)
      │   └─ TimedOut              A time limit was reached
      │       ├─ ConnectTimeout    No connection within LLM_CONNECT_TIMEOUT seconds
      │       ├─ FirstTokenTimeout No token within LLM_FIRST_TOKEN_TIMEOUT seconds
-     │       ├─ GapTimeout        Nothing more within LLM_GAP_TIMEOUT seconds after the last token
-     │       └─ DeadlineExceeded  LLM_DEADLINE, or ``timeout=`` of the call, is over
-     ├─ NotRecorded               The cassettes of ``LLM_REPLAY`` do not have this request, or a test forbids real calls
-     └─ BrokenAnswer              A 200 that is not a complete answer
-         ├─ AnswerCut             The stream stopped in the middle
+     │       ├─ GapTimeout        No further token within LLM_GAP_TIMEOUT seconds
+     │       └─ DeadlineExceeded  LLM_DEADLINE, or ``timeout=`` of the call, has passed
+     ├─ NotRecorded               The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests
+     └─ BrokenAnswer              A response with status 200 that is not a complete answer
+         ├─ AnswerCut             The stream stopped before the answer was complete
          │   └─ NotContinued      The continuation does not begin with the end of the delivered text
-         ├─ BodyCut               An answer in one piece stopped in the middle
-         ├─ FinishMissing         The end was marked (``[DONE]``, a complete body), but no finish_reason was sent
-         ├─ AnswerNotDone         The last line says ``"done": false``
-         ├─ TokenRepeated         The server gave up after more than thirty equal tokens
-         ├─ UnknownFinish         A finish that does not mean complete ("abort", "error", "load")
-         ├─ ErrorInAnswer         An error object after the answer began
-         ├─ ErrorBody             An error object in a 200, instead of an answer
-         ├─ AnswerTooLong         Many times as long as ``max_tokens``, without an end
-         ├─ MalformedAnswer       A line or a body that is not of the dialect of the server
-         ├─ AnswerTruncated       A schema, a tool call or an empty answer ended at ``max_tokens`` or a full context
-         ├─ EmptyStream           A 200 with nothing in it
-         ├─ EmptyAnswer           Finished properly, without text
-         ├─ ThinkingLeaked        The text that was delivered as answer was thinking
-         └─ SchemaMismatch        Not what ``response_format`` requires
+         ├─ BodyCut               The body of a response without streaming stopped before its end
+         ├─ FinishMissing         The response has an end (``[DONE]``, a complete body), but no finish_reason
+         ├─ AnswerNotDone         The last line of the stream has ``"done": false``
+         ├─ TokenRepeated         The server stopped after more than thirty equal tokens
+         ├─ UnknownFinish         The finish_reason does not mean a complete answer ("abort", "error", "load")
+         ├─ ErrorInAnswer         The server sent an error object after the answer had begun
+         ├─ ErrorBody             The server sent an error object instead of an answer
+         ├─ AnswerTooLong         The answer is many times as long as ``max_tokens``, and has no end
+         ├─ MalformedAnswer       A line or a body of the response does not have the format of the API
+         ├─ AnswerTruncated       JSON, a tool call or an empty answer ended at ``max_tokens`` or a full context
+         ├─ EmptyStream           The response is empty
+         ├─ EmptyAnswer           The answer is complete, but has no text
+         ├─ ThinkingLeaked        Thinking was delivered as the text of the answer
+         └─ SchemaMismatch        The answer does not match ``response_format``
 """
 
 from __future__ import annotations
@@ -74,32 +74,35 @@ class Tried:
 class LLMError(Exception):
     """Base class of all errors of this package.
 
-    ``str()`` has the provider, the model, the fault, the HTTP status and what to do. It contains no key, prompt or
-    answer. The text that arrived is in ``partial``, ``thinking`` and ``partial_calls``, which no message or repr shows.
+    ``str()`` states the provider, the model, the fault, the HTTP status and the action. It contains no key, prompt or
+    answer. The text that arrived is in ``partial``, ``thinking`` and ``partial_calls``. No message or repr shows it.
 
     Attributes:
+        what: the fault, as a sentence without its subject.
+        hint: the action that corrects the fault.
         provider, model: the provider that failed and its model; None if unknown.
         status: the HTTP status; None without a response.
-        retryable: the same request to the same provider may succeed later.
-        failover: another provider may be able to serve the request.
-        retry_after: seconds to wait according to the server; None if it sent none.
-        hint: the sentence that states what to do.
+        retryable: whether the same request to the same provider may succeed later.
+        failover: whether another provider may be able to serve the request.
+        retry_after: the delay that the server requested, in seconds; None if it sent none.
         server_message: the server's message, in one line of at most 300 characters, with keys removed. It may repeat
-            the request; ``str()`` shows it only if it does not.
+            the prompt.
+        quotable: whether ``server_message`` certainly repeats no part of the request, so that ``str()`` shows it.
         code: the server's error code ("context_length_exceeded"); None if it sent none.
-        params: the parameters that the server, or LiteLLM, named as the cause.
+        params: the parameters that the server or LiteLLM named as the cause.
         partial: the text that arrived.
         thinking: the thinking that arrived.
-        partial_calls: the tool calls that arrived, maybe incomplete: "id", "name", "arguments" (JSON text).
-        tokens: about how many tokens arrived.
-        finished: the server marked the answer as complete, so that the fault is its content.
+        partial_calls: the tool calls that arrived, with "id", "name" and "arguments" (JSON text). The last one may be
+            incomplete.
+        tokens: the approximate number of tokens that arrived.
+        finished: whether the server marked the answer as complete. The fault is then in its content.
         attempts: the failed attempts of the request.
     """
 
     retryable: bool = False
     failover: ClassVar[bool] = True
-    refusal: ClassVar[str] = "the server refused"  # the fault, if a server's refusal has this class
-    advice: ClassVar[str] = ""
+    fault: ClassVar[str] = "the server refused"  # the default of ``what`` for an error response
+    advice: ClassVar[str] = ""  # the default of ``hint``
 
     def __init__(
         self,
@@ -156,50 +159,47 @@ class LLMError(Exception):
 
 
 def bare(error: LLMError) -> LLMError:
-    """Return the error without its cause and context: errors of other libraries quote prompts and keys.
-
-    ``TextStream`` and the calls of a provider use it when an error leaves the package.
-    """
+    """Remove the cause and the context of an error, and return it. Errors of other libraries quote prompts and keys."""
     error.__cause__ = error.__context__ = None
     return error
 
 
 class ConfigError(LLMError):
-    """A setting must be changed; another provider may serve meanwhile."""
+    """A setting must be changed. Another provider may serve the request meanwhile."""
 
 
 class NotConfigured(ConfigError):
-    """Nothing is named, there is no address, or a variable is invalid."""
+    """No provider or no address is configured, or a variable is invalid."""
 
 
 class KeyMissing(NotConfigured):
-    """There is no key for this address."""
+    """No key is configured for the address."""
 
 
 class AuthenticationFailed(ConfigError):
-    """The key is missing, wrong, or not allowed to do this."""
+    """The key is missing, wrong, or does not permit the request."""
 
-    refusal = "the key is missing, wrong, or not allowed to do this"
+    fault = "the key is missing, wrong, or not allowed to do this"
 
 
 class ModelNotFound(ConfigError):
     """The server does not have the model."""
 
-    refusal = "the server does not have the model"
+    fault = "the server does not have the model"
 
 
 class Misconfigured(ConfigError):
-    """Something else answers at this address: a web page, an unknown route, a proxy."""
+    """The address serves no model API, but a web page, another route, or a proxy."""
 
-    refusal = "this is not an address of the model's API"
+    fault = "this is not an address of the model's API"
 
 
 class NotLocal(ConfigError):
-    """LLM_LOCAL_ONLY refused the destination before a byte was sent."""
+    """LLM_LOCAL_ONLY forbids the destination. Nothing was sent."""
 
 
 class RequestError(LLMError):
-    """The request is wrong in itself: no other provider is tried."""
+    """The request itself is invalid. No other provider is tried."""
 
     failover = False
 
@@ -207,89 +207,89 @@ class RequestError(LLMError):
 class InvalidRequest(RequestError):
     """A keyword or a value is invalid."""
 
-    refusal = "the server refused the request"
+    fault = "the server refused the request"
 
 
 class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
 
-    refusal = "a content filter refused"
+    fault = "a content filter refused"
     advice = "Rephrase the prompt; a retry will not help"
 
 
 class CapabilityError(LLMError):
-    """This provider cannot serve the request; another one may."""
+    """The provider does not support the request. Another one may."""
 
 
 class ContextOverflow(CapabilityError):
-    """The prompt, with ``max_tokens``, is longer than the context that is served.
+    """The prompt, with ``max_tokens``, is longer than the served context length.
 
     Attributes:
-        needed: the length of the prompt with ``max_tokens``, in tokens; None if unknown.
-        window: the served context length, in tokens; None if unknown.
+        needed: the length of the prompt in tokens; None if unknown.
+        window: the served context length in tokens; None if unknown.
     """
 
-    refusal = "the prompt is longer than the context that is served"
+    fault = "the prompt is longer than the context that is served"
     needed: int | None = None
     window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
 
 
 class Unsupported(CapabilityError):
-    """No vision, tools or schema, or a keyword that this provider does not honour."""
+    """The provider does not support images, tools, a schema, or a keyword."""
 
-    refusal = "the server or the model cannot do that"
+    fault = "the server or the model cannot do that"
 
 
 class Unavailable(LLMError):
-    """The provider cannot serve now; that may pass by itself."""
+    """The provider cannot serve the request now. It may be able to later."""
 
     retryable = True
 
 
 class ConnectionFailed(Unavailable):
-    """Refused, reset, name not found, or TLS failed: no answer began.
+    """The connection was refused or reset, or DNS or TLS failed. No answer began.
 
     Attributes:
-        refused: no server listens at the address, or its name has no address now. The server may be restarting.
+        refused: whether no server listens at the address, or its name has no address. The server may be restarting.
     """
 
     refused: bool = False
 
 
 class ModelLoading(Unavailable):
-    """The server is there and loads the model."""
+    """The server is loading the model."""
 
-    refusal = "the model is loading"
+    fault = "the model is loading"
     advice = "Wait until the model is loaded"
 
 
 class Overloaded(Unavailable):
     """The server is busy."""
 
-    refusal = "the server is busy"
+    fault = "the server is busy"
     advice = "Retry later, or send fewer requests at once"
 
 
 class RateLimited(Unavailable):
-    """Too many requests; ``retry_after`` has the seconds to wait, if the server sent them."""
+    """Too many requests. ``retry_after`` has the delay that the server requested."""
 
-    refusal = "too many requests"
+    fault = "too many requests"
     advice = "Retry later, or send fewer requests at once"
 
 
 class QuotaExceeded(Unavailable):
-    """Out of quota or money: waiting does not help, another provider does."""
+    """The quota or the credit is used up. A retry does not help."""
 
-    refusal = "the quota is used up"
+    fault = "the quota is used up"
     retryable = False
     advice = "Raise the quota or pay at the provider, or set LLM_PROVIDER to another one"
 
 
 class ServerFailed(Unavailable):
-    """The server failed (another 5xx)."""
+    """The server failed (a 5xx that is none of the above)."""
 
-    refusal = "the server failed"
+    fault = "the server failed"
     advice = "Check the server's log"
 
 
@@ -308,13 +308,13 @@ class FirstTokenTimeout(TimedOut):
 
 
 class GapTimeout(TimedOut):
-    """Nothing more within LLM_GAP_TIMEOUT seconds after the last token."""
+    """No further token within LLM_GAP_TIMEOUT seconds."""
 
     advice = "Check the server's log, or raise LLM_GAP_TIMEOUT"
 
 
 class DeadlineExceeded(TimedOut):
-    """LLM_DEADLINE, or ``timeout=`` of the call, is over."""
+    """LLM_DEADLINE, or ``timeout=`` of the call, has passed."""
 
     retryable = False
     failover = False
@@ -322,12 +322,12 @@ class DeadlineExceeded(TimedOut):
 
 
 class NotRecorded(LLMError):
-    """The cassettes of ``LLM_REPLAY`` do not have this request, or a test forbids real calls.
+    """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    There is no fallback: a test would otherwise show another answer than the recorded one.
+    No other provider is tried, because a test would get an answer that is not the recorded one.
 
     Attributes:
-        forgiven: the circuit breaker of the provider was open, so that the recording may lack the request.
+        forgiven: whether the router tried another provider instead, so that the error does not fail a test.
     """
 
     failover = False
@@ -335,14 +335,14 @@ class NotRecorded(LLMError):
 
 
 class BrokenAnswer(LLMError):
-    """A 200 that is not a complete answer."""
+    """A response with status 200 that is not a complete answer."""
 
     retryable = True
     advice = "The text that arrived is in .partial; retry, and check the server's log if it happens again"
 
 
 class AnswerCut(BrokenAnswer):
-    """The stream stopped in the middle."""
+    """The stream stopped before the answer was complete."""
 
 
 class NotContinued(AnswerCut):
@@ -353,58 +353,56 @@ class NotContinued(AnswerCut):
 
 
 class BodyCut(BrokenAnswer):
-    """An answer in one piece stopped in the middle."""
+    """The body of a response without streaming stopped before its end."""
 
 
 class FinishMissing(BrokenAnswer):
-    """The end was marked (``[DONE]``, a complete body), but no finish_reason was sent."""
+    """The response has an end (``[DONE]``, a complete body), but no finish_reason."""
 
 
 class AnswerNotDone(BrokenAnswer):
-    """The last line says ``"done": false``."""
+    """The last line of the stream has ``"done": false``."""
 
-    advice = (
-        "A server ends an answer so when the process of its model dies, or repeats one token; check its log, and retry"
-    )
+    advice = "The process of the model has died, or the model repeats one token. Check the log of the server, and retry"
 
 
 class TokenRepeated(BrokenAnswer):
-    """The server gave up after more than thirty equal tokens."""
+    """The server stopped after more than thirty equal tokens."""
 
     advice = "The model is stuck: raise temperature= or frequency_penalty=, change the prompt, or use another model"
 
 
 class UnknownFinish(BrokenAnswer):
-    """A finish that does not mean complete ("abort", "error", "load")."""
+    """The finish_reason does not mean a complete answer ("abort", "error", "load")."""
 
 
 class ErrorInAnswer(BrokenAnswer):
-    """An error object after the answer began."""
+    """The server sent an error object after the answer had begun."""
 
-    refusal = "the server reported an error in the middle of its answer"
+    fault = "the server reported an error in the middle of its answer"
 
 
 class ErrorBody(BrokenAnswer):
-    """An error object in a 200, instead of an answer."""
+    """The server sent an error object instead of an answer."""
 
-    refusal = "the server answered with an error object instead of an answer"
+    fault = "the server answered with an error object instead of an answer"
 
 
 class AnswerTooLong(BrokenAnswer):
-    """Many times as long as ``max_tokens``, without an end."""
+    """The answer is many times as long as ``max_tokens``, and has no end."""
 
     retryable = False
     advice = "The server does not stop at max_tokens: check its log, or use another model"
 
 
 class MalformedAnswer(BrokenAnswer):
-    """A line or a body that is not of the dialect of the server."""
+    """A line or a body of the response does not have the format of the API."""
 
 
 class AnswerTruncated(BrokenAnswer):
-    """A schema, a tool call or an empty answer ended at ``max_tokens`` or a full context.
+    """JSON, a tool call or an empty answer ended at ``max_tokens`` or a full context.
 
-    An empty answer means that thinking used all tokens. The request is not retried: it would end there again.
+    An empty answer means that thinking used all tokens. A retry would end at the same limit.
     """
 
     retryable = False
@@ -412,29 +410,29 @@ class AnswerTruncated(BrokenAnswer):
 
 
 class EmptyStream(BrokenAnswer):
-    """A 200 with nothing in it."""
+    """The response is empty."""
 
 
 class EmptyAnswer(BrokenAnswer):
-    """Finished properly, without text."""
+    """The answer is complete, but has no text."""
 
 
 class ThinkingLeaked(BrokenAnswer):
-    """The text that was delivered as answer was thinking."""
+    """Thinking was delivered as the text of the answer."""
 
     advice = (
-        "Discard the text and retry: for this model the text is now delivered only after its thinking; "
-        "reasoning=True does so from the start, generate() and complete() always do"
+        "Discard the text and retry: the text of this model is now delivered only after its thinking. With "
+        "reasoning=True, generate() or complete(), this is so from the first request"
     )
 
 
 class SchemaMismatch(BrokenAnswer):
-    """Not what ``response_format`` requires.
+    """The answer does not match ``response_format``.
 
     Attributes:
-        reason: the fault of a complete answer, which is sent back to the model. It may quote the answer; no message or
+        reason: the fault of a complete answer, in words for the model. It may quote the answer, so that no message or
             repr shows it.
-        answer: the completion that does not match.
+        answer: the completion that does not match; None if the answer is incomplete.
     """
 
     reason: str = ""

@@ -1,7 +1,7 @@
-"""The log: the application's structlog if it is configured, else the standard logging.
+"""The log: structlog if the application configures it, else the standard logging.
 
-Lines have no prompt or answer, except at DEBUG if the operator sets LLM_LOG_CONTENT. A line that cannot be written (a
-closed stdout, a full disk, a failing processor) is dropped, and the request continues.
+A line contains a prompt or an answer only at DEBUG, and only if LLM_LOG_CONTENT is set. A line that cannot be written
+is dropped, because a full disk must not fail a request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Final, Literal
 
-import structlog  # not later: an import may fail for the same reason as the request
+import structlog  # not on first use: a log line about a failed import would need another import
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -26,7 +26,7 @@ def is_enabled(level: Level) -> bool:
 
 
 def line(level: Level, event: str, **fields: Any) -> None:
-    """Write one line. Drop it if that fails."""
+    """Write one line."""
     with suppress(Exception):
         logger = _logger(level)
         if logger is not None:
@@ -34,7 +34,7 @@ def line(level: Level, event: str, **fields: Any) -> None:
 
 
 def _logger(level: Level) -> Any:
-    """Return the logger; None if the level is off. An unconfigured structlog would print to stdout, into the answer."""
+    """Return the logger; None if the level is disabled. An unconfigured structlog is not used: it prints to stdout."""
     if structlog.is_configured():
         return structlog.get_logger(_NAME)
     enabled = logging.getLogger(_NAME).isEnabledFor(logging.getLevelNamesMapping()[level.upper()])

@@ -1,12 +1,14 @@
-"""The keywords that a provider may honour, and what ``reasoning=`` adds to a request's body.
+"""The keywords that a provider may support, and what ``reasoning=`` adds to the body of a request.
 
-Source of the sets: the documents of the vendors, which each file of ``providers`` names.
+The documents of the vendors define the sets. Each file of ``providers`` names its document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+
+Reasoning = Mapping[bool | str, Mapping[str, Any]]
 
 ALWAYS: Final = frozenset(
     {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
@@ -17,20 +19,15 @@ SAMPLING: Final = frozenset(
 LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
 LEVELS: Final = ("low", "medium", "high")
 
-
-def effort(off: str = "none", on: str = "medium", **more: Any) -> Mapping[bool | str, Mapping[str, Any]]:
-    """Return OpenAI's ``reasoning_effort`` for each value of ``reasoning=``."""
-    values: dict[bool | str, str] = {False: off, True: on, **{level: level for level in LEVELS}}
-    return {value: {"reasoning_effort": effort, **more} for value, effort in values.items()}
-
-
-def template_switch() -> Mapping[bool | str, Mapping[str, Any]]:
-    """Return the chat template's variable (Qwen3, Granite, DeepSeek-V3.1) for each value of ``reasoning=``."""
-    levels: Mapping[bool | str, Mapping[str, Any]] = {
-        level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS
-    }
-    return {
-        False: {"chat_template_kwargs": {"enable_thinking": False}},
-        True: {"chat_template_kwargs": {"enable_thinking": True}},
-        **levels,
-    }
+# OpenAI's field, for each value of reasoning=.
+REASONING_EFFORT: Final[Reasoning] = {
+    False: {"reasoning_effort": "none"},
+    True: {"reasoning_effort": "medium"},
+    **{level: {"reasoning_effort": level} for level in LEVELS},
+}
+# The variable of the chat templates of Qwen3, Granite and DeepSeek-V3.1, for each value of reasoning=.
+TEMPLATE_THINKING: Final[Reasoning] = {
+    False: {"chat_template_kwargs": {"enable_thinking": False}},
+    True: {"chat_template_kwargs": {"enable_thinking": True}},
+    **{level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS},
+}

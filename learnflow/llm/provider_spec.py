@@ -1,7 +1,7 @@
-"""The spec of a provider, and the values that a probe of its server returns.
+"""``ProviderSpec``, and ``Server`` and ``Model``, which a probe returns.
 
-Names no vendor: ``providers`` has a file for each. A spec holds its parser, probe and continuation, so that packages
-below ``providers`` import no vendor.
+Each file in ``providers`` has the spec of one vendor. The spec also holds the vendor's functions, so that the other
+packages work with any vendor and import none.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from .capabilities import Capabilities, State
+from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
-from .parameters import ALWAYS, SAMPLING
+from .parameters import ALWAYS, SAMPLING, Reasoning
 
-Evidence = Literal["server", "cassette", "table"]
 SchemaMode = Literal["json_schema", "json_object", "words"]
 
-# The types of content parts, with OpenAI's names. LiteLLM forwards these, and drops unknown ones.
+# The types of content parts that LiteLLM forwards. It drops other types.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
 SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
 
 
 class Session(NamedTuple):
-    """The field of the body, or the header, that sends ``session=``. It holds up to ``max_chars`` characters."""
+    """The field of the body that contains ``session=``, or the header if ``header`` is set."""
 
     name: str
     max_chars: int
@@ -40,12 +39,12 @@ class Model:
     Attributes:
         name: the value for ``model=``.
         aliases: its other names.
-        loaded: it is in memory; None if the server does not report it.
-        chat: it can chat; False for an embedding model.
-        remote: the server forwards its requests to another machine (Ollama's cloud models).
-        trouble: the state and a sentence if the model cannot answer now; None if it can.
-        known: the capabilities that the server reports.
-        learned_at: the time of the last probe for it, on the event loop's clock; None without one.
+        loaded: whether it is in memory; None if the server does not report it.
+        chat: whether it is a chat model, and not for example an embedding model.
+        remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
+        fault: the state of the model and an explanation if it cannot respond now; None if it can.
+        known: the capabilities that the server reports, by name.
+        probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
 
     name: str
@@ -53,9 +52,9 @@ class Model:
     loaded: bool | None = None
     chat: bool = True
     remote: bool = False
-    trouble: tuple[State, str] | None = None
+    fault: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
-    learned_at: float | None = None
+    probed_at: float | None = None
 
     def has_name(self, name: str) -> bool:
         """Return whether this is its name or an alias."""
@@ -67,13 +66,12 @@ class Server:
     """The properties that a server reports.
 
     Attributes:
-        kind: the spec of its kind; None for an API that no page distinguishes.
+        kind: the spec of this kind of server; None if its pages match no kind.
         version: its version; None if it does not report it.
-        slots: the number of requests that it answers at once; None if it does not report it.
+        slots: its concurrency limit; None if it does not report it.
         models: its models.
-        any_name: it answers any ``model=`` with its only model.
-        trouble: the state and a sentence if it runs but cannot answer; None if it can.
-        learned_at: the time of the probe, on the event loop's clock.
+        any_name: whether its only model responds to requests with any ``model=``.
+        fault: the state of the server and an explanation if it cannot respond now; None if it can.
     """
 
     kind: ProviderSpec | None = None
@@ -81,8 +79,7 @@ class Server:
     slots: int | None = None
     models: tuple[Model, ...] = ()
     any_name: bool = False
-    trouble: tuple[State, str] | None = None
-    learned_at: float | None = None
+    fault: tuple[State, str] | None = None
 
     @property
     def chat_models(self) -> list[Model]:
@@ -90,7 +87,7 @@ class Server:
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """Return the model of this name; the only model if the server accepts any name."""
+        """Return the model with this name. Return the only model if the server accepts any name."""
         matches = [model for model in self.models if model.has_name(name)]
         if not matches and self.any_name and len(self.models) == 1:
             return self.models[0]
@@ -99,14 +96,14 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page of a server: the JSON object of its body, or the error."""
+    """A page of a server. ``body`` is its JSON object, which is empty if there is an ``error``."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
-        """Return the objects of the list ``key``; null is an empty list. Return None if there is no list."""
+        """Return the objects in the list ``key``, which is empty for ``null``. Return None if there is no list."""
         rows = self.body.get(key, False)
         if self.error or not (rows is None or isinstance(rows, list)):
             return None
@@ -118,11 +115,11 @@ class Probe:
     """The probe that recognises a kind of server.
 
     Attributes:
-        pages: the paths to read. Reading them loads no model, costs nothing and sends no user text.
-        read: returns the server's properties from these pages; None if they belong to another kind.
-        model_request: returns the path and the body that request more about one model; without a body it is a GET.
-            Returns None if no page has more.
-        read_model: returns the model with what that page reports.
+        pages: the paths to GET. Reading them must be free, and must not load a model.
+        read: a function that parses the pages, by path. It returns None if they are of another kind of server.
+        model_request: a function that returns the path of the page about a model, and the body to POST or None for a
+            GET. It returns None if there is no such page.
+        read_model: a function that adds the properties on that page to a model.
     """
 
     pages: tuple[str, ...]
@@ -136,17 +133,18 @@ class Api:
     """The address of an API, its authentication, and its list of models.
 
     Attributes:
-        default_url: the address if none is configured; None if it must be configured.
-        api_path: the path after the root of the server, as in LiteLLM's ``api_base``.
-        litellm_path: the start of a path that LiteLLM adds itself. It is removed from a pasted address.
-        removed_suffixes: the ends of paths that are removed from a pasted address.
-        cloud_host: the host of the vendor's cloud, which needs TLS although the server is usually local.
-        default_version: the API version, if the vendor requires one.
-        key_header, key_scheme: the header with the key, and the word before the key in ``authorization``.
-        variant: returns the spec for a base URL and an API version; None if the vendor has one dialect.
-        chat_path: the path of a chat request, with ``{model}`` and ``{version}``; None for LiteLLM's.
-        models_path, models_key, model_id: the page with the list of models, the key of the list, the key of a name.
-        lists_all: the list is complete: a model that it lacks does not exist.
+        default_url: the base URL if none is configured; None if it must be configured.
+        api_path: the path of the API on the server.
+        litellm_path: the beginning of the path that LiteLLM appends. A configured URL is cut there.
+        removed_suffixes: the endings that are removed from the path of a configured URL.
+        cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
+        default_version: the default version of the API; None if the vendor requires no version.
+        key_header, key_scheme: the name of the header with the key, and the word before the key.
+        variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
+        chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
+        models_path: the path of the list of models.
+        models_key, model_id: the key of the list on that page, and the key of the name of a model.
+        lists_all: whether the list is complete, so that an unlisted model is an error.
     """
 
     default_url: str | None = None
@@ -170,24 +168,24 @@ class Dialect:
     """The format of requests and responses.
 
     Attributes:
-        parser: the ``StreamParser`` of the responses; None for OpenAI's format.
-        parameters: the keywords that the server supports.
-        parts: the types of content parts that the server supports.
-        reads_urls: the server fetches an image by its URL. Otherwise only data URLs are sent.
-        tool_choices: the supported values of ``tool_choice``; None for all.
-        schema_modes: the ways to send a ``response_format`` that is a class, the best first.
-        reasoning: the fields that each value of ``reasoning=`` adds to the body; empty if thinking has no switch.
-        reasoning_models: the names of the models that can think; None if any may. With another model ``False`` adds
-            nothing, and ``True`` is an error.
-        session: the place of ``session=``; None if it is not sent.
+        parser: the ``StreamParser`` for responses; None for OpenAI's format.
+        parameters: the supported keywords.
+        parts: the supported types of content parts.
+        reads_urls: whether the server downloads images by URL. Otherwise only data URLs are sent.
+        tool_choices: the supported values of ``tool_choice``; None for all values.
+        schema_modes: the supported ways to request a schema, the best first. "words" is a prompt.
+        reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
+        reasoning_models: a pattern for the names of models that can think; None if any model may. For other models,
+            ``reasoning=False`` adds no field, and any other value is an error.
+        session: the field or header for ``session=``; None if it is not sent.
         body: the fields that are added to every body.
-        format_options: returns the ``options`` object of the body, given the sampling parameters and the context
-            length. None if the parameters are top-level fields, as in OpenAI's API.
-        stream_usage: the server supports ``stream_options``.
-        finishes_turns: the server starts a new answer after a final assistant's message; False also if unknown.
-        prefill: the server continues a final assistant's message.
-        continuation: returns the request that continues a broken answer, given the client, the model, the messages,
-            the body and the attempt. None if the server has no such request: then ``prefill`` or a prompt continues it.
+        format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
+            the context length. None if the parameters are fields of the body, as in OpenAI's API.
+        stream_usage: whether the server supports ``stream_options``.
+        finishes_turns: whether the server certainly starts a new answer if the last message is the assistant's.
+        prefill: whether the server continues the last message if it is the assistant's.
+        continuation: a function that returns the request to continue a broken answer, given the client, the model, the
+            messages, the body and the attempt. None if ``prefill`` or a prompt continues it.
     """
 
     parser: type[Any] | None = None
@@ -196,7 +194,7 @@ class Dialect:
     reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
-    reasoning: Mapping[bool | str, Mapping[str, Any]] = field(default_factory=dict)
+    reasoning: Reasoning = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
     session: Session | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -208,30 +206,34 @@ class Dialect:
 
     @property
     def continues(self) -> bool:
-        """Return whether the server continues a broken answer without a prompt."""
+        """Return whether the server can continue a broken answer without a prompt."""
         return self.prefill or self.continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSupport:
-    """The features of a local server beyond chat, and the commands that hints name.
+    """The features of a local server beyond chat.
 
     Attributes:
-        probe: the probe that recognises it; None if no page distinguishes it.
-        forwards_requests: it may forward a request to another machine. Its probe marks such models (``Model.remote``).
-        load_path: the path that loads a model, given ``{"model": …}``; None if the server cannot load models.
-        launch_options: fields that requests and loads share, because the server loads the model again if they differ.
-        load_for: returns the path and the body that load a model for a time, given its name and the time.
-        pull_command: the server's command that downloads ``{model}``; None without such a command.
-        count_tokens: returns the number of tokens of a prompt, given the client, the model, the messages and the tools.
-        context_length: returns the context length of a request, given the tokens of prompt and answer, the loaded
-            context length and that of the training. Returns None for the server's default. None if requests have none.
-        drops_prompts: returns whether the server silently drops the beginning of a prompt that is too long, given its
-            version, and whether the request uses its own API rather than OpenAI's. None if it never drops it.
-        service: the name of its service in the compose file.
-        start_command: the command that starts it with a small model.
-        down_hint: the hint if it does not respond; None for the usual hint, which names its address.
-        server_variables: the server's own environment variables that start with the provider's name.
+        probe: the probe that recognises it; None if its pages are not distinctive.
+        forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
+        load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
+        launch_options: the fields of a request that a load must have, too: the server loads the model again if they
+            differ.
+        load_for: a function that returns the path and the body to load a model with a ``keep_alive`` time, given its
+            name and the time. None if the server does not support such a time.
+        pull_command: the server's command to download ``{model}``; None if there is none.
+        count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
+            messages and the tools. None if the server cannot count.
+        context_length: a function that returns the context length to request, or None for the server's default. Its
+            arguments are the tokens of prompt and answer, the loaded context length, and that of the training. None if
+            requests cannot set the context length.
+        drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
+            long, given its version and whether its own API is used, not OpenAI's. None if it never does.
+        service: the name of the server in the compose file; None if it is not in the file.
+        start_command: the commands that start it with a small model, as shown in hints.
+        down_hint: the hint if it does not respond; None for the default hint with its address.
+        server_variables: the environment variables of the server itself that begin with the provider's name.
     """
 
     probe: Probe | None = None
@@ -254,21 +256,22 @@ class ProviderSpec:
     """The spec of one provider.
 
     Attributes:
-        name, title: its name in ``LLM_PROVIDER`` and in sentences.
-        litellm: LiteLLM's prefix, which decides address, parameters, message format and error mapping.
-        priced: LiteLLM's prefix in its map of models and prices; None if it is the same.
-        genai: the name in OpenTelemetry's conventions; None if it is the same.
-        kind: the name of the spec that an operator's endpoint was copied from; None for other specs.
-        evidence: how the spec was tested: with a real "server", with a "cassette" that was written from the vendor's
-            documents, or not at all: it comes from LiteLLM's "table".
-        tested_versions: the versions of the server that it was tested with.
-        local: usually a local server: no key is required, and timeouts are longer.
-        api, dialect, server: groups of properties.
-        settings: the settings, each a field of ``ProviderSettings``; ``<NAME>_<SETTING>`` is the variable.
-        other_spellings: further variables of a setting, which other tools use; ``<NAME>_<SETTING>`` wins.
+        name: the value for ``LLM_PROVIDER``.
+        title: the name in messages.
+        litellm: the name in LiteLLM, whose configuration for it writes requests and maps errors.
+        priced: the prefix of its models in LiteLLM's price map; None if it is ``litellm``.
+        genai: the name in OpenTelemetry's GenAI conventions; None if it is ``name``.
+        kind: for an operator's endpoint, the name of the vendor's spec that it copies; None for other specs.
+        is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
+        tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
+            cassettes that were written from the vendor's documents.
+        local: whether the server is usually local: it then requires no key, and has longer timeouts.
+        api, dialect, server: the other groups of properties.
+        settings: the supported fields of ``ProviderSettings``. Their variables are ``<NAME>_<SETTING>``.
+        other_spellings: the names of the same variables in other tools, by setting. ``<NAME>_<SETTING>`` wins.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
-        capabilities: the capabilities that need no probe.
+        known: the capabilities that are certain without a probe.
     """
 
     name: str
@@ -277,7 +280,7 @@ class ProviderSpec:
     priced: str | None = None
     genai: str | None = None
     kind: str | None = None
-    evidence: Evidence = "cassette"
+    is_tested: bool = True
     tested_versions: str | None = None
     local: bool = False
     api: Api = Api()
@@ -287,16 +290,21 @@ class ProviderSpec:
     other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
-    capabilities: Capabilities
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
+        return default_capabilities(local=self.local, **self.known)
 
     @property
     def price_prefix(self) -> str:
-        """Return LiteLLM's prefix in its map of models and prices."""
+        """Return the prefix of its models in LiteLLM's price map."""
         return self.priced or self.litellm
 
     @property
     def starts_server(self) -> bool:
-        """Return whether this package starts the server, so that no address is configured."""
+        """Return whether this package starts the server. Its address is then not a setting."""
         return "base_url" not in self.settings
 
     def variable(self, setting: str) -> str:
@@ -304,13 +312,13 @@ class ProviderSpec:
         return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
     def spellings(self, setting: str) -> tuple[str, ...]:
-        """Return the environment variables of a setting, ``<NAME>_<SETTING>`` first."""
+        """Return all names of the variable of a setting, ``<NAME>_<SETTING>`` first."""
         return (self.variable(setting), *self.other_spellings.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
 def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
-    """Return a copy of the spec for an operator's endpoint, with the variables of its own name."""
+    """Return a copy of a vendor's spec for an operator's endpoint. Its name prefixes its variables."""
     return replace(
         spec,
         name=name,

@@ -1,8 +1,7 @@
 """The settings: every environment variable of this package, validated.
 
-``settings_sources`` says where they are read from. Docker's secrets are read, too: a file that is named like a variable
-is its value. This module never sends a request or imports LiteLLM. An invalid value raises ``NotConfigured`` with the
-name of its variable.
+``settings_sources`` has the sources: the environment, ``.env`` files, and Docker's secrets. An invalid value raises
+``NotConfigured`` with the name of its variable.
 """
 
 from __future__ import annotations
@@ -13,48 +12,51 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, NoDecode, SettingsError
+from pydantic_settings import NoDecode, SettingsError
 
-from . import capabilities as known
 from . import settings_sources
+from .capabilities import parse_capabilities
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
-from .settings_sources import CONFIG
+from .settings_sources import EnvSettings
 
-_S = TypeVar("_S", bound=BaseSettings)
+_SettingsT = TypeVar("_SettingsT", bound=EnvSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 
 
-def _networks(value: object) -> object:
-    """Parse networks with commas between them. Raise ValueError if one is invalid."""
+def _parse_networks(value: object) -> object:
+    """Parse networks that are separated by commas. Raise ValueError if one is invalid."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
 
 
-def _absolute(folder: Path | None) -> Path | None:
-    """Return the absolute path, with ``~`` expanded. Raise ValueError if no path can be made of it."""
+def _make_absolute(folder: Path | None) -> Path | None:
+    """Expand ``~`` and make the path absolute. Raise ValueError if that is impossible."""
     if folder and "\0" in str(folder):
         raise ValueError("a path cannot contain a NUL character")
     try:
         return folder and folder.expanduser().absolute()
-    except RuntimeError as error:  # no such user, or a user without a home
+    except RuntimeError as error:  # the user is unknown, or has no home directory
         raise ValueError(str(error)) from None
 
 
+def _enables_content(value: object) -> bool:
+    """Return whether a value of OpenTelemetry's variable enables content on spans. An unknown value does not."""
+    return str(value).strip().lower() in ("true", "1", "span_only", "span_and_event")
+
+
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Parse "a+b,c": a comma separates ranks, "+" joins the equals of a rank."""
+    """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the equals of one rank."""
     return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
 
 
 def parse_equals(text: str) -> tuple[str, ...]:
-    """Parse the names of one rank, "a+b". A rank without a name is returned unchanged, and is then an invalid name."""
+    """Parse the names of one rank, "a+b". If there is no name, return the text, which is then reported as invalid."""
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class Settings(BaseSettings):
-    """The variables that are not one provider's own. Times are in seconds; None means the row's own default."""
-
-    model_config = CONFIG
+class Settings(EnvSettings):
+    """The variables of all providers. Each field is a variable, in upper case."""
 
     llm_provider: str | None = None
     """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
     before one that must be loaded first, even if it is a cloud's)."""
     llm_local_only: bool = False
     """If `true`, no byte leaves this machine and its private network."""
-    llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_networks)] = ()
+    llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_networks)] = ()
     """Networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`; separated by commas."""
     llm_log_content: bool = False
     """If `true`, prompts and answers are logged, at DEBUG."""
@@ -103,47 +105,39 @@ class Settings(BaseSettings):
     Prometheus in Docker."""
     llm_opentelemetry: bool = False
     """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
-    otel_instrumentation_genai_capture_message_content: str | None = None
+    otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_enables_content)] = False
     """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
     llm_replay: Path | None = None
     """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
     servers."""
     llm_replay_mode: Literal["play", "record"] = "play"
     """`play` replays the cassettes; `record` sends the requests and records the responses in `LLM_REPLAY`."""
-    llm_models_dir: Annotated[Path | None, AfterValidator(_absolute)] = None
+    llm_models_dir: Annotated[Path | None, AfterValidator(_make_absolute)] = None
     """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
     cache folder."""
 
     @property
-    def captures_content(self) -> bool:
-        """Return whether OpenTelemetry's own switch records prompts and answers on spans."""
-        switch = (self.otel_instrumentation_genai_capture_message_content or "").strip().lower()
-        return switch in ("true", "1", "span_only", "span_and_event")
-
-    @property
     def chain(self) -> list[tuple[str, ...]]:
-        """Return the ranks in order, each with its equals: ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        """Return the names of the providers, a tuple for each rank. ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
         ranks = parse_chain(self.llm_providers or self.llm_provider or "")
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class ProviderSettings(BaseSettings):
-    """One provider's own variables: where it is, which model, which one for pictures, which key, which API version."""
-
-    model_config = CONFIG
+class ProviderSettings(EnvSettings):
+    """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``."""
 
     base_url: str | None = None
-    """The address; `/v1` and a slash at the end are optional."""
+    """The address of the server; `/v1` and a slash at the end are optional."""
     kind: str | None = None
-    """The kind of server behind a name of your own: a name of the tables. Required for such a name."""
+    """The kind of server, for a name of your own: a name of the tables. Required for such a name."""
     model: str | None = None
     """The model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only one."""
     vision_model: str | None = None
-    """The model of requests with images, if it is another one."""
+    """The model of requests with images. Unset: `<NAME>_MODEL`."""
     api_key: SecretStr | None = None
-    """The key. It is sent only to the address above, or to the provider's own."""
+    """The API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address."""
     api_version: str | None = None
-    """The version of the API, if it is part of the address."""
+    """The version of the API, for a provider that has versions."""
     context: Annotated[int, Field(gt=0)] | None = None
     """The context length that is served, if the server does not report it. It is sent if the API has such a
     parameter."""
@@ -154,14 +148,14 @@ class ProviderSettings(BaseSettings):
     threads: Annotated[int, Field(gt=0)] | None = None
     """For a server that the package starts: its number of computing threads. Unset: the cores that the process may
     use."""
-    capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(known.stated)] | None = None
-    """Capabilities that are not known otherwise, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
-    `prefill`, each negated by `no-` before it; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt and
-    answer tokens; `no-finish`: the server never sends a finish reason."""
+    capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(parse_capabilities)] | None = None
+    """Capabilities that the server does not report, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
+    `prefill`, each with `no-` before it if missing; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt
+    and answer tokens; `no-finish`: the server never sends a finish reason."""
 
     @property
-    def stated(self) -> dict[str, Any]:
-        """Return the capabilities that the operator configured."""
+    def configured_capabilities(self) -> dict[str, Any]:
+        """Return the capabilities that the operator configured, by name."""
         return {**(self.capabilities or {}), **({"context_served": self.context} if self.context else {})}
 
 
@@ -177,19 +171,13 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
 
 def node_model(node: str) -> str | None:
     """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
-    name = f"llm_model_{node}".lower()
-    kind = create_model("NodeSettings", __base__=_NodeSettings, **{name: (str | None, None)})  # type: ignore[call-overload]
-    model: str | None = getattr(_read(kind), name)
-    return model
-
-
-class _NodeSettings(BaseSettings):
-    model_config = CONFIG
+    variables = settings_sources.find_variables([f"LLM_MODEL_{node.upper()}"], settings_sources.read_sources())
+    return next((variable.value for variable in variables), None)
 
 
 @cache
 def _settings_class(spec: ProviderSpec) -> type[ProviderSettings]:
-    """Return ``ProviderSettings`` with the provider's own variables."""
+    """Return a class of ``ProviderSettings`` that reads the variables of this provider."""
     hints = get_type_hints(ProviderSettings, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], Field(None, validation_alias=AliasChoices(*spec.spellings(name))))
@@ -198,14 +186,14 @@ def _settings_class(spec: ProviderSpec) -> type[ProviderSettings]:
     return create_model("ProviderSettings", __base__=ProviderSettings, **fields)
 
 
-def _read(settings: type[_S]) -> _S:
-    secrets = settings_sources.SECRETS
+def _read(settings: type[_SettingsT]) -> _SettingsT:
+    secrets = settings_sources.SECRETS_FOLDER
     try:
         return settings(_secrets_dir=secrets if secrets.is_dir() else None)
     except ValidationError as error:
         faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
         what = f"a variable cannot be read: {'; '.join(faults)}"
-    except SettingsError as error:  # of a secret's file
+    except SettingsError as error:  # raised for a file of a secret
         what = f"a file of {secrets} cannot be read ({error}): it must be UTF-8 text"
     except (OSError, UnicodeError) as error:
         what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"

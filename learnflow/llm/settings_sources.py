@@ -1,7 +1,7 @@
-"""Read the sources of settings: the process's environment, ``.env`` and ``.env.local``, and Docker's secrets.
+"""Read the sources of settings: the environment of the process, ``.env`` and ``.env.local``, and Docker's secrets.
 
-Decides whether an API key may be sent to an address, from the sources of both. Also reads the proxies, the cache folder
-and the signs of a container. Only this module and ``settings`` read the environment. Neither caches values.
+It also decides from which source an API key is used for an address. Only this module and ``settings`` read the
+environment.
 """
 
 from __future__ import annotations
@@ -14,129 +14,133 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from dotenv import dotenv_values
-from pydantic import SecretStr
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 
-Places = Mapping[str, Mapping[str, str | None]]
+# The variables of each source, by upper-case name.
+Sources = Mapping[str, Mapping[str, str | None]]
 
-# The precedence is that of LearnFlow: the process's environment, then .env, then .env.local.
-CONFIG: Final = SettingsConfigDict(
-    env_file=(".env.local", ".env"),
-    env_file_encoding="utf-8",
-    extra="ignore",
-    env_ignore_empty=True,
-    use_attribute_docstrings=True,
-)
-SHELL: Final = "the environment"
-SECRETS: Final = Path("/run/secrets")
-_MAX_SECRET_BYTES: Final = 64 * 1024  # larger files are not values of variables
-_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+ENVIRONMENT: Final = "the environment"
+SECRETS_FOLDER: Final = Path("/run/secrets")
+_FILES: Final = (".env", ".env.local")
+_MAX_SECRET_BYTES: Final = 64 * 1024  # a larger file is not the value of a variable
 _MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 
-class _AllVariables(BaseSettings):
-    model_config = CONFIG
+class SetVariable(NamedTuple):
+    """A variable that is set, and the source with its value."""
+
+    name: str
+    source: str
+    value: str
 
 
-def places() -> Places:
-    """Return the variables of each source, by upper-case name. A file that cannot be read has none."""
-    files = {name: _read_env_file(name) for name in (".env", ".env.local")}
-    return {SHELL: _upper(EnvSettingsSource(_AllVariables).env_vars), **files, str(SECRETS): _upper(_read_secrets())}
+class EnvSettings(BaseSettings):
+    """Base of the settings classes. Sources in order: the environment, ``.env``, ``.env.local``, as in LearnFlow."""
+
+    model_config = SettingsConfigDict(
+        env_file=(".env.local", ".env"),
+        env_file_encoding="utf-8",
+        extra="ignore",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+    )
 
 
-def places_of(spellings: Sequence[str], places: Places) -> Iterator[tuple[str, str]]:
-    """Yield the (variable, source) pairs that set a setting, in order of precedence.
+def read_sources() -> Sources:
+    """Read the variables of all sources. A file that cannot be read has none."""
+    files = {name: _read_env_file(name) for name in _FILES}
+    environment = _with_upper_names(EnvSettingsSource(EnvSettings).env_vars)
+    return {ENVIRONMENT: environment, **files, str(SECRETS_FOLDER): _with_upper_names(_read_secrets())}
 
-    The environment comes first, then both files, then the secrets. Among the variables of each, earlier spellings come
-    first. If both files set the same variable, ``.env`` comes first.
 
-    Args:
-        spellings: the variables of the setting.
-        places: the variables of every source.
+def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariable]:
+    """Yield the variables with these names that are set, in order of precedence.
+
+    The environment comes first, then the two ``.env`` files, then the secrets. In each of these three groups, variables
+    are in the order of ``names``. If both files set the same variable, ``.env`` comes first.
     """
-    for group in ((SHELL,), (".env", ".env.local"), (str(SECRETS),)):
-        for name, place in product(spellings, group):
-            if places[place].get(name):
-                yield name, place
+    for group in ((ENVIRONMENT,), _FILES, (str(SECRETS_FOLDER),)):
+        for name, source in product(names, group):
+            if value := sources[source].get(name):
+                yield SetVariable(name, source, value)
 
 
-def provider_key(spec: ProviderSpec, api_key: SecretStr | None) -> tuple[str | None, str]:
-    """Return the API key of a provider, and a hint if the key must not be sent to the configured address.
+def provider_key(spec: ProviderSpec) -> tuple[str | None, str]:
+    """Return the configured API key of a provider, and a hint if it must not be sent to the configured address.
 
     A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a key of the
-    process's environment to another server. So an address from a file is used only with a key from a file, and not
-    with one that the file copies from the environment (``${...}``).
-
-    Args:
-        spec: the provider.
-        api_key: the key in the provider's settings.
+    environment to another server. For an address in a file, only a key from a file is used, unless the file copies the
+    key from the environment (``${...}``).
 
     Raises:
         NotConfigured: an address in a file contains a secret of the environment.
     """
-    key, sources = api_key.get_secret_value() if api_key else None, places()
-    url_source = next(places_of(spec.spellings("base_url"), sources), None)
-    if url_source is None or url_source[1] == SHELL:
+    sources = read_sources()
+    keys = list(find_variables(spec.spellings("api_key"), sources))
+    key = keys[0].value if keys else None
+    url = next(find_variables(spec.spellings("base_url"), sources), None)
+    if url is None or url.source == ENVIRONMENT:
         return key, ""
-    url_name, url_file = url_source
-    if _has_secret(_raw_value(url_name, url_file), sources[url_file][url_name] or "", sources[SHELL]):
-        raise NotConfigured(f"{url_name} in {url_file} contains a secret", hint="Remove ${...} from the address")
-    name, source = next(places_of(spec.spellings("api_key"), sources), ("", ""))
-    if key is None or source == url_file == str(SECRETS):
+    if _has_secret(url, sources[ENVIRONMENT]):
+        raise NotConfigured(f"{url.name} in {url.source} contains a secret", hint="Remove ${...} from the address")
+    if not keys or keys[0].source == url.source == str(SECRETS_FOLDER):
         return key, ""
-    for key_name, file in places_of(spec.spellings("api_key"), {**sources, SHELL: {}, str(SECRETS): {}}):
-        if "$" not in _raw_value(key_name, file):
-            return sources[file][key_name], ""
+    for file_key in keys:
+        if file_key.source in _FILES and "$" not in _raw_value(file_key):
+            return file_key.value, ""
     return key, (
-        f"{name} is set in {source}, and {url_name} in {url_file}. "
+        f"{keys[0].name} is set in {keys[0].source}, and {url.name} in {url.source}. "
         f"A key is sent only to an address from the same source. "
-        f"Set the value of {name} in {url_file}, or export {url_name}"
+        f"Set the value of {keys[0].name} in {url.source}, or export {url.name}"
     )
 
 
-def _has_secret(raw_value: str, value: str, shell: Mapping[str, str | None]) -> bool:
-    """Return whether a value of a file contains a secret of the environment, directly or through another variable."""
+def _has_secret(variable: SetVariable, environment: Mapping[str, str | None]) -> bool:
+    """Return whether a variable of a file contains a secret of the environment, directly or by another variable."""
+    raw_value = _raw_value(variable)
     if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
         return True
-    secrets = (text for name, text in shell.items() if text and _SECRET_NAME.search(name))
-    return "$" in raw_value and any(text in value for text in secrets if len(text) >= _MIN_SECRET_CHARS)
+    secrets = (value for name, value in environment.items() if value and _SECRET_NAME.search(name))
+    return "$" in raw_value and any(secret in variable.value for secret in secrets if len(secret) >= _MIN_SECRET_CHARS)
 
 
 def _read_env_file(name: str) -> Mapping[str, str | None]:
     try:
-        return _upper(DotEnvSettingsSource(_AllVariables, env_file=name).env_vars)
+        return _with_upper_names(DotEnvSettingsSource(EnvSettings, env_file=name).env_vars)
     except (OSError, UnicodeError):
         return {}
 
 
-def _raw_value(name: str, file: str) -> str:
-    """Return the value of a variable in a file, without replacing ``${...}``."""
-    if file == str(SECRETS):
+def _raw_value(variable: SetVariable) -> str:
+    """Return the value as written in its ``.env`` file, with ``${...}``; "" for a variable of another source."""
+    if variable.source not in _FILES:
         return ""
-    return _upper(dotenv_values(file, encoding="utf-8", interpolate=False)).get(name) or ""
+    written = dotenv_values(variable.source, encoding="utf-8", interpolate=False)
+    return _with_upper_names(written).get(variable.name) or ""
 
 
 def _read_secrets() -> dict[str, str | None]:
     secrets: dict[str, str | None] = {}
-    for file in SECRETS.glob("*"):
+    for file in SECRETS_FOLDER.glob("*"):
         with suppress(OSError, UnicodeError):
             if file.is_file() and file.stat().st_size <= _MAX_SECRET_BYTES:
                 secrets[file.name] = file.read_text(encoding="utf-8").strip()
     return secrets
 
 
-def _upper(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+def _with_upper_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     return {name.upper(): value for name, value in variables.items()}
 
 
 def proxies() -> dict[str, str]:
-    """Return the proxies of the environment, by scheme. The entry ``no`` lists hosts that bypass the proxies."""
+    """Return the proxies of the environment, by scheme. The key ``no`` has the value of ``NO_PROXY``."""
     return urllib.request.getproxies()
 
 
@@ -163,5 +167,4 @@ def cache_folder() -> Path:
 
 def in_container() -> bool:
     """Return whether the process runs in a container of Docker, Podman or Kubernetes."""
-    marker_files = Path("/.dockerenv"), Path("/run/.containerenv")
-    return any(file.exists() for file in marker_files) or "KUBERNETES_SERVICE_HOST" in os.environ
+    return any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))) or "KUBERNETES_SERVICE_HOST" in os.environ

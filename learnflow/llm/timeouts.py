@@ -1,6 +1,6 @@
-"""The timeouts and limits of a provider: from its keywords, else the environment, else the defaults of its spec.
+"""The timeouts and limits of a provider: from its keywords, else from the environment, else defaults.
 
-``transport.reader`` measures the time, ``settings`` reads the environment.
+``transport.reader`` applies the timeouts. ``settings`` reads the environment.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
 
-# The default seconds to the first token and between two tokens, of a local server and of a cloud.
+# Default timeouts: seconds to the first token, seconds between two tokens.
 LOCAL_TIMEOUTS_S: Final = (180.0, 120.0)
 CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """The timeouts of a provider in seconds, its locality and its concurrency limit.
+    """The timeouts of a provider in seconds, and its limits.
 
     Attributes:
-        connect: to connect.
-        first_token: from the request to the first token.
-        gap: between two tokens.
-        deadline: for the whole request.
-        own_deadline: of the ``deadline=`` keyword, which limits each attempt of a router; None without one.
-        load: to load a model.
-        local_only: connections outside the private network are refused.
-        max_concurrency: the concurrency limit; None if not configured.
+        connect: the longest time to connect.
+        first_token: the longest time from the request to the first token.
+        gap: the longest time between two tokens.
+        deadline: the longest time for a request with all its attempts.
+        load: the longest time to load a model.
+        local_only: whether only connections to this machine or a private network are allowed.
+        max_concurrency: the most requests at the same time; None if not configured.
+        own_deadline: the ``deadline=`` of the provider, which limits each attempt of a router; None if not given.
     """
 
     connect: float
@@ -46,12 +46,12 @@ class Times:
 
 
 def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
-    """Return the timeouts and limits. A keyword wins over the environment; None means the environment's value.
+    """Return the timeouts and limits of a provider. A keyword overrides the environment; None does not.
 
     Args:
-        spec: the provider's spec, which decides the defaults.
+        spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
         given: the keywords, see ``TimeOptions``.
-        common: the settings of all providers.
+        common: the settings that all providers share.
         own: the settings of this provider.
 
     Raises:
@@ -60,8 +60,8 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
     known = TimeOptions.__annotations__
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]}=?" if near else f"Use base_url, model, api_key, {', '.join(known)}"
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {similar[0]}=?" if similar else f"Use base_url, model, api_key, {', '.join(known)}"
             raise NotConfigured(f"unknown keyword {name}=", provider=spec.name, hint=hint)
         if name == "local_only":
             valid, expected = isinstance(value, bool), "True or False"

@@ -18,7 +18,7 @@ from learnflow.llm import errors
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes
-from learnflow.llm.testing.dialects import REFUSALS
+from learnflow.llm.testing.dialects import ERROR_RESPONSES
 
 _SSE: Final = "text/event-stream"
 _NDJSON: Final = "application/x-ndjson"
@@ -127,11 +127,11 @@ OPENAI: Final = Voice(
         "completion_tokens_details": {"reasoning_tokens": 21, "audio_tokens": 0},
     },
     refusals={
-        "wrong_key": REFUSALS["openai"]["key"],
-        "missing_model": REFUSALS["openai"]["model"],
-        "overflow": REFUSALS["openai"]["overflow"],
-        "rate_limit": (*REFUSALS["openai"]["rate"], _WAIT),
-        "busy": REFUSALS["openai"]["busy"],
+        "wrong_key": ERROR_RESPONSES["openai"]["key"],
+        "missing_model": ERROR_RESPONSES["openai"]["model"],
+        "overflow": ERROR_RESPONSES["openai"]["overflow"],
+        "rate_limit": (*ERROR_RESPONSES["openai"]["rate"], _WAIT),
+        "busy": ERROR_RESPONSES["openai"]["busy"],
     },
     pages={"/v1/models": _list("gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", owned_by="system")},
 )
@@ -193,8 +193,8 @@ LMSTUDIO: Final = Voice(
     choice={"logprobs": None},
     thinks="reasoning_content",
     refusals={
-        "wrong_key": REFUSALS["lmstudio"]["key"],
-        "missing_model": REFUSALS["lmstudio"]["model"],
+        "wrong_key": ERROR_RESPONSES["lmstudio"]["key"],
+        "missing_model": ERROR_RESPONSES["lmstudio"]["model"],
         "overflow": (
             200,
             b"event: error\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -35,6 +36,17 @@ _AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every provider
 # Ollama checks no key, and the tiny model cannot follow a prompt for the rest of an answer.
 _NOT_SHOWN = {"custom": ("wrong_key", "resume")}
 
+# Fields that differ between recordings of the same server: times, random names, folders.
+_VOLATILE = (
+    (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
+    (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
+    (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
+    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-(?!tool)[^"]*"'), rb'\g<1>\g<2>-0"'),
+    (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
+    (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
+    (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
+)
+
 
 class Collector(Cassettes):
     """Collects the interactions with a server, in the order of the requests."""
@@ -53,9 +65,19 @@ class Collector(Cassettes):
         self._interactions.append(None)
 
         def keep(interaction: Interaction) -> None:
-            self._interactions[at] = cassette.calm(interaction)
+            self._interactions[at] = calm(interaction)
 
         return Recording(keep, request)
+
+
+def calm(interaction: Interaction) -> Interaction:
+    """Replace the fields that differ between recordings of the same server."""
+    pieces = []
+    for piece in interaction.response.pieces:
+        for pattern, constant in _VOLATILE:
+            piece = pattern.sub(constant, piece)  # noqa: PLW2901
+        pieces.append(piece)
+    return replace(interaction, response=replace(interaction.response, pieces=tuple(pieces)))
 
 
 def main() -> int:
@@ -74,7 +96,7 @@ async def _row(row: str) -> int:
     pages: Mapping[str, RecordedResponse] = {}
     if subject:
         collector = Collector()
-        with active.instead(collector):
+        with active.override(collector):
             health = await subject.provider().refresh()
         if not health.ready:
             print(f"{row}: {health.detail}", file=sys.stderr)
@@ -115,7 +137,7 @@ async def _cassette(
         return "recorded, and stays: no server is named that is busy"
     author = Author(row, behaviour, seeing(pages) if behaviour in ("image", "tools") else pages)
     one = fresh(row)
-    with active.instead(author):
+    with active.override(author):
         await BEHAVIOURS[behaviour](one)
     origin = {"kind": "authored", "source": VOICES[row].source}
     if pages and any(one.response in pages.values() for one in author.interactions):
@@ -140,7 +162,7 @@ async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:
     collector = Collector()
     subject.texts.clear()
-    with active.instead(collector):
+    with active.override(collector):
         if behaviour == "cut":
             async with subject.provider().stream(BROKEN, temperature=0) as answer:
                 async for _ in answer:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import record
 from behaviours import ANSWERS, BEHAVIOURS
 from subjects import SUBJECTS, absent, cassette_of, fresh
 from vcr_player import played_by_vcrpy
@@ -14,6 +15,7 @@ from vcr_player import played_by_vcrpy
 from learnflow.llm import Completion, Finished, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta, errors
 from learnflow.llm.base import AbstractProvider
 from learnflow.llm.replay import cassette
+from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.testing import forget, no_model_calls, replaying
 
 CELLS = [(row, behaviour) for row in SUBJECTS for behaviour in BEHAVIOURS if behaviour not in absent().get(row, {})]
@@ -95,3 +97,11 @@ async def test_wrong_key_or_other_model_does_not_replay_an_answer(row: str) -> N
         with pytest.raises((errors.NotRecorded, errors.Unsupported)), played_by_vcrpy(file):
             await one.provider(key).generate("Say hello", temperature=0)
         forget()
+
+
+def test_calm_replaces_volatile_fields() -> None:
+    page = b'{"id":"chatcmpl-1a","created":1795353650,"eval_duration":123,"model_path":"/home/me/m.gguf","n":2}'
+    response = record.calm(
+        Interaction(RecordedRequest("GET", "http://ollama.example/"), RecordedResponse(200, {}, (page,)))
+    ).response
+    assert response.pieces == (b'{"id":"chatcmpl-0","created":0,"eval_duration":0,"model_path":"m.gguf","n":2}',)

@@ -16,7 +16,7 @@ from vcr.errors import CannotOverwriteExistingCassetteException
 from learnflow.llm import errors
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import RecordedResponse
-from learnflow.llm.replay.transport import Cassettes, played
+from learnflow.llm.replay.transport import Cassettes, build_response
 
 _JSON: Final = {"content-type": "application/json"}  # so that vcrpy compares bodies as JSON
 MARK: Final = "x-learnflow-cassette"
@@ -74,7 +74,7 @@ class _Unmarking(httpx.AsyncBaseTransport):
             response = await self._wrapped.handle_async_request(request)
         except CannotOverwriteExistingCassetteException:
             raise errors.NotRecorded(f"vcrpy has no such request: {request.method} {request.url}") from None
-        return played(unmarked(response.status_code, dict(response.headers), await response.aread()))
+        return build_response(unmarked(response.status_code, dict(response.headers), await response.aread()))
 
 
 class _PlayedByVcrpy(Cassettes):
@@ -95,6 +95,6 @@ def played_by_vcrpy(file: Path) -> Iterator[None]:
     recorder.register_serializer("learnflow", sys.modules[__name__])
     recorder.register_matcher("credentials", _credentials)
     match_on = ["method", "scheme", "host", "port", "path", "query", "body", "credentials"]
-    with recorder.use_cassette(str(file), match_on=match_on) as cassette, active.instead(_PlayedByVcrpy()):
+    with recorder.use_cassette(str(file), match_on=match_on) as cassette, active.override(_PlayedByVcrpy()):
         yield
     assert cassette.all_played, f"{cassette.play_count} of {len(cassette)} played"

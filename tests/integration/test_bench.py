@@ -44,4 +44,4 @@ def test_bench_without_ready_provider_is_error(
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     assert bench.main([]) == 1
-    assert "llamacpp is left out" in capsys.readouterr().err
+    assert "llamacpp is skipped" in capsys.readouterr().err

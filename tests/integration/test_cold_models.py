@@ -26,7 +26,7 @@ class Cloud(CustomProvider):
 
 async def test_loading_server_opens_no_breaker() -> None:
     pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
-    async with FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=pages) as one:
+    async with FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), responses=pages) as one:
         async with FaultServer("vllm", TEXT) as two:
             chain = router(provider_for(one), provider_for(two))
             assert (await chain.complete("hi")).provider == "vllm"  # at once
@@ -35,16 +35,16 @@ async def test_loading_server_opens_no_breaker() -> None:
         await asyncio.sleep(0.3)
         assert not alone.done()
         one.fault = None
-        one.tells.update(one.dialect.pages())
+        one.responses.update(one.dialect.pages())
         assert (await alone).text == TEXT
 
 
 async def test_cold_model_loads_while_other_provider_answers() -> None:
     cold = {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
-    async with FaultServer("ollama", TEXT, tells=cold) as one, FaultServer("vllm", TEXT) as two:
+    async with FaultServer("ollama", TEXT, responses=cold) as one, FaultServer("vllm", TEXT) as two:
         chain = router(provider_for(one), provider_for(two))
         assert (await chain.complete("hi")).provider == "vllm"
-        one.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 8192}]}
+        one.responses["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 8192}]}
         while ("POST", "/api/generate") not in one.pages:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -53,7 +53,7 @@ async def test_cold_model_loads_while_other_provider_answers() -> None:
 
 @pytest.mark.parametrize("routing", ["order", "local-first"])
 async def test_router_waits_for_cold_model_and_cloud_gets_no_prompt(routing: str) -> None:
-    async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
+    async with FaultServer("ollama", TEXT, responses=COLD) as one, FaultServer("openai", TEXT) as two:
         cloud = Cloud(base_url=two.base_url, model="fault-model")
         chain = router(provider_for(one), cloud, routing=routing)
         assert (await chain.complete("a private prompt")).provider == "ollama"
@@ -61,7 +61,10 @@ async def test_router_waits_for_cold_model_and_cloud_gets_no_prompt(routing: str
 
 
 async def test_load_shares_no_time_with_farther_provider() -> None:
-    async with FaultServer("ollama", TEXT, fault=Fault("hang"), tells=COLD) as one, FaultServer("openai", TEXT) as two:
+    async with (
+        FaultServer("ollama", TEXT, fault=Fault("hang"), responses=COLD) as one,
+        FaultServer("openai", TEXT) as two,
+    ):
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
         with pytest.raises(errors.DeadlineExceeded):
             await chain.generate("a private prompt", timeout=0.8)
@@ -69,7 +72,7 @@ async def test_load_shares_no_time_with_farther_provider() -> None:
 
 
 async def test_warm_first_uses_cloud_while_model_loads() -> None:
-    async with FaultServer("ollama", TEXT, tells=COLD) as one, FaultServer("openai", TEXT) as two:
+    async with FaultServer("ollama", TEXT, responses=COLD) as one, FaultServer("openai", TEXT) as two:
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"), routing="warm-first")
         await chain.complete("hi")
         assert (len(one.seen), len(two.seen)) == (0, 1)
@@ -78,7 +81,7 @@ async def test_warm_first_uses_cloud_while_model_loads() -> None:
 async def test_router_waits_for_loading_server_and_cloud_gets_no_prompt() -> None:
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with (
-        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=loading) as one,
+        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), responses=loading) as one,
         FaultServer("openai", TEXT) as two,
     ):
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
@@ -86,7 +89,7 @@ async def test_router_waits_for_loading_server_and_cloud_gets_no_prompt() -> Non
         await asyncio.sleep(0.7)
         assert not request.done()
         one.fault = None
-        one.tells.update(one.dialect.pages())
+        one.responses.update(one.dialect.pages())
         assert (await request).provider == "llamacpp"
         assert two.seen == []
 
@@ -95,7 +98,7 @@ async def test_load_beyond_load_timeout_is_failure(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LLM_LOAD_TIMEOUT", "1")
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with (
-        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), tells=loading) as one,
+        FaultServer("llamacpp", TEXT, fault=Fault("refuse", refusal="loading"), responses=loading) as one,
         FaultServer("openai", TEXT) as two,
     ):
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))

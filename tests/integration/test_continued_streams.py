@@ -20,7 +20,7 @@ FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "slow", "
 
 
 def _narrow(server: FaultServer) -> BaseProvider:
-    server.tells["/props"] = {"default_generation_settings": {"n_ctx": 1000}}
+    server.responses["/props"] = {"default_generation_settings": {"n_ctx": 1000}}
     return provider_for(server)
 
 
@@ -131,9 +131,13 @@ async def test_json_restarts_if_nothing_was_shown_else_raises() -> None:
 
 
 async def test_overflow_falls_back_only_to_larger_context() -> None:
-    tells = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
+    responses = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 2000}]}}
     refuses = FaultServer("vllm", TEXT, fault=Fault("refuse", refusal="overflow"))
-    async with refuses as one, FaultServer("llamacpp", TEXT) as two, FaultServer("vllm", TEXT, tells=tells) as small:
+    async with (
+        refuses as one,
+        FaultServer("llamacpp", TEXT) as two,
+        FaultServer("vllm", TEXT, responses=responses) as small,
+    ):
         assert await request_text(router(provider_for(one), provider_for(two)), "generate") == TEXT
         chain = router(provider_for(small), provider_for(two))
         assert await chain.generate("word " * 3000) == TEXT
@@ -145,13 +149,13 @@ async def test_overflow_falls_back_only_to_larger_context() -> None:
 async def test_image_goes_only_to_provider_with_vision() -> None:
     picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
     blind = {"/props": {"modalities": {"vision": False}}}
-    async with FaultServer("llamacpp", TEXT, tells=blind) as one, FaultServer("ollama", TEXT) as two:
+    async with FaultServer("llamacpp", TEXT, responses=blind) as one, FaultServer("ollama", TEXT) as two:
         chain = router(provider_for(one), provider_for(two))
         assert await chain.generate(picture) == TEXT
         assert one.seen == []
         choices = choices_of(chain, picture)
         assert [(choice.provider, choice.serves) for choice in choices] == [("llamacpp", False), ("ollama", True)]
-        assert "vision" in choices[0].why
+        assert "vision" in choices[0].reason
         with pytest.raises(errors.Unsupported, match="llamacpp: no vision"):
             await router(provider_for(one), provider_for(one)).generate(picture)
 

@@ -28,13 +28,13 @@ JENKINS = dict.fromkeys(("/v1/models", "/props", "/health", "/version", "/api/ta
 
 async def test_server_kind_is_recognised_by_pages_not_port(usual: dict[str, str]) -> None:
     async with AsyncExitStack() as stack:
-        for row, dialect, tells in (
+        for row, dialect, responses in (
             ("ollama", "vllm", {}),
             ("vllm", "openai", FASTAPI),
             ("llamacpp", "openai", JENKINS),
             ("lmstudio", "openai", {}),
         ):
-            usual[row] = (await stack.enter_async_context(FaultServer(dialect, tells=tells))).root  # type: ignore[arg-type]
+            usual[row] = (await stack.enter_async_context(FaultServer(dialect, responses=responses))).root  # type: ignore[arg-type]
         healths = await discover()
         assert {(one.provider, one.base_url, one.state) for one in healths} == {
             ("vllm", f"{usual['ollama']}/v1", "ready"),
@@ -45,7 +45,7 @@ async def test_server_kind_is_recognised_by_pages_not_port(usual: dict[str, str]
 async def test_configured_addresses_come_before_default_ones(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with FaultServer("ollama") as one, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as two:
+    async with FaultServer("ollama") as one, FaultServer("ollama", responses={"/api/tags": {"models": None}}) as two:
         usual["ollama"] = one.root
         monkeypatch.setenv("OLLAMA_BASE_URL", two.root)
         healths = [(health.base_url, health.state) for health in await discover()]
@@ -57,10 +57,12 @@ async def test_configured_addresses_come_before_default_ones(
 async def test_container_probes_services_and_host(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)
 
-    async def exists(host: str, within: float) -> bool:
-        return host in ("ollama", "host.docker.internal")
+    async def resolve(host: str, within: float) -> list[str]:
+        if host in ("ollama", "host.docker.internal", "127.0.0.1"):
+            return ["127.0.0.1"]
+        raise errors.ConnectionFailed("no such name")
 
-    monkeypatch.setattr(network, "exists", exists)
+    monkeypatch.setattr(network, "resolve", resolve)
     tried = [item.health.base_url for item in await discovery.scan()]
     port = usual["ollama"].rpartition(":")[2]
     assert f"http://ollama:{port}" in tried
@@ -69,7 +71,10 @@ async def test_container_probes_services_and_host(usual: dict[str, str], monkeyp
 
 
 async def test_ready_local_server_is_used_if_nothing_is_configured(usual: dict[str, str]) -> None:
-    async with FaultServer("llamacpp") as server, FaultServer("ollama", tells={"/api/tags": {"models": None}}) as empty:
+    async with (
+        FaultServer("llamacpp") as server,
+        FaultServer("ollama", responses={"/api/tags": {"models": None}}) as empty,
+    ):
         usual["vllm"], usual["ollama"] = server.root, empty.root
         provider = get_provider()
         assert isinstance(provider, LLMProvider)
@@ -237,14 +242,14 @@ async def test_discovery_sends_nothing_to_clouds_and_no_key_to_servers(
 
 async def test_remote_model_is_used_only_if_named(usual: dict[str, str]) -> None:
     tags = {"models": [{"name": "qwen3:0.6b"}, {"name": "gpt-oss:120b-cloud", "remote_host": "https://ollama.com"}]}
-    async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
+    async with FaultServer("ollama", responses={"/api/tags": tags}) as server:
         usual["ollama"] = server.root
         await get_provider().generate("my notes")
         assert [seen.body["model"] for seen in server.seen] == ["qwen3:0.6b"]
 
 
 @pytest.mark.parametrize(
-    "tells",
+    "responses",
     [
         {
             "/version": {"version": "1.4.2"},
@@ -258,8 +263,8 @@ async def test_remote_model_is_used_only_if_named(usual: dict[str, str]) -> None
     ],
     ids=["login", "data", "405", "deep", "odd"],
 )
-async def test_undocumented_pages_are_not_a_server(usual: dict[str, str], tells: dict[str, Any]) -> None:
-    async with FaultServer("openai", tells=tells) as server:
+async def test_undocumented_pages_are_not_a_server(usual: dict[str, str], responses: dict[str, Any]) -> None:
+    async with FaultServer("openai", responses=responses) as server:
         usual["vllm"] = usual["llamacpp"] = usual["ollama"] = server.root
         assert [one for one in await discover() if one.ready or one.server] == []
 
@@ -273,7 +278,7 @@ READINESS = {"status": "healthy", "db": "Not connected"}
 
 
 async def test_llama_swap_is_discovered(usual: dict[str, str]) -> None:
-    async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
+    async with FaultServer("openai", responses={"/v1/models": LLAMA_SWAP}) as server:
         usual["llamacpp"] = server.root  # they share a port
         healths = await discover()
         assert [(one.provider, one.base_url, one.state) for one in healths] == [
@@ -287,7 +292,7 @@ async def test_llama_swap_is_discovered(usual: dict[str, str]) -> None:
 async def test_server_that_requires_key_is_not_down(usual: dict[str, str]) -> None:
     locked = {"error": {"code": 401, "message": "An authentication key is required", "type": "invalid_request_error"}}
     names = dict.fromkeys(("/v1/models", "/models"), (401, locked))
-    async with FaultServer("openai", tells={**names, "/health/readiness": READINESS}) as server:
+    async with FaultServer("openai", responses={**names, "/health/readiness": READINESS}) as server:
         usual["llamacpp"] = server.root
         healths = [one.health for one in await discovery.scan() if one.health.base_url == server.root]
         assert [(one.provider, one.server, one.state) for one in healths] == [
@@ -300,7 +305,7 @@ async def test_litellm_proxy_is_used_only_with_named_model(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy may forward to a cloud: it is used only with a named model, and never under LLM_LOCAL_ONLY."""
-    async with FaultServer("openai", tells={"/health/readiness": READINESS, "/models": models("openai")}) as server:
+    async with FaultServer("openai", responses={"/health/readiness": READINESS, "/models": models("openai")}) as server:
         usual["litellm_proxy"] = server.root
         assert [(one.provider, one.state) for one in await discover()] == [("litellm_proxy", "model_missing")]
         with pytest.raises(errors.NotConfigured, match="no model server is ready"):
@@ -326,7 +331,7 @@ async def test_loading_notice_of_llama_swap_is_not_thinking(monkeypatch: pytest.
         for delta, end in (({"reasoning_content": "hm"}, None), ({"content": "An answer"}, None), ({}, "stop"))
     ]
     body = b"".join(b"data: " + json.dumps(item).encode() + b"\n\n" for item in [*notices, *chunks])
-    async with FaultServer("openai", tells={"/v1/models": LLAMA_SWAP}) as server:
+    async with FaultServer("openai", responses={"/v1/models": LLAMA_SWAP}) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
         monkeypatch.setenv("GPU1_KIND", "custom")
         provider = get_provider("gpu1")
@@ -337,8 +342,8 @@ async def test_loading_notice_of_llama_swap_is_not_thinking(monkeypatch: pytest.
 
 async def test_peer_of_llama_swap_is_not_local(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = {"id": "far/gpt", "owned_by": "llama-swap", "meta": {"llamaswap": {"type": "peer", "peerID": "far"}}}
-    tells = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
-    async with FaultServer("openai", tells=tells) as server:
+    responses = {"/v1/models": {"data": [*LLAMA_SWAP["data"], peer]}}
+    async with FaultServer("openai", responses=responses) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
         monkeypatch.setenv("GPU1_KIND", "custom")
         monkeypatch.setenv("LLM_LOCAL_ONLY", "true")

@@ -64,8 +64,8 @@ def servers(monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], tmp_path: Pa
     with serving(*made.values()):
         for name, server in made.items():
             monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
-        made["ollama"].tells["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
-        made["ollama"].tells["/api/generate"] = {"done": True, "done_reason": "load"}
+        made["ollama"].responses["/api/tags"] = {"models": [{"name": name} for name in MODELS]}
+        made["ollama"].responses["/api/generate"] = {"done": True, "done_reason": "load"}
         monkeypatch.setitem(pull.PACKAGED, "smollm2", replace(pull.SMOLLM2, sha256=STORED))
         monkeypatch.setenv("LLM_MODELS_DIR", str(tmp_path / "store"))
         (tmp_path / "store").mkdir()

@@ -83,7 +83,7 @@ async def test_status_and_doctor_show_kind_to_set(
         assert await asyncio.to_thread(main, ["doctor", "-p", "gpu1"]) == 3
         shown = capsys.readouterr().out
         assert "GPU1_BASE_URL (in the environment)" in shown
-        assert f"  GPU1_KIND={kind}\n" in shown[shown.index("What to write into .env") :]
+        assert f"  GPU1_KIND={kind}\n" in shown[shown.index("Lines for .env") :]
         assert not server.seen
         monkeypatch.setenv("GPU1_KIND", kind)
         assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 0

@@ -81,7 +81,7 @@ async def test_explain_and_status_show_rank_requests_in_flight_and_cached_share(
 
 async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPU1_MAX_CONCURRENCY")
-    two[0].tells["/props"] = {**two[0].tells["/props"], "total_slots": 3}
+    two[0].responses["/props"] = {**two[0].responses["/props"], "total_slots": 3}
     router = RouterProvider("gpu1+gpu2")
     await router.generate("hi")
     assert [row["room"] for row in router.status()] == [3, 1]

@@ -26,7 +26,7 @@ class LoadingOllama(FaultServer):
     """
 
     def __init__(self) -> None:
-        super().__init__("ollama", TEXT, tells={"/api/ps": {"models": []}, "/api/generate": {"done": True}})
+        super().__init__("ollama", TEXT, responses={"/api/ps": {"models": []}, "/api/generate": {"done": True}})
         self.loaded = asyncio.Event()
         self.loaded.set()
         self.error: str | None = None
@@ -38,7 +38,7 @@ class LoadingOllama(FaultServer):
     def evict(self) -> None:
         """Remove the model from memory, and let the next load wait."""
         self._running = None
-        self.tells["/api/ps"] = {"models": []}
+        self.responses["/api/ps"] = {"models": []}
         self.loaded.clear()
 
     async def _answer(self, seen: Any, reader: Any, writer: Any) -> bool:
@@ -57,11 +57,11 @@ class LoadingOllama(FaultServer):
                     return False
                 leaving.cancel()
                 if self.error:
-                    self.tells["/api/generate"] = self.tells["/api/chat"] = (500, {"error": self.error})
+                    self.responses["/api/generate"] = self.responses["/api/chat"] = (500, {"error": self.error})
                     return await self._page(seen, writer)
                 self._running = {"shift": options["shift"], "num_ctx": options["num_ctx"] or 4096}
                 running = {"name": "fault-model", "context_length": self._running["num_ctx"]}
-                self.tells["/api/ps"] = {"models": [running]}
+                self.responses["/api/ps"] = {"models": [running]}
         return await super()._answer(seen, reader, writer)
 
 
@@ -137,7 +137,7 @@ async def test_model_that_becomes_forwarded_gets_no_prompt(monkeypatch: pytest.M
     async with FaultServer("ollama", TEXT) as server:
         provider = provider_for(server)
         assert await provider.generate("hi") == TEXT
-        server.tells["/api/tags"] = {"models": [{"name": "fault-model", "remote_host": "https://ollama.com"}]}
+        server.responses["/api/tags"] = {"models": [{"name": "fault-model", "remote_host": "https://ollama.com"}]}
         advance_clock(monkeypatch, 10)
         with pytest.raises(errors.NotLocal, match="forwards this model elsewhere"):
             await provider.generate("a private prompt")
@@ -167,7 +167,7 @@ def set_context(server: FaultServer, length: int) -> None:
             "/api/show": {"model_info": {"llama.context_length": length}, "capabilities": ["completion"]},
         },
     }
-    server.tells.update(pages[server.dialect.name])
+    server.responses.update(pages[server.dialect.name])
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "llamacpp", "vllm"])

@@ -23,7 +23,7 @@ async def test_misconfigured_member_is_reported_and_others_serve(events_seen: li
         assert await request_text(chain, "generate") == TEXT
         state = chain.status()[0]
         assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
-        assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].why
+        assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].reason
     with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
         RouterProvider(primary="openai")
     with pytest.raises(errors.NotConfigured, match="Did you mean openai"):
@@ -54,13 +54,13 @@ async def test_explain_agrees_with_selection() -> None:
     async with FaultServer("openai", TEXT) as server:
         provider = CustomProvider(base_url=server.base_url, model="m")
         (unknown,) = choices_of(router(provider), picture)
-        assert (unknown.serves, "it is unknown whether" in unknown.why) == (None, True)
+        assert (unknown.serves, "it is unknown whether" in unknown.reason) == (None, True)
         (known,) = choices_of(router(provider), "hi")
         assert known.serves is True
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
-        monkeyed.catalog.stated = {"vision": False}
+        monkeyed.catalog.overrides = {"vision": False}
         (refused,) = choices_of(router(monkeyed), picture)
-        assert (refused.serves, refused.why) == (False, "lacks vision")
+        assert (refused.serves, refused.reason) == (False, "lacks vision")
 
 
 async def test_caller_errors_are_not_failures_of_provider() -> None:

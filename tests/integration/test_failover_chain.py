@@ -121,7 +121,7 @@ async def test_named_model_goes_to_provider_that_has_it() -> None:
     tags = {"/api/tags": {"models": [{"name": "llama3:latest"}]}}
     async with (
         FaultServer("openai", TEXT, fault=Fault("refuse")) as cloud,
-        FaultServer("ollama", TEXT, tells=tags) as own,
+        FaultServer("ollama", TEXT, responses=tags) as own,
     ):
         openai = OpenAIProvider(base_url=cloud.base_url, api_key="k", model="gpt-4o-mini")
         chain = router(openai, OllamaProvider(base_url=own.base_url))
@@ -184,7 +184,7 @@ async def test_local_only_skips_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
             OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
         )
         assert (await chain.complete("hi")).attempts == 1
-        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].why
+        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].reason
 
 
 async def test_short_timeout_of_caller_opens_no_breaker() -> None:

@@ -98,7 +98,7 @@ async def test_own_provider_continues_and_emits_events(events_seen: list[Any]) -
 
 async def test_nested_router_waits_for_cold_model_and_cloud_gets_no_prompt() -> None:
     cold = {"/api/ps": {"models": []}}
-    async with FaultServer("ollama", TEXT, tells=cold, fault=Fault("hang")) as one:
+    async with FaultServer("ollama", TEXT, responses=cold, fault=Fault("hang")) as one:
         local = provider_for(one)
         await local.refresh()
         cloud = ScriptedProvider(["from afar"] * 3, name="cloud", local=False)
@@ -148,7 +148,7 @@ async def test_request_without_any_server_emits_start_and_end(events_seen: list[
 
 async def test_nested_router_reports_that_model_is_loading() -> None:
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
-    async with FaultServer("llamacpp", TEXT, tells=loading) as one, FaultServer("openai", TEXT) as two:
+    async with FaultServer("llamacpp", TEXT, responses=loading) as one, FaultServer("openai", TEXT) as two:
         assert (await router(provider_for(one)).refresh()).state == "loading"
         assert (await router(provider_for(one), provider_for(two)).refresh()).state == "ready"
 

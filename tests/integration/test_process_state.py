@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support import serving
+from support import router, serving
 
 from learnflow.llm import errors, process
 from learnflow.llm.providers import VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.sync import Provider
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -108,6 +109,29 @@ def test_child_of_fork_has_no_requests_of_parent(server: FaultServer) -> None:
     assert process.state()["event loops that sent requests"] >= 0
 
 
+def test_trial_in_stopped_loop_does_not_block_provider(server: FaultServer) -> None:
+    """The loop of a trial request stops, and its task is not cancelled. The next request is a trial again."""
+    now = [1000.0]
+    chain = router(VLLMProvider(server.base_url, "fault-model"), breakers=BreakerRegistry(lambda: now[0]), retries=0)
+    server.script = [Fault("refuse", status=500), Fault("stall", after=0)]
+    with pytest.raises(errors.ServerFailed):
+        asyncio.run(chain.generate("hi", timeout=5))
+    now[0] += 1000
+    loop = asyncio.new_event_loop()
+    trial = loop.create_task(chain.generate("trial"))
+
+    async def until_seen() -> None:
+        while len(server.seen) < 2:
+            await asyncio.sleep(0.01)
+
+    loop.run_until_complete(until_seen())
+    assert asyncio.run(chain.generate("hi", timeout=5)) == TEXT
+    trial.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(trial)
+    end(loop)
+
+
 ENDING = """
 import atexit, sys
 class Late:
@@ -120,6 +144,7 @@ def at_exit():
 atexit.register(at_exit)  # before the package is imported, so that it runs after the package's own handler
 from learnflow.llm.sync import Provider
 from learnflow.llm.providers import VLLMProvider
+from learnflow.llm.routing.breaker import BreakerRegistry
 provider = Provider(VLLMProvider(sys.argv[1], "fault-model"))
 print("now", provider.generate("hi"), flush=True)
 """

@@ -55,7 +55,7 @@ async def open_breaker(url: str, server: FaultServer) -> LLMProvider:
 
 async def loading(url: str, server: FaultServer) -> LLMProvider:
     server.fault = Fault("refuse", refusal="loading")
-    server.tells.update(dict.fromkeys(("/health", "/v1/models", "/props"), LOADING))
+    server.responses.update(dict.fromkeys(("/health", "/v1/models", "/props"), LOADING))
     return router(provider_for(server), LlamaCppProvider(url, "m"))
 
 

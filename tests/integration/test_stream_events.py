@@ -210,7 +210,7 @@ def _equals(server: FaultServer) -> RouterProvider:
 
 async def test_wait_for_load_emits_waiting() -> None:
     async with FaultServer("ollama", TEXT, fault=Fault("hang")) as server:
-        server.tells["/api/ps"] = {"models": []}
+        server.responses["/api/ps"] = {"models": []}
         events = provider_for(server).stream("hi").events()
         assert await anext(events) == Waiting("load", "ollama", "fault-model")
         await events.aclose()
@@ -241,7 +241,7 @@ async def _left(events: AsyncIterator[Event], server: FaultServer) -> None:
 @pytest.mark.parametrize("fault", [Fault("stall", after=2), Fault("hang")])
 async def test_break_out_of_events_closes_connection(fault: Fault) -> None:
     async with FaultServer("ollama", TEXT, fault=fault) as server:
-        server.tells["/api/ps"] = {"models": []}  # so that an event is emitted before any token
+        server.responses["/api/ps"] = {"models": []}  # so that an event is emitted before any token
         provider = provider_for(server)
         await _left(provider.stream("hi").events(), server)
         gc.collect()
@@ -372,7 +372,7 @@ async def test_many_short_waits_emit_one_waiting(monkeypatch: pytest.MonkeyPatch
 
 async def test_no_waiting_while_tokens_arrive() -> None:
     async with FaultServer("ollama", "word " * 20, fault=Fault("slow", seconds=0.05)) as server:
-        server.tells["/api/ps"] = {"models": []}
+        server.responses["/api/ps"] = {"models": []}
         events = await events_of(OllamaProvider(base_url=server.base_url, model="deepseek-r1"), reasoning=True)
     assert "Waiting" not in kinds(events)[1:]
 

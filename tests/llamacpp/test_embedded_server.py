@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama import (
@@ -65,7 +66,11 @@ async def test_nothing_starts_before_the_first_request(starts: list[int]) -> Non
     provider = EmbeddedProvider()
     assert await provider.health_check()
     health = await provider.refresh()
-    assert (health.state, health.cold, health.capabilities["context_served"]) == ("ready", True, 2048)
+    assert (health.state, health.cold, health.capabilities["context_served"]) == (
+        "ready",
+        True,
+        8192,
+    )  # the limit before the start
     assert await provider.list_models() == ["learnflow-tiny"]
     assert provider.get_capabilities()["local"]
     assert starts == server_processes() == []
@@ -240,6 +245,24 @@ async def test_server_that_ends_at_once_is_not_started_in_a_loop(starts: list[in
     assert server_processes() == []
 
 
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [({"slots": 257}, "n_seq_max must be <= 256"), ({"context": 2**30, "slots": 2}, "value too large")],
+)
+async def test_value_above_llamacpps_limit_raises_with_its_reason(sizes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(errors.NotConfigured, match=reason) as caught:
+        await EmbeddedProvider(**sizes).prepare()
+    assert "EMBEDDED_SLOTS" in caught.value.hint
+
+
+async def test_file_that_is_not_a_gguf_raises_with_the_variable(tmp_path: Path) -> None:
+    file = tmp_path / "text.gguf"
+    file.write_text("not a model", encoding="utf-8")
+    with pytest.raises(errors.NotConfigured, match="expected 'GGUF'") as caught:
+        await EmbeddedProvider(model=str(file)).prepare()
+    assert "EMBEDDED_MODEL" in caught.value.hint
+
+
 async def test_router_fails_over_from_a_server_that_ends_at_once(
     starts: list[int], damaged: Path, llama_server: LlamaServer
 ) -> None:
@@ -397,11 +420,6 @@ def test_first_error_of_the_log_explains_a_failed_start() -> None:
     assert "EMBEDDED_CONTEXT" in str(error)
 
 
-def test_context_of_all_slots_above_llamacpps_limit_is_refused() -> None:
-    with pytest.raises(errors.NotConfigured, match="Set at most 2147483647"):
-        EmbeddedProvider(model=str(MODEL), context=2**30, slots=2)
-
-
 async def test_server_that_dies_three_times_is_not_started_again(starts: list[int]) -> None:
     """The server becomes ready and is killed: three starts within half a minute, and an error instead of the fourth."""
     provider = EmbeddedProvider()
@@ -455,9 +473,3 @@ async def test_recorded_answers_of_embedded_provider_are_replayed_without_server
 def test_invalid_path_raises_with_the_path(model: str) -> None:
     with pytest.raises(errors.NotConfigured, match="does not exist"):
         EmbeddedProvider(model=model)
-
-
-@pytest.mark.parametrize(("name", "value"), [("slots", 257), ("threads", 513)])
-def test_value_above_llamacpps_limit_is_refused_before_the_start(name: str, value: int) -> None:
-    with pytest.raises(errors.NotConfigured, match=rf"{name}= must be an integer from 1 to {value - 1}"):
-        EmbeddedProvider(**{name: value})  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from learnflow.llm import errors, model_store, settings
-from learnflow.llm.model_store import StoredModel
 
 
 def test_folder_is_the_value_of_the_variable_with_home_expanded(
@@ -69,7 +68,7 @@ def test_path_of_an_invalid_name_is_refused(name: str) -> None:
         model_store.path_of(name)
 
 
-def test_models_are_listed_by_name_with_their_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_are_listed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     store = tmp_path / "store"
     monkeypatch.setenv("LLM_MODELS_DIR", str(store))
     assert model_store.models() == []
@@ -77,6 +76,5 @@ def test_models_are_listed_by_name_with_their_size(monkeypatch: pytest.MonkeyPat
     for name in ("b.gguf", "A-1.Q4_0.gguf", "b.gguf.part", ".b.json", "odd name.gguf", "notes.txt"):
         (store / name).write_bytes(b"GGUF")
     (store / "folder.gguf").mkdir()
-    first, second = StoredModel("A-1.Q4_0", store / "A-1.Q4_0.gguf", 4), StoredModel("b", store / "b.gguf", 4)
-    assert model_store.models() == [first, second]
-    assert model_store.path_of("b") == second.path
+    assert model_store.models() == [store / "A-1.Q4_0.gguf", store / "b.gguf"]
+    assert model_store.path_of("b") == store / "b.gguf"

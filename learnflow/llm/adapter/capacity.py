@@ -107,13 +107,13 @@ class Capacity:
         has_unknown = len(known_limits) < len(limits)
 
         def key(address: str) -> tuple[bool, bool, int, int, str]:
-            limit, in_flight = limits[address], self.in_flight(address)
+            limit = limits[address]
             share = 1 / len(limits) if has_unknown or limit is None else limit / sum(known_limits)
-            overloaded = in_flight + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
+            overloaded = self.in_flight(address) + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
             cached = _count_known(digests, self._recent_digests(address, limit))
             received = _count_known(digests, self._recent_digests(address, _MAX_PROMPTS))
-            is_full = limit is not None and in_flight >= limit
-            return is_full, overloaded, -cached, -received, _digest(f"{digests[-1]} {address}")
+            tie_breaker = _digest(f"{digests[-1]} {address}")
+            return self.is_full(address, limit), overloaded, -cached, -received, tie_breaker
 
         with self._lock:
             total = sum(self.in_flight(address) for address in limits) + 1

@@ -1,7 +1,7 @@
-"""Check whether a request fits a provider and its model: capabilities, images, and the context length.
+"""The fit of a request to a model: required capabilities, token estimates and the context length.
 
-The router calls ``lacks`` to choose a provider. An attempt uses a ``ContextBudget`` before the request, after a
-refusal, and after the response. An unknown capability or context length refuses no request.
+The router calls ``lacks`` to choose a provider. An attempt uses a ``ContextBudget`` before the request, after an error
+response, and after the answer. An unknown capability or context length never prevents a request.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,52 +25,57 @@ from ..servers.model_catalog import MAX_AGE_S, QUICK_PROBE_S, ModelCatalog
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words. Tokenizers that join
-# words make a third fewer tokens than words, templates omit old thinking, and small prompts consist mostly of template.
-_MIN_CUT_TOKENS: Final = 1000
+# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words. The share allows for
+# tokenizers that join words (a third fewer tokens than words) and for templates that omit old thinking.
+_MIN_CUT_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
 _MAX_CUT_SHARE: Final = 0.5
-_TIGHT_SHARE: Final = 0.25  # of the ceiling
-_MARGIN_TOKENS: Final = 8  # a template may add them to the server's count
-_LOAD_FAILED_STATUS: Final = 500  # a gateway sends 502 or 504
-_IMAGE_TOKENS: Final = 1024  # the most for one image
-_MESSAGE_TOKENS: Final = 8  # of the template around a message
-_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of template
+_MIN_ANSWER_SHARE: Final = 0.25  # of the ceiling; a lower limit of the answer is logged as a warning
+_MARGIN_TOKENS: Final = 8  # the template may add them to the server's count
+_LOAD_FAILED_STATUS: Final = 500  # a gateway in front of the server responds with 502 or 504
+_MAX_IMAGE_TOKENS: Final = 1024  # of one image
+_MAX_TEMPLATE_TOKENS: Final = 8  # around one message
+_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_MAX_CJK_CHARS: Final = 6  # in one token
+_MAX_CJK_CHARS_PER_TOKEN: Final = 6
 
-_ratios: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
+# Both by the server's base URL and the model's name.
+_tokens_per_word: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
 _requested: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
 
 
-def at_most(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:
-    """Return a high estimate of a prompt's tokens: 3 ASCII characters a token, 1.5 other characters a token."""
+def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:
+    """Return an upper estimate of a prompt's tokens, with 3 ASCII characters or 1.5 other characters in a token."""
     total = 0.0
     for text in texts:
         plain = len(text.encode("ascii", "ignore"))
         total += plain / 3 + (len(text) - plain) / 1.5
-    return int(total) + images * _IMAGE_TOKENS + messages * _MESSAGE_TOKENS
+    return int(total) + images * _MAX_IMAGE_TOKENS + messages * _MAX_TEMPLATE_TOKENS
 
 
-def at_least(texts: Iterable[str]) -> int:
-    """Return a low estimate of a prompt's tokens: one a word, because common tokenizers join no words."""
-    return sum(
-        len(text.split()) + (0 if text.isascii() else len(_CJK.findall(text)) // _MAX_CJK_CHARS) for text in texts
-    )
+def estimate_min_tokens(texts: Iterable[str]) -> int:
+    """Return a lower estimate of a prompt's tokens: one for each word, because most tokenizers join no words."""
+    cjk_chars = ((text, 0 if text.isascii() else len(_CJK.findall(text))) for text in texts)
+    return sum(len(text.split()) + count // _MAX_CJK_CHARS_PER_TOKEN for text, count in cjk_chars)
 
 
-def requested(base: str, model: str) -> int | None:
-    """Return the context length that this process requested last.
+def requested_context(base: str, model: str) -> int | None:
+    """Return the context length that this process requested last; None if it has requested none.
 
     Args:
-        base: the base URL of the server.
-        model: the name of the model on the server.
+        base: the server's base URL.
+        model: the model's name on the server.
     """
     return _requested.get((base, model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """The requirements of a request: names of capabilities, and a low estimate of the prompt's tokens."""
+    """The requirements of a request.
+
+    Attributes:
+        capabilities: the names of the required capabilities.
+        tokens: a lower estimate of the prompt's tokens.
+    """
 
     capabilities: tuple[str, ...] = ()
     tokens: int = 0
@@ -78,20 +83,17 @@ class Needs:
 
 def needs_of(call: Call) -> Needs:
     """Return the requirements of a call."""
-    texts, images = list[str](), False
-    for message in messages_of(call.prompt):
-        for part in parts_of(message):
-            kind = part.get("type")
-            images = images or (isinstance(kind, str) and "image" in kind)
-            texts.append(text_of(part))
+    parts = [part for message in messages_of(call.prompt) for part in parts_of(message)]
+    images = any("image" in str(part.get("type")) for part in parts)
     response_format = call.options.get("response_format")
     schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
     required = {"vision": images, "tools": call.options.get("tools"), "json_schema": schema}
-    return Needs(capabilities=tuple(name for name, value in required.items() if value), tokens=at_least(texts))
+    names = tuple(name for name, value in required.items() if value)
+    return Needs(capabilities=names, tokens=estimate_min_tokens(map(text_of, parts)))
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of the requirements that a provider certainly does not meet."""
+    """Return the requirements that these capabilities certainly do not meet, as words for a message."""
     lacking = [name for name in needs.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and needs.tokens > served:
@@ -99,207 +101,219 @@ def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
     return lacking
 
 
-def unknown(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return the required capabilities that are unknown."""
-    return [name for name in needs.capabilities if capabilities[name] is None]
-
-
 class ContextBudget:
-    """The context length and the limit of the answer of one request to one model.
+    """Chooses the context length and the token limit of the answer for one request.
 
-    If the server accepts a context length with a request (``ServerSupport.context_length``), it is chosen like this:
+    If the server accepts a context length with a request (``ServerSupport.context_length``), it is the first of these:
 
     - The operator's (``<NAME>_CONTEXT``), if set.
-    - Else the loaded one, if the request fits.
-    - Else one that the request fits. The server loads the model again, and later requests of this process use it, too.
+    - The loaded one, if the prompt and the answer fit.
+    - A longer one. The server reloads the model. Later requests of this process use the same length.
 
-    If the server refuses the prompt as too long, the request is retried once, with a context length for the server's
-    count. If the server cannot load the model with a context length, the error names that length.
+    If the server rejects the prompt as too long, the request is retried once, with a context length for the server's
+    token count. If the server cannot load the model with a context length, the error names that length.
 
     Args:
-        spec, base, catalog: of the provider.
-        request: to be sent.
-        model: the name of the model on the server.
-        prefill: the beginning of an answer that the request continues.
+        spec: the provider's spec.
+        catalog: the models of the provider's server.
+        request: the request, before a model is chosen for it.
+        prefill: the beginning of the answer if the request continues one, else "".
 
     Attributes:
-        context_length: to request, in tokens; None for the server's default.
-        answer: the limit of the answer in tokens, if it is lower than the caller's ceiling.
+        context_length: the context length to request, in tokens; None for the server's default.
+        answer_limit: the ``max_tokens`` to send instead of the caller's ceiling; None if the ceiling fits.
         loads: the server loads the model before it responds.
-        tight: less than a quarter of the ceiling is left.
+        tight: ``answer_limit`` is less than a quarter of the ceiling.
     """
 
-    def __init__(
-        self, spec: ProviderSpec, base: str, catalog: ModelCatalog, request: Request, model: str, prefill: str = ""
-    ) -> None:
-        self._spec, self._base, self._catalog, self._request, self._model = spec, base, catalog, request, model
+    _model: str  # set by ``prepare``
+    _server_model: Model  # set by ``prepare``
+
+    def __init__(self, spec: ProviderSpec, catalog: ModelCatalog, request: Request, prefill: str = "") -> None:
+        self._spec, self._catalog, self._request = spec, catalog, request
+        self._base = catalog.client.endpoint.base
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
-        self._described = Model(name=model)
-        self._chooses = spec.server.context_length is not None and not request.own_context
-        self._stated: int | None = catalog.stated.get("context_served")
+        self._chooses_length = spec.server.context_length is not None and not request.sets_context_length
+        self._configured_length: int | None = catalog.overrides.get("context_served")
         self._retried = False
-        self._before_retry: int | None = None  # the length that this process requested before the retry
         self.context_length: int | None = None
-        self.answer: int | None = None
+        self.answer_limit: int | None = None
         self.loads = self.tight = False
 
-    async def prepare(self, within: float) -> str | None:
-        """Check whether the request fits, and adjust its limits. Return a description of the adjustment; None if none.
+    async def prepare(self, model: str, timeout_s: float) -> str | None:
+        """Check whether the request fits the model, and adjust its limits.
 
         Args:
-            within: seconds for a probe.
+            model: the model's name on the server.
+            timeout_s: the timeout of a probe in seconds.
+
+        Returns:
+            A description of the adjustments; None if there are none.
 
         Raises:
             Unsupported: the request has images, and the model does not support them.
-            ContextOverflow: the prompt is certainly longer than the context length of the model.
+            ContextOverflow: the prompt is certainly longer than the model's context length.
         """
+        self._model, self._server_model = model, Model(name=model)
         began = asyncio.get_running_loop().time()
         try:
-            return await self._check(within)
+            return await self._check(timeout_s)
         except (errors.Unsupported, errors.ContextOverflow):
-            if not self._spec.local or self._catalog.is_newer(self._model, began):
+            if not self._spec.local or self._catalog.is_newer(model, began):
                 raise
         self._catalog.forget()  # the server may have been restarted with another model or context length
-        return await self._check(within)
+        return await self._check(timeout_s)
 
-    async def _check(self, within: float) -> str | None:
+    async def _check(self, timeout_s: float) -> str | None:
         request, catalog, why = self._request, self._catalog, None
-        if self._chooses or request.images or (request.ceiling and self._spec.local) or catalog.loads_models:
+        if self._chooses_length or request.images or (request.ceiling and self._spec.local) or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
-            self._described = await catalog.describe(self._model, within, max_age_s)
+            self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
             if request.images and self._catalog.capabilities(self._model)["vision"] is False:
                 vision_model, capabilities = map(self._spec.variable, ("vision_model", "capabilities"))
                 hint = f"Set {vision_model}, or {capabilities}=vision if the model supports images"
                 what = "the model does not support images; nothing was sent"
                 raise errors.Unsupported(what, model=self._model, hint=hint)
-            why = await self._choose() if self._chooses else None
+            why = await self._set_context_length() if self._chooses_length else None
         self.loads = self._catalog.is_cold(self._model)
-        limit = None if request.ceiling is None else await self._answer_limit()
-        return "; ".join(filter(None, (why, self._lower_answer(limit)))) or None
+        limit = None if request.ceiling is None else await self._find_answer_limit()
+        return "; ".join(filter(None, (why, self._lower_answer_limit(limit)))) or None
 
-    async def _choose(self) -> str | None:
-        """Choose the context length. Return a description of the change; None if the loaded one stays."""
-        limit, least = self._stated or self._described.known.get("context"), at_least(self._texts)
-        if limit and least > limit:
-            raise _overflow(f"the prompt has at least {least} tokens, the context length is {limit}", least, limit)
-        self.context_length = self._loaded
-        return self._request_length(self._fitting(self._high_estimate))
+    async def _set_context_length(self) -> str | None:
+        """Set the context length to request. Return a description of the change; None if the loaded one stays."""
+        limit = self._configured_length or self._server_model.known.get("context")
+        min_tokens = estimate_min_tokens(self._texts)
+        if limit and min_tokens > limit:
+            what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
+            raise _overflow_error(what, min_tokens, limit)
+        self.context_length = self._loaded_length
+        return self._request_length(self._choose_length(self._max_prompt_tokens))
 
     @property
-    def _loaded(self) -> int | None:
-        """Return the context length that the server has loaded, or will load; None if unknown."""
-        lengths = requested(self._base, self._described.name), self._described.known.get("context_served")
-        return self._stated or max(filter(None, lengths), default=None)
+    def _key(self) -> tuple[str, str]:
+        """Return the key of the model in ``_requested``."""
+        return self._base, self._server_model.name
 
-    def _fitting(self, prompt: int, loaded: int | None = None, *, limited: bool = True) -> int | None:
-        """Return the context length for a prompt of so many tokens and its answer.
+    @property
+    def _loaded_length(self) -> int | None:
+        """Return the context length that the server has loaded or will load; None if unknown."""
+        lengths = _requested.get(self._key), self._server_model.known.get("context_served")
+        return self._configured_length or max(filter(None, lengths), default=None)
 
-        With ``limited``, it is at most the context length of the model's training.
+    def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
+        """Return a context length for a prompt and its answer; None for the server's default.
+
+        Args:
+            prompt_tokens: the tokens of the prompt.
+            loaded_length: the loaded context length, if the server has reported it with an error.
         """
-        assert self._spec.server.context_length  # noqa: S101  # ``_chooses`` is true
-        if self._stated:
-            return self._stated
-        need = prompt + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._described.known.get("context") if limited else None
-        return self._spec.server.context_length(need, loaded or self._loaded, trained)
+        if self._configured_length:
+            return self._configured_length
+        assert self._spec.server.context_length  # noqa: S101  # ``_chooses_length`` is true
+        needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
+        trained = self._server_model.known.get("context")
+        return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _request_length(self, length: int | None) -> str | None:
-        """Request this context length. Return a description of the change; None if it is the same."""
+        """Request this context length. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
-            self.context_length = _requested[self._base, self._described.name] = length
+            self.context_length = _requested[self._key] = length
         if length in (None, before):
             return None
         return f"with a context of {length} tokens instead of {before or 'the default'}: the server reloads the model"
 
-    async def _answer_limit(self) -> int | None:
-        """Return the most tokens that the answer can have; None if unknown."""
+    async def _find_answer_limit(self) -> int | None:
+        """Return the number of tokens that fit after the prompt, or the model's own limit if lower; None if unknown."""
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # a tenth of a second, once
+            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
         capabilities = self._catalog.capabilities(self._model)
-        length = None if self._request.own_context else self.context_length or capabilities["context_served"]
-        left = length - await self._prompt_tokens(length) if length else 0
+        length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
+        left = length - await self._count_prompt_tokens(length) if length else 0
         return min((limit for limit in (capabilities["max_output"], left) if limit and limit > 0), default=None)
 
-    async def _prompt_tokens(self, length: int) -> int:
-        """Return the tokens of the prompt: the server's count if they may not fit, else an estimate.
+    async def _count_prompt_tokens(self, length: int) -> int:
+        """Return the number of tokens of the prompt. The server counts them if the request may not fit.
+
+        Args:
+            length: the context length in tokens.
 
         Raises:
-            ContextOverflow: the server counted more tokens than the context length.
+            ContextOverflow: the server's count is not below the context length.
         """
-        count, client = self._spec.server.count_tokens, self._catalog.client
-        fits = self._high_estimate + (self._request.ceiling or 0) <= length
-        counted = 0
-        if not (fits or count is None or self._request.images or client.stopped or client.replays):
-            with suppress(LLMError, TimeoutError):  # the estimate is good enough
+        count_tokens, client = self._spec.server.count_tokens, self._catalog.client
+        fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
+        count = 0
+        if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):
+            with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
-                    counted = await count(client, self._model, messages, self._request.tools)
-                    self._learn(self._texts, counted)
-        if counted >= length:
-            raise _overflow(f"the prompt has {counted} tokens, the context length is {length}", counted, length)
-        ratio = _ratios.get((self._base, self._model), 1.0)
-        return counted + _MARGIN_TOKENS if counted else int(at_least(self._texts) * ratio)
+                    count = await count_tokens(client, self._model, messages, self._request.tools)
+                    self._learn(count)
+        if count >= length:
+            raise _overflow_error(f"the prompt has {count} tokens, the context length is {length}", count, length)
+        ratio = _tokens_per_word.get((self._base, self._model), 1.0)
+        return count + _MARGIN_TOKENS if count else int(estimate_min_tokens(self._texts) * ratio)
 
-    def _learn(self, texts: Sequence[str], tokens: int) -> None:
-        """Record the server's count for a prompt, which improves later estimates."""
-        least, key = at_least(texts), (self._base, self._model)
-        if least >= _MIN_LEARNED_TOKENS:
-            _ratios[key] = max(tokens / least, _ratios.get(key, 1.0))
+    def _learn(self, tokens: int) -> None:
+        """Record the server's token count of this prompt, to improve later estimates."""
+        min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model)
+        if min_tokens >= _MIN_LEARNED_TOKENS:
+            _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
-    def _lower_answer(self, limit: int | None) -> str | None:
-        """Lower the ceiling to so many tokens. Return a description of the change; None if it is not lower."""
-        before = self.answer or self._request.ceiling
+    def _lower_answer_limit(self, limit: int | None) -> str | None:
+        """Set ``answer_limit`` if this limit is lower. Return a description of the change; None if it is not."""
+        before = self.answer_limit or self._request.ceiling
         if limit is None or before is None or limit >= before:
             return None
-        self.answer = limit
-        self.tight = limit < (self._request.ceiling or 0) * _TIGHT_SHARE
+        self.answer_limit = limit
+        self.tight = limit < (self._request.ceiling or 0) * _MIN_ANSWER_SHARE
         return f"max_tokens={limit} instead of {before}, because the context has no more room"
 
     def adjust_after(self, error: LLMError) -> str | None:
-        """Adjust the limits after a refusal. Return a description of the change; None if a retry cannot help.
+        """Adjust the limits after an error response. Return a description; None if there is nothing to adjust.
 
         Raises:
-            ContextOverflow, ServerFailed: the server could not load the model with the context length of the request.
+            ContextOverflow, ServerFailed: the server could not load the model with the requested context length.
         """
-        if not self._chooses:
+        if not self._chooses_length:
             left = (error.window or 0) - (error.needed or 0) if isinstance(error, errors.ContextOverflow) else 0
-            return self._lower_answer(left) if left > 0 else None
+            return self._lower_answer_limit(left) if left > 0 else None
         if isinstance(error, errors.ContextOverflow):
             return self._lengthen_after(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
-        if failed and self.context_length not in (None, self._described.known.get("context_served")):
-            raise self._not_loaded(error)
+        if failed and self.context_length not in (None, self._server_model.known.get("context_served")):
+            raise self._load_error(error)
         return None
 
     def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
-        """Request a context length for the server's count, or without a count the next longer one. Do it once."""
-        sent, key = self.context_length, (self._base, self._described.name)
+        """Request a longer context length, unless this request was retried before.
+
+        It fits the server's token count, or is the next longer one if the error has no count. Return a description of
+        the change; None if there is none. Then add the lengths to the error.
+        """
+        sent = self.context_length
         if not self._retried:
-            self._retried, self._before_retry = True, _requested.get(key)
-            needed = error.needed or max(self._high_estimate, (sent or 0) + 1)
-            if why := self._request_length(self._fitting(needed, sent or error.window or 1)):
+            self._retried = True
+            needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)
+            if why := self._request_length(self._choose_length(needed, sent or error.window or 1)):
                 return why
-        elif sent and _requested.get(key) == sent:  # later requests must not inherit a length that did not help
-            _requested.pop(key)
-            if self._before_retry:
-                _requested[key] = self._before_retry
+        else:
+            self._forget_length()
         if not error.needed:
             error.window = sent
             length = f"is {sent}" if sent else "is the server's default"
-            error.what += f"; the prompt has about {self._high_estimate} tokens, the context length {length}"
+            error.what += f"; the prompt has about {self._max_prompt_tokens} tokens, the context length {length}"
         return None
 
-    def _not_loaded(self, error: LLMError) -> LLMError:
+    def _load_error(self, error: LLMError) -> LLMError:
         """Return the error for a context length that the server could not load.
 
-        It opens a circuit breaker only if the operator configured that length.
+        It is a ServerFailed, which opens the circuit breaker, only if the operator configured the length.
         """
-        key = self._base, self._described.name
-        if _requested.get(key) == self.context_length:
-            del _requested[key]  # shorter requests use the length that was loaded before
-        kind = errors.ServerFailed if self._stated else errors.ContextOverflow
+        self._forget_length()
+        kind = errors.ServerFailed if self._configured_length else errors.ContextOverflow
         failure = kind(
             f"the server could not load the model with a context of {self.context_length} tokens",
             hint=f"Set {self._spec.variable('context')} to a length that fits its memory, or choose a smaller model",
@@ -308,40 +322,50 @@ class ContextBudget:
         failure.server_message = error.server_message
         return failure
 
+    def _forget_length(self) -> None:
+        """Remove this request's context length, which did not help, so that later requests use the loaded one."""
+        if _requested.get(self._key) == self.context_length:
+            _requested.pop(self._key, None)
+
     def mark_loaded(self) -> None:
-        """Record that the model is loaded, with this context length."""
+        """Record that the server has loaded the model with the requested context length."""
         if self.loads or self.context_length:
             self._catalog.mark_loaded(self._model, self.context_length)
 
-    async def loss(self, usage: Usage) -> LLMError | None:
-        """Return an error if the server certainly dropped the beginning of the prompt; None otherwise.
+    async def check_usage(self, usage: Usage) -> None:
+        """Check whether the server read the whole prompt. Probe the server if its kind is unknown.
 
-        It is an error only for servers that are known to do so (``ServerSupport.drops_prompts``). An unknown server is
-        probed.
+        Args:
+            usage: the token counts in the response.
+
+        Raises:
+            ContextOverflow: the server read far less than the prompt, and it is known to drop the beginning of a
+                prompt (``ServerSupport.drops_prompts``).
         """
-        read, least, catalog = usage.prompt_tokens, at_least(self._request.texts), self._catalog
-        if read and not self._request.images:
-            self._learn(self._texts, read)
-        cut = read and least >= _MIN_CUT_TOKENS and read <= least * _MAX_CUT_SHARE
-        if not (read and cut and self._spec.local) or usage.cached_tokens:
-            return None
+        catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
+        min_tokens = estimate_min_tokens(self._request.texts)
+        if read_tokens and not self._request.images:
+            self._learn(read_tokens)
+        is_cut = min_tokens >= _MIN_CUT_TOKENS and 0 < read_tokens <= min_tokens * _MAX_CUT_SHARE
+        if not (is_cut and self._spec.local) or usage.cached_tokens:
+            return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
-        server = catalog.server
-        kind = server.kind if server else None
-        drops = kind.server.drops_prompts if kind else None
-        if not (server and kind and drops and drops(server.version, self._spec.dialect.parser is kind.dialect.parser)):
-            return None
-        what = f"the server dropped the beginning of the prompt: it read {read} of at least {least} tokens"
-        return _overflow(what, least, read)
+        server, kind = catalog.server, catalog.server and catalog.server.kind
+        if not (server and kind and kind.server.drops_prompts):
+            return
+        if kind.server.drops_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
+            counts = f"{read_tokens} of at least {min_tokens} tokens"
+            what = f"the server dropped the beginning of the prompt: it read {counts}"
+            raise _overflow_error(what, min_tokens, read_tokens)
 
     @property
-    def _high_estimate(self) -> int:
-        """Return a high estimate of the tokens of the prompt."""
-        return at_most(self._texts, self._request.images, len(self._request.messages))
+    def _max_prompt_tokens(self) -> int:
+        """Return an upper estimate of the prompt's tokens."""
+        return estimate_max_tokens(self._texts, self._request.images, len(self._request.messages))
 
 
-def _overflow(what: str, needed: int, context_length: int) -> LLMError:
+def _overflow_error(what: str, needed: int, context_length: int) -> LLMError:
     error = errors.ContextOverflow(what)
     error.needed, error.window = needed, context_length
     return error

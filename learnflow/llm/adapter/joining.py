@@ -275,7 +275,7 @@ def _normalize_character(character: str) -> str:
 
 
 class _NewTextEmit(Relay):
-    """Emits the new text of a continuation. Tool calls are held back until the repeated text has ended.
+    """Emits the new text of a continuation. Tool calls that arrive before it are held back until the end.
 
     Args:
         name: the name of the provider that continues the text.
@@ -298,7 +298,7 @@ class _NewTextEmit(Relay):
             self._emit_text(joiner.feed(event.text))
             if joiner.mismatched:
                 self._stop()
-        elif isinstance(event, ToolCallDelta) and not joiner.settled:
+        elif isinstance(event, ToolCallDelta) and (self._held_calls or not joiner.settled):
             self._held_calls.append(event)
         else:
             self._emit(event)

@@ -1,7 +1,4 @@
-"""Check the keywords of a call: each is known, supported by the provider, and valid.
-
-No value is changed. A keyword that the provider would ignore is an error.
-"""
+"""Check the keywords of a call: each must exist, be valid, and be supported by the provider. No value is changed."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
 from ..provider_spec import ProviderSpec
 
-Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # returns whether a value is valid; describes a valid one
+Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # a check of a value; a description of valid values
 
-_KEYWORDS: Final = tuple(Options.__annotations__)
+_KEYWORDS: Final = ("temperature", "max_tokens", *Options.__annotations__)
 _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
-_UNSUPPORTED: Final = {  # keywords of other libraries
+_UNSUPPORTED: Final = {  # hints for keywords of other libraries
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,
     "num_ctx": "Set {context_variable}, in tokens. Without it, the context length grows if the server allows that",
@@ -28,34 +25,33 @@ _FORMATS: Final = ("text", "json_object", "json_schema")
 _MAX_SESSION_CHARS: Final = 200
 
 
-def checked(spec: ProviderSpec, sampling: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that are not None, without ``n``.
+def check_keywords(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords except ``n`` and those that are None.
 
     Args:
-        spec: of the provider.
-        sampling: ``temperature`` and ``max_tokens``, which every call has.
-        more: the other keywords of the call.
+        spec: the provider's spec.
+        keywords: the keywords of the call, including ``temperature`` and ``max_tokens``.
 
     Raises:
-        InvalidRequest: a keyword is unknown, or its value is invalid.
+        InvalidRequest: a keyword does not exist, or its value is invalid.
         Unsupported: the provider does not support a keyword.
     """
-    given = {name: value for name, value in {**sampling, **more}.items() if value is not None}
-    number = given.pop("n", 1)
+    values = {name: value for name, value in keywords.items() if value is not None}
+    number = values.pop("n", 1)
     if type(number) is not int or number != 1:
         hint = "Call it several times, with asyncio.gather for instance"
         raise Unsupported("n= must be 1: a call has one answer", hint=hint)
-    for name in more:
-        _check_known(spec, name, given=name in given)
-    for name, value in given.items():
+    for name in keywords:
+        _check_name(spec, name, has_value=name in values)
+    for name, value in values.items():
         if name not in spec.dialect.parameters:
             raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out")
-        is_valid, valid = _RULES.get(name, (None, ""))
-        if is_valid and not is_valid(value):
-            raise _invalid(name, valid)
-    _check_format(spec, given.get("response_format"))
-    _check_tool_choice(spec, given.get("tool_choice"), given.get("tools"))
-    return given
+        rule = _RULES.get(name)
+        if rule and not rule[0](value):
+            raise _invalid(name, rule[1])
+    _check_format(spec, values.get("response_format"))
+    _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
+    return values
 
 
 def is_list_of_objects(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
@@ -64,19 +60,19 @@ def is_list_of_objects(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:
-    """Return the messages of a prompt. An invalid prompt is one message here; ``request`` raises for it."""
+    """Return the messages of a prompt. A text, or an invalid prompt, becomes the content of one user message."""
     return prompt if is_list_of_objects(prompt) else [{"role": "user", "content": prompt}]
 
 
 def parts_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the parts of a message's content; a text is one part. Invalid parts are left out."""
+    """Return the valid parts of a message's content. A text is one part."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     return [part for part in parts if isinstance(part, Mapping)]
 
 
 def text_of(part: Mapping[str, Any]) -> str:
-    """Return the text of a part of a message; "" if it has none."""
+    """Return the text of a part of a message; "" if the part has no text."""
     text = part.get("text")
     return text if isinstance(text, str) else ""
 
@@ -104,6 +100,14 @@ def _is_text_or_texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value))
 
 
+def _is_format(value: Any) -> bool:
+    """Return whether a value is a pydantic class, or OpenAI's dict."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, type) and hasattr(value, "model_validate_json")
+    has_schema = isinstance(value.get("json_schema"), Mapping)
+    return value.get("type") in _FORMATS and (has_schema or value["type"] != "json_schema")
+
+
 _RULES: Final[Mapping[str, Rule]] = {
     "temperature": _number(0),
     "max_tokens": _number(1, integer=True),
@@ -121,6 +125,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "system": (lambda value: isinstance(value, str), "a text"),
     "tools": (lambda value: is_list_of_objects(value) and _is_json(value), "a list of OpenAI-style tools"),
     "extra_body": (lambda value: isinstance(value, Mapping) and _is_json(value), "a dict that JSON can hold"),
+    "response_format": (_is_format, "a pydantic class or a dict of type text, json_object, json_schema (with schema)"),
     "tool_choice": (lambda value: isinstance(value, (str, Mapping)), "a text or a dict"),
     "session": (
         lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_SESSION_CHARS,
@@ -129,32 +134,23 @@ _RULES: Final[Mapping[str, Rule]] = {
 }
 
 
-def _check_known(spec: ProviderSpec, name: str, *, given: bool) -> None:
-    """Raise if there is no such keyword, with a hint."""
-    if name in _UNSUPPORTED and given:
+def _check_name(spec: ProviderSpec, name: str, *, has_value: bool) -> None:
+    """Raise if the keyword does not exist. A keyword of another library may be None."""
+    if name in _UNSUPPORTED and has_value:
         hint = _UNSUPPORTED[name].format(context_variable=spec.variable("context"))
         raise Unsupported(f"there is no {name}=", hint=hint)
     if name not in (*_KEYWORDS, *_UNSUPPORTED):
-        near = difflib.get_close_matches(name, (*_KEYWORDS, "temperature", "max_tokens"), 1)
-        hint = f"Did you mean {near[0]}=?" if near else f"The keywords are {', '.join(_KEYWORDS)}."
+        similar = difflib.get_close_matches(name, _KEYWORDS, 1)
+        hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(_KEYWORDS)}."
         hint += " Parameters of one server go into extra_body="
         raise InvalidRequest(f"there is no keyword {name}=", hint=hint)
 
 
 def _check_format(spec: ProviderSpec, response_format: Any) -> None:
-    is_class = isinstance(response_format, type) and hasattr(response_format, "model_validate_json")
-    if isinstance(response_format, Mapping):
-        kind = response_format.get("type")
-        if kind not in _FORMATS:
-            formats = f"a pydantic class, or a dict whose type is one of {', '.join(_FORMATS)}"
-            raise _invalid("response_format", formats)
-        if kind != "text" and kind not in spec.dialect.schema_modes:
-            hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
-            raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
-        if kind == "json_schema" and not isinstance(response_format.get("json_schema"), Mapping):
-            raise _invalid("response_format", 'a dict with a schema under "json_schema"')
-    elif response_format is not None and not is_class:
-        raise _invalid("response_format", "a pydantic class or a dict")
+    kind = response_format["type"] if isinstance(response_format, Mapping) else "text"
+    if kind != "text" and kind not in spec.dialect.schema_modes:
+        hint = f"Use {spec.dialect.schema_modes[0]}, or a pydantic class"
+        raise Unsupported(f"{spec.title} does not support response_format {kind}", hint=hint)
 
 
 def _check_tool_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
@@ -167,5 +163,5 @@ def _check_tool_choice(spec: ProviderSpec, choice: Any, tools: Any) -> None:
         raise Unsupported(f"{spec.title} does not support this tool_choice=", hint=hint)
 
 
-def _invalid(name: str, valid: str) -> InvalidRequest:
-    return InvalidRequest(f"{name}= must be {valid}")
+def _invalid(name: str, valid_values: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}= must be {valid_values}")

@@ -15,19 +15,21 @@ from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
-from ..servers import model_loading, model_prices
+from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
-from ..transport.endpoint import settle
+from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
-from .context_window import requested
-from .options import checked
-from .request import request
+from .context_window import requested_context
+from .options import check_keywords
+from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
+
+_PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 
 
 class BaseProvider(AbstractProvider, RoutableProvider):
@@ -61,13 +63,15 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         spec = self.spec
         common, own = settings.load(), settings.load_provider(spec)
-        replay = active.current(common.llm_replay, common.llm_replay_mode)
+        replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
-            base_url = replay.address(self.cassettes_of, near=spec.local)
-        replays = active.plays(replay)
+            base_url = replay.base_url(self.cassettes_of, local=spec.local)
+        replays = active.is_replay(replay)
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
-        self.endpoint = settle(self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks)
+        self.endpoint = configure_endpoint(
+            self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks
+        )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._times = settle_times(self.spec, times, common, own)
@@ -75,10 +79,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.catalog = ModelCatalog(self.spec, client, self._kinds(), self.model, own.stated)
-        self.runner = Runner(
-            self.spec, client, self._times, self.catalog, self.address, common.llm_log_content, common.llm_reask
-        )
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, own.configured_capabilities)
+        log_content, reask = common.llm_log_content, common.llm_reask
+        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -102,7 +105,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.server.context_length and "context_served" not in self.catalog.stated:
+        if spec.server.context_length and "context_served" not in self.catalog.overrides:
             # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
@@ -119,7 +122,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.near,
+            near=spec.local or endpoint.looks_local,
             local_only=times.local_only,
         )
 
@@ -144,11 +147,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
-        sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
+        keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
-            prepared = request(
-                self.spec, call.prompt, call.model or self.model, checked(self.spec, sampling, call.options)
-            )
+            keywords = check_keywords(self.spec, keywords)
+            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
         except LLMError as error:
             error.provider = self.name
             raise
@@ -250,8 +252,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load a model unless it is loaded."""
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            context_length = self.catalog.stated.get("context_served") or requested(self.endpoint.base, model.name)
-            await model_loading.load(self.spec, self.catalog.client, model.name, context_length, keep_alive)
+            requested = requested_context(self.endpoint.base, model.name)
+            context_length = self.catalog.overrides.get("context_served") or requested
+            await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)
 
     async def _wait_for(self, name: str | None) -> Model:
@@ -260,13 +263,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             try:
                 return await self.catalog.find(name)
             except errors.ModelLoading:
-                await asyncio.sleep(model_loading.PROBE_INTERVAL_S)
+                await asyncio.sleep(_PROBE_INTERVAL_S)
 
     @property
     def cassettes_of(self) -> str:
         """Return the name of the provider's folder of cassettes."""
         return self.spec.name
 
-    def _kinds(self) -> Sequence[ProviderSpec]:
+    def _server_kinds(self) -> Sequence[ProviderSpec]:
         """Return the specs of the servers that a probe can recognise at the address."""
         return (self.spec,)

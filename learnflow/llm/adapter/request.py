@@ -1,4 +1,4 @@
-"""A request: the prompt and keywords of a call, checked, and formatted for LiteLLM. Nothing is dropped silently."""
+"""A request: the checked prompt and keywords of a call, and their format for LiteLLM. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -12,58 +12,65 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
+from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
 from . import structured_output
 from .options import is_list_of_objects, messages_of, parts_of, text_of
 
-_NOT_OPENAI: Final = ("top_k", "min_p")  # OpenAI has no such parameters: they go into the body unchanged
-# One server requires both. Another repeats the prefill without them.
-_CONTINUES: Final = "continue_final_message"
-_PREFILL_FIELDS: Final = {_CONTINUES: True, "add_generation_prompt": False}
-# Added after a last assistant message if the server would continue that message.
-_NEXT_TURN: Final = {"role": "user", "content": "Please give your next message."}
-_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # no proxy splits or trims it
+_BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
+# vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
+_CONTINUES_FIELD: Final = "continue_final_message"
+_PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
+# Follows an assistant message at the end of a prompt, which the server would continue otherwise.
+_ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
+_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
 _MAX_TYPE_CHARS: Final = 40
-_FORMAT_WORDS: Final = ("format", "schema", "grammar", "structured")
-_REFUSAL_WORDS: Final = re.compile(
+# Words in the messages of servers that reject a schema, or a parameter.
+_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")
+_REJECTION_WORDS: Final = re.compile(
     r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The format of a request after refusals.
+    """The format of a request that a model accepts.
 
     Attributes:
-        without: parameters that this package added and the model refused.
-        fallback_level: of the schema, an index into ``Dialect.structured``.
-        newer_limit: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
+        omitted: the parameters that this package adds and the model rejects.
+        fallback_level: the index of the schema's format in ``Dialect.schema_modes``.
+        max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
-    without: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
     fallback_level: int = 0
-    newer_limit: bool = False
+    max_completion_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One checked request. Its repr shows no prompt.
+    """One checked request. Its repr excludes texts.
 
     Attributes:
-        corrections: the number of messages at the end that ask for a correction: wrong answers and their faults.
-        turn_added: a short user message was added after the caller's last assistant message.
+        spec: the provider's spec.
+        messages: OpenAI-style messages, including the system message.
+        model: the model's name at the provider; None if it is chosen later.
+        sampling: the sampling parameters of the call.
+        corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
+            to correct them.
+        turn_added: a short user message follows the caller's last assistant message.
     """
 
     spec: ProviderSpec
     messages: list[dict[str, Any]] = field(repr=False)
     model: str | None
     sampling: dict[str, Any]
-    tools: list[dict[str, Any]] = field(repr=False)
-    tool_choice: Any
-    response_format: Any = field(repr=False)
-    reasoning: bool | str | None
-    timeout: float | None
-    extra_body: dict[str, Any] = field(repr=False)
+    tools: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    tool_choice: Any = None
+    response_format: Any = field(default=None, repr=False)
+    reasoning: bool | str | None = None
+    timeout: float | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     corrections: int = 0
     turn_added: bool = False
@@ -80,60 +87,58 @@ class Request:
 
     @property
     def ceiling(self) -> int | None:
-        """Return ``max_tokens`` if it is a ceiling (``AtMost``), which may be lowered; None if it is a demand."""
+        """Return ``max_tokens`` if the caller allows a lower value (``AtMost``); None otherwise."""
         max_tokens = self.sampling.get("max_tokens")
         return max_tokens if isinstance(max_tokens, AtMost) else None
 
     @property
-    def own_context(self) -> bool:
+    def sets_context_length(self) -> bool:
         """Return whether ``extra_body`` sets the context length."""
         options, format_options = self.extra_body.get("options"), self.spec.dialect.format_options
         return bool(format_options and isinstance(options, Mapping) and format_options({}, 1).keys() & options.keys())
 
     @property
-    def other_texts(self) -> list[str]:
-        """Return every text of the caller, those in images, tools and the schema included."""
+    def all_texts(self) -> list[str]:
+        """Return every text of the call, including image URLs, tools and the schema."""
         return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
 
-    def corrected(self, text: str, reason: str) -> Request:
-        """Return the request that asks the model to correct an answer, given its fault."""
-        correction = [
-            {"role": "assistant", "content": text},
-            {"role": "user", "content": structured_output.write_correction(reason)},
-        ]
-        return replace(self, messages=[*self.messages, *correction], corrections=self.corrections + len(correction))
+    def with_correction(self, text: str, reason: str) -> Request:
+        """Return this request, followed by the model's answer and a message that asks for its correction."""
+        answer = {"role": "assistant", "content": text}
+        correction = {"role": "user", "content": structured_output.write_correction(reason)}
+        return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
 
-    def formatted(
+    def to_litellm(
         self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return messages and parameters in LiteLLM's format.
 
         Args:
-            model: its name at the provider.
-            variant: the format after refusals.
-            context_length: in tokens, if the server accepts one; None for the server's default.
-            max_tokens: the limit of the answer, if it is lower than the caller's ceiling.
-            prefill: the beginning of an answer to continue, as the last message; None to begin an answer.
+            model: the model's name at the provider.
+            variant: the format that the model accepts.
+            context_length: the context length to request, in tokens; None for the server's default.
+            max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
+            prefill: the text that the model continues; None for a new answer.
 
         Raises:
             Unsupported: the call requires reasoning, and the model does not support it.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
-        body = {**dialect.body, **self._thinking(model), **self.session_field(header=False), **self.extra_body}
+        body = {**dialect.body, **self._reasoning_fields(model), **self.session_field(header=False), **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
-        omitted = {name for name in variant.without if may_be_left_out(self.sampling.get(name))}
+        omitted = {name for name in variant.omitted if may_be_left_out(self.sampling.get(name))}
         sampling = {name: value for name, value in self.sampling.items() if name not in omitted}
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
         if dialect.format_options:
             body["options"] = dialect.format_options(sampling, context_length) | (body.get("options") or {})
         else:
-            body |= {name: sampling.pop(name) for name in _NOT_OPENAI if name in sampling}
-            if variant.newer_limit and "max_tokens" in sampling:
+            body |= {name: sampling.pop(name) for name in _BODY_PARAMETERS if name in sampling}
+            if variant.max_completion_tokens and "max_tokens" in sampling:
                 sampling["max_completion_tokens"] = sampling.pop("max_tokens")
-            parameters |= {name: _plain(value) for name, value in sampling.items()}
+            parameters |= sampling
         if self.tools and self.tool_choice != "none":
             parameters["tools"] = self.tools
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
@@ -143,57 +148,68 @@ class Request:
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and "stream_options" not in variant.without:
+        if dialect.stream_usage and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    def variant_after(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
-        """Return the variant to retry with after a refusal, and a description of the change; None if no retry helps.
+    def next_variant(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
+        """Return the variant for a retry, and a description of the change; None if a retry cannot help.
 
-        A retry omits only what this package added: defaults, ``stream_options``, a mode of the schema. It never omits
+        A retry omits only what this package added: defaults, ``stream_options`` and the schema's format. It never omits
         a keyword of the caller.
+
+        Args:
+            variant: the variant that the server rejected.
+            error: the error response.
         """
         if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
             return None
         message = error.server_message.lower()
-        if "max_completion_tokens" in message and not variant.newer_limit:
-            return replace(variant, newer_limit=True), "max_tokens as max_completion_tokens"
-        ours = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
-        at_fault = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        at_fault = at_fault or {name for name in ours if name in message and _REFUSAL_WORDS.search(message)}
+        if "max_completion_tokens" in message and not variant.max_completion_tokens:
+            return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
+        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        named = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
+        named = named or {name for name in removable if name in message and _REJECTION_WORDS.search(message)}
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if self.ceiling and (overflow or "max_tokens" in message):
-            at_fault.add("max_tokens")  # a ceiling may be omitted whatever the message is
-        refused = frozenset(at_fault & ours) - variant.without
-        if refused:
-            return replace(variant, without=variant.without | refused), f"without {', '.join(sorted(refused))}"
+            named.add("max_tokens")  # ``AtMost`` allows its omission
+        rejected = frozenset(named & removable) - variant.omitted
+        if rejected:
+            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
-        if falls_back and any(word in message for word in _FORMAT_WORDS):
+        if falls_back and any(word in message for word in _SCHEMA_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
         return None
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
-        """Return the variant for later requests. The refusal of a ceiling concerns this request only."""
-        if self.ceiling is None:
-            return variant
-        return replace(variant, without=variant.without - {"max_tokens"} | before.without)
+        """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
+
+        Args:
+            variant: the variant that the server accepted.
+            before: the variant of the first try.
+        """
+        omitted = variant.omitted - {"max_tokens"} | before.omitted if self.ceiling else variant.omitted
+        return replace(variant, omitted=omitted)
 
     def session_field(self, *, header: bool) -> Mapping[str, str]:
-        """Return the header, or the field of the body, with the session; empty if the provider has none.
+        """Return the header or the body field for ``session=``; an empty mapping if the provider does not support it.
 
-        A session that is too long, or invalid in a header, is sent as a digest.
+        The value is a digest of the session if that is too long, or invalid in a header.
+
+        Args:
+            header: return the header, not the body field.
         """
-        place = self.spec.dialect.session
-        if place is None or self.session is None or place.header != header:
+        session_field = self.spec.dialect.session
+        if session_field is None or self.session is None or session_field.header != header:
             return {}
-        fits = len(self.session) <= place.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
-        return {place.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+        fits = len(self.session) <= session_field.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
+        return {session_field.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
 
-    def _thinking(self, model: str) -> Mapping[str, Any]:
-        """Return the fields of the body for ``reasoning=``."""
+    def _reasoning_fields(self, model: str) -> Mapping[str, Any]:
+        """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
         if self.reasoning is None:
             return {}
         reasoning_models = self.spec.dialect.reasoning_models
@@ -205,46 +221,37 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def request(spec: ProviderSpec, prompt: Prompt, model: str | None, given: dict[str, Any]) -> Request:
-    """Return the request for a prompt and its keywords.
+def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
+    """Check a prompt, and return its request.
 
     Args:
-        spec: of the provider.
-        prompt: a text or messages.
-        model: its name at the provider; None to choose it later.
-        given: the checked keywords. The call empties them.
+        spec: the provider's spec.
+        prompt: the caller's text or messages.
+        model: the model's name at the provider; None if it is chosen later.
+        keywords: the keywords of the call, from ``check_keywords``.
 
     Raises:
-        InvalidRequest: the prompt is invalid.
+        InvalidRequest: the prompt is invalid or empty.
         Unsupported: the provider does not support a part of a message.
     """
-    response_format, stop = given.pop("response_format", None), given.get("stop")
-    system = given.pop("system", None)
-    messages = _messages(spec, prompt)
-    extra_body = dict(given.pop("extra_body", {}))
-    open_turn = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or extra_body.get(_CONTINUES))
-    if open_turn:
-        messages.append(dict(_NEXT_TURN))
-    if isinstance(stop, str):
-        given["stop"] = [stop]  # some servers require a list
-    return Request(
-        spec=spec,
-        messages=([{"role": "system", "content": system}] if system else []) + messages,
-        model=model,
-        tools=[dict(tool) for tool in given.pop("tools", ())],
-        tool_choice=given.pop("tool_choice", None),
-        response_format=dict(response_format) if isinstance(response_format, Mapping) else response_format,
-        reasoning=given.pop("reasoning", None),
-        timeout=given.pop("timeout", None),
-        extra_body=extra_body,
-        turn_added=open_turn,
-        session=given.pop("session", None),
-        sampling=given,
-    )
+    sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
+    if isinstance(sampling.get("stop"), str):
+        sampling["stop"] = [sampling["stop"]]  # some servers require a list
+    others = {name: value for name, value in keywords.items() if name not in sampling}
+    others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
+    others["tools"] = [dict(tool) for tool in others.get("tools", ())]
+    messages, system = _check_messages(spec, prompt), others.pop("system", None)
+    continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
+    turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
+    if turn_added:
+        messages.append(dict(_ADDED_MESSAGE))
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
 
-def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
-    """Check the messages, and return deep copies of them: LiteLLM changes messages in place."""
+def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
+    """Check the messages of a prompt, and return copies."""
     messages = messages_of(prompt)
     if not messages or not all(map(_is_message, messages)):
         raise InvalidRequest(
@@ -255,7 +262,7 @@ def _messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
         raise InvalidRequest("the prompt is empty", hint="Give a prompt with text")
     for message in messages:
         _check_parts(spec, message)
-    return [_copied(message) for message in messages]
+    return [_copy_message(message) for message in messages]
 
 
 def _is_message(message: Mapping[str, Any]) -> bool:
@@ -264,18 +271,18 @@ def _is_message(message: Mapping[str, Any]) -> bool:
     return has_content and isinstance(message.get("role"), str)
 
 
-def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a message. The role "developer" becomes "system", which every server supports."""
-    copy = dict(message)
-    if is_list_of_objects(copy.get("content")):
-        copy["content"] = [dict(part) for part in copy["content"]]
-    if copy["role"] == "developer":
-        copy["role"] = "system"
-    return copy
+def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a message. Replace the role "developer" by "system", which every server supports."""
+    content = message.get("content")
+    parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
+    return {**message, **parts, "role": "system" if message["role"] == "developer" else message["role"]}
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise if the provider does not support a part. LiteLLM would drop it silently, or fetch a file by its URL."""
+    """Raise Unsupported if the provider does not support a part of the message.
+
+    LiteLLM would drop the part silently, or download a file from its URL.
+    """
     for part in message["content"] if is_list_of_objects(message.get("content")) else []:
         kind, file = part.get("type"), part.get("file")
         if kind not in spec.dialect.parts:
@@ -297,7 +304,13 @@ def _is_data_url(image: Any) -> bool:
 
 
 def _with_instruction(messages: list[dict[str, Any]], instruction: str, corrections: int) -> list[dict[str, Any]]:
-    """Add an instruction to the last user message, before the corrections: many templates require alternating roles."""
+    """Add an instruction to the last message of the caller. Many templates do not allow two user messages in a row.
+
+    Args:
+        messages: the messages of the request.
+        instruction: the text to add.
+        corrections: the number of messages after the caller's.
+    """
     end = len(messages) - corrections
     *before, last = messages[:end]
     if last["role"] != "user":
@@ -308,7 +321,7 @@ def _with_instruction(messages: list[dict[str, Any]], instruction: str, correcti
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every text in a value, at any depth."""
+    """Yield the strings in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -316,8 +329,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
-
-
-def _plain(value: Any) -> Any:
-    """Return a default or a ceiling as a plain int or float."""
-    return type(value).__mro__[1](value) if may_be_left_out(value) else value

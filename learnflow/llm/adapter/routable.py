@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from .. import errors, events, settings
 from ..base import Attempt, Call, LLMProvider, Options
-from ..capabilities import Capabilities, Health, unknown
+from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion, Event, Finished, TextDelta, Waiting
 from ..errors import LLMError
 from ..stream import Emit, Relay, Work
 from ..timeouts import CLOUD_TIMEOUTS_S, LOCAL_TIMEOUTS_S
-from ..transport.stream_parser import most_characters
+from ..transport.stream_parser import max_answer_chars
 from .capacity import CAPACITY
 from .options import messages_of
 
@@ -193,7 +193,7 @@ class RoutableProvider(LLMProvider):
             completion = await self.complete(*arguments, **options)
             emit(TextDelta(completion.text))
             return completion
-        chars_left, stream = most_characters(call.max_tokens), self.stream(*arguments, **options)
+        chars_left, stream = max_answer_chars(call.max_tokens), self.stream(*arguments, **options)
         async with aclosing(stream.events() if emit.all_events else stream) as pieces:
             async for piece in pieces:
                 chars_left -= len(piece) if isinstance(piece, str) else 1
@@ -262,7 +262,7 @@ class _WrappedProvider(RoutableProvider):
 
     def get_capabilities(self) -> Capabilities:
         """Return the capabilities of the provider. Those that it omits are unknown."""
-        return {**unknown(cost=None), **self.provider.get_capabilities()}
+        return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
 
     def facts(self, model: str | None) -> Facts:
         """Return the defaults. The address is the same if another router wraps the provider, too."""

@@ -28,7 +28,7 @@ _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answ
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
-    """Return the ``response_format`` parameter and the instruction for the prompt. Either is None if not needed."""
+    """Return the ``response_format`` parameter and the instruction for the prompt; None for each that is not needed."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema
     schema = json.dumps(response_format.model_json_schema(), ensure_ascii=False)
@@ -112,7 +112,7 @@ async def run_with_corrections(
     loop = asyncio.get_running_loop()
     started = loop.time()
     rejected, tried = list[Completion](), attempt.tried
-    failed: LLMError | None = None
+    failure: LLMError | None = None  # the error to raise
     while True:
         began = loop.time()
         try:
@@ -122,13 +122,13 @@ async def run_with_corrections(
         except LLMError as error:
             tried.append(Tried(provider, error.model, type(error).__name__, error.status, loop.time() - began))
             refused = isinstance(error, (CapabilityError, RequestError))
-            last, failed = error, failed if failed and refused else error
+            last, failure = error, failure if failure and refused else error
         left_s = started + limit_s - loop.time()
         if not isinstance(last, SchemaMismatch) or not last.reason or len(tried) > max_corrections or left_s <= 0:
-            failed.attempts = tuple(tried) if len(tried) > 1 else ()
-            raise failed.with_traceback(None)
+            failure.attempts = tuple(tried) if len(tried) > 1 else ()
+            raise failure.with_traceback(None)
         rejected.append(last.answer)
-        request = request.corrected(last.answer.text, last.reason)
+        request = request.with_correction(last.answer.text, last.reason)
         patience = attempt.patience and min(attempt.patience, left_s / 2)  # the rest is for other providers
         attempt = replace(attempt, number=attempt.number + 1, patience=patience)
 

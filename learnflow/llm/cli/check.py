@@ -1,6 +1,6 @@
 """``check``: test a server for the features that this package depends on.
 
-It tests a cloud only if the user names it, and prints no answer.
+It sends requests to a cloud only if the operator names it, and prints no answer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.provider import BaseProvider
 from ..base import Attempt, Call
+from ..completion import Completion
 from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
@@ -22,7 +23,7 @@ from .status import chain_of
 from .terminal import notify, progress, table, write, write_json
 
 _MISSING_MODEL: Final = "learnflow-no-such-model"
-_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # of the prompt that exceeds the context length; longer ones are not sent
+_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # of the prompt that exceeds the context length
 _ESTIMATED_TOKENS: Final = 900  # of all other requests together
 _PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
@@ -38,7 +39,13 @@ _TOOL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check. ``passed`` may be None: unknown."""
+    """The result of a check.
+
+    Attributes:
+        question: the name of the check.
+        passed: None if the check was skipped, or if its result depends on the model.
+        seen: the details.
+    """
 
     question: str
     passed: bool | None
@@ -47,56 +54,64 @@ class Finding:
 
 @command
 @model_option
-@json_option(help="Print one object with the findings.")
+@json_option(help="Print one JSON object with the findings.")
 @provider_option
 async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     """Check a server for the features that this package depends on.
 
-    Sends up to ten short requests: finish reasons, streams, errors, schemas, tools, continuation. The last line has the
-    variable to set.
+    Sends up to ten short requests, for finish reasons, streams, errors, schemas, tools and continuation. The last line
+    is the variable to set, if any.
     """
-    server = await _provider(provider)
+    server = await _refreshed_provider(provider)
     served = server.facts(model).capabilities["context_served"]
-    long = int(served * 1.2) if server.spec.local and served and served * 1.2 < _MAX_LONG_PROMPT_TOKENS else None
-    more = f", and one of {long} tokens, which exceeds its context length" if long else ""
-    notify(f"{server.name}: sending up to 10 requests of about {_ESTIMATED_TOKENS} tokens together{more}")
+    long_prompt_tokens = int(served * 1.2) if served and server.spec.local else 0
+    if long_prompt_tokens > _MAX_LONG_PROMPT_TOKENS:
+        long_prompt_tokens = 0
+    long_prompt = f", and one of {long_prompt_tokens} tokens to exceed its context length" if long_prompt_tokens else ""
+    notify(f"{server.name}: sending up to 10 requests of about {_ESTIMATED_TOKENS} tokens together{long_prompt}")
     findings: list[Finding] = []
-    for question, run in _Checks(server, model, long).all():
+    for question, run in _Checks(server, model, long_prompt_tokens).all():
         with progress(f"{server.name}: {question}"):
             findings.append(await _finding(question, run))
         if question == "finish reason" and findings[-1].passed is False:
             break  # the other checks would fail for the same reason
-    words = _capabilities(findings)
+    value = _capabilities(findings)
     if as_json:
-        write_json({"provider": server.name, "capabilities": words, "findings": [*map(asdict, findings)]})
+        write_json({"provider": server.name, "capabilities": value, "findings": [*map(asdict, findings)]})
     else:
         marks = {True: "yes", False: "NO", None: "-"}
         table(
             ("PASS", "CHECK", "SEEN"), ((marks[finding.passed], finding.question, finding.seen) for finding in findings)
         )
-        write(f"{server.spec.variable('capabilities')}={words}" if words else "Nothing to set.")
+        write(f"{server.spec.variable('capabilities')}={value}" if value else "Nothing to set.")
     required = ("finish reason", "a stream")
     failed = any(finding.passed is False for finding in findings if finding.question in required)
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
-async def _provider(name: str | None) -> BaseProvider:
+async def _refreshed_provider(name: str | None) -> BaseProvider:
     chain = chain_of(name)
     provider = build(chain[0]) if chain else (await find_providers())[0]
     await provider.refresh()
     return provider
 
 
-_Check = Callable[[], Awaitable[tuple[bool | None, str]]]  # returns whether it passed, and the details
+_Check = Callable[[], Awaitable[tuple[bool | None, str]]]  # returns ``passed`` and ``seen`` of the finding
 
 
 class _Checks:
-    """The checks of one provider. ``long``: tokens of a prompt that exceeds the context length, or None."""
+    """The checks of one provider.
 
-    def __init__(self, provider: BaseProvider, model: str | None, long: int | None) -> None:
+    Args:
+        provider: the provider.
+        model: the model; None for the provider's default.
+        long_prompt_tokens: the size of a prompt that exceeds the context length; 0 to skip this check.
+    """
+
+    def __init__(self, provider: BaseProvider, model: str | None, long_prompt_tokens: int) -> None:
         self._provider = provider
         self._model = model
-        self._long = long
+        self._long_prompt_tokens = long_prompt_tokens
 
     def all(self) -> list[tuple[str, _Check]]:
         """Return the checks in their order, with their names."""
@@ -113,15 +128,15 @@ class _Checks:
             ("leaving stops it", self.leaving),
         ]
 
-    async def _complete(self, prompt: str = _PROMPT, **more: Any) -> Any:
+    async def _complete(self, prompt: str = _PROMPT, **options: Any) -> Completion:
         return await self._provider.complete(
-            prompt, **{"model": self._model, "max_tokens": 60, "temperature": 0.0, **more}
+            prompt, **{"model": self._model, "max_tokens": 60, "temperature": 0.0, **options}
         )
 
     async def finish(self) -> tuple[bool | None, str]:
         """Check that an answer ends with a finish reason."""
-        done = await self._complete()
-        return True, f"{done.finish}, {len(done.text)} characters in {done.total_s:.1f} s"
+        completion = await self._complete()
+        return True, f"{completion.finish}, {len(completion.text)} characters in {completion.total_s:.1f} s"
 
     async def usage(self) -> tuple[bool | None, str]:
         """Check that the server reports tokens."""
@@ -137,53 +152,53 @@ class _Checks:
         ) as answer:
             async for _ in answer:
                 times.append(loop.time() - started)
-        seen = f"{len(times)} pieces from {times[0]:.2f} to {times[-1]:.2f} s" if times else "nothing"
-        return len(times) > 1, seen
+        return len(times) > 1, f"{len(times)} pieces from {times[0]:.2f} to {times[-1]:.2f} s" if times else "no text"
 
     async def limit(self) -> tuple[bool | None, str]:
         """Check that an answer that ends at ``max_tokens`` has the finish reason "length"."""
-        done = await self._complete("Count from 1 to 100.", max_tokens=3)
-        return done.finish == "length", done.finish
+        completion = await self._complete("Count from 1 to 100.", max_tokens=3)
+        return completion.finish == "length", completion.finish
 
     async def missing(self) -> tuple[bool | None, str]:
         """Check the error for a missing model."""
         try:
             await self._complete(model=_MISSING_MODEL)
         except errors.ModelNotFound as error:
-            return True, f"{error.code or 'by its words'} (HTTP {error.status})" if error.status else "by its list"
-        return None, "answered: it serves one model under any name"
+            code = error.code or "recognised by its text"
+            return True, f"{code} (HTTP {error.status})" if error.status else "not in the server's list"
+        return None, "answered: the server accepts any name"
 
     async def overflow(self) -> tuple[bool | None, str]:
         """Check the error for a prompt that exceeds the context length."""
-        if self._long is None:
+        if not self._long_prompt_tokens:
             return None, "not checked: the context length is unknown, too large, or that of a cloud"
         try:
-            await self._complete("word " * self._long, max_tokens=4)
+            await self._complete("word " * self._long_prompt_tokens, max_tokens=4)
         except errors.ContextOverflow as error:
-            return True, f"refused by name (HTTP {error.status})" if error.status else "refused before it was sent"
+            return True, f"HTTP {error.status}" if error.status else "raised before the request was sent"
         return False, "answered: the server drops the beginning of a long prompt without an error"
 
     async def schema(self) -> tuple[bool | None, str]:
         """Check that an answer fits a JSON schema."""
         response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
-        done = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
-        if done.attempts > 1:
-            return False, "only on the second attempt, after a hint about the fault"
-        return (True, "fits") if done.finish == "stop" else (None, f"finish {done.finish}")
+        completion = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
+        if completion.attempts > 1:
+            return False, "only after a second request with a hint"
+        return (True, "fits") if completion.finish == "stop" else (None, f"finish {completion.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:
         """Check that the model calls a tool."""
-        done = await self._complete("What is the weather in Paris? Call the tool.", tools=[_TOOL])
-        called = [call.name for call in done.tool_calls]
-        return bool(called) or None, f"called {', '.join(called)}" if called else "answered in words: model or server"
+        completion = await self._complete("What is the weather in Paris? Call the tool.", tools=[_TOOL])
+        called = [call.name for call in completion.tool_calls]
+        return bool(called) or None, f"called {', '.join(called)}" if called else "answered without a call"
 
     async def prefill(self) -> tuple[bool | None, str]:
         """Check that a prefill is continued."""
         if not self._provider.facts(self._model).prefills:
-            return None, "no prefill: a broken answer is continued by a request in words"
+            return None, "no prefill: a broken answer is continued by an instruction"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
-        done = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
-        return True, f"continued with {len(done.text)} characters"
+        completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
+        return True, f"continued with {len(completion.text)} characters"
 
     async def leaving(self) -> tuple[bool | None, str]:
         """Check that the server stops when the client disconnects."""
@@ -198,7 +213,7 @@ class _Checks:
 
 
 async def _finding(question: str, run: _Check) -> Finding:
-    """Return the finding of a check. An error is a finding, too; it repeats nothing of the answer."""
+    """Run a check. Return an error as a finding without the text of the answer."""
     try:
         passed, seen = await run()
     except errors.NotRecorded:

@@ -1,7 +1,4 @@
-"""The shared parts of commands: the decorator, options, exit codes.
-
-It imports only what ``--help`` needs.
-"""
+"""The decorator, the options and the exit codes of all commands. It imports only what ``--help`` needs."""
 
 from __future__ import annotations
 
@@ -36,40 +33,40 @@ _UNREACHABLE: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionF
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """Make a command with the function's name, docstring and options, and ``--verbose``.
+    """Make a command with the name, docstring and options of a function, and with ``--verbose``.
 
-    The function returns the exit code.
+    Args:
+        function: the function. It returns the exit code, and may be a coroutine function.
     """
 
     @wraps(function)
     def run(*, verbose: bool, **options: Any) -> int:
-        _prepare(verbose=verbose)
-        switches.watched = False  # the application uses the port of the metrics
-        switches.patient = False  # a server that was not started is an error at once
+        _configure_output(verbose=verbose)
+        switches.is_command = True
         try:
             if name := options.get("provider"):
-                _check(name)
+                _check_provider(name)
             result = function(**options)
             return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
         except errors.LLMError as error:
             notify(str(error))
-            return _code(error)
+            return _exit_code(error)
         finally:
-            switches.watched = switches.patient = True
+            switches.is_command = False
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
     return created
 
 
-def _prepare(*, verbose: bool) -> None:
-    """Log to stderr, and escape characters that the encoding of stdout does not have."""
+def _configure_output(*, verbose: bool) -> None:
+    """Write the log to stderr. Escape characters that the encoding of stdout does not have."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.CRITICAL, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _check(name: str) -> None:
+def _check_provider(name: str) -> None:
     from ..providers.registry import check  # noqa: PLC0415  # not needed for --help
 
     try:
@@ -78,36 +75,36 @@ def _check(name: str) -> None:
         raise click.BadParameter(str(error), param_hint="--provider") from None
 
 
-def _code(error: errors.LLMError) -> ExitCode:
+def _exit_code(error: errors.LLMError) -> ExitCode:
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
     return ExitCode.NO_PROVIDER if isinstance(error, _UNREACHABLE) else ExitCode.FAILED
 
 
-def _providers(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+def _complete_provider(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     from ..providers.registry import SPECS  # noqa: PLC0415  # not needed for --help
 
     return [name for name in SPECS if name.startswith(incomplete)]
 
 
-def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+def _require_number(_: click.Context, __: click.Parameter, value: float) -> float:
     if not math.isfinite(value):
         raise click.BadParameter("it must be a number of seconds")
     return value
 
 
 provider_option = click.option(
-    "--provider", "-p", help="The provider to use instead of LLM_PROVIDER.", shell_complete=_providers
+    "--provider", "-p", help="The provider to use instead of LLM_PROVIDER.", shell_complete=_complete_provider
 )
 model_option = click.option("--model", "-m", help="The model to use instead of the provider's default.")
 json_option = partial(click.option, "--json", "as_json", is_flag=True)
-within_option = click.option(
+timeout_option = click.option(
     "--timeout",
-    "within",
+    "timeout_s",
     type=click.FloatRange(0, 3600, min_open=True),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    callback=_finite,
-    help="Time for all probes together.",
+    callback=_require_number,
+    help="Time limit of all probes together.",
 )

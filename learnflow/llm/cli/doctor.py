@@ -1,7 +1,7 @@
-"""``doctor``: explain the configuration of this machine.
+"""``doctor``: show the configuration of this machine.
 
-It prints the variables that are set, the addresses that were probed, common mistakes, and the lines to write. It prints
-no key and changes nothing.
+It prints the variables that are set, the probed servers, common mistakes, and lines for ``.env``. It prints no key and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,50 +10,48 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from .. import settings, settings_sources
-from ..discovery import Found
+from ..discovery import Candidate
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of
 from ..providers.registry import vendor_specs as vendors
-from ..transport.endpoint import endpoint, is_loopback
-from .command import ExitCode, command, provider_option, within_option
+from ..transport.endpoint import is_loopback, parse_endpoint
+from .command import ExitCode, command, provider_option, timeout_option
 from .status import chain_of, probe, report_replay, select, state
 from .terminal import table, write
 from .variables import misspelt, variables
 
 
 @command
-@within_option
+@timeout_option
 @provider_option
-async def doctor(within: float, provider: str | None) -> int:
-    """Explain this machine: what is set, what answers, what to write."""
+async def doctor(timeout_s: float, provider: str | None) -> int:
+    """Show the settings, the servers that respond, common mistakes, and lines for .env."""
     report_replay()
-    write(f"This is {'a container' if settings_sources.in_container() else 'no container'}.")
-    _show("Variables that are set", _variables(provider))  # before the probes, because one of them may be invalid
-    _show("Variables that nobody reads", _misspelt(provider))
-    chain, places = await probe(provider, within)
-    if places:
-        write("\nWhat was tried:")
-        titles = ("  PROVIDER", "STATE", "WHERE", "WHAT")
-        table(
-            titles, ((f"  {_provider(place)}", state(place.health), _url(place), _details(place)) for place in places)
-        )
-    _show("Traps", _traps(places))
-    _show("What would be used", [_used(chain, places)])
-    _show("What to write into .env", _advice(chain, places))
-    return ExitCode.OK if any(place.ready for place in select(chain, places)) else ExitCode.NO_PROVIDER
+    write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
+    _print_section("Variables that are set", _variables(provider))  # before the probes, which may raise for one of them
+    _print_section("Unknown variables", _unknown_variables(provider))
+    chain, candidates = await probe(provider, timeout_s)
+    if candidates:
+        write("\nProbed servers:")
+        table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
+    _print_section("Warnings", _warnings(candidates))
+    _print_section("Providers that requests would use", [_ready_providers(chain, candidates)])
+    _print_section("Lines for .env", _env_lines(chain, candidates))
+    return ExitCode.OK if any(candidate.ready for candidate in select(chain, candidates)) else ExitCode.NO_PROVIDER
 
 
-def _show(title: str, lines: Iterable[str]) -> None:
-    shown = list(lines)
-    if shown:
+def _print_section(title: str, lines: Iterable[str]) -> None:
+    """Print a title and indented lines. Print nothing if there are no lines."""
+    lines = list(lines)
+    if lines:
         write(f"\n{title}:")
-        for line in shown:
-            write(line, indent="  ")
+    for line in lines:
+        write(line, indent="  ")
 
 
 def _specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs of known and named providers."""
+    """Return the specs of the registry, and those of the requested or configured endpoints."""
     names: list[str] = []
     with suppress(LLMError):  # the probe reports it
         names = chain_of(provider)
@@ -68,90 +66,93 @@ def _specs(provider: str | None) -> list[ProviderSpec]:
 
 def _variables(provider: str | None) -> Iterator[str]:
     for variable in variables(_specs(provider)):
-        shadowed = f", without effect: {variable.shadowed} comes first" if variable.shadowed else ""
-        yield f"{variable.name} (in {variable.where}{shadowed})"
+        override = f", overridden by {variable.overridden_by}" if variable.overridden_by else ""
+        yield f"{variable.name} (in {variable.source}{override})"
 
 
-def _misspelt(provider: str | None) -> Iterator[str]:
-    for variable, near in misspelt(_specs(provider), vendors().values()):
-        yield f"{variable.name} (in {variable.where}): did you mean {near}?"
+def _unknown_variables(provider: str | None) -> Iterator[str]:
+    for variable, suggestion in misspelt(_specs(provider), vendors().values()):
+        yield f"{variable.name} (in {variable.source}): did you mean {suggestion}?"
 
 
-def _name(place: Found) -> str:
-    return f"{place.health.provider} at {place.health.base_url or 'no address'}"
+def _row(candidate: Candidate) -> tuple[str, ...]:
+    """Return a row of the table. DETAIL is empty for a ready server, and if a default address has no server."""
+    health = candidate.health
+    no_server = health.state == "down" and not candidate.configured
+    detail = "" if no_server or health.detail == "ready" else health.detail.removeprefix("ready; ")
+    return f"  {health.provider}", state(health), health.base_url or "-", detail
 
 
-def _traps(places: Sequence[Found]) -> Iterator[str]:
+def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     proxies = settings_sources.proxies()
-    named = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
-    if named:
-        yield f"{named} is set: used for what is not on this machine or a private network, never for local servers"
+    variables = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
+    if variables:
+        yield f"{variables} is set: requests use the proxy unless the server is on this machine or a private network"
         if "no" not in proxies:
             yield "no_proxy is not set: other programs may send local requests to it; no_proxy=localhost,127.0.0.1"
     common = settings.load()
     if common.llm_local_only:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
     if common.llm_provider and common.llm_providers:
-        yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDERS wins"
-    reached = {place.health.provider for place in places if place.answers}
-    for place in places if settings_sources.in_container() else ():
-        down = place.configured and place.health.state == "down" and place.health.provider not in reached
-        address = place.provider.endpoint if place.provider and down else None
-        if address and is_loopback(address.origin[1]):
+        yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDER has no effect"
+    if settings_sources.in_container():
+        yield from _loopback_warnings(candidates)
+
+
+def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Yield a warning for each configured loopback address without a server, unless the provider has another one."""
+    responding = {candidate.health.provider for candidate in candidates if candidate.answers}
+    for candidate in candidates:
+        is_down = candidate.configured and candidate.health.state == "down"
+        if not candidate.provider or not is_down or candidate.health.provider in responding:
+            continue
+        address = candidate.provider.endpoint
+        if is_loopback(address.origin[1]):
             yield (
-                f"{address.base} is this container itself: name the service, or name host.docker.internal and let the "
-                "server listen on more than loopback"
+                f"{address.base} is this container itself. Use the name of the service, or host.docker.internal with "
+                "a server that listens on more than loopback"
             )
 
 
-def _provider(place: Found) -> str:
-    return place.health.provider
+def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:
+    ready = [candidate.health for candidate in select(chain, candidates) if candidate.ready]
+    if ready:
+        return ", then ".join(f"{health.provider} at {health.base_url or 'no address'}" for health in ready)
+    return (
+        f"none: {', '.join(chain)} is not ready"
+        if chain
+        else "none: no provider is configured, and no local one is ready"
+    )
 
 
-def _url(place: Found) -> str:
-    return place.health.base_url or "-"
-
-
-def _details(place: Found) -> str:
-    """Return the details of a probe; "" for a default address without a server."""
-    nothing = place.health.state == "down" and not place.configured
-    return "" if nothing or place.health.detail == "ready" else place.health.detail.removeprefix("ready; ")
-
-
-def _used(chain: Sequence[str], places: Sequence[Found]) -> str:
-    names = [_name(place) for place in select(chain, places) if place.ready]
-    none = f"not ready: {', '.join(chain)}" if chain else "none is named, and no local server is ready"
-    return ", then ".join(names) or f"nothing ({none})"
-
-
-def _advice(chain: Sequence[str], places: Sequence[Found]) -> Iterator[str]:
-    """Yield the lines of .env that name a working provider."""
-    selected = select(chain, places)
-    ready = [place for place in selected if place.ready]
+def _env_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Yield lines for ``.env`` that configure a working provider. Yield nothing if a configured one is ready."""
+    selected = select(chain, candidates)
+    ready = [candidate for candidate in selected if candidate.ready]
     if chain and ready:
         return
-    missing = [place.setting for place in selected if place.setting]
+    missing = [candidate.setting for candidate in selected if candidate.setting]
     yield from missing
-    local = [place for place in places if place.health.ready and place.provider and place.provider.spec.local]
-    for place in ready[:1] or local[:1]:
-        yield from (f"# or {line}" if missing else line for line in _lines(place))
+    local = [one for one in candidates if one.health.ready and one.provider and one.provider.spec.local]
+    for candidate in ready[:1] or local[:1]:
+        yield from (f"# or {line}" if missing else line for line in _lines_of(candidate))
     if missing or local:
         return
     for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
         yield f"LLM_PROVIDER={spec.name}   # its key is set, but prompts leave this machine"
-    easiest = next(spec for spec in SPECS.values() if spec.server.start_command)
-    yield f"LLM_PROVIDER={easiest.name}   # after: {easiest.server.start_command}"
+    startable = next(spec for spec in SPECS.values() if spec.server.start_command)
+    yield f"LLM_PROVIDER={startable.name}   # after: {startable.server.start_command}"
 
 
-def _lines(place: Found) -> Iterator[str]:
-    """Yield the lines that name a server and its model."""
-    assert place.provider  # noqa: S101  # it is ready
-    spec, address = place.provider.spec, place.provider.endpoint
+def _lines_of(candidate: Candidate) -> Iterator[str]:
+    """Yield the lines that configure a server and its model."""
+    assert candidate.provider  # noqa: S101  # it is ready
+    spec, address = candidate.provider.spec, candidate.provider.endpoint
     yield f"LLM_PROVIDER={spec.name}"
-    if not place.configured:
-        short = endpoint(spec, address.root).base == address.base
-        yield f"{spec.variable('base_url')}={address.root if short else address.base}"
-    if place.health.model:
-        yield f"{spec.variable('model')}={place.health.model}"
-    elif place.health.models:
-        yield f"{spec.variable('model')}=…   # one of: {', '.join(place.health.models[:6])}"
+    if not candidate.configured:
+        root_is_enough = parse_endpoint(spec, address.root).base == address.base
+        yield f"{spec.variable('base_url')}={address.root if root_is_enough else address.base}"
+    if candidate.health.model:
+        yield f"{spec.variable('model')}={candidate.health.model}"
+    elif candidate.health.models:
+        yield f"{spec.variable('model')}=…   # one of: {', '.join(candidate.health.models[:6])}"

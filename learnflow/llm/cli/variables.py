@@ -9,7 +9,7 @@ from typing import Final
 
 from ..provider_spec import ProviderSpec
 from ..settings import Settings
-from ..settings_sources import places, places_of
+from ..settings_sources import find_variables, read_sources
 
 _NODE_PREFIX: Final = "LLM_MODEL_"
 _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
@@ -17,49 +17,53 @@ _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.8
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable that is set. ``shadowed`` names the variable that overrides it; None if it has an effect."""
+    """A variable that is set.
+
+    Attributes:
+        source: the environment, a ``.env`` file or the folder of secrets.
+        overridden_by: the variable with precedence, and its source; None if this variable has an effect.
+    """
 
     name: str
-    where: str
-    shadowed: str | None = None
+    source: str
+    overridden_by: str | None = None
 
 
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Return all variables of this package and of these providers that are set, by precedence."""
-    sources = places()
+    """Return the variables that are set, of this package and of these providers, in order of precedence."""
+    sources = read_sources()
+    nodes = {name for values in sources.values() for name in values if name.startswith(_NODE_PREFIX)}
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
-    settings += sorted(
-        {(name,) for variables in sources.values() for name in variables if name.startswith(_NODE_PREFIX)}
-    )
-    listed: list[Variable] = []
+    settings += [(name,) for name in sorted(nodes)]
+    result: list[Variable] = []
     for spellings in settings:
-        used: str | None = None
-        for name, place in places_of(spellings, sources):
-            listed.append(Variable(name, place, used))
-            used = used or f"{name} in {place}"
-    return listed
+        effective: str | None = None
+        for name, source, _ in find_variables(spellings, sources):
+            result.append(Variable(name, source, effective))
+            effective = effective or f"{name} in {source}"
+    return result
 
 
 def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Yield each variable that is set but unknown, with the similar name that was probably meant.
+    """Yield each variable that is set but unknown, and a similar known name.
 
     Args:
-        specs: the providers with the names that may be meant.
-        others: providers with names that are correct, but are not suggested.
+        specs: providers with names that may be suggested.
+        others: providers with names that are known, but not suggested.
     """
     specs = list(specs)
-    ours = {name.upper() for name in Settings.model_fields} | _names(specs)
-    known = ours | _names(others) | {name for spec in specs for name in spec.server.server_variables}
-    for place, variables in places().items():
-        for name in sorted(set(variables) - known):
-            near = (
-                difflib.get_close_matches(name, ours, 1, _MIN_SIMILARITY) if not name.startswith(_NODE_PREFIX) else []
-            )
-            if near and difflib.get_close_matches(
-                name.partition("_")[0], [near[0].partition("_")[0]], 1, _MIN_SIMILARITY
-            ):
-                yield Variable(name, place), near[0]
+    suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)
+    known = suggestions | _names(others) | {name for spec in specs for name in spec.server.server_variables}
+    for source, values in read_sources().items():
+        for name in sorted(set(values) - known):
+            similar = [] if name.startswith(_NODE_PREFIX) else _similar(name, suggestions)
+            if similar and _similar(name.partition("_")[0], {similar[0].partition("_")[0]}):
+                yield Variable(name, source), similar[0]
+
+
+def _similar(name: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, names, 1, _MIN_SIMILARITY)
 
 
 def _names(specs: Iterable[ProviderSpec]) -> set[str]:

@@ -1,4 +1,4 @@
-"""``warm-up``: load a model into the memory of the server."""
+"""``warm-up``: load a model into the memory of its server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .terminal import notify, progress, write
 
 @command
 @model_option
-@click.option("--keep-alive", metavar="TIME", help="How long the model stays loaded without a request, like 30m.")
+@click.option("--keep-alive", metavar="TIME", help="Time until a server unloads an idle model, such as 30m.")
 @provider_option
 async def warm_up(model: str | None, keep_alive: str | None, provider: str | None) -> int:
     """Load the model now, so that the first request does not wait for it."""
@@ -37,15 +37,15 @@ async def warm_up(model: str | None, keep_alive: str | None, provider: str | Non
 
 
 async def _load(provider: BaseProvider, model: str | None, keep_alive: str | None) -> str:
-    """Load the model. Return a sentence about the result."""
+    """Load the model. Return the message for the user."""
     began = time.monotonic()
     before = await provider.refresh()
     if not provider.spec.local:
-        return f"{provider.name}: a cloud loads its models itself"
-    more: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
+        return f"{provider.name}: a cloud needs no warm-up"
+    options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
     with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
-        await provider.warm_up(model, **more)
+        await provider.warm_up(model, **options)
     model = model or (await provider.refresh()).model
-    if before.model == model and before.cold is False and not more:
-        return f"{provider.name}: {model} was loaded already"
+    if before.model == model and before.cold is False and not options:
+        return f"{provider.name}: {model} was already loaded"
     return f"{provider.name}: {model} is loaded ({time.monotonic() - began:.1f} s)"

@@ -1,8 +1,8 @@
 """Optional sinks besides the log: Prometheus and OpenTelemetry.
 
-``get_provider()`` attaches those that the environment names. An application attaches them by ``prometheus.attach()``
-and ``opentelemetry.attach()``. Their libraries are extras, imported only on use. A missing library or a port in use is
-logged and never stops an application.
+``get_provider()`` attaches the sinks that the environment enables. An application may also call
+``prometheus.attach()`` and ``opentelemetry.attach()``. Their libraries are extras and are imported only on use. A
+missing library or a port in use is logged, and does not stop the application.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _detachers: Final[dict[tuple[object, ...], Callable[[], None]]] = {}
 def attach(common: Settings) -> None:
     """Attach the sinks of ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY``, once in a process."""
     if common.llm_metrics_port:
-        # a container has a network of its own and is scraped from outside
+        # Prometheus scrapes a container from outside
         default_host = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
         _serve_metrics(common.llm_metrics_host or default_host, common.llm_metrics_port)
     if common.llm_opentelemetry:
@@ -32,14 +32,14 @@ def attach(common: Settings) -> None:
 
 
 def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """Add a sink, unless one with this key is attached.
+    """Add a sink, unless a sink with the same key is attached.
 
     Args:
-        key: identifies the sink and its target.
-        add: adds the sink and returns a function that removes it.
+        key: the name of the sink, and the objects that it reports to.
+        add: a function that adds the sink and returns a function that removes it.
 
     Returns:
-        A function that detaches the sink of this key. Further calls of it do nothing.
+        A function that detaches the sink. Further calls of it do nothing.
     """
     if key in _detachers:
         return _detachers[key]
@@ -54,7 +54,7 @@ def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) 
 
 
 def _serve_metrics(host: str, port: int) -> None:
-    """Count events and serve the metrics. If the port is in use, the next call tries again."""
+    """Attach Prometheus and serve its metrics. If the port is in use, log an error; the next call tries again."""
     if (host, port) in _served:
         return
     try:
@@ -94,5 +94,5 @@ def _log_once(event: str, hint: str) -> None:
         log.line("error", event, hint=hint)
 
 
-if hasattr(os, "register_at_fork"):  # the thread that serves the metrics is not in the child
+if hasattr(os, "register_at_fork"):  # a child process does not inherit the thread that serves the metrics
     os.register_at_fork(after_in_child=_served.clear)

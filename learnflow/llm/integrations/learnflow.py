@@ -1,7 +1,7 @@
 """A replacement for LearnFlow's ``models/model_factory.py`` with the same names.
 
-LearnFlow imports this module instead of its own and passes its ``config_manager``. This module neither imports
-LearnFlow nor reads its files. It needs the extra ``[langchain]``.
+LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module imports nothing of
+LearnFlow and reads none of its files. It requires the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from .public_messages import public_message
 
 
 class ConfigManager(Protocol):
-    """LearnFlow's ``GraphConfigManager``, which reads ``configs/graph.yaml`` and ``configs/providers.yaml``."""
+    """The interface of LearnFlow's ``GraphConfigManager``, which reads ``graph.yaml`` and ``providers.yaml``."""
 
     def get_model_config(self, node_name: str) -> Any:
-        """Return the node's ``ModelConfig``, or the default one."""
+        """Return the ``ModelConfig`` of a node, or the default one."""
         ...
 
     def get_full_config(self) -> Any:
-        """Return all nodes, as ``.models.nodes``."""
+        """Return the configuration with all nodes in ``.models.nodes``."""
         ...
 
     def get_providers_config(self) -> Mapping[str, Any]:
-        """Return each ``ProviderConfig`` by its name."""
+        """Return the ``ProviderConfig`` of all providers by name."""
         ...
 
 
 class ModelFactory:
     """A factory of the chat models of LearnFlow's nodes.
 
-    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain, with the model of each provider (for
-    images, ``<NAME>_VISION_MODEL``). Otherwise a node uses the provider and model of ``graph.yaml``. In both cases
-    ``LLM_MODEL_<NODE>`` overrides the model of a node, and ``graph.yaml`` sets temperature and the other parameters.
+    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain and the default models of its providers
+    (``<NAME>_VISION_MODEL`` for images). Otherwise a node uses its provider and model in ``graph.yaml``. In both cases
+    ``LLM_MODEL_<NODE>`` overrides the model, and ``graph.yaml`` sets the temperature and the other parameters.
 
     Args:
         config_manager: LearnFlow's configuration.
-        api_key: OpenAI's key, used if ``providers.yaml`` is empty.
+        api_key: the key of OpenAI, which is used if ``providers.yaml`` is empty.
 
     Raises:
         NotConfigured: the environment names an unknown provider.
@@ -56,26 +56,26 @@ class ModelFactory:
         self._config_manager = config_manager
         self._api_key = api_key
         self._chain = get_provider() if is_configured() else None
-        self._built: dict[str, RouterProvider] = {}
+        self._routers: dict[str, RouterProvider] = {}
 
     @property
     def providers(self) -> list[LLMProvider]:
         """Return the providers of the chain, or of the models that were created so far."""
-        routers = [self._chain] if self._chain else self._built.values()
+        routers = [self._chain] if self._chain else self._routers.values()
         return [provider for router in routers for provider in router.providers]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        ``max_tokens`` is an upper limit. It is lowered with an event if the context length leaves fewer tokens.
+        ``max_tokens`` of the node is an upper limit. It is lowered, with an event, to fit the context length.
 
         Args:
             config: the ``ModelConfig`` of the node.
-            node: the name of the node. If None, it is looked up; LearnFlow's guard does not pass it.
+            node: the name of the node; None to look it up. LearnFlow's guard does not pass it.
 
         Raises:
             NotConfigured: the node's provider is not in ``providers.yaml``, or has no address or key.
-            Unsupported: the node requires structured output, and the provider does not support it.
+            Unsupported: the node requires structured output, and no provider of the chain supports it.
         """
         node = node or self._node_of(config)
         provider, model = self._chain or self._configured(config, node), None if self._chain else config.model_name
@@ -95,7 +95,11 @@ class ModelFactory:
         )
 
     def create_model_for_node(self, node_name: str) -> ChatLearnFlow:
-        """Create the model of a node, or the default one if it has none. Raise as ``create_model`` does."""
+        """Create the model of a node, with the default configuration if it has none.
+
+        Raises:
+            NotConfigured, Unsupported: see ``create_model``.
+        """
         return self.create_model(self._config_manager.get_model_config(node_name), node_name)
 
     def _node_of(self, config: Any) -> str:
@@ -103,17 +107,17 @@ class ModelFactory:
         return next((name for name, known in nodes.items() if known is config), "default")
 
     def _configured(self, config: Any, node: str) -> RouterProvider:
-        """Return the provider that ``graph.yaml`` names. Nodes with the same provider share it."""
+        """Return a router over the provider in ``graph.yaml``. Nodes with the same provider share the router."""
         name = config.provider
-        if name not in self._built:
-            self._built[name] = RouterProvider(self._build(name, node))
+        if name not in self._routers:
+            self._routers[name] = RouterProvider(self._build(name, node))
         provider = self._config_manager.get_providers_config().get(name)
         if config.requires_structured_output and provider and not provider.supports_structured_output:
             raise Unsupported(
                 f"{node} requires structured output, and {name!r} in configs/providers.yaml does not support it",
                 hint="Name another provider in configs/graph.yaml, or set supports_structured_output: true",
             )
-        return self._built[name]
+        return self._routers[name]
 
     def _build(self, name: str, node: str) -> LLMProvider:
         providers = self._config_manager.get_providers_config()
@@ -127,19 +131,19 @@ class ModelFactory:
         config = providers[name]
         arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            return build(config.name, *arguments, usual_kind=CUSTOM.name)  # its providers are OpenAI-compatible
+            return build(config.name, *arguments, default_kind=CUSTOM.name)  # its providers are OpenAI-compatible
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise
 
 
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
-    """Create the factory that the other functions use, and check the model of every node.
+    """Create the factory of this module, and check the model of every node.
 
-    A node without a model is an error at this point. LearnFlow itself only warns and then runs without its guard.
+    LearnFlow's own function only logs a warning if the model of its guard is invalid. This one raises.
 
     Args:
-        api_key: OpenAI's key, used if ``providers.yaml`` is empty.
+        api_key: the key of OpenAI, which is used if ``providers.yaml`` is empty.
         config_manager: the result of LearnFlow's ``initialize_config_manager()``.
 
     Raises:

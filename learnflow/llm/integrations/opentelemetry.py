@@ -1,7 +1,7 @@
-"""OpenTelemetry spans and metrics by its conventions for generative AI.
+"""OpenTelemetry spans and metrics of log events, by the conventions for generative AI.
 
-An application that configures the SDK calls ``attach``, or ``LLM_OPENTELEMETRY`` attaches it. It needs the extra
-``[opentelemetry]``, which is the API package only. It records no prompt and no answer, unless
+Requires the extra ``[opentelemetry]``, which is only the API. The application configures the SDK. It also calls
+``attach``, or sets ``LLM_OPENTELEMETRY``. Prompts and answers are recorded only if
 OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT is set.
 
 Each request is a span. Each attempt is a child span of kind CLIENT, which the conventions call an inference. Names and
@@ -34,7 +34,7 @@ _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_pe
 def attach(
     tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Emit spans and metrics for every event from now on. A second call with the same providers changes nothing.
+    """Emit spans and metrics for all later events. A second call with the same arguments has no effect.
 
     Args:
         tracers: the tracer provider; None for the global one.
@@ -50,7 +50,7 @@ def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvid
     tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
     telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
     removers = [events.add_sink(telemetry)]
-    if settings.load().captures_content:
+    if settings.load().otel_instrumentation_genai_capture_message_content:
         removers.append(events.add_content_sink(telemetry.record_content))
 
     def remove() -> None:
@@ -61,7 +61,7 @@ def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvid
 
 
 class Telemetry:
-    """A sink that emits spans and metrics. Durations are in seconds."""
+    """A sink that emits spans and metrics."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
@@ -107,8 +107,8 @@ class Telemetry:
             span.set_attribute("gen_ai.output.messages", _json([answer]))
 
     def _start_request(self, event: events.RequestStarted) -> None:
-        chain = {"learnflow_llm.providers": event.provider, **_metadata(event)}
-        self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=chain)
+        attributes = {"learnflow_llm.providers": event.provider, **_metadata(event)}
+        self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=attributes)
 
     def _start_attempt(self, event: events.AttemptStarted) -> None:
         address = urlsplit(event.address)
@@ -138,9 +138,9 @@ class Telemetry:
         completion, model = event.completion, str(event.completion.model)
         attributes = {**common, "gen_ai.response.model": model}
         attributes.setdefault("gen_ai.request.model", model)
-        counted = {"input": completion.usage.prompt_tokens, "output": completion.usage.completion_tokens}
+        tokens_by_type = {"input": completion.usage.prompt_tokens, "output": completion.usage.completion_tokens}
         span.set_attributes({**attributes, "gen_ai.response.finish_reasons": [completion.finish]})
-        for kind, tokens in counted.items():
+        for kind, tokens in tokens_by_type.items():
             if tokens is not None:
                 span.set_attribute(f"gen_ai.usage.{kind}_tokens", tokens)
                 self._usage.record(tokens, {**attributes, "gen_ai.token.type": kind})
@@ -184,7 +184,7 @@ def _metadata(event: events.RequestStarted | events.AttemptStarted) -> dict[str,
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message in the format of the conventions. Parts other than text have only their type."""
+    """Convert a message to the format of the conventions. Keep only the type of parts other than text."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     converted: list[dict[str, Any]] = [

@@ -1,14 +1,13 @@
 """Prometheus metrics of log events. Requires the extra ``[prometheus]``.
 
-An application calls ``attach``, or sets ``LLM_METRICS_PORT``. The number of label values is limited: models after the
-first 50 of a provider have the label "other".
+An application calls ``attach``, or sets ``LLM_METRICS_PORT``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -17,8 +16,8 @@ from ..events import LogEvent
 from . import attach_once
 
 _PREFIX: Final = "learnflow_llm_"
-_ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers the whole address
-# The most values of a label. Later ones become "other".
+_ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers all models of an address
+# Limits of the number of label values. Later values become "other".
 _MAX_MODELS: Final = 50  # for each provider
 _MAX_NODES: Final = 50
 _MAX_PROVIDERS: Final = 30
@@ -26,7 +25,6 @@ _SHORT_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _LONG_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
-_Ended = events.AttemptSucceeded | events.AttemptFailed | events.AttemptCancelled
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
@@ -63,16 +61,16 @@ class Metrics:
 
     Attributes:
         collectors: the metrics.
-        names: the label names of each metric, by the name of the metric.
+        label_names: the label names of each metric, by the name of the metric.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.collectors: list[Counter | Gauge | Histogram] = []
-        self.names: dict[str, tuple[str, ...]] = {}
+        self.label_names: dict[str, tuple[str, ...]] = {}
 
         def collect(metric: _M, name: str, labels: tuple[str, ...]) -> _M:
             self.collectors.append(metric)
-            self.names[f"{_PREFIX}{name}"] = labels
+            self.label_names[f"{_PREFIX}{name}"] = labels
             return metric
 
         def counter(name: str, description: str, *labels: str) -> Counter:
@@ -117,62 +115,48 @@ class Metrics:
             _SHORT_BUCKETS_S,
             "provider",
         )
-        # (request, attempt) of running attempts. It excludes those that had started before ``attach``.
+        # (request, attempt) of the running attempts that were counted as started
         self._started: set[tuple[int, int]] = set()
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
         self._nodes: set[str] = set()
 
-        self._handlers: dict[type[LogEvent], Callable[[Any], None]] = {
-            events.AttemptStarted: self._count_start,
-            events.AttemptSucceeded: self._count_success,
-            events.AttemptFailed: self._count_failure,
-            events.AttemptCancelled: self._count_cancelled,
-            events.RequestQueued: self._observe_queue,
-            events.Failover: self._count_failover,
-            events.FailedOver: self._observe_failover,
-            events.StreamContinued: self._count_continuation,
-            events.HealthChecked: self._count_health_check,
-            events.BreakerOpened: self._set_breaker,
-            events.BreakerClosed: self._set_breaker,
-        }
-
     def __call__(self, event: LogEvent) -> None:
         """Update the metrics for an event."""
-        handler = self._handlers.get(type(event))
-        if handler:
-            handler(event)
+        match event:
+            case events.AttemptStarted():
+                self._started.add((event.request, event.attempt))
+                self._in_flight.labels(self._provider(event.provider)).inc()
+            case events.AttemptSucceeded():
+                self._count_success(event)
+            case events.AttemptFailed():
+                self._count_failure(event)
+            case events.AttemptCancelled():
+                self._count_end(event, event.model, "cancelled")
+            case _:
+                self._count_other(event)
 
-    def _count_start(self, event: events.AttemptStarted) -> None:
-        self._started.add((event.request, event.attempt))
-        self._in_flight.labels(self._provider(event.provider)).inc()
-
-    def _count_cancelled(self, event: events.AttemptCancelled) -> None:
-        self._count_end(event, event.model, "cancelled")
-
-    def _observe_queue(self, event: events.RequestQueued) -> None:
-        self._queue.labels(self._provider(event.provider)).observe(event.seconds)
-
-    def _count_failover(self, event: events.Failover) -> None:
-        self._failovers.labels(
-            self._provider(event.provider), self._provider(event.to), type(event.error).__name__
-        ).inc()
-
-    def _observe_failover(self, event: events.FailedOver) -> None:
-        self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
-
-    def _count_continuation(self, event: events.StreamContinued) -> None:
-        self._continuations.labels(self._provider(event.provider), event.outcome).inc()
-
-    def _count_health_check(self, event: events.HealthChecked) -> None:
-        self._checks.labels(self._provider(event.provider), event.state).inc()
-
-    def _set_breaker(self, event: events.BreakerOpened | events.BreakerClosed) -> None:
-        if isinstance(event, events.BreakerOpened):
-            self._breaker_open.labels(*self._target(event.provider, event.model or _ALL_MODELS)).set(1)
-        else:
-            for model in (event.model or _ALL_MODELS, _ALL_MODELS):
-                self._breaker_open.labels(*self._target(event.provider, model)).set(0)
+    def _count_other(self, event: LogEvent) -> None:
+        """Update the metrics for an event that does not begin or end an attempt."""
+        match event:
+            case events.RequestQueued():
+                self._queue.labels(self._provider(event.provider)).observe(event.seconds)
+            case events.Failover():
+                providers = self._provider(event.provider), self._provider(event.to)
+                self._failovers.labels(*providers, type(event.error).__name__).inc()
+            case events.FailedOver():
+                self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
+            case events.StreamContinued():
+                self._continuations.labels(self._provider(event.provider), event.outcome).inc()
+            case events.HealthChecked():
+                self._checks.labels(self._provider(event.provider), event.state).inc()
+            case events.BreakerOpened():
+                self._breaker_open.labels(*self._target(event.provider, event.model or _ALL_MODELS)).set(1)
+            case events.BreakerClosed():
+                for model in (event.model or _ALL_MODELS, _ALL_MODELS):
+                    self._breaker_open.labels(*self._target(event.provider, model)).set(0)
+            case _:
+                pass
 
     def _count_success(self, event: events.AttemptSucceeded) -> None:
         completion = event.completion
@@ -193,7 +177,7 @@ class Metrics:
         if event.is_configuration_error:
             self._configuration_errors.labels(self._provider(event.provider), error).inc()
 
-    def _count_end(self, event: _Ended, model: str | None, outcome: str) -> tuple[str, str]:
+    def _count_end(self, event: events.AttemptEnded, model: str | None, outcome: str) -> tuple[str, str]:
         labels = self._target(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))
         self._requests.labels(*labels, outcome, self._node(event)).inc()
         if (event.request, event.attempt) in self._started:
@@ -204,24 +188,23 @@ class Metrics:
     def _target(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
         """Return provider and model as labels.
 
-        Failed attempts add at most 25 models, so that misspelled names leave labels for working models.
+        Failed attempts add at most half of the models, so that invalid names leave labels for working models.
         """
-        known, model = self._models[self._provider(provider)], model or "unknown"
-        if model not in known and len(known) >= (_MAX_MODELS if succeeded else _MAX_MODELS // 2):
-            model = "other"
-        known.add(model)
-        return self._provider(provider), model
+        limit = _MAX_MODELS if succeeded else _MAX_MODELS // 2
+        provider = self._provider(provider)
+        return provider, _limit(self._models[provider], model or "unknown", limit)
 
     def _provider(self, name: str) -> str:
-        if name not in self._providers and len(self._providers) >= _MAX_PROVIDERS:
-            return "other"
-        self._providers.add(name)
-        return name
+        return _limit(self._providers, name, _MAX_PROVIDERS)
 
-    def _node(self, event: _Ended) -> str:
+    def _node(self, event: events.AttemptEnded) -> str:
         """Return the ``node`` of the caller's metadata as a label, or "". Other metadata is not exported."""
-        name = str(event.metadata.get("node") or "")
-        if name not in self._nodes and len(self._nodes) >= _MAX_NODES:
-            return "other"
-        self._nodes.add(name)
-        return name
+        return _limit(self._nodes, str(event.metadata.get("node") or ""), _MAX_NODES)
+
+
+def _limit(values: set[str], value: str, limit: int) -> str:
+    """Add a value to the values of a label and return it. Return "other" if the limit is reached."""
+    if value not in values and len(values) >= limit:
+        return "other"
+    values.add(value)
+    return value

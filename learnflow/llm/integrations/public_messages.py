@@ -1,6 +1,6 @@
-"""Error messages for end users, in Russian and English. ``str()`` of an error is for the operator.
+"""Error messages for end users, in Russian and English. The text of an error itself is for operators.
 
-A message depends only on the class of the error and repeats nothing of its text.
+A message depends only on the class of the error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _BUSY: Final = (
 )
 _UNUSABLE: Final = (
     "Модель дала непригодный ответ. Попробуйте ещё раз или измените запрос.",
-    "The model gave an answer that cannot be used. Please try again, or change the request.",
+    "The model returned an unusable answer. Please try again, or change the request.",
 )
-# A class that is not listed has the message of its nearest base.
+# A class that is not listed has the message of its base class.
 _MESSAGES: Final[dict[type, tuple[str, str]]] = {
     BaseException: (
         "Не удалось получить ответ модели. Попробуйте ещё раз позже.",
-        "The model gave no answer. Please try again later.",
+        "The model did not answer. Please try again later.",
     ),
     errors.ConfigError: _ADMINISTRATOR,
     errors.QuotaExceeded: _ADMINISTRATOR,
@@ -39,7 +39,7 @@ _MESSAGES: Final[dict[type, tuple[str, str]]] = {
     ),
     errors.CapabilityError: (
         "Модель не умеет выполнять такие запросы. Сообщите об этом администратору.",
-        "The model cannot handle a request of this kind. Please tell the administrator.",
+        "The model cannot handle a request of this kind. Please contact the administrator.",
     ),
     errors.ContextOverflow: (
         "Материал слишком длинный для модели. Сократите его или разделите на части.",
@@ -61,7 +61,7 @@ _MESSAGES: Final[dict[type, tuple[str, str]]] = {
     ),
     errors.BrokenAnswer: (
         "Ответ модели получен не полностью. Попробуйте ещё раз.",
-        "The answer of the model did not arrive whole. Please try again.",
+        "The answer of the model is incomplete. Please try again.",
     ),
     errors.TokenRepeated: _UNUSABLE,
     errors.AnswerTooLong: _UNUSABLE,
@@ -73,11 +73,11 @@ _MESSAGES: Final[dict[type, tuple[str, str]]] = {
 
 
 def public_message(error: BaseException, language: str = "ru") -> str:
-    """Return a message for the end user. It names no provider, model, address or variable.
+    """Return a message for the end user, without the provider, the model, addresses and variables.
 
     Args:
-        error: an error of any library.
-        language: "ru" for Russian; anything else is English.
+        error: an error, also of another library.
+        language: "ru" for Russian. Any other value is English.
     """
     russian, english = next(_MESSAGES[kind] for kind in type(error).__mro__ if kind in _MESSAGES)
     return russian if language == "ru" else english

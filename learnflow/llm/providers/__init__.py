@@ -1,7 +1,4 @@
-"""The classes of the providers, and ``build``, which creates a provider by its name.
-
-Each vendor has a file with its spec.
-"""
+"""The classes of the providers, and ``build``, which creates a provider by its name. Each vendor has a file."""
 
 from __future__ import annotations
 
@@ -34,10 +31,10 @@ __all__ = [
 
 
 class VendorProvider(BaseProvider):
-    """Base of the vendors' classes. Its probes recognise every kind of server."""
+    """Base class of the vendors. Its probes recognise every kind of server."""
 
-    def _kinds(self) -> Sequence[ProviderSpec]:
-        return registry.kinds()
+    def _server_kinds(self) -> Sequence[ProviderSpec]:
+        return registry.KINDS
 
 
 class OpenAIProvider(VendorProvider):
@@ -47,10 +44,10 @@ class OpenAIProvider(VendorProvider):
 
 
 class AzureProvider(VendorProvider):
-    """Azure OpenAI; ``model`` is the name of a deployment. See ``BaseProvider``.
+    """Azure OpenAI. ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    The newer API is used if the address ends in ``/openai/v1``, or the API version is ``v1``, ``latest`` or
-    ``preview``.
+    OpenAI's API is used if the address contains ``/openai/v1``, or if the API version is ``v1``, ``latest`` or
+    ``preview``. Otherwise it is Azure's API with a dated version.
     """
 
     spec = SPECS["azure"]
@@ -105,7 +102,7 @@ class AnthropicProvider(VendorProvider):
 
 
 class YandexGPTProvider(VendorProvider):
-    """YandexGPT; ``model`` is a URI like ``gpt://<folder>/yandexgpt/latest``. See ``BaseProvider``."""
+    """YandexGPT. ``model`` is a URI like ``gpt://<folder>/yandexgpt/latest``. See ``BaseProvider``."""
 
     spec = SPECS["yandexgpt"]
 
@@ -125,14 +122,14 @@ def build(
     base_url: str | None = None,
     model: str | None = None,
     api_key: str | None = None,
-    usual_kind: str | None = None,
+    default_kind: str | None = None,
 ) -> BaseProvider:
-    """Create a provider. The environment sets missing arguments.
+    """Create a provider. The defaults of the arguments come from the environment.
 
     Args:
         name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
         base_url, model, api_key: see ``BaseProvider``.
-        usual_kind: the kind of an endpoint if ``<NAME>_KIND`` is not set.
+        default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Returns:
         The provider. No request was sent.
@@ -140,13 +137,13 @@ def build(
     Raises:
         NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
-    spec = registry.spec_of(name, given=base_url is not None, usual_kind=usual_kind)
+    spec = registry.spec_of(name, has_address=base_url is not None, default_kind=default_kind)
     return provider_of(spec, base_url, model, api_key)
 
 
-def provider_of(spec: ProviderSpec, *given: str | None) -> BaseProvider:
-    """Create the provider of a spec. An endpoint, and a vendor of LiteLLM's table, get a new class."""
+def provider_of(spec: ProviderSpec, *arguments: str | None) -> BaseProvider:
+    """Create a provider with this spec. A spec without a class (an endpoint, LiteLLM's table) gets a new class."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    return kind(*given)
+    return kind(*arguments)

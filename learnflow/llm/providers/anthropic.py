@@ -1,14 +1,14 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
 The server silently ignores ``seed``, penalties, ``reasoning_effort``, ``response_format`` and a tool's ``strict``. So
-the spec refuses the first three, and a prompt requests the schema. The answer is validated.
+this spec does not support ``seed``, penalties and ``reasoning=``. The prompt requests a schema, and the answer is
+validated.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
@@ -16,7 +16,7 @@ SPEC: Final = ProviderSpec(
     name="anthropic",
     title="Anthropic",
     example_model="claude-sonnet-4-6",
-    litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Anthropic's API
+    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
     priced="anthropic",
     api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
     dialect=Dialect(
@@ -25,5 +25,5 @@ SPEC: Final = ProviderSpec(
         schema_modes=("words",),
     ),
     other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
-    capabilities=unknown(local=False, json_schema=False),
+    known={"json_schema": False},
 )

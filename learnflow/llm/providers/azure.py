@@ -1,21 +1,20 @@
-"""Azure OpenAI: the API with a dated version, and the newer one without."""
+"""Azure OpenAI. It has two APIs: its own with a dated version, and OpenAI's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import effort
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
-# The newer addresses (…/openai/v1, since August 2025) have OpenAI's API, and need no dated version.
-_NEWER: Final = Api(api_path="/openai/v1", lists_all=False)
+# OpenAI's API, at …/openai/v1 since August 2025.
+_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False)
 
 
 def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
-    newer = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-    return replace(spec, litellm="openai", api=_NEWER) if newer else spec
+    openai = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
+    return replace(spec, litellm="openai", api=_OPENAI_API) if openai else spec
 
 
 SPEC: Final = ProviderSpec(
@@ -28,12 +27,13 @@ SPEC: Final = ProviderSpec(
         litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",
+        key_scheme="",
         variant=_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         models_path="/openai/models",
-        lists_all=False,  # it lists the models that can be deployed
+        lists_all=False,  # its list has the models that can be deployed
     ),
-    dialect=Dialect(reasoning=effort(), finishes_turns=True),
+    dialect=Dialect(reasoning=REASONING_EFFORT, finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
     other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
@@ -41,7 +41,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+    known={"json_schema": True, "tools": True, "prefill": False},
 )
-
-V1: Final = replace(SPEC, litellm="openai", api=_NEWER)

@@ -1,20 +1,18 @@
-"""Any other server with OpenAI's API."""
+"""Any server with OpenAI's API that has no file of its own."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
-    evidence="server",
     tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=effort()),
-    capabilities=unknown(local=True, cost=None),
+    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
+    known={"cost": None},
 )

@@ -1,10 +1,9 @@
-"""The requirements of an embedded server: a model file, its name in requests, xllamacpp, cores."""
+"""The requirements of an embedded server: a model file, xllamacpp and cores."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,6 @@ from ..errors import NotConfigured
 from ..model_store import DEFAULT_MODEL
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import printable
-from .gguf import trained_context
 
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"
@@ -22,48 +20,31 @@ _MAX_NAME_CHARS: Final = 60
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its cgroup (v2, v1)."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii") for name in (quota, period) if name]
-            quota_us, period_us = (int(number) for number in " ".join(texts).split())
-        except (OSError, ValueError):  # "max": no quota
-            continue
-        if quota_us > 0 and period_us > 0:
-            cores = min(cores, max(1, quota_us // period_us))
-    return cores
+    try:
+        quota_us, period_us = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
+    return min(cores, max(1, quota_us // period_us))
 
 
-def find(spec: ProviderSpec, model: str) -> tuple[Path, int | None]:
-    """Return the file of a model, and the context length of its training; None if the header lacks it.
+def find_file(spec: ProviderSpec, model: str) -> Path:
+    """Return the file of a model.
 
     Args:
-        spec: of the provider that errors name.
-        model: the path of a GGUF, or a name in the store.
+        spec: the spec of the provider that an error names.
+        model: the path of a GGUF, or the name of a model in the store.
 
     Raises:
-        NotConfigured: the file does not exist, cannot be read, or is not a GGUF.
+        NotConfigured: the file does not exist.
     """
-    path, variable = _file(spec, model), spec.variable("model")
-    shown = printable(str(path), _MAX_PATH_CHARS)
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return path, trained_context(file)
-        what = f"{shown} is not a GGUF file"
-    except OSError as error:
-        what = f"{shown} cannot be read ({type(error).__name__})"
-    raise NotConfigured(what, provider=spec.name, hint=f"Set {variable} to the path of a GGUF")
-
-
-def _file(spec: ProviderSpec, model: str) -> Path:
     is_path, variable = _is_path(model), spec.variable("model")
     try:
         path = Path(model).expanduser().absolute() if is_path else model_store.path_of(model)
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+    except (OSError, RuntimeError, ValueError):  # the path is too long, names an unknown user, or contains NUL
         path = Path(model)
     if is_path:
         what = f"the model file {printable(str(path), _MAX_PATH_CHARS)} does not exist"
@@ -71,7 +52,7 @@ def _file(spec: ProviderSpec, model: str) -> Path:
     else:
         what = f"the model {printable(model, _MAX_NAME_CHARS)!r} is not in the store ({model_store.folder()})"
         hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
-        hint += f"; or set {variable}" if model != DEFAULT_MODEL else ""
+        hint += f"; or set {variable} to another model"
     raise NotConfigured(what, provider=spec.name, hint=hint)
 
 
@@ -80,22 +61,16 @@ def _is_path(model: str) -> bool:
 
 
 def alias_of(model: str) -> str:
-    """Return the name of a model in requests: the printable file name without the suffix, or the name in the store."""
+    """Return the name of a model in requests: the name in the store, or the name of the file without its suffix."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
 
 
 def require_xllamacpp(provider: str) -> None:
     """Raise NotConfigured if xllamacpp is not installed."""
-    if importlib.util.find_spec("xllamacpp"):
-        return
-    system, machine = platform.system(), platform.machine().lower()
-    wheels = {"Linux": ("x86_64", "aarch64"), "Windows": ("amd64",), "Darwin": ("arm64", "x86_64")}
-    if machine not in wheels.get(system, ()) or (system == "Linux" and platform.libc_ver()[0] != "glibc"):
+    if not importlib.util.find_spec("xllamacpp"):
         raise NotConfigured(
-            f"xllamacpp, which runs the embedded model, has no wheel for this platform ({system} {machine})",
+            "xllamacpp, which runs the embedded model, is not installed",
             provider=provider,
-            hint="Start llama.cpp's own server, and set LLM_PROVIDER=llamacpp",
+            hint=f"Install it: {EXTRA}. If it has no wheel for this platform, start llama.cpp's own server and set "
+            "LLM_PROVIDER=llamacpp",
         )
-    raise NotConfigured(
-        "xllamacpp, which runs the embedded model, is not installed", provider=provider, hint=f"Install it: {EXTRA}"
-    )

@@ -1,10 +1,11 @@
-"""Serve one GGUF with llama.cpp's server until the parent process ends. The program of the child process.
+"""The program of the child process: serve one GGUF file with llama.cpp's server until the parent process ends.
 
-It is started by its path and imports no other module of the package, which may be a copy in an application's tree.
+The parent starts this file by its path. It imports no other module of the package, because the package may be a copy
+in the tree of an application.
 
-    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. End of file stops the server.
-    stdout  one JSON line: ``address`` if the server is ready, ``error`` if it could not be started.
-    stderr  llama.cpp's log.
+    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. Its end stops the server.
+    stdout  one JSON line with ``address`` when the server is ready, or with ``error`` if it could not be started.
+    stderr  the log of llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 
 def _stop_with_parent() -> None:
-    """End this process when the pipe is closed. That happens however the parent ends."""
+    """End this process when stdin is closed, which happens even if the parent is killed."""
     while sys.stdin.buffer.read(4096):
         pass
-    os._exit(0)  # llama.cpp's threads may be in the middle of an answer
+    os._exit(0)  # at once, even if llama.cpp's threads are busy
 
 
 def _parameters(x: Any, config: dict[str, Any]) -> Any:
@@ -32,7 +33,7 @@ def _parameters(x: Any, config: dict[str, Any]) -> Any:
     p.n_parallel = config["slots"]
     p.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
     p.cpuparams.n_threads = config["threads"]
-    p.cpuparams.poll = 0  # idle threads sleep; two servers on the same cores starved each other
+    p.cpuparams.poll = 0  # idle threads sleep, so that two servers can share the cores
     p.hostnames = ["127.0.0.1"]
     p.port = 0  # the kernel chooses
     p.api_keys = [config["key"]]
@@ -46,14 +47,14 @@ def _parameters(x: Any, config: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Serve, and report the address or the error on stdout."""
-    # The parent handles signals: it may finish its answers. systemd and a terminal send them to all processes.
+    # A terminal and systemd send signals to all processes. Only the parent handles them, so that it can finish answers.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # other prints go to stderr
+    os.dup2(2, 1)  # whatever is printed from here on goes to stderr
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, effort
+from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 SPEC: Final = ProviderSpec(
@@ -16,10 +15,11 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.fireworks.ai/inference/v1", lists_all=False),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
-        reasoning=effort(),
-        # https://docs.fireworks.ai/guides/prompt-caching: routes to the same server; states no length
+        reasoning=REASONING_EFFORT,
+        # The header routes requests to the same server. https://docs.fireworks.ai/guides/prompt-caching states no limit
+        # of its length.
         session=Session("x-session-affinity", 200, header=True),
     ),
     other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
-    capabilities=unknown(local=False, json_schema=True),
+    known={"json_schema": True},
 )

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import ALWAYS, SAMPLING, effort
+from ..parameters import ALWAYS, REASONING_EFFORT, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="gemini",
     title="Google Gemini",
     example_model="gemini-3.5-flash",
-    litellm="hosted_vllm",  # plain OpenAI; LiteLLM's own configuration writes Google's API
+    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
     priced="gemini",
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all=False,  # it lists "models/…", but requests need no prefix
+        lists_all=False,  # its names begin with "models/", which requests do not need
     ),
     dialect=Dialect(
-        # It refuses an unknown field with a 400 ("Cannot find field").
+        # An unknown field is a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
-        reasoning=effort(),
+        reasoning=REASONING_EFFORT,
     ),
     other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
-    capabilities=unknown(local=False),
 )

@@ -1,6 +1,6 @@
 """LiteLLM's proxy (1.106.2), recognised by ``/health/readiness``.
 
-It forwards every model, and does not report to which server.
+It forwards every request, and does not report to which server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Final
 
 from .. import errors
-from ..capabilities import unknown
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
@@ -21,12 +20,12 @@ _MODELS: Final = "/v1/models"
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    readiness, names = pages[_READINESS].body, pages[_MODELS]
+    readiness, model_list = pages[_READINESS].body, pages[_MODELS]
     if readiness.get("status") != "healthy" or text(readiness.get("db")) is None:
         return None
-    if names.rows("data") is None and not isinstance(names.error, errors.AuthenticationFailed):
+    if model_list.rows("data") is None and not isinstance(model_list.error, errors.AuthenticationFailed):
         return None
-    server = read_model_list(names, "data", "id") or Server()
+    server = read_model_list(model_list, "data", "id") or Server()
     models = tuple(replace(model, remote=True) for model in server.models)
     return replace(server, version=text(readiness.get("litellm_version")), models=models)
 
@@ -34,7 +33,6 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
 SPEC: Final = ProviderSpec(
     name="litellm_proxy",
     title="LiteLLM's proxy",
-    evidence="server",
     tested_versions="1.106.2",
     litellm="litellm_proxy",
     local=True,
@@ -42,5 +40,5 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
     dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
     other_spellings={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    capabilities=unknown(local=True, cost=None),
+    known={"cost": None},
 )

@@ -1,7 +1,7 @@
-"""llama.cpp's server (0c1e570), recognised by the header of every page.
+"""llama.cpp's server (0c1e570), recognised by a header of its responses.
 
-``/props`` has the context length of a slot and the features of the template. In router mode ``/props?model=`` loads the
-model, unless the request has ``autoload=false``.
+``/props`` has the context length of a slot and the features of the template. A server in router mode has several
+models. It loads the model of ``/props?model=``, unless the request has ``autoload=false``.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
-from ..capabilities import State, unknown
-from ..parameters import ALWAYS, LOCAL_SAMPLING, template_switch
+from ..capabilities import State
+from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
-HEADERS: Final = {"server": "llama.cpp"}  # of every page
+HEADERS: Final = {"server": "llama.cpp"}  # of every response
 _OWNER: Final = "llamacpp"
-_IN_MEMORY: Final = ("loaded", "sleeping")
+_LOADED_STATES: Final = ("loaded", "sleeping")
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -38,19 +38,25 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
         any_name=not router,
-        trouble=("loading", "the server is loading its model") if loading else None,
+        fault=("loading", "the server is loading its model") if loading else None,
     )
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. It also serves pages with the paths of other servers."""
+    """Return whether llama.cpp's server sent a page. It also has pages of other servers, like Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
-def cold_model_list(name: str, trained: int | None, context: int, *, loading: bool) -> dict[str, Any]:
-    """Return the list of models of a router with one cold model."""
-    meta, status = {"n_ctx_train": trained, "n_ctx": context}, {"value": "loading" if loading else "unloaded"}
-    return {"data": [{"id": name, "owned_by": _OWNER, "meta": meta, "status": status}]}
+def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
+    """Return the model list of a router with one model that is not loaded.
+
+    Args:
+        name: the name of the model.
+        context: the context length in tokens.
+        loading: the model is being loaded.
+    """
+    status = {"value": "loading" if loading else "unloaded"}
+    return {"data": [{"id": name, "owned_by": _OWNER, "meta": {"n_ctx": context}, "status": status}]}
 
 
 def _model(row: Mapping[str, Any]) -> Model:
@@ -59,8 +65,8 @@ def _model(row: Mapping[str, Any]) -> Model:
     return Model(
         name=str(row["id"]),
         aliases=texts(row.get("aliases")),
-        loaded=status in _IN_MEMORY if status else True,
-        trouble=_trouble(state),
+        loaded=status in _LOADED_STATES if status else True,
+        fault=_find_fault(state),
         known={
             "context": non_negative_int(meta.get("n_ctx_train")) or None,
             "context_served": non_negative_int(meta.get("n_ctx")) or None,
@@ -69,8 +75,8 @@ def _model(row: Mapping[str, Any]) -> Model:
     )
 
 
-def _trouble(state: Mapping[str, Any]) -> tuple[State, str] | None:
-    """Return the state and a sentence if a router reports that a model cannot answer."""
+def _find_fault(state: Mapping[str, Any]) -> tuple[State, str] | None:
+    """Return the state and a sentence if a router reports that the model cannot answer; None if it can."""
     if state.get("failed"):
         return "down", "the server could not load this model: check its log"
     return ("loading", "the server is loading this model") if state.get("value") == "loading" else None
@@ -82,9 +88,9 @@ def _vision(architecture: Any) -> bool | None:
 
 
 def _model_request(model: Model) -> tuple[str, None] | None:
-    """Return the page with the properties of a loaded model in router mode."""
-    unknown_context = model.loaded and model.known.get("context_served") is None
-    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if unknown_context else None
+    """Return the page with the context length of a model that is loaded in router mode; None if it is known."""
+    is_unknown = model.loaded and model.known.get("context_served") is None
+    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
 
 def _with_props(model: Model, props: Mapping[str, Any]) -> Model:
@@ -98,9 +104,9 @@ def _with_props(model: Model, props: Mapping[str, Any]) -> Model:
 
 
 async def _count_tokens(client: Client, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
-    """Return the number of tokens of a prompt. Raise an LLMError if the server cannot count.
+    """Return the number of tokens of a prompt. Raise LLMError if the server cannot count them.
 
-    Source: llama.cpp, tools/server/README.md: ``/apply-template`` and ``/tokenize``; run with xllamacpp 2026.10.
+    Source: llama.cpp's tools/server/README.md; tested with xllamacpp 2026.10.
     """
     more = {"tools": list(tools)} if tools else {}
     page = await fetch(client, "/apply-template", {"model": model, "messages": list(messages), **more})
@@ -114,7 +120,6 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
 SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
-    evidence="server",
     tested_versions="0c1e570",
     litellm="hosted_vllm",
     local=True,
@@ -129,8 +134,8 @@ SPEC: Final = ProviderSpec(
         ),
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
-    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=template_switch()),
+    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
     other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True, prefill=True),
+    known={"json_schema": True, "prefill": True},
 )

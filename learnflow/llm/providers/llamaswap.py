@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
+_LOCAL_TYPES: Final = ("model", "alias")
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages[_MODELS].rows("data")
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
-    own = {row.get("id") for row in rows if _type(row) in ("model", "alias")}
-    return Server(models=tuple(_model(row, own) for row in rows if text(row.get("id"))))
+    local_names = {row.get("id") for row in rows if _type(row) in _LOCAL_TYPES}
+    return Server(models=tuple(_model(row, local_names) for row in rows if text(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
     return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
-def _model(row: Mapping[str, Any], own: set[Any]) -> Model:
+def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
     meta = part(row, "meta", "llamaswap")
     status = text(part(row, "status").get("value"))
-    # A peer is another machine. The server does not report the targets of a profile.
+    # A "peer" is another machine. A "selector" is local if all its targets are. The targets of a "profile" are unknown.
     targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
-    selects = bool(targets) and targets <= own
+    selects_local = bool(targets) and targets <= local_names
     context = non_negative_int(row.get("context_length")) or None
     return Model(
         name=str(row["id"]),
         aliases=texts(meta.get("aliases")),
         loaded=status == "loaded" if status else None,
-        remote=not selects and _type(row) not in ("model", "alias"),
+        remote=not selects_local and _type(row) not in _LOCAL_TYPES,
         known={
             "context": context,
             "context_served": context,
@@ -49,16 +49,15 @@ def _model(row: Mapping[str, Any], own: set[Any]) -> Model:
 SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
-    evidence="server",
     tested_versions="0bdb372",
     litellm="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1", lists_all=False),
     server=ServerSupport(
-        # Its list marks a peer's models. Under LLM_LOCAL_ONLY a model that is not listed is refused.
+        # Its list marks the models of other machines. With LLM_LOCAL_ONLY a model that is not listed is an error.
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
     dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
-    capabilities=unknown(local=True, cost=None),
+    known={"cost": None},
 )

@@ -1,6 +1,6 @@
-"""Ollama (tested with 0.24 and 0.33), by its own API: probe, context length, continuation and stream.
+"""Ollama (tested with 0.24 and 0.33) and its own API: probe, context length, continuation and stream.
 
-``/api/tags`` reports capabilities since 0.30. ``/api/show`` reads the file of a model without loading it.
+``/api/tags`` reports capabilities since 0.30. ``/api/show`` reads the file of a model without loading the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.options import parts_of, text_of
 from ..base import Attempt
-from ..capabilities import unknown
 from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
@@ -24,22 +23,21 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, malformed
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
 _CLOUD: Final = re.compile(r"[:-]cloud$")
-# The smallest default context length (documentation, 2026: 4096 below 24 GB of video memory).
+# Ollama's smallest default: 4096 tokens below 24 GB of video memory (its documentation, 2026).
 _DEFAULT_CONTEXT: Final = 4096
-# Ollama ends an answer after "30 picked as an arbitrary max token repeat limit" (llm/server.go, since 0.30
-# llm/llama_server.go), so that 31 equal tokens arrive.
+# Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
 # Ollama starts the runner of a model with these, since 0.30 also with ``shift`` (``num_ctx`` is chosen for a request).
 _LAUNCH_OPTIONS: Final = {"shift": False}
-_NEWEST: Final = ":latest"
-_THINK: Final = "<think>"
-_MARK: Final = "[learnflow: the answer begins here]"
+_DEFAULT_TAG: Final = ":latest"
+_THINK_TAG: Final = "<think>"
+_ANSWER_MARKER: Final = "[learnflow: the answer begins here]"
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
@@ -48,122 +46,119 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         return None
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
-    models = []
-    for row in rows:
-        name = text(row.get("name"))
-        if not name:
-            continue
-        known = _flags(row.get("capabilities"))
-        known |= {
+    loaded = None if running is None else lengths
+    return Server(version=version, models=tuple(_model(row, loaded) for row in rows if text(row.get("name"))))
+
+
+def _model(row: Mapping[str, Any], loaded: Mapping[str, int | None] | None) -> Model:
+    """Return a model of ``/api/tags``. ``loaded`` has the context lengths of the loaded models; None if unknown."""
+    name, features = str(row["name"]), row.get("capabilities")
+    remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
+    return Model(
+        name=name,
+        aliases=(name.removesuffix(_DEFAULT_TAG),) if name.endswith(_DEFAULT_TAG) else (),
+        loaded=None if remote or loaded is None else name in loaded,
+        chat="completion" in features if isinstance(features, list) else "embed" not in name.lower(),
+        remote=remote,
+        known={
+            **_parse_features(features),
             "context": non_negative_int(part(row, "details").get("context_length")) or None,
-            "context_served": lengths.get(name),
-        }
-        remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
-        models.append(
-            Model(
-                name=name,
-                aliases=(name.removesuffix(_NEWEST),) if name.endswith(_NEWEST) else (),
-                loaded=None if remote or running is None else name in lengths,
-                chat=_supports_chat(row.get("capabilities"), name),
-                remote=remote,
-                known=known,
-            )
-        )
-    return Server(version=version, models=tuple(models))
+            "context_served": (loaded or {}).get(name),
+        },
+    )
 
 
-def _flags(listed: Any) -> dict[str, Any]:
-    if not isinstance(listed, list):
+def _parse_features(features: Any) -> dict[str, Any]:
+    """Return the capabilities that a model's list of features states; empty without a list."""
+    if not isinstance(features, list):
         return {}
-    return {"vision": "vision" in listed, "tools": "tools" in listed, "reasoning": "thinking" in listed}
-
-
-def _supports_chat(listed: Any, name: str) -> bool:
-    return "completion" in listed if isinstance(listed, list) else "embed" not in name.lower()
+    return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
 
 
 def _read_model(model: Model, page: Mapping[str, Any]) -> Model:
-    info, listed = part(page, "model_info"), page.get("capabilities")
+    info, features = part(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
     num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
     served = model.known.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
     return replace(
         model,
-        chat=_supports_chat(listed, model.name) if isinstance(listed, list) else model.chat,
+        chat="completion" in features if isinstance(features, list) else model.chat,
         remote=model.remote or bool(page.get("remote_host") or page.get("remote_model")),
         known={
             **model.known,
-            **_flags(listed),
+            **_parse_features(features),
             "context": trained or model.known.get("context"),
             "context_served": served,
         },
     )
 
 
-def _context_length(need: int, loaded: int | None, trained: int | None) -> int | None:
-    """Choose ``num_ctx`` for a request of ``need`` tokens.
+def _context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
+    """Choose ``num_ctx`` for a request of ``needed`` tokens. Another value than the loaded one reloads the model.
 
-    It is the loaded context length if that is enough, because another one reloads the model. Otherwise it is the next
-    power of two, so that a slightly longer prompt does not reload it again. It is at most the context length of the
-    training, but at least the loaded one.
+    Return the loaded context length if it is enough. Otherwise return the next power of two, so that a slightly longer
+    prompt does not reload the model again. The result is at most the context length of the training, but at least the
+    loaded one.
     """
-    if need <= (loaded or _DEFAULT_CONTEXT):
+    if needed <= (loaded or _DEFAULT_CONTEXT):
         return loaded
-    length = max(_DEFAULT_CONTEXT, 1 << (need - 1).bit_length())
+    length = max(_DEFAULT_CONTEXT, 1 << (needed - 1).bit_length())
     return max(loaded or 0, min(length, trained or length))
 
 
 def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
-    """Return the ``options`` of a request."""
+    """Return the ``options`` object of a request."""
     options = {"num_predict" if name == "max_tokens" else name: value for name, value in sampling.items()}
     return {**options, "num_ctx": context_length} if context_length else options
 
 
 def _drops_prompts(version: str | None, own_api: bool) -> bool:
-    """Return whether Ollama drops the beginning of a long prompt, and counts only the rest.
+    """Return whether a low number of prompt tokens shows that Ollama dropped the beginning of the prompt.
 
-    By ``/v1`` every version does. Its own API supports ``truncate`` and ``shift`` since 0.12.6 (commit 6544e1473), and
-    counts the tokens of a full prompt since 0.4. An unreadable version counts as a new one.
+    At ``/v1`` every version drops it. At Ollama's own API the number is reliable since 0.4, and nothing is dropped
+    since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed counts
+    as a new one.
     """
     if not own_api:
         return True
     parts = (version or "").partition("-")[0].split(".")
-    readable = all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
-    return readable and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
+    is_number = all(re.fullmatch("[0-9]{1,6}", part) for part in parts)
+    return is_number and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
 
 
 async def _continuation(
-    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], begun: Attempt
+    client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], attempt: Attempt
 ) -> HttpRequest:
-    """Return the request that continues an answer: the prompt in the server's template, followed by the text.
+    """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
 
-    It is exact with any template: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries continued identically.
+    Any template is continued exactly: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries gave the same answer
+    as an unbroken stream.
 
     Raises:
         Unsupported: the messages have images or tool calls, or this version cannot render its template.
     """
     if any(_has_more_than_text(message) for message in messages):
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
-    plain = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
+    texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    same = {name: body[name] for name in ("options", "truncate", "shift") if name in body}  # others reload the model
-    text: str | None = None
-    if begun.thinking:  # if the template places the thinking, the mark shows the beginning of the answer
-        marked = {"role": "assistant", "content": _MARK, "thinking": begun.thinking}
-        rendered = await _render(client, {"model": model, "messages": [*plain, marked], **same, **think})
-        if begun.thinking in rendered and _MARK in rendered:
-            text = rendered[: rendered.rindex(_MARK)] + (begun.prefix or "")
-    if text is None:
-        text = await _render(client, {"model": model, "messages": plain, **same, **think})
-        opened = text.rstrip().endswith(_THINK)
-        text += begun.raw.removeprefix(_THINK) if opened else begun.raw
-    raw = {"model": model, "prompt": text, "raw": True, "stream": True, **same}
-    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=raw)
+    # With other options the server would reload the model.
+    options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
+    prompt: str | None = None
+    if attempt.thinking:  # if the template renders it, the marker shows where the answer begins
+        answer = {"role": "assistant", "content": _ANSWER_MARKER, "thinking": attempt.thinking}
+        rendered = await _render(client, {"model": model, "messages": [*texts, answer], **options, **think})
+        if attempt.thinking in rendered and _ANSWER_MARKER in rendered:
+            prompt = rendered[: rendered.rindex(_ANSWER_MARKER)] + (attempt.prefix or "")
+    if prompt is None:
+        prompt = await _render(client, {"model": model, "messages": texts, **options, **think})
+        prompt += attempt.raw.removeprefix(_THINK_TAG) if prompt.rstrip().endswith(_THINK_TAG) else attempt.raw
+    request = {"model": model, "prompt": prompt, "raw": True, "stream": True, **options}
+    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=request)
 
 
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
-    """Return the prompt in the server's template. Nothing is generated. Raise LLMError if that fails."""
+    """Return the prompt that the server renders with its template. Raise LLMError if it cannot render one."""
     request = {**body, "stream": False, "_debug_render_only": True}
     text = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
@@ -183,10 +178,7 @@ class NDJSONParser(StreamParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and its count
-
-    def _is_document(self, start: bytes) -> bool:  # noqa: ARG002  # a buffered response is a line, too
-        return False
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and how often it was repeated
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if not line.strip():
@@ -194,12 +186,12 @@ class NDJSONParser(StreamParser):
         record = self._parse_object(line, "a line of the stream")
         began, self._seen = self._seen, True
         if record.get("error"):
-            raise error_mapping.error_object(record, began=began)
+            raise error_mapping.map_error_object(record, began=began)
         if not {"done", "message", "response"} & set(record):
-            raise malformed("a line of the stream")
+            raise dialect_error("a line of the stream")
         message = record.get("message") or {}
-        self.served = self.served or word(record.get("model"), MAX_NAME_CHARS) or None
-        self.forwarded = self.forwarded or bool(record.get("remote_model") or record.get("remote_host"))
+        self.served_model = self.served_model or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -209,7 +201,7 @@ class NDJSONParser(StreamParser):
             function = call.get("function") or {}
             arguments = json.dumps(function.get("arguments") or {})
             call_id, name = word(call.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-            calls += self._add_call(len(self._calls), call_id, name, arguments) or ()
+            calls += self._add_call(len(self._calls), call_id, name, arguments)
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
@@ -220,11 +212,11 @@ class NDJSONParser(StreamParser):
         return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
-        piece = self._parse(self._parse_line, rest)
+        delta = self._parse(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
-            cut = "the stream ended in the middle of a line"
-            self.fault = errors.AnswerCut(cut) if self._seen else errors.BodyCut(cut)
-        return piece
+            what = "the stream ended in the middle of a line"
+            self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
+        return delta
 
     def _missing_finish(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
@@ -237,7 +229,6 @@ class NDJSONParser(StreamParser):
 SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
-    evidence="server",
     tested_versions="0.33, 0.24",
     litellm="ollama_chat",
     dialect=Dialect(
@@ -284,5 +275,5 @@ SPEC: Final = ProviderSpec(
     local=True,
     other_spellings={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
-    capabilities=unknown(local=True, json_schema=True),
+    known={"json_schema": True},
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ..capabilities import unknown
-from ..parameters import effort
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
 _REASONING_MODELS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
@@ -18,12 +17,12 @@ SPEC: Final = ProviderSpec(
     litellm="openai",
     api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
-        reasoning=effort(),
+        reasoning=REASONING_EFFORT,
         reasoning_models=_REASONING_MODELS,
-        # https://developers.openai.com/docs/guides/prompt-caching; it refuses a longer key ("string too long")
+        # https://developers.openai.com/docs/guides/prompt-caching; a longer key is an error ("string too long")
         session=Session("prompt_cache_key", 64),
         finishes_turns=True,
     ),
     other_spellings={"base_url": ("OPENAI_API_BASE",)},
-    capabilities=unknown(local=False, json_schema=True, tools=True, prefill=False),
+    known={"json_schema": True, "tools": True, "prefill": False},
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, Session
 
@@ -24,9 +23,8 @@ SPEC: Final = ProviderSpec(
             True: {"reasoning": {"enabled": True}},
             **{level: {"reasoning": {"effort": level}} for level in LEVELS},
         },
-        # https://openrouter.ai/docs/guides/best-practices/prompt-caching: the sticky routing key, before x-session-id
+        # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
         session=Session("session_id", 256),
     ),
     other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
-    capabilities=unknown(local=False),
 )

@@ -1,11 +1,10 @@
-"""Find the spec of a provider by its name: a tested vendor, a vendor of LiteLLM's table, or an operator's endpoint."""
+"""The specs of providers by name: vendors with a class, vendors of LiteLLM's table, and an operator's endpoints."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
-from ..capabilities import unknown
+from ..capabilities import find_similar
 from ..errors import NotConfigured
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
@@ -38,14 +37,17 @@ from . import (
     yandexgpt,
 )
 
+# The vendors with a class, in the order of tables and lists.
 _SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
-# In the order of tables and lists.
-_TRIED: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
-SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _TRIED})
+_VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
+SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
+# The kinds of server that probes recognise. Proxies come first, because they forward the pages of other servers.
+# llama.cpp is next: it imitates their pages, but marks every page with its header.
+KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
-_KINDS: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
+_KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
@@ -53,24 +55,14 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make ven
 
 @cache
 def vendor_specs() -> Mapping[str, ProviderSpec]:
-    """Return the specs without a class: two proxies, and LiteLLM's vendors (``vendors.json``)."""
+    """Return the specs of the vendors without a class: LiteLLM's table (``vendors.json``), and two proxies."""
     vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
-@cache
-def kinds() -> Sequence[ProviderSpec]:
-    """Return the kinds of server that probes recognise.
-
-    Proxies come first, because they forward the pages of other servers. llama.cpp is next: it imitates their pages, but
-    marks every page with its header.
-    """
-    return (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
-
-
 def discoverable() -> Mapping[str, ProviderSpec]:
-    """Return the specs with default addresses that discovery probes."""
-    return {**SPECS, **{spec.name: spec for spec in kinds()}}
+    """Return the specs that discovery probes at their default addresses."""
+    return {**SPECS, **{spec.name: spec for spec in KINDS}}
 
 
 def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
@@ -79,7 +71,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
         name=row["name"],
         title=row["name"],
         litellm=row["name"],
-        evidence="table",
+        is_tested=False,
         local=row["local"],
         api=Api(
             default_url=row["base"],
@@ -92,67 +84,68 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             parameters=(ALWAYS | SAMPLING) - {"reasoning"},
         ),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        capabilities=unknown(local=row["local"], cost=None),
+        known={"cost": None},
     )
 
 
-def spec_of(name: str, *, given: bool = False, usual_kind: str | None = None) -> ProviderSpec:
-    """Return the spec of a provider: a vendor's, or that of an endpoint in the environment.
+def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = None) -> ProviderSpec:
+    """Return the spec of a provider, which is a vendor or an operator's endpoint.
 
     Args:
-        name: the provider's name, in any case.
-        given: the caller has the address of the endpoint, so that the environment need not set it.
-        usual_kind: the kind of an endpoint if the environment does not set it.
+        name: the provider's name, in lower or upper case.
+        has_address: the caller has the address of the endpoint, so that ``<NAME>_BASE_URL`` is not required.
+        default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
     """
-    return kind_of(name) or _find_endpoint(name.strip().lower(), given=given, usual_kind=usual_kind)
+    return kind_of(name) or _find_endpoint(name.strip().lower(), has_address=has_address, default_kind=default_kind)
 
 
-def _find_endpoint(name: str, *, given: bool, usual_kind: str | None) -> ProviderSpec:
+def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
-    The error for an invalid or unknown name has no provider. Other errors have the endpoint's name.
+    The ``provider`` of an error is None if the name is invalid or unknown. Otherwise it is the endpoint's name.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
         raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
-    plain = endpoint_spec(CUSTOM, name)
+    spec = endpoint_spec(CUSTOM, name)
     try:
-        own = settings.load_provider(plain)
+        own = settings.load_provider(spec)
     except NotConfigured as error:
         error.provider = name
         raise
-    if not (own.base_url or given or own.kind or _is_recorded(name)):
-        near = difflib.get_close_matches(name, [*SPECS, *vendor_specs()], 1, cutoff=0.7)
-        names = f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all)"
-        own_server = f"for your own server set {plain.variable('base_url')}, and {plain.variable('kind')} to its kind"
-        likely = f"Did you mean {near[0]}? learnflow-llm status --all lists all names" if near else ""
-        raise NotConfigured(f"unknown provider {name!r}", hint=likely or f"{names}; {own_server}")
-    kind = kind_of(own.kind or usual_kind)
+    if not (own.base_url or has_address or own.kind or _is_recorded(name)):
+        hint = (
+            f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
+            f"server set {spec.variable('base_url')}, and {spec.variable('kind')} to its kind"
+        )
+        if similar := find_similar(name, [*SPECS, *vendor_specs()], 1):
+            hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
+        raise NotConfigured(f"unknown provider {name!r}", hint=hint)
+    kind = kind_of(own.kind or default_kind)
     if kind is None:
-        what = f"{plain.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
-        hint = f"Set it to the kind of server ({_KINDS}); `learnflow-llm status -p {name}` probes the server"
+        what = f"{spec.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
+        hint = f"Set it to the kind of server ({_KIND_NAMES}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
     return endpoint_spec(kind, name)
 
 
 def kind_of(kind: str | None) -> ProviderSpec | None:
-    """Return the spec that ``<NAME>_KIND`` names; None if it is not set or unknown."""
+    """Return the spec for a value of ``<NAME>_KIND``; None if the value is unknown or not set."""
     name = (kind or "").strip().lower()
     return SPECS.get(name) or vendor_specs().get(name)
 
 
 def _is_recorded(name: str) -> bool:
-    """Return whether the replayed cassettes have this provider. It then needs no address."""
-    common = settings.load()
-    cassettes = active.current(common.llm_replay, common.llm_replay_mode)
+    """Return whether the replayed cassettes have this provider, which then needs no address."""
+    cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
 def check(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. Other faults are raised when the provider is created."""
+    """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
     try:
         spec_of(name)
     except NotConfigured as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..capabilities import unknown
 from ..parameters import ALWAYS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
@@ -19,5 +18,5 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
     dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
     other_spellings={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
-    capabilities=unknown(local=False, vision=False),
+    known={"vision": False},
 )

@@ -1,6 +1,6 @@
-"""The format of cassettes: vcrpy's YAML, without hosts and secrets.
+"""The format of cassettes: vcrpy's YAML, without hosts and keys.
 
-Streams are stored in the pieces in which they arrived, and JSON as YAML.
+A stream is stored in the pieces in which it was received, and JSON as YAML.
 """
 
 from __future__ import annotations
@@ -8,29 +8,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import httpx
 
 from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
+from ..transport.endpoint import Endpoint
 
-_VERSION: Final = 1  # the version of vcrpy's format
+_VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-_BREAKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")  # YAML treats them as line ends
-
-# Fields that differ between recordings of the same server: times, random names, folders.
-_VOLATILE: Final = (
-    (re.compile(rb'("created":\s*)\d+'), rb"\g<1>0"),
-    (re.compile(rb'("(?:created_at|modified_at|expires_at)":\s*)"[^"]*"'), rb'\g<1>"1970-01-01T00:00:00Z"'),
-    (re.compile(rb'("(?:\w+_duration|\w+_ms|\w+_per_second)":\s*)-?[\d.]+(?:e[+-]?\d+)?'), rb"\g<1>0"),
-    (re.compile(rb'("id":\s*")(chatcmpl|cmpl|gen|modelperm)-(?!tool)[^"]*"'), rb'\g<1>\g<2>-0"'),
-    (re.compile(rb'("media_marker":\s*")[^"]*"'), rb'\g<1>"'),
-    (re.compile(rb'("(?:model_path|root|parent_model)":\s*")[^"]*/'), rb"\g<1>"),
-    (re.compile(rb"(\\nFROM )/[^\\]*/"), rb"\g<1>"),
-)
+# Other line ends, and the byte order mark. YAML changes them in a block.
+_CHANGED_IN_BLOCKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +33,7 @@ class RecordedRequest:
     Attributes:
         method: GET or POST.
         uri: the URI, with the provider's name instead of the host.
-        credentials: the headers with a key, with a placeholder instead of it.
+        credentials: the headers with the API key, with a placeholder instead of the key.
         body: the JSON body; None if there was none.
     """
 
@@ -61,10 +54,10 @@ class RecordedResponse:
 
     Attributes:
         status: the HTTP status; None if no response arrived.
-        headers: those of ``_HEADERS``.
-        pieces: the body, in the pieces in which it arrived.
-        failure: the error after the pieces, if the response broke.
-        left: whether the client disconnected before the end.
+        headers: the recorded headers.
+        pieces: the body, in the pieces in which it was received.
+        failure: the error that ended the body; None if it was complete.
+        left: whether the client disconnected before the end of the body.
     """
 
     status: int | None
@@ -74,10 +67,10 @@ class RecordedResponse:
     left: bool = False
 
     @property
-    def end(self) -> LLMError | None:
-        """Return the error after the last piece. Return None if the body ends there."""
+    def final_error(self) -> LLMError | None:
+        """Return a new error to raise after the last piece; None if the body is complete."""
         if not self.left:
-            return self.failure and type(self.failure)(self.failure.what)  # a new exception for each raise
+            return self.failure and type(self.failure)(self.failure.what)
         timeout = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
         return timeout("the cassette ends here: the client disconnected when it was recorded")
 
@@ -90,84 +83,79 @@ class Interaction:
     response: RecordedResponse
 
 
-def recorded_request(
-    method: str, url: str, content: bytes, *, root: str, provider: str, credentials: Mapping[str, str]
-) -> RecordedRequest:
+def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -> RecordedRequest:
     """Convert a request to its form in a cassette.
 
     Args:
-        method, url, content: the request.
-        root: the address of the server, which is removed from the URL.
+        request: the request.
+        endpoint: the endpoint of the provider. The path of its root is removed from the URL.
         provider: the name of the provider, which replaces the host.
-        credentials: the headers with the key.
     """
-    parts = urlsplit(url)
-    path = parts.path.removeprefix(urlsplit(root).path.rstrip("/")) + (f"?{parts.query}" if parts.query else "")
-    return RecordedRequest(
-        method,
-        f"http://{provider}.example{path}",
-        {name: _placeholder(name, value, provider) for name, value in credentials.items()},
-        json.loads(content) if content else None,
-    )
+    url = urlsplit(str(request.url))
+    path = url.path.removeprefix(urlsplit(endpoint.root).path.rstrip("/")) + (f"?{url.query}" if url.query else "")
+    credentials = {name: _placeholder(name, value, provider) for name, value in endpoint.credentials.items()}
+    body = json.loads(request.content) if request.content else None
+    return RecordedRequest(request.method, f"http://{provider}.example{path}", credentials, body)
 
 
 def _placeholder(name: str, value: str, provider: str) -> str:
-    """Return the header with a placeholder instead of the key. Keys of tests are placeholders already."""
-    scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)  # "Bearer", "Api-Key"
+    """Return the value of a header with a placeholder instead of the key. The keys of tests are placeholders."""
+    scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
 def _failure(response: Mapping[str, Any]) -> LLMError | None:
-    """Return the error of a response. Raise AttributeError or TypeError if there is no such class."""
+    """Return the error that a cassette has for a response; None if it has none."""
     failure = response.get("failure")
     return getattr(errors, failure["error"])(failure["what"]) if failure else None
 
 
-def recorded_response(
+def convert_response(
     status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **end: Any
 ) -> RecordedResponse:
     """Convert a response to its form in a cassette.
 
-    It has only the headers of ``_HEADERS``. The date of ``retry-after`` becomes seconds, because replay is later.
+    Only the headers in ``_HEADERS`` are recorded. A date in ``retry-after`` becomes seconds, because a replay is later.
+
+    Args:
+        status: the HTTP status; None if no response arrived.
+        headers: the headers of the response.
+        pieces: the body, in the pieces in which it was received.
+        end: the fields ``failure`` and ``left`` of the recorded response.
     """
-    kept_headers = {name: headers[name] for name in _HEADERS if name in headers}
-    wait = error_mapping.retry_after(headers)
-    if wait is not None and "retry-after" in kept_headers:
-        kept_headers["retry-after"] = f"{wait:g}"
-    return RecordedResponse(status, kept_headers, tuple(pieces), **end)
-
-
-def calm(interaction: Interaction) -> Interaction:
-    """Replace the fields that differ between recordings of the same server, for cassettes that are compared."""
-    pieces = []
-    for piece in interaction.response.pieces:
-        for pattern, constant in _VOLATILE:
-            piece = pattern.sub(constant, piece)  # noqa: PLW2901
-        pieces.append(piece)
-    return replace(interaction, response=replace(interaction.response, pieces=tuple(pieces)))
+    recorded_headers = {name: headers[name] for name in _HEADERS if name in headers}
+    retry_after_s = error_mapping.retry_after(headers)
+    if retry_after_s is not None and "retry-after" in recorded_headers:
+        recorded_headers["retry-after"] = f"{retry_after_s:g}"
+    return RecordedResponse(status, recorded_headers, tuple(pieces), **end)
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """Return the cassette as text."""
+    """Return the text of a cassette: YAML with multi-line texts and readable Unicode."""
+    import yaml  # noqa: PLC0415  # only needed to play or record
+
     rows = [
         {"request": _request(interaction.request), "response": _response(interaction.response)}
         for interaction in interactions
     ]
-    return serialize({"origin": dict(origin), "interactions": rows, "version": _VERSION})
+    cassette = {"origin": dict(origin), "interactions": rows, "version": _VCRPY_VERSION}
+    text = _dump_yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    # libyaml is ten times faster, but escapes emoji.
+    return _dump_yaml(cassette, yaml.SafeDumper) if "\\U" in text else text
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if it is not a cassette."""
-    import yaml  # noqa: PLC0415  # only needed to play or record
+    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if the text is not a cassette."""
+    import yaml  # noqa: PLC0415
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C if available
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml may be missing
         content = yaml.load(text, loader)  # noqa: S506  # both are safe
         interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
         return content.get("origin", {}), interactions
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = f"line {mark.line + 1}" if mark else f"{type(error).__name__}"
+        position = getattr(error, "problem_mark", None)
+        reason = f"line {position.line + 1}" if position else type(error).__name__
     raise errors.NotConfigured(f"it is not a cassette ({reason})", hint="Restore it, or record it again")
 
 
@@ -175,7 +163,7 @@ def _request(request: RecordedRequest) -> dict[str, Any]:
     headers = {name: [value] for name, value in request.credentials.items()}
     if request.body is not None:
         headers["content-type"] = ["application/json"]
-    body = request.body if _writable(request.body) else json.dumps(request.body)
+    body = request.body if _is_yaml_safe(request.body) else json.dumps(request.body)
     return {"method": request.method, "uri": request.uri, "headers": headers, "body": body}
 
 
@@ -189,7 +177,7 @@ def _response(response: RecordedResponse) -> dict[str, Any]:
 
 
 def _body(response: RecordedResponse) -> dict[str, Any]:
-    """Return a stream as its pieces, JSON as YAML, any other body as a string."""
+    """Return the pieces of a stream, the value of a JSON body, or the text of another body."""
     if response.headers.get("content-type", "").partition(";")[0] in _STREAMS:
         return {"pieces": [_text(piece) for piece in response.pieces]}
     body = b"".join(response.pieces)
@@ -197,11 +185,11 @@ def _body(response: RecordedResponse) -> dict[str, Any]:
         body_json = json.loads(body)
     except ValueError:
         return {"string": _text(body)}
-    return {"json": body_json} if _writable(body_json) else {"string": _text(body)}
+    return {"json": body_json} if _is_yaml_safe(body_json) else {"string": _text(body)}
 
 
-def _writable(value: Any) -> bool:
-    """Return whether YAML can represent a JSON value. It cannot represent lone surrogates, infinity and NaN."""
+def _is_yaml_safe(value: Any) -> bool:
+    """Return whether YAML can represent a JSON value: it has no lone surrogate, infinity or NaN."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
@@ -243,28 +231,19 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
     return Interaction(RecordedRequest(request["method"], request["uri"], credentials, request_body), recorded)
 
 
-def serialize(cassette: Mapping[str, Any]) -> str:
-    """Return the cassette as YAML with multi-line texts and readable Unicode."""
-    import yaml  # noqa: PLC0415
-
-    text = _yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    return _yaml(cassette, yaml.SafeDumper) if "\\U" in text else text  # libyaml is ten times faster, but escapes emoji
-
-
-def _yaml(cassette: Mapping[str, Any], base: Any) -> str:
+def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # one of two classes
-        """A dumper that writes texts of several lines as blocks."""
+        """A dumper that writes multi-line texts as blocks, and repeats equal values."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
     def represent_text(dumper: Any, text: str) -> Any:
-        style = '"' if _BREAKS.search(text) else "|" if "\n" in text else None
+        style = '"' if _CHANGED_IN_BLOCKS.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)
-    return str(
-        yaml.dump(dict(cassette), Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
-    ).removesuffix("...\n")
+    text: str = yaml.dump(cassette, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n")

@@ -1,7 +1,7 @@
 """Play recorded responses from cassettes.
 
-A request that was not recorded raises NotRecorded. The error describes the most similar recorded request. It does not
-count as a failure of the provider, so it causes no fallback.
+A request that was not recorded raises NotRecorded, which describes the most similar recorded request. NotRecorded
+causes no fallback to another provider.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import cassette
 from .cassette import RecordedRequest, RecordedResponse
 from .transport import Cassettes
 
-# Not compared: these options depend on which requests were sent before.
+# These options depend on earlier requests, so they are not compared.
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
 _CHAT_PATH: Final = "/chat/completions"
 _HINT: Final = "Record it with LLM_REPLAY_MODE=record while the server is running, or unset LLM_REPLAY"
@@ -30,28 +30,28 @@ _SHOWN_FIELDS: Final = ("model", "temperature", "max_tokens", "num_predict", "se
 
 @dataclass(slots=True)
 class _Entry:
-    """A recorded request and its responses, in the recorded order. ``name`` is the path of the cassette."""
+    """A recorded request, the responses to it in order, and the path of its cassette."""
 
     request: RecordedRequest
     responses: list[RecordedResponse]
-    name: str
-    played: int = 0
+    path: str
+    played_count: int = 0
 
-    def next(self) -> RecordedResponse:
-        """Return the next response. Repeat the last one after the end."""
-        self.played += 1
-        return self.responses[min(self.played, len(self.responses)) - 1]
+    def play(self) -> RecordedResponse:
+        """Return the next response. After the last one, return it again."""
+        self.played_count += 1
+        return self.responses[min(self.played_count, len(self.responses)) - 1]
 
 
 class Player(Cassettes):
     """Responds to requests from cassettes.
 
     Args:
-        cassettes: path -> content of each cassette.
+        cassettes: the texts of the cassettes, by path.
         hint: the hint of NotRecorded errors.
 
     Raises:
-        NotConfigured: one of them is not a valid cassette.
+        NotConfigured: a text is not a cassette.
 
     Attributes:
         providers: the names of the recorded providers.
@@ -61,53 +61,53 @@ class Player(Cassettes):
         self._hint = hint
         self._entries: dict[str, _Entry] = {}
         self._missing: list[NotRecorded] = []
-        for name, text in cassettes.items():
+        for path, text in cassettes.items():
             try:
                 for interaction in cassette.load(text)[1]:
                     request = interaction.request
-                    entry = self._entries.setdefault(_key(request), _Entry(request, [], name))
+                    entry = self._entries.setdefault(_key(request), _Entry(request, [], path))
                     entry.responses.append(interaction.response)
             except LLMError as error:
-                raise errors.NotConfigured(f"{name}: {error.what}", hint=error.hint) from None
+                raise errors.NotConfigured(f"{path}: {error.what}", hint=error.hint) from None
         self.providers = frozenset(entry.request.provider for entry in self._entries.values())
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of the NotRecorded errors, except forgiven ones."""
+        """Return the messages of the NotRecorded errors, except those that the package expected (``forgiven``)."""
         return [str(error) for error in self._missing if not error.forgiven]
 
     @property
     def unplayed(self) -> list[str]:
-        """Return a line for each recorded request that has responses that were not played."""
+        """Return a line for each recorded request with responses that were not played."""
         return [
-            f"{entry.name}: {entry.request.method} {entry.request.uri} ({len(entry.responses) - entry.played} left)"
+            f"{entry.path}: {entry.request.method} {entry.request.uri} ({left} left)"
             for entry in self._entries.values()
-            if entry.played < len(entry.responses)
+            if (left := len(entry.responses) - entry.played_count) > 0
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the next response to a request. Raise NotRecorded if there is none.
 
-        An exact match wins, then one with a compatible API key, then one without the ignored options.
+        An exact match wins, then one with a compatible API key, then one with other ignored options.
         """
         if exact := self._entries.get(_key(request)):
-            return exact.next()
+            return exact.play()
         for matches in (_matches, _matches_without_options):
             for entry in self._entries.values():
                 if matches(entry.request, request):
-                    return entry.next()
+                    return entry.play()
         missing = self._not_recorded(request)
         self._missing.append(missing)
         raise missing
 
-    def address(self, provider: str, *, near: bool) -> str:
-        """Return a base URL for a provider that has none configured: a fictitious host with the recorded chat path.
+    def base_url(self, provider: str, *, local: bool) -> str:
+        """Return a base URL for a provider for which none is configured, with the recorded path.
 
         Args:
             provider: the name of the provider.
-            near: use a host name of this machine.
+            local: whether the fictitious host is on this machine.
         """
-        host = f"http://{provider}.{'localhost' if near else 'example'}"
+        host = f"http://{provider}.{'localhost' if local else 'example'}"
         for entry in self._entries.values():
             path = entry.request.uri.partition(".example")[2].partition("?")[0]
             if entry.request.provider == provider and path.endswith(_CHAT_PATH):
@@ -115,19 +115,15 @@ class Player(Cassettes):
         return host
 
     def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
-        """Return the error for a request, with the most similar recorded one. The error contains no prompt."""
-        same_provider = [entry for entry in self._entries.values() if entry.request.provider == request.provider]
-        same_uri = [
-            entry
-            for entry in same_provider
-            if (entry.request.method, entry.request.uri) == (request.method, request.uri)
-        ]
-        if same_uri:
-            entry = max(same_uri, key=lambda entry: _similarity(entry.request, request))
+        """Return the error for a request. It describes the most similar recorded request, without text of a prompt."""
+        page = request.method, request.uri
+        same_page = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == page]
+        if same_page:
+            entry = max(same_page, key=lambda entry: _similarity(entry.request, request))
             differences = "; ".join(_differences(entry.request, request)) or "nothing"
-            detail = f"the nearest request, in {entry.name}, differs in {differences}"
+            detail = f"the nearest request, in {entry.path}, differs in {differences}"
         else:
-            recorded = "other paths" if same_provider else "no requests"
+            recorded = "other paths" if request.provider in (self.providers or ()) else "no requests"
             detail = f"the cassettes have {recorded} of this provider"
         return errors.NotRecorded(
             f"{request.method} {request.uri} is not in a cassette: {detail}",
@@ -137,20 +133,20 @@ class Player(Cassettes):
 
 
 def _key(request: RecordedRequest) -> str:
-    """Return a key for exact matches. Other matches require a search: a different API key, or ignored options."""
+    """Return the key of a request for exact matches."""
     return json.dumps([request.method, request.uri, dict(request.credentials), request.body], sort_keys=True)
 
 
 def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests are the same, except for compatible API keys."""
+    """Return whether two requests are equal and have compatible API keys."""
     old, new = ((item.method, item.uri, item.body) for item in (recorded, request))
     return old == new and _keys_match(recorded, request)
 
 
 def _keys_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether the API keys are equal, or one is missing and the other is valid.
+    """Return whether the API keys are equal, or one is missing, as in CI.
 
-    CI has no keys, and a local server may require none. Tests mark an invalid key with "wrong-".
+    A key that contains "wrong-" is an invalid key of a test, which a missing key does not match.
     """
     if recorded.credentials == request.credentials:
         return True
@@ -159,15 +155,18 @@ def _keys_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
 
 
 def _matches_without_options(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests match if the ignored options are removed."""
-    old, new = replace(recorded, body=_comparable(recorded.body)), replace(request, body=_comparable(request.body))
+    """Return whether two requests match without the ignored options."""
+    old, new = (
+        replace(recorded, body=_remove_ignored(recorded.body)),
+        replace(request, body=_remove_ignored(request.body)),
+    )
     return _matches(old, new)
 
 
-def _comparable(body: Any) -> Any:
+def _remove_ignored(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
-    return {name: _comparable(value) for name, value in body.items() if name not in _IGNORED_OPTIONS}
+    return {name: _remove_ignored(value) for name, value in body.items() if name not in _IGNORED_OPTIONS}
 
 
 def _similarity(recorded: RecordedRequest, request: RecordedRequest) -> float:
@@ -182,7 +181,7 @@ def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[st
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield the differences between two bodies. For a text, yield only the position of the first difference."""
+    """Yield the paths of different values. Only values of ``_SHOWN_FIELDS`` are shown; for texts, only a position."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _body_differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""The recorder: it writes responses to cassettes. A failure of the disk fails no request."""
+"""Record responses in cassettes. A cassette that cannot be written does not fail the request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .transport import Cassettes, Recording
 
 
 class Recorder(Cassettes):
-    """Cassettes that are recorded: ``FOLDER/<provider>/<page>.yaml``, one file for each request.
+    """Records each interaction in a cassette, ``FOLDER/<provider>/<path and hash>.yaml``.
 
-    Repetitions of a request in one run are numbered. Cassettes of earlier runs are replaced.
+    Further interactions with the same request are numbered. The cassettes of earlier runs are replaced.
 
     Args:
         folder: the folder of the cassettes. It is created if it is missing.
@@ -31,7 +31,7 @@ class Recorder(Cassettes):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._counts: dict[str, int] = {}
-        self._began = time.time()
+        self._started_at = time.time()
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ class Recorder(Cassettes):
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Return the recording of a response. Its file is written at the end, and numbered in the order of requests."""
+        """Start to record the response to a request. Numbers follow the order of requests, not of responses."""
         name = _name(request)
         with self._lock:
             number = self._counts[name] = self._counts.get(name, 0) + 1
@@ -52,21 +52,22 @@ class Recorder(Cassettes):
         def write(interaction: Interaction) -> None:
             try:
                 if number == 1:
-                    self._clear(file)
-                _write(file, cassette.dump(origin, [interaction]))
+                    self._remove_old(file)
+                _write_atomically(file, cassette.dump(origin, [interaction]))
             except Exception as error:  # noqa: BLE001  # a failed recording must not fail the request
                 events.emit(events.RecordingFailed(file=str(file), error=type(error).__name__))
 
         return Recording(write, request)
 
-    def _clear(self, first: Path) -> None:
-        """Remove the cassettes that an earlier run recorded of the same request."""
-        for old in first.parent.glob(f"{first.stem}.[0-9][0-9][0-9][0-9].yaml"):
-            if old.stat().st_mtime < self._began:  # not those of another process of this run
+    def _remove_old(self, file: Path) -> None:
+        """Remove the numbered cassettes of the same request from earlier runs."""
+        for old in file.parent.glob(f"{file.stem}.[0-9][0-9][0-9][0-9].yaml"):
+            if old.stat().st_mtime < self._started_at:  # a newer one is of another process of this run
                 old.unlink(missing_ok=True)
 
 
 def _name(request: RecordedRequest) -> str:
+    """Return the name of the cassette: the path, and a hash if requests with this path may differ."""
     path = request.uri.partition(".example/")[2]
     page = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
     if request.body is not None or request.credentials or "?" in path:
@@ -75,8 +76,8 @@ def _name(request: RecordedRequest) -> str:
     return f"{request.provider}/{page}"
 
 
-def _write(file: Path, text: str) -> None:
-    """Write a file completely or not at all, even if the process is killed."""
+def _write_atomically(file: Path, text: str) -> None:
+    """Write a file by renaming a complete one, so that a killed process leaves no partial cassette."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An httpx transport that answers from cassettes, or records the responses of the transport that it wraps."""
+"""An httpx transport that responds from cassettes, or wraps another transport and records its responses."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ import httpx
 
 from ..errors import ConnectionFailed, LLMError
 from ..transport.endpoint import Endpoint
-from ..transport.error_mapping import failure_of
+from ..transport.error_mapping import map_exception
 from . import cassette
 from .cassette import Interaction, RecordedRequest, RecordedResponse
 
 _MIN_KEY_CHARS: Final = 8  # a shorter key may be an ordinary word of the answer
-_unrecorded: ContextVar[bool] = ContextVar("learnflow_llm_unrecorded", default=False)
+_is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", default=False)
 
 
 @contextmanager
-def unrecorded() -> Iterator[None]:
-    """Do not record the requests inside: they depend on the time, not on the application."""
-    token = _unrecorded.set(True)
+def pause_recording() -> Iterator[None]:
+    """Return a context manager in which no response is recorded, for probes whose number depends on time."""
+    token = _is_paused.set(True)
     try:
         yield
     finally:
-        _unrecorded.reset(token)
+        _is_paused.reset(token)
 
 
 class Recording:
     """A response that is being recorded.
 
     Args:
-        write: called with the interaction at its end.
-        request: the request.
+        write: a function that stores the interaction when it has ended.
+        request: the request of the response.
 
     Attributes:
-        status, headers, pieces: the response so far.
-        secrets: the bytes that must not get into the cassette, with their placeholders.
+        status: the HTTP status; None before the response.
+        headers: the headers of the response.
+        pieces: the received pieces of the body.
+        secrets: the placeholder of each text that must not be in the cassette, such as the API key.
     """
 
     def __init__(self, write: Callable[[Interaction], None], request: RecordedRequest) -> None:
@@ -53,11 +55,11 @@ class Recording:
         self._ended = False
 
     def end(self, *, failure: LLMError | None = None, left: bool = False) -> None:
-        """End the recording. Only the first call has an effect."""
+        """Store the interaction. Later calls have no effect."""
         if not self._ended:
             self._ended = True
             pieces = [self._redact(piece) for piece in self.pieces]
-            response = cassette.recorded_response(self.status, self.headers, pieces, failure=failure, left=left)
+            response = cassette.convert_response(self.status, self.headers, pieces, failure=failure, left=left)
             self._write(Interaction(self._request, response))
 
     def _redact(self, piece: bytes) -> bytes:
@@ -70,30 +72,30 @@ class Cassettes:
     """The base class of ``Player`` and ``Recorder``.
 
     Attributes:
-        providers: the names of the recorded providers if cassettes answer; None if servers answer.
+        providers: the names of the recorded providers; None if requests are sent to servers.
     """
 
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """Return the recorded response, or None if the server answers. Raise NotRecorded."""
+        """Return the recorded response; None to send the request. Raise NotRecorded if the cassettes lack it."""
         return None
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Return the recording of the server's response."""
+        """Start to record the response to a request."""
         raise NotImplementedError
 
-    def address(self, provider: str, *, near: bool) -> str | None:  # noqa: ARG002
-        """Return a base URL for a provider without one, or None if servers answer."""
+    def base_url(self, provider: str, *, local: bool) -> str | None:  # noqa: ARG002
+        """Return a base URL for a provider for which none is configured; None if requests are sent to servers."""
         return None
 
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
-        """Wrap the transport of a provider."""
+        """Return a transport that plays the requests of a provider, or sends them to the wrapped one and records."""
         return ReplayTransport(self, wrapped, provider)
 
 
 class ReplayTransport(httpx.AsyncBaseTransport):
-    """A transport that plays a recorded response, or else records that of the transport that it wraps."""
+    """A transport that returns recorded responses, or records those of the wrapped transport."""
 
     def __init__(self, cassettes: Cassettes, wrapped: httpx.AsyncBaseTransport, provider: str) -> None:
         self._cassettes = cassettes
@@ -101,30 +103,23 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         self._provider = provider
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the recorded response, or the server's. Raise the error that was recorded or raised instead."""
-        if self._cassettes.providers is None and _unrecorded.get():
+        """Return the recorded response, or record the server's. A recorded error is raised."""
+        if self._cassettes.providers is None and _is_paused.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
-        recorded_request = cassette.recorded_request(
-            request.method,
-            str(request.url),
-            request.content,
-            root=endpoint.root,
-            provider=self._provider,
-            credentials=endpoint.credentials,
-        )
+        recorded_request = cassette.convert_request(request, endpoint, self._provider)
         if recorded := self._cassettes.play(recorded_request):
-            return played(recorded)
+            return build_response(recorded)
         recording = self._cassettes.record(recorded_request)
         recording.secrets = self._secrets(request, endpoint)
         request.extensions["on_timeout"].append(lambda error: recording.end(failure=error))
         try:
             response = await self._wrapped.handle_async_request(request)
         except Exception as error:
-            recording.end(failure=failure_of(error))
+            recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
-            # in the next iteration of the loop, because a timeout ends the recording before that with its error
+            # Later, because the handler of a timeout first ends the recording with its error.
             asyncio.get_running_loop().call_soon(partial(recording.end, left=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)
@@ -133,25 +128,25 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _secrets(self, request: httpx.Request, endpoint: Endpoint) -> dict[bytes, bytes]:
-        """Return the bytes that must not get into a cassette, with their placeholders."""
+        """Return the API key and the host, with their placeholders."""
         secrets: dict[bytes, bytes] = {}
         if endpoint.key and len(endpoint.key) >= _MIN_KEY_CHARS:
             secrets[endpoint.key.encode()] = f"key-of-{self._provider}".encode()
         for host in (request.url.netloc, request.url.raw_host):
-            if b"." in host or b":" in host:  # the name of a Docker service may be an ordinary word
+            if b"." in host or b":" in host:  # a name without dots may be an ordinary word
                 secrets[host] = f"{self._provider}.example".encode()
         return secrets
 
 
-def played(recorded: RecordedResponse) -> httpx.Response:
-    """Return a recorded response, with its body in the recorded pieces. Raise the error that was recorded instead."""
+def build_response(recorded: RecordedResponse) -> httpx.Response:
+    """Return the httpx response of a recorded one. Raise the recorded error if there was no response."""
     if recorded.status is None:
-        raise recorded.end or ConnectionFailed("the cassette has no answer")
+        raise recorded.final_error or ConnectionFailed("the cassette has no answer")
     return httpx.Response(recorded.status, headers=dict(recorded.headers), stream=_PlayedStream(recorded))
 
 
 class _PlayedStream(httpx.AsyncByteStream):
-    """The body of a recorded response. It ends with the recorded error, if there is one."""
+    """The body of a recorded response. The recorded error is raised after the last piece."""
 
     def __init__(self, recorded: RecordedResponse) -> None:
         self._recorded = recorded
@@ -160,7 +155,7 @@ class _PlayedStream(httpx.AsyncByteStream):
         for piece in self._recorded.pieces:
             await asyncio.sleep(0)  # let other tasks run, as a server's response does
             yield piece
-        if error := self._recorded.end:
+        if error := self._recorded.final_error:
             raise error
 
 
@@ -178,11 +173,11 @@ class _RecordedStream(httpx.AsyncByteStream):
                     self._recording.pieces.append(data)
                     yield data
         except Exception as error:
-            self._recording.end(failure=failure_of(error))
+            self._recording.end(failure=map_exception(error))
             raise
         self._recording.end()
 
     async def aclose(self) -> None:
-        """Close the response. The cassette marks the rest of the body as unread."""
+        """Close the response. If the body was not read to its end, the cassette has ``left``."""
         self._recording.end(left=True)
         await self._response.aclose()

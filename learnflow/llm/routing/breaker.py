@@ -1,11 +1,14 @@
-"""The circuit breakers of this process, with latencies and recent failures, shared by all routers.
+"""The circuit breakers of this process, and statistics of its attempts. All routers share them.
 
-They send nothing. ``decision`` decides what a failure means.
+Sends no request. The rules are in ``decision``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -13,96 +16,107 @@ from typing import Literal, NamedTuple
 from .. import process
 from ..completion import Completion
 from ..errors import LLMError
-from .decision import LONGEST_S, at_fault, verdict
+from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
-Gate = Literal["closed", "open", "probe", "trial"]
+Gate = Literal["closed", "open", "probe", "trial"]  # what may be sent: requests, nothing, a probe, or one request
+_STRICTEST_FIRST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
 
 
 @dataclass(slots=True)
 class Breaker:
-    """An open circuit breaker: no requests for a period, then a probe, then one trial if a probe cannot see the fault.
+    """A circuit breaker that has opened.
+
+    It blocks requests for a period. Then a probe is sent. If a probe cannot detect that the fault is over, one trial
+    request follows a successful probe.
 
     Attributes:
-        error: why it opened.
-        period: seconds.
-        until: the end of the period.
-        opened: when it opened.
-        visible: a probe can see the fault.
-        busy: a probe or a trial is in progress, and excludes another one.
-        recovered: a probe succeeded, so that a trial may follow.
+        error: the failure that opened it.
+        period_s: the length of the period in seconds.
+        open_until: the end of the period.
+        opened_at: the time when it opened.
+        tester: the event loop of the probe or the trial request in progress, as a weak reference; None without one.
+        probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
     error: LLMError
-    period: float
-    until: float
-    opened: float
-    visible: bool
-    busy: bool = False
-    recovered: bool = False
+    period_s: float
+    open_until: float
+    opened_at: float
+    tester: weakref.ReferenceType[asyncio.AbstractEventLoop] | None = None
+    probe_succeeded: bool = False
+
+    @property
+    def testing(self) -> bool:
+        """Return whether a probe or a trial request is in progress. One in a loop that has stopped does not count."""
+        loop = self.tester and self.tester()
+        return loop is not None and loop.is_running()
+
+    @property
+    def probeable(self) -> bool:
+        """Return whether a probe can detect that the fault is over."""
+        return breaker_rule(self.error).probeable
 
     def gate(self, now: float) -> Gate:
-        """Return what is allowed now: nothing, a probe, or one request as a trial."""
-        if self.busy or now < self.until:
+        """Return what may be sent at this time."""
+        if self.testing or now < self.open_until:
             return "open"
-        return "trial" if self.recovered else "probe"
+        return "trial" if self.probe_succeeded else "probe"
 
-    def fail(self, error: LLMError, now: float) -> None:
-        """Record a failure. Ignore it if its request was in flight when the breaker opened."""
-        if self.recovered or now >= self.until:
-            self.error, self.visible = error.without_text(), verdict(error).visible
-            self.extend(now, least=error.retry_after or 0.0)
+    def record_failure(self, error: LLMError, now: float) -> None:
+        """Open again after a failed trial request. Ignore failures of requests that were sent before it opened."""
+        if self.probe_succeeded or now >= self.open_until:
+            self.error = error.without_text()
+            self.extend(now, min_period_s=error.retry_after or 0.0)
 
-    def extend(self, now: float, least: float = 0.0) -> None:
-        """Begin the next, longer period."""
-        self.period = min(max(self.period * 2, least), LONGEST_S)
-        self.until, self.recovered = now + self.period, False
+    def extend(self, now: float, min_period_s: float = 0.0) -> None:
+        """Begin another period, which is twice as long."""
+        self.period_s = min(max(self.period_s * 2, min_period_s), MAX_DELAY_S)
+        self.open_until, self.probe_succeeded = now + self.period_s, False
 
 
 @dataclass(slots=True)
-class Record:
-    """The attempts at one target so far, in this process.
+class Statistics:
+    """Statistics of the attempts at one model in this process.
 
     Attributes:
-        first_token_s: moving average of seconds to the first token.
+        first_token_s: moving average of the seconds to the first token; None if unknown.
         answered: the number of completions.
         failed: the number of failures.
-        recent: the last ten failures, as (time, class of the error).
+        recent: the last ten failures, as pairs of a time and the class name of the error.
+        prompt_tokens, cached_tokens: sums over all completions that report cached tokens.
     """
 
     first_token_s: float | None = None
     answered: int = 0
     failed: int = 0
     recent: list[tuple[float, str]] = field(default_factory=list)
-    prompt_tokens: int = 0  # of the completions that report cached tokens
+    prompt_tokens: int = 0
     cached_tokens: int = 0
 
     @property
     def cached(self) -> float | None:
-        """Return the share of prompt tokens read from cache, from 0 to 1; None if unknown."""
+        """Return the share of prompt tokens that were read from a cache, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
-    def answer(self, completion: Completion) -> None:
-        """Record a completion."""
+    def add_completion(self, completion: Completion) -> None:
+        """Count a completion."""
         usage, first_token_s = completion.usage, completion.first_token_s
         self.answered += 1
         if usage.prompt_tokens and usage.cached_tokens is not None:
             self.prompt_tokens += usage.prompt_tokens
             self.cached_tokens += usage.cached_tokens
         if first_token_s is not None:
-            before = self.first_token_s
-            self.first_token_s = first_token_s if before is None else 0.7 * before + 0.3 * first_token_s
+            average = self.first_token_s
+            self.first_token_s = first_token_s if average is None else 0.7 * average + 0.3 * first_token_s
 
-    def failure(self, error: LLMError, now: float) -> None:
-        """Record a failure."""
+    def add_failure(self, error: LLMError, now: float) -> None:
+        """Count a failure."""
         self.failed += 1
         self.recent = [*self.recent[-9:], (now, type(error).__name__)]
 
 
-_WORST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
-
-
 class Target(NamedTuple):
-    """The key of a circuit breaker: an address, and a model or None for all models."""
+    """The key of a circuit breaker: a server address and a model. Without a model, it covers the whole address."""
 
     address: str
     model: str | None
@@ -110,80 +124,93 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """Circuit breakers per address and model. A failed connection or a wrong key covers the whole address.
+    """The open circuit breakers and the statistics of all targets.
 
     Attributes:
-        clock: monotonic, in seconds.
-        breakers: the open ones.
-        records: the attempts so far.
+        clock: returns the time in seconds. It must be monotonic.
+        breakers: the open circuit breakers.
+        statistics: the statistics of each model.
     """
 
     clock: Callable[[], float] = time.monotonic
     breakers: dict[Target, Breaker] = field(default_factory=dict)
-    records: dict[Target, Record] = field(default_factory=dict)
+    statistics: dict[Target, Statistics] = field(default_factory=dict)
 
     def gate(self, target: Target) -> Gate:
-        """Return what is allowed now."""
-        now = self.clock()
-        return min((breaker.gate(now) for breaker in self._open(target).values()), key=_WORST.index, default="closed")
+        """Return what may be sent to a target now."""
+        gates = [breaker.gate(self.clock()) for breaker in self._breakers_of(target).values()]
+        return min(gates, key=_STRICTEST_FIRST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
-        """Return the open breakers; the first one stays open longest."""
-        return sorted(self._open(target).values(), key=lambda breaker: -breaker.until)
+        """Return the open breakers of a target. The first one stays open longest."""
+        return sorted(self._breakers_of(target).values(), key=lambda breaker: -breaker.open_until)
 
-    def fail(self, target: Target, error: LLMError) -> Target | None:
-        """Record a failure. Return the target of the breaker that it opened; None if it opened no breaker."""
-        now, meant = self.clock(), verdict(error)
-        if at_fault(error):
-            self.record(target).failure(error, now)
-        self.settle(target)  # a failure ends the trial of each breaker
-        if meant.opens is None:
+    def record_failure(self, target: Target, error: LLMError) -> Target | None:
+        """Record a failed attempt. Return the key of the breaker that it opened, or None if it opened none."""
+        now, rule = self.clock(), breaker_rule(error)
+        if is_provider_failure(error):
+            self.statistics_of(target).add_failure(error, now)
+        self.set_testing(target, testing=False)
+        if rule.period_s is None:
             return None
-        place = Target(target.address, None) if meant.whole_address else target
-        if place in self.breakers:
-            self.breakers[place].fail(error, now)
+        key = Target(target.address, None) if rule.whole_address else target
+        if key in self.breakers:
+            self.breakers[key].record_failure(error, now)
             return None
-        requested = error.retry_after
-        period = meant.opens if requested is None else min(max(requested, 0.0), LONGEST_S)
-        self.breakers[place] = Breaker(error.without_text(), period, now + period, now, meant.visible)
-        return place
+        requested_s = error.retry_after
+        period_s = rule.period_s if requested_s is None else min(max(requested_s, 0.0), MAX_DELAY_S)
+        self.breakers[key] = Breaker(error.without_text(), period_s, now + period_s, now)
+        return key
 
-    def answer(self, target: Target, completion: Completion, began: float) -> bool:
-        """Record the completion of an attempt that ``began`` at this time. Return whether it closed a breaker."""
-        self.record(target).answer(completion)
-        # an attempt that began before the fault does not prove that it is over
-        over = [place for place, breaker in self._open(target).items() if breaker.opened <= began]
-        for place in over:
-            del self.breakers[place]
-        return bool(over)
+    def record_completion(self, target: Target, completion: Completion, began: float) -> bool:
+        """Record the completion of an attempt. Return whether it closed a breaker.
 
-    def probed(self, target: Target, *, ready: bool) -> None:
-        """Record the outcome of a probe. A failed probe extends a period only after its end."""
+        Args:
+            target: the address and the model of the attempt.
+            completion: the completion.
+            began: the time when the attempt began. A breaker that opened later stays open.
+        """
+        self.statistics_of(target).add_completion(completion)
+        closed = [key for key, breaker in self._breakers_of(target).items() if breaker.opened_at <= began]
+        for key in closed:
+            del self.breakers[key]
+        return bool(closed)
+
+    def record_probe(self, target: Target, *, ready: bool) -> None:
+        """Record the outcome of a probe. A failed probe extends only a period that is over."""
         now = self.clock()
-        for place, breaker in self._open(target).items():
-            breaker.busy = False
-            if ready and breaker.visible:
-                del self.breakers[place]
+        for key, breaker in self._breakers_of(target).items():
+            breaker.tester = None
+            if ready and breaker.probeable:
+                del self.breakers[key]
             elif ready:
-                breaker.recovered = True
-            elif now >= breaker.until:
+                breaker.probe_succeeded = True
+            elif now >= breaker.open_until:
                 breaker.extend(now)
 
-    def settle(self, target: Target) -> None:
-        """End a probe or a trial without an outcome."""
-        for breaker in self._open(target).values():
-            breaker.busy = False
+    def set_testing(self, target: Target, *, testing: bool) -> None:
+        """Mark the beginning or the end of a probe or a trial request."""
+        for breaker in self._breakers_of(target).values():
+            breaker.tester = weakref.ref(asyncio.get_running_loop()) if testing else None
 
-    def record(self, target: Target) -> Record:
-        """Return the record of a target."""
-        return self.records.setdefault(target, Record())
+    def reset_testing(self) -> None:
+        """Forget the probes and trial requests in progress: after a fork, those of the parent process."""
+        for breaker in self.breakers.values():
+            breaker.tester = None
 
-    def _open(self, target: Target) -> dict[Target, Breaker]:
-        places = (target, Target(target.address, None))
-        return {place: self.breakers[place] for place in places if place in self.breakers}
+    def statistics_of(self, target: Target) -> Statistics:
+        """Return the statistics of a target."""
+        return self.statistics.setdefault(target, Statistics())
+
+    def _breakers_of(self, target: Target) -> dict[Target, Breaker]:
+        """Return the open breakers of the model and of its whole address."""
+        keys = (target, Target(target.address, None))
+        return {key: self.breakers[key] for key in keys if key in self.breakers}
 
 
 REGISTRY = BreakerRegistry(
     breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
-    records=process.register("records of providers", dict[Target, Record](), learned=True),
+    statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
 )
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=REGISTRY.reset_testing)

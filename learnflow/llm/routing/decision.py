@@ -1,7 +1,7 @@
 """The rules of failover: the next action after a failure, and how long the provider's circuit breaker opens.
 
-All functions are pure. ``execution`` carries out the rule that ``decide`` returns. ``docs/generate.py`` writes
-``RULES``, ``LAST_RULES`` and ``VERDICTS`` to ``docs/failover.md``.
+All functions are pure. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py`` writes
+``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
 """
 
 from __future__ import annotations
@@ -11,38 +11,34 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from .. import errors
-from ..base import Resume
 from ..errors import LLMError
 from ..process import switches
 
 Action = Literal["alternative", "next", "load", "retry", "restart", "raise"]
-Text = Literal["keep", "drop"]
 
-LONGEST_S: Final = 300.0  # limit for Retry-After and breaker periods; a real server sent Retry-After: 86400
-_BACK_OFF_S: Final = 0.5
+MAX_DELAY_S: Final = 300.0  # limit of breaker periods and of Retry-After; one server sent Retry-After: 86400
+_FIRST_BACK_OFF_S: Final = 0.5
 _MAX_BACK_OFF_S: Final = 8.0
-RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that restarts
+RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that may be restarting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """The state of a request when an attempt has failed.
+class RequestState:
+    """The state of a request after a failed attempt.
 
     Attributes:
-        text_shown: the caller has received text of the answer that is more than white space.
+        text_shown: the caller has received text that is more than white space.
         only_space_shown: the caller has received only white space.
         has_partial: text of the answer has arrived, in this attempt or an earlier one.
         added_text: text or tokens have arrived in this attempt.
-        structured: the answer has a format that cannot be continued, such as JSON.
+        can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
         tool_call_shown: the caller has received a part of a tool call.
-        resume: the caller's choice for interrupted streams.
         prefilled: the attempt sent the partial answer as a prefill.
         stepped_back: the prefill ended at the last whole word, before the end of the text.
-        others: another provider is available now.
-        loading: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
-        not_continued: a continuation did not repeat the end of the text, and the answer was not restarted yet.
-        transient: a failure may be transient, and time and a retry are left. LLM_PATIENCE allows more retries of a
-            server that restarts.
+        has_other_provider: another provider is available now.
+        can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
+        can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
+        can_retry: a failure may be transient, and a retry is left before the deadline.
         time_left: the caller's deadline has not passed.
     """
 
@@ -50,41 +46,47 @@ class Situation:
     only_space_shown: bool = False
     has_partial: bool = False
     added_text: bool = False
-    structured: bool = False
+    can_continue: bool = True
     tool_call_shown: bool = False
-    resume: Resume = "continue"
     prefilled: bool = False
     stepped_back: bool = False
-    others: bool = True
-    loading: bool = False
-    not_continued: bool = False
-    transient: bool = False
+    has_other_provider: bool = True
+    can_wait_for_load: bool = False
+    can_restart: bool = False
+    can_retry: bool = False
     time_left: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The next action after a failure, and whether to keep the text so far. The first rule that fits applies."""
+    """A condition after a failed attempt, and the next action.
 
-    when: str
-    fits: Callable[[LLMError, Situation], bool]
+    Attributes:
+        description: the condition in words, for the documents.
+        applies: the condition.
+        action: the next action.
+        drops_text: the next attempt starts the answer from the beginning.
+    """
+
+    description: str
+    applies: Callable[[LLMError, RequestState], bool]
     action: Action
-    text: Text
+    drops_text: bool = False
 
 
-def _is(*kinds: type[LLMError]) -> Callable[[LLMError, Situation], bool]:
-    return lambda error, _: isinstance(error, kinds)
+def _is_unusable(error: LLMError, state: RequestState) -> bool:
+    """Return whether the text of this attempt cannot become a valid answer, even if it is continued."""
+    unusable = (
+        errors.ContextOverflow
+        | errors.ThinkingLeaked
+        | errors.SchemaMismatch
+        | errors.AnswerTruncated
+        | errors.AnswerTooLong
+    )
+    return state.added_text and (isinstance(error, unusable) or error.finished)
 
 
-# The answer is unusable, so that a continuation would be, too.
-_UNUSABLE: Final = (
-    errors.ContextOverflow
-    | errors.ThinkingLeaked
-    | errors.SchemaMismatch
-    | errors.AnswerTruncated
-    | errors.AnswerTooLong
-)
-
+# The first rule that applies is used.
 RULES: Final = (
     Rule(
         "the server rejects the prefill of a continuation",
@@ -94,173 +96,147 @@ RULES: Final = (
             and not isinstance(error, errors.ContentFiltered)
         ),
         "alternative",
-        "keep",
     ),
     Rule(
         "the prefill ended at the last whole word, and the continuation does not repeat the rest",
         lambda error, state: isinstance(error, errors.NotContinued) and state.stepped_back,
         "alternative",
-        "keep",
     ),
     Rule(
-        "the caller's deadline has passed",
-        lambda error, state: isinstance(error, errors.DeadlineExceeded) and not state.time_left,
+        "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
+        lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
-        "keep",
     ),
-    Rule(
-        "the request itself is invalid or filtered, or the cassette has no response to it",
-        lambda error, _: not error.failover and not isinstance(error, errors.DeadlineExceeded),
-        "raise",
-        "keep",
-    ),
-    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise", "keep"),
+    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise"),
     Rule(
         "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or finished, and was shown",
-        lambda error, state: state.text_shown and state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
+        lambda error, state: state.text_shown and _is_unusable(error, state),
         "raise",
-        "keep",
     ),
-    Rule(
-        "the answer is unusable or finished, and was not shown",
-        lambda error, state: state.added_text and (isinstance(error, _UNUSABLE) or error.finished),
-        "next",
-        "drop",
-    ),
+    Rule("the answer is unusable or finished, and was not shown", _is_unusable, "next", drops_text=True),
     Rule(
         "the model is loading, or the continuation does not repeat the end of the text",
-        _is(errors.ModelLoading, errors.NotContinued),
+        lambda error, _: isinstance(error, errors.ModelLoading | errors.NotContinued),
         "next",
-        "keep",
     ),
     Rule(
         "the answer was interrupted after text was shown, and must not be continued (a schema, resume='raise')",
-        lambda _, state: state.text_shown and (state.structured or state.resume == "raise"),
+        lambda _, state: state.text_shown and not state.can_continue,
         "raise",
-        "keep",
     ),
-    Rule("the answer was interrupted after text was shown", lambda _, state: state.text_shown, "next", "keep"),
     Rule(
-        "a partial answer was interrupted before it was shown, and can be continued",
-        lambda _, state: state.has_partial and not state.structured and state.resume == "continue",
+        "the answer was interrupted, and can be continued; or only white space was shown",
+        lambda _, state: (state.has_partial and state.can_continue) or state.only_space_shown,
         "next",
-        "keep",
     ),
-    Rule("only white space was shown", lambda _, state: state.only_space_shown, "next", "keep"),
-    Rule("any other failure", lambda *_: True, "next", "drop"),
+    Rule("any other failure", lambda *_: True, "next", drops_text=True),
 )
 
-# Apply if the action is "next" and no other provider is left. The first rule that fits applies.
+# Used if the action is "next" and no other provider is left.
 LAST_RULES: Final = (
-    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.loading, "load", "keep"),
+    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.can_wait_for_load, "load"),
     Rule(
         "a continuation did not repeat the end of the text, nothing was shown, and the answer was not restarted yet",
-        lambda _, state: state.not_continued and not state.text_shown,
+        lambda _, state: state.can_restart and not state.text_shown,
         "restart",
-        "drop",
+        drops_text=True,
     ),
     Rule(
-        "a failure may be transient, and time and a retry are left (LLM_PATIENCE for a restarting local server)",
-        lambda _, state: state.transient,
+        "a failure may be transient, and a retry is left before the deadline (restarting local server: LLM_PATIENCE)",
+        lambda _, state: state.can_retry,
         "retry",
-        "keep",
     ),
-    Rule("any other case", lambda *_: True, "raise", "keep"),
+    Rule("any other case", lambda *_: True, "raise"),
 )
 
 
-def decide(error: LLMError, state: Situation) -> Rule:
-    """Return the rule for a failure. If ``LAST_RULES`` applies after ``RULES``, either rule can drop the text."""
-    rule = next(rule for rule in RULES if rule.fits(error, state))
-    if rule.action != "next" or state.others:
+def decide(error: LLMError, state: RequestState) -> Rule:
+    """Return the rule for a failure. With a rule of ``LAST_RULES``, the text is dropped if either rule drops it."""
+    rule = next(rule for rule in RULES if rule.applies(error, state))
+    if rule.action != "next" or state.has_other_provider:
         return rule
-    last = next(last for last in LAST_RULES if last.fits(error, state))
-    return replace(last, text="drop") if rule.text == "drop" else last
+    last = next(last for last in LAST_RULES if last.applies(error, state))
+    return replace(last, drops_text=last.drops_text or rule.drops_text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a failure means for the provider that failed.
+class BreakerRule:
+    """The effect of a failure on the circuit breakers of the provider.
 
     Attributes:
-        opens: seconds for which the circuit breaker opens the first time; None if the provider is not at fault.
-        whole_address: the fault covers every model at the address.
-        visible: a probe can detect that the fault is over. Otherwise only a request can.
+        period_s: seconds for which a breaker opens the first time; None if it does not open.
+        whole_address: the breaker covers every model at the address.
+        probeable: a probe can detect that the fault is over. Otherwise a request is needed.
     """
 
-    opens: float | None = None
+    period_s: float | None = None
     whole_address: bool = False
-    visible: bool = False
+    probeable: bool = False
 
 
-_NO_FAULT: Final = Verdict()
-# The first matching class applies. Other errors open no breaker.
-VERDICTS: Final[tuple[tuple[type[LLMError], Verdict], ...]] = (
-    (errors.DeadlineExceeded, _NO_FAULT),  # the caller's time, not the server's
-    (errors.ModelLoading, _NO_FAULT),
-    (errors.ConnectionFailed, Verdict(opens=5, whole_address=True, visible=True)),
-    (errors.ConnectTimeout, Verdict(opens=10, whole_address=True, visible=True)),
-    (errors.AuthenticationFailed, Verdict(opens=30, whole_address=True, visible=True)),
-    (errors.Misconfigured, Verdict(opens=30, whole_address=True, visible=True)),
-    (errors.ModelNotFound, Verdict(opens=30, visible=True)),
-    (errors.NotConfigured, Verdict(opens=30, visible=True)),
-    (errors.TimedOut, Verdict(opens=15)),
-    (errors.QuotaExceeded, Verdict(opens=120, whole_address=True)),
-    (errors.RateLimited, Verdict(opens=10)),
-    (errors.Overloaded, Verdict(opens=2)),
-    (errors.ServerFailed, Verdict(opens=5)),
-    (errors.EmptyAnswer, _NO_FAULT),  # due to the model and the prompt, not the server
-    (errors.SchemaMismatch, _NO_FAULT),
-    (errors.ThinkingLeaked, _NO_FAULT),
-    (errors.TokenRepeated, _NO_FAULT),
-    (errors.AnswerTooLong, _NO_FAULT),
-    (errors.AnswerTruncated, _NO_FAULT),  # the limit is the caller's
-    (errors.NotContinued, _NO_FAULT),
-    (errors.BrokenAnswer, Verdict(opens=5)),
+_STAYS_CLOSED: Final = BreakerRule()
+# The first class that matches is used. Other errors open no breaker.
+BREAKER_RULES: Final[tuple[tuple[type[LLMError], BreakerRule], ...]] = (
+    (errors.DeadlineExceeded, _STAYS_CLOSED),  # the caller set the limit
+    (errors.ModelLoading, _STAYS_CLOSED),
+    (errors.ConnectionFailed, BreakerRule(period_s=5, whole_address=True, probeable=True)),
+    (errors.ConnectTimeout, BreakerRule(period_s=10, whole_address=True, probeable=True)),
+    (errors.AuthenticationFailed, BreakerRule(period_s=30, whole_address=True, probeable=True)),
+    (errors.Misconfigured, BreakerRule(period_s=30, whole_address=True, probeable=True)),
+    (errors.ModelNotFound, BreakerRule(period_s=30, probeable=True)),
+    (errors.NotConfigured, BreakerRule(period_s=30, probeable=True)),
+    (errors.TimedOut, BreakerRule(period_s=15)),
+    (errors.QuotaExceeded, BreakerRule(period_s=120, whole_address=True)),
+    (errors.RateLimited, BreakerRule(period_s=10)),
+    (errors.Overloaded, BreakerRule(period_s=2)),
+    (errors.ServerFailed, BreakerRule(period_s=5)),
+    (errors.EmptyAnswer, _STAYS_CLOSED),  # due to the model and the prompt, not the server
+    (errors.SchemaMismatch, _STAYS_CLOSED),
+    (errors.ThinkingLeaked, _STAYS_CLOSED),
+    (errors.TokenRepeated, _STAYS_CLOSED),
+    (errors.AnswerTooLong, _STAYS_CLOSED),
+    (errors.AnswerTruncated, _STAYS_CLOSED),  # the caller set the limit
+    (errors.NotContinued, _STAYS_CLOSED),
+    (errors.BrokenAnswer, BreakerRule(period_s=5)),
 )
 
 
-# The provider is not at fault: the caller's request or deadline, a missing recording, a wrong continuation.
-_NOT_AT_FAULT: Final = (
+# Caused by the request, its deadline, a missing recording, or a continuation that does not match.
+_NOT_PROVIDER_FAILURES: Final = (
     errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )
 
 
-def at_fault(error: LLMError) -> bool:
-    """Return whether an error counts as a failure of the provider."""
-    return not isinstance(error, _NOT_AT_FAULT)
+def is_provider_failure(error: LLMError) -> bool:
+    """Return whether an error counts as a failure of the provider in its statistics."""
+    return not isinstance(error, _NOT_PROVIDER_FAILURES)
 
 
-def verdict(error: LLMError) -> Verdict:
-    """Return what a failure means for the provider that failed."""
-    return next((value for kind, value in VERDICTS if isinstance(error, kind)), _NO_FAULT)
+def breaker_rule(error: LLMError) -> BreakerRule:
+    """Return the effect of a failure on the circuit breakers."""
+    return next((rule for kind, rule in BREAKER_RULES if isinstance(error, kind)), _STAYS_CLOSED)
 
 
-def rounds(retries: int) -> int:
-    """Return the configured number of retries. A test may set a lower limit."""
-    return retries if switches.retries is None else min(retries, switches.retries)
+def max_retries(configured: int) -> int:
+    """Return the configured number of retries, or the lower one that a test has set."""
+    return configured if switches.retries is None else min(configured, switches.retries)
 
 
-def may_restart(error: LLMError | None) -> bool:
+def may_be_restarting(error: LLMError | None) -> bool:
     """Return whether the server may be restarting. Return False in a test that limits retries."""
     return switches.retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
 def back_off(retries: int, jitter: float, retry_after: float | None = None) -> float:
-    """Return the seconds before the next retry: ``Retry-After``, else an exponential delay with jitter.
+    """Return the seconds before the next retry: ``Retry-After`` if the server sent it, else an exponential delay.
 
     Args:
         retries: the number of retries so far.
-        jitter: a random number from 0 to 1.
-        retry_after: the delay that the server requested, in seconds.
+        jitter: a random number from 0 to 1, which spreads the retries of many clients.
+        retry_after: the delay that the server requested, in seconds; None if it sent none.
     """
     if switches.retries is not None:
         return 0.0
     if retry_after is not None:
-        return min(retry_after, LONGEST_S) * (1 + jitter / 10)
-    return min(_BACK_OFF_S * 2.0**retries, _MAX_BACK_OFF_S) * (0.5 + jitter)
-
-
-def patience(remaining: float) -> float:
-    """Return the limit in seconds for the first token. Half of the remaining time is left for other providers."""
-    return remaining / 2
+        return min(retry_after, MAX_DELAY_S) * (1 + jitter / 10)
+    return min(_FIRST_BACK_OFF_S * 2.0**retries, _MAX_BACK_OFF_S) * (0.5 + jitter)

@@ -1,11 +1,11 @@
-"""An option: one provider of a chain with its facts, circuit breakers and probes, as one request sees it."""
+"""An option: one provider of a chain with its facts, circuit breakers and probes, for one request."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Final
 
@@ -15,82 +15,83 @@ from ..base import LLMProvider
 from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks
-from ..replay.transport import unrecorded
+from ..replay.transport import pause_recording
 from ..servers.model_catalog import MAX_AGE_S
-from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Record, Target
+from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Statistics, Target
 
-PROBE_S: Final = 1.0
-_UNPROBED_S: Final = 15.0  # pause after a probe without a response
+PROBE_S: Final = 1.0  # timeout of a probe
+_PROBE_PAUSE_S: Final = 15.0  # after a probe without a response
 
 
-class _Shared(SharedTasks):
-    """The state of one provider that all requests share: its tasks, and when it may be probed before a request."""
+class _SharedState(SharedTasks):
+    """The state of a provider that all requests share: its running probes and loads, and the time of the next probe."""
 
-    probe_after: float = 0.0
+    next_probe_at: float = 0.0
 
 
 class Option:
     """One provider of a chain. Each request has its own copy.
 
     Args:
-        given: the provider; None if it could not be created.
-        broken: why it could not be created.
-        registry: of its circuit breakers.
+        given: the provider as the application passed it; None if it could not be created.
+        creation_error: the reason why it could not be created; None if it was created.
+        registry: the registry with the circuit breakers.
 
     Attributes:
-        name: of the provider.
-        rank: its position in the chain. Options with the same rank are equals.
-        model: the model of the request; None for the provider's own.
-        failure: how it failed in this round of the request.
-        refuses_prefix: it refused a prefill in this request.
+        name: the name of the provider.
+        rank: the position in the chain. Equal providers have the same rank.
+        model: the model for the request; None for the provider's default model.
+        failure: the last failure in this request; None if the option may be tried again.
+        rejects_prefill: the server rejected a prefill in this request.
     """
 
     def __init__(
-        self, given: LLMProvider | None, broken: LLMError | None = None, registry: BreakerRegistry = REGISTRY
+        self, given: LLMProvider | None, creation_error: LLMError | None = None, registry: BreakerRegistry = REGISTRY
     ) -> None:
-        self.given, self.broken, self.registry = given, broken, registry
-        self.name = given.name if given else (broken and broken.provider) or "?"
+        self.given, self.creation_error, self.registry = given, creation_error, registry
+        self.name = given.name if given else (creation_error and creation_error.provider) or "?"
         self.rank = 0
         self.model: str | None = None
         self.failure: LLMError | None = None
-        self.refuses_prefix = False
+        self.rejects_prefill = False
         self._provider = routable(given) if given else None
-        self._shared = _Shared()
+        self._shared = _SharedState()
         self._facts: Facts | None = None
 
-    def at(self, rank: int) -> Option:
-        """Return a copy for one request, at this rank of its chain."""
-        twin = copy.copy(self)
-        twin.rank, twin._facts = rank, None  # noqa: SLF001  # its own kind
-        return twin
+    def copy_at(self, rank: int) -> Option:
+        """Return a copy at this rank, with current facts."""
+        option = copy.copy(self)
+        option.rank = rank
+        option.set_model(self.model)
+        return option
 
-    def use(self, model: str | None) -> None:
-        """Use this model, with its current facts."""
+    def set_model(self, model: str | None) -> None:
+        """Set the model, and update the facts."""
         self.model, self._facts = model, None
 
     @property
     def facts(self) -> Facts:
-        """Return the facts at the time of the last choice."""
+        """Return the facts about the provider and its model. They change only when ``set_model`` is called."""
         if self._facts is None:
             self._facts = self.provider.facts(self.model)
         return self._facts
 
     @property
     def provider(self) -> RoutableProvider:
-        """Return the provider. Raises LLMError if it could not be created."""
+        """Return the provider. Raise LLMError if it could not be created."""
         if self._provider is None:
-            raise self.broken or LLMError("no provider")
+            raise self.creation_error or LLMError("no provider")
         return self._provider
 
     @property
     def replays(self) -> bool:
-        """Return whether the provider answers from cassettes."""
-        return not self.broken and self.facts.replays
+        """Return whether the provider replays cassettes."""
+        return not self.creation_error and self.facts.replays
 
     @property
     def prefills(self) -> bool:
-        """Return whether the provider supports prefill, and did not refuse one in this request."""
-        return not self.broken and self.facts.prefills and not self.refuses_prefix
+        """Return whether the provider supports prefill, and did not reject one in this request."""
+        return not self.creation_error and self.facts.prefills and not self.rejects_prefill
 
     @property
     def cost(self) -> tuple[float, float] | None:
@@ -99,23 +100,23 @@ class Option:
 
     @property
     def cold(self) -> bool:
-        """Return whether the server has to load the model first."""
+        """Return whether the server must load the model first."""
         return self.facts.cold
 
     @property
     def distance(self) -> int:
         """Return 0 for this machine or a private network, else 1."""
-        return 0 if not self.broken and self.facts.capabilities["local"] else 1
+        return 0 if not self.creation_error and self.facts.capabilities["local"] else 1
 
     @property
     def limit(self) -> int | None:
-        """Return the concurrency limit; None if unlimited, and for cassettes."""
-        return None if self.broken or self.facts.replays else self.facts.concurrency_limit
+        """Return the concurrency limit; None if unlimited. Cassettes have no limit."""
+        return None if self.creation_error or self.facts.replays else self.facts.concurrency_limit
 
     @property
     def address(self) -> str:
-        """Return the key of the queue and the circuit breakers of the server."""
-        return f"{self.name}#{id(self._shared)}" if self.broken else self.facts.address
+        """Return the server address, which is the key of its queue and its circuit breakers."""
+        return f"{self.name}#{id(self._shared)}" if self.creation_error else self.facts.address
 
     @property
     def target(self) -> Target:
@@ -124,62 +125,61 @@ class Option:
 
     @property
     def gate(self) -> Gate:
-        """Return what the circuit breakers allow now. Cassettes ignore them: breakers depend on time."""
+        """Return what the circuit breakers allow now. Cassettes ignore them, because breakers depend on time."""
         return "closed" if self.replays else self.registry.gate(self.target)
 
     @property
     def ready(self) -> bool:
-        """Return whether a request may be sent."""
+        """Return whether the circuit breakers allow a request."""
         return self.gate in ("closed", "trial")
 
     @property
-    def opened(self) -> Sequence[Breaker]:
-        """Return the open circuit breakers; the first one stays open longest."""
-        return self.registry.open_breakers(self.target)
+    def breaker(self) -> Breaker | None:
+        """Return the circuit breaker that stays open longest; None if all are closed."""
+        return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
-    def record(self) -> Record:
-        """Return the record of the attempts so far."""
-        return self.registry.record(self.target)
+    def statistics(self) -> Statistics:
+        """Return the statistics of the attempts at the model."""
+        return self.registry.statistics_of(self.target)
 
-    def succeeded(self, completion: Completion, began: float) -> None:
-        """Record the completion of an attempt that ``began`` at this time of the registry's clock."""
-        if self.registry.answer(self.target, completion, began):
+    def record_completion(self, completion: Completion, began: float) -> None:
+        """Record a completion; see ``BreakerRegistry.record_completion``."""
+        if self.registry.record_completion(self.target, completion, began):
             events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
 
-    def failed(self, error: LLMError) -> None:
-        """Record a failure."""
-        if opened := self.registry.fail(self.target, error):
-            error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period
+    def record_failure(self, error: LLMError) -> None:
+        """Record a failed attempt."""
+        if opened := self.registry.record_failure(self.target, error):
+            error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period_s
             events.emit(events.BreakerOpened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
-    def abandon(self) -> None:
-        """Record an attempt without an outcome."""
-        self.registry.settle(self.target)
+    def set_testing(self, *, testing: bool) -> None:
+        """Mark the beginning or the end of a probe or a trial request."""
+        self.registry.set_testing(self.target, testing=testing)
 
-    def begin(self) -> None:
-        """Begin a probe or a trial."""
-        for breaker in self.opened:
-            breaker.busy = True
+    async def update_facts(self, within: float) -> None:
+        """Probe the kind and the capabilities of the provider, unless they are new. Those of a cloud do not change.
 
-    async def update(self, within: float) -> None:
-        """Probe the provider, unless its facts are new. Those of a cloud do not change."""
+        Args:
+            within: the timeout in seconds.
+        """
         now, shared = asyncio.get_running_loop().time(), self._shared
-        if now >= shared.probe_after:
+        if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            age_s = _UNPROBED_S if health.state == "down" else math.inf if self.distance else MAX_AGE_S
-            shared.probe_after = now + age_s
-            self.use(self.model)
+            age_s = _PROBE_PAUSE_S if health.state == "down" else math.inf if self.distance else MAX_AGE_S
+            shared.next_probe_at = now + age_s
+            self.set_model(self.model)
 
-    def recover(self) -> None:
-        """Start a probe or a load of the model in the background, if the option requires one before a request."""
+    def start_recovery(self) -> None:
+        """Start a probe or a load of the model in the background, if a request requires one first."""
         if self.gate == "probe":
-            self.probe()
+            self.start_probe()
         elif self.gate == "closed" and self.cold:
-            self.load()
+            self.start_load()
 
-    def load(self) -> asyncio.Task[LLMError | None]:
-        """Load the model in the background, or wait for a load. The task returns the error if it failed."""
+    def start_load(self) -> asyncio.Task[LLMError | None]:
+        """Start a load of the model, or return the one in progress. Its result is the error if it failed."""
 
         async def load() -> LLMError | None:
             try:
@@ -190,27 +190,30 @@ class Option:
 
         return self._shared.start("load", load)
 
-    def probe(self) -> asyncio.Task[bool]:
-        """Probe whether the provider is ready. A probe costs nothing, loads no model and sends no user text."""
+    def start_probe(self) -> asyncio.Task[bool]:
+        """Start a probe, or return the one in progress. Its result is whether the provider is ready.
 
-        async def probing() -> bool:
+        A probe costs nothing, loads no model and sends no user text.
+        """
+
+        async def probe() -> bool:
             try:
-                with unrecorded():  # probes depend on time
+                with pause_recording():  # probes depend on time
                     ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
-                self.abandon()
+                self.set_testing(testing=False)
                 raise
-            self.registry.probed(self.target, ready=ready)
-            if not self.opened:
+            self.registry.record_probe(self.target, ready=ready)
+            if not self.breaker:
                 events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
             return ready
 
         if self._shared.is_idle("probe"):
-            self.begin()
-        return self._shared.start("probe", probing)
+            self.set_testing(testing=True)
+        return self._shared.start("probe", probe)
 
 
 def chain_name(options: Iterable[Option]) -> str:
-    """Return the name of a chain: equals joined by ``+``, ranks by ``,``, as in LLM_PROVIDERS."""
+    """Return the name of a chain, as in LLM_PROVIDERS: equal providers joined by ``+``, ranks joined by ``,``."""
     ranks = groupby(options, key=lambda option: option.rank)
     return ",".join("+".join(option.name for option in rank) for _, rank in ranks) or "local"

@@ -1,6 +1,6 @@
-"""The progress of one request: the emitted text, the failed attempts, and the costs.
+"""The progress of one request over all its attempts: the emitted text, the failed attempts, and the cost.
 
-It builds the caller's completion or error.
+It builds the completion or the error that the caller receives.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from .option import Option
 
 
 class Progress(Transcript):
-    """The transcript of one request over all its attempts.
+    """The transcript of one request over all its attempts. All times are in seconds on the event loop's clock.
 
     Args:
-        emit: of the caller.
-        started: when the request began, by the event loop's clock, like every ``now`` here.
-        tried: receives the failed attempts.
+        emit: receives the events for the caller.
+        started: the time when the request began.
+        tried: a list to which the failed attempts are added.
 
     Attributes:
         tokens: an upper limit for the tokens of the text so far.
-        partial_thinking: the thinking of the attempt that broke.
+        partial_thinking: the thinking of the interrupted attempt.
         resumed: the number of continuations.
-        started: see above.
     """
 
     def __init__(self, emit: Emit, started: float, tried: list[Tried]) -> None:
@@ -39,16 +38,16 @@ class Progress(Transcript):
         self.resumed = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # False after a partial answer, unless it was free
-        self._option: Option | None = None  # of the current attempt
-        self._continuing: Option | None = None  # the same, if the attempt is a continuation
-        self._failed_first: tuple[Option | None, float] | None = None  # since the last text, and its time
+        self._usage_known = self._cost_known = True  # usage is unknown after a partial answer, cost unless it was free
+        self._option: Option | None = None  # the option of the current attempt
+        self._continues = False  # the current attempt is a continuation
+        self._first_failure: tuple[Option | None, float] | None = None  # option and time, until text arrives again
 
     def __call__(self, event: Event) -> None:
-        """Record an event, and pass it on to the caller."""
+        """Record an event, and forward it to the caller."""
         if isinstance(event, TextDelta):
             self.tokens += 1
-            if self._first_text_s is None or self._failed_first:
+            if self._first_text_s is None or self._first_failure:
                 self._record_first_text(asyncio.get_running_loop().time())
         elif isinstance(event, (Failover, Resumed)):
             self.resumed += isinstance(event, Resumed)
@@ -57,50 +56,69 @@ class Progress(Transcript):
             return
         super().__call__(event)
 
-    def begin(self, option: Option, before: LLMError | None, *, continues: bool) -> None:
-        """Begin an attempt at an option; ``before`` is the previous failure."""
-        if before and self._option and self._option is not option:
-            self(Failover(self._option.name, option.name, before.without_text()))
-        self._option, self._continuing = option, option if continues else None
+    def begin_attempt(self, option: Option, previous_error: LLMError | None, *, continues: bool) -> None:
+        """Record the beginning of an attempt.
 
-    def failed(self, error: LLMError, tried: Sequence[Tried], now: float, *, free: bool) -> None:
-        """End the attempt with a failure; ``free``: a partial answer cost nothing."""
+        Args:
+            option: the option of the attempt.
+            previous_error: the failure of the previous attempt; None for the first attempt.
+            continues: whether the attempt continues an interrupted text.
+        """
+        if previous_error and self._option and self._option is not option:
+            self(Failover(self._option.name, option.name, previous_error.without_text()))
+        self._option, self._continues = option, continues
+
+    def record_failure(self, error: LLMError, tried: Sequence[Tried], now: float, *, is_free: bool) -> None:
+        """Record the failure of the current attempt.
+
+        Args:
+            error: the failure.
+            tried: the entries for the list of failed attempts.
+            now: the current time.
+            is_free: whether the provider costs nothing, so that the cost stays known.
+        """
         self.tried.extend(tried)
-        self._failed_first = self._failed_first or (self._option, now)
+        self._first_failure = self._first_failure or (self._option, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
-        if error.partial or error.tokens or self.text:  # of unknown usage
+        if error.partial or error.tokens or self.text:
             self._usage_known = False
-            self._cost_known = self._cost_known and free
+            self._cost_known = self._cost_known and is_free
             self.partial_thinking = self.partial_thinking or error.thinking
             self.tokens = max(self.tokens, error.tokens)
 
     def forget_text(self) -> None:
-        """Drop the text, so that the next attempt begins from the start."""
+        """Drop the text, so that the next attempt starts the answer from the beginning."""
         super().forget_text()
         self.partial_thinking, self.tokens = "", 0
 
-    def complete(self, completion: Completion, began: float, now: float) -> Completion:
-        """Return the caller's completion over all attempts; ``began`` is when the last one began."""
-        first = self._first_text_s
-        if self._failed_first:
-            self._record_first_text(now)  # it had no text
+    def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
+        """Return the completion for the caller.
+
+        Args:
+            completion: the completion of the last attempt.
+            began: the time when the last attempt began.
+            now: the current time.
+        """
+        first_token_s = self._first_text_s
+        if self._first_failure:
+            self._record_first_text(now)  # the last attempt emitted no text
         self._end_continuation("whole")
         if completion.first_token_s is not None and not self.resumed:
-            first = began - self.started + completion.first_token_s
+            first_token_s = began - self.started + completion.first_token_s
         return replace(
             completion,
             text=self.text or completion.text,
             reasoning=self.thinking or self.partial_thinking or completion.reasoning,
             usage=completion.usage if self._usage_known else Usage(),
             cost=completion.cost if self._cost_known else None,
-            first_token_s=first,
+            first_token_s=first_token_s,
             total_s=now - self.started,
             attempts=len(self.tried) + completion.attempts,
             resumed=self.resumed + completion.resumed,
         )
 
-    def final(self, error: LLMError) -> LLMError:
-        """Return the error for the caller, with every attempt and the partial answer."""
+    def build_error(self, error: LLMError) -> LLMError:
+        """Return the error for the caller, with all failed attempts and the partial answer."""
         error.attempts = tuple(self.tried)
         if text := self.text:
             error.partial, error.thinking = text, self.partial_thinking or error.thinking
@@ -109,16 +127,17 @@ class Progress(Transcript):
         return error
 
     def _record_first_text(self, now: float) -> None:
-        """Record the first piece of text of the request, or after a failure."""
+        """Record the first text of the request, or the first text after a failure."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
-        if self._failed_first:
-            failed, at = self._failed_first
-            self._failed_first = None
+        if self._first_failure:
+            failed, failed_at = self._first_failure
+            self._first_failure = None
             if failed and self._option and failed is not self._option:
-                events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=now - at))
+                seconds = now - failed_at
+                events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=seconds))
 
     def _end_continuation(self, outcome: str) -> None:
-        if self._continuing:
-            events.emit(events.StreamContinued(provider=self._continuing.name, outcome=outcome))
-        self._continuing = None
+        if self._continues and self._option:
+            events.emit(events.StreamContinued(provider=self._option.name, outcome=outcome))
+        self._continues = False

@@ -11,13 +11,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_args
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
-from ..capabilities import Capabilities, Health
-from ..capabilities import unknown as unknown_capabilities
+from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks, switches
@@ -31,31 +30,30 @@ from .option import PROBE_S, Option, chain_name
 from .progress import Progress
 from .selection import Chain, Routing
 
-Member = str | LLMProvider
-Equals = Member | list[Member] | tuple[Member, ...]
+Member = str | LLMProvider  # a provider by its name, or as an object
+Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
 Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_RESUMES: Final = ("continue", "raise")
-_LONG_TOKENS: Final = 1500  # a prompt of this length requires the context lengths to be known
+_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so that context lengths are probed
 
 
 class RouterProvider(AbstractProvider):
-    """Several providers as one. See ``LLMProvider``; every error carries ``attempts``.
+    """Several providers as one ``LLMProvider``. The attribute ``attempts`` of an error has the failed attempts.
 
-    A router among the providers is flattened: its providers replace it, and its own settings are ignored. A router with
-    ``find`` is not flattened.
+    If one of the providers is a router, its providers replace it, and its settings are ignored. A router with ``find``
+    is not replaced.
 
     Args:
-        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list are equals: a request goes to the one
-            that probably has the prompt in its cache, and waits only if all are full.
-        fallback: the other providers, in order. Each may be several equals, too.
-        resume: what to do if a stream breaks after pieces were emitted: "continue" it on the next provider, or
-            "raise". A call may override it.
-        retries: retries after a transient failure, if no other provider is left (LLM_RETRIES).
+        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list are equal providers. A request goes
+            to the one that probably has the prompt in its cache, and waits only if all are full.
+        fallback: the other providers, in order. An entry may also be several equal providers.
+        resume: the action if a stream breaks after text was emitted: "continue" it on the next provider, or "raise". A
+            call may override it.
+        retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
-        deadline: seconds for a request, all attempts together (LLM_DEADLINE).
-        find: finds the providers at the first awaited call, instead of ``primary``.
-        breakers: the circuit breakers; by default those of the process.
+        deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
+        find: a function that finds the providers, if there is no ``primary``. The first awaited call calls it.
+        breakers: the circuit breakers; those of the process by default.
 
     Raises:
         NotConfigured: a name is unknown, or no provider can be used.
@@ -74,38 +72,40 @@ class RouterProvider(AbstractProvider):
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
         _check_resume(resume, errors.NotConfigured)
-        others = [fallback] if isinstance(fallback, (str, LLMProvider)) else list(fallback)
-        ranks = [_members_of(member) for member in ([] if primary is None else [primary]) + others]
+        ranks: list[Equals] = [] if primary is None else [primary]
+        ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
         self._registry = breakers
-        flat = [
-            (option, at) for at, equals in enumerate(ranks) for one in equals for option in _options_of(one, breakers)
-        ]
-        self._members = _with_ranks(flat)
+        self._options: list[Option] = []
+        for equals in ranks:
+            next_rank = self._options[-1].rank + 1 if self._options else 0
+            options = [option for member in _split(equals) for option in _create_options(member, breakers)]
+            options.sort(key=lambda option: option.rank)  # those of another router may have several ranks
+            self._options += [option.copy_at(next_rank + option.rank) for option in options]
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        self._settings = own = settings.load().model_copy()
-        own.llm_retries = own.llm_retries if retries is None else retries
-        own.llm_routing, own.llm_deadline = routing or own.llm_routing, deadline or own.llm_deadline
-        if not switches.patient and "llm_patience" not in own.model_fields_set:
-            own.llm_patience = 0.0
-        if find is None and not self._members:
+        given = {"llm_retries": retries, "llm_routing": routing or None, "llm_deadline": deadline or None}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._settings = settings.load().model_copy(update=given)
+        if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
+            self._settings.llm_patience = 0.0
+        if find is None and not self._options:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
-        if self._members and all(option.broken for option in self._members):
-            raise next(option.broken for option in self._members if option.broken)
+        creation_errors = [option.creation_error for option in self._options if option.creation_error]
+        if creation_errors and len(creation_errors) == len(self._options):
+            raise creation_errors[0]
 
-    @property
-    def _options(self) -> list[Option]:
-        """Return copies of the options, with current facts."""
-        return [option.at(option.rank) for option in self._members]
+    def _copy_options(self) -> list[Option]:
+        """Return copies of the options for one request, with current facts."""
+        return [option.copy_at(option.rank) for option in self._options]
 
     def __repr__(self) -> str:
-        members = (option.name if option.broken else repr(option.given) for option in self._options)
+        members = (repr(option.given) if option.given else option.name for option in self._options)
         return f"RouterProvider({', '.join(members)})"
 
     @property
     def name(self) -> str:
-        """Return the names of the providers, as in LLM_PROVIDERS."""
+        """Return the names of the providers, in the format of LLM_PROVIDERS."""
         return chain_name(self._options)
 
     @property
@@ -114,172 +114,172 @@ class RouterProvider(AbstractProvider):
         return [option.given for option in self._options if option.given]
 
     def start(self, call: Call) -> Work:
-        """Return the work of a call: attempts at providers until one succeeds."""
-        request = Attempt(request=events.next_request(), metadata=call.metadata)
+        """Return the work of a call: attempts at its providers until one succeeds."""
+        template = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
-        run = partial(self._run, replace(call, options=options), resume, request)
-        return partial(events.run_request, self.name, call.model, request, run)
+        run = partial(self._run, replace(call, options=options), resume, template)
+        return partial(events.run_request, self.name, call.model, template, run)
 
-    async def _run(self, call: Call, resume: Resume, request: Attempt, emit: Emit) -> Completion:
-        """Run a request through the chain. Raises nothing but LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), request.tried)
+    async def _run(self, call: Call, resume: Resume, template: Attempt, emit: Emit) -> Completion:
+        """Run a request through the chain. Raise only LLMError."""
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried)
         try:
-            return await Execution(call, resume, request, await self._build_chain(call), progress).run()
+            return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
-                self._members = []  # the providers that were found are gone: find them again
+                self._options = []  # the next request finds the providers again
             raise
 
     async def list_models(self) -> list[str]:
-        """Return the models of all providers that respond. Raises the last LLMError if none does."""
-        usable = await self._usable()
-        listed = await asyncio.gather(*(option.provider.list_models() for option in usable), return_exceptions=True)
-        _raise_failures(listed)
-        return list(dict.fromkeys(name for models in listed if isinstance(models, list) for name in models))
+        """Return the models of all providers that respond. Raise LLMError if no provider responds."""
+        options = await self._find_created_options()
+        results = await asyncio.gather(*(option.provider.list_models() for option in options), return_exceptions=True)
+        _raise_failure(results)
+        return list(dict.fromkeys(name for models in results if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
-        """Return whether one of the providers would answer now. Raises nothing but NotRecorded."""
+        """Return whether a provider is ready for a request. Raise only NotRecorded."""
         try:
-            usable = await self._usable()
+            options = await self._find_created_options()
         except errors.NotRecorded:
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(option.provider.health_check() for option in usable)))
+        return any(await asyncio.gather(*(option.provider.health_check() for option in options)))
 
     def get_capabilities(self) -> Capabilities:
-        """Return the best of each capability; ``local`` only if all providers are."""
-        known = [option.provider.get_capabilities() for option in self._options if not option.broken]
-        if not known:
-            return unknown_capabilities(cost=None)
+        """Return the best value of each capability among the providers.
+
+        ``local`` is True only if all providers are local. ``cost`` is that of the first provider.
+        """
+        all_capabilities = [option.provider.get_capabilities() for option in self._options if option.given]
+        if not all_capabilities:
+            return default_capabilities(cost=None)
         best: dict[str, Any] = {}
-        for name in known[0]:
-            values = [value for one in known if (value := cast(Mapping[str, Any], one)[name]) is not None]
-            best[name] = None if not values or (len(values) < len(known) and not any(values)) else max(values)
-        best["local"], best["cost"] = all(one["local"] for one in known), known[0]["cost"]
+        for name in all_capabilities[0]:
+            values = [cast(Mapping[str, Any], capabilities)[name] for capabilities in all_capabilities]
+            known = [value for value in values if value is not None]
+            best[name] = max(known) if any(known) or len(known) == len(values) else None
+        best["local"] = all(capabilities["local"] for capabilities in all_capabilities)
+        best["cost"] = all_capabilities[0]["cost"]
         return cast(Capabilities, best)
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe each provider and remember its state and capabilities. Never raises.
+        """Probe the state and the capabilities of each provider, and cache them. Raise nothing.
 
         Args:
-            within: seconds, at most.
+            within: the timeout in seconds.
 
         Returns:
-            The health of the first provider that is ready, else of the first that loads, else of the first.
+            The health of the first provider that is ready, else of the first one that is loading a model, else of the
+            first one.
         """
         try:
-            usable = await self._usable()
+            options = await self._find_created_options()
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
-        healths = await asyncio.gather(*(option.provider.refresh(within) for option in usable))
-        return next((one for state in ("ready", "loading") for one in healths if one.state == state), healths[0])
+        healths = await asyncio.gather(*(option.provider.refresh(within) for option in options))
+        return min(healths, key=lambda health: {"ready": 0, "loading": 1}.get(health.state, 2))
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for option in await self._usable():
+        for option in await self._find_created_options():
             await option.provider.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
-        """Load the models of local servers; see ``BaseProvider.warm_up``. Raises LLMError if none could be loaded."""
-        loads = [option.provider.warm_up(model) for option in await self._usable() if option.distance == 0]
-        _raise_failures(await asyncio.gather(*loads, return_exceptions=True))
+        """Load the models of local servers; see ``BaseProvider.warm_up``. Raise LLMError if every load failed."""
+        options = await self._find_created_options()
+        loads = [option.provider.warm_up(model) for option in options if option.distance == 0]
+        _raise_failure(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
-        """Close idle connections of this event loop to its servers; see ``BaseProvider.aclose``."""
+        """Close the idle connections of this event loop; see ``BaseProvider.aclose``."""
         for option in self._options:
-            if not option.broken:
+            if option.given:
                 await option.provider.aclose()
 
     def chain_now(self, call: Call) -> Chain:
-        """Return the options for a call without sending anything. Even a sole option is checked."""
-        chain = Chain(self._options, call, self._settings, explained=True)
+        """Return the chain for a call. Nothing is sent."""
+        chain = Chain(self._copy_options(), call, self._settings)
         chain.choose_models()
         return chain
 
     def status(self) -> list[dict[str, Any]]:
-        """Return the circuit breakers, recent failures and latencies of this process as one dict for each provider."""
-        return [_describe(option) for option in self._options]
+        """Return the circuit breakers, recent failures and latencies of this process, as one dict for each provider."""
+        return [_describe(option) for option in self._copy_options()]
 
     async def _build_chain(self, call: Call) -> Chain:
-        """Return the options for a call. Probe those that matter for it, unless their facts are new."""
+        """Return the chain for a call. Probe providers with unknown or old properties, if these affect the choice."""
         chain = Chain(await self._find_options(), call, self._settings)
         options = chain.options
         if len(options) > 1:
             needs = chain.needs
-            curious = needs.capabilities or needs.tokens > _LONG_TOKENS or call.model
-            within = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
-            closed = [option for option in options if not option.broken and option.gate == "closed"]
-            equals = Counter(option.rank for option in options)  # equals share the load by their limits
-            # an option that needs no probe gets the request, so that later ones do not matter
-            doubtful = takewhile(lambda option: curious or option.facts.loads or equals[option.rank] > 1, closed)
-            await asyncio.gather(*(option.update(within) for option in doubtful))
+            needs_facts = needs.capabilities or needs.tokens > _LONG_PROMPT_TOKENS or call.model
+            timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
+            closed = [option for option in options if option.given and option.gate == "closed"]
+            rank_sizes = Counter(option.rank for option in options)
+            # The first option that needs no probe gets the request. Equal providers share the load by their limits
+            probed = takewhile(lambda one: needs_facts or one.facts.loads or rank_sizes[one.rank] > 1, closed)
+            await asyncio.gather(*(option.update_facts(timeout_s) for option in probed))
         chain.choose_models()
         return chain
 
-    async def _usable(self) -> list[Option]:
-        """Return the options that could be created. Raises LLMError if none is found."""
-        return [option for option in await self._find_options() if not option.broken]
+    async def _find_created_options(self) -> list[Option]:
+        """Return the options with a provider that could be created. Raise LLMError if no server was found."""
+        return [option for option in await self._find_options() if option.given]
 
     async def _find_options(self) -> list[Option]:
-        """Return its options. Without configured providers, find them now, once for concurrent first calls."""
-        if not self._members and self._find:
+        """Return copies of the options. If no provider is configured, find some, once for concurrent calls."""
+        if not self._options and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
-            if not self._members:
-                self._members = _with_ranks(
-                    [(Option(one, registry=self._registry), at) for at, one in enumerate(providers)]
-                )
-        return self._options
-
-
-def _with_ranks(flat: Sequence[tuple[Option, int]]) -> list[Option]:
-    """Return copies of options in order, with their ranks; those of a flattened router keep their order."""
-    ordered = sorted(flat, key=lambda one: (one[1], one[0].rank))
-    ranks = list(dict.fromkeys((at, option.rank) for option, at in ordered))
-    return [option.at(ranks.index((at, option.rank))) for option, at in ordered]
+            if not self._options:
+                new = [Option(provider, registry=self._registry) for provider in providers]
+                self._options = [option.copy_at(rank) for rank, option in enumerate(new)]
+        return self._copy_options()
 
 
 def _describe(option: Option) -> dict[str, Any]:
-    """Return what ``status`` reports about an option."""
-    now, target, opened, record = option.registry.clock(), option.target, option.opened, option.record
+    """Return the entry of ``status`` for an option."""
+    now, target, breaker, statistics = option.registry.clock(), option.target, option.breaker, option.statistics
+    failure = option.creation_error
     return {
         "provider": option.name,
         "rank": option.rank,
         "in_flight": CAPACITY.in_flight(target.address),
         "room": option.limit,
-        "cached": record.cached,
-        "address": None if option.broken else target.address,
+        "cached": statistics.cached,
+        "address": None if failure else target.address,
         "model": target.model,
-        "breaker": "misconfigured" if option.broken else "open" if opened else "closed",
-        "because": str(option.broken) if option.broken else type(opened[0].error).__name__ if opened else None,
-        "opens_in_s": max(0.0, opened[0].until - now) if opened else None,
-        "first_token_s": record.first_token_s,
-        "answered": record.answered,
-        "failed": record.failed,
-        "recent_failures": [{"error": name, "seconds_ago": now - at} for at, name in record.recent],
+        "breaker": "misconfigured" if failure else "open" if breaker else "closed",
+        "because": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
+        "opens_in_s": max(0.0, breaker.open_until - now) if breaker else None,
+        "first_token_s": statistics.first_token_s,
+        "answered": statistics.answered,
+        "failed": statistics.failed,
+        "recent_failures": [{"error": name, "seconds_ago": now - time} for time, name in statistics.recent],
     }
 
 
-def _members_of(given: Equals) -> list[Member]:
-    """Return the members of one rank of the chain: "gpu1+gpu2" is two equals."""
-    if isinstance(given, str):
-        return [*settings.parse_equals(given)]
-    return [member for one in given for member in _members_of(one)] if isinstance(given, list | tuple) else [given]
+def _split(equals: Equals) -> list[Member]:
+    """Return the providers of one rank: "gpu1+gpu2" is two providers."""
+    if isinstance(equals, str):
+        return [*settings.parse_equals(equals)]
+    return [member for entry in equals for member in _split(entry)] if isinstance(equals, list | tuple) else [equals]
 
 
-def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
-    """Return the option of a member, or the options of a router without ``find``.
+def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
+    """Return the option of a provider, or all options of a router.
 
     A provider that cannot be created stays in the chain with its error.
 
     Raises:
         NotConfigured: the name is unknown.
     """
-    if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001  # its own kind
-        return member._members  # noqa: SLF001
+    if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001
+        return member._options  # noqa: SLF001
     if not isinstance(member, str):
         return [Option(member, registry=registry)]
     name = member.strip().lower()
@@ -292,14 +292,14 @@ def _options_of(member: Member, registry: BreakerRegistry) -> list[Option]:
         return [Option(None, error, registry)]
 
 
-def _raise_failures(outcomes: Sequence[object]) -> None:
-    """Raise the last failure if all failed. Raise NotRecorded in any case."""
-    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    failed.sort(key=lambda error: isinstance(error, errors.NotRecorded))
-    if failed and (len(failed) == len(outcomes) or isinstance(failed[-1], errors.NotRecorded)):
-        raise failed[-1]
+def _raise_failure(results: Sequence[object]) -> None:
+    """Raise a NotRecorded among the results. Raise the last error if all results are errors."""
+    failures = [result for result in results if isinstance(result, BaseException)]
+    failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
+    if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):
+        raise failures[-1]
 
 
 def _check_resume(resume: str, kind: type[LLMError]) -> None:
-    if resume not in _RESUMES:
-        raise kind(f"resume= must be one of {', '.join(_RESUMES)}", hint='Leave it out for "continue"')
+    if resume not in get_args(Resume):
+        raise kind(f"resume= must be one of {', '.join(get_args(Resume))}", hint='Leave it out for "continue"')

@@ -1,6 +1,6 @@
-"""The choice among the options of a chain: their order, what they lack for a request, and which one is next.
+"""The choice of the next option of a chain for one request.
 
-It sends nothing and does not wait.
+Sends no request and does not wait.
 """
 
 from __future__ import annotations
@@ -26,125 +26,142 @@ class Chain:
     """The options of one request.
 
     Args:
-        options: in the user's order.
-        call: the call.
-        settings: with the router's own retries, routing and deadline.
-        explained: no request is sent. Even a sole option is checked.
+        options: the options in the operator's order.
+        call: the arguments of the call.
+        settings: the settings of the router.
 
     Attributes:
-        digests: of the prompt.
-        same_model: the names of the model that wrote the broken text.
+        digests: the digests of the prompt, see ``adapter.capacity``.
+        same_model: the names of the model that wrote the interrupted text; empty if no text was interrupted.
     """
 
-    def __init__(self, options: Sequence[Option], call: Call, settings: Settings, *, explained: bool = False) -> None:
+    def __init__(self, options: Sequence[Option], call: Call, settings: Settings) -> None:
         self.options, self.call, self.settings = options, call, settings
         self.digests = digests_of(call)
         self.same_model: frozenset[str] = frozenset()
-        self._explained = explained
-        self._refused_at = math.inf  # since when every option refuses connections
+        self._refused_since = math.inf  # the time since which all servers refuse connections
 
     @cached_property
     def needs(self) -> Needs:
-        """Return what the call requires."""
+        """Return the requirements of the call."""
         return needs_of(self.call)
 
     def choose_models(self) -> None:
-        """Choose the model of each option: the requested one, unless other options are known to have it."""
-        usable, wanted = [option for option in self.options if not option.broken], self.call.model
-        for option in usable:
-            option.use(wanted)
-        having = [option for option in usable if option.facts.has_model] if wanted else []
-        for option in usable:
-            may_have = not having and option.rank == self.options[0].rank
-            if not wanted or not (option in having or may_have or len(self.options) == 1):
-                vision_model = option.provider.vision_model
-                option.use(vision_model if "vision" in self.needs.capabilities else None)
+        """Set the model of each option.
 
-    def next(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
-        """Return the options that fit now, in order, and the one to use; None if all circuit breakers are open.
+        An option uses the requested model if its provider has it. If no provider is known to have it, the options of
+        the first rank use it. All other options use their default model.
+        """
+        usable, requested = [option for option in self.options if not option.creation_error], self.call.model
+        for option in usable:
+            option.set_model(requested)
+        owners = [option for option in usable if requested and option.facts.has_model]
+        owners = owners or [option for option in usable if option.rank == self.options[0].rank]
+        for option in usable:
+            if not requested or option not in owners:
+                vision_model = option.provider.vision_model
+                option.set_model(vision_model if "vision" in self.needs.capabilities else None)
+
+    def choose(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
+        """Choose the next option.
 
         Args:
-            loading: the options that load a model. No option farther away is used meanwhile.
+            loading: the options that are loading a model. Meanwhile, no option farther away is used.
+
+        Returns:
+            The options that can be tried, in order, and the chosen one; None instead if all circuit breakers are open.
         """
         for option in self.options:
-            option.use(option.model)
-        fit = [other for other in self.order() if not other.failure and not self.lacks(other)]
-        fit = self.within(fit, loading)
-        return fit, select(fit, self.settings.llm_routing, self.same_model)
+            option.set_model(option.model)
+        candidates = [option for option in self.sorted_options() if not option.failure and self.supports(option)]
+        candidates = self.limit_distance(candidates, loading)
+        return candidates, select(candidates, self.settings.llm_routing, self.same_model)
 
-    def order(self) -> list[Option]:
-        """Return the options in the order of use; broken ones come last.
+    def sorted_options(self) -> list[Option]:
+        """Return the options sorted by LLM_ROUTING. With "order", ranks stay in the operator's order.
 
-        Ranks stay in the user's order. Within a rank, an option that probably has the prompt in its cache comes first.
+        Within a rank, an option that probably has the prompt in its cache comes first.
         """
         if self.settings.llm_routing == "order" and len({option.rank for option in self.options}) == len(self.options):
             return list(self.options)
-        usable = [option for option in self.options if not option.broken]
+        usable = [option for option in self.options if not option.creation_error]
         ordered: list[Option] = []
         for rank in dict.fromkeys(option.rank for option in usable):
             equals = [option for option in usable if option.rank == rank]
             limits = {option.address: option.limit for option in equals if option.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
             ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
-        return sort_options(ordered, self.settings.llm_routing) + [option for option in self.options if option.broken]
+        not_created = [option for option in self.options if option.creation_error]
+        return sort_options(ordered, self.settings.llm_routing) + not_created
 
-    def lacks(self, option: Option) -> list[str]:
-        """Return the names of what an option certainly lacks for this request. A sole option is not checked."""
-        if option.broken:
-            return [str(option.broken)]
-        if len(self.options) == 1 and not self._explained:
-            return []
+    def missing(self, option: Option) -> list[str]:
+        """Return descriptions of the requirements that an option certainly does not meet."""
+        if option.creation_error:
+            return [str(option.creation_error)]
         if not option.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         return lacks(self.needs, option.facts.capabilities)
 
-    def others(self, option: Option | None) -> list[Option]:
-        """Return the options that could be used after this one."""
-        return [other for other in self.options if other is not option and not other.failure and not self.lacks(other)]
+    def supports(self, option: Option) -> bool:
+        """Return whether an option may get the request. A sole option is not checked: its server decides."""
+        return len(self.options) == 1 or not self.missing(option)
 
-    def failures(self, kind: type[LLMError]) -> list[Option]:
+    def alternatives(self, failed: Option | None) -> list[Option]:
+        """Return the options that could be tried after this one has failed."""
+        others = [option for option in self.options if option is not failed]
+        return [option for option in others if not option.failure and self.supports(option)]
+
+    def failed_with(self, kind: type[LLMError]) -> list[Option]:
         """Return the options that failed with this kind of error."""
         return [option for option in self.options if isinstance(option.failure, kind)]
 
-    def passing(self) -> list[Option]:
-        """Return the options with a transient failure. A load is not one: it is polled."""
+    def retryable(self) -> list[Option]:
+        """Return the options with a transient failure, except those that are loading a model."""
         failed = [option for option in self.options if option.failure and option.failure.retryable]
         return [option for option in failed if not isinstance(option.failure, errors.ModelLoading)]
 
-    def restarts(self, now: float) -> bool:
-        """Return whether every option may be a local server that restarts, within LLM_PATIENCE."""
-        used = [option for option in self.options if not self.lacks(option)]
-        may = all(option.distance == 0 and decision.may_restart(option.failure) for option in used)
-        self._refused_at = min(self._refused_at, now) if may else math.inf
-        return may and now - self._refused_at < self.settings.llm_patience
+    def may_be_restarting(self, now: float) -> bool:
+        """Return whether all options are local servers that refuse connections, for less than LLM_PATIENCE seconds."""
+        used = [option for option in self.options if self.supports(option)]
+        refused = all(option.distance == 0 and decision.may_be_restarting(option.failure) for option in used)
+        self._refused_since = min(self._refused_since, now) if refused else math.inf
+        return refused and now - self._refused_since < self.settings.llm_patience
 
-    def within(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
-        """Return the options that are no farther away than those that load; all of them with ``warm-first``."""
+    def limit_distance(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
+        """Return the options that are no farther away than those that are loading a model.
+
+        Return all options if no option is loading a model, or with ``warm-first``.
+        """
         if not loading or self.settings.llm_routing == "warm-first":
             return options
-        reach = min(option.distance for option in loading)
-        return [option for option in options if option.distance <= reach]
+        max_distance = min(option.distance for option in loading)
+        return [option for option in options if option.distance <= max_distance]
 
-    def shares(self, option: Option) -> bool:
-        """Return whether other options need a share of the time. Farther ones do not during a load."""
-        cold = option.cold and self.settings.llm_routing != "warm-first"
-        return any(not cold or other.distance <= option.distance for other in self.others(option))
+    def must_share_time(self, option: Option) -> bool:
+        """Return whether an attempt must leave time for other options.
 
-    def unfit(self) -> LLMError:
-        """Return the error for a request that no option can serve. It names what each option lacks."""
-        lacking = "; ".join(f"{option.name}: no {', no '.join(self.lacks(option))}" for option in self.options)
-        served = [None if option.broken else option.facts.capabilities["context_served"] for option in self.options]
-        short = all(length is not None and self.needs.tokens > length for length in served)
-        kind = errors.ContextOverflow if short else errors.Unsupported
-        return kind(f"no provider can serve this request ({lacking})", hint="Add one that can to LLM_PROVIDERS")
+        While a server loads its model, options farther away are not used and need no time.
+        """
+        waits = option.cold and self.settings.llm_routing != "warm-first"
+        return any(not waits or other.distance <= option.distance for other in self.alternatives(option))
+
+    def unsupported(self) -> LLMError:
+        """Return the error for a request that no option supports. It names the missing requirements of each option."""
+        missing = "; ".join(f"{option.name}: no {', no '.join(self.missing(option))}" for option in self.options)
+        lengths = [
+            None if option.creation_error else option.facts.capabilities["context_served"] for option in self.options
+        ]
+        too_long = all(length is not None and self.needs.tokens > length for length in lengths)
+        kind = errors.ContextOverflow if too_long else errors.Unsupported
+        return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
 
 
 def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
-    """Sort options by a routing rule. Unknown values come last, ties stay in the user's order."""
+    """Sort options by a routing rule. Options with an unknown value come last. Ties stay in the operator's order."""
 
     def key(option: Option) -> float:
         if routing == "latency":
-            return math.inf if option.record.first_token_s is None else option.record.first_token_s
+            return math.inf if option.statistics.first_token_s is None else option.statistics.first_token_s
         if routing == "cost":
             return math.inf if option.cost is None else sum(option.cost)
         return option.distance if routing == "local-first" else 0
@@ -155,29 +172,25 @@ def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
 def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
     """Choose the first option with a circuit breaker that allows a request; None if no breaker does.
 
-    The user's order wins: the router waits for a cold option even if a farther one is warm. Meanwhile it uses a warm
-    option that is no farther away; with ``warm-first``, any warm one.
+    If the model of that option is cold, choose a warm option instead that is no farther away, or with ``warm-first``
+    any warm option. Without a warm option, the cold one is chosen, and the router waits for the load.
 
     Args:
-        options: in order.
-        routing: the rule.
-        same_model: the names of the model that wrote the broken text.
+        options: the options in order.
+        routing: the routing rule.
+        same_model: the names of the model that wrote the interrupted text. An option with this model is preferred.
     """
     ready = [option for option in options if option.ready]
     if not ready:
         return None
-    chosen = first = ready[0]
-    reach = max(option.distance for option in options) if routing == "warm-first" else first.distance
-    if first.cold:
-        chosen = next((option for option in ready if not option.cold and option.distance <= reach), first)
-    if not same_model or same_model & chosen.facts.names:
-        return chosen
-    near = (option for option in ready if not option.cold and option.distance <= chosen.distance)
-    return next(
-        (option for option in near if same_model & option.facts.names), chosen
-    )  # the model continues its own text
+    first = ready[0]
+    max_distance = math.inf if routing == "warm-first" else first.distance
+    warm = [option for option in ready if not option.cold and option.distance <= max_distance]
+    chosen = warm[0] if first.cold and warm else first
+    same = (option for option in warm if same_model and same_model & option.facts.names)
+    return next((option for option in same if option.distance <= chosen.distance), chosen)
 
 
 def last_resort(options: Sequence[Option]) -> Option:
-    """Return the option with the circuit breaker that closes first."""
-    return min(options, key=lambda option: option.opened[0].until if option.opened else 0.0)
+    """Return the option with the circuit breaker that closes first, for the case that all are open."""
+    return min(options, key=lambda option: option.breaker.open_until if option.breaker else 0.0)

@@ -1,1 +1,1 @@
-"""Model servers: probes of their pages, a catalog of their models, prices, and the loading of a model."""
+"""Model servers: probes of their pages, a catalog of their models, and prices."""

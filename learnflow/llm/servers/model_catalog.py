@@ -1,6 +1,6 @@
-"""The state, models and capabilities of one provider's server: probed once, cached, and probed again after a failure.
+"""The catalog of one server: its models and their capabilities, from probes that are cached.
 
-The adapter reads the names and capabilities of models; the command line and discovery read ``Health``. This module
+The adapter reads the names and capabilities of models. The command line and discovery read ``Health``. This module
 sends no prompts.
 """
 
@@ -14,24 +14,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, merged, nearest
+from ..capabilities import Capabilities, Health, State, find_similar, merge_capabilities
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
-from ..transport.endpoint import addressed
-from ..transport.network import is_near
+from ..transport.endpoint import add_provider
+from ..transport.network import is_local
 from ..transport.untrusted import printable
 from . import model_prices
-from .probe import better_setting, error_of, find_server, learn
+from .probe import error_of, fetch, find_server, read_capabilities, suggest_setting
 
-LONG_PROBE_S: Final = 10.0  # timeout of a full probe: a cloud's list of models may be long
+LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and how long its response may take
+MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and how long the response may take
 
 _LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
-_MAX_LISTED_MODELS: Final = 12  # in a hint
+_MAX_LISTED_MODELS: Final = 12  # in a message
 _MAX_NAME_CHARS: Final = 200
-_MAX_PROBED_MODELS: Final = 64  # one request each
+_MAX_PROBED_MODELS: Final = 64  # each needs a request
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
     (errors.KeyMissing, "unauthorised"),
@@ -46,36 +46,40 @@ def state_of(error: LLMError) -> State:
     return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
 
 
+def detail_of(error: LLMError) -> str:
+    """Return the message of an error without the provider's name, which the caller shows separately."""
+    return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
     """The result of one probe.
 
     Attributes:
-        server: the server, including the capabilities of ``model``; None if no known kind of server responded.
+        server: the server; None if no known kind of server responded.
         model: the model that a request would use; None if that is ambiguous.
         error: the error that a request would raise now; None if it would succeed.
-        latency_s: seconds until the server responded; None if it did not.
+        latency_s: the time until the server responded, in seconds; None if it did not.
     """
 
-    server: Server | None = None
-    model: Model | None = None
-    error: LLMError | None = None
-    latency_s: float | None = None
+    server: Server | None
+    model: Model | None
+    error: LLMError | None
+    latency_s: float | None
 
 
 class ModelCatalog:
     """Probes one server, and caches its models and their capabilities.
 
     Args:
-        spec: the provider's spec.
-        client: the client for the provider's endpoint.
+        spec: the spec of the provider.
+        client: the client for the endpoint of the provider.
         kinds: the kinds of server to recognise at the endpoint.
-        model: the configured model; None if there is none.
-        stated: the capabilities that the operator configured. They override every other source.
+        model: the configured model; None if unset.
+        overrides: the capabilities that the operator configured. They win over every other source.
 
     Attributes:
-        server: the server, as of the last successful probe; None before.
-        probed_at: when the last probe ended, on the clock of the event loop; None before.
+        server: the server that the last successful probe found; None before that probe.
     """
 
     def __init__(
@@ -84,36 +88,31 @@ class ModelCatalog:
         client: Client,
         kinds: Sequence[ProviderSpec],
         model: str | None,
-        stated: Mapping[str, Any],
+        overrides: Mapping[str, Any],
     ) -> None:
-        self.client, self.stated = client, stated
+        self.client, self.overrides = client, overrides
         self.server: Server | None = None
-        self.probed_at: float | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives(self, requested: str | None) -> str:
-        """Return a hint that lists the server's models, and a command to download the requested one; "" if unknown."""
-        return self._alternatives(requested, self.server) if requested and self.server and self._spec.local else ""
+        """Return a hint with the models of the server and the command to download the requested one; "" if unknown."""
+        return self._list_models(requested, self.server) if requested and self.server and self._spec.local else ""
 
-    def _alternatives(self, requested: str, server: Server) -> str:
+    def _list_models(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
-        near = nearest(requested, names)
-        listed = (
-            f"{', '.join(names[:_MAX_LISTED_MODELS])}{', …' if len(names) > _MAX_LISTED_MODELS else ''}"
-            if names
-            else "no model"
-        )
-        use = f"Set {self._spec.variable('model')} or model= to {' or '.join(near) or 'another one'}" if names else ""
+        similar = " or ".join(find_similar(requested, names)) or "another one"
+        setting = f"Set {self._spec.variable('model')} or model= to {similar}" if names else ""
+        listed = ", ".join(names[:_MAX_LISTED_MODELS]) + (", …" if len(names) > _MAX_LISTED_MODELS else "")
         command = self._pull_command(requested)
-        return ". ".join(filter(None, [use, f"It has {listed}", command and f"Get the model{command}"]))
+        sentences = [setting, f"The server has {listed or 'no model'}", command and f"Get the model{command}"]
+        return ". ".join(filter(None, sentences))
 
     def _pull_command(self, model: str) -> str:
         """Return a colon and the server's command to download a model; "" if the server has no such command."""
-        if not self._spec.server.pull_command:
-            return ""
-        return f": `{self._spec.server.pull_command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`"
+        command = self._spec.server.pull_command
+        return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
     def trouble(self, name: str | None) -> str | None:
         """Return why a request for this model would fail, according to the last probe; None if it would succeed.
@@ -124,28 +123,28 @@ class ModelCatalog:
         try:
             if self.server and not error:
                 self._choose(self.server, name)
-        except LLMError as no_choice:
-            error = no_choice
-        return None if error is None or isinstance(error, errors.ModelLoading) else without_name(error)
+        except LLMError as choice_error:
+            error = choice_error
+        return None if error is None or isinstance(error, errors.ModelLoading) else detail_of(error)
 
     def forget(self) -> None:
         """Clear the models, so that the next request probes again."""
         self._models.clear()
 
-    async def health(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe for at most ``within`` seconds, cache the result, and return the state of the server."""
-        result = await self._probe(self._model, within)
+    async def health(self, timeout_s: float = LONG_PROBE_S) -> Health:
+        """Probe for at most ``timeout_s`` seconds, cache the result, and return the state of the server."""
+        result = await self._probe(self._model, timeout_s)
+        server = result.server or Server()
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
-            addressed(error, self._spec, self.client.endpoint, None)
+            add_provider(error, self._spec, self.client.endpoint, None)
         name = result.model.name if result.model else self._model
-        server = result.server or Server()
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
             base_url=self.client.endpoint.base,
-            detail=without_name(error) if error else self._remarks(result),
+            detail=detail_of(error) if error else self._remarks(result),
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
             version=server.version,
@@ -155,17 +154,17 @@ class ModelCatalog:
             capabilities=self.capabilities(name),
         )
 
-    async def models(self, within: float = LONG_PROBE_S, *, every: bool = True) -> list[Model]:
+    async def models(self, timeout_s: float = LONG_PROBE_S, *, every: bool = True) -> list[Model]:
         """Probe, and return the chat models.
 
         Args:
-            within: the timeout in seconds.
-            every: probe the capabilities of every model.
+            timeout_s: the time limit in seconds.
+            every: read the capabilities of every model, not only of the configured one.
 
         Raises:
             LLMError: the models could not be listed.
         """
-        result = await self._probe(self._model, within, every=every)
+        result = await self._probe(self._model, timeout_s, every=every)
         if result.server and isinstance(result.error, errors.NotConfigured | errors.ModelNotFound | None):
             return result.server.chat_models
         raise result.error or errors.ServerFailed("the models could not be listed")
@@ -194,6 +193,37 @@ class ModelCatalog:
             raise result.error or errors.ModelNotFound("the server has no model")
         return result.model
 
+    async def load(self, name: str, context_length: int | None, keep_alive: str | float | None) -> None:
+        """Send the request that loads a model. The server responds when the model is loaded.
+
+        Args:
+            name: the name of the model.
+            context_length: the context length to load it with, in tokens; None for the server's default.
+            keep_alive: how long the model stays loaded, in seconds or like "30m"; None for the server's default.
+
+        Raises:
+            LLMError: the server cannot be reached, or cannot load the model.
+        """
+        spec = self._spec
+        path, body = str(spec.server.load_path), dict[str, Any](model=name)
+        if spec.server.load_for and keep_alive is not None:
+            path, body = spec.server.load_for(name, keep_alive)
+        if context_length and spec.dialect.format_options:
+            body["options"] = spec.dialect.format_options({}, context_length)
+        await fetch(self.client, path, {**body, **spec.server.launch_options})
+
+    @property
+    def loads_models(self) -> bool:
+        """Return whether the server loads models on request, so that any request may have to wait for a load."""
+        kind = self.server.kind if self.server else None
+        return any(spec.server.load_path for spec in (self._spec, kind) if spec)
+
+    async def is_loading(self, name: str, timeout_s: float) -> bool:
+        """Probe whether a request for this model waits for a load. Return False if the probe fails."""
+        result = await self._probe(name, timeout_s)
+        model = result.model
+        return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
+
     def is_cold(self, name: str | None) -> bool:
         """Return whether the server must load this model before it responds, according to the last probe."""
         model = self._models.get(self._key(name))
@@ -206,44 +236,32 @@ class ModelCatalog:
             if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
-    async def describe(self, name: str, within: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
+    async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
 
         Args:
             name: the name of the model.
-            within: the timeout of the probe in seconds.
+            timeout_s: the time limit of the probe in seconds.
             max_age_s: the oldest cached result to use, in seconds. An older one is used only if the probe fails.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            result = await self._probe(name, within)
+            result = await self._probe(name, timeout_s)
             if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                 raise result.error
             known = self._models.get(name) or Model(name=name)
-            self._models[name] = replace(known, learned_at=self.probed_at)
+            self._models[name] = replace(known, probed_at=asyncio.get_running_loop().time())
         return self._models[name]
-
-    @property
-    def loads_models(self) -> bool:
-        """Return whether the server loads models on request, so that any request may have to wait for a load."""
-        kind = self.server.kind if self.server else None
-        return any(spec.server.load_path for spec in (self._spec, kind) if spec)
-
-    async def is_loading(self, name: str, within: float) -> bool:
-        """Probe whether a request for this model waits for a load. A failed probe returns False."""
-        result = await self._probe(name, within)
-        model = result.model
-        return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
 
     def is_newer(self, requested: str | None, time: float) -> bool:
         """Return whether the cached result for a model is newer than this time of the event loop's clock."""
         model = self._models.get(requested)
-        return model is not None and (model.learned_at or -math.inf) >= time
+        return model is not None and (model.probed_at or -math.inf) >= time
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
-        """Return whether the cached result is not older than this. A replayed result does not age."""
+        """Return whether a cached result is not older than this. A replayed result does not age."""
         oldest = -math.inf if self.client.replays else asyncio.get_running_loop().time() - max_age_s
         return self.is_newer(requested, oldest)
 
@@ -254,46 +272,47 @@ class ModelCatalog:
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._key(name))
-        near = is_near(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
+        near = is_local(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
         cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
         priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merged(by_spec, priced, reported, self.stated)
+        return merge_capabilities(by_spec, priced, reported, self.overrides)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
         return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
 
-    async def _probe(self, requested: str | None, within: float, *, every: bool = False) -> ProbeResult:
+    async def _probe(self, requested: str | None, timeout_s: float, *, every: bool = False) -> ProbeResult:
         """Probe the server, cache the result, and return it with any error. Raise only NotRecorded.
 
         Args:
             requested: the requested model; None for the server's own.
-            within: the timeout in seconds.
-            every: probe the capabilities of every model, not only of the chosen one.
+            timeout_s: the time limit in seconds.
+            every: read the capabilities of every model, not only of the chosen one.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
             await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
-        server, error = await find_server(self._spec, self.client, self._kinds, started + within)
+        server, error = await find_server(self._spec, self.client, self._kinds, started + timeout_s)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started
         if server and not error:
             try:
                 model = self._choose(server, requested)
-            except LLMError as no_choice:
-                error = no_choice
-            to_probe = server.models[:_MAX_PROBED_MODELS] if every else [model] if model else []
-            server = await learn(self.client, server, to_probe, started + within)
+            except LLMError as choice_error:
+                error = choice_error
+            to_read = server.models[:_MAX_PROBED_MODELS] if every else [model] if model else []
+            server = await read_capabilities(self.client, server, to_read, started + timeout_s)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)
-        self.probed_at = loop.time()
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            listed = {other.name: replace(other, learned_at=self.probed_at) for other in server.models}
-            server = self.server = replace(server, learned_at=self.probed_at, models=tuple(listed.values()))
+            probed_at = loop.time()
+            # A list may repeat a name
+            listed = {other.name: replace(other, probed_at=probed_at) for other in server.models}
+            server = self.server = replace(server, models=tuple(listed.values()))
             if every:
                 self._models.update(listed)
             if model:
@@ -312,7 +331,7 @@ class ModelCatalog:
         if name := self._key(requested):
             model = server.find(name)
             if not model and server.models and spec.api.lists_all:
-                hint = self._alternatives(name, server)
+                hint = self._list_models(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
         if not spec.local:
@@ -332,7 +351,7 @@ class ModelCatalog:
 
     async def _refuse_remote(self, name: str) -> None:
         """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
-        if not self._is_fresh(name, MAX_AGE_S) or self.server is None:
+        if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:
                 raise result.error
@@ -342,15 +361,14 @@ class ModelCatalog:
         if forwarder is None:
             return
         if model is None or self.server is None or self.server.find(name) is None:
-            what = (
-                f"LLM_LOCAL_ONLY is set, and {forwarder.title} does not report whether it forwards this model elsewhere"
-            )
+            fault = "does not report whether it forwards this model elsewhere"
             hint = "Nothing was sent. Check the model's name and the server's log"
-            raise errors.NotLocal(what, hint=hint)
-        if model.remote:
-            what = f"LLM_LOCAL_ONLY is set, and {forwarder.title} forwards this model elsewhere"
+        elif model.remote:
+            fault = "forwards this model elsewhere"
             hint = f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false"
-            raise errors.NotLocal(what, hint=hint)
+        else:
+            return
+        raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {fault}", hint=hint)
 
     def _remarks(self, result: ProbeResult) -> str:
         """Return "ready" and remarks: a cold model, no default model, another kind of server, an untested vendor."""
@@ -361,13 +379,8 @@ class ModelCatalog:
             remarks.append(f"{result.error.what}. {result.error.hint}")
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
-            setting = better_setting(self._spec, kind, self.client.endpoint.root)
+            setting = suggest_setting(self._spec, kind, self.client.endpoint.root)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
-        if self._spec.evidence == "table":
+        if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")
         return "; ".join(remarks)
-
-
-def without_name(error: LLMError) -> str:
-    """Return the message of an error without the provider's name. Callers show the name separately."""
-    return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")

@@ -26,7 +26,7 @@ _CAPABILITY_KEYS: Final = {
 
 @cache
 def price_map() -> Mapping[str, Mapping[str, Any]]:
-    """Return the price map. Reading it takes a tenth of a second, once. Empty if LiteLLM has no such file."""
+    """Read the price map; empty if LiteLLM has no such file. The first call takes 0.1 s, later ones use a cache."""
     package = importlib.util.find_spec("litellm")  # does not import it
     for folder in (package and package.submodule_search_locations) or ():
         try:
@@ -39,20 +39,20 @@ def price_map() -> Mapping[str, Mapping[str, Any]]:
 
 
 def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
-    """Return the capabilities of a model that the price map contains.
+    """Return the capabilities and prices that the price map has for a model. None means unknown.
 
     Args:
-        prefix: LiteLLM's prefix of the provider.
-        model: its name at the provider.
+        prefix: LiteLLM's prefix for the provider, like "fireworks_ai".
+        model: the model's name at the provider.
     """
     row = price_map().get(f"{prefix}/{model}") or price_map().get(model) or {}
-    context, answer = row.get("max_input_tokens"), row.get("max_output_tokens")
+    context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
     return {
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
         "context": context if isinstance(context, int) else None,
         "context_served": context if isinstance(context, int) else None,
-        "max_output": answer if isinstance(answer, int) else None,
+        "max_output": output if isinstance(output, int) else None,
         "cost": dollars if len(dollars) == len(prices) else None,
     }

@@ -1,6 +1,7 @@
-"""Probe a server: read its kind, its state, its models and their capabilities from its pages.
+"""Read the kind, the state and the models of a server, and their capabilities, from its pages.
 
-A probe costs nothing, loads no model and sends no prompt. A local server is probed without a proxy.
+A probe costs nothing, loads no model and sends no prompt. The proxies of the environment are not used for a local
+server.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
-_CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address fails before the timeout of a busy server
+_CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address differs from a server that is busy
 
 
 async def find_server(
@@ -27,29 +28,28 @@ async def find_server(
     """Probe an endpoint. Return the server if one was recognised, and the error that a request would raise now.
 
     Args:
-        spec: the configured provider.
-        client: of the endpoint.
-        kinds: the kinds of server to recognise. They are not used for a cloud.
-        deadline: in seconds, on the clock of the event loop.
+        spec: the spec of the configured provider.
+        client: the client for the endpoint.
+        kinds: the kinds of server to recognise. A cloud can only be of its configured kind.
+        deadline: the time at which the probe ends, on the event loop's clock.
     """
     endpoint = client.endpoint
     paths = {path: endpoint.root + path for path in (spec.server.probe.pages if spec.server.probe else ())}
     model_list = endpoint.base + spec.api.models_path
     pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
-    own = _read(spec, {path: pages[url] for path, url in paths.items()})
+    server = _read(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
-    kinds = kinds if spec.local or endpoint.near else ()
-    if isinstance(error, errors.AuthenticationFailed) or (own and own.trouble):
-        return own or await _recognise(client, kinds, deadline), error or error_of(own)
-    server = own
+    kinds = kinds if spec.local or endpoint.looks_local else ()
+    if isinstance(error, errors.AuthenticationFailed) or (server and server.fault):
+        return server or await _recognise(client, kinds, deadline), error or error_of(server)
     if server is None and not isinstance(error, errors.Unavailable):
         server = await _recognise(client, kinds, deadline)
         server = server or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
-    if server and server.trouble:
+    if server and server.fault:
         return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
         what = f"the server is {server.kind.title}, not {spec.title}"
-        hint = better_setting(spec, server.kind, endpoint.root)
+        hint = suggest_setting(spec, server.kind, endpoint.root)
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
     if server is None and error is None:
         error = error_mapping.not_a_server()
@@ -60,17 +60,17 @@ async def find_server(
     return server, None if server else error
 
 
-async def learn(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
-    """Return the server with the capabilities that it reports for these models, each on a page of its own."""
+async def read_capabilities(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
+    """Read the page that describes each of these models. Return the server with their capabilities."""
     probe = server.kind and server.kind.server.probe
     if not probe:
         return server
 
-    async def learned(model: Model) -> Model:
-        question = probe.model_request(model)
-        if question is None:
+    async def read_model(model: Model) -> Model:
+        request = probe.model_request(model)
+        if request is None:
             return model
-        path, body = question
+        path, body = request
         page = await _fetch_page(client, client.endpoint.root + path, body, deadline)
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
@@ -79,30 +79,29 @@ async def learn(client: Client, server: Server, models: Iterable[Model], deadlin
         except Exception:  # noqa: BLE001  # an undocumented shape
             return model
 
-    known = {model.name: model for model in await asyncio.gather(*map(learned, models))}
+    known = {model.name: model for model in await asyncio.gather(*map(read_model, models))}
     return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
 
 
 async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Return the JSON object of a page, or of the response to a body; empty if the response is empty.
+    """Send a request, and return the JSON object of the response; empty if the response is empty.
 
     Args:
-        client: of the server.
-        path: of the page, from the root of the server.
-        body: to POST; None for a GET.
+        client: the client for the server.
+        path: the path of the URL.
+        body: the body of a POST; None for a GET.
 
     Raises:
-        LLMError: the server cannot be reached, refused, or did not send JSON.
+        LLMError: the server cannot be reached, sent an error, or did not send JSON.
     """
-    request = HttpRequest(url=client.endpoint.root + path, body=body, direct=client.endpoint.near)
-    page = await _read_page(client, request)
+    page = await _read_page(client, HttpRequest(url=client.endpoint.root + path, body=body))
     if page.error:
         raise page.error
     return page.body
 
 
-def better_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
-    """Return which variables to set if the server is of another kind than the configured one."""
+def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
+    """Return the hint for a server of another kind than the configured one: the variables to set."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
@@ -112,34 +111,31 @@ def read_model_list(page: Page, key: str, name_field: str) -> Server | None:
     """Return a server with the listed models and their context lengths; None if the page has no list of models.
 
     Args:
-        page: the page.
-        key: of the list in the page.
-        name_field: the field of a row that holds the name of its model.
+        page: a page with the model list of an API.
+        key: the key of the list, like "data".
+        name_field: the key of a model's name in the list, like "id".
     """
     rows = page.rows(key)
     if rows is None:
         return None
-    models = []
-    for row in rows:
-        name = text(row.get(name_field))
-        if name:
-            lengths = (non_negative_int(row.get(field)) for field in ("context_length", "max_model_len"))
-            context = next(filter(None, lengths), None)
-            known = {"context": context, "context_served": context}
-            models.append(Model(name=name, chat="embed" not in name.lower(), known=known))
-    return Server(models=tuple(models))
+    return Server(models=tuple(_listed_model(name, row) for row in rows if (name := text(row.get(name_field)))))
+
+
+def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
+    context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
+    return Model(name=name, chat="embed" not in name.lower(), known={"context": context, "context_served": context})
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
-    """Return the error for the trouble that a server or a model reports; None if it reports none."""
-    if subject is None or subject.trouble is None:
+    """Return the error for a server or model that reports that it cannot answer; None if it can."""
+    if subject is None or subject.fault is None:
         return None
-    state, sentence = subject.trouble
+    state, sentence = subject.fault
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
 
 
 async def _recognise(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
-    """Return the server if it is of one of these kinds."""
+    """Return the server at the endpoint; None if it is of none of these kinds."""
     root = client.endpoint.root
     urls = [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
     pages = await _fetch_pages(client, urls, deadline)
@@ -148,7 +144,7 @@ async def _recognise(client: Client, kinds: Sequence[ProviderSpec], deadline: fl
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
-    """Return whether the chat route exists: it rejects the method GET, and an unknown page does not."""
+    """Return whether the server has a chat route. It rejects a GET with a 405, but not that of an unknown page."""
     chat, unknown = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
@@ -156,9 +152,9 @@ async def _has_chat_route(client: Client, deadline: float) -> bool:
 
 
 async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
-    """Read pages concurrently. Raise NotRecorded if a replay has none of them.
+    """Read pages concurrently. Raise NotRecorded if a replay has none of these pages.
 
-    A replay may lack some: its cassette may be older than a kind of server.
+    A replay may lack some of them, because a cassette can be older than the probe of a kind of server.
     """
     urls = list(dict.fromkeys(urls))
     pages = await asyncio.gather(*(_fetch_page(client, url, None, deadline) for url in urls))
@@ -169,16 +165,16 @@ async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> 
 
 
 async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
-    """Read one page. A failure is the error of the page; it is not raised."""
-    endpoint, left = client.endpoint, deadline - asyncio.get_running_loop().time()
+    """Read one page. A failure is stored as the error of the page, and is not raised."""
+    endpoint, remaining_s = client.endpoint, deadline - asyncio.get_running_loop().time()
     query = f"?api-version={endpoint.version}" if endpoint.version else ""
-    connect_s = max(0.001, left * _CONNECT_SHARE)
-    request = HttpRequest(url=url + query, body=body, direct=endpoint.near, connect_timeout=connect_s)
+    connect_s = max(0.001, remaining_s * _CONNECT_SHARE)
+    request = HttpRequest(url=url + query, body=body, connect_timeout=connect_s)
     try:
         async with asyncio.timeout_at(deadline):
             return await _read_page(client, request)
     except TimeoutError:
-        hint = "It may be busy: look into its log"
+        hint = "The server may be busy. Look into its log"
         return Page(error=errors.FirstTokenTimeout("the server did not respond in time", hint=hint))
     except LLMError as error:
         return Page(error=error)
@@ -191,12 +187,12 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     content = json_object(data)
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
-    refused = error_mapping.error_object(content, began=False) if content.get("error") else None
-    return Page(body=content, headers=headers, error=refused)
+    error = error_mapping.map_error_object(content, began=False) if content.get("error") else None
+    return Page(body=content, headers=headers, error=error)
 
 
 def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
-    """Return the server if these are the pages of this kind. Pages of an undocumented shape are not."""
+    """Return the server; None if these pages are not of this kind, or have an undocumented shape."""
     if kind.server.probe is None:
         return None
     try:
@@ -207,7 +203,7 @@ def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
 
 
 def _first_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
-    """Return the most specific error: a refused key, else a load, else the error of the list of models."""
+    """Return the most specific error: a rejected key, else a loading model, else the error of the model list."""
     failures = [page.error for page in pages if page.error]
     kinds = errors.AuthenticationFailed, errors.ModelLoading
     return next((error for kind in kinds for error in failures if isinstance(error, kind)), model_list.error)

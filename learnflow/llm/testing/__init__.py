@@ -1,7 +1,6 @@
 """Tools for the tests of applications: cassettes, a scripted provider, and a server with faults.
 
-``FaultServer`` speaks the dialects of five servers. The package itself imports nothing from here, and only ``plugin``
-needs pytest. Names are imported on first use, because pytest loads ``plugin`` wherever the package is installed.
+Names are imported on first use, because pytest loads ``plugin`` in every project with this package installed.
 """
 
 import importlib
@@ -29,7 +28,7 @@ __all__ = [
     "replaying",
 ]
 
-_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # the lightest first
+_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # in the order of their import time
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The wire formats of five servers: streams, responses, errors and pages, as bytes for ``FaultServer``.
+"""The wire formats of five servers for ``FaultServer``: streams, responses, errors and pages.
 
-It opens no socket. Bodies are recorded from real servers, or authored from their documentation.
+They are recorded from real servers, or written from their documentation.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
 MODEL: Final = "fault-model"
 _ASSISTANT: Final = "<|assistant|>"
 
-_Refusal = tuple[int, Any]  # status and body
+_ErrorResponse = tuple[int, Any]  # status and JSON body
 
 
-def _refusal(status: int, /, **error: Any) -> _Refusal:
+def _error(status: int, /, **error: Any) -> _ErrorResponse:
     return status, {"error": error}
 
 
-def _openai(status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> _Refusal:
-    return _refusal(status, message=message, type=kind, param=param, code=code)
+def _openai_error(
+    status: int, message: str, kind: str, code: str | None = None, param: str | None = None
+) -> _ErrorResponse:
+    return _error(status, message=message, type=kind, param=param, code=code)
 
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
-# The refusals of each server by reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 were recorded, those of
-# OpenAI and LM Studio are authored from their documentation. Authored cassettes use these texts.
-REFUSALS: Final[Mapping[DialectName, Mapping[str, _Refusal]]] = {
+# Error responses by server and reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those
+# of OpenAI and LM Studio are written from their documentation. Authored cassettes use them, too.
+ERROR_RESPONSES: Final[Mapping[DialectName, Mapping[str, _ErrorResponse]]] = {
     "openai": {
-        "key": _openai(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
-        "model": _openai(404, "The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"),
-        "overflow": _openai(400, _OVERFLOW, "invalid_request_error", "context_length_exceeded", "messages"),
-        "rate": _openai(429, "Rate limit reached.", "requests", "rate_limit_exceeded"),
-        "quota": _refusal(429, message="You exceeded your quota.", type="insufficient_quota"),
-        "busy": _openai(503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"),
-        "failed": _refusal(500, message="The server had an error.", type="server_error"),
-        "request": _refusal(400, message="Invalid value: 'x'.", type="invalid_request_error"),
-        "filter": _refusal(400, message="The response was filtered", code="content_filter", status=400),
+        "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+        "model": _openai_error(
+            404, "The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"
+        ),
+        "overflow": _openai_error(400, _OVERFLOW, "invalid_request_error", "context_length_exceeded", "messages"),
+        "rate": _openai_error(429, "Rate limit reached.", "requests", "rate_limit_exceeded"),
+        "quota": _error(429, message="You exceeded your quota.", type="insufficient_quota"),
+        "busy": _openai_error(503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"),
+        "failed": _error(500, message="The server had an error.", type="server_error"),
+        "request": _error(400, message="Invalid value: 'x'.", type="invalid_request_error"),
+        "filter": _error(400, message="The response was filtered", code="content_filter", status=400),
     },
     "lmstudio": {
-        "key": _refusal(
+        "key": _error(
             401, type="invalid_request", code="invalid_api_key", message="An LM Studio API token is required."
         ),
         "model": (404, {"error": _LMSTUDIO_MODEL}),
@@ -58,26 +62,26 @@ REFUSALS: Final[Mapping[DialectName, Mapping[str, _Refusal]]] = {
     },
     "vllm": {
         "key": (401, {"error": "Unauthorized"}),
-        "model": _refusal(404, message="The model `x` does not exist.", type="NotFoundError", param="model", code=404),
-        "overflow": _refusal(
+        "model": _error(404, message="The model `x` does not exist.", type="NotFoundError", param="model", code=404),
+        "overflow": _error(
             400, message="This model's maximum context length is 8 tokens.", type="BadRequestError", code=400
         ),
-        "busy": _refusal(503, message="The engine is currently busy.", type="ServiceUnavailableError", code=503),
-        "request": _refusal(400, message="unknown field in messages", type="BadRequestError", code=400),
-        "failed": _refusal(500, message="EngineCore encountered an issue.", type="InternalServerError", code=500),
+        "busy": _error(503, message="The engine is currently busy.", type="ServiceUnavailableError", code=503),
+        "request": _error(400, message="unknown field in messages", type="BadRequestError", code=400),
+        "failed": _error(500, message="EngineCore encountered an issue.", type="InternalServerError", code=500),
     },
     "llamacpp": {
-        "key": _refusal(401, message="Invalid API Key", type="authentication_error", code=401),
-        "model": _refusal(400, message="model 'x' not found", type="invalid_request_error", code=400),
-        "overflow": _refusal(
+        "key": _error(401, message="Invalid API Key", type="authentication_error", code=401),
+        "model": _error(400, message="model 'x' not found", type="invalid_request_error", code=400),
+        "overflow": _error(
             400,
             code=400,
             message="request (9 tokens) exceeds the available context size (8 tokens)",
             type="exceed_context_size_error",
         ),
-        "loading": _refusal(503, message="Loading model", type="unavailable_error", code=503),
-        "request": _refusal(400, code=400, message="'messages' is required", type="invalid_request_error"),
-        "failed": _refusal(500, code=500, message="something broke", type="server_error"),
+        "loading": _error(503, message="Loading model", type="unavailable_error", code=503),
+        "request": _error(400, code=400, message="'messages' is required", type="invalid_request_error"),
+        "failed": _error(500, code=500, message="something broke", type="server_error"),
     },
     "ollama": {
         "key": (401, {"error": "unauthorized"}),
@@ -97,23 +101,23 @@ class Dialect:
     name: DialectName
 
     @property
-    def lines(self) -> bool:
+    def is_ndjson(self) -> bool:
         """Return whether streams are lines of JSON (Ollama) instead of server-sent events."""
         return self.name == "ollama"
 
     @property
     def chat_path(self) -> str:
-        """Return the last part of the path of chat requests."""
-        return "/api/chat" if self.lines else "/chat/completions"
+        """Return the end of the path of chat requests."""
+        return "/api/chat" if self.is_ndjson else "/chat/completions"
 
     @property
     def content_type(self) -> str:
         """Return the content type of a stream."""
-        return "application/x-ndjson" if self.lines else "text/event-stream; charset=utf-8"
+        return "application/x-ndjson" if self.is_ndjson else "text/event-stream; charset=utf-8"
 
     def piece(self, text: str = "", thinking: str = "") -> bytes:
         """Return a piece of the answer."""
-        if self.lines:
+        if self.is_ndjson:
             message = {"role": "assistant", "content": text} | ({"thinking": thinking} if thinking else {})
             return _line({"model": MODEL, "message": message, "done": False})
         key = "reasoning" if self.name == "vllm" else "reasoning_content"
@@ -123,7 +127,7 @@ class Dialect:
     def call(self, piece: ToolCallDelta) -> bytes:
         """Return a piece of a tool call. The first piece of a call has its id and name."""
         function: dict[str, Any] = {"name": piece.name} if piece.name else {}
-        if self.lines:
+        if self.is_ndjson:
             function["arguments"] = json.loads(piece.arguments)
             message = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
             return _line({"model": MODEL, "message": message, "done": False})
@@ -132,38 +136,38 @@ class Dialect:
         return self._chunk({"tool_calls": [{"index": piece.index, **first, "function": function}]}, None)
 
     def opening(self) -> bytes:
-        """Return the bytes before the first piece."""
-        if self.lines:
+        """Return the beginning of a stream, before the first piece."""
+        if self.is_ndjson:
             return b""
         comment = b": ping\n\n" if self.name in ("llamacpp", "vllm") else b""
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
-    def end(self, finish: str | None = "stop", prompt: int = 5) -> bytes:
+    def end(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
         """Return the last piece.
 
         Args:
-            finish: the finish reason; None for a piece without one.
-            prompt: the number of prompt tokens that it reports.
+            finish: the finish reason; None for a piece without a finish reason.
+            prompt_tokens: the number of prompt tokens to report.
         """
-        if not self.lines:
+        if not self.is_ndjson:
             return self._chunk({}, finish)
         done: dict[str, Any] = {"done": finish is not None}
         if finish:
-            done |= {"done_reason": finish, "prompt_eval_count": prompt, "eval_count": 7}
+            done |= {"done_reason": finish, "prompt_eval_count": prompt_tokens, "eval_count": 7}
         return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
 
     def done(self) -> bytes:
-        """Return the bytes after the last piece."""
-        return b"" if self.lines else b"data: [DONE]\n\n"
+        """Return the end of a stream, after the last piece."""
+        return b"" if self.is_ndjson else b"data: [DONE]\n\n"
 
-    def usage(self, prompt: int = 5) -> bytes:
-        """Return the piece that reports the tokens, if the server sends one."""
-        usage = {"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": prompt + 7}
-        return b"" if self.lines else _event({"model": MODEL, "choices": [], "usage": usage})
+    def usage(self, prompt_tokens: int = 5) -> bytes:
+        """Return the piece that reports the tokens. Return b"" for Ollama, which reports them in the last piece."""
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7}
+        return b"" if self.is_ndjson else _event({"model": MODEL, "choices": [], "usage": usage})
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
         """Return the body of a response that is not a stream."""
-        if self.lines:
+        if self.is_ndjson:
             return self.end(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
         message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
         return json.dumps(
@@ -175,45 +179,45 @@ class Dialect:
         ).encode()
 
     def error(self, message: str = "the engine died") -> bytes:
-        """Return an error in the middle of a stream."""
-        if self.lines:
+        """Return an error inside a stream."""
+        if self.is_ndjson:
             return _line({"error": message})
         name = b"event: error\n" if self.name == "lmstudio" else b""
         after = self.done() if self.name == "vllm" else b""
         return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + after
 
     def error_body(self) -> bytes:
-        """Return an error body that is sent with status 200, like LM Studio's for any unknown route."""
+        """Return an error that is sent with status 200, as LM Studio does for an unknown path."""
         if self.name == "lmstudio":
             return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
-        error: Any = "the runner died" if self.lines else {"message": "the engine died", "code": 500}
+        error: Any = "the runner died" if self.is_ndjson else {"message": "the engine died", "code": 500}
         return json.dumps({"error": error}).encode()
 
     def prefill(self, body: Any) -> str | None:
-        """Return the beginning of the answer that a request continues. Return None if it is a new request."""
+        """Return the partial answer that a request continues. Return None if it continues no answer."""
         if "prompt" in body:
-            begun = body["prompt"].rpartition(_ASSISTANT)[2]
+            partial = body["prompt"].rpartition(_ASSISTANT)[2]
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
-            begun = body["messages"][-1]["content"]
+            partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the answer must repeat these words
-            begun = str(body["messages"][-2]["content"]).removesuffix(overlap)
+            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the continuation repeats it
+            partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
             return None
-        return str(begun).rpartition("</think>")[2]
+        return str(partial).rpartition("</think>")[2]
 
     def rendered(self, messages: Any) -> bytes:
-        """Return Ollama's response to ``_debug_render_only``."""
+        """Return Ollama's response to a request with ``_debug_render_only``."""
         text = "".join(f"<|{message['role']}|>{message['content']}\n" for message in messages) + _ASSISTANT
         return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Return the headers of every page."""
+        """Return the additional headers of all pages."""
         return {"server": "llama.cpp"} if self.name == "llamacpp" else {}
 
     def pages(self) -> Mapping[str, Any]:
-        """Return the pages about models and the server by path, in the format of the real servers of 2026."""
+        """Return the JSON of the server's other pages by path: models, version, health."""
         capabilities = ["completion", "vision", "tools", "thinking"]
         model: dict[str, Any] = {"id": MODEL, "object": "model"}
         pages: dict[DialectName, dict[str, Any]] = {

@@ -1,6 +1,6 @@
-"""A model server with faults, for the tests of this project and of applications.
+"""A model server with faults, for tests.
 
-It speaks the dialects of five real servers. It listens on loopback only, and needs only the standard library.
+It has the wire formats of five real servers, and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -17,43 +17,42 @@ from typing import Any, Final, Literal, Self, get_args
 
 from ..completion import ToolCallDelta
 from ..transport.endpoint import origin
-from .dialects import REFUSALS, Dialect, DialectName
+from .dialects import ERROR_RESPONSES, Dialect, DialectName
 
 FaultName = Literal[
-    "cut",  # the stream ends between two pieces, with the end of the body
-    "half_line",  # the stream ends inside a line, with the end of the body
-    "drop",  # the connection closes in the middle, without the end of the body
-    "reset",  # the connection is reset in the middle
-    "stall",  # the stream stops in the middle, and the connection stays open
-    "slow",  # no fault, but ``seconds`` between the pieces
-    "drip",  # endless pieces, one every ``seconds``
+    "cut",  # the body ends between two pieces
+    "half_line",  # the body ends in the middle of a line
+    "drop",  # the connection closes before the end of the body
+    "reset",  # the connection is reset before the end of the body
+    "stall",  # the stream stops, and the connection stays open
+    "slow",  # a complete stream with a pause of ``seconds`` between the pieces
+    "drip",  # an endless stream with a piece every ``seconds``
     "done_without_finish",  # [DONE] without finish_reason (Ollama: "done": false)
-    "no_finish",  # the last piece has no finish reason, and nothing follows
-    "error_frame",  # an error object in the middle, in the dialect's format
+    "no_finish",  # the body ends after a last piece without a finish reason
+    "error_frame",  # an error object after some pieces
     "error_first",  # an error object before any text
     "error_after_finish",  # an error object after the finish reason
-    "malformed",  # a line that is not valid
+    "malformed",  # a line that is not valid JSON
     "unknown_finish",  # a finish reason that does not mean success
     "filtered",  # finish reason content_filter
-    "silent",  # a finish reason without any text
+    "silent",  # a finish reason without a text
     "empty",  # status 200 with an empty body
     "error_body",  # status 200 with an error object
-    "page",  # status 200 with a web page
-    "lingers",  # the stream is complete, but the response does not end
-    "whole",  # no fault, but a response in one piece although the request was for a stream
-    "whole_cut",  # one piece, JSON that ends in the middle
-    "whole_no_finish",  # one piece, finish_reason null (Ollama: "done": false)
-    "refuse",  # the status and body that ``refusal`` names
+    "page",  # status 200 with an HTML page
+    "lingers",  # a complete stream, but the body does not end
+    "whole",  # a complete response that is not a stream
+    "whole_cut",  # a response that is not a stream, with incomplete JSON
+    "whole_no_finish",  # a response that is not a stream, without finish_reason (Ollama: "done": false)
+    "refuse",  # an error response, which ``refusal`` selects
     "hang",  # no response, and the connection stays open
     "close",  # the connection closes before the first byte
     "redirect",  # status 307 to another host
 ]
-_NO_ANSWER: Final = ("refuse", "redirect", "hang", "close")
-_ONE_PIECE: Final = ("whole", "whole_cut", "whole_no_finish", "empty", "error_body", "page")
-_IN_ANSWER: Final = ("cut", "half_line", "drop", "reset", "stall", "drip", "error_frame", "malformed")
+_WITHOUT_ANSWER: Final = ("refuse", "redirect", "hang", "close")
+_NOT_STREAMED: Final = ("whole", "whole_cut", "whole_no_finish", "empty", "error_body", "page")
+_AFTER_PIECES: Final = ("cut", "half_line", "drop", "reset", "stall", "drip", "error_frame", "malformed")
 
-
-# Scheme, host and port of each running server.
+# Scheme, host and port of the running servers, to which ``no_model_calls`` allows requests
 RUNNING: Final[set[tuple[str, str, int]]] = set()
 
 
@@ -62,13 +61,14 @@ class Fault:
     """A fault of one response.
 
     Attributes:
-        name: see ``FaultName``.
-        after: the number of pieces before it.
-        refusal: for "refuse": key, model, overflow, rate, quota, busy, loading, failed, request, filter.
-        headers: additional headers of a refusal or redirect.
-        body: the body of a refusal; None for the dialect's own.
-        status: the HTTP status of a refusal; None for the dialect's own.
-        seconds: the pause between two pieces, for "slow" and "drip".
+        name: the kind of fault.
+        after: the number of pieces of the answer before the fault.
+        refusal: the reason of the error response, for "refuse": key, model, overflow, rate, quota, busy, loading,
+            failed, request or filter.
+        headers: additional headers, for "refuse" and "redirect".
+        body: the body of the error response; None for that of the dialect.
+        status: the HTTP status of the error response; None for that of the dialect.
+        seconds: the pause between two pieces in seconds, for "slow" and "drip".
     """
 
     name: FaultName
@@ -82,7 +82,13 @@ class Fault:
 
 @dataclass
 class Seen:
-    """A request that arrived. ``gone`` is set when the client closes the connection."""
+    """A request that the server received.
+
+    Attributes:
+        body: the parsed JSON; None without a body.
+        connection: the number of the connection, from 1.
+        gone: set when the client closes the connection.
+    """
 
     method: str
     path: str
@@ -98,21 +104,22 @@ class FaultServer:
     Args:
         dialect: openai, lmstudio, vllm, llamacpp or ollama.
         answer: the pieces of the answer. A text is split into words.
-        thinking: the reasoning before the answer, in the dialect's own field.
+        thinking: the reasoning before the answer.
         calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
-        fault: the fault of every response, or None.
-        slice_bytes: write a stream in slices of this many bytes.
-        key: the API key that requests must have.
-        reads: the number of prompt tokens that it reports; by default the number of words.
-        tells: pages in addition to the dialect's own, by path: JSON, bytes, or a tuple of a status and one of these.
+        fault: the fault of every response; None for complete responses.
+        slice_bytes: the size of the chunks of a stream in bytes; None for one chunk for each piece.
+        key: the API key that requests must have; None to accept all.
+        prompt_tokens: the number of prompt tokens that responses report; by default the number of words.
+        responses: responses to requests other than chat, by path: JSON, bytes, or a tuple of a status and one of these.
+            They override those of the dialect.
 
     Attributes:
-        seen: the chat requests.
-        pages: method and path of all other requests.
-        tells: the pages. Tests may change it at any time.
-        derailed: the pieces of a continuation if the request's beginning is not that of the answer.
-        fault: the fault. Tests may change it at any time.
-        script: the faults of the next responses, one for each request. It takes precedence over ``fault``.
+        seen: the chat requests so far.
+        pages: method and path of all other requests so far.
+        responses: the responses by path, with those of the dialect. Tests may change it at any time.
+        derailed: the pieces of the continuation of a text that is not the beginning of the answer.
+        fault: the fault of every response. Tests may change it at any time.
+        script: the faults of the next responses, one for each request. It overrides ``fault``.
     """
 
     def __init__(
@@ -125,10 +132,10 @@ class FaultServer:
         fault: Fault | None = None,
         slice_bytes: int | None = None,
         key: str | None = None,
-        tells: Mapping[str, Any] | None = None,
-        reads: int | None = None,
+        responses: Mapping[str, Any] | None = None,
+        prompt_tokens: int | None = None,
     ) -> None:
-        assert dialect in get_args(DialectName)  # noqa: S101  # a test's own mistake
+        assert dialect in get_args(DialectName)  # noqa: S101  # a fault of the test
         self.dialect: Final = Dialect(dialect)
         self.pieces: list[str] = re.split(r"(?<= )", answer) if isinstance(answer, str) else answer
         self.thinking = thinking
@@ -138,10 +145,10 @@ class FaultServer:
         self.script: list[Fault | None] = []
         self.slice_bytes = slice_bytes
         self.key = key
-        self.reads = reads
+        self.prompt_tokens = prompt_tokens
         self.seen: list[Seen] = []
         self.pages: list[tuple[str, str]] = []
-        self.tells: dict[str, Any] = {**self.dialect.pages(), **(tells or {})}
+        self.responses: dict[str, Any] = {**self.dialect.pages(), **(responses or {})}
         self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,7 +163,7 @@ class FaultServer:
     @property
     def base_url(self) -> str:
         """Return the base URL for a client."""
-        return self.root if self.dialect.lines else f"{self.root}/v1"
+        return self.root if self.dialect.is_ndjson else f"{self.root}/v1"
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
@@ -170,7 +177,7 @@ class FaultServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:  # a client that no longer reads must not keep a socket open
+        for writer in self._writers:  # closes the socket even if the client does not read
             writer.transport.abort()
         await asyncio.sleep(0)
 
@@ -192,7 +199,7 @@ class FaultServer:
             writer.close()
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Respond to one request. Return False to close the connection."""
+        """Respond to a request. Return whether the connection stays open."""
         if not self._is_chat(seen):
             return await self._page(seen, writer)
         if seen.body.get("_debug_render_only"):
@@ -202,18 +209,18 @@ class FaultServer:
         fault = self.script.pop(0) if self.script else self.fault
         if not self._authorized(seen):
             fault = Fault("refuse", refusal="key")
-        if fault and fault.name in _NO_ANSWER:
-            return await self._no_answer(fault, seen, reader, writer)
-        if fault and fault.name in _ONE_PIECE:
-            kind, body = self._one_piece(fault)
-            await _send(writer, 200, {"content-type": kind}, body)
+        if fault and fault.name in _WITHOUT_ANSWER:
+            return await self._respond_without_answer(fault, seen, reader, writer)
+        if fault and fault.name in _NOT_STREAMED:
+            content_type, body = self._whole_response(fault)
+            await _send(writer, 200, {"content-type": content_type}, body)
             return True
         return await self._stream(fault, seen, reader, writer)
 
     def _is_chat(self, seen: Seen) -> bool:
         if not isinstance(seen.body, dict):
             return False
-        is_raw = self.dialect.lines and seen.path == "/api/generate" and "prompt" in seen.body
+        is_raw = self.dialect.is_ndjson and seen.path == "/api/generate" and "prompt" in seen.body
         return is_raw or seen.path.partition("?")[0].endswith(self.dialect.chat_path)
 
     def _authorized(self, seen: Seen) -> bool:
@@ -221,30 +228,30 @@ class FaultServer:
 
     async def _page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         self.pages.append((seen.method, seen.path))
-        page = self.tells.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
+        page = self.responses.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
         status, content = page if isinstance(page, tuple) else (200, page)
         if not self._authorized(seen) and not seen.path.endswith("/health"):
-            status, content = REFUSALS[self.dialect.name]["key"]
+            status, content = ERROR_RESPONSES[self.dialect.name]["key"]
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        kind = "text/html" if body.startswith(b"<") else "application/json"
-        await _send(writer, status, {"content-type": kind, **self.dialect.headers}, body)
+        content_type = "text/html" if body.startswith(b"<") else "application/json"
+        await _send(writer, status, {"content-type": content_type, **self.dialect.headers}, body)
         return True
 
-    async def _no_answer(
+    async def _respond_without_answer(
         self, fault: Fault, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if fault.name == "hang":
-            await _gone(seen, reader)
+            await _watch(seen, reader)
         elif fault.name == "redirect":
             await _send(writer, 307, {"location": "http://example.org/v1/chat/completions", **fault.headers}, b"")
         elif fault.name == "refuse":
-            status, content = REFUSALS[self.dialect.name].get(fault.refusal, (500, {"error": "?"}))
+            status, content = ERROR_RESPONSES[self.dialect.name].get(fault.refusal, (500, {"error": "?"}))
             body = fault.body if fault.body is not None else json.dumps(content).encode()
             await _send(writer, fault.status or status, {"content-type": "application/json", **fault.headers}, body)
             return True
         return False
 
-    def _one_piece(self, fault: Fault) -> tuple[str, bytes]:
+    def _whole_response(self, fault: Fault) -> tuple[str, bytes]:
         dialect, text = self.dialect, "".join(self.pieces)
         if fault.name == "empty":
             return dialect.content_type, b""
@@ -261,9 +268,9 @@ class FaultServer:
     async def _stream(
         self, fault: Fault | None, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        kind = f"content-type: {self.dialect.content_type}"
-        writer.write(f"HTTP/1.1 200 OK\r\n{kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
-        watcher = asyncio.ensure_future(_gone(seen, reader))
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {self.dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        watcher = asyncio.ensure_future(_watch(seen, reader))
         try:
             for part in self._parts(fault, seen):
                 await self._write(writer, part)
@@ -278,7 +285,7 @@ class FaultServer:
             seen.gone.set()
             raise
         finally:
-            watcher.cancel()  # before the end of the body, because the next byte belongs to the next request
+            watcher.cancel()  # before the end of the body, because the client then sends the next request
             with suppress(asyncio.CancelledError):
                 await watcher
         if fault and fault.name == "reset":
@@ -290,13 +297,13 @@ class FaultServer:
         return True
 
     def _answer_pieces(self, seen: Seen) -> list[str]:
-        """Return the pieces of the answer, or those that follow the prefill of the request."""
+        """Return the pieces of the answer, or of its rest after the prefill of the request."""
         prefill, text = self.dialect.prefill(seen.body), "".join(self.pieces)
         if prefill is None:
             return self.pieces
         rest = text.removeprefix(prefill)
         if rest == text and prefill:
-            return self.derailed  # as a model continues a text that is not its own
+            return self.derailed
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
     def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
@@ -310,25 +317,25 @@ class FaultServer:
         if self.thinking and pieces is self.pieces:  # not before a continuation
             yield dialect.piece(thinking=self.thinking)
         texts = [message.get("content") for message in seen.body.get("messages", ())] or [seen.body.get("prompt")]
-        prompt = self.reads or max(5, sum(len(str(text).split()) for text in texts))
+        prompt_tokens = self.prompt_tokens or max(5, sum(len(str(text).split()) for text in texts))
         parts = [*map(dialect.piece, pieces), *map(dialect.call, self.calls)]
-        if fault and name in _IN_ANSWER:
+        if fault and name in _AFTER_PIECES:
             parts = parts[: fault.after]
         yield from parts if name != "silent" else []
-        finish = "tool_calls" if self.calls and not dialect.lines else "stop"
-        bad_line = b"{not json}\n" if dialect.lines else b"data: {not json}\n\n"
+        finish = "tool_calls" if self.calls and not dialect.is_ndjson else "stop"
+        bad_line = b"{not json}\n" if dialect.is_ndjson else b"data: {not json}\n\n"
         ends: dict[str, list[bytes]] = {
             "half_line": [dialect.piece("half")[:-9]],
             "error_frame": [dialect.error()],
             "malformed": [bad_line, dialect.end(), dialect.done()],
-            "unknown_finish": [dialect.end("load" if dialect.lines else "abort"), dialect.done()],
+            "unknown_finish": [dialect.end("load" if dialect.is_ndjson else "abort"), dialect.done()],
             "filtered": [dialect.end("content_filter"), dialect.done()],
-            "done_without_finish": [dialect.end(None) if dialect.lines else dialect.done()],
+            "done_without_finish": [dialect.end(None) if dialect.is_ndjson else dialect.done()],
             "no_finish": [dialect.end(None)],
             "error_after_finish": [dialect.end(), dialect.error(), dialect.done()],
             "silent": [dialect.end(), dialect.done()],
             "lingers": [dialect.end()],
-            "": [dialect.end(finish, prompt), dialect.usage(prompt), dialect.done()],
+            "": [dialect.end(finish, prompt_tokens), dialect.usage(prompt_tokens), dialect.done()],
         }
         yield from ends.get(name, [])
 
@@ -343,7 +350,7 @@ class FaultServer:
 
 
 def closed_port() -> int:
-    """Return a free port of loopback, for a server that refuses connections."""
+    """Return a port of loopback that refuses connections."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -367,7 +374,7 @@ async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str,
     await writer.drain()
 
 
-async def _gone(seen: Seen, reader: asyncio.StreamReader) -> None:
+async def _watch(seen: Seen, reader: asyncio.StreamReader) -> None:
     """Set ``seen.gone`` when the client closes the connection."""
     with suppress(OSError):
         await reader.read(1)

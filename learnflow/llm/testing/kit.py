@@ -1,7 +1,4 @@
-"""Context managers for tests: replay, recording, a provider for ``get_provider()``, no retries, no real requests.
-
-They work without pytest. ``plugin`` has fixtures for pytest.
-"""
+"""Context managers for tests. The fixtures for pytest are in ``plugin``."""
 
 from __future__ import annotations
 
@@ -20,30 +17,30 @@ from .fault_server import RUNNING
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Let providers that are created inside answer from cassettes, without a server, a key or a network.
+    """Let the providers that the block creates answer from cassettes, without a server, a key or a network.
 
     Args:
         folders: folders of cassettes, or single cassettes.
-        hint: the hint of errors about missing cassettes; None for the one about LLM_REPLAY_MODE=record.
+        hint: the hint of errors about missing cassettes. Default: use LLM_REPLAY_MODE=record.
 
     Yields:
-        The player. Its ``missing`` and ``unplayed`` list the requests without a cassette, and the reverse.
+        The player. Its ``missing`` lists requests without a cassette, and ``unplayed`` lists unused cassettes.
 
     Raises:
         NotConfigured: a folder does not exist, or a cassette cannot be read.
     """
     hints = (hint,) if hint else ()
-    cassettes = {name: text for folder in folders for name, text in active.cassettes(Path(folder), *hints).items()}
-    with active.instead(Player(cassettes, *hints)) as player:
+    cassettes = {name: text for folder in folders for name, text in active.read_cassettes(Path(folder), *hints).items()}
+    with active.override(Player(cassettes, *hints)) as player:
         yield player
 
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Record the responses to providers that are created inside.
+    """Record the responses to the providers that the block creates.
 
     Args:
-        folder: the folder of the cassettes. It is created if it is missing.
+        folder: the folder for the cassettes. It is created if it does not exist.
 
     Yields:
         The recorder.
@@ -51,48 +48,46 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
     Raises:
         NotConfigured: the folder cannot be created.
     """
-    with active.instead(Recorder(Path(folder))) as recorder:
+    with active.override(Recorder(Path(folder))) as recorder:
         yield recorder
 
 
 @contextmanager
 def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
-    """Let ``get_provider()`` return a router over this provider inside, regardless of the environment.
+    """Let ``get_provider()`` return a router over a provider in the block, regardless of the environment.
 
     Args:
-        provider: usually a ``ScriptedProvider``, or a router over one.
+        provider: the provider, usually a ``ScriptedProvider`` or a router.
 
     Yields:
         The same provider.
     """
-    with factory.instead(provider):
+    with factory.override(provider):
         yield provider
 
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """Let routers retry without a pause inside, for tests of an application with failing providers.
-
-    It changes neither timeouts nor the wait for a cold model.
+    """Let routers retry without a pause in the block. Timeouts and the wait for a cold model stay.
 
     Args:
-        attempts: the maximum of attempts at each provider for one request.
+        attempts: the maximum number of attempts at each provider for one request.
     """
-    before, switches.retries = switches.retries, attempts - 1
+    previous, switches.retries = switches.retries, attempts - 1
     try:
         yield
     finally:
-        switches.retries = before
+        switches.retries = previous
 
 
 @contextmanager
 def no_model_calls() -> Iterator[None]:
-    """Raise NotRecorded for each request inside, except for those to a ``FaultServer``.
+    """Raise NotRecorded for each request in the block, except requests to a ``FaultServer``.
 
-    It covers providers that were created before, too.
+    This includes requests of providers that were created before the block.
     """
-    before, switches.allowed = switches.allowed, RUNNING
+    previous, switches.allowed = switches.allowed, RUNNING
     try:
         yield
     finally:
-        switches.allowed = before
+        switches.allowed = previous

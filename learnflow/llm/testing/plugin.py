@@ -1,7 +1,6 @@
-"""The pytest plugin: fixtures for replay, for recording, and against real model calls.
+"""The pytest plugin: fixtures for replay and recording, and a fixture that forbids real model calls.
 
-pytest finds it by its entry point and loads it wherever the package is installed. So it imports only pytest until a
-test uses a fixture.
+pytest loads it in every project with this package installed. So it imports only pytest until a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Record whether a test passed. Only then its new cassettes replace the old ones."""
+    """Record whether a test passed, because only a passed test replaces its cassettes."""
     report = yield
     if report.when == "call":
         item.stash[_PASSED] = report.passed
@@ -51,24 +50,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
     """Let providers that the test creates answer from ``cassettes/<module>/<test>``, or from the marker's folder.
 
-    The test fails if a request was not recorded, even if the application caught the error. It also fails if a cassette
-    was not played to its end. With ``--llm-record`` the servers answer. If the test passes, its folder is replaced by
-    the new cassettes. They are added to the folder of a marker, which other tests may use, too.
+    The test fails if a request is not in a cassette, even if the application catches the error, and if a cassette was
+    not played to its end. With ``--llm-record`` the real servers answer. If the test passes, the new cassettes replace
+    its folder. They are only added to the folder of a marker, because other tests may use it.
     """
     from .. import process  # noqa: PLC0415
     from . import kit  # noqa: PLC0415
 
     marker = request.node.get_closest_marker("llm_replay")
-    named = [*marker.args, *marker.kwargs.values()] if marker else []
-    if marker and len(named) != 1:
-        pytest.fail("llm_replay needs one folder. Write @pytest.mark.llm_replay('cassettes')", pytrace=False)
-    folder = request.path.parent / (named[0] if named else _own_folder(request))
+    folders = [*marker.args, *marker.kwargs.values()] if marker else []
+    if marker and len(folders) != 1:
+        pytest.fail("llm_replay requires one folder. Use @pytest.mark.llm_replay('cassettes')", pytrace=False)
+    folder = request.path.parent / (folders[0] if folders else _default_folder(request))
     process.forget()
     if request.config.getoption("--llm-record"):
         with kit.recording(tmp_path / "llm_replay") as recorder:
             yield recorder
         if request.node.stash.get(_PASSED, False):
-            if not named:
+            if not folders:
                 shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(recorder.folder, folder, dirs_exist_ok=True)
         return
@@ -79,8 +78,8 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
         pytest.fail(f"not in a cassette: {missing}\nnot played: {unplayed}\n(pytest --llm-record records them again)")
 
 
-def _own_folder(request: pytest.FixtureRequest) -> str:
-    """Return the folder of this test: ``cassettes/test_app/TestClass.test_name-parameter``."""
+def _default_folder(request: pytest.FixtureRequest) -> str:
+    """Return the folder of a test, such as ``cassettes/test_app/TestClass.test_name-parameter``."""
     test = request.node.nodeid.partition("::")[2] or request.node.name
     name = re.sub(r"[^\w-]+", "-", test.replace("::", ".")).strip("-")
     return f"cassettes/{request.path.stem}/{name}"
@@ -88,7 +87,7 @@ def _own_folder(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def no_model_calls() -> Iterator[None]:
-    """Raise NotRecorded for each real model call in this test. A ``FaultServer`` may be called."""
+    """Raise NotRecorded for each real model call of the test. Requests to a ``FaultServer`` are allowed."""
     from . import kit  # noqa: PLC0415
 
     with kit.no_model_calls():
@@ -98,6 +97,10 @@ def no_model_calls() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _llm_guard(request: pytest.FixtureRequest) -> None:
     """Use ``no_model_calls`` in every test if the setting ``llm_no_model_calls`` is true."""
-    records = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
-    if request.config.getini("llm_no_model_calls") and not records and not request.node.get_closest_marker("llm_real"):
+    is_recording = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
+    if (
+        request.config.getini("llm_no_model_calls")
+        and not is_recording
+        and not request.node.get_closest_marker("llm_real")
+    ):
         request.getfixturevalue("no_model_calls")

@@ -1,6 +1,6 @@
 """A provider that answers from a script and records its requests, for tests of applications.
 
-A test passes it to the tested code, or to ``get_provider()`` through ``provided``. It opens no connection.
+A test passes it to the tested code, or makes ``get_provider()`` return it (``provided``). It opens no connection.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 from .. import errors
 from ..adapter import structured_output
 from ..base import AbstractProvider, Call, Method, Options, Prompt
-from ..capabilities import Capabilities
-from ..capabilities import unknown as nothing_known
+from ..capabilities import Capabilities, default_capabilities
 from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, ToolCallDelta
 from ..stream import Emit, Work
 
@@ -27,7 +26,7 @@ class Cut:
     """An answer that breaks.
 
     Attributes:
-        text: the text before the break. A ``str`` is split into words, a list has the pieces.
+        text: the text before the break, or its pieces. A ``str`` is streamed in words.
     """
 
     text: str | list[str]
@@ -38,12 +37,12 @@ class ScriptedRequest:
     """A request to a ``ScriptedProvider``.
 
     Attributes:
-        call: generate, stream or complete.
-        prompt: a copy of the prompt; not in the repr.
-        model: the model; None if the call did not name one.
-        temperature: the temperature, or its default.
-        max_tokens: the limit of the answer in tokens, or its default.
-        more: the other keywords.
+        call: the called method: generate, stream or complete.
+        prompt: a copy of the prompt. It is not in the repr.
+        model: the requested model; None if the call has none.
+        temperature: the sampling temperature.
+        max_tokens: the limit of the answer in tokens.
+        more: the other keywords of the call.
     """
 
     call: Method
@@ -61,18 +60,17 @@ class ScriptedProvider(AbstractProvider):
     """A provider that answers from a script: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It
     beg")])``.
 
-    Each request gets the next answer. A text is streamed in words, a list in its own pieces. A ``Completion`` is
-    returned unchanged, with its text streamed in words. An exception is raised, and a ``Cut`` breaks after its text. If
-    ``response_format`` is a pydantic class, ``parsed`` is read from the text. A request after the end of the script
-    raises NotRecorded, which is not a reason for a fallback.
+    Each request gets the next answer of the script: a text (streamed in words), a list (its pieces are streamed), a
+    ``Completion`` (returned unchanged), an exception (raised) or a ``Cut``. If ``response_format`` is a pydantic class,
+    the text is parsed. A request after the end of the script raises NotRecorded, and a router does not fall back.
 
     Args:
-        answers: the script, or its only text.
+        answers: the answers in order, or one text.
         name: the name in logs and errors.
-        capabilities: the capabilities that it reports, by name. It is always local.
+        capabilities: the reported capabilities, by name. The provider is always local.
 
     Attributes:
-        answers: the rest of the script. A test may append to it.
+        answers: the remaining answers. A test may append to them.
         history: the requests so far.
 
     Raises:
@@ -85,9 +83,9 @@ class ScriptedProvider(AbstractProvider):
         self._name = name
         unknown = set(capabilities) - set(Capabilities.__annotations__)
         if unknown:
-            raise errors.InvalidRequest(f"there is no capability {', '.join(sorted(unknown))}")
+            raise errors.InvalidRequest(f"unknown capability {', '.join(sorted(unknown))}")
         defaults = {"vision": True, "tools": True, "json_schema": True, "cost": None}
-        self._capabilities = nothing_known(**{**defaults, **capabilities})
+        self._capabilities = default_capabilities(**{**defaults, **capabilities})
 
     @property
     def name(self) -> str:
@@ -100,7 +98,7 @@ class ScriptedProvider(AbstractProvider):
         return partial(self._answer, request)
 
     async def list_models(self) -> list[str]:
-        """Return the name of its only model, which is its own name."""
+        """Return the name of the only model, which is the provider's name."""
         return [self._name]
 
     async def health_check(self) -> bool:
@@ -120,7 +118,7 @@ class ScriptedProvider(AbstractProvider):
             raise errors.NotRecorded(
                 f"the script has no answer for request {len(self.history)}",
                 provider=self._name,
-                hint="Add an answer to ScriptedProvider, or check why the code sends this request",
+                hint="Add an answer to ScriptedProvider, or check why the request is sent",
             )
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):

@@ -1,4 +1,4 @@
-"""The HTTP client: sends an HttpRequest through an httpx transport and returns an HttpResponse.
+"""The HTTP client. It sends an HttpRequest through an httpx transport, and returns an HttpResponse.
 
 ``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to play or record cassettes.
 """
@@ -22,17 +22,18 @@ from ..errors import LLMError
 from ..process import ending, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
-from .error_mapping import Judge
-from .untrusted import MAX_JSON_BYTES, without_keys
+from .error_mapping import Classifier
+from .untrusted import MAX_JSON_BYTES, mask_keys
 
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
-_MAX_ERROR_BYTES: Final = 256 * 1024  # of the body of an error response
-_ERROR_TIMEOUT_S: Final = 2.0  # for the body of an error response
+_MAX_ERROR_BYTES: Final = 256 * 1024  # the rest of the body of an error response is not read
+_ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading the body of an error response
 _COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
-_MAX_INFLATED_BYTES: Final = 64 * 1024  # decompressed at a time
-_READS_BEFORE_YIELD: Final = 64  # a read of buffered data does not suspend the task
-_NO_RESPONSE: Final = "without sending a response"  # httpcore's message if the server closed the connection
-# Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
+_MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
+# After this many reads, other tasks run. Reading data that has already arrived never suspends the task.
+_READS_BEFORE_YIELD: Final = 64
+_NO_RESPONSE: Final = "without sending a response"  # in httpcore's error if the server closed the connection
+# httpx raises them before it connects, for a missing socks package, a missing CA file or an invalid proxy URL.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 
@@ -41,33 +42,31 @@ class HttpRequest:
     """A request. Its repr excludes body and headers.
 
     Attributes:
-        url: the URL.
-        body: JSON; None for a GET.
+        url: the absolute URL.
+        body: the JSON to POST; None for a GET.
         headers: sent in addition to the client's headers.
-        direct: ignore the proxies of the environment.
-        connect_timeout: seconds for DNS, TCP and TLS each. It cannot exceed the client's, which is used if None.
-        on_timeout: callbacks for a timeout of the reader, called with the error. A recorder adds one.
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each, at most the client's; None for the client's.
+        on_timeout: functions that are called with the error if a time limit ends the request. The recorder adds one.
     """
 
     url: str
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    direct: bool = False
     connect_timeout: float | None = None
     on_timeout: list[Callable[[LLMError], None]] = field(default_factory=list, repr=False)
 
 
 class HttpResponse:
-    """The status and headers of a response, and its body as it arrives. The caller must close it.
+    """A response, with a body that is read while it arrives. The caller must close it.
 
     Attributes:
         status: the HTTP status.
-        headers: with lower-case names, without cookies.
+        headers: the headers, with lower-case names.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        self.headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
+        self.headers: Mapping[str, str] = dict(response.headers)
         self._response = response
         encodings = map(str.strip, self.headers.get("content-encoding", "").lower().split(","))
         compressed = [encoding for encoding in encodings if encoding in _COMPRESSIONS]
@@ -78,25 +77,25 @@ class HttpResponse:
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end. Raise LLMError if the connection broke."""
         self._reads += 1
-        if self._reads % _READS_BEFORE_YIELD == 0:  # let other tasks run: reading buffered data does not
+        if self._reads % _READS_BEFORE_YIELD == 0:
             await asyncio.sleep(0)
         try:
             async for data in self._bytes:
                 if data:
                     return data
-        except Exception as error:  # noqa: BLE001  # not only httpx's errors: damaged TLS is an ssl.SSLError
-            raise error_mapping.failure_of(error) from None
+        except Exception as error:  # noqa: BLE001  # not only httpx's errors: damaged TLS raises ssl.SSLError
+            raise error_mapping.map_exception(error) from None
         return b""
 
-    async def read_into(self, body: bytearray, limit: int) -> None:
-        """Append the body, until it has ``limit`` bytes or more. Raise LLMError if the connection breaks."""
-        while len(body) < limit and (data := await self.read()):
+    async def read_into(self, body: bytearray, max_bytes: int) -> None:
+        """Append the next bytes until ``body`` has at least ``max_bytes``. Raise LLMError if the connection breaks."""
+        while len(body) < max_bytes and (data := await self.read()):
             body += data
 
     async def aclose(self) -> None:
-        """Close the connection, or return it to the pool if everything was read.
+        """Close the connection, or return it to the pool if the body was read to its end.
 
-        A cancelled caller does not interrupt the close, which would leave a half-closed connection in httpcore's pool.
+        The close continues if the caller is cancelled. Otherwise httpcore's pool would have a half-closed connection.
         """
         closing = asyncio.ensure_future(self._close())
         ending.add(closing)
@@ -104,7 +103,7 @@ class HttpResponse:
         await asyncio.shield(closing)
 
     async def _close(self) -> None:
-        with suppress(Exception):  # it may be broken already
+        with suppress(Exception):  # the connection may be broken already
             if isinstance(self._bytes, AsyncGenerator):
                 await self._bytes.aclose()
         with suppress(Exception):
@@ -113,14 +112,14 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends requests to one endpoint, with its API key. Rejects requests to other addresses.
+    """A client of one endpoint. It adds the API key, and rejects requests to other origins.
 
     Attributes:
         endpoint: the address and API key of the server.
-        connect_timeout: seconds for DNS, TCP and TLS each.
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each.
         local_only: connect to loopback and private addresses only.
-        transport: sends the requests; None for ``NETWORK``.
-        replays: the transport plays cassettes. Keys and addresses are optional, and failures open no circuit breaker.
+        transport: the httpx transport; None for ``NETWORK``.
+        replays: the transport plays cassettes.
     """
 
     endpoint: Endpoint
@@ -131,35 +130,36 @@ class Client:
 
     @property
     def stopped(self) -> bool:
-        """Return whether the next request has to start the server first."""
+        """Return whether the server is an embedded one that does not run. The next request starts it."""
         return bool(getattr(self.transport, "stopped", False))
 
-    async def send(self, request: HttpRequest, judge: Judge | None = None) -> HttpResponse:
+    async def send(self, request: HttpRequest, classify: Classifier | None = None) -> HttpResponse:
         """Send a request.
 
         Args:
-            request: the request.
-            judge: classifies an error response if its status, error codes and message are not enough.
+            request: a request to the client's endpoint.
+            classify: chooses the error class of an error response that the tables of ``error_mapping`` do not decide.
 
         Returns:
             A response with a 2xx status.
 
         Raises:
-            LLMError: the server refused the request, or no response arrived.
+            LLMError: the response has another status, or no response arrived.
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            raise await self._read_error(request, response, judge)
+            raise await self._read_error(request, response, classify)
         return response
 
     async def fetch(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
         """Send a request and read its response.
 
         Returns:
-            The headers, and the body. The body is an LLMError if the status is not 2xx or the body is too large.
+            The headers, and the body. The body is replaced by an LLMError if the status is not 2xx, or if the body is
+            larger than 8 MiB.
 
         Raises:
-            LLMError: no response arrived.
+            LLMError: no response arrived, or the connection broke.
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
@@ -175,32 +175,25 @@ class Client:
         return response.headers, bytes(body)
 
     async def _exchange(self, request: HttpRequest) -> HttpResponse:
-        """Send a request. Return the response, whatever its status. Raise LLMError if none arrives."""
+        """Send a request. Return the response with any status. Raise LLMError if no response arrives."""
         try:
-            outgoing = self._build(request)
-        except LLMError:
-            raise
-        except Exception as error:  # noqa: BLE001  # httpx rejects the host
-            what = f"the address is invalid ({type(error).__name__})"
-            raise errors.NotConfigured(what, hint="Check the host in the base URL") from None
-        try:
-            return HttpResponse(await (self.transport or NETWORK).handle_async_request(outgoing))
-        except Exception as error:  # noqa: BLE001  # map every exception to an LLMError
-            raise error_mapping.failure_of(error) from None
+            return HttpResponse(await (self.transport or NETWORK).handle_async_request(self._build(request)))
+        except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
+            raise error_mapping.map_exception(error) from None
 
-    async def _read_error(self, request: HttpRequest, response: HttpResponse, judge: Judge | None) -> LLMError:
+    async def _read_error(self, request: HttpRequest, response: HttpResponse, classify: Classifier | None) -> LLMError:
         """Return the error for a response with a status other than 2xx."""
         body = bytearray()
         try:
             async with asyncio.timeout(_ERROR_TIMEOUT_S):
                 await response.read_into(body, _MAX_ERROR_BYTES)
         except (TimeoutError, LLMError):
-            pass  # use the status and the partial body
+            pass  # the status and the partial body are enough
         finally:
             await response.aclose()
-        error = error_mapping.refusal(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, judge)
-        error.server_message = without_keys(error.server_message, self.endpoint.key)
-        error.quotable = request.body is None  # the response to a GET cannot quote a prompt
+        error = error_mapping.map_response(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, classify)
+        error.server_message = mask_keys(error.server_message, self.endpoint.key)
+        error.quotable = request.body is None  # a GET sends no prompt that the message could repeat
         return error
 
     def _build(self, request: HttpRequest) -> httpx.Request:
@@ -221,20 +214,19 @@ class Client:
                 "timeout": {"connect": connect, "read": None, "write": None, "pool": None},
                 "endpoint": self.endpoint,
                 "local_only": self.local_only,
-                "direct": request.direct,
                 "on_timeout": request.on_timeout,
             },
         )
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
-    """Sends over the network. Enforces LLM_LOCAL_ONLY, applies proxies, and retries once on a stale connection.
+    """The transport that connects to servers. It enforces LLM_LOCAL_ONLY, and uses the proxies of the environment.
 
-    It serves any number of event loops. Each has its own connections, which are closed when the loop is shut down.
+    A request on a stale connection is sent again. Each event loop has its own connection pool.
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. Raise LLMError, or an error of httpx."""
+        """Send a request. Raise an LLMError or an error of httpx if no response arrives."""
         if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Use cassettes or a FaultServer"
@@ -242,12 +234,12 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         extensions = request.extensions
         local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
-            current, proxy = await pool.current_pool(), None
-            if not (local_only or extensions["direct"]):
-                budget = extensions["timeout"]["connect"]
-                proxy = await network.proxy_for(current.proxies, request.url, budget, networks)
+            loop_pool, proxy = await pool.current_pool(), None
+            if not local_only:
+                timeout_s = extensions["timeout"]["connect"]
+                proxy = await network.choose_proxy(loop_pool.proxies, request.url, timeout_s, networks)
             route = pool.Route(request.url.scheme, proxy, local_only, networks)
-            connections = current.connections_for(route)
+            connections = loop_pool.connections_for(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -255,10 +247,10 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             ) from None
-        return await _send(request, connections, route)
+        return await _send(request, connections)
 
     async def prepare(self) -> None:
-        """Import httpcore in advance. httpx imports it when the first transport is created."""
+        """Import httpcore, so that the first request does not wait for the import."""
         await pool.Connections(pool.Route("http")).aclose()
 
 
@@ -266,77 +258,65 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response.
+    """The body of a response of httpx's transport.
 
     Args:
-        response: the response.
-        dedicated: connections opened for this response only; None if they are pooled.
+        stream: the body as httpx returns it.
+        connection: the network stream of httpcore on which it arrives; None if vcrpy plays the response.
     """
 
-    def __init__(self, response: httpx.Response, dedicated: pool.Connections | None) -> None:
-        self._response = response
-        self._dedicated = dedicated
+    def __init__(self, stream: httpx.AsyncByteStream, connection: Any) -> None:
+        self._stream, self._connection = stream, connection
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(cast(httpx.AsyncByteStream, self._response.stream))
+        return aiter(self._stream)
 
     async def aclose(self) -> None:
-        """Return the connection to the pool, unless extra bytes would become the start of the next response."""
-        if _has_extra_bytes(self._response):
-            await self._response.extensions["network_stream"].aclose()
-        await self._response.aclose()
-        if self._dedicated:
-            await self._dedicated.aclose()
+        """Return the connection to the pool. Close it instead if the server sent bytes after the response."""
+        if _has_extra_bytes(self._stream, self._connection):
+            await self._connection.aclose()
+        await self._stream.aclose()
 
 
-async def _send(request: httpx.Request, connections: pool.Connections, route: pool.Route) -> httpx.Response:
-    """Send a request. If an idle connection is stale before the response begins, send it again on a new one."""
-    opened: httpcore.AsyncNetworkStream | None = None  # the new connection; None if an idle one is reused
+async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.Response:
+    """Send a request. If a reused connection breaks before the response begins, send the request again on a new one."""
+    new_stream: httpcore.AsyncNetworkStream | None = None  # None if the request reuses an idle connection
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
-        nonlocal opened
+        nonlocal new_stream
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            opened = info["return_value"]
+            new_stream = info["return_value"]
 
     request.extensions = {**request.extensions, "trace": trace}
-    dedicated: pool.Connections | None = None
     try:
-        response = await connections.handle_async_request(request)
-    except asyncio.CancelledError:
-        if opened:
-            await connections.discard(opened)
-        raise
-    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-        malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
-        if opened or malformed:
-            raise
-        dedicated = pool.Connections(route)
         try:
-            response = await dedicated.handle_async_request(request)
-        except BaseException:
-            await dedicated.aclose()
-            raise
-    return httpx.Response(
-        response.status_code,
-        headers=response.headers,
-        stream=_Body(response, dedicated),
-        extensions=response.extensions,
-    )
+            response = await connections.handle_async_request(request)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
+            if new_stream or malformed:
+                raise
+            await connections.close_idle(origin(str(request.url)))  # they are probably stale, too
+            response = await connections.handle_async_request(request)
+    except asyncio.CancelledError:
+        if new_stream:
+            await connections.discard(new_stream)
+        raise
+    response.stream = _Body(cast(httpx.AsyncByteStream, response.stream), response.extensions.get("network_stream"))
+    return response
 
 
-def _has_extra_bytes(response: httpx.Response) -> bool:
+def _has_extra_bytes(stream: Any, connection: Any) -> bool:
     """Return whether the server sent bytes after the end of the response.
 
-    h11 buffers such bytes for the next response on the connection. httpcore and httpx do not expose them, so this reads
-    private attributes of httpcore 1.0 (tested by ``tests/integration/transport/test_network.py``).
+    h11 would parse them as the start of the next response. httpcore has no public attribute for them, so that this
+    reads private ones of httpcore 1.0. ``tests/integration/transport/test_untrusted.py`` fails if they move.
     """
-    stream: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
-    # bytes that asyncio has read and h11 has not received yet; with TLS they may still be encrypted
-    tcp = tls = getattr(response.extensions.get("network_stream"), "_stream", None)
+    # asyncio may have read bytes that h11 has not received. With TLS they may be encrypted.
+    tcp = tls = getattr(connection, "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
     unread = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
     return bool(unread or getattr(getattr(tls, "_read_bio", None), "pending", 0))
@@ -346,7 +326,7 @@ def _encode_json(body: Mapping[str, Any]) -> bytes:
     """Return JSON as bytes.
 
     Raises:
-        InvalidRequest: the body is not JSON, or has a lone surrogate. Servers reject an escaped one with status 500.
+        InvalidRequest: the body is not JSON, or contains a lone surrogate, which servers reject with status 500.
     """
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -361,18 +341,18 @@ def _encode_json(body: Mapping[str, Any]) -> bytes:
 
 
 async def _inflate(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
-    """Yield a compressed body in bounded pieces: a few bytes can expand to gigabytes.
+    """Decompress a body, and yield it in bounded pieces, because a few bytes can expand to gigabytes.
 
     Requests have ``accept-encoding: identity``, but some proxies compress anyway.
     """
     if len(encodings) > 1 or encodings[0] not in ("gzip", "x-gzip", "deflate"):
         what = f"the response is compressed with {', '.join(encodings)}, which was not requested"
         raise errors.MalformedAnswer(what, hint="Check for a proxy that compresses")
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: detects gzip and zlib
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32 detects gzip and zlib
     async for data in stream:
         compressed = data
         while compressed and not inflate.eof:
-            await asyncio.sleep(0)  # let other tasks run: reading buffered data does not
+            await asyncio.sleep(0)  # let other tasks run
             yield inflate.decompress(compressed, _MAX_INFLATED_BYTES)
             compressed = inflate.unconsumed_tail
     if not inflate.eof:

@@ -1,6 +1,6 @@
-"""DNS, proxies, and LLM_LOCAL_ONLY.
+"""DNS, the proxies of the environment, and LLM_LOCAL_ONLY.
 
-Every connection of httpx is opened by ``Backend.connect_tcp``, which checks the address that it connects to.
+``Backend.connect_tcp`` opens every connection of httpx, and checks the address to which it connects.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ import httpx
 from .. import errors, process, settings_sources
 from ..errors import LLMError
 from . import error_mapping
-from .endpoint import Endpoint, is_private
-from .endpoint import is_near as is_near_name
+from .endpoint import Endpoint, is_private, looks_local
 
-# Seconds for each address of a host but the last: the delay between two attempts in RFC 8305 (section 5).
+# Time limit for connecting to an address if the host has more of them. RFC 8305 (section 5) recommends this delay.
 _ADDRESS_TIMEOUT_S: Final = 0.25
 
-_Addresses = asyncio.Future[list[str]]
-# The lookups in progress. Requests for the same host share one.
-_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Addresses]] = WeakKeyDictionary()
-# The addresses of the last lookup.
+_Lookup = asyncio.Future[list[str]]
+# The lookups in progress, by host.
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lookup]] = WeakKeyDictionary()
+# The addresses of each host, from its last lookup.
 _resolved: Final = process.register("addresses of names", dict[str, list[str]](), learned=True)
-_MAX_NAMES: Final = 1000
+_MAX_RESOLVED_HOSTS: Final = 1000
 
 
-def is_near(endpoint: Endpoint, *, local_only: bool = False) -> bool:
+def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
     """Return whether requests stay on this machine or a private network.
 
-    A host name is judged by the addresses of its last lookup, before that by its form (``Endpoint.near``).
+    The addresses of the last lookup decide. Before the first lookup the result is ``Endpoint.looks_local``.
 
     Args:
         endpoint: the endpoint of the requests.
-        local_only: only private addresses are connected to, so that one is enough. Otherwise all must be private.
+        local_only: requests use only the private addresses of the host, so that one is enough. Otherwise all of its
+            addresses must be private.
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
-        return endpoint.near
+        return endpoint.looks_local
     return (any if local_only else all)(is_private(address, endpoint.networks) for address in addresses)
 
 
 class Backend(httpcore.AnyIOBackend):
-    """Opens the TCP connections of a pool.
+    """The network backend of a connection pool.
 
     Args:
         local_only: connect to loopback and private addresses only.
-        networks: count as private, too.
+        networks: further private networks (``LLM_LOCAL_NETWORKS``).
     """
 
     def __init__(self, *, local_only: bool, networks: tuple[str, ...] = ()) -> None:
@@ -69,25 +69,25 @@ class Backend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of the host that accepts, within ``timeout`` seconds.
+        """Connect to the first address of the host that accepts a connection, within ``timeout`` seconds.
 
         Raises:
-            NotLocal: ``local_only`` is set and no address of the host is private.
+            NotLocal: ``local_only`` is set, and no address of the host is private.
             ConnectionFailed, ConnectTimeout: the host name cannot be resolved.
-            httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts the connection.
+            httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts a connection.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout if timeout is not None else None
-        allowed = await resolve(host, timeout)
+        addresses = await resolve(host, timeout)
         if self._local_only:
-            allowed = [address for address in allowed if is_private(address, self._networks)]
-        if not allowed:
+            addresses = [address for address in addresses if is_private(address, self._networks)]
+        if not addresses:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
                 hint="Nothing was sent. Use a local provider, name its network in LLM_LOCAL_NETWORKS if it is yours, "
                 "or set LLM_LOCAL_ONLY=false",
             )
-        *first, last = allowed
+        *first, last = addresses
         for address in first:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await super().connect_tcp(address, port, _ADDRESS_TIMEOUT_S, local_address, socket_options)
@@ -95,89 +95,81 @@ class Backend(httpcore.AnyIOBackend):
         return await super().connect_tcp(last, port, left_s, local_address, socket_options)
 
 
-async def proxy_for(
-    known: dict[tuple[str, str], str | None], url: httpx.URL, within: float, networks: tuple[str, ...] = ()
+async def choose_proxy(
+    cache: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, networks: tuple[str, ...]
 ) -> str | None:
-    """Return the environment's proxy for a URL; None without one, or for a host on a private network.
+    """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
-    A name that is never public needs no lookup: no proxy gets its requests. If another name cannot be resolved, only
-    the proxy may be able to: this request goes to it, and the next one looks the name up again.
+    A name that is never public needs no lookup: no proxy gets its requests. If another name cannot be resolved, perhaps
+    only the proxy can: this request goes to it, and the next one looks the name up again.
 
     Args:
-        known: the results so far, by scheme and host.
-        url: of the request.
-        within: seconds to resolve the host.
-        networks: count as private, too.
+        cache: the proxies chosen before, by scheme and host.
+        url: the URL of the request.
+        timeout_s: time limit in seconds for resolving the host.
+        networks: further private networks (``LLM_LOCAL_NETWORKS``).
     """
     key = (url.scheme, url.host)
-    if key not in known:
-        proxy = None if is_near_name(url.host, networks) else settings_sources.proxy_for(*key)
+    if key not in cache:
+        proxy = None if looks_local(url.host, networks) else settings_sources.proxy_for(*key)
         if proxy:
             try:
-                addresses = await resolve(url.host, within)
+                addresses = await resolve(url.host, timeout_s)
             except LLMError:
                 return proxy
             if all(is_private(address, networks) for address in addresses):
                 proxy = None
-        known[key] = proxy
-    return known[key]
+        cache[key] = proxy
+    return cache[key]
 
 
-async def resolve(host: str, within: float | None) -> list[str]:
+async def resolve(host: str, timeout_s: float | None) -> list[str]:
     """Return the addresses of a host, in the system's order.
 
-    Each lookup has its own thread, shared by all requests for the host. In asyncio's few shared threads, a name server
-    that does not respond would block the lookups of other hosts.
+    Concurrent requests share the lookup of a host, which runs in its own thread. asyncio's thread pool is small, and a
+    name server that does not respond would block it for all hosts.
 
     Args:
         host: a name or an address.
-        within: seconds; None for no limit.
+        timeout_s: time limit in seconds; None for no limit.
 
     Raises:
-        ConnectTimeout: the lookup took longer.
-        ConnectionFailed: there is no such name.
+        ConnectTimeout: the lookup took longer than ``timeout_s``.
+        ConnectionFailed: the host name has no address.
     """
     with suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])
         return [host]
-    pending = _lookups.setdefault(asyncio.get_running_loop(), {})
-    if host not in pending:
-        pending[host] = _start_lookup(host, pending)
+    lookups = _lookups.setdefault(asyncio.get_running_loop(), {})
+    if host not in lookups:
+        lookups[host] = _start_lookup(host, lookups)
     try:
-        async with asyncio.timeout(within):
-            addresses = await asyncio.shield(pending[host])
+        async with asyncio.timeout(timeout_s):
+            addresses = await asyncio.shield(lookups[host])
     except TimeoutError:
         raise errors.ConnectTimeout("the host name was not resolved in time") from None
     if not addresses:
-        raise error_mapping.unresolved()
-    if len(_resolved) >= _MAX_NAMES:
+        raise error_mapping.unresolved_host_error()
+    if len(_resolved) >= _MAX_RESOLVED_HOSTS:
         _resolved.clear()
     _resolved[host] = addresses
     return addresses
 
 
-async def exists(host: str, within: float) -> bool:
-    """Return whether a host name is resolved within this many seconds."""
-    try:
-        return bool(await resolve(host, within))
-    except LLMError:
-        return False
-
-
-def _start_lookup(host: str, pending: dict[str, _Addresses]) -> _Addresses:
-    """Start the lookup of a host. The future returns its addresses, none if there is no such name."""
+def _start_lookup(host: str, lookups: dict[str, _Lookup]) -> _Lookup:
+    """Start the lookup of a host, which is removed from ``lookups`` at its end. Its result is empty if it fails."""
     loop = asyncio.get_running_loop()
-    future: _Addresses = loop.create_future()
+    future: _Lookup = loop.create_future()
 
     def finish(addresses: list[str]) -> None:
-        pending.pop(host, None)
+        lookups.pop(host, None)
         if not future.done():
             future.set_result(addresses)
 
     def look_up() -> None:
         try:
             entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except Exception:  # noqa: BLE001  # UnicodeError: an invalid label; the future must get a result
+        except Exception:  # noqa: BLE001  # OSError, or UnicodeError for an invalid label
             entries = []
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         with suppress(RuntimeError):  # the loop is closed
@@ -185,6 +177,6 @@ def _start_lookup(host: str, pending: dict[str, _Addresses]) -> _Addresses:
 
     try:
         threading.Thread(target=look_up, daemon=True, name=f"look up {host}").start()
-    except RuntimeError:  # no thread is left
+    except RuntimeError:  # the system cannot start another thread
         loop.call_soon(finish, [])
     return future

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Final, NamedTuple
@@ -15,20 +14,20 @@ import httpx
 from .. import process
 from .network import Backend
 
-# A local server may close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). Closing it earlier avoids a
-# race between a new request and that.
+# Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
+# earlier, so that no request is sent while the server closes.
 _IDLE_TIMEOUT_S: Final = 3.0
-_MAX_IDLE: Final = 64
+_MAX_IDLE_CONNECTIONS: Final = 64
 
 
 class Route(NamedTuple):
-    """The way to a server; requests with the same route share connections.
+    """The properties of a connection. Requests with the same route share a connection pool.
 
     Attributes:
         scheme: "http" or "https".
-        proxy: the URL of a proxy, or None.
+        proxy: the URL of the proxy; None for a direct connection.
         local_only: connect to loopback and private addresses only.
-        networks: count as private, too.
+        networks: further private networks (``LLM_LOCAL_NETWORKS``).
     """
 
     scheme: str
@@ -38,19 +37,16 @@ class Route(NamedTuple):
 
 
 class Connections(httpx.AsyncHTTPTransport):
-    """The connections of one route, opened by ``Backend``.
+    """The connections of one route, which ``Backend`` opens.
 
-    httpx has no argument for the network backend, so this sets a private attribute of httpcore's pool (httpx 0.28.1,
-    httpcore 1.0.9; ``tests/integration/transport/test_network.py`` fails if it moves). It is a subclass so that vcrpy,
-    which replaces a method of httpx, works.
+    httpx has no argument for the network backend. Therefore this sets a private attribute of httpcore's pool (httpx
+    0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if the attribute moves.
 
-    Args:
-        route: the way to the server.
-        idle: the maximum number of idle connections.
+    vcrpy replaces a method of ``httpx.AsyncHTTPTransport``, and works with a subclass only.
     """
 
-    def __init__(self, route: Route, idle: int = 0) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=_IDLE_TIMEOUT_S)
+    def __init__(self, route: Route) -> None:
+        limits = httpx.Limits(max_keepalive_connections=_MAX_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_TIMEOUT_S)
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
         super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
         self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001
@@ -58,7 +54,10 @@ class Connections(httpx.AsyncHTTPTransport):
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
         """Close a new connection if its request was cancelled before it was sent.
 
-        httpcore 1.0.9 leaves such a connection neither idle nor closed, and never removes it.
+        httpcore 1.0.9 never removes such a connection, because it is neither idle nor closed.
+
+        Args:
+            stream: the network stream of the connection.
         """
         for connection in self._pool.connections:
             inner = getattr(connection, "_connection", None)
@@ -68,9 +67,9 @@ class Connections(httpx.AsyncHTTPTransport):
     async def close_idle(self, origin: tuple[str, str, int]) -> None:
         """Close the idle connections to a server."""
         for connection in list(self._pool.connections):
-            # a connection through a proxy has the server's origin in _remote_origin
-            known = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
-            if known and (known.host.decode(), known.port) == origin[1:] and connection.is_idle():
+            # _origin is that of the proxy, if there is one
+            server = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
+            if server and (server.host.decode(), server.port) == origin[1:] and connection.is_idle():
                 await connection.aclose()
 
 
@@ -78,9 +77,9 @@ class Pool:
     """The connections of one event loop.
 
     Attributes:
-        proxies: the proxy of each scheme and host, None for no proxy.
-        connections: by route.
-        closer: closes the pool when the event loop is shut down.
+        proxies: the proxy for each scheme and host; None for no proxy.
+        connections: the connections of each route.
+        closer: the asynchronous generator that closes the pool when the event loop is shut down.
     """
 
     def __init__(self) -> None:
@@ -91,7 +90,7 @@ class Pool:
     def connections_for(self, route: Route) -> Connections:
         """Return the connections of this route."""
         if route not in self.connections:
-            self.connections[route] = Connections(route, _MAX_IDLE)
+            self.connections[route] = Connections(route)
         return self.connections[route]
 
     async def aclose(self) -> None:
@@ -101,7 +100,6 @@ class Pool:
 
 
 _pools: Final = process.register("pools", dict[asyncio.AbstractEventLoop, Pool]())
-_lock = threading.Lock()
 
 
 async def current_pool() -> Pool:
@@ -110,10 +108,10 @@ async def current_pool() -> Pool:
     pool = _pools.get(loop)
     if pool is None:
         pool = Pool()
-        with _lock:
-            for closed in [known for known in _pools if known.is_closed()]:
-                del _pools[closed]
-            _pools[loop] = pool
+        for other_loop in list(_pools):  # a copy, because other threads change the dict
+            if other_loop.is_closed():
+                _pools.pop(other_loop, None)
+        _pools[loop] = pool
         pool.closer = _close_at_shutdown(loop, pool)
         await anext(pool.closer)
     return pool
@@ -127,17 +125,16 @@ async def close_idle(origin: tuple[str, str, int]) -> None:
 
 
 async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
-    """Close the pool when the loop is shut down: every runner calls ``loop.shutdown_asyncgens()``."""
+    """Close the pool when ``loop.shutdown_asyncgens()`` closes this generator. Every runner of event loops calls it."""
     try:
         yield
     finally:
-        with _lock:
-            _pools.pop(loop, None)
+        _pools.pop(loop, None)
         await process.settle()
         await pool.aclose()
 
 
 @cache
 def _tls_context(secure: bool) -> ssl.SSLContext:
-    """Return the TLS context of httpx; for plain http an empty one, which loads no certificates."""
+    """Return the TLS context of httpx. For plain HTTP it is empty, because loading the certificates takes time."""
     return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,4 +1,4 @@
-"""The reader: sends a request, reads its response within time limits, parses it, and closes the connection."""
+"""Send a request, and read and parse its response within the time limits."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
 IsLoading = Callable[[], Awaitable[bool]]
 
-# Seconds after the finish reason for the usage, an error and the end mark.
+# Time limit after the finish reason. The usage, an error or the end mark may follow it.
 _AFTER_FINISH_S: Final = 2.0
-# Seconds after the end mark for the end of the body. Without it, the connection is closed instead of reused.
+# Time limit between the end mark and the end of the body. Later, the connection is closed and cannot be reused.
 _AFTER_END_S: Final = 0.25
 
 
 class AnswerReader:
-    """Sends one request and reads its response.
+    """The reader of one response.
 
     Args:
-        parser: of the server's dialect.
+        parser: a new parser for the format of the response.
         times: the time limits.
-        is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
-            request, because most servers end the load with it: the limit is ``times.load``.
+        is_loading: probes whether the server is loading the model. During a load, the first-token timeout does not end
+            the request, because most servers would stop loading. The limit is then ``times.load``.
 
     Attributes:
-        on_timeout: called with the error if a time limit is over (``HttpRequest.on_timeout``).
+        on_timeout: functions that are called with the error if a time limit ends the request. It is also the
+            ``on_timeout`` of the ``HttpRequest``.
     """
 
     def __init__(self, parser: StreamParser, times: Times, is_loading: IsLoading | None = None) -> None:
@@ -44,42 +45,43 @@ class AnswerReader:
         self._first_token_s = max(times.first_token, times.load) if is_loading else times.first_token
         self._is_loading = is_loading
         self._timer: asyncio.TimerHandle | None = None
-        self._probing: asyncio.Task[None] | None = None
-        self._began = False  # a token has arrived
-        self._close_at: float | None = None  # when a finished response is closed, even if the connection is open
+        self._probe: asyncio.Task[None] | None = None
+        self._has_delta = False
+        self._close_at: float | None = None  # time limit of a complete answer, on the clock of the event loop
 
     async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
-        """Read the response to its end. Close the connection in any case.
+        """Send the request, and read the response to its end. The connection is always closed or returned to its pool.
 
         Args:
-            send: sends the request and returns a response with a 2xx status.
-            deadline: when the request must have ended, by the event loop's clock.
+            send: sends the request, and returns a response with a 2xx status.
+            deadline: time limit of the request, in seconds on the clock of the event loop.
             on_delta: called with each delta as it arrives.
-            drain: awaited after each read with a delta, until the caller has consumed enough.
+            drain: waits until the caller has consumed earlier deltas.
 
         Raises:
-            LLMError: the response is incomplete or late. Deltas that arrived have been passed on before.
+            LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has been called for every
+                delta that arrived.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
         limit = min(last_delta_at + self._first_token_s, deadline)
         response: HttpResponse | None = None
         try:
-            async with asyncio.timeout_at(limit) as budget:
-                self._start_timer(budget)
+            async with asyncio.timeout_at(limit) as timeout:
+                self._start_timer(timeout)
                 response = await send()
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        budget.reschedule(None)  # the caller's time does not count
+                        timeout.reschedule(None)  # the caller's time does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
                         break
                     limit = min(self._next_limit(last_delta_at), deadline)
-                    budget.reschedule(limit)
+                    timeout.reschedule(limit)
         except TimeoutError:
-            if not parser.settled:
+            if not parser.is_complete:
                 raise self._timeout_error(min(limit, loop.time()), deadline) from None
             self._feed(b"", on_delta)
         finally:
@@ -89,69 +91,70 @@ class AnswerReader:
         if parser.fault:
             raise parser.fault
 
-    def _start_timer(self, budget: asyncio.Timeout) -> None:
+    def _start_timer(self, timeout: asyncio.Timeout) -> None:
         """Probe the server at the first-token timeout, if it may be loading the model."""
 
-        def probe() -> None:
-            if not self._began:
-                self._probing = asyncio.create_task(self._expire_unless_loading(budget))
+        def start_probe() -> None:
+            if not self._has_delta:
+                self._probe = asyncio.create_task(self._expire_unless_loading(timeout))
 
         if self._is_loading:
-            self._timer = asyncio.get_running_loop().call_later(self._times.first_token, probe)
+            self._timer = asyncio.get_running_loop().call_later(self._times.first_token, start_probe)
 
     def _stop_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
-        if self._probing:
-            self._probing.cancel()
+        if self._probe:
+            self._probe.cancel()
 
-    async def _expire_unless_loading(self, budget: asyncio.Timeout) -> None:
+    async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
         """End the wait for the first token, unless the server loads the model. After a load, wait once more."""
         assert self._is_loading  # noqa: S101  # the timer is started only with it
-        loaded = True
-        while not self._began:
-            loaded, loaded_before = not await self._is_loading(), loaded
-            if loaded and loaded_before:
+        is_loading = False
+        while not self._has_delta:
+            was_loading, is_loading = is_loading, await self._is_loading()
+            if not (is_loading or was_loading):
                 break
             await asyncio.sleep(self._times.first_token)
-        if not self._began:
+        if not self._has_delta:
             self._first_token_s = self._times.first_token
-            budget.reschedule(asyncio.get_running_loop().time())
+            scope.reschedule(asyncio.get_running_loop().time())
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
-        """Parse these bytes, or the end of the response. Return whether there was a delta."""
+        """Parse these bytes, or end the response if there are none. Return whether there was a delta."""
         deltas = self.parser.feed(data) if data else self.parser.end()
-        self._began = self._began or bool(deltas)
+        self._has_delta = self._has_delta or bool(deltas)
         for delta in deltas:
             on_delta(delta)
         return bool(deltas)
 
     def _next_limit(self, last_delta_at: float) -> float:
-        """Return the latest time for the next bytes."""
-        limit = last_delta_at + (self._times.gap if self._began else self._first_token_s)
-        if self.parser.settled:
+        """Return the time limit for the next bytes, on the clock of the event loop."""
+        limit = last_delta_at + (self._times.gap if self._has_delta else self._first_token_s)
+        if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
             close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
             limit = self._close_at = min(limit, self._close_at or close_at, close_at)
         return limit
 
     async def _read_data(self, response: HttpResponse) -> bytes:
-        """Return the next bytes; b"" at the end, or if the connection broke, which the parser records."""
+        """Return the next bytes; b"" at the end. If the connection breaks, record it in the parser and return b""."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # played from a cassette: the recorded request had timed out
+            raise  # a cassette plays a timeout
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
-            self.parser.broken(error.what)
+            if not self.parser.is_complete:
+                self.parser.fail(errors.AnswerCut(f"{error.what}, in the middle of the answer"))
         return b""
 
     def _timeout_error(self, limit: float, deadline: float) -> LLMError:
-        """Return the error of the time limit that is over."""
+        """Return the error for a response that is late, and call ``on_timeout`` with it."""
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
-        elif not self._began:
+        elif not self._has_delta:
             failure = errors.FirstTokenTimeout(f"no token within {self._first_token_s:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")

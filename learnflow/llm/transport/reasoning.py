@@ -1,4 +1,4 @@
-"""Separate inline thinking from the answer in a stream: ``<think>`` tags that are split, unclosed, or closing only."""
+"""Separate thinking in ``<think>`` tags from the answer of a stream, even if a tag is split or missing."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..completion import ToolCallDelta
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
 _QUOTES: Final = dict(zip("`'\"(*_|«“„\u2018", "`'\")*_|»”“\u2019", strict=True))
-_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # text after a tag in the middle of a sentence
-_NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the same, if the sentence continues in the next line
+_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the text after a tag inside a sentence
+_LINE_CONTINUES: Final = re.compile(r"\n[^\n]")  # the text after a tag at the end of a line inside a sentence
 _SENTENCE_ENDS: Final = ".!?…:;"
-# Models with the opening tag in their template (model cards of DeepSeek-R1 and Qwen3-Thinking). If the server does not
-# separate thinking, the answer has only </think>. Its text is held back until then.
-OPENS_THINKING_ITSELF: Final = re.compile(
+# The chat template of these models contains the opening tag, so that responses have only </think>, unless the server
+# separates the thinking itself (model cards of DeepSeek-R1 and Qwen3-Thinking).
+MODELS_WITHOUT_OPENING_TAG: Final = re.compile(
     r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
 )
-_MAX_BLANK_CHARS: Final = 1000  # more white space is answer text
-_LOOKAHEAD_CHARS: Final = 2  # after a closing tag, to classify it
+_MAX_BLANK_CHARS: Final = 1000  # longer white space at the start is a part of the answer
+_LOOKAHEAD_CHARS: Final = 2  # text after a closing tag that shows whether the answer only mentions the tag
 
 
 class Delta(NamedTuple):
-    """A part of a response: text of the answer, thinking, pieces of tool calls, or several of them."""
+    """A part of a response: text of the answer, thinking, and pieces of tool calls."""
 
     text: str = ""
     thinking: str = ""
@@ -31,151 +31,161 @@ class Delta(NamedTuple):
 
 
 class ReasoningSplitter:
-    """Splits one answer into text and thinking.
+    """A splitter of one answer into text and thinking.
 
-    ``<think>`` counts before any answer text, ``</think>`` after it or alone. Tags that the answer only mentions are
-    text: quoted, inside a sentence, or in a code block. White space around the tags is not part of the answer.
+    An opening tag counts only before the text of the answer. A closing tag also counts if there is no opening tag: the
+    text before it was thinking. A tag that the answer only mentions is text: a tag in quotes, inside a sentence or in a
+    code block. White space around the tags is removed.
 
     Args:
-        hold: hold text back until it is certain not to be thinking, for callers that do not stream.
-        closes: the template has the opening tag (``OPENS_THINKING_ITSELF``). Hold text, and any closing tag counts.
+        hold: return no text as long as it may be thinking.
+        only_closing_tag: the response has no opening tag. Its first closing tag ends the thinking. Implies ``hold``.
 
     Attributes:
-        leaked: a lone closing tag arrived after text had been returned as answer.
+        leaked: text had been returned as the answer when a closing tag showed that it was thinking.
     """
 
-    def __init__(self, *, hold: bool = False, closes: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, only_closing_tag: bool = False) -> None:
         self.leaked = False
-        self._hold = hold or closes
-        self._closes = closes
-        self._state: Literal["begin", "think", "answer"] = "begin"
-        self._rest = ""  # received, not yet classified
-        self._before: list[str] = []  # the text before the rest, while a lone closing tag may arrive
-        self._settled = False  # lone closing tags do not count any more
+        self._hold = hold or only_closing_tag
+        self._only_closing_tag = only_closing_tag
+        self._state: Literal["start", "thinking", "answer"] = "start"
+        self._pending = ""  # text that is not classified yet
+        self._text: list[str] = []  # text that a closing tag would turn into thinking
+        self._ignores_closing_tags = False
 
     def feed(self, piece: str) -> Delta:
-        """Return what is certain of the text so far. The rest waits for the next piece."""
-        if self._state == "answer" and not self._rest and "<" not in piece:  # most pieces
+        """Add a piece of the answer. Return the text and the thinking that are certain now."""
+        if self._state == "answer" and not self._pending and "<" not in piece:  # the fast path of most pieces
             return self._emit_text(piece)
-        self._rest += piece
+        self._pending += piece
         text, thinking = "", ""
         before = None
-        while before != (self._state, self._rest):
-            before = (self._state, self._rest)
-            parse = {"begin": self._parse_start, "think": self._parse_thinking, "answer": self._parse_answer}
+        while before != (self._state, self._pending):
+            before = (self._state, self._pending)
+            parse = {"start": self._parse_start, "thinking": self._parse_thinking, "answer": self._parse_answer}
             delta = parse[self._state]()
             text += delta.text
             thinking += delta.thinking
         return Delta(text, thinking)
 
-    def separated(self) -> str:
-        """Stop splitting, because the server separates thinking: tags are text from now on. Return the held text."""
-        if self._state == "think":
+    def stop_splitting(self) -> str:
+        """Treat all tags as text from now on, because the server separates thinking. Return the text that was held."""
+        if self._state == "thinking":
             return ""
         self._state = "answer"
-        return self._settle() + self._take(len(self._rest))
+        return self._ignore_closing_tags() + self._take(len(self._pending))
 
     def end(self, *, broken: bool = False) -> Delta:
-        """Return the rest: thinking if a tag is open, else answer.
+        """End the answer. Return the text that was held or not classified.
 
         Args:
-            broken: the answer is incomplete. A part of an opening tag is dropped then: a continuation would complete
-                the tag.
+            broken: the answer is incomplete. If it ends inside an opening tag, that part is dropped.
         """
-        if broken and self._state == "begin" and self._rest.strip():
+        if broken and self._state == "start" and self._pending.strip():
             return Delta()
-        if self._state == "answer" and not self._settled and self._rest.startswith(_CLOSE):
-            closed = self._close_thinking(0, over=True)
-            return Delta(closed.text + self._take(len(self._rest)).lstrip(), closed.thinking)
-        rest = self._take(len(self._rest))
-        if self._state == "think":
+        if self._state == "answer" and not self._ignores_closing_tags and self._pending.startswith(_CLOSE):
+            closed = self._close_thinking(0, at_end=True)
+            return Delta(closed.text + self._take(len(self._pending)).lstrip(), closed.thinking)
+        rest = self._take(len(self._pending))
+        if self._state == "thinking":
             return Delta(thinking=rest)
-        if self._state == "begin" and self._settled:  # white space after a closing tag is no text
+        if self._state == "start" and self._ignores_closing_tags:  # after a closing tag
             return Delta(rest.lstrip())
-        return Delta(self._settle() + rest)
+        return Delta(self._ignore_closing_tags() + rest)
 
     def _emit_text(self, text: str) -> Delta:
-        """Return text of the answer, or hold it."""
-        if self._settled:
+        """Return text of the answer, unless it is held."""
+        if self._ignores_closing_tags:
             return Delta(text)
-        self._before.append(text)
+        self._text.append(text)
         return Delta() if self._hold else Delta(text)
 
-    def _settle(self) -> str:
-        """Ignore lone closing tags from now on. Return the held text."""
-        held = "".join(self._before) if self._hold and not self._settled else ""
-        self._settled, self._before = True, []
+    def _ignore_closing_tags(self) -> str:
+        """Treat closing tags as text from now on. Return the text that was held."""
+        held = "".join(self._text) if self._hold and not self._ignores_closing_tags else ""
+        self._ignores_closing_tags, self._text = True, []
         return held
 
     def _parse_start(self) -> Delta:
-        """Parse the start of the answer, or the text after a closing tag: an opening tag may follow white space."""
-        start = self._rest.lstrip()
+        """Parse the start of the answer, or the text after a closing tag. An opening tag may follow."""
+        start = self._pending.lstrip()
         if start.startswith(_OPEN):
-            self._rest, self._state = start[len(_OPEN) :], "think"
-        elif (start and not _OPEN.startswith(start)) or len(self._rest) > _MAX_BLANK_CHARS:
-            self._rest = start if self._settled else self._rest
+            self._pending, self._state = start[len(_OPEN) :], "thinking"
+        elif (start and not _OPEN.startswith(start)) or len(self._pending) > _MAX_BLANK_CHARS:
+            self._pending = start if self._ignores_closing_tags else self._pending
             self._state = "answer"
         return Delta()
 
     def _parse_thinking(self) -> Delta:
-        """Parse text between the tags."""
-        thought, tag, rest = self._rest.partition(_CLOSE)
+        """Parse thinking up to the closing tag."""
+        thought, tag, rest = self._pending.partition(_CLOSE)
         if tag:
-            self._rest, self._state = rest, "begin"
-            self._settle()
+            self._pending, self._state = rest, "start"
+            self._ignore_closing_tags()
             return Delta(thinking=thought)
-        return Delta(thinking=self._take(len(self._rest) - _overlap(self._rest, _CLOSE)))
+        return Delta(thinking=self._take(len(self._pending) - _overlap(self._pending, _CLOSE)))
 
     def _parse_answer(self) -> Delta:
-        """Parse the answer up to a lone closing tag."""
-        if self._settled:
-            return Delta(self._take(len(self._rest)))
-        at = self._rest.find(_CLOSE)
-        opened = self._rest.find(_OPEN)
-        if opened >= 0 and (at < 0 or opened < at):  # the answer mentions the tags
-            return Delta(self._settle() + self._take(len(self._rest)))
+        """Parse the answer up to a closing tag."""
+        if self._ignores_closing_tags:
+            return Delta(self._take(len(self._pending)))
+        at = self._pending.find(_CLOSE)
+        open_at = self._pending.find(_OPEN)
+        if open_at >= 0 and (at < 0 or open_at < at):  # the answer only mentions the tags
+            return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
         if at < 0:
-            unsure = max(_overlap(self._rest, _CLOSE), _overlap(self._rest, _OPEN))
-            return self._emit_text(self._take(len(self._rest) - unsure))
-        if len(self._rest) < at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # the text after the tag decides
-            return self._emit_text(self._take(at)) if self._rest[:at].strip() or self._before else Delta()
+            tag_chars = max(_overlap(self._pending, _CLOSE), _overlap(self._pending, _OPEN))
+            return self._emit_text(self._take(len(self._pending) - tag_chars))
+        if len(self._pending) < at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # wait for the text after the tag
+            return self._emit_text(self._take(at)) if self._pending[:at].strip() or self._text else Delta()
         return self._close_thinking(at)
 
-    def _close_thinking(self, at: int, *, over: bool = False) -> Delta:
-        """Treat a lone closing tag at this index of the rest as a mention, or as the end of thinking."""
-        before, after = "".join(self._before) + self._rest[:at], self._rest[at + len(_CLOSE) :]
-        if not self._closes and _is_mention(before, after, over=over):
-            return Delta(self._settle() + self._take(len(self._rest)))
-        self.leaked = not self._hold and any(piece.strip() for piece in self._before)
-        self._settle()
-        self._rest, self._state = after, "begin"
+    def _close_thinking(self, at: int, *, at_end: bool = False) -> Delta:
+        """Handle a closing tag without an opening one. It is a mention in the answer, or ends the thinking.
+
+        Args:
+            at: the index of the tag in the pending text.
+            at_end: no text follows the pending text.
+        """
+        before, after = "".join(self._text) + self._pending[:at], self._pending[at + len(_CLOSE) :]
+        if not self._only_closing_tag and _is_mention(before, after, at_end=at_end):
+            return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
+        self.leaked = not self._hold and any(piece.strip() for piece in self._text)
+        self._ignore_closing_tags()
+        self._pending, self._state = after, "start"
         return Delta(thinking=before)
 
     def _take(self, length: int) -> str:
-        taken, self._rest = self._rest[:length], self._rest[length:]
+        taken, self._pending = self._pending[:length], self._pending[length:]
         return taken
 
 
-def _is_mention(before: str, after: str, *, over: bool = False) -> bool:
-    """Return whether an answer only mentions the closing tag.
+def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
+    """Return whether the answer only mentions a closing tag.
 
-    A mention is quoted, in code, or inside a sentence, which may continue in the next line. A real tag is alone on its
-    line, or directly follows the thinking.
+    A mention is in quotes, in code, or inside a sentence. A tag that ends thinking is alone on its line, or directly
+    follows the thinking.
+
+    Args:
+        before: the text before the tag.
+        after: the text after the tag, at least two characters of it.
+        at_end: the text ends with ``after``.
     """
-    begun = before.rpartition("\n")[2]
+    line = before.rpartition("\n")[2]
     quote = before[-1:]
     quoted = _QUOTES.get(quote) == after[:1] != ""
-    opens = quote == '"' or (quote == "'" and not before[-2:-1].isalnum())  # not an apostrophe
-    quoted = quoted or (opens and begun.count(quote) % 2 == 1 and not after.startswith("\n"))
+    is_quote = quote == '"' or (quote == "'" and not before[-2:-1].isalnum())  # not an apostrophe
+    quoted = quoted or (is_quote and line.count(quote) % 2 == 1 and not after.startswith("\n"))
     fenced = any(before.count(fence) % 2 for fence in ("```", "~~~")) and not after.startswith("\n\n")
-    in_code = fenced or (begun.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
+    in_code = fenced or (line.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
     unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)
     in_sentence = before[-1:] == " " and bool(
-        _SENTENCE_CONTINUES.match(after) or (unfinished and begun.strip() and (over or _NEXT_LINE.match(after)))
+        _SENTENCE_CONTINUES.match(after) or (unfinished and line.strip() and (at_end or _LINE_CONTINUES.match(after)))
     )
     return quoted or in_code or in_sentence
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return how many characters at the end of the text may be the beginning of the tag."""
+    """Return the length of the longest beginning of the tag with which the text ends."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

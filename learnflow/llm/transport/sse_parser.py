@@ -1,11 +1,10 @@
-"""The parser of OpenAI's dialect: server-sent events of ``chat.completion.chunk``, or one ``chat.completion``.
+"""The parser of OpenAI's API.
 
 Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, and unknown fields are ignored.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from typing import Any, Final
@@ -15,32 +14,32 @@ from ..completion import ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, malformed
+from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error
 from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
-_SILENT_PARTS: Final = ("reference",)  # Mistral: the source of a part of the text
+_IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
 
 
 class SSEParser(StreamParser):
-    """Parses server-sent events of ``chat.completion.chunk``, or one ``chat.completion``."""
+    """A parser of server-sent events with a ``chat.completion.chunk`` each, or of one ``chat.completion``."""
+
+    document_starts = b"{["
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
-        self._data: list[bytes] = []
-        self._size = 0  # bytes of the event
-        self._event = b""
-        self._after_cr = False  # a line feed at the start of the next bytes is part of this line end
+        self._data: list[bytes] = []  # the data lines of the event
+        self._size = 0  # the length of the event in bytes
+        self._event = b""  # the type of the event
+        self._after_cr = False  # the last byte was a carriage return; a line feed after it ends no other line
 
-    def _normalize_newlines(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> list[Delta]:
+        """Parse bytes. Return the deltas that they complete. Lines end with LF, CR or both."""
         if self._after_cr:
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
-
-    def _is_document(self, start: bytes) -> bool:
-        return start[:1] in b"{["
+        return super().feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":
@@ -56,11 +55,12 @@ class SSEParser(StreamParser):
         name, _, value = line.partition(b":")
         if name == b"event":
             self._event = value.strip()
-        elif name and not _FIELD.fullmatch(name):  # a line without a name is a comment
-            raise malformed("a line of the stream")
+        elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
+            raise dialect_error("a line of the stream")
         return None
 
     def _dispatch(self) -> Delta | None:
+        """Parse an event, which an empty line has ended."""
         data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
         if data.strip() == b"[DONE]":
@@ -74,15 +74,20 @@ class SSEParser(StreamParser):
         self._seen = True
         chunk = self._parse_object(data, "an event of the stream")
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
-            raise error_mapping.error_object(chunk, began=True)
+            raise error_mapping.map_error_object(chunk, began=True)
         return self._parse_chunk(chunk, "delta")
 
     def _parse_chunk(self, chunk: dict[str, Any], key: str) -> Delta | None:
-        """Parse a chunk: its ``delta``, or the ``message`` of a complete answer."""
-        self.served = self.served or word(chunk.get("model"), MAX_NAME_CHARS) or None
+        """Parse a chunk of a stream, or a whole completion.
+
+        Args:
+            chunk: the JSON object.
+            key: the key of the text in a choice: "delta", or "message" in a whole completion.
+        """
+        self.served_model = self.served_model or word(chunk.get("model"), MAX_NAME_CHARS) or None
         if chunk.get("usage"):
             self._record_usage(chunk["usage"])
-        if _is_notice(chunk):
+        if _is_loading_notice(chunk):
             return None
         choices = chunk.get("choices") or ()
         choice = next((choice for choice in choices if choice.get("index") in (None, 0)), None)
@@ -90,38 +95,36 @@ class SSEParser(StreamParser):
             return None
         delta = choice.get(key) or {}
         if not isinstance(delta, dict):
-            raise malformed("a choice of the answer")
-        content_text, content_thinking = _parts(delta.get("content"))
+            raise dialect_error("a choice of the answer")
+        content_text, content_thinking = _split_content(delta.get("content"))
         text = self._parse_text(content_text, "text")
         thinking = self._parse_text(
             content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
         )
-        calls = self._collect_calls(delta["tool_calls"]) if delta.get("tool_calls") else None
+        calls = self._parse_calls(delta.get("tool_calls") or [])
         if delta.get("refusal"):
             self.refused = True
-        spoken = bool(text or thinking or calls is not None)
-        self._record_finish(choice.get("finish_reason"), spoken=spoken)
-        return Delta(text, thinking, calls or ()) if spoken else None
+        has_text = bool(text or thinking or calls)
+        self._record_finish(choice.get("finish_reason"), with_text=has_text)
+        return Delta(text, thinking, calls) if has_text else None
 
-    def _collect_calls(self, calls: Any) -> tuple[ToolCallDelta, ...] | None:
-        """Add pieces of tool calls. Return the deltas to emit, None if the pieces are empty."""
+    def _parse_calls(self, calls: Any) -> tuple[ToolCallDelta, ...]:
+        """Add pieces of tool calls. Return their deltas."""
         if not isinstance(calls, list):
-            raise malformed("a tool call")
-        pieces = [self._parse_call(call, call.get("function") or {}) for call in calls]
-        visible = [piece for piece in pieces if piece is not None]
-        return tuple(itertools.chain(*visible)) if visible else None
+            raise dialect_error("a tool call")
+        return tuple(delta for call in calls for delta in self._parse_call(call, call.get("function") or {}))
 
-    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...] | None:
-        own, index = word(call.get("id"), MAX_NAME_CHARS), call.get("index")
-        if type(index) is not int:  # some servers omit it: a new id is a new call
-            new = bool(own) and all(own != known.id for known in self._calls.values())
-            index = len(self._calls) if new or not self._calls else max(self._calls)
+    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
+        call_id, index = word(call.get("id"), MAX_NAME_CHARS), call.get("index")
+        if type(index) is not int:  # some servers omit the index, so that a new id starts a new call
+            is_new = bool(call_id) and all(call_id != known.id for known in self._calls.values())
+            index = len(self._calls) if is_new or not self._calls else max(self._calls)
         arguments = function.get("arguments") or ""
         arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return self._add_call(index, own, word(function.get("name"), MAX_NAME_CHARS), arguments)
+        return self._add_call(index, call_id, word(function.get("name"), MAX_NAME_CHARS), arguments)
 
     def _record_usage(self, usage: Any) -> None:
-        """Record the tokens. An invalid object leaves them unknown, and is not a fault."""
+        """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
         usage = part(usage)
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
@@ -130,12 +133,12 @@ class SSEParser(StreamParser):
         self.cost = dollars(usage.get("cost"))
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
-        """Parse the last event, which may lack its blank line. An incomplete event is cut, not malformed."""
+        """Parse the last event, which may lack its empty line. If it is incomplete, the fault is ``AnswerCut``."""
         if rest.strip():
             self._parse(self._parse_line, rest)
         piece = self._parse(self._parse_line, b"") if self._data and not self.fault else None
         if isinstance(self.fault, errors.MalformedAnswer):
-            self.fault = None if self.settled else errors.AnswerCut("the stream ended in the middle of a line")
+            self.fault = None if self.is_complete else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
 
     def _parse_document(self, rest: bytes) -> Delta | None:
@@ -147,23 +150,24 @@ class SSEParser(StreamParser):
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
             if isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message")):
-                raise error_mapping.error_object(chunk, began=False)
+                raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         piece = self._parse_chunk(chunk, "message")
         if chunk.get("error"):
-            self.fail(error_mapping.error_object(chunk, began=True))
+            self.fail(error_mapping.map_error_object(chunk, began=True))
         return piece
 
     def _missing_finish(self) -> LLMError:
-        if self._document and not self._early:
+        if self._is_document and not self._text_after_finish:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._missing_finish()
 
 
-def _is_notice(chunk: dict[str, Any]) -> bool:
-    """Return whether this is llama-swap's notice that a model loads: reasoning in an event without other fields.
+def _is_loading_notice(chunk: dict[str, Any]) -> bool:
+    """Return whether a chunk is a notice of llama-swap that a model is loading.
 
-    A notice has no id, object, model or index (``internal/router/loading.go`` in 0bdb372). A model's chunk has them.
+    A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). Chunks of a
+    model have other fields, too.
     """
     choices = chunk["choices"] if chunk.keys() == {"choices"} else None
     delta = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
@@ -172,11 +176,11 @@ def _is_notice(chunk: dict[str, Any]) -> bool:
     return delta is not None
 
 
-def _parts(content: Any) -> tuple[Any, str]:
-    """Return the content and its thinking. Mistral and some gateways send a list of typed parts instead of a text.
+def _split_content(content: Any) -> tuple[Any, str]:
+    """Return the text and the thinking of a content, which is a text or a list of typed parts (Mistral, some gateways).
 
     Raises:
-        TypeError: a part has an unknown type. Without it the answer would be incomplete.
+        TypeError: a part has an unknown type, so that the answer would be incomplete without the part.
     """
     if not isinstance(content, list):
         return content, ""
@@ -184,10 +188,10 @@ def _parts(content: Any) -> tuple[Any, str]:
     for item in content:
         kind, text = part(item).get("type"), item if isinstance(item, str) else part(item).get("text")
         if kind in _THINKING_PARTS:
-            thought = _parts(item.get(kind))[0]
+            thought = _split_content(item.get(kind))[0]
             thoughts.append(thought if isinstance(thought, str) else "")
         elif isinstance(text, str):
             texts.append(text)
-        elif kind not in _SILENT_PARTS:
+        elif kind not in _IGNORED_PARTS:
             raise TypeError("a part of the content has an unknown type")
     return "".join(texts), "".join(thoughts)

@@ -1,6 +1,6 @@
-"""Bounded readers for untrusted data of servers: JSON, numbers and short texts.
+"""Parse and check what servers send: JSON, numbers and short texts. Sizes are bounded.
 
-They raise nothing but ValueError.
+The functions raise no error but ValueError.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # of a response that is not a stream
-MAX_EVENT_BYTES: Final = 1024 * 1024  # of a line or an event of a stream
-_MAX_VALUES: Final = 100_000  # of one document: 8 MB of brackets become gigabytes of lists
-_MAX_COUNT: Final = 2**53  # the largest integer that all JSON parsers agree on (RFC 8259, section 6)
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # size of a response that is not a stream
+MAX_EVENT_BYTES: Final = 1024 * 1024  # size of a line or an event of a stream
+_MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets become gigabytes of lists
+_MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
 _MAX_NAME_CHARS: Final = 300
-_KEY_OVERLAP_CHARS: Final = 8  # a text that shares this many characters with the key is masked
-# Anything that looks like a key: a vendor's prefix, a JSON web token, long base64.
+_KEY_OVERLAP_CHARS: Final = 8  # a text that contains this many successive characters of the key is masked
+# A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(
     r"\b(?:sk|pk|rk|key|gsk|xai|hf|fw|pat|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}|\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*"
     r"|(?i:bearer) +[^\s,;\"']{8,}|\b(?=[A-Za-z+/]*[0-9])[A-Za-z0-9+/]{32,}={0,2}"
@@ -28,19 +28,19 @@ def parse_json(data: bytes | str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: the data is not JSON, is nested too deep, or has too many values or digits.
+        ValueError: the data is not JSON, is nested too deeply, or has too many values or digits.
     """
     text = data.decode() if isinstance(data, bytes) else data
     if len(text) > _MAX_VALUES and sum(map(text.count, ",[{")) > _MAX_VALUES:
-        raise ValueError("JSON of too many values")
+        raise ValueError("JSON with too many values")
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("JSON that is nested too deep") from None
+        raise ValueError("JSON that is nested too deeply") from None
 
 
 def json_object(data: bytes | str) -> dict[str, Any] | None:
-    """Return the JSON object in these bytes; None for anything else."""
+    """Parse a JSON object. Return None for anything else."""
     try:
         value = parse_json(data)
     except ValueError:
@@ -49,56 +49,56 @@ def json_object(data: bytes | str) -> dict[str, Any] | None:
 
 
 def non_negative_int(value: Any) -> int | None:
-    """Return an integer from 0; None for anything else. If 0 means unknown, the caller adds ``or None``."""
+    """Return a value that is an integer of at least 0; None for anything else."""
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
 
 
 def flag(value: Any) -> bool | None:
-    """Return a boolean; None for anything else."""
+    """Return a value that is a boolean; None for anything else."""
     return value if isinstance(value, bool) else None
 
 
 def text(value: Any) -> str | None:
-    """Return a printable name of at most 300 characters; None for anything else."""
+    """Return a value that is a printable text of 1 to 300 characters; None for anything else."""
     return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """Return the texts of a JSON list; empty for anything else."""
+    """Return the texts in a JSON list; empty for anything else."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def part(value: Any, *keys: str) -> Mapping[str, Any]:
-    """Return the JSON object under these keys; empty for anything else."""
+    """Return the JSON object at a path of keys; empty if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def dollars(value: Any) -> float | None:
-    """Return a price in US dollars, finite and not negative; None for anything else."""
+    """Return a value that is a finite number of at least 0, such as a price; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 <= value < _MAX_COUNT and math.isfinite(value) else None
 
 
 def word(value: Any, max_chars: int = 100) -> str:
-    """Return a text or integer as printable text of at most ``max_chars`` characters; "" for anything else."""
+    """Convert a text or an integer into a printable text of at most ``max_chars``. Return "" for anything else."""
     if type(value) is int and abs(value) < _MAX_COUNT:
         return str(value)
     return printable(value, max_chars) if isinstance(value, str) else ""
 
 
 def printable(text: str, max_chars: int) -> str:
-    """Return at most ``max_chars`` characters of a text, in one line and without control characters."""
+    """Return the first ``max_chars`` characters of a text, in one line and without control characters."""
     shown = text[: max_chars + 1]
     shown = " ".join("".join(character if character.isprintable() else " " for character in shown).split())
     return shown if len(text) <= max_chars else shown[:max_chars] + "…"
 
 
-def without_keys(text: str, key: str | None) -> str:
-    """Mask everything in a text that looks like a key; mask all of it if it contains a part of ``key``."""
+def mask_keys(text: str, key: str | None) -> str:
+    """Mask the parts of a text that look like API keys. Mask the whole text if it contains a part of ``key``."""
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
-    if key and any(key[at : at + size] in text for at in range(len(key) - size + 1)):
+    if key and any(key[start : start + size] in text for start in range(len(key) - size + 1)):
         return "[masked]"
     return _LIKE_A_KEY.sub("[masked]", text)

@@ -103,11 +103,11 @@ def refusals_and_prices() -> None:
     from learnflow.llm.adapter import _litellm
     from learnflow.llm.providers.registry import SPECS
     from learnflow.llm.settings import ProviderSettings
-    from learnflow.llm.transport.endpoint import settle
+    from learnflow.llm.transport.endpoint import configure_endpoint
 
     for spec in SPECS.values():
-        _litellm._prepare(spec, settle(spec, ProviderSettings(), "http://127.0.0.1:9", "k"))
-        _litellm.judge(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
+        _litellm._prepare(spec, configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "k"))
+        _litellm.classify_error(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
         _litellm.price(spec, "llama3", completion.Usage(1, 1, 2))
 
 
@@ -140,22 +140,24 @@ MESSAGES = [
 def written_requests() -> list[str]:
     """Write a request of every provider without a connection; return the files that were opened meanwhile."""
     from learnflow.llm.adapter import _litellm
-    from learnflow.llm.providers.azure import V1
     from learnflow.llm.providers.registry import SPECS
     from learnflow.llm.settings import ProviderSettings
-    from learnflow.llm.transport.endpoint import settle
+    from learnflow.llm.transport.endpoint import configure_endpoint
+
+    azure = SPECS["azure"]
+    newer_azure = azure.api.variant(azure, "", "v1")  # type: ignore[misc]
 
     def blocked(*_: object, **__: object) -> None:
         raise AssertionError("a request is written without a connection")
 
-    for spec in (*SPECS.values(), V1):
-        _litellm._prepare(spec, settle(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours"))
+    for spec in (*SPECS.values(), newer_azure):
+        _litellm._prepare(spec, configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours"))
     socket.socket.connect = socket.getaddrinfo = socket.create_connection = blocked  # type: ignore[assignment,method-assign]
     opened: list[str] = []
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in ("open", "subprocess.Popen") else None)
     before = json.dumps(MESSAGES)
-    for spec in (*SPECS.values(), V1):
-        there = settle(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours")
+    for spec in (*SPECS.values(), newer_azure):
+        there = configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours")
         parameters = {"temperature": 0.5, "max_tokens": 7, "extra_body": {"model": "another", "own": 1}}
         request = _litellm.write(spec, there, "some-model", MESSAGES, parameters)
         sent, body = json.dumps([request.url, request.body]), request.body or {}
@@ -175,9 +177,9 @@ def unsupported_parameter() -> list[str]:
     from learnflow.llm.adapter import _litellm
     from learnflow.llm.providers.registry import SPECS
     from learnflow.llm.settings import ProviderSettings
-    from learnflow.llm.transport.endpoint import settle
+    from learnflow.llm.transport.endpoint import configure_endpoint
 
-    there = settle(SPECS["openai"], ProviderSettings(), None, "k")
+    there = configure_endpoint(SPECS["openai"], ProviderSettings(), None, "k")
     try:
         _litellm.write(
             SPECS["openai"], there, "o3-mini", [{"role": "user", "content": "private"}], {"temperature": 0.5}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from learnflow.llm import AtMost, RouterProvider, errors, events
-from learnflow.llm.adapter.context_window import at_least
+from learnflow.llm.adapter.context_window import estimate_min_tokens
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
 from learnflow.llm.providers.ollama import SPEC
 from learnflow.llm.testing import Fault, FaultServer
@@ -36,7 +36,7 @@ def ollama(server: FaultServer) -> OllamaProvider:
 
 
 async def test_truncate_and_shift_are_sent_outside_of_options() -> None:
-    async with FaultServer("ollama", tells=trained(40960)) as server:
+    async with FaultServer("ollama", responses=trained(40960)) as server:
         await ollama(server).generate("hi", max_tokens=10)
         body = server.seen[0].body
         assert (body["truncate"], body["shift"]) == (False, False)
@@ -60,13 +60,13 @@ async def test_first_request_carries_the_known_context_length(
 ) -> None:
     if operator:
         monkeypatch.setenv("OLLAMA_CONTEXT", operator)
-    async with FaultServer("ollama", tells=pages) as server:
+    async with FaultServer("ollama", responses=pages) as server:
         await ollama(server).generate("hi", max_tokens=10)
         assert sent(server) == [first]
 
 
 async def test_context_length_grows_with_an_event_and_never_shrinks(events_seen: list[object]) -> None:
-    async with FaultServer("ollama", tells=trained(100_000, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(100_000, loaded=2048)) as server:
         provider = ollama(server)
         await provider.generate("word " * 5000, max_tokens=100)  # at most 8333 tokens
         await provider.generate("hi", max_tokens=10)
@@ -79,7 +79,7 @@ async def test_context_length_grows_with_an_event_and_never_shrinks(events_seen:
 
 
 async def test_context_length_grows_up_to_that_of_training() -> None:
-    async with FaultServer("ollama", tells=trained(6000, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(6000, loaded=2048)) as server:
         await ollama(server).generate("word " * 4000, max_tokens=10)
         assert sent(server) == [6000]
         with pytest.raises(errors.ContextOverflow, match="at least 7000 tokens, the context length is 6000") as caught:
@@ -89,14 +89,14 @@ async def test_context_length_grows_up_to_that_of_training() -> None:
 
 
 async def test_refused_prompt_is_retried_with_context_length_for_count_of_server() -> None:
-    async with FaultServer("ollama", tells=trained(40960, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(40960, loaded=2048)) as server:
         server.script = [Fault("refuse", status=400, body=TOO_LONG)]
         assert await ollama(server).generate("hi", max_tokens=100)
         assert sent(server) == [2048, 16384]
 
 
 async def test_overflow_error_has_length_of_prompt_and_context() -> None:
-    async with FaultServer("ollama", tells=trained(2048, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(2048, loaded=2048)) as server:
         server.fault = Fault("refuse", status=400, body=TOO_LONG)
         with pytest.raises(errors.ContextOverflow, match=r"9009 tokens.*2048 tokens") as caught:
             await ollama(server).generate("hi")
@@ -107,7 +107,7 @@ async def test_overflow_error_has_length_of_prompt_and_context() -> None:
 
 
 async def test_refusal_as_too_long_is_retried_once() -> None:
-    async with FaultServer("ollama", tells=trained(40960, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(40960, loaded=2048)) as server:
         server.fault = Fault("refuse", refusal="overflow")  # without numbers
         with pytest.raises(errors.ContextOverflow, match=r"about \d+ tokens, the context length is 4096"):
             await ollama(server).generate("hi", max_tokens=10)
@@ -115,7 +115,7 @@ async def test_refusal_as_too_long_is_retried_once() -> None:
 
 
 async def test_context_length_that_is_refused_twice_is_not_used_for_later_requests() -> None:
-    async with FaultServer("ollama", tells=trained(131_072, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(131_072, loaded=2048)) as server:
         server.fault = Fault("refuse", refusal="overflow")  # without numbers
         provider = ollama(server)
         for _ in range(3):
@@ -125,7 +125,7 @@ async def test_context_length_that_is_refused_twice_is_not_used_for_later_reques
 
 
 async def test_context_that_fails_to_load_is_error_and_shorter_requests_succeed() -> None:
-    async with FaultServer("ollama", tells=trained(40960, loaded=4096)) as server, FaultServer("openai") as second:
+    async with FaultServer("ollama", responses=trained(40960, loaded=4096)) as server, FaultServer("openai") as second:
         provider = ollama(server)
         await provider.generate("hi", max_tokens=10)
         server.script = [Fault("refuse", status=500, body=NO_LOAD)]
@@ -142,7 +142,7 @@ async def test_context_that_fails_to_load_is_error_and_shorter_requests_succeed(
 
 async def test_operators_context_that_cannot_be_loaded_opens_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_CONTEXT", "65536")
-    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server, FaultServer("openai") as second:
+    async with FaultServer("ollama", responses=trained(131072, loaded=4096)) as server, FaultServer("openai") as second:
         server.fault = Fault("refuse", status=500, body=NO_LOAD)
         with pytest.raises(errors.ServerFailed, match=r"context of 65536 tokens.*OLLAMA_CONTEXT"):
             await ollama(server).generate("hi")
@@ -152,7 +152,7 @@ async def test_operators_context_that_cannot_be_loaded_opens_the_breaker(monkeyp
 
 
 async def test_failure_of_gateway_is_not_failure_to_load() -> None:
-    async with FaultServer("ollama", tells=trained(131072, loaded=32768)) as server:
+    async with FaultServer("ollama", responses=trained(131072, loaded=32768)) as server:
         provider = ollama(server)
         for status in (502, 500):
             server.script = [Fault("refuse", status=status, body=b'{"error":"bad gateway"}')]
@@ -163,7 +163,7 @@ async def test_failure_of_gateway_is_not_failure_to_load() -> None:
 
 
 async def test_failed_load_is_the_failure_of_the_long_request_only() -> None:
-    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
+    async with FaultServer("ollama", responses=trained(131072, loaded=4096)) as server:
         provider = ollama(server)
         short = provider.stream("hi", max_tokens=10)
         await anext(short)
@@ -177,32 +177,32 @@ async def test_failed_load_is_the_failure_of_the_long_request_only() -> None:
 
 
 async def test_long_request_uses_the_context_length_that_another_client_loaded() -> None:
-    async with FaultServer("ollama", tells=trained(131072)) as server:
+    async with FaultServer("ollama", responses=trained(131072)) as server:
         provider = ollama(server)
         await provider.generate("hi", max_tokens=10)
-        server.tells |= trained(131072, loaded=32768)
+        server.responses |= trained(131072, loaded=32768)
         await provider.generate("word " * 3000, max_tokens=10)
         assert sent(server) == [None, 32768]
 
 
 async def test_context_length_adopts_size_loaded_by_other_client() -> None:
-    async with FaultServer("ollama", tells=trained(131072, loaded=4096)) as server:
+    async with FaultServer("ollama", responses=trained(131072, loaded=4096)) as server:
         provider = ollama(server)
         await provider.generate("hi", max_tokens=10)
-        server.tells |= trained(131072, loaded=65536)
+        server.responses |= trained(131072, loaded=65536)
         await provider.refresh()
         await provider.generate("hi", max_tokens=10)
         assert sent(server) == [4096, 65536]
 
 
 def test_low_estimate_counts_words_and_cjk_characters() -> None:
-    assert at_least(["one two", "three"]) == 3
-    assert at_least(["中" * 600]) == 101
-    assert at_least([""]) == 0
+    assert estimate_min_tokens(["one two", "three"]) == 3
+    assert estimate_min_tokens(["中" * 600]) == 101
+    assert estimate_min_tokens([""]) == 0
 
 
 async def test_context_length_of_the_caller_is_sent() -> None:
-    async with FaultServer("ollama", tells=trained(40960, loaded=8192)) as server:
+    async with FaultServer("ollama", responses=trained(40960, loaded=8192)) as server:
         await ollama(server).generate("hi", extra_body={"options": {"num_ctx": 1024}})
         assert sent(server) == [1024]
 
@@ -212,7 +212,7 @@ async def test_context_length_of_the_caller_is_sent() -> None:
 )
 async def test_prompt_cut_by_old_ollama_raises_overflow(version: str, lost: bool) -> None:
     pages = {"/api/version": {"version": version}, **trained(40960, 8192)}
-    async with FaultServer("ollama", tells=pages, reads=500) as server:
+    async with FaultServer("ollama", responses=pages, prompt_tokens=500) as server:
         answer = ollama(server).generate("word " * 2000, max_tokens=10)
         if not lost:
             assert await answer
@@ -229,7 +229,7 @@ OLLAMA = {
 
 
 @pytest.mark.parametrize(
-    ("reads", "words", "tells", "lost"),
+    ("prompt_tokens", "words", "responses", "lost"),
     [
         (1026, 3000, OLLAMA, True),
         (2000, 3000, OLLAMA, False),  # tokenizers that join words need fewer tokens than there are words
@@ -239,21 +239,21 @@ OLLAMA = {
     ],
 )
 async def test_prompt_cut_by_ollama_behind_v1_raises_overflow(
-    reads: int, words: int, tells: dict[str, Any], lost: bool
+    prompt_tokens: int, words: int, responses: dict[str, Any], lost: bool
 ) -> None:
-    async with FaultServer("openai", reads=reads, tells=tells) as server:
+    async with FaultServer("openai", prompt_tokens=prompt_tokens, responses=responses) as server:
         provider = CustomProvider(base_url=server.base_url, model="fault-model")
         if not lost:
             assert await provider.generate("word " * words)
             return
         with pytest.raises(errors.ContextOverflow, match="dropped the beginning") as caught:
             await provider.generate("word " * words)
-        assert (caught.value.needed, caught.value.window) == (words, reads)
+        assert (caught.value.needed, caught.value.window) == (words, prompt_tokens)
 
 
 async def test_image_for_model_without_vision_is_refused_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     blind = {"/api/tags": {"models": [{"name": "fault-model", "capabilities": ["completion"]}]}, **trained(8192)}
-    async with FaultServer("ollama", tells=blind) as server:
+    async with FaultServer("ollama", responses=blind) as server:
         with pytest.raises(errors.Unsupported, match=r"does not support images.*OLLAMA_CAPABILITIES"):
             await ollama(server).generate(image())
         assert server.seen == []
@@ -276,7 +276,7 @@ async def test_images_are_sent_to_vision_model(monkeypatch: pytest.MonkeyPatch) 
     ]
     loaded = {"/api/ps": {"models": [{"name": tag["name"], "context_length": 4096} for tag in tags]}}
     pages = {"/api/tags": {"models": tags}, **trained(8192), **loaded}
-    async with FaultServer("ollama", tells=pages) as blind, FaultServer("openai") as second:
+    async with FaultServer("ollama", responses=pages) as blind, FaultServer("openai") as second:
         provider = ollama(blind)
         last = CustomProvider(base_url=second.base_url, model="fault-model", vision_model="sees too")
         for caller in (provider, RouterProvider(provider), RouterProvider(provider, [last])):
@@ -304,7 +304,7 @@ async def test_failing_vision_model_does_not_open_breaker_of_text_model(monkeypa
 
 async def test_ceiling_is_lowered_to_room_in_context(events_seen: list[object]) -> None:
     served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
-    async with FaultServer("openai", tells=served) as server:
+    async with FaultServer("openai", responses=served) as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         await provider.generate("word " * 100, max_tokens=AtMost(25_000))
         await provider.generate("word " * 100, max_tokens=AtMost(100))
@@ -320,7 +320,7 @@ async def test_ceiling_is_lowered_again_by_count_of_server() -> None:
         b'tokens and your prompt contains 200 input tokens, for a total of 612.","code":400}}'
     )
     served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
-    async with FaultServer("openai", tells=served) as server:
+    async with FaultServer("openai", responses=served) as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         server.script = [Fault("refuse", status=400, body=refusal)]
         assert await provider.generate("word " * 100, max_tokens=AtMost(25_000))
@@ -344,7 +344,7 @@ async def test_ceiling_is_lowered_again_by_count_of_server() -> None:
 async def test_ceiling_is_lowered_or_omitted_after_any_overflow(words: bytes, sent: list[int | None]) -> None:
     refusal = b'{"error":{"message":"This model\'s maximum context length is 512 tokens. ' + words + b'","code":400}}'
     served = {"/v1/models": {"data": [{"id": "fault-model", "owned_by": "vllm", "max_model_len": 512}]}}
-    async with FaultServer("openai", tells=served) as server:
+    async with FaultServer("openai", responses=served) as server:
         provider = VLLMProvider(base_url=server.base_url, model="fault-model")
         server.script = [Fault("refuse", status=400, body=refusal)]
         assert await provider.generate("word " * 100, max_tokens=AtMost(25_000))
@@ -357,7 +357,7 @@ async def test_ceiling_of_continuation_counts_emitted_text() -> None:
     text = "word " * 250
     async with (
         FaultServer("vllm", text, fault=Fault("cut", after=240)) as first,
-        FaultServer("vllm", text, tells=served) as second,
+        FaultServer("vllm", text, responses=served) as second,
     ):
         chain = [VLLMProvider(base_url=server.base_url, model="fault-model") for server in (first, second)]
         await RouterProvider(chain[0], chain[1:]).generate("word " * 100, max_tokens=AtMost(25_000))
@@ -366,7 +366,7 @@ async def test_ceiling_of_continuation_counts_emitted_text() -> None:
 
 async def test_context_length_of_the_operator_is_sent_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_CONTEXT", "8192")
-    async with FaultServer("ollama", tells=trained(131072)) as server:
+    async with FaultServer("ollama", responses=trained(131072)) as server:
         await ollama(server).generate("word " * 50, max_tokens=AtMost(25_000))
         await ollama(server).generate("word " * 50, max_tokens=25_000)
         lengths = [(seen.body["options"]["num_ctx"], seen.body["options"]["num_predict"]) for seen in server.seen]
@@ -395,7 +395,7 @@ async def test_cloud_is_refused_under_local_only_without_dns_query(monkeypatch: 
 
 
 async def test_ceiling_grows_context_length_up_to_training() -> None:
-    async with FaultServer("ollama", tells=trained(6000, loaded=2048)) as server:
+    async with FaultServer("ollama", responses=trained(6000, loaded=2048)) as server:
         await ollama(server).generate("word " * 100, max_tokens=AtMost(25_000))
         assert sent(server) == [6000]
         assert server.seen[0].body["options"]["num_predict"] == 5900

@@ -113,17 +113,17 @@ async def test_call_without_model_uses_only_model(monkeypatch: pytest.MonkeyPatc
 
 async def test_call_without_model_lists_several_models() -> None:
     async with FaultServer(
-        "ollama", tells={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}, "/api/ps": {"models": []}}
+        "ollama", responses={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}, "/api/ps": {"models": []}}
     ) as server:
         provider = OllamaProvider(base_url=server.base_url)
         with pytest.raises(errors.NotConfigured, match=r"there are 2: a, b.*OLLAMA_MODEL"):
             await provider.generate("hi")
-        server.tells["/api/ps"] = {"models": [{"name": "b"}]}
+        server.responses["/api/ps"] = {"models": [{"name": "b"}]}
         assert (await provider.complete("hi")).model.requested == "b"
 
 
 async def test_server_without_models_raises_model_not_found() -> None:
-    async with FaultServer("ollama", tells={"/api/tags": {"models": None}}) as server:
+    async with FaultServer("ollama", responses={"/api/tags": {"models": None}}) as server:
         with pytest.raises(errors.ModelNotFound, match="no model"):
             await OllamaProvider(base_url=server.base_url).generate("hi")
 

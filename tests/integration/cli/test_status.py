@@ -76,7 +76,7 @@ def test_status_json_and_exit_codes(
 
 
 def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with served("ollama", tells={"/api/ps": {"models": []}}) as (root, _):
+    with served("ollama", responses={"/api/ps": {"models": []}}) as (root, _):
         usual["ollama"] = root
         assert main(["status", "--all"]) == 0
         shown = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.Ca
         assert "8192" in shown
 
 
-def test_doctor_prints_variables_probes_traps_and_advice(
+def test_doctor_prints_variables_probes_warnings_and_lines(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served("ollama") as (root, _):
@@ -128,7 +128,7 @@ def test_shadowed_variable_names_winning_one(tmp_path: Path, monkeypatch: pytest
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")
     (tmp_path / ".env.local").write_text("LLM_PROVIDER=vllm\n", encoding="utf-8")
     monkeypatch.setenv("OLLAMA_HOST", "b")
-    listed = {(one.name, one.where): one.shadowed for one in variables(SPECS.values())}
+    listed = {(one.name, one.source): one.overridden_by for one in variables(SPECS.values())}
     assert listed == {
         ("LLM_PROVIDER", ".env"): None,
         ("LLM_PROVIDER", ".env.local"): "LLM_PROVIDER in .env",
@@ -171,7 +171,7 @@ def test_invalid_variable_affects_only_its_provider(
 async def test_other_server_at_default_address_is_misconfigured(usual: dict[str, str]) -> None:
     locked = (401, {"error": {"code": "invalid_api_key", "message": "An LM Studio API token is required"}})
     pages = dict.fromkeys(("/v1/models", "/api/v1/models", "/api/v0/models"), locked)
-    async with FaultServer("openai", tells=FASTAPI) as app, FaultServer("lmstudio", tells=pages) as studio:
+    async with FaultServer("openai", responses=FASTAPI) as app, FaultServer("lmstudio", responses=pages) as studio:
         usual["vllm"], usual["lmstudio"] = app.root, studio.root
         states = {item.health.provider: item.health.state for item in await discovery.scan()}
         assert (states["vllm"], states["lmstudio"]) == ("misconfigured", "unauthorised")
@@ -263,15 +263,15 @@ def test_doctor_advises_missing_key_before_other_provider(
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
     assert main(["doctor"]) == 3
-    assert capsys.readouterr().out.endswith("What to write into .env:\n  OPENAI_API_KEY=…   # the key of openai\n")
+    assert capsys.readouterr().out.endswith("Lines for .env:\n  OPENAI_API_KEY=…   # the key of openai\n")
     with served("ollama") as (root, _):
         usual["ollama"] = root
         assert main(["doctor"]) == 3
-        advice = capsys.readouterr().out.partition("What to write into .env:\n")[2].splitlines()
+        advice = capsys.readouterr().out.partition("Lines for .env:\n")[2].splitlines()
         assert advice[:2] == ["  OPENAI_API_KEY=…   # the key of openai", "  # or LLM_PROVIDER=ollama"]
 
 
-def test_answering_server_is_no_trap(
+def test_doctor_does_not_warn_about_responding_server(
     usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(settings_sources, "in_container", lambda: True)

@@ -61,8 +61,8 @@ def plain(text: str) -> list[str]:
 
 
 def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) -> None:
-    server.tells["/api/tags"] = {"models": [{"name": LONG, "details": {"context_length": 262144}}]}
-    server.tells["/api/ps"] = {"models": [{"name": LONG, "context_length": 4096}]}
+    server.responses["/api/tags"] = {"models": [{"name": LONG, "details": {"context_length": 262144}}]}
+    server.responses["/api/ps"] = {"models": [{"name": LONG, "context_length": 4096}]}
     for arguments in (("status", "--all"), ("models",), ("explain", "hi", "--probe", "-m", LONG), ("doctor",)):
         shown, _ = on_a_terminal(*arguments)
         table = plain(shown)
@@ -78,7 +78,7 @@ def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) 
 def test_pipe_gets_one_row_per_model_without_colours(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server.tells["/api/tags"] = {"models": [{"name": LONG * 3}]}
+    server.responses["/api/tags"] = {"models": [{"name": LONG * 3}]}
     monkeypatch.delenv("COLUMNS")
     assert cli.main(["models"]) == 0
     out, err = capfd.readouterr()
@@ -129,7 +129,7 @@ def test_wait_for_first_token_is_shown_on_terminal_and_not_in_pipe(
 
 
 def test_ask_shows_that_model_is_loading(server: FaultServer) -> None:
-    server.tells["/api/ps"] = {"models": []}
+    server.responses["/api/ps"] = {"models": []}
     server.fault = Fault("hang")
     budgets = dict.fromkeys(("LLM_FIRST_TOKEN_TIMEOUT", "LLM_LOAD_TIMEOUT"), "3")
     shown, code = on_a_terminal("ask", "hi", "-m", "fault-model", LLM_RETRIES="0", **budgets)
@@ -150,7 +150,7 @@ def test_ask_for_missing_model_names_pull_command_of_server(
             assert cli.main(["ask", "hi", "-m", "fault-modle", *more]) == 1
             out, err = capsys.readouterr()
             assert out == ""
-            assert f"Set {dialect.upper()}_MODEL or model= to fault-model. It has fault-model." in err
+            assert f"Set {dialect.upper()}_MODEL or model= to fault-model. The server has fault-model." in err
             assert ("Get the model" in err) is bool(command)
             assert command is None or f"Get the model: `{command} fault-modle`." in err
 
@@ -159,7 +159,7 @@ def test_warm_up_continues_after_failed_provider(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDERS", "openai,ollama")
-    server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
+    server.responses |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up"]) == 0
     out, err = capsys.readouterr()
     assert "ollama: fault-model is loaded" in out
@@ -169,12 +169,12 @@ def test_warm_up_continues_after_failed_provider(
 
 
 def test_warm_up_prints_result(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
-    server.tells |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
+    server.responses |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
     assert re.fullmatch(r"ollama: fault-model is loaded \([0-9.]+ s\)\n", capsys.readouterr().out)
-    server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
+    server.responses["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 4096}]}
     assert cli.main(["warm-up"]) == 0
-    assert capsys.readouterr().out == "ollama: fault-model was loaded already\n"
+    assert capsys.readouterr().out == "ollama: fault-model was already loaded\n"
 
 
 def test_version_and_shell_completion() -> None:

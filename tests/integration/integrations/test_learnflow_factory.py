@@ -84,7 +84,7 @@ async def test_every_node_uses_chain_of_environment(
 ) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     served = {"/v1/models": {"data": [{"id": name, "owned_by": "vllm", "max_model_len": 8192} for name in "ab"]}}
-    async with FaultServer("openai", tells=served) as server:
+    async with FaultServer("openai", responses=served) as server:
         for name, value in {
             "LLM_PROVIDERS": "vllm",
             "VLLM_BASE_URL": server.base_url,
@@ -183,7 +183,7 @@ async def test_health_reports_readiness_without_requests_to_models(
 ) -> None:
     with pytest.raises(errors.NotConfigured):
         await model_factory.health()
-    async with FaultServer("openai", tells={"/v1/models": {"data": [{"id": "a", "owned_by": "vllm"}]}}) as server:
+    async with FaultServer("openai", responses={"/v1/models": {"data": [{"id": "a", "owned_by": "vllm"}]}}) as server:
         monkeypatch.setenv("LLM_PROVIDERS", "vllm,llamacpp")
         monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
         monkeypatch.setenv("LLAMACPP_BASE_URL", "http://127.0.0.1:9")

@@ -111,8 +111,8 @@ async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> No
 def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
     progress = Progress(Emit(), 0.0, [])
     for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
-        progress.begin(Option(OllamaProvider()), None, continues=True)
-        progress.failed(error, [], 2.0, free=True)
+        progress.begin_attempt(Option(OllamaProvider()), None, continues=True)
+        progress.record_failure(error, [], 2.0, is_free=True)
     samples = shown(registry)
     assert samples["resumes_total{outcome=mismatched,provider=ollama}"] == 1
     assert samples["resumes_total{outcome=broken,provider=ollama}"] == 1
@@ -152,9 +152,9 @@ async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry
     now = asyncio.get_running_loop().time()
     progress = Progress(Emit(), now, [])
     for at in (now - 9.0, now):
-        progress.begin(Option(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
-        progress.failed(errors.AnswerCut("x"), [], at, free=True)
-    progress.begin(Option(OllamaProvider()), None, continues=False)
+        progress.begin_attempt(Option(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
+        progress.record_failure(errors.AnswerCut("x"), [], at, is_free=True)
+    progress.begin_attempt(Option(OllamaProvider()), None, continues=False)
     progress(TextDelta("one"))
     remove()
     (switched,) = seen

@@ -31,7 +31,7 @@ class Loader(FaultServer):
 
 
 async def test_ollama_loads_model_with_context_length_of_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Loader("ollama", tells=COLD) as server:
+    async with Loader("ollama", responses=COLD) as server:
         await OllamaProvider(base_url=server.base_url).warm_up(keep_alive="30m")
         assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m"})]
         assert server.seen == []
@@ -41,14 +41,14 @@ async def test_ollama_loads_model_with_context_length_of_later_requests(monkeypa
         assert server.loads[1] == ("/api/generate", {"model": "fault-model", "options": {"num_ctx": 16384}})
         await provider.generate("hi", max_tokens=10)
         assert server.seen[0].body["options"]["num_ctx"] == 16384
-        server.tells["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 16384}]}
+        server.responses["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 16384}]}
         await OllamaProvider(base_url=server.base_url).warm_up()
         assert len(server.loads) == 2  # it is loaded
 
 
 async def test_lmstudio_loads_model_by_its_load_route() -> None:
-    tells = {"/api/v1/models": {"models": [UNLOADED]}, "/api/v1/models/load": {"status": "loaded"}}
-    async with Loader("lmstudio", tells=tells) as server:
+    responses = {"/api/v1/models": {"models": [UNLOADED]}, "/api/v1/models/load": {"status": "loaded"}}
+    async with Loader("lmstudio", responses=responses) as server:
         await LMStudioProvider(base_url=server.base_url).warm_up()
         assert server.loads == [("/api/v1/models/load", {"model": "m"})]
 
@@ -56,7 +56,7 @@ async def test_lmstudio_loads_model_by_its_load_route() -> None:
 async def test_lmstudio_with_keep_alive_loads_by_request_of_one_token() -> None:
     """Its load route rejects ``ttl``, as users of 0.4.25 report."""
     async with FaultServer(
-        "lmstudio", tells={"/api/v1/models": {"models": [UNLOADED]}}, fault=Fault("whole")
+        "lmstudio", responses={"/api/v1/models": {"models": [UNLOADED]}}, fault=Fault("whole")
     ) as server:
         await LMStudioProvider(base_url=server.base_url).warm_up(keep_alive="30m")
         assert {key: server.seen[0].body[key] for key in ("model", "ttl", "max_tokens")} == {
@@ -74,20 +74,20 @@ async def test_lmstudio_with_keep_alive_loads_by_request_of_one_token() -> None:
 
 async def test_warm_up_waits_for_server_that_loads_by_itself() -> None:
     pages = dict.fromkeys(("/health", "/v1/models", "/props"), LOADING)
-    async with FaultServer("llamacpp", tells=pages) as server:
+    async with FaultServer("llamacpp", responses=pages) as server:
         provider = LlamaCppProvider(base_url=server.base_url)
         waiting = asyncio.create_task(provider.warm_up())
         while not server.pages:
             await asyncio.sleep(0.01)
         assert not waiting.done()
-        server.tells.update(server.dialect.pages())
+        server.responses.update(server.dialect.pages())
         await waiting
         assert await provider.health_check()
 
 
 async def test_load_beyond_timeout_raises_model_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOAD_TIMEOUT", "0.2")
-    async with Loader("ollama", tells=COLD) as server:
+    async with Loader("ollama", responses=COLD) as server:
         server.seconds = 30
         with pytest.raises(errors.ModelLoading, match=r"not loaded within 0.2 s. Raise LLM_LOAD_TIMEOUT"):
             await OllamaProvider(base_url=server.base_url).warm_up()
@@ -95,7 +95,7 @@ async def test_load_beyond_timeout_raises_model_loading(monkeypatch: pytest.Monk
 
 async def test_failed_load_raises_reason_of_server() -> None:
     failed = (500, {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"})
-    async with Loader("ollama", tells={**COLD, "/api/generate": failed}) as server:
+    async with Loader("ollama", responses={**COLD, "/api/generate": failed}) as server:
         with pytest.raises(errors.ServerFailed, match="more system memory"):
             await OllamaProvider(base_url=server.base_url).warm_up()
     with pytest.raises(errors.ConnectionFailed, match="Start Ollama at"):
@@ -108,11 +108,11 @@ async def test_failed_load_raises_reason_of_server() -> None:
 async def test_missing_model_hint_lists_models_and_pull_command() -> None:
     tags = {"models": [{"name": "llama3:latest"}, {"name": "qwen3:0.6b"}]}
     for name, command in (("qwen3:0.5b", "qwen3:0.5b"), ("qwen3 0.6; rm", "'qwen3 0.6; rm'")):
-        async with FaultServer("ollama", tells={"/api/tags": tags}) as server:
+        async with FaultServer("ollama", responses={"/api/tags": tags}) as server:
             with pytest.raises(errors.ModelNotFound) as caught:
                 await OllamaProvider(base_url=server.root, model=name).warm_up()
         assert caught.value.hint == (
-            "Set OLLAMA_MODEL or model= to qwen3:0.6b. It has llama3:latest, qwen3:0.6b. "
+            "Set OLLAMA_MODEL or model= to qwen3:0.6b. The server has llama3:latest, qwen3:0.6b. "
             f"Get the model: `ollama pull {command}`"
         )
 

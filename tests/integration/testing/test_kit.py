@@ -232,7 +232,7 @@ def test_marker_without_folder_fails_with_example(pytester: pytest.Pytester) -> 
     test = "@pytest.mark.llm_replay()\nasync def test_it(llm_replay): pass"
     ran = run(pytester, test)
     ran.assert_outcomes(errors=1)
-    ran.stdout.fnmatch_lines(["*llm_replay needs one folder*"])
+    ran.stdout.fnmatch_lines(["*llm_replay requires one folder*"])
 
 
 def test_failing_test_records_nothing_and_shared_folder_is_extended(

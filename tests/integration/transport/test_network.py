@@ -117,7 +117,7 @@ def test_local_networks_count_as_private() -> None:
     assert is_private("2001:db8::1", ("2001:db8::/32",))
 
 
-async def test_is_near_agrees_with_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_is_local_agrees_with_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host name is judged by its resolved addresses, before that by its form."""
     leads = {"box.vpn.example": "100.64.0.7", "inside.example": "127.0.0.1", "intruder": "8.8.8.8"}
 

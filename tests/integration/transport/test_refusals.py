@@ -10,7 +10,7 @@ from support import DIALECTS, provider_for
 from learnflow.llm import errors
 from learnflow.llm.errors import LLMError
 from learnflow.llm.testing import Fault, FaultServer
-from learnflow.llm.testing.dialects import REFUSALS
+from learnflow.llm.testing.dialects import ERROR_RESPONSES
 from learnflow.llm.transport import error_mapping
 
 LEAVES = {
@@ -27,7 +27,7 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize(("dialect", "refusal"), [(d, r) for d in DIALECTS for r in REFUSALS[d]])
+@pytest.mark.parametrize(("dialect", "refusal"), [(d, r) for d in DIALECTS for r in ERROR_RESPONSES[d]])
 async def test_refusal_raises_its_error_class(dialect: str, refusal: str) -> None:
     async with FaultServer(dialect, fault=Fault("refuse", refusal=refusal)) as server:
         with pytest.raises(LLMError) as caught:
@@ -35,7 +35,7 @@ async def test_refusal_raises_its_error_class(dialect: str, refusal: str) -> Non
         assert len(server.seen) == 1  # no other layer retries
     error = caught.value
     assert type(error) is LEAVES[refusal]
-    assert error.status == REFUSALS[dialect][refusal][0]
+    assert error.status == ERROR_RESPONSES[dialect][refusal][0]
     assert error.provider
     assert error.model == "fault-model"
     assert error.hint
@@ -87,7 +87,7 @@ async def test_message_that_repeats_prompt_or_key_is_not_quoted(message: str) ->
 
 
 async def test_server_message_is_quoted() -> None:
-    error = error_mapping.refusal(404, b'{"error":"model \'x\' not found"}')
+    error = error_mapping.map_response(404, b'{"error":"model \'x\' not found"}')
     assert error.server_message == "model 'x' not found"
     assert "not found" not in str(error)  # it is quoted only after a comparison with the request
     body = json.dumps({"error": {"message": "n must be 1\x1b[31m"}}).encode()

@@ -134,9 +134,9 @@ def test_finish_with_last_text_is_enough_at_end_of_body() -> None:
 def test_finish_with_text_is_not_settled_before_end() -> None:
     parser = SSEParser()
     parser.feed(event("a", "stop"))
-    assert not parser.settled
+    assert not parser.is_complete
     parser.feed(DONE)
-    assert parser.settled
+    assert parser.is_complete
 
 
 async def test_missing_finish_can_be_configured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_carriage_return_and_line_feed_may_be_split() -> None:
     body = (event("a", "stop") + DONE).replace(b"\n", b"\r\n")
     texts = [delta.text for at in range(len(body)) for delta in parser.feed(body[at : at + 1])]
     assert "".join(texts) == "a"
-    assert parser.settled
+    assert parser.is_complete
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -348,7 +348,7 @@ def test_slow_body_of_refusal_is_not_waited_for(words: bytes, status: int) -> No
     wrapped = json.dumps({"error": {"message": body.decode(), "code": body.decode()}}).encode()
     for content in (body, wrapped):
         began = time.process_time()
-        error = error_mapping.refusal(status, content)
+        error = error_mapping.map_response(status, content)
         assert time.process_time() - began < 0.5
         assert len(str(error)) < 1000
 
@@ -366,7 +366,7 @@ def test_slow_body_of_refusal_is_not_waited_for(words: bytes, status: int) -> No
     ],
 )
 def test_invalid_retry_after_is_ignored(headers: dict[str, str]) -> None:
-    assert error_mapping.refusal(429, b"", headers).retry_after in (None, 0.0)
+    assert error_mapping.map_response(429, b"", headers).retry_after in (None, 0.0)
 
 
 @pytest.mark.parametrize("code", ["²³¹", 10**3000, ["a"], {"a": 1}, None, "x" * 100_000, 1.5, "٤٠٤"])
@@ -375,7 +375,7 @@ def test_code_of_refusal_may_be_anything(code: object) -> None:
         body = json.dumps({"error": {"message": "no", "code": code, "type": code, "param": code}}).encode()
     except ValueError:
         body = b'{"error": {"message": "no", "code": ' + b"9" * 3000 + b"}}"
-    error = error_mapping.refusal(400, body)
+    error = error_mapping.map_response(400, body)
     assert isinstance(error, LLMError)
     assert all(len(name) <= 101 for name in error.params)
     assert len(error.code or "") <= 101
@@ -519,7 +519,7 @@ def test_any_bytes_are_complete_or_fault(parts: list[bytes], cuts: list[int], ki
 @given(status=st.integers(200, 599), parts=st.lists(st.one_of(SCRAPS, st.binary(max_size=20)), max_size=8))
 def test_any_refusal_and_any_page_is_parsed(status: int, parts: list[bytes]) -> None:
     body = b"".join(parts)
-    error = error_mapping.refusal(status, body, {"retry-after": body[:9].decode("latin-1")})
+    error = error_mapping.map_response(status, body, {"retry-after": body[:9].decode("latin-1")})
     assert isinstance(error, LLMError)
     assert all(line.isprintable() for line in str(error).splitlines())
     assert json_object(body) is None or isinstance(json_object(body), dict)
@@ -666,9 +666,9 @@ async def test_request_is_not_sent_again_after_invalid_response() -> None:
 def test_empty_chunk_does_not_settle_finish_with_text(again: bytes) -> None:
     parser = SSEParser()
     parser.feed(event("The quick ", "stop") + again)
-    assert not parser.settled
+    assert not parser.is_complete
     parser.feed(event("brown", "stop") + event(None, "stop") + DONE)
-    assert parser.settled
+    assert parser.is_complete
     assert parser.fault is None
 
 

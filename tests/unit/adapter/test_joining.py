@@ -10,6 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from learnflow.llm.adapter import joining
+from learnflow.llm.completion import Completion, Event, Resumed, ServedModel, TextDelta, ToolCallDelta
+from learnflow.llm.stream import Emit, Relay
 
 WORDS = st.lists(
     st.one_of(
@@ -229,3 +231,22 @@ def test_endless_white_space_takes_linear_time() -> None:
             joiner.feed(" ")
         assert not joiner.mismatched
     assert time.process_time() - began < 3
+
+
+async def test_tool_call_before_new_text_is_emitted_in_order() -> None:
+    pieces = [ToolCallDelta(0, "a", "weather", piece) for piece in ('{"city":', ' "Rome"}')]
+
+    async def work(emit: Emit) -> Completion:
+        for event in (pieces[0], TextDelta(" three four"), pieces[1]):
+            emit(event)
+        return Completion(text="", finish="tool_calls", provider="x", model=ServedModel("m"))
+
+    class Recorder(Relay):
+        def __call__(self, event: Event) -> None:
+            events.append(event)
+
+    events: list[Event] = []
+    await joining.join_continuation(
+        work, joining.Joiner(joining.split_last_word("one two three")), "x", Recorder(Emit())
+    )
+    assert events == [Resumed("x", 13), TextDelta(" four"), *pieces]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
+
 import pytest
 from support import Clock, made
 
@@ -15,8 +18,18 @@ TARGET = Target("http://x", "m")
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
-def opened(registry: BreakerRegistry) -> Breaker:
-    """The only open breaker."""
+class RunningLoop(asyncio.AbstractEventLoop):
+    """An event loop that reports that it runs."""
+
+    def is_running(self) -> bool:
+        return True
+
+
+LOOP = RunningLoop()
+
+
+def open_breaker(registry: BreakerRegistry) -> Breaker:
+    """Return the only open breaker."""
     (breaker,) = registry.open_breakers(TARGET)
     return breaker
 
@@ -27,13 +40,13 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
     registry = BreakerRegistry(clock)
     for clock.now, event in steps:
         if isinstance(event, LLMError):
-            registry.fail(TARGET, event)
+            registry.record_failure(TARGET, event)
         elif event in ("ready", "not ready"):
-            registry.probed(TARGET, ready=event == "ready")
+            registry.record_probe(TARGET, ready=event == "ready")
         elif event == "begin":
-            opened(registry).busy = True
+            open_breaker(registry).tester = weakref.ref(LOOP)
         elif event == "answer":
-            registry.answer(TARGET, COMPLETION, clock.now)
+            registry.record_completion(TARGET, COMPLETION, clock.now)
         gates.append(registry.gate(TARGET))
     return gates
 
@@ -59,19 +72,21 @@ def test_breaker_with_invisible_fault_allows_one_trial_after_probe() -> None:
 
 def test_failure_of_request_in_flight_does_not_extend_breaker() -> None:
     clock = Clock()
-    registry, newly = BreakerRegistry(clock), []
+    registry, opened = BreakerRegistry(clock), []
     for _ in range(200):
         clock.now += 0.01
-        newly.append(registry.fail(TARGET, made(errors.ServerFailed)))
-    assert newly == [TARGET] + [None] * 199
-    assert opened(registry).period == 5
+        opened.append(registry.record_failure(TARGET, made(errors.ServerFailed)))
+    assert opened == [TARGET] + [None] * 199
+    assert open_breaker(registry).period_s == 5
 
 
-@pytest.mark.parametrize(("retry_after", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.LONGEST_S)])
+@pytest.mark.parametrize(
+    ("retry_after", "period"), [(None, 10), (0.0, 0.0), (3.0, 3.0), (86400.0, decision.MAX_DELAY_S)]
+)
 def test_retry_after_sets_period_of_breaker(retry_after: float | None, period: float) -> None:
     registry = BreakerRegistry(Clock())
-    registry.fail(TARGET, made(errors.RateLimited, retry_after))
-    assert opened(registry).period == period
+    registry.record_failure(TARGET, made(errors.RateLimited, retry_after))
+    assert open_breaker(registry).period_s == period
 
 
 @pytest.mark.parametrize(
@@ -88,13 +103,13 @@ def test_caller_errors_open_no_breaker(kind: type[LLMError]) -> None:
 def test_period_of_breaker_is_bounded() -> None:
     clock = Clock()
     registry = BreakerRegistry(clock)
-    registry.fail(TARGET, made(errors.ConnectionFailed))
-    breaker = opened(registry)
+    registry.record_failure(TARGET, made(errors.ConnectionFailed))
+    breaker = open_breaker(registry)
     for _ in range(20):
-        clock.now = breaker.until
-        breaker.busy = True
-        registry.probed(TARGET, ready=False)
-    assert breaker.period == decision.LONGEST_S
-    clock.now, breaker.busy = breaker.until, True
-    registry.settle(TARGET)  # the probe was cancelled
+        clock.now = breaker.open_until
+        breaker.tester = weakref.ref(LOOP)
+        registry.record_probe(TARGET, ready=False)
+    assert breaker.period_s == decision.MAX_DELAY_S
+    clock.now, breaker.tester = breaker.open_until, weakref.ref(LOOP)
+    registry.set_testing(TARGET, testing=False)  # the probe was cancelled
     assert registry.gate(TARGET) == "probe"

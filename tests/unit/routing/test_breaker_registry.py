@@ -1,4 +1,4 @@
-"""The circuit breakers of a process: what opens, probes and closes them."""
+"""The registry of circuit breakers: probes and completions of older attempts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel
 
 def test_failed_probe_before_end_of_period_does_not_extend_it() -> None:
     registry = BreakerRegistry(Clock())
-    place = Target("http://x", None)
-    registry.fail(place, errors.ConnectionFailed("x"))
+    target = Target("http://x", None)
+    registry.record_failure(target, errors.ConnectionFailed("x"))
     for _ in range(10):
-        registry.probed(place, ready=False)
-    assert [breaker.period for breaker in registry.open_breakers(place)] == [5]
+        registry.record_probe(target, ready=False)
+    assert [breaker.period_s for breaker in registry.open_breakers(target)] == [5]
 
 
 def test_completion_of_older_attempt_closes_no_breaker() -> None:
     clock = Clock()
-    registry, place = BreakerRegistry(clock), Target("http://x", "m")
+    registry, target = BreakerRegistry(clock), Target("http://x", "m")
     began = clock.now
     clock.now += 1
-    registry.fail(place, errors.RateLimited("x", retry_after=60))
-    assert not registry.answer(place, COMPLETION, began)
-    assert registry.open_breakers(place)
+    registry.record_failure(target, errors.RateLimited("x", retry_after=60))
+    assert not registry.record_completion(target, COMPLETION, began)
+    assert registry.open_breakers(target)

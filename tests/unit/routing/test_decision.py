@@ -1,4 +1,4 @@
-"""The tables of decisions, line by line."""
+"""The rules of failover and of circuit breakers."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from learnflow.llm.routing import decision
 from learnflow.llm.transport import error_mapping
 
 
-def test_every_error_has_verdict_that_fits_its_base() -> None:
+def test_every_error_has_breaker_rule_that_fits_its_base() -> None:
     def leaves(kind: type[LLMError]) -> list[type[LLMError]]:
         return [leaf for subclass in kind.__subclasses__() for leaf in [subclass, *leaves(subclass)]]
 
     for leaf in leaves(LLMError):
-        meant = decision.verdict(made(leaf))
+        rule = decision.breaker_rule(made(leaf))
         if issubclass(leaf, errors.RequestError | errors.CapabilityError):
-            assert meant.opens is None
+            assert rule.period_s is None
         if issubclass(leaf, errors.AuthenticationFailed | errors.ConnectionFailed):
-            assert (meant.whole_address, meant.visible) == (True, True)
+            assert (rule.whole_address, rule.probeable) == (True, True)
 
 
 def test_retryable_statuses_match_litellm() -> None:
     """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message."""
     litellm = _litellm._load()
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
-        assert error_mapping.refusal(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
+        assert error_mapping.map_response(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
-def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -> None:
-    seconds = decision.back_off(times, chance)
+def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float) -> None:
+    seconds = decision.back_off(retries, jitter)
     assert 0.25 <= seconds <= 12
-    assert decision.back_off(times, chance, 3.0) >= 3.0
-    assert decision.back_off(times, chance, 86400.0) <= decision.LONGEST_S * 1.1
+    assert decision.back_off(retries, jitter, 3.0) >= 3.0
+    assert decision.back_off(retries, jitter, 86400.0) <= decision.MAX_DELAY_S * 1.1
 
 
 @pytest.mark.parametrize(
-    ("error", "now", "wanted"),
+    ("error", "state", "expected"),
     [
         (errors.ConnectionFailed("x"), {}, ("next", "drop")),
         (errors.InvalidRequest("x"), {}, ("raise", "keep")),
@@ -57,13 +57,13 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
         (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
         (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
         (errors.ModelLoading("x"), {}, ("next", "keep")),  # the next one is no farther away
-        (errors.ModelLoading("x"), {"others": False, "loading": True}, ("load", "keep")),
-        (errors.ServerFailed("x"), {"others": False, "loading": True}, ("load", "drop")),
-        (errors.ServerFailed("x"), {"others": False, "transient": True}, ("retry", "drop")),
-        (errors.ServerFailed("x"), {"others": False}, ("raise", "drop")),
+        (errors.ModelLoading("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("load", "keep")),
+        (errors.ServerFailed("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("load", "drop")),
+        (errors.ServerFailed("x"), {"has_other_provider": False, "can_retry": True}, ("retry", "drop")),
+        (errors.ServerFailed("x"), {"has_other_provider": False}, ("raise", "drop")),
         (
             errors.AnswerCut("x"),
-            {"has_partial": True, "text_shown": True, "others": False, "transient": True},
+            {"has_partial": True, "text_shown": True, "has_other_provider": False, "can_retry": True},
             ("retry", "keep"),
         ),
         (
@@ -77,10 +77,14 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
             ("alternative", "keep"),
         ),
         (errors.NotContinued("x"), {"has_partial": True, "text_shown": True}, ("next", "keep")),
-        (errors.NotContinued("x"), {"has_partial": True, "others": False, "not_continued": True}, ("restart", "drop")),
         (
             errors.NotContinued("x"),
-            {"has_partial": True, "text_shown": True, "others": False, "not_continued": True},
+            {"has_partial": True, "has_other_provider": False, "can_restart": True},
+            ("restart", "drop"),
+        ),
+        (
+            errors.NotContinued("x"),
+            {"has_partial": True, "text_shown": True, "has_other_provider": False, "can_restart": True},
             ("raise", "keep"),
         ),
         (errors.ContextOverflow("x"), {}, ("next", "drop")),
@@ -90,27 +94,22 @@ def test_back_off_doubles_with_jitter_up_to_maximum(times: int, chance: float) -
         (errors.AnswerCut("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("next", "keep")),
         (
             errors.AnswerCut("x"),
-            {"text_shown": True, "has_partial": True, "added_text": True, "structured": True},
-            ("raise", "keep"),
-        ),
-        (
-            errors.AnswerCut("x"),
-            {"text_shown": True, "has_partial": True, "added_text": True, "resume": "raise"},
+            {"text_shown": True, "has_partial": True, "added_text": True, "can_continue": False},
             ("raise", "keep"),
         ),
         (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "structured": True}, ("next", "drop")),
+        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "can_continue": False}, ("next", "drop")),
         (errors.AnswerTooLong("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
     ],
 )
-def test_decision_after_failure(error: LLMError, now: dict[str, Any], wanted: tuple[str, str]) -> None:
-    decided = decision.decide(error, decision.Situation(**now))
-    assert (decided.action, decided.text) == wanted
+def test_decision_after_failure(error: LLMError, state: dict[str, Any], expected: tuple[str, str]) -> None:
+    decided = decision.decide(error, decision.RequestState(**state))
+    assert (decided.action, "drop" if decided.drops_text else "keep") == expected
 
 
 def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
-    shown = decision.Situation(text_shown=True, has_partial=True, added_text=True)
+    shown = decision.RequestState(text_shown=True, has_partial=True, added_text=True)
     assert decision.decide(error, shown).action == "raise"
-    assert decision.decide(error, decision.Situation(has_partial=True, added_text=True)).text == "drop"
+    assert decision.decide(error, decision.RequestState(has_partial=True, added_text=True)).drops_text

@@ -1,4 +1,4 @@
-"""The order of the options of a chain, what they lack, and which one is next."""
+"""The order of the options of a chain, their missing capabilities, and the chosen option."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from learnflow.llm.adapter.context_window import Needs, lacks
 from learnflow.llm.routing import selection
-from learnflow.llm.routing.breaker import Gate, Record
+from learnflow.llm.routing.breaker import Gate, Statistics
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Option:
     gate: Gate = "closed"
     cold: bool = False
     distance: int = 1
-    record: Record = field(default_factory=Record)
+    statistics: Statistics = field(default_factory=Statistics)
     cost: tuple[float, float] | None = None
 
     @property
@@ -31,40 +31,40 @@ def options(*descriptions: str) -> list[Option]:
     gates = ("open", "probe", "trial")
     return [
         Option(
-            at,
-            gate=next((gate for gate in gates if gate in one), "closed"),  # type: ignore[arg-type]
-            cold="cold" in one,
-            distance=1 if "far" in one else 0,
+            position,
+            gate=next((gate for gate in gates if gate in description), "closed"),  # type: ignore[arg-type]
+            cold="cold" in description,
+            distance=1 if "far" in description else 0,
         )
-        for at, one in enumerate(descriptions)
+        for position, description in enumerate(descriptions)
     ]
 
 
-def places(ordered: list[Option]) -> list[int]:
-    return [one.position for one in ordered]
+def positions(ordered: list[Option]) -> list[int]:
+    return [option.position for option in ordered]
 
 
 def test_options_are_sorted_by_routing() -> None:
     chain = [
-        Option(0, record=Record(first_token_s=2.0), cost=(2.5, 10.0)),
+        Option(0, statistics=Statistics(first_token_s=2.0), cost=(2.5, 10.0)),
         Option(1, cost=(0.0, 0.0), distance=0),
-        Option(2, record=Record(first_token_s=0.5), cost=None, distance=0),
+        Option(2, statistics=Statistics(first_token_s=0.5), cost=None, distance=0),
     ]
-    assert places(selection.sort_options(chain, "order")) == [0, 1, 2]
-    assert places(selection.sort_options(chain, "latency")) == [2, 0, 1]
-    assert places(selection.sort_options(chain, "cost")) == [1, 0, 2]
-    assert places(selection.sort_options(chain, "local-first")) == [1, 2, 0]
+    assert positions(selection.sort_options(chain, "order")) == [0, 1, 2]
+    assert positions(selection.sort_options(chain, "latency")) == [2, 0, 1]
+    assert positions(selection.sort_options(chain, "cost")) == [1, 0, 2]
+    assert positions(selection.sort_options(chain, "local-first")) == [1, 2, 0]
 
 
 def test_unknown_capability_is_not_lacking() -> None:
-    can: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
-    assert lacks(Needs(capabilities=("vision", "json_schema"), tokens=10**9), can) == []
-    can["context_served"] = 8
-    assert lacks(Needs(capabilities=("tools",), tokens=9), can) == [
+    capabilities: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
+    assert lacks(Needs(capabilities=("vision", "json_schema"), tokens=10**9), capabilities) == []
+    capabilities["context_served"] = 8
+    assert lacks(Needs(capabilities=("tools",), tokens=9), capabilities) == [
         "tools",
         "context (9 tokens or more needed, 8 served)",
     ]
-    assert lacks(Needs(tokens=8), can) == []
+    assert lacks(Needs(tokens=8), capabilities) == []
 
 
 @pytest.mark.parametrize(

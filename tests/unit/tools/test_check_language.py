@@ -19,7 +19,7 @@ def test_check_fails_for_word_above_limit_and_forbidden_identifier(
     (tmp_path / "README.md").write_text("```\nnobody\n```\nIt was told.")
     assert check_language.main(tmp_path) == 1
     printed = capsys.readouterr().out
-    assert f"{other}:2: the identifier 'each' describes nothing." in printed
+    assert f"{other}:2: the identifier 'each' is too general." in printed
     assert "code: 'where' exceeds 15 per 10,000 words." in printed
     assert "documents: 'told' exceeds 2 per 10,000 words." in printed
     assert "documents: 'nobody'" not in printed

@@ -16,7 +16,7 @@ from learnflow.llm.providers import (
     build,
 )
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.transport.endpoint import endpoint
+from learnflow.llm.transport.endpoint import parse_endpoint
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_ollama_host_is_parsed_in_all_its_forms(
     ],
 )
 def test_base_url_with_or_without_version_and_slash_is_normalized(row: str, written: str, base: str) -> None:
-    assert endpoint(SPECS[row], written).base == base
+    assert parse_endpoint(SPECS[row], written).base == base
 
 
 @pytest.mark.parametrize("written", ["http://", "ftp://box", "http://user:pw@box", "box:99999", "a b", "http://box:x"])
 def test_invalid_address_raises_error_with_variable(written: str) -> None:
     with pytest.raises(errors.NotConfigured, match="VLLM_BASE_URL") as caught:
-        endpoint(SPECS["vllm"], written)
+        parse_endpoint(SPECS["vllm"], written)
     assert "pw" not in str(caught.value)
 
 

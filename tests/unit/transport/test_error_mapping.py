@@ -13,7 +13,7 @@ from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.errors import LLMError
 from learnflow.llm.transport import error_mapping
-from learnflow.llm.transport.untrusted import without_keys
+from learnflow.llm.transport.untrusted import mask_keys
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ from learnflow.llm.transport.untrusted import without_keys
     ],
 )
 def test_refusal_is_classified_by_status_code_and_message(status: int, body: bytes, leaf: type[LLMError]) -> None:
-    error = error_mapping.refusal(status, body)
+    error = error_mapping.map_response(status, body)
     assert type(error) is leaf
     assert error.status == status
 
@@ -97,11 +97,11 @@ def test_refusal_is_classified_by_status_code_and_message(status: int, body: byt
     "words", ["model hf.co/MaziyarPanahi/Qwen3-0.6B-GGUF:Q4_K_M", "Meta-Llama-3.1-8B-Instruct-GGUF"]
 )
 def test_model_name_is_not_masked_as_key(words: str) -> None:
-    assert without_keys(words, None) == words
+    assert mask_keys(words, None) == words
 
 
 def test_long_server_message_is_shortened() -> None:
-    assert len(str(error_mapping.refusal(400, b"x" * 10_000))) < 600
+    assert len(str(error_mapping.map_response(400, b"x" * 10_000))) < 600
 
 
 @pytest.mark.parametrize("leaf", [leaf for _, leaf in inspect.getmembers(errors, inspect.isclass)])
@@ -137,7 +137,7 @@ def test_every_httpx_exception_is_mapped() -> None:
     inner |= {"HTTPStatusError", "TooManyRedirects", "CookieConflict"}
     for name, kind in inspect.getmembers(httpx, inspect.isclass):
         if issubclass(kind, Exception) and name not in inner:
-            assert not isinstance(error_mapping.failure_of(kind.__new__(kind)), errors.MalformedAnswer), name
+            assert not isinstance(error_mapping.map_exception(kind.__new__(kind)), errors.MalformedAnswer), name
 
 
 def test_table_of_litellm_exceptions_names_only_what_exists() -> None:

@@ -88,7 +88,7 @@ def test_closing_tag_on_own_line_or_after_sentence_ends_thinking(text: str) -> N
 
 
 def test_any_closing_tag_counts_for_model_that_only_closes() -> None:
-    splitter = ReasoningSplitter(closes=True)
+    splitter = ReasoningSplitter(only_closing_tag=True)
     got = [splitter.feed(piece) for piece in ("I think ", "</think>", " so")]
     got.append(splitter.end())
     assert ("".join(one.text for one in got), "".join(one.thinking for one in got)) == ("so", "I think ")
@@ -114,11 +114,11 @@ def test_two_thinking_blocks_are_separated() -> None:
 def test_held_text_is_released_when_server_separates_thinking() -> None:
     splitter = ReasoningSplitter(hold=True)
     assert splitter.feed("so far").text == ""
-    assert splitter.separated() == "so far"
+    assert splitter.stop_splitting() == "so far"
     assert splitter.feed(" and</think>\non").text == " and</think>\non"
 
 
 def test_tags_are_text_when_server_separates_thinking() -> None:
     splitter = ReasoningSplitter()
-    splitter.separated()
+    splitter.stop_splitting()
     assert splitter.feed("<think>x</think>y").text == "<think>x</think>y"

@@ -1,7 +1,7 @@
 """A LangChain chat model over any provider, for LangChain and LangGraph.
 
-The provider chooses, retries and falls back; this package only converts. It is the only importer of LangChain, and
-needs the extra ``[langchain]``.
+This package only converts messages and answers. The provider retries and falls back. Only this package imports
+LangChain. It requires the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from ...adapter.context_window import at_most
+from ...adapter.context_window import estimate_max_tokens
 from ...background import BACKGROUND
 from ...base import AtMost, LLMProvider, Reasoning
 from ...errors import InvalidRequest, Unsupported
@@ -36,7 +36,7 @@ from ...factory import get_provider
 from . import messages as convert
 from . import schemas
 
-_MAX_NODE_CHARS: Final = 200  # the limit of a value in metadata=
+_MAX_NODE_CHARS: Final = 200  # the limit of a value in ``metadata=``
 _PARAMETERS: Final = (
     "model",
     "temperature",
@@ -49,7 +49,8 @@ _PARAMETERS: Final = (
     "presence_penalty",
     "reasoning",
 )
-_BOUND: Final = ("stream", "structured")  # keywords that LangChain or this class binds, unknown to providers
+# Keywords that LangChain or this class binds, and that providers do not support
+_INTERNAL_KEYWORDS: Final = ("stream", "structured")
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
@@ -58,18 +59,18 @@ class ChatLearnFlow(BaseChatModel):
 
     The ``response_metadata`` of an answer has ``finish_reason``, ``model_name``, ``provider``, ``attempts``,
     ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream also has pieces of tool
-    calls and reasoning. ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. Its
-    ``refresh()`` and each answer may add to them.
+    calls and reasoning. ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. It is
+    updated after each answer.
 
     Attributes:
-        provider: a provider, a router, or a name; by default the chain of the environment.
+        provider: a provider, a router or a name. Default: the chain of the environment.
         model: the model, as in ``generate``; None for the provider's default.
         temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as in
             ``generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
         model_kwargs: further keywords of ``generate``.
         streaming: always request a stream, for callbacks that need tokens.
-        stream_structured: stream the answers of ``with_structured_output``, too. By default they arrive in one piece,
-            because an answer that breaks or does not fit can be retried only before any of it was shown.
+        stream_structured: stream the answers of ``with_structured_output``, too. By default they are one chunk, because
+            an invalid answer can be retried only if no part of it was streamed.
     """
 
     model_config = ConfigDict(
@@ -108,7 +109,10 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"provider": repr(self.provider), **self._options(None, {})}  # a cache key: it must name the models
+        return {
+            "provider": repr(self.provider),
+            **self._options(None, {}),
+        }  # a cache key, so it must contain the models
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -117,33 +121,33 @@ class ChatLearnFlow(BaseChatModel):
         return {**params, "ls_provider": self.provider.name, "ls_model_name": model}
 
     def get_num_tokens(self, text: str) -> int:
-        """Estimate the tokens of a text from above. It loads no tokenizer and sends no request."""
-        return at_most([text])
+        """Return an upper estimate of the tokens of a text, without a tokenizer and without a request."""
+        return estimate_max_tokens([text])
 
     def _resolve_model_profile(self) -> Any:
-        """Return a ModelProfile for LangChain's middleware. LangChain calls it once, unless the caller passed one."""
+        """Return a ModelProfile for LangChain's middleware. LangChain calls it once if the caller passed no profile."""
         self._updates_profile = True
         return convert.profile(self.provider.get_capabilities())
 
     def _update_profile(self) -> None:
-        """Update the profile after an answer, which may have made more capabilities known."""
+        """Update the profile after an answer, because it may have revealed more capabilities."""
         if self._updates_profile:
             self.profile = cast(Any, convert.profile(self.provider.get_capabilities()))
 
     def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords for the provider. Keywords of the call override those of the model."""
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
-        options |= {name: value for name, value in call.items() if value is not None and name not in _BOUND}
+        options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
         options["stop"] = stop or options["stop"] or None
         return {name: value for name, value in options.items() if value is not None}
 
     def _metadata(self, run: Any) -> dict[str, Any]:
-        """Return ``metadata=``: LangGraph's node, updated by "learnflow_llm" in the metadata of the ``config``."""
+        """Return the keyword ``metadata``: LangGraph's node, and the fields "learnflow_llm" of LangChain's metadata."""
         # LangChain streams without a run manager, but the surrounding config has the same metadata
-        known = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
-        node, own = known.get("langgraph_node"), known.get("learnflow_llm")
-        named = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
-        metadata = {**named, **(own if isinstance(own, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
+        of_langchain = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
+        node, fields = of_langchain.get("langgraph_node"), of_langchain.get("learnflow_llm")
+        metadata = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
+        metadata |= {**(fields if isinstance(fields, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
         return {"metadata": metadata} if metadata else {}
 
     async def _agenerate(
@@ -154,13 +158,16 @@ class ChatLearnFlow(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         options = self._options(stop, kwargs) | self._metadata(run_manager)
-        done = await self.provider.complete(convert.to_openai(messages), **options)
+        completion = await self.provider.complete(convert.to_openai(messages), **options)
         calls = [
-            {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"} for call in done.tool_calls
+            {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
+            for call in completion.tool_calls
         ]
-        message = AIMessage(content=done.text, tool_calls=calls, **convert.metadata(done))
+        message = AIMessage(content=completion.text, tool_calls=calls, **convert.metadata(completion))
         self._update_profile()
-        return ChatResult(generations=[ChatGeneration(message=message)], llm_output={"model_name": str(done.model)})
+        return ChatResult(
+            generations=[ChatGeneration(message=message)], llm_output={"model_name": str(completion.model)}
+        )
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
         return next(filter(None, llm_outputs), {})  # Langfuse 2 reads the model from it
@@ -177,10 +184,11 @@ class ChatLearnFlow(BaseChatModel):
             message = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
             yield ChatGenerationChunk(message=convert.as_chunk(cast(AIMessage, message)))
             return
-        called, blocks = set[int](), getattr(self, "output_version", None) == "v1"
+        started_calls = set[int]()
+        has_blocks = getattr(self, "output_version", None) == "v1"
         async with aclosing(self.provider.stream(convert.to_openai(messages), **options).events()) as events:
             async for event in events:
-                if chunk := convert.chunk(event, called, apart=blocks):
+                if chunk := convert.chunk(event, started_calls, has_blocks=has_blocks):
                     yield ChatGenerationChunk(message=chunk)
         self._update_profile()
 
@@ -230,7 +238,7 @@ class ChatLearnFlow(BaseChatModel):
         if not all("function" in tool for tool in converted):
             raise Unsupported("a tool is built into one provider and unknown to others", hint="Use functions only")
         names = [tool["function"]["name"] for tool in converted]
-        choice = schemas.choice(tool_choice, names) if converted else None
+        choice = schemas.tool_choice(tool_choice, names) if converted else None
         return self.bind(tools=converted, tool_choice=choice, **kwargs)
 
     def with_structured_output(
@@ -276,7 +284,7 @@ class ChatLearnFlow(BaseChatModel):
             form = {"type": "json_object"} if method == "json_mode" else schemas.response_format(schema, strict)
             model = self.bind(response_format=form, ls_structured_output_format=output_format, **kwargs)
 
-        def read(message: AIMessage) -> Any:
-            return schemas.parsed(schema, message)
+        def parse(message: AIMessage) -> Any:
+            return schemas.parse(schema, message)
 
-        return schemas.with_raw(model, read) if include_raw else model | RunnableLambda(read)
+        return schemas.with_raw(model, parse) if include_raw else model | RunnableLambda(parse)

@@ -1,6 +1,6 @@
-"""Conversion between LangChain's messages and those of a provider. ``ChatLearnFlow`` uses it.
+"""Conversion between LangChain's messages and those of a provider.
 
-It sends no request, and its errors repeat nothing of a message.
+Errors do not contain a text of a message.
 """
 
 from __future__ import annotations
@@ -17,49 +17,53 @@ from ...completion import Completion, Event, Finished, ReasoningDelta, TextDelta
 from ...errors import InvalidRequest
 
 _FIRST_CALL_INDEX: Final = 1000
-_PARTS: Final = ("text", "image_url", "input_audio", "file")
+_SUPPORTED_PARTS: Final = ("text", "image_url", "input_audio", "file")
 
 
 def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
-    """Convert messages to OpenAI's format. Raise InvalidRequest if one contains a part that providers do not accept."""
+    """Convert messages to OpenAI's format.
+
+    Raises:
+        InvalidRequest: a message contains a part that providers do not support.
+    """
     try:
         converted: list[dict[str, Any]] = convert_to_openai_messages(messages)
-    except (ValueError, TypeError, KeyError):  # its text contains the message
+    except (ValueError, TypeError, KeyError):  # the text of the error contains the message
         converted = []
-    fits = bool(converted)
+    is_valid = bool(converted)
     for message in converted:
         if isinstance(message["content"], list):
-            parts = [part for part in message["content"] if part.get("type") in _PARTS]
-            # an answer's reasoning is not sent back, and its tool calls are in another field
-            fits = fits and (message["role"] == "assistant" or len(parts) == len(message["content"]))
+            parts = [part for part in message["content"] if part.get("type") in _SUPPORTED_PARTS]
+            # of an answer, reasoning is not sent, and tool calls are in another field
+            is_valid = is_valid and (message["role"] == "assistant" or len(parts) == len(message["content"]))
             message["content"] = parts or ""
-    if not fits:
+    if not is_valid:
         raise InvalidRequest(
             "a message cannot be converted to OpenAI's format",
-            hint="Give text, or a list of text and image parts in the format of OpenAI or LangChain",
+            hint="Use text, or a list of text and image parts in the format of OpenAI or LangChain",
         )
     return converted
 
 
-def chunk(event: Event, called: set[int], *, apart: bool) -> AIMessageChunk | None:
+def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessageChunk | None:
     """Convert an event of a stream to a chunk. Return None if LangChain has no chunk for it.
 
     Args:
         event: the event.
-        called: the indices of the tool calls so far; it is updated. Only the first chunk of a call has its name,
-            because LangChain concatenates the names of all chunks.
-        apart: number tool calls from ``_FIRST_CALL_INDEX``. With ``output_version="v1"`` LangChain numbers the blocks
-            of text and reasoning from 0, and would merge a tool call with the same index.
+        started_calls: the indices of the tool calls so far. This function adds to them. Only the first chunk of a call
+            has its name, because LangChain concatenates the names of all chunks.
+        has_blocks: the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0, and would
+            merge a tool call with the same index. So tool calls are numbered from ``_FIRST_CALL_INDEX``.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
-    if isinstance(event, ReasoningDelta):  # LangChain 1 converts it to content blocks
+    if isinstance(event, ReasoningDelta):  # LangChain 1 converts it to a content block
         return AIMessageChunk(content="", additional_kwargs={"reasoning_content": event.text})
     if isinstance(event, ToolCallDelta):
-        first = event.index not in called
-        called.add(event.index)
-        name, call_id = (event.name, event.id) if first else (None, None)
-        index = event.index + (_FIRST_CALL_INDEX if apart else 0)
+        is_first = event.index not in started_calls
+        started_calls.add(event.index)
+        name, call_id = (event.name, event.id) if is_first else (None, None)
+        index = event.index + (_FIRST_CALL_INDEX if has_blocks else 0)
         piece = tool_call_chunk(name=name, args=event.arguments, id=call_id, index=index)
         return AIMessageChunk(content="", tool_call_chunks=[piece])
     if isinstance(event, Finished):
@@ -67,42 +71,42 @@ def chunk(event: Event, called: set[int], *, apart: bool) -> AIMessageChunk | No
     return None
 
 
-def profile(can: Capabilities) -> dict[str, Any]:
-    """Return a provider's capabilities as LangChain's ModelProfile, without the unknown ones."""
-    known = {
-        "max_input_tokens": can["context_served"] or can["context"],
-        "max_output_tokens": can["max_output"],
-        "image_inputs": can["vision"],
-        "image_url_inputs": can["vision"],
-        "tool_calling": can["tools"],
-        "tool_call_streaming": can["tools"],
-        "structured_output": can["json_schema"],
-        "reasoning_output": can["reasoning"],
+def profile(capabilities: Capabilities) -> dict[str, Any]:
+    """Return the known capabilities of a provider as LangChain's ModelProfile."""
+    fields = {
+        "max_input_tokens": capabilities["context_served"] or capabilities["context"],
+        "max_output_tokens": capabilities["max_output"],
+        "image_inputs": capabilities["vision"],
+        "image_url_inputs": capabilities["vision"],
+        "tool_calling": capabilities["tools"],
+        "tool_call_streaming": capabilities["tools"],
+        "structured_output": capabilities["json_schema"],
+        "reasoning_output": capabilities["reasoning"],
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def metadata(done: Completion) -> dict[str, Any]:
-    """Return the fields of a response besides its text and tool calls."""
-    known = {
-        "finish_reason": done.finish,
-        "model_name": str(done.model),
-        "provider": done.provider,
-        "attempts": done.attempts,
-        "resumed": done.resumed,
-        "cost": done.cost,
-        "first_token_s": done.first_token_s,
-        "total_s": done.total_s,
+def metadata(completion: Completion) -> dict[str, Any]:
+    """Return the fields of a LangChain message, except its text and tool calls."""
+    fields = {
+        "finish_reason": completion.finish,
+        "model_name": str(completion.model),
+        "provider": completion.provider,
+        "attempts": completion.attempts,
+        "resumed": completion.resumed,
+        "cost": completion.cost,
+        "first_token_s": completion.first_token_s,
+        "total_s": completion.total_s,
     }
     return {
-        "response_metadata": {name: value for name, value in known.items() if value is not None},
-        "usage_metadata": _usage(done.usage),
-        "additional_kwargs": {"reasoning_content": done.reasoning} if done.reasoning else {},
+        "response_metadata": {name: value for name, value in fields.items() if value is not None},
+        "usage_metadata": _usage(completion.usage),
+        "additional_kwargs": {"reasoning_content": completion.reasoning} if completion.reasoning else {},
     }
 
 
 def _usage(usage: Usage) -> UsageMetadata | None:
-    """Return the tokens as LangChain's ``UsageMetadata``, or None if the server did not report them."""
+    """Convert the numbers of tokens to LangChain's ``UsageMetadata``. Return None if the server did not report them."""
     prompt, answer = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or answer is None:
         return None

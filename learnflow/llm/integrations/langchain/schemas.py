@@ -1,7 +1,4 @@
-"""LangChain's schemas and tool choices in the format of providers, and the parsing of answers.
-
-``ChatLearnFlow`` uses it. Requests are sent only by the model that a caller passes.
-"""
+"""Conversion of LangChain's schemas and tool choices, and parsing of structured answers."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from ...adapter import structured_output
 from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch, bare
 
 
-def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
-    """Convert LangChain's ``tool_choice`` to OpenAI's. Raise InvalidRequest if no tool has its name."""
+def tool_choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
+    """Convert LangChain's ``tool_choice`` to OpenAI's. Raise InvalidRequest if it is not in the names of the tools."""
     if choice in (True, "any", "required"):
         return "required"
     if not choice or choice in ("auto", "none") or isinstance(choice, dict):
@@ -31,41 +28,41 @@ def choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
 
 
 def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
-    """Return ``response_format=`` for a schema of LangChain. A pydantic class is strict by itself."""
+    """Convert a schema of LangChain to ``response_format``. A pydantic class is always strict."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     body = convert_to_json_schema(schema)
-    exact = {} if strict is None else {"strict": strict}
-    return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **exact}}
+    strictness = {} if strict is None else {"strict": strict}
+    return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **strictness}}
 
 
-def parsed(schema: Any, message: AIMessage) -> Any:
+def parse(schema: Any, message: AIMessage) -> Any:
     """Parse an answer into an instance of the schema, or into a dict.
 
     Raises:
         SchemaMismatch: the answer does not fit the schema.
-        AnswerTruncated: it does not fit because it ended at ``max_tokens``.
+        AnswerTruncated: the answer ended at ``max_tokens``, and does not fit the schema.
     """
     try:
-        return _parsed(schema, message)
+        return _parse(schema, message)
     except SchemaMismatch as error:
-        ended = message.response_metadata.get("finish_reason") == "length"
-        failure: LLMError = AnswerTruncated(error.what) if ended else error
+        is_truncated = message.response_metadata.get("finish_reason") == "length"
+        failure: LLMError = AnswerTruncated(error.what) if is_truncated else error
     raise bare(failure)
 
 
-def _parsed(schema: Any, message: AIMessage) -> Any:
+def _parse(schema: Any, message: AIMessage) -> Any:
     text = json.dumps(message.tool_calls[0]["args"]) if message.tool_calls else _text(message)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return structured_output.parse(schema, text)
     value = structured_output.parse_json_answer(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
-    parse = getattr(schema, "parse_obj", None)  # a class of pydantic 1
-    if parse is None:
+    parse_obj = getattr(schema, "parse_obj", None)  # a class of pydantic 1
+    if parse_obj is None:
         return value
     try:
-        return parse(value)
+        return parse_obj(value)
     except ValueError:
         raise SchemaMismatch(f"the answer does not match {schema.__name__}") from None
 
@@ -77,13 +74,13 @@ def _text(message: AIMessage) -> str:
 
 
 def with_raw(
-    model: Runnable[LanguageModelInput, AIMessage], read: Callable[[AIMessage], Any]
+    model: Runnable[LanguageModelInput, AIMessage], parse_message: Callable[[AIMessage], Any]
 ) -> Runnable[LanguageModelInput, dict[str, Any]]:
-    """Return the model with ``include_raw``: a dict of the message, the parsed value, and the parsing error."""
+    """Return a runnable for ``include_raw=True``. It returns the message, the parsed value and the parsing error."""
 
     def succeeded(message: AIMessage) -> dict[str, Any]:
         try:
-            return {"raw": message, "parsed": read(message), "parsing_error": None}
+            return {"raw": message, "parsed": parse_message(message), "parsing_error": None}
         except SchemaMismatch as error:
             return {"raw": message, "parsed": None, "parsing_error": error}
 
