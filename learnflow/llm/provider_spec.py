@@ -217,6 +217,7 @@ class ServerSupport:
     Attributes:
         probe: the probe that recognises it; None if its pages are not distinctive.
         forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
+        locality_caveat: why its address does not prove that no other machine gets the prompts; None if it does.
         load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
         launch_options: the fields of a request that a load must have, too: the server loads the model again if they
             differ.
@@ -238,6 +239,7 @@ class ServerSupport:
 
     probe: Probe | None = None
     forwards_requests: bool = False
+    locality_caveat: str | None = None
     load_path: str | None = None
     launch_options: Mapping[str, Any] = field(default_factory=dict)
     load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
