@@ -270,7 +270,7 @@ class _AttemptRun:
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
-        if self._budget.loads or not self._catalog.loads_models or self._runner.client.replays:
+        if self._budget.loads or not self._catalog.loads_models:
             return None
         return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
 

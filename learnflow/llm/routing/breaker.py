@@ -48,7 +48,7 @@ class Breaker:
     @property
     def testing(self) -> bool:
         """Return whether a probe or a trial request is in progress. One in a loop that has stopped does not count."""
-        loop = self.tester and self.tester()
+        loop = self.tester() if self.tester else None
         return loop is not None and loop.is_running()
 
     @property

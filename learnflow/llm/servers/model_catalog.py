@@ -214,9 +214,9 @@ class ModelCatalog:
 
     @property
     def loads_models(self) -> bool:
-        """Return whether the server loads models on request, so that any request may have to wait for a load."""
+        """Return whether any request may have to wait, because the server loads models on request."""
         kind = self.server.kind if self.server else None
-        return any(spec.server.load_path for spec in (self._spec, kind) if spec)
+        return not self.client.replays and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
         """Probe whether a request for this model waits for a load. Return False if the probe fails."""

@@ -133,7 +133,7 @@ def configure_endpoint(
 
     Raises:
         NotConfigured: the address is missing or invalid, or the key has invalid characters.
-        KeyMissing: the address requires a key, and there is none.
+        KeyMissing: the address requires a key, and none is configured.
     """
     env_key, mismatch_hint = provider_key(spec)
     address = url or settings.base_url or spec.api.default_url
