@@ -223,7 +223,7 @@ class ServerSupport:
             differ.
         load_for: a function that returns the path and the body to load a model with a ``keep_alive`` time, given its
             name and the time. None if the server does not support such a time.
-        pull_command: the server's command to download ``{model}``; None if there is none.
+        pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
         context_length: a function that returns the context length to request, or None for the server's default. Its

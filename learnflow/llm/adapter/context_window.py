@@ -128,6 +128,7 @@ class ContextBudget:
 
     _model: str  # set by ``prepare``
     _server_model: Model  # set by ``prepare``
+    _began: float  # set by ``prepare``
 
     def __init__(self, spec: ProviderSpec, catalog: ModelCatalog, request: Request, prefill: str = "") -> None:
         self._spec, self._catalog, self._request = spec, catalog, request
@@ -156,11 +157,11 @@ class ContextBudget:
             ContextOverflow: the prompt is certainly longer than the model's context length.
         """
         self._model, self._server_model = model, Model(name=model)
-        began = asyncio.get_running_loop().time()
+        self._began = asyncio.get_running_loop().time()
         try:
             return await self._check(timeout_s)
         except (errors.Unsupported, errors.ContextOverflow):
-            if not self._spec.local or self._catalog.is_newer(model, began):
+            if not self._spec.local or self._catalog.is_newer(model, self._began):
                 raise
         self._catalog.forget()  # the server may have been restarted with another model or context length
         return await self._check(timeout_s)
@@ -182,6 +183,10 @@ class ContextBudget:
 
     async def _set_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded one stays."""
+        changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
+        if changes and not self._catalog.is_newer(self._model, self._began):
+            self._catalog.forget()  # another client may have loaded a longer one
+            self._server_model = await self._catalog.describe(self._model)
         limit = self._configured_length or self._server_model.known.get("context")
         min_tokens = estimate_min_tokens(self._texts)
         if limit and min_tokens > limit:

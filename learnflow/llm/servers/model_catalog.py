@@ -77,6 +77,7 @@ class ModelCatalog:
         kinds: the kinds of server to recognise at the endpoint.
         model: the configured model; None if unset.
         overrides: the capabilities that the operator configured. They win over every other source.
+        ages: whether a probe is repeated after some seconds. Not with cassettes, because that depends on time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -89,8 +90,10 @@ class ModelCatalog:
         kinds: Sequence[ProviderSpec],
         model: str | None,
         overrides: Mapping[str, Any],
+        *,
+        ages: bool = True,
     ) -> None:
-        self.client, self.overrides = client, overrides
+        self.client, self.overrides, self._ages = client, overrides, ages
         self.server: Server | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
@@ -216,7 +219,7 @@ class ModelCatalog:
     def loads_models(self) -> bool:
         """Return whether any request may have to wait, because the server loads models on request."""
         kind = self.server.kind if self.server else None
-        return not self.client.replays and any(spec.server.load_path for spec in (self._spec, kind) if spec)
+        return self._ages and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
         """Probe whether a request for this model waits for a load. Return False if the probe fails."""
@@ -261,8 +264,8 @@ class ModelCatalog:
         return model is not None and (model.probed_at or -math.inf) >= time
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
-        """Return whether a cached result is not older than this. A replayed result does not age."""
-        oldest = -math.inf if self.client.replays else asyncio.get_running_loop().time() - max_age_s
+        """Return whether a cached result is not older than this."""
+        oldest = asyncio.get_running_loop().time() - max_age_s if self._ages else -math.inf
         return self.is_newer(requested, oldest)
 
     def capabilities(self, name: str | None = None) -> Capabilities:

@@ -67,7 +67,7 @@ class Endpoint:
     Attributes:
         root: the URL of the server.
         base: the URL to which LiteLLM appends its path.
-        key: the API key; None if there is none for this address.
+        key: the API key; None if no key belongs to this address.
         key_hint: what to do if the server requires a key.
         credentials: the header with the key; empty without a key.
         version: the API version; None if the provider has no versions.
