@@ -87,8 +87,8 @@ class JournalFile:
             raise FileNotFoundError
         self._is_locked = True
 
-    def read(self, ttl_s: float) -> str:
-        """Read the text, and return the digest of the request. A record that is incomplete at the end is ignored.
+    def read(self, digest: str, ttl_s: float) -> None:
+        """Read the text of the request with this digest. A record that is incomplete at the end is ignored.
 
         Raises:
             OSError: the file is not one of the journal.
@@ -104,13 +104,14 @@ class JournalFile:
         if not data.startswith(_VERSION):
             raise ValueError("it is damaged, or of another version")
         try:
-            (digest, self._header_bytes), *records = _decode(data)
+            (stored, self._header_bytes), *records = _decode(data)
             self.text = "".join([text for (_, text), _ in records])
             self.tokens = sum(tokens for (tokens, _), _ in records)
         except (ValueError, TypeError, RecursionError):
-            raise ValueError("it is damaged") from None
+            stored = None
+        if stored != digest:
+            raise ValueError("it is damaged")
         self._bytes = records[-1][1] if records else self._header_bytes
-        return str(digest)
 
     def begin(self, digest: str) -> None:
         """Write the header of a new file. The file is complete when it gets its name."""
@@ -149,16 +150,17 @@ class JournalFile:
             os.ftruncate(self.descriptor, self._header_bytes)
             self._bytes = self._header_bytes
 
-    def close(self, *, keeps: bool) -> None:
-        """Close the file, and so end its lock. If it is locked, delete it, unless it is kept and has text."""
-        if keeps:
+    def close(self, *, deletes: bool = False) -> None:
+        """Delete the file if required or if it has no text, and close it, which ends its lock."""
+        if not deletes:
             self.write()
+            deletes = 0 < self._bytes == self._header_bytes
         self._drop_unwritten()
         _files.discard(self)
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             try:
-                if self._is_locked and not (keeps and self._bytes != self._header_bytes):
+                if deletes and self._is_locked:
                     self.path.unlink(missing_ok=True)
             except OSError as error:
                 _warn(self.path.parent, f"a file cannot be deleted ({error.strerror})")
@@ -219,23 +221,24 @@ class Journal:
             digest: the digest of the request; None for any.
             locks: lock the file. Without a lock, it is not deleted.
         """
-        file, keeps = None, True
+        file, is_useless = None, False
         try:
             descriptor = os.open(path, (os.O_RDWR if locks else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK)
             file = JournalFile(path, descriptor, sync=self.sync)
             if locks:
                 file.lock()
-            if file.read(self.ttl_s) == (digest or path.name[:32]):
-                return file
+            file.read(digest or path.name[:32], self.ttl_s)
         except (FileNotFoundError, BlockingIOError):
             pass
         except OSError as error:
             _warn(path, f"it is not used ({error.strerror})")
         except ValueError as error:
-            keeps = False
+            is_useless = True
             _warn(path, f"it is not used: {error}")
+        else:
+            return file
         if file:
-            file.close(keeps=keeps)
+            file.close(deletes=is_useless)
         return None
 
     def _create(self, digest: str) -> JournalFile:
@@ -246,7 +249,7 @@ class Journal:
             file.lock()
             file.begin(digest)
         except OSError:
-            file.close(keeps=False)
+            file.close(deletes=True)
             raise
         return file
 
@@ -316,7 +319,7 @@ async def _run_recorded(journal: Journal, run: Run, call: Call, emit: Emit) -> C
         keeps = not emit.stopped
         raise
     finally:
-        file.close(keeps=keeps)
+        file.close(deletes=not keeps)
         with suppress(ValueError):  # the coroutine was closed in another context
             _recording.reset(token)
     if journal.sync:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -141,7 +140,10 @@ class _Channel(Emit):
         self._reason: Waiting | None = None
         self._silent_since = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._reading_task = weakref.ref(task) if (task := asyncio.current_task()) else lambda: None
+        self._reader_cancelled = False
+        self._reading_task = asyncio.current_task()
+        if self._reading_task:
+            self._reading_task.add_done_callback(self._end_reading)
         self.task = asyncio.create_task(self._run(work))
 
     def __call__(self, event: Event) -> None:
@@ -177,7 +179,11 @@ class _Channel(Emit):
 
     def stop(self) -> None:
         """Record that the caller wants no more text, unless the task that reads it is cancelled."""
-        self.stopped = not (_is_cancelled(self._reading_task()) or _is_cancelled(_current_task()))
+        tasks = self._reading_task, _current_task()
+        self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
+
+    def _end_reading(self, task: asyncio.Task[Any]) -> None:
+        self._reading_task, self._reader_cancelled = None, task.cancelled()
 
     async def _run(self, work: Work) -> None:
         """Run the request, and store its outcome."""
@@ -186,6 +192,8 @@ class _Channel(Emit):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader raises it
             self.outcome = error
         finally:
+            if self._reading_task:
+                self._reading_task.remove_done_callback(self._end_reading)
             _wake(self.reader)
 
     @contextmanager
@@ -215,10 +223,6 @@ def _current_task() -> asyncio.Task[Any] | None:
     with suppress(RuntimeError):
         return asyncio.current_task()
     return None
-
-
-def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
-    return task is not None and (task.cancelling() > 0 or task.cancelled())
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:

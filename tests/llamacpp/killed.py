@@ -138,7 +138,7 @@ def recorded(folder: Path) -> list[str]:
     for path in journal.paths() if folder.exists() else ():
         if file := journal.reopen(path, locks=False):
             texts.append(file.text)
-            file.close(keeps=True)
+            file.close()
     return texts
 
 
@@ -183,10 +183,12 @@ def main(kills: int) -> int:
                 good = texts == [TEXTS[prompt]] and len(before) >= at and not any(folder.iterdir())
                 same += good
                 if not good:
-                    print(json.dumps({"prompt": prompt, "how": how, "at": at, "before": before, "texts": texts}))
+                    report = {"prompt": prompt, "how": how, "at": at, "before": before, "texts": texts}
+                    sys.stderr.write(json.dumps(report) + "\n")
         first.kill()
         failed += kills - same
-        print(f"{same} of {kills} texts are identical{' (server killed, too)' if server_too else ''}")
+        server = " (server killed, too)" if server_too else ""
+        sys.stdout.write(f"{same} of {kills} texts are identical{server}\n")
     return int(failed > 0)
 
 

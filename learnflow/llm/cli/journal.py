@@ -26,7 +26,7 @@ def list_() -> int:
         modified = path.stat().st_mtime if path.exists() else time.time()
         if file := folder.reopen(path, locks=False):
             rows.append([path.name, f"{time.time() - modified:.0f} s", f"{len(file.text):,}"])
-            file.close(keeps=True)
+            file.close()
     if rows:
         table(["FILE", "AGE", "CHARACTERS"], rows)
     else:
@@ -40,7 +40,7 @@ def clear() -> int:
     folder, deleted = _configured(), 0
     for path in folder.paths():
         if file := folder.reopen(path):
-            file.close(keeps=False)
+            file.close(deletes=True)
         deleted += not path.exists()
     write(f"{deleted} unfinished answers deleted")
     return ExitCode.OK
