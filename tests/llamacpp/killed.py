@@ -116,7 +116,7 @@ def send(environment: dict[str, str], how: str, prompt: str, results: Connection
 def start(function: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Start a process. Its last argument is a connection."""
     receiver, sender = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=function, args=(*arguments, sender))
+    process = FORKS.Process(target=function, args=(*arguments, sender), daemon=True)
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, before])  # the server of forks imports ``warm``
     process.start()
