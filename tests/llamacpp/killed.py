@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -26,12 +27,13 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "llamacpp")]
 sys.path[:0] = FOLDERS
 
-from llama import HANG_S, TEXTS, LlamaServer, answer, wait_until  # noqa: E402
+from llama import HANG_S, TEXTS, LlamaServer, answer  # noqa: E402
 from support import _characters  # noqa: E402
 
 from learnflow.llm import get_provider  # noqa: E402
 from learnflow.llm.journal import Journal  # noqa: E402
 
+START_S = 180.0  # a limit for hanging tests: the first process imports LiteLLM
 METHODS = ("generate", "complete", "stream", "events")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["warm"])
@@ -142,12 +144,20 @@ def recorded(folder: Path) -> list[str]:
     return texts
 
 
+def wait_for_texts(folder: Path, sent: list[int], number: int = 1) -> None:
+    """Wait until so many answers have stopped, and are recorded up to their last piece."""
+    deadline = time.monotonic() + START_S
+    while len(sent) < number or sorted(map(len, recorded(folder))) != sorted(sent):
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.02)
+
+
 def interrupt(server: LlamaServer, folder: Path, how: str, prompt: str, after: int, *, processes: int = 1) -> list[str]:
     """Kill processes after so many characters of their answers. Return the texts in the journal."""
     with stalling(server.url, after) as (url, sent):
         arguments = environment_of(server, folder, url), how, prompt
         running = [start(send, *arguments) for _ in range(processes)]
-        wait_until(lambda: len(sent) == processes and sorted(map(len, recorded(folder))) == sorted(sent))
+        wait_for_texts(folder, sent, processes)
         for process, _ in running:
             process.kill()
             process.join()

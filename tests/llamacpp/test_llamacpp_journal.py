@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
-from killed import METHODS, environment_of, interrupt, recorded, resume, stalling, start
-from llama import RSA, TEXTS, LlamaServer, wait_until
+from killed import FORKS, METHODS, START_S, environment_of, interrupt, resume, stalling, start, wait_for_texts
+from llama import RSA, TEXTS, LlamaServer
 from support import router
 
 from learnflow.llm import LLMProvider, errors, sync
@@ -93,13 +93,11 @@ def write_and_die(folder: Path, number: int, barrier: Any, results: Connection) 
     results.send(file.text)
     file._unwritten.append(f"text {number}")
     file.write()
-    barrier.wait(30)
+    barrier.wait(START_S)
     os._exit(0)
 
 
 def test_two_hundred_processes_have_a_file_each(tmp_path: Path) -> None:
-    from killed import FORKS  # noqa: PLC0415
-
     barrier = FORKS.Barrier(200)
     for begun in (0, 200):
         running = [start(write_and_die, tmp_path, number, barrier) for number in range(200)]
@@ -163,7 +161,7 @@ def test_graph_resumed_by_its_checkpointer_continues_the_text_of_its_node(
     folder, checkpoints = tmp_path / "journal", tmp_path / "checkpoints"
     with stalling(llama_server.url, 200) as (url, sent):
         process, _ = start(run_graph, environment_of(llama_server, folder, url), checkpoints)
-        wait_until(lambda: len(sent) == 1 and [len(text) for text in recorded(folder)] == sent)
+        wait_for_texts(folder, sent)
         process.kill()
         process.join()
     process, results = start(run_graph, environment_of(llama_server, folder), checkpoints)
