@@ -71,7 +71,7 @@ class JournalFile:
 
     def __init__(self, path: Path, descriptor: int, *, sync: bool = False) -> None:
         self.path, self.sync = path, sync
-        self.descriptor: int | None = descriptor  # None after it was closed, and in the child of a fork
+        self.descriptor = descriptor  # -1 after it was closed, and in the child of a fork
         self.text, self.tokens = "", 0
         self._header_bytes = self._bytes = 0
         self._is_locked = False
@@ -82,8 +82,8 @@ class JournalFile:
 
     def lock(self) -> None:
         """Lock the file. Raise OSError if it is locked or was deleted."""
-        fcntl.flock(self._open_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.fstat(self._open_descriptor).st_nlink:
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(self.descriptor).st_nlink:
             raise FileNotFoundError
         self._is_locked = True
 
@@ -94,9 +94,9 @@ class JournalFile:
             OSError: the file is not one of the journal.
             ValueError: the file cannot be used.
         """
-        status = os.fstat(self._open_descriptor)
+        status = os.fstat(self.descriptor)
         is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        data = os.pread(self._open_descriptor, min(status.st_size, _MAX_FILE_BYTES), 0) if is_own else b"-"
+        data = os.pread(self.descriptor, min(status.st_size, _MAX_FILE_BYTES), 0) if is_own else b"-"
         if not _MAGIC.startswith(data[: len(_MAGIC)]):
             raise OSError(0, "it is not a file of this user's journal")
         if abs(time.time() - status.st_mtime) > ttl_s:
@@ -133,7 +133,7 @@ class JournalFile:
         """Write the recorded text. After a failure, the rest of the answer is not recorded."""
         record = _encode([len(self._unwritten), "".join(self._unwritten)]) if self._unwritten else b""
         self._drop_unwritten()
-        if record and self.descriptor is not None and self._bytes:
+        if record and self.descriptor >= 0 and self._bytes:
             try:
                 self._write(record)
                 self._bytes += len(record)
@@ -141,14 +141,18 @@ class JournalFile:
                 _warn(self.path.parent, f"it cannot be written ({error.strerror})")
                 self._bytes = 0
             if self.sync:
-                asyncio.get_running_loop().run_in_executor(None, _sync, self.path)
+                with suppress(RuntimeError):  # without an event loop, the request was dropped
+                    asyncio.get_running_loop().run_in_executor(None, _sync, self.path)
 
     def forget_text(self) -> None:
         """Drop all text, because the answer starts from the beginning."""
         self._drop_unwritten()
-        if self.descriptor is not None and self._bytes != self._header_bytes:
-            os.ftruncate(self.descriptor, self._header_bytes)
-            self._bytes = self._header_bytes
+        if self.descriptor >= 0 and self._bytes != self._header_bytes:
+            try:
+                os.ftruncate(self.descriptor, self._header_bytes)
+                self._bytes = self._header_bytes
+            except OSError:
+                self.close(deletes=True)  # the text must not be used again
 
     def close(self, *, deletes: bool = False) -> None:
         """Delete the file if required or if it has no text, and close it, which ends its lock."""
@@ -157,8 +161,8 @@ class JournalFile:
             deletes = 0 < self._bytes == self._header_bytes
         self._drop_unwritten()
         _files.discard(self)
-        descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
             try:
                 if deletes and self._is_locked:
                     self.path.unlink(missing_ok=True)
@@ -166,13 +170,8 @@ class JournalFile:
                 _warn(self.path.parent, f"a file cannot be deleted ({error.strerror})")
             os.close(descriptor)
 
-    @property
-    def _open_descriptor(self) -> int:
-        assert self.descriptor is not None  # noqa: S101
-        return self.descriptor
-
     def _write(self, data: bytes) -> None:
-        if os.pwrite(self._open_descriptor, data, self._bytes) < len(data):
+        if os.pwrite(self.descriptor, data, self._bytes) < len(data):
             raise OSError(0, "the disk is full")
 
     def _drop_unwritten(self) -> None:
@@ -394,9 +393,8 @@ def _warn(path: Path, fault: str) -> None:
 def _close_inherited() -> None:
     """Close the files in the child of a fork. Otherwise their locks would not end with the parent."""
     for file in _files:
-        if file.descriptor is not None:
-            os.close(file.descriptor)
-        file.descriptor = None
+        os.close(file.descriptor)
+        file.descriptor = -1
     _files.clear()
 
 
