@@ -151,13 +151,21 @@ WHOLE = (
         "github.com/AndraxDev/speak-gpt/pull/162 (2026-07)",
         sse({**FIRST, "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}, *PARTS),
     ),
-    Row("choices null", "github.com/RooCodeInc/Roo-Code/pull/9105 (2025-11, MiniMax)", between({**FIRST, "choices": None})),
+    Row(
+        "choices null",
+        "github.com/RooCodeInc/Roo-Code/pull/9105 (2025-11, MiniMax)",
+        between({**FIRST, "choices": None}),
+    ),
     Row(
         "no field choices",
         "github.com/tashfeenahmed/freellmapi/pull/156 (2026-05), github.com/openclaw/openclaw/issues/15488 (2026-02)",
         between({"id": "r1", "usage": NUMBERS}),
     ),
-    Row("a choice that is null", "github.com/odysseus-dev/odysseus/pull/2389 (2026-06)", between({**FIRST, "choices": [None]})),
+    Row(
+        "a choice that is null",
+        "github.com/odysseus-dev/odysseus/pull/2389 (2026-06)",
+        between({**FIRST, "choices": [None]}),
+    ),
     Row(
         "delta null",
         "github.com/RooCodeInc/Roo-Code/pull/644 (2025-01)",
@@ -200,8 +208,16 @@ WHOLE = (
         "github.com/Ai00-X/ai00_server/issues/90 (2024-03)",
         sse(*(chunk({"content": text}, "null") for text in ("Two ", "keys.")), LAST, DONE),
     ),
-    Row("finish end_turn", "github.com/repoprompt/repoprompt-ce/pull/893 (2026-08)", sse(FIRST, said(TEXT), chunk(finish="end_turn"), DONE)),
-    Row("finish STOP", "github.com/QwenLM/qwen-code/issues/9882 (2026-08)", sse(FIRST, said(TEXT), chunk(finish="STOP"), DONE)),
+    Row(
+        "finish end_turn",
+        "github.com/repoprompt/repoprompt-ce/pull/893 (2026-08)",
+        sse(FIRST, said(TEXT), chunk(finish="end_turn"), DONE),
+    ),
+    Row(
+        "finish STOP",
+        "github.com/QwenLM/qwen-code/issues/9882 (2026-08)",
+        sse(FIRST, said(TEXT), chunk(finish="STOP"), DONE),
+    ),
     Row(
         "finish eos",
         "github.com/vespa-engine/vespa/pull/33327 (2025-02, Together AI)",
@@ -222,7 +238,7 @@ WHOLE = (
         "github.com/lidge-jun/opencodex/issues/1170 (2026-08)",
         sse(*PARTS[:-1]),
     ),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -249,7 +265,13 @@ THINKING: Final = [{"type": "thinking", "thinking": [{"type": "text", "text": "A
         "content as a list of thinking and text, in a stream",
         "github.com/microsoft/agent-framework/issues/6978 (2026-07), github.com/symfony/ai/issues/2422 (2026-08), "
         "github.com/BerriAI/litellm/issues/16272 (2025-11)",
-        sse(chunk({"content": THINKING}), chunk({"content": [{"type": "text", "text": "Two "}]}), said("keys."), LAST, DONE),
+        sse(
+            chunk({"content": THINKING}),
+            chunk({"content": [{"type": "text", "text": "Two "}]}),
+            said("keys."),
+            LAST,
+            DONE,
+        ),
     ),
     ThinkingRow(
         "content as a list of thinking and text, in one piece",
@@ -261,8 +283,8 @@ THINKING: Final = [{"type": "thinking", "thinking": [{"type": "text", "text": "A
         "github.com/earendil-works/pi/pull/2782 (2026-04)",
         sse(chunk({"content": None, "reasoning_content": "A question."}), said(TEXT), LAST, DONE),
     ),
-)  # fmt: skip
-async def test_thinking_and_text_are_told_apart(row: ThinkingRow, how: str) -> None:
+)
+async def test_thinking_and_text_are_separated(row: ThinkingRow, how: str) -> None:
     async with OddServer(row.reply) as server:
         done = await answered(CustomProvider(server.base_url, MODEL), how)
     assert (done.text, done.reasoning) == (TEXT, "A question.")
@@ -586,8 +608,12 @@ INCOMPLETE = (
         "github.com/0xPlaygrounds/rig/issues/534 (2025-06)",
         Reply(200, wire(*PARTS).replace(b"data: {", b"data:\n {"), "text/event-stream"),
     ),
-    Row("no choices at all", "github.com/langchain-ai/langchain/pull/35236 (2026-02)", body({"id": "r1", "choices": None})),
-)  # fmt: skip
+    Row(
+        "no choices at all",
+        "github.com/langchain-ai/langchain/pull/35236 (2026-02)",
+        body({"id": "r1", "choices": None}),
+    ),
+)
 
 
 @pytest.mark.parametrize("how", HOWS)
