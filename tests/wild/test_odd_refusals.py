@@ -369,7 +369,7 @@ class OursRow:
     Attributes:
         bad: whether the server refuses a request.
         prompt: of the call; None for the usual one.
-        hows: the methods that are tested. A caller of ``stream()`` requests a stream, so that it is no addition of ours.
+        hows: the methods that are tested. A caller of ``stream()`` requests a stream: no addition of ours.
     """
 
     id: str
@@ -464,7 +464,7 @@ OURS = (
         refusal(
             400,
             openai_error(
-                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+                "Unsupported parameter: 'max_tokens' is not supported here. Use 'max_completion_tokens' instead.",
                 param="max_tokens",
                 code="unsupported_parameter",
             ),
@@ -491,7 +491,7 @@ OURS = (
             {
                 "error": {
                     "code": "InvalidParameter",
-                    "message": "The parameter `max_tokens` specified in the request are not valid: integer above maximum "
+                    "message": "The parameter `max_tokens` specified in the request are not valid: above maximum "
                     "value, expected a value <= 512, but got 1000 instead.",
                     "param": "max_tokens",
                     "type": "BadRequest",
@@ -543,7 +543,7 @@ OURS = (
             400,
             {
                 "object": "error",
-                "message": "1 validation error:\n  {'type': 'extra_forbidden', 'loc': ('body', 'temperature'), 'msg': 'no'}",
+                "message": "1 validation error:\n  {'type': 'extra_forbidden', 'loc': ('body', 'temperature')}",
                 "type": "Bad Request",
                 "param": None,
                 "code": 400,
@@ -749,8 +749,8 @@ OVERFLOWS = (
         refusal(
             400,
             {
-                "error": "Trying to keep the first 10136 tokens when context the overflows. However, the model is loaded with "
-                "context length of only 7866 tokens, which is not enough."
+                "error": "Trying to keep the first 10136 tokens when context the overflows. However, the model is loaded "
+                "with context length of only 7866 tokens, which is not enough."
             },
         ),
         lmstudio,
@@ -846,7 +846,7 @@ OVERFLOWS = (
                 {
                     "error": {
                         "code": 400,
-                        "message": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+                        "message": "The input token count (12000) exceeds the maximum number of tokens allowed (8192).",
                         "status": "INVALID_ARGUMENT",
                     }
                 }
@@ -993,7 +993,7 @@ RATES = (
         refusal(
             429,
             openai_error(
-                "Rate limit reached for model `study-8b` on tokens per minute (TPM): Limit 6000, Used 5034, Requested 1443. "
+                "Rate limit reached for model `study-8b` on tokens per minute (TPM): Limit 6000, Used 5034. "
                 "Please try again in 4.77s.",
                 type="tokens",
                 code="rate_limit_exceeded",

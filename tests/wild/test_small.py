@@ -98,10 +98,18 @@ async def test_only_json_of_an_answer_is_its_json(row: JsonRow, format_: Any, ho
 
 @pytest.mark.parametrize("how", HOWS)
 @rows(
-    JsonRow("two different objects", "github.com/NVIDIA-NeMo/labs-OO-Agents/pull/238 (2026-08)", f'{TEXT}\n\n{{"questions": []}}'),
+    JsonRow(
+        "two different objects",
+        "github.com/NVIDIA-NeMo/labs-OO-Agents/pull/238 (2026-08)",
+        f'{TEXT}\n\n{{"questions": []}}',
+    ),
     JsonRow("no object at all", "github.com/Muhanad-husn/axial/issues/72 (2026-07)", "I cannot make a quiz."),
-    JsonRow("an object that does not end", "github.com/browser-use/browser-use/pull/5148 (2026-07)", f"```json\n{TEXT[:-4]}\n```"),
-)  # fmt: skip
+    JsonRow(
+        "an object that does not end",
+        "github.com/browser-use/browser-use/pull/5148 (2026-07)",
+        f"```json\n{TEXT[:-4]}\n```",
+    ),
+)
 async def test_doubtful_json_is_no_match(row: JsonRow, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_REASK", "0")
     async with OddServer(sse(said(row.text), chunk(finish="stop"), DONE)) as server:
@@ -140,9 +148,13 @@ ARGUMENTS = (
     ArgumentsRow(
         "the text null", "github.com/supermemoryai/supermemory/pull/1612 (2026-08)", piece(0, "a1", "progress", "null")
     ),
-    ArgumentsRow("white space", "github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)", piece(0, "a1", "progress", " \n")),
-    ArgumentsRow("an empty object", "github.com/huggingface/huggingface_hub/pull/3126 (2025-05)", piece(0, "a1", "progress", {})),
-)  # fmt: skip
+    ArgumentsRow(
+        "white space", "github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)", piece(0, "a1", "progress", " \n")
+    ),
+    ArgumentsRow(
+        "an empty object", "github.com/huggingface/huggingface_hub/pull/3126 (2025-05)", piece(0, "a1", "progress", {})
+    ),
+)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -179,16 +191,26 @@ class LevelRow:
     LevelRow(
         "xhigh at OpenAI",
         "github.com/simonw/llm/pull/1321 (2025-12), github.com/zed-industries/zed/pull/45234 (2025-12)",
-        "openai", "gpt-5.2", "xhigh",
+        "openai",
+        "gpt-5.2",
+        "xhigh",
     ),
     LevelRow("none at OpenAI", "github.com/getzep/graphiti/pull/1395 (2026-04)", "openai", "gpt-5.2", "none"),
     LevelRow("minimal at OpenAI", "github.com/getzep/graphiti/pull/1395 (2026-04)", "openai", "gpt-5", "minimal"),
     LevelRow("xhigh at xAI", "github.com/xai-org/xai-proto/pull/70 (2026-08)", "xai", "grok-4.6", "xhigh"),
     LevelRow("none at xAI", "github.com/xai-org/xai-proto/pull/49 (2026-05)", "xai", "grok-4.6", "none"),
     LevelRow("max at Z.AI", "github.com/mistralai/mistral-vibe/issues/1117 (2026-09)", "zai", "glm-5.3", "max"),
-    LevelRow("xhigh at OpenRouter", "github.com/router-for-me/CLIProxyAPI/issues/1307 (2026-01)", "openrouter", "openai/gpt-5.2", "xhigh"),
-    LevelRow("minimal at Gemini", "github.com/JetBrains/koog/pull/2183 (2026-07)", "gemini", "gemini-3-flash", "minimal"),
-)  # fmt: skip
+    LevelRow(
+        "xhigh at OpenRouter",
+        "github.com/router-for-me/CLIProxyAPI/issues/1307 (2026-01)",
+        "openrouter",
+        "openai/gpt-5.2",
+        "xhigh",
+    ),
+    LevelRow(
+        "minimal at Gemini", "github.com/JetBrains/koog/pull/2183 (2026-07)", "gemini", "gemini-3-flash", "minimal"
+    ),
+)
 async def test_level_of_reasoning_that_the_vendor_has_is_sent(row: LevelRow, how: str) -> None:
     async with OddServer(good()) as server:
         provider = build(row.provider, server.base_url, row.model, KEY)
@@ -212,10 +234,12 @@ class EncodingRow:
 
 
 @rows(
-    EncodingRow("Windows 1251", "github.com/spec-kitty/spec-kitty/issues/4739 (2026-09)", "Что такое ключ?".encode("cp1251")),
+    EncodingRow(
+        "Windows 1251", "github.com/spec-kitty/spec-kitty/issues/4739 (2026-09)", "Что такое ключ?".encode("cp1251")
+    ),
     EncodingRow("GBK", "github.com/HenryZ838978/deepseek-harness/pull/7 (2026-09)", "什么是钥匙".encode("gbk")),
     EncodingRow("UTF-16", "github.com/simonw/llm/issues/225 (2024-12)", "What is a key?".encode("utf-16")),
-)  # fmt: skip
+)
 def test_prompt_from_stdin_in_another_encoding_is_an_error_of_one_line(
     row: EncodingRow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
