@@ -93,7 +93,7 @@ NOT_UNDERSTOOD = (
     Row(
         "400 with a code of the gateway",
         "github.com/adolfousier/opencrabs/issues/1007 (2026-08), github.com/openclaw/openclaw/pull/1879 (2026-01)",
-        refusal(400, {"code": 11133, "msg": "Invalid request parameters"}),
+        refusal(400, {"code": 40017, "msg": "Invalid request parameters"}),
         "Invalid request parameters",
     ),
     Row(
@@ -145,7 +145,7 @@ NOT_UNDERSTOOD = (
     Row(
         "400 about duplicate ids of calls",
         "github.com/HKUDS/nanobot/issues/4473 (2026-06), github.com/NousResearch/hermes-agent/pull/11722 (2026-04)",
-        refusal(400, openai_error("tool call id define:3 is duplicated")),
+        refusal(400, openai_error("tool call id define:0 is duplicated")),
         "is duplicated",
     ),
     Row(
@@ -726,9 +726,7 @@ OVERFLOWS = (
     OverflowRow(
         "vLLM, with pictures",
         "github.com/XiaomiMiMo/MiMo-Embodied/issues/5 (2025-12), github.com/linagora/openrag/issues/128 (2025-11)",
-        refusal(
-            400, openai_error("The decoder prompt (length 42781) is longer than the maximum model length of 40960.")
-        ),
+        refusal(400, openai_error("The decoder prompt (length 9100) is longer than the maximum model length of 8192.")),
         vllm,
     ),
     OverflowRow(
@@ -738,7 +736,7 @@ OVERFLOWS = (
             400,
             {
                 "object": "error",
-                "message": "The prompt (total length 25938) is too long to fit into the model (context length 4096).",
+                "message": "The prompt (total length 9100) is too long to fit into the model (context length 8192).",
             },
         ),
         vllm,
@@ -749,8 +747,8 @@ OVERFLOWS = (
         refusal(
             400,
             {
-                "error": "Trying to keep the first 10136 tokens when context the overflows. However, the model is loaded "
-                "with context length of only 7866 tokens, which is not enough."
+                "error": "Trying to keep the first 9100 tokens when context the overflows. The model is loaded "
+                "with context length of only 8192 tokens, which is not enough."
             },
         ),
         lmstudio,
@@ -768,7 +766,7 @@ OVERFLOWS = (
     OverflowRow(
         "a number in parentheses",
         "github.com/earendil-works/pi/issues/5677 (2026-06)",
-        refusal(400, openai_error("Input length (265330) exceeds model's maximum context length (262144).")),
+        refusal(400, openai_error("Input length (70123) exceeds model's maximum context length (65536).")),
     ),
     OverflowRow(
         "Poolside, GLM",
@@ -777,7 +775,7 @@ OVERFLOWS = (
             400,
             {
                 "error": {
-                    "message": "Input length 131393 exceeds the maximum allowed input length of 131040 tokens.",
+                    "message": "Input length 33001 exceeds the maximum allowed input length of 32768 tokens.",
                     "code": "400",
                 }
             },
@@ -796,13 +794,13 @@ OVERFLOWS = (
     OverflowRow(
         "DashScope",
         "github.com/open-octo/octo-agent/pull/2124 (2026-08)",
-        refusal(400, openai_error("Range of input length should be [1, 98304]", code="invalid_parameter_error")),
+        refusal(400, openai_error("Range of input length should be [1, 8192]", code="invalid_parameter_error")),
     ),
     OverflowRow(
         "Atlas",
         "github.com/0xBakeer/inference-atlas/pull/186 (2026-09)",
         refusal(
-            400, openai_error("Prompt too long: 5152 tokens exceeds max_seq_len 2048 (leave room for output tokens)")
+            400, openai_error("Prompt too long: 9100 tokens exceeds max_seq_len 8192 (leave room for output tokens)")
         ),
     ),
     OverflowRow(
@@ -820,8 +818,8 @@ OVERFLOWS = (
                     "code": 400,
                     "message": "too much",
                     "type": "exceed_context_size_error",
-                    "n_prompt_tokens": 180283,
-                    "n_ctx": 180224,
+                    "n_prompt_tokens": 9100,
+                    "n_ctx": 8192,
                 }
             },
         ),
@@ -861,7 +859,7 @@ OVERFLOWS = (
             400,
             {
                 "code": "invalid",
-                "error": "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+                "error": "This model's maximum prompt length is 8192 but the request contains 9100 tokens.",
             },
         ),
     ),
@@ -970,22 +968,22 @@ RATES = (
     RateRow(
         "Gemini, RetryInfo in whole seconds",
         "github.com/anomalyco/opencode/issues/49039 (2026-09), github.com/RooCodeInc/Roo-Code/issues/3883 (2025-06)",
-        refusal(429, google(QUOTA_WORDS, "26s")),
-        26,
+        refusal(429, google(QUOTA_WORDS, "19s")),
+        19,
         gemini,
     ),
     RateRow(
         "Gemini, RetryInfo with nine decimals",
         "github.com/dcdpr/jp/pull/1061 (2026-09)",
-        refusal(429, google(QUOTA_WORDS, "45.837906927s")),
-        45.837906927,
+        refusal(429, google(QUOTA_WORDS, "31.250000125s")),
+        31.250000125,
         gemini,
     ),
     RateRow(
         "Gemini, the seconds in words only",
         "github.com/diegosouzapw/OmniRoute/pull/9513 (2026-08), github.com/dimetron/pi-go/pull/177 (2026-08)",
-        refusal(429, {"error": {"message": f"{QUOTA_WORDS}\nPlease retry in 38.9s.", "code": 429}}),
-        38.9,
+        refusal(429, {"error": {"message": f"{QUOTA_WORDS}\nPlease retry in 17.25s.", "code": 429}}),
+        17.25,
     ),
     RateRow(
         "Groq, the seconds in words",
@@ -994,12 +992,12 @@ RATES = (
             429,
             openai_error(
                 "Rate limit reached for model `study-8b` on tokens per minute (TPM): Limit 6000, Used 5034. "
-                "Please try again in 4.77s.",
+                "Please try again in 6.5s.",
                 type="tokens",
                 code="rate_limit_exceeded",
             ),
         ),
-        4.77,
+        6.5,
         groq,
     ),
     RateRow(
@@ -1020,7 +1018,7 @@ RATES = (
         refusal(
             413,
             openai_error(
-                "Request too large for model `study-70b` on tokens per minute (TPM): Limit 8000, Requested 9100.",
+                "Request too large for model `study-70b` on tokens per minute (TPM): Limit 9000, Requested 9900.",
                 type="tokens",
                 code="rate_limit_exceeded",
             ),

@@ -78,7 +78,7 @@ WHOLE = (
         "comments, with and without an empty line",
         "github.com/coder/coder/issues/28185 (2026-08), github.com/diegosouzapw/OmniRoute/issues/7031 (2026-07), "
         "github.com/deepnoodle-ai/dive/pull/206 (2026-07)",
-        between(b":\n", b":\n\n", b": latency-ms=337\n: tokens-out=3\n"),
+        between(b":\n", b":\n\n", b": latency-ms=41\n: tokens-out=3\n"),
     ),
     Row(
         "an object with a warning only",
@@ -366,7 +366,7 @@ def base_resp(code: int, message: str) -> dict[str, Any]:
     return {"id": "r1", "choices": None, "base_resp": {"status_code": code, "status_msg": message}}
 
 
-CAPACITY: Final = "Worker request limit reached (33/32)"
+CAPACITY: Final = "All twelve workers are busy"
 SPENT: Final = "insufficient balance"
 
 ERRORS = (
@@ -470,7 +470,7 @@ ERRORS = (
     ErrorRow(
         "code and msg",
         "github.com/adolfousier/opencrabs/issues/1007 (2026-08)",
-        body({"code": 11133, "msg": CAPACITY, "data": None}),
+        body({"code": 40017, "msg": CAPACITY, "data": None}),
         errors.LLMError,
         CAPACITY,
     ),
