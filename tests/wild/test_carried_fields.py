@@ -214,7 +214,7 @@ TABLE = (
     ),
     Row(
         "reasoning_details of a message in one piece",
-        "github.com/home-assistant/core/issues/159812 (2025-12), github.com/maximhq/bifrost/pull/5277 (2026)",
+        "github.com/home-assistant/core/issues/159812 (2025-12), github.com/maximhq/bifrost/pull/5277",
         openrouter,
         body(whole({"content": "", "tool_calls": [CALL], "reasoning_details": [ENCRYPTED]}, "tool_calls")),
         details(ENCRYPTED),
@@ -334,7 +334,7 @@ class Foreign:
     ),
     Foreign(
         "reasoning_details",
-        "github.com/maximhq/bifrost/pull/5277 (2026)",
+        "github.com/maximhq/bifrost/pull/5277",
         ended(chunk({"reasoning_details": [ENCRYPTED]}), calls(CALL)),
     ),
 )

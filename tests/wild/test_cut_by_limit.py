@@ -100,7 +100,7 @@ TRUNCATED = (
     ),
     Row(
         "a call that is cut has no arguments yet",
-        "github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)",
+        "a sibling of github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)",
         cut(calls(piece(0, "a1", "note", ""))),
         {"tools": TOOLS},
     ),

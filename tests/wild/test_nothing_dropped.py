@@ -120,7 +120,7 @@ GIVEN = (
     Row(
         "a picture",
         "github.com/BerriAI/litellm/pull/38397 (2026-08), github.com/BerriAI/litellm/pull/38893 (2026-08), "
-        "github.com/BerriAI/litellm/pull/20864 (2026-02), github.com/earendil-works/pi/issues/3429 (2026-04), "
+        "github.com/BerriAI/litellm/pull/20864, github.com/earendil-works/pi/issues/3429 (2026-04), "
         "github.com/griffinwork40/agent-afk/issues/127 (2026-06)",
         asked(PICTURE),
         {},

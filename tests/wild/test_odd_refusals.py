@@ -102,7 +102,7 @@ NOT_UNDERSTOOD = (
         body(b"Bad Request", 400, content_type="text/plain"),
         "",
     ),
-    Row("400 with an empty body", "github.com/aaif-goose/goose/pull/9831 (2026-06)", body(b"", 400), ""),
+    Row("400 with an empty body", "a sibling of github.com/aaif-goose/goose/pull/9831 (2026-06)", body(b"", 400), ""),
     Row(
         "400 about tools together with reasoning_effort",
         "github.com/BerriAI/litellm/issues/23156 (2026-03)",
@@ -121,7 +121,7 @@ NOT_UNDERSTOOD = (
     ),
     Row(
         "405 about tools",
-        "github.com/truefoundry/models/pull/944 (2026)",
+        "github.com/truefoundry/models/pull/944",
         refusal(405, {"status": "failure", "message": "Tool calling is not supported for model: study-70b"}),
         "Tool calling is not supported",
         error=errors.Unsupported,
@@ -156,7 +156,7 @@ NOT_UNDERSTOOD = (
     ),
     Row(
         "404 of a policy",
-        "github.com/unoplat/unoplat-code-confluence/issues/1080 (2026), github.com/slomin/sai/issues/115 (2026-09)",
+        "github.com/unoplat/unoplat-code-confluence/issues/1080, github.com/slomin/sai/issues/115 (2026-09)",
         refusal(404, {"error": {"message": NO_ENDPOINT, "code": 404}}),
         NO_ENDPOINT,
         openrouter,
@@ -171,7 +171,7 @@ NOT_UNDERSTOOD = (
     ),
     Row(
         "409",
-        "github.com/openclaw/openclaw/pull/1879 (2026-01)",
+        "a sibling of github.com/openclaw/openclaw/pull/1879 (2026-01)",
         refusal(409, openai_error("conflict of two routes")),
         "conflict of two routes",
     ),
@@ -195,7 +195,7 @@ NOT_UNDERSTOOD = (
     ),
     Row(
         "424",
-        "github.com/odysseus-dev/odysseus/pull/868 (2026-06)",
+        "a sibling of github.com/odysseus-dev/odysseus/pull/868 (2026-06)",
         refusal(424, openai_error("a dependency of the deployment failed")),
         "dependency of the deployment",
     ),
@@ -216,7 +216,7 @@ NOT_UNDERSTOOD = (
     ),
     Row(
         "model_decommissioned",
-        "github.com/RightNow-AI/openfang/issues/60 (2026-02), github.com/ItzCrazyKns/Vane/issues/771 (2025)",
+        "github.com/RightNow-AI/openfang/issues/60 (2026-02), github.com/ItzCrazyKns/Vane/issues/771",
         refusal(400, openai_error(DECOMMISSIONED, code="model_decommissioned")),
         "",
         groq,
@@ -417,7 +417,7 @@ OURS = (
     ),
     OursRow(
         "temperature is deprecated, at a gateway",
-        "github.com/UKGovernmentBEIS/inspect_ai/issues/3721 (2026)",
+        "github.com/UKGovernmentBEIS/inspect_ai/issues/3721",
         has("temperature"),
         refusal(400, openai_error("`temperature` is deprecated for this model.")),
     ),
@@ -525,7 +525,7 @@ OURS = (
     ),
     OursRow(
         "temperature in loc, as FastAPI writes it",
-        "github.com/crewAIInc/crewAI/issues/60 (2024), github.com/editor-code-assistant/eca/issues/231 (2025-12)",
+        "github.com/crewAIInc/crewAI/issues/60, github.com/editor-code-assistant/eca/issues/231 (2025-12)",
         has("temperature"),
         refusal(422, {"detail": named("temperature")}),
     ),
@@ -731,7 +731,7 @@ OVERFLOWS = (
     ),
     OverflowRow(
         "vLLM 0.6",
-        "github.com/vllm-project/vllm/issues/12165 (2025-01)",
+        "github.com/vllm-project/vllm/issues/12165",
         refusal(
             400,
             {
@@ -743,7 +743,7 @@ OVERFLOWS = (
     ),
     OverflowRow(
         "LM Studio",
-        "github.com/lmstudio-ai/lmstudio-bug-tracker/issues/546 (2025), github.com/cline/cline/issues/3664 (2025-05)",
+        "github.com/lmstudio-ai/lmstudio-bug-tracker/issues/546, github.com/cline/cline/issues/3664 (2025-05)",
         refusal(
             400,
             {
@@ -1002,13 +1002,13 @@ RATES = (
     ),
     RateRow(
         "minutes and seconds in words",
-        "github.com/elizaOS/eliza/issues/4040 (2025-03)",
+        "a sibling of github.com/elizaOS/eliza/issues/4040 (2025-03)",
         refusal(429, openai_error("Rate limit reached. Please try again in 1m30s.", code="rate_limit_exceeded")),
         90,
     ),
     RateRow(
         "milliseconds in words",
-        "github.com/router-for-me/CLIProxyAPI/pull/449 (2025-12)",
+        "a sibling of github.com/router-for-me/CLIProxyAPI/pull/449 (2025-12)",
         refusal(429, openai_error("Rate limit reached. Please try again in 850ms.", code="rate_limit_exceeded")),
         0.85,
     ),

@@ -64,7 +64,7 @@ FENCED = (
     JsonRow("a fence without a name", "github.com/btucker/midtown/pull/1354 (2026-02)", f"```\n{TEXT}\n```\n"),
     JsonRow("a fence in one line", "github.com/nferraz/gpt-adventures/pull/2 (2026-04)", f"```json {TEXT} ```"),
     JsonRow("a fence with JSON", "github.com/rahuloruganti/charbit/issues/9 (2026-09)", f"```JSON\r\n{TEXT}\r\n```"),
-    JsonRow("a byte order mark", "github.com/elizaOS/eliza/issues/19260 (2026-08)", BOM + TEXT),
+    JsonRow("a byte order mark", "a sibling of github.com/elizaOS/eliza/issues/19260 (2026-08)", BOM + TEXT),
     JsonRow(
         "prose before",
         "github.com/airwaylab-app/airwaylab/pull/125 (2026-03), github.com/Muhanad-husn/axial/issues/72 (2026-07)",
@@ -149,7 +149,9 @@ ARGUMENTS = (
         "the text null", "github.com/supermemoryai/supermemory/pull/1612 (2026-08)", piece(0, "a1", "progress", "null")
     ),
     ArgumentsRow(
-        "white space", "github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)", piece(0, "a1", "progress", " \n")
+        "white space",
+        "a sibling of github.com/14790897/MiqroForge-Desktop/pull/1100 (2026)",
+        piece(0, "a1", "progress", " \n"),
     ),
     ArgumentsRow(
         "an empty object", "github.com/huggingface/huggingface_hub/pull/3126 (2025-05)", piece(0, "a1", "progress", {})

@@ -66,7 +66,7 @@ WHOLE = (
     ),
     Row(
         "an event with empty data after an id",
-        "github.com/theopenco/llmgateway/pull/2334 (2026-05), github.com/openai/openai-python/issues/2722 (2025)",
+        "github.com/theopenco/llmgateway/pull/2334 (2026-05), github.com/openai/openai-python/issues/2722",
         between(b"id: 7\n: ping\n\n", b"event: ping\ndata:\n\n"),
     ),
     Row(
@@ -184,12 +184,13 @@ WHOLE = (
     ),
     Row(
         "error null in every chunk",
-        "github.com/BerriAI/litellm/pull/32237 (2026-07)",
+        "a sibling of github.com/BerriAI/litellm/pull/32237 (2026-07)",
         sse(*({**part, "error": None} for part in PARTS[:-1]), DONE),
     ),
     Row(
         "base_resp that reports success",
-        "github.com/RooCodeInc/Roo-Code/pull/9105 (2025-11), github.com/infiniflow/ragflow/pull/17292 (2026-07)",
+        "a sibling of github.com/RooCodeInc/Roo-Code/pull/9105 (2025-11), "
+        "github.com/infiniflow/ragflow/pull/17292 (2026-07)",
         sse(FIRST, said(TEXT), {**LAST, "base_resp": {"status_code": 0, "status_msg": ""}}, DONE),
     ),
     Row(
@@ -225,7 +226,7 @@ WHOLE = (
     ),
     Row(
         "finish stop_sequence",
-        "github.com/tomnio/rubric/pull/67 (2026-09: values of Anthropic in the slot of OpenAI)",
+        "a sibling of github.com/tomnio/rubric/pull/67 (2026-09: values of Anthropic in the slot of OpenAI)",
         sse(FIRST, said(TEXT), chunk(finish="stop_sequence"), DONE),
     ),
     Row(
@@ -320,7 +321,7 @@ def growing(tokens: int) -> dict[str, int]:
     ),
     UsageRow(
         "in x_groq",
-        "github.com/pydantic/pydantic-ai-gateway/pull/146 (2026), github.com/vercel/ai/issues/1651 (2024-05)",
+        "github.com/pydantic/pydantic-ai-gateway/pull/146, github.com/vercel/ai/issues/1651 (2024-05)",
         sse(FIRST, said(TEXT), chunk(finish="stop", x_groq={"id": "q1", "usage": NUMBERS}), DONE),
     ),
     UsageRow(
@@ -330,7 +331,7 @@ def growing(tokens: int) -> dict[str, int]:
     ),
     UsageRow(
         "before the text",
-        "github.com/tensorzero/tensorzero/issues/2078 (2025-05)",
+        "a sibling of github.com/tensorzero/tensorzero/issues/2078 (2025-05)",
         sse(chunk({"role": "assistant"}, usage=NUMBERS), said(TEXT), LAST, DONE),
     ),
     UsageRow(
@@ -483,7 +484,7 @@ ERRORS = (
     ),
     ErrorRow(
         "status and message",
-        "github.com/truefoundry/models/pull/944 (2026)",
+        "github.com/truefoundry/models/pull/944",
         body({"status": "failure", "message": CAPACITY}),
         errors.LLMError,
         CAPACITY,

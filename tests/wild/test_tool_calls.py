@@ -169,7 +169,7 @@ STREAMS = (
     ),
     Row(
         "the name comes in two pieces",
-        "github.com/NVIDIA-NeMo/Switchyard/pull/785 (2026), github.com/continuedev/continue/pull/5849 (2025-05)",
+        "github.com/NVIDIA-NeMo/Switchyard/pull/785, github.com/continuedev/continue/pull/5849 (2025-05)",
         ended(calls(piece(0, "a1", "def", "")), calls(piece(0, name="ine")), calls(piece(0, arguments=KEY))),
         ONE,
     ),
@@ -237,7 +237,7 @@ STREAMS = (
     ),
     Row(
         "no type",
-        "github.com/SillyTavern/SillyTavern/pull/5811 (2026-07)",
+        "a sibling of github.com/SillyTavern/SillyTavern/pull/5811 (2026-07)",
         ended(calls({"index": 0, "id": "a1", "function": {"name": "define", "arguments": KEY}})),
         ONE,
     ),
@@ -332,7 +332,7 @@ class Unidentified:
     ),
     Unidentified(
         "there is no id",
-        "github.com/BerriAI/litellm/pull/29514 (2026-06), github.com/microsoft/autogen/pull/5509 (2025)",
+        "github.com/BerriAI/litellm/pull/29514 (2026-06), github.com/microsoft/autogen/pull/5509",
         piece(0, name="define", arguments=KEY),
     ),
     Unidentified(

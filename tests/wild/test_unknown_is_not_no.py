@@ -188,7 +188,7 @@ LISTS = (
     ),
     ListRow(
         "models instead of data",
-        "github.com/mozilla-ai/any-llm/issues/517 (2025-10), github.com/helixml/helix/issues/386 (2024)",
+        "github.com/mozilla-ai/any-llm/issues/517 (2025-10), github.com/helixml/helix/issues/386",
         {"models": [{"id": name} for name in NAMES]},
     ),
     ListRow(
