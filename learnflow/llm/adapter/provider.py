@@ -149,7 +149,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
             keywords = check_keywords(self.spec, keywords)
-            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
+            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords, self.runner.origin)
         except LLMError as error:
             error.provider = self.name
             raise

@@ -5,17 +5,16 @@ Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
 from .. import errors
-from ..completion import ToolCallDelta, Usage
+from ..completion import Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error
-from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
+from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error, is_finish
+from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -32,6 +31,10 @@ class SSEParser(StreamParser):
         self._data: list[bytes] = []  # the data lines of the event
         self._size = 0  # the length of the event in bytes
         self._event = b""  # the type of the event
+        self._notice: dict[str, Any] | None = None  # an object without choices that may describe an error
+        self._text_choice: Any = None  # the index of the choice whose text is the answer; None before the text
+        self._open_choices: set[Any] = set()  # the indices of the choices with content and without a finish reason
+        self._uses_message = False  # the chunks have "message" instead of "delta"
         self._after_cr = False  # the last byte was a carriage return; a line feed after it ends no other line
 
     def feed(self, data: bytes) -> list[Delta]:
@@ -43,10 +46,12 @@ class SSEParser(StreamParser):
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":
+            # some servers omit the empty line between events
+            delta = self._dispatch() if len(self._data) == 1 and json_object(self._data[0]) is not None else None
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             self._size += len(line)
             self._check_size(self._size, MAX_EVENT_BYTES)
-            return None
+            return delta
         if not line:
             if self._data:
                 return self._dispatch()
@@ -63,12 +68,14 @@ class SSEParser(StreamParser):
         """Parse an event, which an empty line has ended."""
         data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
+        if not data.strip() or data.startswith(b":"):  # no event, or a comment
+            return None
         if data.strip() == b"[DONE]":
             self.ended = True
             if self.finish is None and self._finish_missing and self._seen:
-                self.finish = "tool_calls" if self._calls else "stop"
+                self.finish = "tool_calls" if self._calls.calls else "stop"
             if self.finish is None:
-                self.fail(errors.FinishMissing("the stream ended with [DONE], but no finish_reason came"))
+                self.fail(self._missing_finish())
             self._seen = True
             return None
         self._seen = True
@@ -85,43 +92,67 @@ class SSEParser(StreamParser):
             key: the key of the text in a choice: "delta", or "message" in a whole completion.
         """
         self.served_model = self.served_model or word(chunk.get("model"), MAX_NAME_CHARS) or None
-        if chunk.get("usage"):
-            self._record_usage(chunk["usage"])
+        choices = [choice for choice in chunk.get("choices") or () if choice is not None]
+        for place in (chunk, *choices, *chunk.values()):
+            if isinstance(place, dict) and place.get("usage"):
+                self._record_usage(place["usage"])
+        if part(chunk, "base_resp").get("status_code"):
+            raise error_mapping.map_error_object(chunk, began=self._has_text)
+        if not choices and self._notice is None and error_mapping.message_of(chunk):
+            self._notice = chunk
         if _is_loading_notice(chunk):
             return None
-        choices = chunk.get("choices") or ()
-        choice = next((choice for choice in choices if choice.get("index") in (None, 0)), None)
-        if choice is None:
-            return None
-        delta = choice.get(key) or {}
+        deltas = [self._parse_choice(choice, key) for choice in choices]
+        for choice, delta in zip(choices, deltas, strict=True):
+            self._end_choice(choice, with_text=delta is not None)
+        return _add_deltas([delta for delta in deltas if delta is not None])
+
+    def _parse_choice(self, choice: dict[str, Any], key: str) -> Delta | None:
+        """Parse a choice. Its text counts if no other choice has text, because some gateways split an answer."""
+        if choice.get("error"):
+            raise error_mapping.map_error_object(choice, began=self._has_text)
+        number, delta = choice.get("index") or 0, choice.get(key)
+        if not delta and (self._uses_message or not self._has_text):
+            delta = choice.get("message")
+            self._uses_message = self._uses_message or bool(delta)
+        delta = delta or {}
         if not isinstance(delta, dict):
             raise dialect_error("a choice of the answer")
-        content_text, content_thinking = _split_content(delta.get("content"))
-        text = self._parse_text(content_text, "text")
-        thinking = self._parse_text(
-            content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
-        )
-        calls = self._parse_calls(delta.get("tool_calls") or [])
+        text = thinking = ""
+        if self._text_choice in (None, number):
+            content_text, content_thinking = _split_content(delta.get("content"))
+            text = self._parse_text(content_text, "text")
+            thinking = self._parse_text(
+                content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
+            )
+            self._text_choice = number if text or thinking else self._text_choice
+        pieces = self._list_calls(delta)
+        calls = tuple(call for piece in pieces for call in self._add_call(_find_key(number, piece), piece, pieces))
+        self._add_extra(delta)
         if delta.get("refusal"):
             self.refused = True
-        has_text = bool(text or thinking or calls)
-        self._record_finish(choice.get("finish_reason"), with_text=has_text)
-        return Delta(text, thinking, calls) if has_text else None
+        if not (text or thinking or pieces):
+            return None
+        self._open_choices.add(number)
+        return Delta(text, thinking, calls)
 
-    def _parse_calls(self, calls: Any) -> tuple[ToolCallDelta, ...]:
-        """Add pieces of tool calls. Return their deltas."""
+    def _end_choice(self, choice: dict[str, Any], *, with_text: bool) -> None:
+        """Record the finish reason of a choice, unless another choice with content has none yet."""
+        reason = choice.get("finish_reason")
+        if not is_finish(reason):
+            return
+        self._open_choices.discard(choice.get("index") or 0)
+        if not self._open_choices:
+            self._record_finish(reason, with_text=with_text)
+
+    def _list_calls(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the pieces of tool calls in a delta, including the one of OpenAI's first API."""
+        calls = delta.get("tool_calls") or []
         if not isinstance(calls, list):
             raise dialect_error("a tool call")
-        return tuple(delta for call in calls for delta in self._parse_call(call, call.get("function") or {}))
-
-    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
-        call_id, index = word(call.get("id"), MAX_NAME_CHARS), call.get("index")
-        if type(index) is not int:  # some servers omit the index, so that a new id starts a new call
-            is_new = bool(call_id) and all(call_id != known.id for known in self._calls.values())
-            index = len(self._calls) if is_new or not self._calls else max(self._calls)
-        arguments = function.get("arguments") or ""
-        arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return self._add_call(index, call_id, word(function.get("name"), MAX_NAME_CHARS), arguments)
+        if not calls and delta.get("function_call"):
+            calls = [{"function": delta["function_call"]}]
+        return [call for call in calls if call is not None]
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
@@ -149,7 +180,7 @@ class SSEParser(StreamParser):
             return None
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
-            if isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message")):
+            if isinstance(chunk, dict) and error_mapping.message_of(chunk):
                 raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         piece = self._parse_chunk(chunk, "message")
@@ -158,9 +189,27 @@ class SSEParser(StreamParser):
         return piece
 
     def _missing_finish(self) -> LLMError:
+        if self._notice:
+            return error_mapping.map_error_object(self._notice, began=self._has_text)
+        if self.ended:
+            return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
         if self._is_document and not self._text_after_finish:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._missing_finish()
+
+
+def _find_key(choice: Any, piece: dict[str, Any]) -> tuple[Any, int] | None:
+    """Return the index of a tool call, with that of its choice; None without an index."""
+    index = piece.get("index")
+    return (choice, index) if type(index) is int else None
+
+
+def _add_deltas(deltas: list[Delta]) -> Delta | None:
+    """Return the delta of a chunk from those of its choices."""
+    if len(deltas) < 2:
+        return deltas[0] if deltas else None
+    texts, thoughts, calls = zip(*deltas, strict=True)
+    return Delta("".join(texts), "".join(thoughts), tuple(call for some in calls for call in some))
 
 
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:
