@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
@@ -84,22 +85,13 @@ class ToolCall:
 
 
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
-    """The id of a tool call. A message that repeats the id identifies the answer, even if it was written by hand.
+    """The id of a tool call. In the prompt of the next turn it identifies the answer, even in a message by hand.
 
     Attributes:
         answer: the message of the answer, see ``Completion.message``.
     """
 
-    answer: Mapping[str, Any]
-
-    def __new__(cls, value: str, answer: Mapping[str, Any]) -> Self:
-        """Create the id of a call of this answer."""
-        self = super().__new__(cls, value)
-        self.answer = answer
-        return self
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str, Mapping[str, Any]]]:
-        return type(self), (str(self), self.answer)
+    answer: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)  # with slots, Completion[Quiz](…) is a TypeError in Python 3.11

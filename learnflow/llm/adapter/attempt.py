@@ -7,7 +7,7 @@ import hashlib
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 from .. import errors, events, log
 from ..base import Attempt, Slot
@@ -313,9 +313,8 @@ class _AttemptRun:
             completion = answer.completion(self._spec.name, self._model)
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
-            message = completion.message()
-            calls = (replace(call, id=CallId(call.id, message)) for call in completion.tool_calls)
-            completion = replace(completion, tool_calls=tuple(calls))
+            for call in completion.tool_calls:
+                cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
                 parsed = structured_output.parse(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)

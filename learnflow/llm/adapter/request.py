@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
-from ..completion import restore_extra
 from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
@@ -222,9 +221,7 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def build_request(
-    spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any], origin: str
-) -> Request:
+def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
     """Check a prompt, and return its request.
 
     Args:
@@ -232,7 +229,6 @@ def build_request(
         prompt: the caller's text or messages.
         model: the model's name at the provider; None if it is chosen later.
         keywords: the keywords of the call, from ``check_keywords``.
-        origin: identifies the provider and its address, see ``Completion.origin``.
 
     Raises:
         InvalidRequest: the prompt is invalid or empty.
@@ -244,7 +240,7 @@ def build_request(
     others = {name: value for name, value in keywords.items() if name not in sampling}
     others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
     others["tools"] = [dict(tool) for tool in others.get("tools", ())]
-    messages, system = _check_messages(spec, prompt, origin), others.pop("system", None)
+    messages, system = _check_messages(spec, prompt), others.pop("system", None)
     continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
     turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
     if turn_added:
@@ -254,7 +250,7 @@ def build_request(
     return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
 
-def _check_messages(spec: ProviderSpec, prompt: Prompt, origin: str) -> list[dict[str, Any]]:
+def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
     """Check the messages of a prompt, and return copies."""
     messages = messages_of(prompt)
     if not messages or not all(map(_is_message, messages)):
@@ -266,7 +262,7 @@ def _check_messages(spec: ProviderSpec, prompt: Prompt, origin: str) -> list[dic
         raise InvalidRequest("the prompt is empty", hint="Give a prompt with text")
     for message in messages:
         _check_parts(spec, message)
-    return [_copy_message(message, origin) for message in messages]
+    return [_copy_message(message) for message in messages]
 
 
 def _is_message(message: Mapping[str, Any]) -> bool:
@@ -276,15 +272,11 @@ def _is_message(message: Mapping[str, Any]) -> bool:
     return has_content and has_calls and isinstance(message.get("role"), str)
 
 
-def _copy_message(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a message. Replace the role "developer" by "system", which every server supports."""
     content = message.get("content")
     parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
-    return {
-        **restore_extra(message, origin),
-        **parts,
-        "role": "system" if message["role"] == "developer" else message["role"],
-    }
+    return {**message, **parts, "role": "system" if message["role"] == "developer" else message["role"]}
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:

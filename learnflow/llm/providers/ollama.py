@@ -23,6 +23,7 @@ from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
+from ..transport.tool_calls import add_extra
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -193,9 +194,9 @@ class NDJSONParser(StreamParser):
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
-        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls.calls), call, pieces))
-        # in OpenAI's format, from which LiteLLM writes the field
-        self._add_extra({"reasoning_content": message.get("thinking")})
+        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call, pieces))
+        # LiteLLM writes the field "thinking" of a message from OpenAI's format
+        add_extra(self._extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))

@@ -9,11 +9,12 @@ import re
 from typing import Any, Final
 
 from .. import errors
-from ..completion import Usage
+from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta
+from .reasoning import Delta, merge_deltas
 from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error, is_finish
+from .tool_calls import add_extra
 from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
@@ -73,7 +74,7 @@ class SSEParser(StreamParser):
         if data.strip() == b"[DONE]":
             self.ended = True
             if self.finish is None and self._finish_missing and self._seen:
-                self.finish = "tool_calls" if self._calls.calls else "stop"
+                self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
                 self.fail(self._missing_finish())
             self._seen = True
@@ -96,19 +97,20 @@ class SSEParser(StreamParser):
         for place in (chunk, *choices, *chunk.values()):
             if isinstance(place, dict) and place.get("usage"):
                 self._record_usage(place["usage"])
-        if part(chunk, "base_resp").get("status_code"):
-            raise error_mapping.map_error_object(chunk, began=self._has_text)
         if not choices and self._notice is None and error_mapping.message_of(chunk):
             self._notice = chunk
         if _is_loading_notice(chunk):
             return None
         deltas = [self._parse_choice(choice, key) for choice in choices]
         for choice, delta in zip(choices, deltas, strict=True):
-            self._end_choice(choice, with_text=delta is not None)
-        return _add_deltas([delta for delta in deltas if delta is not None])
+            if is_finish(choice.get("finish_reason")):
+                self._open_choices.discard(choice.get("index") or 0)
+                if not self._open_choices:
+                    self._record_finish(choice["finish_reason"], with_text=delta is not None)
+        return merge_deltas(*deltas)
 
     def _parse_choice(self, choice: dict[str, Any], key: str) -> Delta | None:
-        """Parse a choice. Its text counts if no other choice has text, because some gateways split an answer."""
+        """Parse a choice. Some gateways send tool calls, or the text after them, in a choice of their own."""
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, began=self._has_text)
         number, delta = choice.get("index") or 0, choice.get(key)
@@ -118,41 +120,34 @@ class SSEParser(StreamParser):
         delta = delta or {}
         if not isinstance(delta, dict):
             raise dialect_error("a choice of the answer")
-        text = thinking = ""
-        if self._text_choice in (None, number):
+        text, thinking, chars_left = "", "", self._chars_left
+        if number == self._text_choice or (self._text_choice is None and (number == 0 or self._calls)):
             content_text, content_thinking = _split_content(delta.get("content"))
             text = self._parse_text(content_text, "text")
             thinking = self._parse_text(
                 content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
             )
             self._text_choice = number if text or thinking else self._text_choice
-        pieces = self._list_calls(delta)
-        calls = tuple(call for piece in pieces for call in self._add_call(_find_key(number, piece), piece, pieces))
-        self._add_extra(delta)
-        if delta.get("refusal"):
-            self.refused = True
-        if not (text or thinking or pieces):
+        calls = self._parse_calls(number, delta)
+        self._spend(add_extra(self._extra, delta, MESSAGE_FIELDS))
+        self.refused = self.refused or bool(delta.get("refusal"))
+        if self._chars_left == chars_left:
             return None
         self._open_choices.add(number)
         return Delta(text, thinking, calls)
 
-    def _end_choice(self, choice: dict[str, Any], *, with_text: bool) -> None:
-        """Record the finish reason of a choice, unless another choice with content has none yet."""
-        reason = choice.get("finish_reason")
-        if not is_finish(reason):
-            return
-        self._open_choices.discard(choice.get("index") or 0)
-        if not self._open_choices:
-            self._record_finish(reason, with_text=with_text)
-
-    def _list_calls(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the pieces of tool calls in a delta, including the one of OpenAI's first API."""
-        calls = delta.get("tool_calls") or []
-        if not isinstance(calls, list):
+    def _parse_calls(self, choice: Any, delta: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
+        """Add pieces of tool calls, including the call of OpenAI's first API. Return their deltas."""
+        first = delta.get("function_call")
+        pieces = delta.get("tool_calls") or ([{"function": first}] if first else [])
+        if not isinstance(pieces, list):
             raise dialect_error("a tool call")
-        if not calls and delta.get("function_call"):
-            calls = [{"function": delta["function_call"]}]
-        return [call for call in calls if call is not None]
+        deltas: list[ToolCallDelta] = []
+        for piece in pieces:
+            if piece is not None:
+                index = piece.get("index")
+                deltas += self._add_call((choice, index) if type(index) is int else None, piece, pieces)
+        return tuple(deltas)
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
@@ -165,9 +160,9 @@ class SSEParser(StreamParser):
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
         """Parse the last event, which may lack its empty line. If it is incomplete, the fault is ``AnswerCut``."""
-        if rest.strip():
-            self._parse(self._parse_line, rest)
-        piece = self._parse(self._parse_line, b"") if self._data and not self.fault else None
+        piece = self._parse(self._parse_line, rest) if rest.strip() else None
+        if self._data and not self.fault:
+            piece = merge_deltas(piece, self._parse(self._parse_line, b""))
         if isinstance(self.fault, errors.MalformedAnswer):
             self.fault = None if self.is_complete else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
@@ -198,31 +193,16 @@ class SSEParser(StreamParser):
         return super()._missing_finish()
 
 
-def _find_key(choice: Any, piece: dict[str, Any]) -> tuple[Any, int] | None:
-    """Return the index of a tool call, with that of its choice; None without an index."""
-    index = piece.get("index")
-    return (choice, index) if type(index) is int else None
-
-
-def _add_deltas(deltas: list[Delta]) -> Delta | None:
-    """Return the delta of a chunk from those of its choices."""
-    if len(deltas) < 2:
-        return deltas[0] if deltas else None
-    texts, thoughts, calls = zip(*deltas, strict=True)
-    return Delta("".join(texts), "".join(thoughts), tuple(call for some in calls for call in some))
-
-
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:
     """Return whether a chunk is a notice of llama-swap that a model is loading.
 
     A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). Chunks of a
     model have other fields, too.
     """
-    choices = chunk["choices"] if chunk.keys() == {"choices"} else None
-    delta = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
-    for name in ("delta", "reasoning_content"):
-        delta = delta[name] if isinstance(delta, dict) and delta.keys() == {name} else None
-    return delta is not None
+    match chunk:
+        case {"choices": [{"delta": {"reasoning_content": _, **others}, **more}], **rest}:
+            return not (others or more or rest)
+    return False
 
 
 def _split_content(content: Any) -> tuple[Any, str]:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from .. import errors
-from ..completion import CALL_FIELDS, MESSAGE_FIELDS, Finish, ToolCall, ToolCallDelta, Usage
+from ..completion import CALL_FIELDS, CallId, Finish, ToolCall, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta
-from .tool_calls import CallList, ExtraFields
+from .reasoning import Delta, merge_deltas
+from .tool_calls import Extra, PartialCall, add_extra, find_call, join_extra
 from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
 
 # Finish reasons in lower case, including those of other APIs that gateways pass on.
@@ -82,8 +82,8 @@ class StreamParser:
         self.refused = False
         self._buffer = bytearray()  # the bytes that are not parsed yet
         self._seen = False  # an event or a line with JSON has arrived
-        self._calls = CallList()
-        self._extra = ExtraFields()
+        self._calls: list[PartialCall] = []
+        self._extra: Extra = {}  # further fields of the message
         self._surrogates: dict[str, str] = {}  # the first halves of surrogate pairs, by field
         self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first byte
         self._finish_missing = finish_missing
@@ -125,10 +125,10 @@ class StreamParser:
         piece = self._parse(self._parse_document, rest) if self._is_document else self._parse_rest(rest)
         if self._surrogates:  # the second half never arrived
             text, thinking = ("\ufffd" if field in self._surrogates else "" for field in ("text", "thinking"))
-            piece = piece or Delta()
-            piece = Delta(piece.text + text, piece.thinking + thinking, piece.calls)
-        if not self.fault and (calls := self._calls.start()):  # without arguments
-            piece = (piece or Delta())._replace(calls=(*(piece.calls if piece else ()), *calls))
+            piece = merge_deltas(piece, Delta(text, thinking))
+        calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
+        if calls and not self.fault:
+            piece = merge_deltas(piece, Delta(calls=calls))
         if not self.fault and (self.finish is None or (self._text_after_finish and not self.ended)):
             self.fail(self._missing_finish())
         return [piece] if piece else []
@@ -140,7 +140,7 @@ class StreamParser:
             MalformedAnswer: a call has no name, its arguments are not a JSON object, or the call is missing.
         """
         calls = []
-        for call in self._calls.calls:
+        for call in self._calls:
             text = call.values["arguments"]
             arguments = {} if text.strip() in _NO_ARGUMENTS else json_object(text)
             if not call.name:
@@ -149,7 +149,7 @@ class StreamParser:
                 raise errors.MalformedAnswer(
                     f"the arguments of the tool call {word(call.name)!r} are not a JSON object"
                 )
-            calls.append(ToolCall(call.id, call.name, arguments, call.extra.values))
+            calls.append(ToolCall(CallId(call.id), call.name, arguments, join_extra(call.extra)))
         if self.finish == "tool_calls" and not calls:
             raise errors.MalformedAnswer("the finish_reason announces a tool call, but the answer has none")
         return tuple(calls)
@@ -157,12 +157,12 @@ class StreamParser:
     @property
     def extra(self) -> dict[str, Any]:
         """Return the further fields of the message, see ``Completion.extra``."""
-        return self._extra.values
+        return join_extra(self._extra)
 
     @property
     def calls(self) -> tuple[dict[str, str], ...]:
         """Return the tool calls so far. Each has "id", "name" and "arguments", which is JSON text."""
-        return tuple(call.values for call in self._calls.calls)
+        return tuple(call.values for call in self._calls)
 
     def _add_call(self, key: Any, piece: dict[str, Any], batch: Any) -> tuple[ToolCallDelta, ...]:
         """Add a piece of a tool call. Return the deltas.
@@ -172,21 +172,19 @@ class StreamParser:
             piece: the JSON object.
             batch: the list that contains the piece.
         """
-        function = piece.get("function") or {}
-        raw = function.get("arguments")
+        function, calls = piece.get("function") or {}, self._calls
+        raw, known = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
         call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-        call, is_new = self._calls.find(key, call_id, name, arguments, batch)
-        if len(self._calls.calls) > _MAX_CALLS:
+        call = find_call(calls, key, call_id, name, arguments, batch)
+        if len(calls) > _MAX_CALLS:
             raise dialect_error("an answer of so many tool calls")
-        if is_new:
+        if len(calls) > known and name:
             self._count_characters(len(name))
-        self._spend(call.extra.add(piece, CALL_FIELDS))
-        return self._calls.add(call, self._parse_text(arguments, f"call {call.index}"))
-
-    def _add_extra(self, message: dict[str, Any]) -> None:
-        """Add the further fields of a piece of the message."""
-        self._spend(self._extra.add(message, MESSAGE_FIELDS))
+        self._spend(add_extra(call.extra, piece, CALL_FIELDS))
+        arguments = self._parse_text(arguments, f"call {call.index}")
+        earlier = calls[: call.index] if arguments and not call.started else ()  # deltas are in the order of the calls
+        return (*(delta for other in earlier for delta in other.start()), *call.add(arguments))
 
     def fail(self, fault: LLMError) -> None:
         """Record why the answer is incomplete. Only the first fault is recorded."""
@@ -267,7 +265,7 @@ class StreamParser:
         elif known is None:
             self.fail(errors.UnknownFinish(f"unknown finish_reason “{reason}”: the answer may not be complete"))
         else:
-            self.finish = self.finish or ("tool_calls" if self._calls.calls and known == "stop" else known)
+            self.finish = self.finish or ("tool_calls" if self._calls and known == "stop" else known)
 
     def _missing_finish(self) -> LLMError:
         """Return the error for a response that ended without a finish reason."""
