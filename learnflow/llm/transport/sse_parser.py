@@ -47,9 +47,10 @@ class SSEParser(StreamParser):
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":
-            # some servers omit the empty line between events
+            # some servers omit the empty line between events, or send comments as data
             delta = self._dispatch() if len(self._data) == 1 and json_object(self._data[0]) is not None else None
-            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            value = line[6:] if line[5:6] == b" " else line[5:]
+            self._data += [value] if self._data or value[:1] != b":" else []
             self._size += len(line)
             self._check_size(self._size, MAX_EVENT_BYTES)
             return delta
@@ -69,7 +70,7 @@ class SSEParser(StreamParser):
         """Parse an event, which an empty line has ended."""
         data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
-        if not data.strip() or data.startswith(b":"):  # no event, or a comment
+        if not data.strip():
             return None
         if data.strip() == b"[DONE]":
             self.ended = True
@@ -120,6 +121,7 @@ class SSEParser(StreamParser):
         delta = delta or {}
         if not isinstance(delta, dict):
             raise dialect_error("a choice of the answer")
+        self._spend(add_extra(self._extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
         if number == self._text_choice or (self._text_choice is None and (number == 0 or self._calls)):
             content_text, content_thinking = _split_content(delta.get("content"))
@@ -129,7 +131,6 @@ class SSEParser(StreamParser):
             )
             self._text_choice = number if text or thinking else self._text_choice
         calls = self._parse_calls(number, delta)
-        self._spend(add_extra(self._extra, delta, MESSAGE_FIELDS))
         self.refused = self.refused or bool(delta.get("refusal"))
         if self._chars_left == chars_left:
             return None
