@@ -36,7 +36,7 @@ from learnflow.llm.journal import Journal  # noqa: E402
 START_S = 180.0  # a limit for hanging tests: the first process imports LiteLLM
 METHODS = ("generate", "complete", "stream", "events")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["warm"])
+FORKS.set_forkserver_preload(["warm", "killed"])
 
 
 class StallingRelay:
@@ -171,6 +171,17 @@ def resume(server: LlamaServer, folder: Path, how: str, prompt: str, *, processe
     for process, _ in running:
         process.join()
     return texts
+
+
+def write_and_die(folder: Path, number: int, barrier: Any, results: Connection) -> None:
+    """Record a text and wait for the others. Then die without closing the file."""
+    file = Journal(folder, sync=False, ttl_s=60).open("0" * 32)
+    assert file
+    results.send(file.text)
+    file._unwritten.append(f"text {number}")
+    file.write()
+    barrier.wait(START_S)
+    os._exit(0)
 
 
 def main(kills: int) -> int:

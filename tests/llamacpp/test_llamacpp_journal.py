@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
-from killed import FORKS, METHODS, START_S, environment_of, interrupt, resume, stalling, start, wait_for_texts
+from killed import FORKS, METHODS, environment_of, interrupt, resume, stalling, start, wait_for_texts, write_and_die
 from llama import RSA, TEXTS, LlamaServer
 from support import router
 
 from learnflow.llm import LLMProvider, errors, sync
-from learnflow.llm.journal import Journal
 
 TEXT = TEXTS[RSA]
 SAMPLING: dict[str, Any] = {"temperature": 0, "max_tokens": 400}
@@ -84,17 +83,6 @@ def test_twenty_processes_share_a_folder(start_llama: Callable[..., LlamaServer]
     assert [len(text) >= 100 for text in interrupt(server, folder, "stream", RSA, 100, processes=20)] == [True] * 20
     assert resume(server, folder, "stream", RSA, processes=20) == [TEXT] * 20
     assert list(folder.iterdir()) == []
-
-
-def write_and_die(folder: Path, number: int, barrier: Any, results: Connection) -> None:
-    """Record a text and wait for the others. Then die without closing the file."""
-    file = Journal(folder, sync=False, ttl_s=60).open("0" * 32)
-    assert file
-    results.send(file.text)
-    file._unwritten.append(f"text {number}")
-    file.write()
-    barrier.wait(START_S)
-    os._exit(0)
 
 
 def test_two_hundred_processes_have_a_file_each(tmp_path: Path) -> None:

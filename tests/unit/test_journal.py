@@ -283,7 +283,9 @@ async def test_router_inside_a_provider_of_the_application_records_once(folder: 
     assert len(texts(folder)) == 1
 
 
-def test_record_cut_at_every_byte_is_used_up_to_its_last_whole_record(folder: Path, events_seen: list[object]) -> None:
+async def test_record_cut_at_every_byte_is_used_up_to_its_last_whole_record(
+    folder: Path, events_seen: list[object]
+) -> None:
     path = write(folder)
     data = path.read_bytes()
     beginnings = {"".join(PIECES[:count]) for count in range(len(PIECES) + 1)}
