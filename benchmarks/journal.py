@@ -36,8 +36,8 @@ async def measure(root: str, rounds: int) -> None:
                 times[name].append((time.process_time() - began) / 5 * 1000)
     ratios = [one / other for one, other in zip(times["with"][2:], times["without"][2:], strict=True)]
     for name in chains:
-        print(f"{name} the journal: {statistics.median(times[name][2:]):.1f} ms")  # noqa: T201
-    print(f"ratio: {statistics.median(ratios):.3f}")  # noqa: T201
+        print(f"{name} the journal: {statistics.median(times[name][2:]):.1f} ms")
+    print(f"ratio: {statistics.median(ratios):.3f}")
 
 
 def main() -> None:
