@@ -308,7 +308,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion))
             if not completion.tool_calls:
-                parsed = structured_output.parse(request.response_format, completion.text)
+                parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":

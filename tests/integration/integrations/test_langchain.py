@@ -6,6 +6,7 @@ import asyncio
 import base64
 import subprocess
 import sys
+import threading
 from typing import Any, TypedDict
 
 import pytest
@@ -13,7 +14,7 @@ from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
@@ -289,6 +290,26 @@ async def test_json_mode_and_function_calling_parse_answers() -> None:
     assert provider.history[1].more["tool_choice"]["function"]["name"] == "Questions"
     with pytest.raises(errors.InvalidRequest, match="json_schema, json_mode"):
         chat.with_structured_output(Questions, method="magic")  # type: ignore[arg-type]
+
+
+async def test_event_loop_runs_while_answer_is_parsed() -> None:
+    loop, released = asyncio.get_running_loop(), threading.Event()
+
+    class Slow(Questions):
+        @field_validator("questions")
+        @classmethod
+        def wait(cls, questions: list[str]) -> list[str]:
+            loop.call_soon_threadsafe(released.set)
+            assert released.wait(30)
+            return questions
+
+    called = completion(tool_calls=(ToolCall("call_1", "Slow", {"questions": ["Why?"]}),), finish="tool_calls")
+    for include_raw in (False, True):
+        released.clear()
+        chat = ChatLearnFlow(provider=ScriptedProvider([called]))
+        model = chat.with_structured_output(Slow, method="function_calling", include_raw=include_raw)
+        parsed = await model.ainvoke("ask")
+        assert (parsed["parsed"] if include_raw else parsed) == Slow(questions=["Why?"])
 
 
 async def test_failover_works_with_bound_schema_and_tools() -> None:
