@@ -10,7 +10,8 @@ import threading
 from typing import Any, TypedDict
 
 import pytest
-from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -494,3 +495,29 @@ def test_import_without_langchain_names_package_to_install() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stdout.startswith("ChatLearnFlow needs the package langchain-core"), ran.stderr
+
+
+async def test_secret_in_extra_body_is_in_no_cache_key_trace_or_repr() -> None:
+    keys: list[str] = []
+    traces: list[str] = []
+
+    class Cache(InMemoryCache):
+        def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+            keys.append(prompt + llm_string)
+            super().update(prompt, llm_string, return_val)
+
+    class Trace(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized: Any, messages: Any, **more: Any) -> None:
+            traces.append(repr((serialized, messages, more)))
+
+    provider = ScriptedProvider(["one", "two", "three"])
+    secret = {"extra_body": {"auth": {"token": "sk-secret-token"}}}
+    model = ChatLearnFlow(provider=provider, model_kwargs=secret, cache=Cache(), callbacks=[Trace()])
+    bound = ChatLearnFlow(provider=provider, cache=model.cache, callbacks=[Trace()]).bind(**secret)
+    assert [(await model.ainvoke("hi")).content, (await model.ainvoke("hi")).content] == ["one", "one"]
+    assert (await bound.ainvoke("hi")).content in ("one", "two")
+    other = {"extra_body": {"auth": {"token": "sk-other-token"}}}
+    assert (await model.bind(**other).ainvoke("hi")).content != "one"  # another tenant gets another answer
+    assert len(traces) == 4
+    assert "secret-token" not in "".join([*keys, *traces, repr(model)])
+    assert provider.history[0].more["extra_body"] == secret["extra_body"]

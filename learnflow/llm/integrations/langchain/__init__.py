@@ -6,6 +6,8 @@ LangChain. It requires the extra ``[langchain]``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Literal, cast
@@ -54,6 +56,14 @@ _INTERNAL_KEYWORDS: Final = ("stream", "structured")
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
+def _hash_extra_body(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace ``extra_body`` by its hash, because it may contain secrets, and caches and traces are stored."""
+    if options.get("extra_body") is None:
+        return options
+    body = json.dumps(options["extra_body"], sort_keys=True, default=repr)
+    return {**options, "extra_body": hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()}
+
+
 class ChatLearnFlow(BaseChatModel):
     """A LangChain chat model that sends its requests to a provider or a router. Its errors are ``LLMError``.
 
@@ -88,7 +98,7 @@ class ChatLearnFlow(BaseChatModel):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     reasoning: Reasoning | None = None
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     streaming: bool = False
     stream_structured: bool = False
     _updates_profile: bool = PrivateAttr(default=False)  # False if the caller passed a profile
@@ -109,10 +119,16 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {
-            "provider": repr(self.provider),
-            **self._options(None, {}),
-        }  # a cache key, so it must contain the models
+        # a cache key, so it must contain the models
+        return _hash_extra_body({"provider": repr(self.provider), **self._options(None, {})})
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the parameters for traces."""
+        return super()._get_invocation_params(stop=stop, **_hash_extra_body(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of LangChain's cache."""
+        return super()._get_llm_string(stop=stop, **_hash_extra_body(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
