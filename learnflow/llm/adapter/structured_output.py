@@ -168,6 +168,7 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
 
 
 _MAX_STEPS: Final = 100_000  # of one validation; they take a second at most
+_MAX_DEPTH: Final = 200  # of keywords; a RecursionError in jsonschema can end in a panic, which is no Exception
 # These keywords are not validated. On some answers they take unlimited time.
 _UNCHECKED_KEYWORDS: Final = (
     "pattern",
@@ -188,17 +189,19 @@ class _Validation:
 
     Attributes:
         steps: the steps that are left.
+        depth: how deeply the current keyword is nested.
         results: the first fault of a keyword, by keyword, schema and value. A recursive union would otherwise validate
             a value in exponentially many ways. Schema and value are included, so that their ids stay unique.
     """
 
     steps: int
+    depth: int = 0
     results: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
 
     def spend(self, steps: int) -> None:
-        """Subtract steps. Raise TooManySteps if none are left."""
+        """Subtract steps. Raise TooManySteps if no steps are left, or keywords are nested too deeply."""
         self.steps -= steps
-        if self.steps < 0:
+        if self.steps < 0 or self.depth > _MAX_DEPTH:
             raise TooManySteps
 
 
@@ -220,10 +223,12 @@ def _bounded(draft: Any) -> Any:
             if key not in run.results:
                 run.spend(sum(len(item) for item in (value, instance) if isinstance(item, list | dict)) // 16)
                 fault = None
+                run.depth += 1
                 for error in keyword(validator, value, instance, schema) or ():
                     run.spend(4 + len(error.message) // 128)
                     error.message = error.message[:_MAX_REASON_CHARS]
                     fault = fault or error
+                run.depth -= 1
                 run.results[key] = schema, instance, fault
             if fault := run.results[key][2]:
                 yield ValidationError.create_from(fault)  # validators change its path

@@ -89,6 +89,18 @@ def test_invalid_answer_to_recursive_union_is_rejected_in_few_steps(monkeypatch:
         structured_output.parse(RECURSIVE, json.dumps(nested(60, 7)))
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900])
+def test_deep_answer_to_recursive_schema_is_rejected(depth: int) -> None:
+    """A RecursionError inside jsonschema's dependency rpds would end in a panic, which is no Exception."""
+    with pytest.raises(errors.SchemaMismatch, match="cannot be validated"):
+        structured_output.parse(RECURSIVE, '{"c": 1, "child": ' * depth + "null" + "}" * depth)
+
+
+def test_schema_that_refers_to_itself_is_no_panic() -> None:
+    with pytest.raises(errors.SchemaMismatch, match="cannot be validated"):
+        structured_output.parse(schema({"$ref": "#"}), "{}")
+
+
 STRICT = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
 
 
