@@ -10,7 +10,7 @@ from typing import Any, Final
 
 MIN_SECRET_CHARS: Final = 8  # a shorter secret may be an ordinary word of the answer
 PLACEHOLDER: Final = "masked-secret"
-# Fields whose text is a secret, such as "api_key", "userToken" or "Authorization". The key of a prompt cache is not secret.
+# Fields whose text is a secret, such as "api_key", "userToken" or "Authorization". A cache key is not secret.
 _SECRET_FIELD: Final = re.compile(
     r"(?<!cache_)(?<!cache-)key$|(?:token|secret|password|passwd|authorization|credentials?|cookie)$", re.IGNORECASE
 )
