@@ -10,10 +10,10 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .errors import InvalidRequest
 
@@ -36,8 +36,8 @@ class Background:
         finally:
             future.cancel()  # after Ctrl-C, so that the server stops
 
-    def iterate(self, stream: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
-        """Yield the items of an asynchronous generator. Closing the iterator also closes the generator, without a wait.
+    def iterate(self, stream: AsyncIterator[_T]) -> Generator[_T, None, None]:
+        """Yield the items of a stream. Closing the iterator also calls ``aclose()`` of the stream, without a wait.
 
         Raises:
             InvalidRequest: the iterator is read in the thread of this loop.
@@ -46,7 +46,7 @@ class Background:
 
         async def read() -> None:
             try:
-                async with aclosing(stream):
+                async with aclosing(cast(Any, stream)):
                     async for item in stream:
                         items.put((item,))
                 items.put(None)

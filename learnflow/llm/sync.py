@@ -6,10 +6,11 @@ event loop, as in a notebook.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Self, Unpack
 
 from . import factory
+from .adapter.routable import text_stream, to_completion
 from .background import BACKGROUND
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
 from .capabilities import Capabilities
@@ -35,7 +36,7 @@ class TextStream:
 
     def __next__(self) -> str:
         if self._text is None:
-            self._reading = self._text = BACKGROUND.iterate(_read_text(self._stream))
+            self._reading = self._text = BACKGROUND.iterate(self._stream)
         return next(self._text)
 
     def events(self) -> Iterator[Event]:
@@ -53,12 +54,6 @@ class TextStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-async def _read_text(stream: AsyncTextStream) -> AsyncGenerator[str, None]:
-    async with stream:
-        async for piece in stream:
-            yield piece
 
 
 class Provider:
@@ -128,7 +123,8 @@ class Provider:
             LLMError: while the stream is read, if no provider completes the answer. ``.partial`` has the text that
                 arrived.
         """
-        return TextStream(self.provider.stream(prompt, model, temperature, max_tokens, **more))
+        stream = self.provider.stream(prompt, model, temperature, max_tokens, **more)
+        return TextStream(text_stream(stream, self.name, model, max_tokens))
 
     def complete(
         self,
@@ -154,7 +150,8 @@ class Provider:
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        return BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
+        completion = BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
+        return to_completion(completion, self.name, model)
 
     def list_models(self) -> list[str]:
         """Return the values for ``model=``. Raise LLMError if no provider responds."""
