@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support import serving
+from support import ROOT, serving
 
 from learnflow.llm.testing import FaultServer
 
@@ -155,6 +158,45 @@ def test_narrow_output_has_every_cell(columns: str, server: FaultServer) -> None
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "ready" in ran.stdout
+
+
+@contextmanager
+def hanging(beginning: bytes) -> Iterator[str]:
+    """Run a server that sends the beginning of a response and nothing more. Yield its address."""
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.CancelledError):
+            writer.write(beginning)
+            await reader.read()
+        writer.transport.abort()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(respond, "127.0.0.1", 0), loop).result()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 200 OK\r\nContent-Ty", b'HTTP/1.1 200 OK\r\n\r\n{"data": ['])
+def test_command_against_hanging_server_ends(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"]]
+    bench = [sys.executable, str(ROOT / "benchmarks" / "bench.py")]
+    monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with hanging(beginning) as url:
+        monkeypatch.setenv("LLAMACPP_BASE_URL", url)
+        running = [start(words, "") for words in commands]
+        running.append(subprocess.Popen(bench, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        for words, (code, out, err) in zip([*commands, bench], map(outcome, running), strict=True):
+            assert code in (1, 3), words
+            assert "Traceback" not in err, words
+            assert words == ["doctor"] or "did not respond in time" in out + err, words
 
 
 def test_help_without_arguments_is_shown_once_on_stdout() -> None:
