@@ -31,8 +31,10 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from ...adapter.context_window import estimate_max_tokens
+from ...adapter.routable import text_stream, to_completion
 from ...background import BACKGROUND
-from ...base import AtMost, LLMProvider, Reasoning
+from ...base import DEFAULT_MAX_TOKENS, AtMost, LLMProvider, Reasoning
+from ...capabilities import default_capabilities
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
 from . import messages as convert
@@ -143,12 +145,14 @@ class ChatLearnFlow(BaseChatModel):
     def _resolve_model_profile(self) -> Any:
         """Return a ModelProfile for LangChain's middleware. LangChain calls it once if the caller passed no profile."""
         self._updates_profile = True
-        return convert.profile(self.provider.get_capabilities())
+        return convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
 
     def _update_profile(self) -> None:
         """Update the profile after an answer, because it may have revealed more capabilities."""
         if self._updates_profile:
-            self.profile = cast(Any, convert.profile(self.provider.get_capabilities()))
+            self.profile = cast(
+                Any, convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
+            )
 
     def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords for the provider. Keywords of the call override those of the model."""
@@ -174,7 +178,8 @@ class ChatLearnFlow(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         options = self._options(stop, kwargs) | self._metadata(run_manager)
-        completion = await self.provider.complete(convert.to_openai(messages), **options)
+        answer = await self.provider.complete(convert.to_openai(messages), **options)
+        completion = to_completion(answer, self.provider.name, options.get("model"))
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
             for call in completion.tool_calls
@@ -202,7 +207,10 @@ class ChatLearnFlow(BaseChatModel):
             return
         started_calls = set[int]()
         has_blocks = getattr(self, "output_version", None) == "v1"
-        async with aclosing(self.provider.stream(convert.to_openai(messages), **options).events()) as events:
+        stream = self.provider.stream(convert.to_openai(messages), **options)
+        limit = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+        stream = text_stream(stream, self.provider.name, options.get("model"), limit)
+        async with aclosing(stream.events()) as events:
             async for event in events:
                 if chunk := convert.chunk(event, started_calls, has_blocks=has_blocks):
                     yield ChatGenerationChunk(message=chunk)
