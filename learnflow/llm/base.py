@@ -5,14 +5,44 @@ Sends no request and does not read the environment. Every module may import it.
 
 from __future__ import annotations
 
-import math
+import difflib
+import json
 from abc import abstractmethod
 from asyncio import AbstractEventLoop
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from inspect import signature
+from itertools import groupby
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NotRequired,
+    Protocol,
+    TypeAlias,
+    Unpack,
+    get_args,
+    get_type_hints,
+    runtime_checkable,
+)
 
-from typing_extensions import override  # typing has it from Python 3.12 on
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    InstanceOf,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict, override  # pydantic requires this TypedDict before Python 3.12
 
 from .capabilities import Capabilities
 from .completion import Completion, Parsed
@@ -20,10 +50,15 @@ from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
 Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[Message]
 Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
 Resume: TypeAlias = Literal["continue", "raise"]
+Routing: TypeAlias = Literal["order", "latency", "cost", "local-first", "warm-first"]
 Method: TypeAlias = Literal["generate", "stream", "complete"]
+# The valid values of keywords and of variables. Every JSON parser represents integers below 2**53 exactly.
+Seconds: TypeAlias = Annotated[float, Field(gt=0)]
+Count: TypeAlias = Annotated[int, Field(gt=0, lt=2**53)]
+CountOrZero: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
+_Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class _DefaultFloat(float):
@@ -54,6 +89,72 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
+def _require_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a character is not printable")
+    return value
+
+
+def _require_json(value: Any) -> Any:
+    try:
+        json.dumps(None if isinstance(value, type) else value, default=dict, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("JSON cannot represent it") from None
+    return value
+
+
+def _require_field(value: Any) -> Any:
+    if value["type"] in ("function", "json_schema") and value["type"] not in value:
+        raise ValueError("the field of its type is missing")
+    return value
+
+
+def _validated_as(kind: Any) -> GetPydanticSchema:
+    """Return an annotation for a keyword that is validated by a narrower type than the one that callers see."""
+    return GetPydanticSchema(lambda _, handler: handler(kind))
+
+
+_STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+_OPEN: Final = ConfigDict(strict=True, extra="allow")
+
+
+@with_config(_OPEN)
+class _Function(TypedDict):
+    name: Annotated[str, Field(min_length=1)]
+    parameters: NotRequired[Mapping[str, Any] | None]
+
+
+@with_config(_OPEN)
+class _Typed(TypedDict):
+    type: str
+    function: NotRequired[Annotated[_Function, Strict(False)]]
+
+
+@with_config(_OPEN)
+class _Format(TypedDict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NotRequired[Mapping[str, Any]]
+
+
+@with_config(_OPEN)
+class _Message(TypedDict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
+
+
+Prompt: TypeAlias = Annotated[
+    str | Sequence[Message],
+    _validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
+    'a text or a list of messages: {"role": "user", "content": "…"}. A role is system, developer, user, assistant or '
+    "tool. A content is a text, or a list of parts with a type",
+]
+Temperature: TypeAlias = Annotated[float, Field(ge=0)]
+_Tool: TypeAlias = Annotated[_Typed, Strict(False), AfterValidator(_require_field)]
+_Label: TypeAlias = Annotated[str, Field(pattern=r"^[^\W\d]\w*$", max_length=200)]
+_LabelText: TypeAlias = Annotated[str, Field(max_length=200), AfterValidator(_require_printable)]
+_LabelNumber: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # as OpenTelemetry's integers
+
+
 class Options(TypedDict, Generic[Parsed], total=False):
     """The optional keywords of ``generate``, ``stream`` and ``complete``.
 
@@ -74,23 +175,43 @@ class Options(TypedDict, Generic[Parsed], total=False):
     """
 
     system: str
-    response_format: dict[str, Any] | type[Parsed]
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    stop: str | Sequence[str]
-    seed: int
-    n: Literal[1]
-    top_p: float
-    top_k: int
-    min_p: float
+    response_format: Annotated[
+        dict[str, Any] | type[Parsed],
+        _validated_as(type[BaseModel] | Annotated[_Format, AfterValidator(_require_field)]),
+        AfterValidator(_require_json),
+        "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
+    ]
+    tools: Annotated[
+        Sequence[Mapping[str, Any]],
+        _validated_as(Sequence[_Tool]),
+        AfterValidator(_require_json),
+        'a list of tools that JSON can represent: {"type": "function", "function": {"name": "…", "parameters": {…}}}',
+    ]
+    tool_choice: Annotated[str | Mapping[str, Any], _validated_as(str | _Tool), "a text, or a dict with a type"]
+    stop: Annotated[str | Sequence[str], "a text or a list of texts"]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    n: Annotated[Literal[1], "1: a call has one answer. Call it several times, with asyncio.gather for instance"]
+    top_p: _Fraction
+    top_k: Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
+    min_p: _Fraction
     frequency_penalty: float
     presence_penalty: float
     reasoning: Reasoning
-    timeout: float
-    session: str
-    extra_body: Mapping[str, Any]
+    timeout: Seconds
+    session: Annotated[
+        str,
+        Field(min_length=1, max_length=200),
+        AfterValidator(_require_printable),
+        "a text of 1 to 200 printable characters",
+    ]
+    extra_body: Annotated[Mapping[str, Any], AfterValidator(_require_json), "a dict that JSON can represent"]
     resume: Resume
-    metadata: Mapping[str, str | int | float | bool | None]
+    metadata: Annotated[
+        Mapping[str, str | int | float | bool | None],
+        _validated_as(Mapping[_Label, _LabelText | bool | _LabelNumber | InstanceOf[float] | None]),
+        Field(max_length=16),
+        "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
+    ]
 
 
 class TimeOptions(TypedDict, total=False):
@@ -99,12 +220,87 @@ class TimeOptions(TypedDict, total=False):
     A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
-    connect_timeout: float
-    first_token_timeout: float
-    gap_timeout: float
-    deadline: float
+    connect_timeout: Seconds
+    first_token_timeout: Seconds
+    gap_timeout: Seconds
+    deadline: Seconds
     local_only: bool
-    max_concurrency: int
+    max_concurrency: Count
+
+
+_NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
+_HINTS: Final = {  # for keywords of other libraries
+    "logprobs": _NO_LOGPROBS,
+    "top_logprobs": _NO_LOGPROBS,
+    "num_ctx": "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that",
+}
+_MAX_FAULT_CHARS: Final = 500
+
+
+def check_keywords(
+    function: Callable[..., Any], values: Mapping[str, Any], error: type[LLMError], provider: str | None = None
+) -> None:
+    """Check the arguments of a function by its annotations. No value is changed.
+
+    Args:
+        function: the function. A text in an annotation describes the valid values.
+        values: the arguments by name. An argument with a default may be None.
+        error: the class of the error, which names the keyword and the type of its value, but not the value.
+        provider: the name of the provider, for the error.
+
+    Raises:
+        LLMError: a keyword does not exist, or its value is invalid.
+    """
+    hints, adapter = _keywords_of(function)
+    try:
+        adapter.validate_python(values)
+    except ValidationError as invalid:
+        name, fault = next(iter(describe_faults(invalid, hints).items()))
+    else:
+        return
+    if name in hints:
+        raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider)
+    similar = difflib.get_close_matches(name, hints, 1)
+    hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
+    hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
+    raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider)
+
+
+@cache
+def _keywords_of(function: Callable[..., Any]) -> tuple[dict[str, Any], TypeAdapter[Any]]:
+    """Return the annotations of the keywords of a function, and the adapter that validates them."""
+    hints = get_type_hints(function, include_extras=True)
+    del hints["return"]
+    *_, (last, parameter) = signature(function).parameters.items()
+    if parameter.kind is parameter.VAR_KEYWORD:
+        hints |= get_type_hints(get_args(hints.pop(last))[0], include_extras=True)
+    fields = {name: hint if name == "prompt" else hint | None for name, hint in hints.items()}
+    keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
+    return hints, TypeAdapter(with_config(_STRICT)(keywords))
+
+
+def describe_faults(invalid: ValidationError, hints: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the fault of each value, by its name: the valid values, and the type of the given one.
+
+    Args:
+        invalid: the error of pydantic.
+        hints: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
+    """
+    details = invalid.errors(include_url=False, include_context=False)
+    groups = groupby(details, key=lambda fault: str(fault["loc"][0]))  # a union has a fault for each of its types
+    return {name: _describe([*group], (hints or {}).get(name)) for name, group in groups}
+
+
+def _describe(faults: Sequence[ErrorDetails], hint: Any) -> str:
+    deepest = max(faults, key=lambda fault: len(fault["loc"]))
+    place = "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
+    given = f"(given: {type(deepest['input']).__name__}{place and f' at {place}'})"
+    messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
+    message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
+    rule = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)), None)
+    if message.startswith("Value error, ") and not rule:
+        return f"is invalid: {message.removeprefix('Value error, ')} {given}"
+    return f"must be {rule or message} {given}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +312,6 @@ class Call:
         options: the optional keywords except ``metadata``, see ``Options``.
         method: the name of the called method.
         metadata: the labels of the request.
-
-    Raises:
-        InvalidRequest: ``generate`` was called with tools, or ``timeout`` or ``metadata`` is invalid.
     """
 
     prompt: Prompt = field(repr=False)
@@ -129,19 +322,17 @@ class Call:
     method: Method = "complete"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if "metadata" in self.options:
-            others = {name: value for name, value in self.options.items() if name != "metadata"}
-            object.__setattr__(self, "metadata", _parse_labels(self.options["metadata"]))
-            object.__setattr__(self, "options", others)
-        if self.options.get("tools") and self.method == "generate":
+    def checked(self) -> Call:
+        """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
+        given: dict[str, Any] = {"prompt": self.prompt, "model": self.model, "temperature": self.temperature}
+        given |= {"max_tokens": self.max_tokens, **self.options}
+        check_keywords(AbstractProvider.stream, given, InvalidRequest)
+        options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
+        if options.get("tools") and self.method == "generate":
             raise InvalidRequest(
                 "generate() does not support tools: it returns only text", hint="Use complete() or stream()"
             )
-        limit = self.options.get("timeout")
-        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < math.inf):
-            raise InvalidRequest("timeout= must be a number of seconds, more than 0")
+        return replace(self, metadata=dict(options.pop("metadata", {})), options=options)
 
     @property
     def buffered(self) -> bool:
@@ -199,24 +390,6 @@ class Attempt:
     def raw(self) -> str:
         """Return the prefill with its thinking, in the format of the model."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
-
-
-_MAX_LABELS: Final = 16
-_MAX_LABEL_CHARS: Final = 200
-
-
-def _parse_labels(metadata: Any) -> dict[str, Any]:
-    """Return the metadata as a dict. Raise InvalidRequest if a log line or a span cannot contain it."""
-    valid = isinstance(metadata, Mapping) and len(metadata) <= _MAX_LABELS
-    for name, value in metadata.items() if valid else ():
-        valid = valid and isinstance(name, str) and name.isidentifier() and len(name) <= _MAX_LABEL_CHARS
-        valid = valid and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _MAX_LABEL_CHARS
-        valid = valid and (type(value) is not int or abs(value) < 2**63)  # OpenTelemetry's integers have 64 bits
-        valid = valid and str(value).isprintable()
-    if metadata is not None and not valid:
-        text = f"a printable text of {_MAX_LABEL_CHARS} characters, a number or a bool"
-        raise InvalidRequest(f"metadata= must be a dict of at most {_MAX_LABELS} entries: a name, and {text}")
-    return dict(metadata or {})
 
 
 @runtime_checkable
@@ -364,18 +537,18 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
+        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate").checked())).text
 
     @override
     def stream(
         self,
         prompt: Prompt,
         model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: Temperature = DEFAULT_TEMPERATURE,
+        max_tokens: Count = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
+        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream").checked()))
 
     @override
     async def complete(
@@ -386,4 +559,4 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete"))
+        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete").checked())

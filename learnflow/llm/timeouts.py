@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .base import TimeOptions
-from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
 
@@ -48,28 +45,10 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
 
     Args:
         spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
-        given: the keywords, see ``TimeOptions``.
+        given: the checked keywords, see ``TimeOptions``.
         common: the settings that all providers share.
         own: the settings of this provider.
-
-    Raises:
-        NotConfigured: a keyword is unknown, or its value is invalid.
     """
-    known = TimeOptions.__annotations__
-    for name, value in given.items():
-        if name not in known:
-            similar = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {similar[0]}=?" if similar else f"Use base_url, model, api_key, {', '.join(known)}"
-            raise NotConfigured(f"unknown keyword {name}=", provider=spec.name, hint=hint)
-        if name == "local_only":
-            valid, expected = isinstance(value, bool), "True or False"
-        elif name == "max_concurrency":
-            valid, expected = type(value) is int and value > 0, "an integer from 1"
-        else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            valid, expected = number and value > 0, "seconds, more than 0"
-        if value is not None and not valid:
-            raise NotConfigured(f"{name}= must be {expected}", provider=spec.name, hint="Change or remove it")
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
     local_only = given.get("local_only")
     return Times(

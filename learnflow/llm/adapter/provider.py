@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Unpack
 
 from .. import errors, events, settings
-from ..base import AbstractProvider, Attempt, Call, TimeOptions
+from ..base import AbstractProvider, Attempt, Call, TimeOptions, check_keywords
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
 from ..provider_spec import Model, ProviderSpec
@@ -25,7 +25,7 @@ from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
-from .options import check_keywords
+from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
 
@@ -62,6 +62,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         **times: Unpack[TimeOptions],
     ) -> None:
         spec = self.spec
+        given = {"base_url": base_url, "model": model, "api_key": api_key, "vision_model": vision_model, **times}
+        check_keywords(BaseProvider.__init__, given, errors.NotConfigured, spec.name)
         common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
@@ -146,9 +148,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
-        keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
-            keywords = check_keywords(self.spec, keywords)
+            keywords = supported_keywords(self.spec, call)
             prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
         except LLMError as error:
             error.provider = self.name

@@ -24,14 +24,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import IO, Final, Unpack
+from typing import IO, Any, Final, Unpack
 from weakref import WeakSet
 
 import httpx
 
 from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
-from ..base import TimeOptions
+from ..base import Count, TimeOptions, check_keywords
 from ..errors import LLMError, NotConfigured
 from ..model_store import DEFAULT_MODEL
 from ..process import register
@@ -377,11 +377,14 @@ class EmbeddedProvider(BaseProvider):
         api_key: str | None = None,
         vision_model: str | None = None,
         *,
-        context: int | None = None,
-        slots: int | None = None,
-        threads: int | None = None,
+        context: Count | None = None,
+        slots: Count | None = None,
+        threads: Count | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
+        sizes: dict[str, Any] = {"context": context, "slots": slots, "threads": threads}
+        given = {"base_url": base_url, "model": model, "api_key": api_key, "vision_model": vision_model, **times}
+        check_keywords(EmbeddedProvider.__init__, {**given, **sizes}, NotConfigured, self.spec.name)
         common, own = settings.load(), settings.load_provider(self.spec)
         if base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model:
             raise NotConfigured(
@@ -390,15 +393,8 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
-        sizes: dict[str, int] = {}
-        for name, value, default in (
-            ("context", context, _DEFAULT_CONTEXT),
-            ("slots", slots, _DEFAULT_SLOTS),
-            ("threads", threads, embedded_model.available_cores()),
-        ):
-            sizes[name] = (getattr(own, name) or default) if value is None else value
-            if type(sizes[name]) is not int or sizes[name] < 1:
-                raise NotConfigured(f"{name}= must be a positive integer", provider=self.spec.name)
+        defaults = {"context": _DEFAULT_CONTEXT, "slots": _DEFAULT_SLOTS, "threads": embedded_model.available_cores()}
+        sizes = {name: (sizes[name] or getattr(own, name) or size) for name, size in defaults.items()}
         replay = active.current(common)
         # With cassettes there is no default model, because their model list names the recorded one.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)

@@ -37,7 +37,6 @@ def current(settings: Settings) -> Cassettes | None:
             what = "LLM_REPLAY_MODE=record, but LLM_REPLAY names no folder"
             raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder, or unset both")
         return None
-    folder = folder.expanduser().absolute()
     if (folder, mode) not in _by_folder:
         _by_folder[folder, mode] = Player(read_cassettes(folder)) if mode == "play" else Recorder(folder)
         events.emit(events.Replaying(folder=str(folder), mode=mode))

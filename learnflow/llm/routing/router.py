@@ -11,11 +11,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, cast
 
-from .. import errors, events, settings
+from .. import base, errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
+from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume, Routing
 from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
@@ -28,7 +28,7 @@ from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
 from .progress import Progress
-from .selection import Chain, Routing
+from .selection import Chain
 
 Member = str | LLMProvider  # a provider by its name, or as an object
 Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
@@ -65,13 +65,15 @@ class RouterProvider(AbstractProvider):
         fallback: Sequence[Equals] | Member = (),
         *,
         resume: Resume = "continue",
-        retries: int | None = None,
+        retries: base.CountOrZero | None = None,
         routing: Routing | None = None,
-        deadline: float | None = None,
+        deadline: base.Seconds | None = None,
         find: Find | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
-        _check_resume(resume, errors.NotConfigured)
+        given = {"retries": retries, "routing": routing, "deadline": deadline}
+        others = {"primary": primary, "fallback": fallback, "resume": resume, "find": find, "breakers": breakers}
+        base.check_keywords(RouterProvider.__init__, {**given, **others}, errors.NotConfigured)
         ranks: list[Equals] = [] if primary is None else [primary]
         ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
         self._registry = breakers
@@ -84,9 +86,9 @@ class RouterProvider(AbstractProvider):
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        given = {"llm_retries": retries, "llm_routing": routing or None, "llm_deadline": deadline or None}
-        given = {name: value for name, value in given.items() if value is not None}
-        self._settings = settings.load().model_copy(update=given)
+        self._settings = settings.load().model_copy(
+            update={f"llm_{name}": value for name, value in given.items() if value is not None}
+        )
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
         if find is None and not self._options:
@@ -117,8 +119,7 @@ class RouterProvider(AbstractProvider):
         """Return the work of a call: attempts at its providers until one succeeds."""
         template = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
-        resume = options.pop("resume", None) or self._resume
-        _check_resume(resume, errors.InvalidRequest)
+        resume = options.pop("resume", self._resume)
         run = partial(self._run, replace(call, options=options), resume, template)
         return partial(events.run_request, self.name, call.model, template, run)
 
@@ -298,8 +299,3 @@ def _raise_failure(results: Sequence[object]) -> None:
     failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):
         raise failures[-1]
-
-
-def _check_resume(resume: str, kind: type[LLMError]) -> None:
-    if resume not in get_args(Resume):
-        raise kind(f"resume= must be one of {', '.join(get_args(Resume))}", hint='Leave it out for "continue"')
