@@ -5,60 +5,39 @@ Sends no request and does not read the environment. Every module may import it.
 
 from __future__ import annotations
 
-import difflib
-import json
 from abc import abstractmethod
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from inspect import signature
-from itertools import groupby
 from typing import (
-    Annotated,
+    TYPE_CHECKING,
     Any,
     Final,
     Generic,
     Literal,
-    NotRequired,
     Protocol,
     TypeAlias,
+    TypedDict,
     Unpack,
-    get_args,
-    get_type_hints,
     runtime_checkable,
 )
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    InstanceOf,
-    Strict,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
-from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict, override  # pydantic requires this TypedDict before Python 3.12
+from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
 from .completion import Completion, Parsed
 from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
+if TYPE_CHECKING:  # it imports pydantic
+    from . import parameters
+
 Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Sequence[Message]
 Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
 Resume: TypeAlias = Literal["continue", "raise"]
 Routing: TypeAlias = Literal["order", "latency", "cost", "local-first", "warm-first"]
 Method: TypeAlias = Literal["generate", "stream", "complete"]
-# The valid values of keywords and of variables. Every JSON parser represents integers below 2**53 exactly.
-Seconds: TypeAlias = Annotated[float, Field(gt=0)]
-Count: TypeAlias = Annotated[int, Field(gt=0, lt=2**53)]
-CountOrZero: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
-_Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class _DefaultFloat(float):
@@ -89,72 +68,6 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
-def _require_printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("a character is not printable")
-    return value
-
-
-def _require_json(value: Any) -> Any:
-    try:
-        json.dumps(None if isinstance(value, type) else value, default=dict, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError("JSON cannot represent it") from None
-    return value
-
-
-def _require_field(value: Any) -> Any:
-    if value["type"] in ("function", "json_schema") and value["type"] not in value:
-        raise ValueError("the field of its type is missing")
-    return value
-
-
-def _validated_as(kind: Any) -> GetPydanticSchema:
-    """Return an annotation for a keyword that is validated by a narrower type than the one that callers see."""
-    return GetPydanticSchema(lambda _, handler: handler(kind))
-
-
-_STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-_OPEN: Final = ConfigDict(strict=True, extra="allow")
-
-
-@with_config(_OPEN)
-class _Function(TypedDict):
-    name: Annotated[str, Field(min_length=1)]
-    parameters: NotRequired[Mapping[str, Any] | None]
-
-
-@with_config(_OPEN)
-class _Typed(TypedDict):
-    type: str
-    function: NotRequired[Annotated[_Function, Strict(False)]]
-
-
-@with_config(_OPEN)
-class _Format(TypedDict):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: NotRequired[Mapping[str, Any]]
-
-
-@with_config(_OPEN)
-class _Message(TypedDict):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
-
-
-Prompt: TypeAlias = Annotated[
-    str | Sequence[Message],
-    _validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
-    'a text or a list of messages: {"role": "user", "content": "…"}. A role is system, developer, user, assistant or '
-    "tool. A content is a text, or a list of parts with a type",
-]
-Temperature: TypeAlias = Annotated[float, Field(ge=0)]
-_Tool: TypeAlias = Annotated[_Typed, Strict(False), AfterValidator(_require_field)]
-_Label: TypeAlias = Annotated[str, Field(pattern=r"^[^\W\d]\w*$", max_length=200)]
-_LabelText: TypeAlias = Annotated[str, Field(max_length=200), AfterValidator(_require_printable)]
-_LabelNumber: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # as OpenTelemetry's integers
-
-
 class Options(TypedDict, Generic[Parsed], total=False):
     """The optional keywords of ``generate``, ``stream`` and ``complete``.
 
@@ -175,43 +88,23 @@ class Options(TypedDict, Generic[Parsed], total=False):
     """
 
     system: str
-    response_format: Annotated[
-        dict[str, Any] | type[Parsed],
-        _validated_as(type[BaseModel] | Annotated[_Format, AfterValidator(_require_field)]),
-        AfterValidator(_require_json),
-        "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
-    ]
-    tools: Annotated[
-        Sequence[Mapping[str, Any]],
-        _validated_as(Sequence[_Tool]),
-        AfterValidator(_require_json),
-        'a list of tools that JSON can represent: {"type": "function", "function": {"name": "…", "parameters": {…}}}',
-    ]
-    tool_choice: Annotated[str | Mapping[str, Any], _validated_as(str | _Tool), "a text, or a dict with a type"]
-    stop: Annotated[str | Sequence[str], "a text or a list of texts"]
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
-    n: Annotated[Literal[1], "1: a call has one answer. Call it several times, with asyncio.gather for instance"]
-    top_p: _Fraction
-    top_k: Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
-    min_p: _Fraction
+    response_format: parameters.ResponseFormat[Parsed]
+    tools: parameters.Tools
+    tool_choice: parameters.ToolChoice
+    stop: parameters.Stop
+    seed: parameters.Seed
+    n: parameters.One
+    top_p: parameters.Fraction
+    top_k: parameters.TopK
+    min_p: parameters.Fraction
     frequency_penalty: float
     presence_penalty: float
     reasoning: Reasoning
-    timeout: Seconds
-    session: Annotated[
-        str,
-        Field(min_length=1, max_length=200),
-        AfterValidator(_require_printable),
-        "a text of 1 to 200 printable characters",
-    ]
-    extra_body: Annotated[Mapping[str, Any], AfterValidator(_require_json), "a dict that JSON can represent"]
+    timeout: parameters.Seconds
+    session: parameters.Session
+    extra_body: parameters.JsonObject
     resume: Resume
-    metadata: Annotated[
-        Mapping[str, str | int | float | bool | None],
-        _validated_as(Mapping[_Label, _LabelText | bool | _LabelNumber | InstanceOf[float] | None]),
-        Field(max_length=16),
-        "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
-    ]
+    metadata: parameters.Labels
 
 
 class TimeOptions(TypedDict, total=False):
@@ -220,87 +113,12 @@ class TimeOptions(TypedDict, total=False):
     A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
-    connect_timeout: Seconds
-    first_token_timeout: Seconds
-    gap_timeout: Seconds
-    deadline: Seconds
+    connect_timeout: parameters.Seconds
+    first_token_timeout: parameters.Seconds
+    gap_timeout: parameters.Seconds
+    deadline: parameters.Seconds
     local_only: bool
-    max_concurrency: Count
-
-
-_NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
-_HINTS: Final = {  # for keywords of other libraries
-    "logprobs": _NO_LOGPROBS,
-    "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that",
-}
-_MAX_FAULT_CHARS: Final = 500
-
-
-def check_keywords(
-    function: Callable[..., Any], values: Mapping[str, Any], error: type[LLMError], provider: str | None = None
-) -> None:
-    """Check the arguments of a function by its annotations. No value is changed.
-
-    Args:
-        function: the function. A text in an annotation describes the valid values.
-        values: the arguments by name. An argument with a default may be None.
-        error: the class of the error, which names the keyword and the type of its value, but not the value.
-        provider: the name of the provider, for the error.
-
-    Raises:
-        LLMError: a keyword does not exist, or its value is invalid.
-    """
-    hints, adapter = _keywords_of(function)
-    try:
-        adapter.validate_python(values)
-    except ValidationError as invalid:
-        name, fault = next(iter(describe_faults(invalid, hints).items()))
-    else:
-        return
-    if name in hints:
-        raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider)
-    similar = difflib.get_close_matches(name, hints, 1)
-    hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
-    hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
-    raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider)
-
-
-@cache
-def _keywords_of(function: Callable[..., Any]) -> tuple[dict[str, Any], TypeAdapter[Any]]:
-    """Return the annotations of the keywords of a function, and the adapter that validates them."""
-    hints = get_type_hints(function, include_extras=True)
-    del hints["return"]
-    *_, (last, parameter) = signature(function).parameters.items()
-    if parameter.kind is parameter.VAR_KEYWORD:
-        hints |= get_type_hints(get_args(hints.pop(last))[0], include_extras=True)
-    fields = {name: hint if name == "prompt" else hint | None for name, hint in hints.items()}
-    keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
-    return hints, TypeAdapter(with_config(_STRICT)(keywords))
-
-
-def describe_faults(invalid: ValidationError, hints: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the fault of each value, by its name: the valid values, and the type of the given one.
-
-    Args:
-        invalid: the error of pydantic.
-        hints: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
-    """
-    details = invalid.errors(include_url=False, include_context=False)
-    groups = groupby(details, key=lambda fault: str(fault["loc"][0]))  # a union has a fault for each of its types
-    return {name: _describe([*group], (hints or {}).get(name)) for name, group in groups}
-
-
-def _describe(faults: Sequence[ErrorDetails], hint: Any) -> str:
-    deepest = max(faults, key=lambda fault: len(fault["loc"]))
-    place = "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
-    given = f"(given: {type(deepest['input']).__name__}{place and f' at {place}'})"
-    messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
-    message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
-    rule = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)), None)
-    if message.startswith("Value error, ") and not rule:
-        return f"is invalid: {message.removeprefix('Value error, ')} {given}"
-    return f"must be {rule or message} {given}"
+    max_concurrency: parameters.Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +142,10 @@ class Call:
 
     def checked(self) -> Call:
         """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
-        given: dict[str, Any] = {"prompt": self.prompt, "model": self.model, "temperature": self.temperature}
-        given |= {"max_tokens": self.max_tokens, **self.options}
-        check_keywords(AbstractProvider.stream, given, InvalidRequest)
+        from .parameters import check_keywords  # noqa: PLC0415  # it imports pydantic
+
+        given = {name: getattr(self, name) for name in ("prompt", "model", "temperature", "max_tokens")}
+        check_keywords(AbstractProvider.stream, {**given, "more": self.options}, InvalidRequest)
         options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
         if options.get("tools") and self.method == "generate":
             raise InvalidRequest(
@@ -542,10 +361,10 @@ class AbstractProvider(LLMProvider):
     @override
     def stream(
         self,
-        prompt: Prompt,
+        prompt: parameters.ValidPrompt,
         model: str | None = None,
-        temperature: Temperature = DEFAULT_TEMPERATURE,
-        max_tokens: Count = DEFAULT_MAX_TOKENS,
+        temperature: parameters.Temperature = DEFAULT_TEMPERATURE,
+        max_tokens: parameters.Count = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
         return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream").checked()))

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
 from . import settings_sources
-from .base import Count, CountOrZero, Routing, Seconds, describe_faults
+from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
+from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
-_CONFIG = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def _parse_networks(value: object) -> object:
@@ -36,10 +36,8 @@ def _make_absolute(folder: Path) -> Path:
     try:
         path = folder.expanduser().absolute()
         path.exists()
-    except RuntimeError as error:  # the user is unknown, or has no home directory
-        raise ValueError(str(error)) from None
-    except OSError as error:
-        raise ValueError(error.strerror) from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user is unknown, or has no home directory
+        raise ValueError(getattr(error, "strerror", error)) from None
     return path
 
 
@@ -61,10 +59,8 @@ def parse_equals(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, use_attribute_docstrings=True, allow_inf_nan=False):
     """The variables of all providers. Each field is a variable, in upper case."""
-
-    model_config = _CONFIG
 
     llm_provider: str | None = None
     """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
@@ -131,10 +127,8 @@ class Settings(BaseModel):
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class ProviderSettings(BaseModel):
+class ProviderSettings(BaseModel, use_attribute_docstrings=True, allow_inf_nan=False):
     """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``."""
-
-    model_config = _CONFIG
 
     base_url: str | None = None
     """The address of the server; `/v1` and a slash at the end are optional."""

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, Unpack
 
 from .. import errors, events, settings
-from ..base import AbstractProvider, Attempt, Call, TimeOptions, check_keywords
+from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..errors import LLMError, bare
+from ..parameters import check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_prices
@@ -61,9 +62,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         vision_model: str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
+        check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
         spec = self.spec
-        given = {"base_url": base_url, "model": model, "api_key": api_key, "vision_model": vision_model, **times}
-        check_keywords(BaseProvider.__init__, given, errors.NotConfigured, spec.name)
         common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):

@@ -24,16 +24,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any, Final, Unpack
+from typing import IO, Final, Unpack
 from weakref import WeakSet
 
 import httpx
 
 from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
-from ..base import Count, TimeOptions, check_keywords
+from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
 from ..model_store import DEFAULT_MODEL
+from ..parameters import Count, check_keywords
 from ..process import register
 from ..replay import active
 from ..transport import pool
@@ -382,9 +383,7 @@ class EmbeddedProvider(BaseProvider):
         threads: Count | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
-        sizes: dict[str, Any] = {"context": context, "slots": slots, "threads": threads}
-        given = {"base_url": base_url, "model": model, "api_key": api_key, "vision_model": vision_model, **times}
-        check_keywords(EmbeddedProvider.__init__, {**given, **sizes}, NotConfigured, self.spec.name)
+        check_keywords(EmbeddedProvider.__init__, locals(), NotConfigured, self.spec.name)
         common, own = settings.load(), settings.load_provider(self.spec)
         if base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model:
             raise NotConfigured(
@@ -393,8 +392,6 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
-        defaults = {"context": _DEFAULT_CONTEXT, "slots": _DEFAULT_SLOTS, "threads": embedded_model.available_cores()}
-        sizes = {name: (sizes[name] or getattr(own, name) or size) for name, size in defaults.items()}
         replay = active.current(common)
         # With cassettes there is no default model, because their model list names the recorded one.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
@@ -402,7 +399,9 @@ class EmbeddedProvider(BaseProvider):
         if not active.is_replay(replay):
             path = embedded_model.find_file(self.spec, model or DEFAULT_MODEL)
             embedded_model.require_xllamacpp(self.spec.name)
-            config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, **sizes)
+            context, slots = context or own.context or _DEFAULT_CONTEXT, slots or own.slots or _DEFAULT_SLOTS
+            threads = threads or own.threads or embedded_model.available_cores()
+            config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, context, slots, threads)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)

@@ -13,12 +13,13 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, Final, cast
 
-from .. import base, errors, events, settings
+from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume, Routing
 from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
+from ..parameters import CountOrZero, Seconds, check_keywords
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
@@ -65,15 +66,13 @@ class RouterProvider(AbstractProvider):
         fallback: Sequence[Equals] | Member = (),
         *,
         resume: Resume = "continue",
-        retries: base.CountOrZero | None = None,
+        retries: CountOrZero | None = None,
         routing: Routing | None = None,
-        deadline: base.Seconds | None = None,
+        deadline: Seconds | None = None,
         find: Find | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
-        given = {"retries": retries, "routing": routing, "deadline": deadline}
-        others = {"primary": primary, "fallback": fallback, "resume": resume, "find": find, "breakers": breakers}
-        base.check_keywords(RouterProvider.__init__, {**given, **others}, errors.NotConfigured)
+        check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
         ranks: list[Equals] = [] if primary is None else [primary]
         ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
         self._registry = breakers
@@ -86,9 +85,9 @@ class RouterProvider(AbstractProvider):
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        self._settings = settings.load().model_copy(
-            update={f"llm_{name}": value for name, value in given.items() if value is not None}
-        )
+        given = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._settings = settings.load().model_copy(update=given)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
         if find is None and not self._options:
