@@ -97,8 +97,8 @@ class Options(TypedDict, Generic[Parsed], total=False):
     top_p: parameters.Fraction
     top_k: parameters.TopK
     min_p: parameters.Fraction
-    frequency_penalty: float
-    presence_penalty: float
+    frequency_penalty: parameters.Number
+    presence_penalty: parameters.Number
     reasoning: Reasoning
     timeout: parameters.Seconds
     session: parameters.Session
@@ -362,7 +362,7 @@ class AbstractProvider(LLMProvider):
     def stream(
         self,
         prompt: parameters.ValidPrompt,
-        model: str | None = None,
+        model: parameters.Name | None = None,
         temperature: parameters.Temperature = DEFAULT_TEMPERATURE,
         max_tokens: parameters.Count = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],

@@ -15,7 +15,16 @@ from itertools import groupby
 from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias, TypeVar, get_args, get_type_hints
 
 from annotated_types import Predicate
-from pydantic import BaseModel, Field, GetPydanticSchema, Strict, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    GetPydanticSchema,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from .errors import LLMError
@@ -44,13 +53,22 @@ TEMPLATE_THINKING: Final[Reasoning] = {
     **{level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS},
 }
 
+
+def _refuse_decimal(value: Any) -> Any:
+    if not isinstance(value, int | float | str):  # pydantic accepts everything with ``__float__``
+        raise ValueError("it is not an int or a float")  # noqa: TRY004  # pydantic expects it
+    return value
+
+
 _T = TypeVar("_T")
 # The valid values of keywords and of variables. Every JSON parser represents integers below 2**53 exactly.
-Seconds: TypeAlias = Annotated[float, Field(gt=0)]
+Number: TypeAlias = Annotated[float, BeforeValidator(_refuse_decimal)]
+Seconds: TypeAlias = Annotated[Number, Field(gt=0)]
+Name: TypeAlias = Annotated[str, Field(max_length=1000), Predicate(str.isprintable), "a printable text"]
 Count: TypeAlias = Annotated[int, Field(gt=0, lt=2**53)]
 CountOrZero: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
-Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Temperature: TypeAlias = Annotated[float, Field(ge=0)]
+Fraction: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
+Temperature: TypeAlias = Annotated[Number, Field(ge=0)]
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
 One: TypeAlias = Annotated[Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"]
@@ -59,7 +77,7 @@ Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(None if isinstance(value, type) else value, default=dict, allow_nan=False)
+        json.dumps(value, default=dict, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return False
     return True
@@ -74,28 +92,21 @@ def _validated_as(kind: Any) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
-_open = with_config(strict=True, extra="allow")
-
-
-@_open
 class _Function(TypedDict):
     name: Annotated[str, Field(min_length=1)]
     parameters: NotRequired[Mapping[str, Any] | None]
 
 
-@_open
 class _Typed(TypedDict):
     type: str
     function: NotRequired[Annotated[_Function, Strict(False)]]
 
 
-@_open
 class _Format(TypedDict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NotRequired[Mapping[str, Any]]
 
 
-@_open
 class _Message(TypedDict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
@@ -106,20 +117,17 @@ _Text: TypeAlias = Annotated[str, Field(max_length=200), Predicate(str.isprintab
 ValidPrompt: TypeAlias = Annotated[
     str | Sequence[Mapping[str, Any]],
     _validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
-    'a text or a list of messages: {"role": "user", "content": "…"}. A role is system, developer, user, assistant or '
-    "tool. A content is a text, or a list of parts with a type",
+    'a text or a list of {"role": "user" (or system, assistant, tool), "content": a text, or a list of parts}',
 ]
-_Number: TypeAlias = Annotated[float, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
+_Number: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
 ResponseFormat: TypeAlias = Annotated[
     dict[str, Any] | type[_T],
-    _validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type)]),
-    Predicate(_is_json),
+    _validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type), Predicate(_is_json)]),
     "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
 ]
 Tools: TypeAlias = Annotated[
     Sequence[Mapping[str, Any]],
-    _validated_as(Sequence[_Tool]),
-    Predicate(_is_json),
+    _validated_as(Annotated[Sequence[_Tool], Predicate(_is_json)]),
     'a list of tools that JSON can represent: {"type": "function", "function": {"name": "…", "parameters": {…}}}',
 ]
 ToolChoice: TypeAlias = Annotated[str | Mapping[str, Any], _validated_as(str | _Tool), "a text, or a dict with a type"]
@@ -133,11 +141,9 @@ Labels: TypeAlias = Annotated[
 ]
 
 _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
-_HINTS: Final = {  # for keywords of other libraries
-    "logprobs": _NO_LOGPROBS,
-    "top_logprobs": _NO_LOGPROBS,
-    "num_ctx": "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that",
-}
+_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that"
+# For keywords of other libraries.
+_HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ctx": _NUM_CTX}
 _MAX_FAULT_CHARS: Final = 500
 
 
@@ -154,18 +160,19 @@ def check_keywords(function: Any, arguments: Mapping[str, Any], error: type[LLME
         LLMError: a keyword does not exist, or its value is invalid.
     """
     hints, names, rest, adapter = _keywords_of(function)
+    more = arguments.get(rest, {})
+    for name in (name for name in more if name not in hints):
+        similar = difflib.get_close_matches(name, hints, 1)
+        hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
+        hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
+        raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
     try:
-        adapter.validate_python({**{name: arguments[name] for name in names}, **arguments.get(rest, {})})
+        adapter.validate_python({name: arguments[name] for name in names} | more)
     except ValidationError as invalid:
         name, fault = next(iter(describe_faults(invalid, hints).items()))
     else:
         return
-    if name in hints:
-        raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
-    similar = difflib.get_close_matches(name, hints, 1)
-    hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
-    hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
-    raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
+    raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
 
 
 @cache
@@ -178,7 +185,7 @@ def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAda
     more = get_type_hints(get_args(hints.pop(rest))[0], None, names, include_extras=True) if rest else {}
     fields = {name: hint if name == "prompt" else hint | None for name, hint in (hints | more).items()}
     keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
-    strict = with_config(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    strict = with_config(strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True)
     return hints | more, list(hints), rest, TypeAdapter(strict(keywords))
 
 

@@ -31,8 +31,8 @@ def _parse_networks(value: object) -> object:
 
 def _make_absolute(folder: Path) -> Path:
     """Expand ``~`` and make the path absolute. Raise ValueError if the system cannot have such a path."""
-    if "\0" in str(folder):
-        raise ValueError("a path cannot contain a NUL character")
+    if not str(folder).isprintable():
+        raise ValueError("a path must be printable")
     try:
         path = folder.expanduser().absolute()
         path.exists()
@@ -165,12 +165,12 @@ class ProviderSettings(BaseModel, use_attribute_docstrings=True, allow_inf_nan=F
 
 def load() -> Settings:
     """Read the settings of all providers. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(Settings, lambda field: (field.upper(),))
+    return _read(Settings, lambda field: (field.upper(),), None)
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
     """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(ProviderSettings, spec.spellings)
+    return _read(ProviderSettings, spec.spellings, spec.name)
 
 
 def node_model(node: str) -> str | None:
@@ -179,12 +179,13 @@ def node_model(node: str) -> str | None:
     return next((variable.value for variable in variables), None)
 
 
-def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]]) -> _SettingsT:
+def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
     """Read settings.
 
     Args:
         settings: the class of the settings.
         spellings: returns the names of the variable of a field.
+        provider: the name of the provider, for an error.
     """
     sources = settings_sources.read_sources()
     found = {
@@ -195,4 +196,4 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]])
         return settings.model_validate({name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
         faults = [f"{variables[name].name} {fault}" for name, fault in describe_faults(error).items()]
-    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env")
+    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env", provider=provider)

@@ -68,9 +68,9 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
     Raises:
         NotConfigured: a file cannot be read, or there is no cassette.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     texts, what = {}, f"there is no cassette in {path}"
     try:
+        files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
         texts = {str(file): file.read_text(encoding="utf-8") for file in files}
     except (OSError, UnicodeError) as error:
         what = f"the cassettes in {path} cannot be read ({type(error).__name__})"
