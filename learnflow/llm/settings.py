@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from .capabilities import parse_capabilities
 from .errors import NotConfigured
 from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
+from .settings_sources import SetVariable
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
@@ -187,11 +189,10 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
         spellings: returns the names of the variable of a field.
         provider: the name of the provider, for an error.
     """
-    sources = settings_sources.read_sources()
-    found = {
-        name: next(settings_sources.find_variables(spellings(name), sources), None) for name in settings.model_fields
-    }
-    variables = {name: variable for name, variable in found.items() if variable}
+    sources, variables = settings_sources.read_sources(), dict[str, SetVariable]()
+    for name in settings.model_fields:
+        for variable in islice(settings_sources.find_variables(spellings(name), sources), 1):
+            variables[name] = variable
     try:
         return settings.model_validate({name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
