@@ -148,9 +148,7 @@ class Call:
         check_keywords(AbstractProvider.stream, {**given, "more": self.options}, InvalidRequest)
         options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
         if options.get("tools") and self.method == "generate":
-            raise InvalidRequest(
-                "generate() does not support tools: it returns only text", hint="Use complete() or stream()"
-            )
+            raise InvalidRequest("generate() does not support tools", hint="Use complete() or stream()")
         return replace(self, metadata=dict(options.pop("metadata", {})), options=options)
 
     @property

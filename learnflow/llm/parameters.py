@@ -110,6 +110,7 @@ class _Format(TypedDict):
 class _Message(TypedDict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
 
 
 _Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_field_of_type)]
@@ -196,8 +197,8 @@ def describe_faults(invalid: ValidationError, hints: Mapping[str, Any] | None = 
         invalid: the error of pydantic.
         hints: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
     """
-    details = invalid.errors(include_url=False, include_context=False)
-    groups = groupby(details, key=lambda fault: str(fault["loc"][0]))  # a union has a fault for each of its types
+    # A union has a fault for each of its types.
+    groups = groupby(invalid.errors(include_url=False, include_context=False), lambda fault: str(fault["loc"][0]))
     return {name: _describe([*group], (hints or {}).get(name)) for name, group in groups}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +19,6 @@ from .capabilities import parse_capabilities
 from .errors import NotConfigured
 from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
-from .settings_sources import SetVariable
 
 _SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
@@ -189,9 +187,9 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
         spellings: returns the names of the variable of a field.
         provider: the name of the provider, for an error.
     """
-    sources, variables = settings_sources.read_sources(), dict[str, SetVariable]()
+    sources, variables = settings_sources.read_sources(), dict[str, Any]()
     for name in settings.model_fields:
-        for variable in islice(settings_sources.find_variables(spellings(name), sources), 1):
+        if variable := next(settings_sources.find_variables(spellings(name), sources), None):
             variables[name] = variable
     try:
         return settings.model_validate({name: variable.value for name, variable in variables.items()})

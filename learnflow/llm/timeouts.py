@@ -52,7 +52,6 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         own: the settings of this provider.
     """
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
-    local_only = given.get("local_only")
     return Times(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
@@ -61,5 +60,5 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         own_deadline=given.get("deadline"),
         load=common.llm_load_timeout,
         max_concurrency=given.get("max_concurrency") or own.max_concurrency,
-        local_only=common.llm_local_only if local_only is None else local_only,
+        local_only=common.llm_local_only if given.get("local_only") is None else given["local_only"],
     )
