@@ -209,6 +209,6 @@ def _describe(faults: Sequence[Any], hint: Any) -> str:
     messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
     message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
     rule = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)), None)
-    if message.startswith("Value error, ") and not rule:
-        return f"is invalid: {message.removeprefix('Value error, ')} {given}"
-    return f"must be {rule or message} {given}"
+    if rule or faults[0]["msg"].startswith("Input should be "):
+        return f"must be {rule or message} {given}"
+    return f"is invalid: {message.removeprefix('Value error, ')} {given}"
