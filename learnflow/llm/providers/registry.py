@@ -48,7 +48,7 @@ EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server re
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
 
@@ -109,13 +109,9 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
-        raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
+        raise NotConfigured(what, hint="Use up to 60 letters, digits, - and _, starting with a letter")
     spec = endpoint_spec(CUSTOM, name)
-    try:
-        own = settings.load_provider(spec)
-    except NotConfigured as error:
-        error.provider = name
-        raise
+    own = settings.load_provider(spec)
     if not (own.base_url or has_address or own.kind or _is_recorded(name)):
         hint = (
             f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "

@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, digests_of
 from ..adapter.context_window import Needs, lacks, needs_of
-from ..base import Call
+from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
 from . import decision
 from .option import Option
-
-Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
 
 class Chain:
