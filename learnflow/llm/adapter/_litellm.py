@@ -178,7 +178,7 @@ def _convert_parameters(
         model: the model's name at the provider.
         version: the API version; None if the provider has none.
         keywords_json: OpenAI's parameters as JSON.
-        schema: the class given as ``response_format``; None if there is none.
+        schema: the class given as ``response_format``; None without one.
     """
     parameters = json.loads(keywords_json) | ({"response_format": schema} if schema else {})
     optional: dict[str, Any] = _load().utils.get_optional_params(

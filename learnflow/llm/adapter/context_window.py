@@ -282,7 +282,7 @@ class ContextBudget:
         """Request a longer context length, unless this request was retried before.
 
         It fits the server's token count, or is the next longer one if the error has no count. Return a description of
-        the change; None if there is none. Then add the lengths to the error.
+        the change; None without one. Then add the lengths to the error.
         """
         sent = self.context_length
         if not self._retried:
