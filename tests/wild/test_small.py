@@ -197,6 +197,13 @@ class LevelRow:
         "gpt-5.2",
         "xhigh",
     ),
+    LevelRow(
+        "xhigh at a model of OpenAI that is not known",
+        "a sibling of github.com/simonw/llm/pull/1321 (2025-12)",
+        "openai",
+        "gpt-6-astra",
+        "xhigh",
+    ),
     LevelRow("none at OpenAI", "github.com/getzep/graphiti/pull/1395 (2026-04)", "openai", "gpt-5.2", "none"),
     LevelRow("minimal at OpenAI", "github.com/getzep/graphiti/pull/1395 (2026-04)", "openai", "gpt-5", "minimal"),
     LevelRow("xhigh at xAI", "github.com/xai-org/xai-proto/pull/70 (2026-08)", "xai", "grok-4.6", "xhigh"),

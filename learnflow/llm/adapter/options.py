@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, TypeGuard
 
 from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
+from ..parameters import LEVELS
 from ..provider_spec import ProviderSpec
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # a check of a value; a description of valid values
@@ -49,6 +50,9 @@ def check_keywords(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str,
         rule = _RULES.get(name)
         if rule and not rule[0](value):
             raise _invalid(name, rule[1])
+    if "reasoning" in values and values["reasoning"] not in spec.dialect.reasoning:
+        levels = ", ".join(map(str, spec.dialect.reasoning))
+        raise Unsupported(f"{spec.title} does not support this reasoning=", hint=f"Use one of {levels}")
     _check_format(spec, values.get("response_format"))
     _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
     return values
@@ -117,10 +121,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "seed": _number(integer=True),
     "frequency_penalty": _number(),
     "presence_penalty": _number(),
-    "reasoning": (
-        lambda value: isinstance(value, bool) or value in ("low", "medium", "high"),
-        'True, False, "low", "medium" or "high"',
-    ),
+    "reasoning": (lambda value: isinstance(value, bool) or value in LEVELS, f"True, False, {', '.join(LEVELS)}"),
     "stop": (_is_text_or_texts, "a text or a list of texts"),
     "system": (lambda value: isinstance(value, str), "a text"),
     "tools": (lambda value: is_list_of_objects(value) and _is_json(value), "a list of OpenAI-style tools"),

@@ -18,7 +18,7 @@ from .. import settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import find_similar
 from ..errors import NotConfigured
-from ..parameters import ALWAYS, SAMPLING
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
 from ..replay import active
 from ..transport.endpoint import has_version
@@ -85,9 +85,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             models_path=f"{row['path']}/models",
             lists_all=False,
         ),
-        dialect=Dialect(
-            parameters=(ALWAYS | SAMPLING) - {"reasoning"},
-        ),
+        dialect=Dialect(reasoning=REASONING_EFFORT),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
         known={"cost": None},
     )
