@@ -161,6 +161,36 @@ async def test_explain_and_the_call_agree(row: Row, sole: bool) -> None:
     assert differing == {}
 
 
+@pytest.mark.parametrize("sole", [True, False], ids=["sole", "chain"])
+@rows(*(row for row in CAPABILITIES if row.id != "a choice of tools"))
+async def test_capability_that_the_operator_denies_is_refused_before_sending(
+    row: Row, sole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUSTOM_CAPABILITIES", f"no-{row.word}".replace("_", "-"))
+    async with OddServer(reply) as one, OddServer(reply) as two:
+        first, second = (CustomProvider(server.base_url, MODEL) for server in (one, two))
+        chain = router(first) if sole else router(first, second)
+        assert [choice.serves for choice in choices_of(chain, row.prompt, **row.options)] == [False] * (2 - sole)
+        got = await outcome(chain, "complete", row.prompt, **row.options)
+        assert isinstance(got, errors.Unsupported)
+        assert not one.bodies + two.bodies
+        got = await outcome(first, "events", row.prompt, **row.options)
+        assert isinstance(got, errors.Unsupported)
+        assert f"CUSTOM_CAPABILITIES={row.word}" in str(got)
+
+
+async def test_denial_of_the_price_map_decides_only_if_another_provider_can_serve() -> None:
+    """A sibling: the map may be outdated. It denies tools for this model."""
+    async with OddServer(reply) as one, OddServer(reply) as two:
+        denied = build("deepseek", one.base_url, "deepseek-reasoner", KEY)
+        assert denied.get_capabilities()["tools"] is False
+        assert [choice.serves for choice in choices_of(router(denied), "?", tools=TOOLS)] == [None]
+        assert (await router(denied).complete("?", tools=TOOLS)).text == ANSWER
+        chain = router(denied, CustomProvider(two.base_url, MODEL))
+        assert (await chain.complete("?", tools=TOOLS)).text == ANSWER
+        assert (len(one.bodies), len(two.bodies)) == (1, 1)
+
+
 @pytest.mark.parametrize("how", HOWS)
 async def test_refusal_of_the_server_decides_if_the_capability_was_unknown(how: str) -> None:
     """github.com/Gitlawb/openclaude/pull/1663 (2026-06): the provider's own error is the answer."""

@@ -335,8 +335,8 @@ class _AttemptRun:
                 what = f"{error.what}; it ended at {describe_limit(limit, answer.parser.usage)}"
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
                 failure = errors.AnswerTruncated(what, hint=hint)
-                is_cut = bool(answer.text or answer.parser.calls)  # by the caller's limit, if not by the context
-                failure.failover = not (is_cut and limit and (tokens or limit) >= limit)
+                is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
+                failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
                 error.answer = completion  # with its tokens and its cost

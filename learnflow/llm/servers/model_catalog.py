@@ -270,8 +270,7 @@ class ModelCatalog:
 
     def denied(self, name: str | None = None) -> frozenset[str]:
         """Return the capabilities that the spec, the server or the operator denies. The price map may be outdated."""
-        known = self.capabilities(name, priced=False)
-        return frozenset(flag for flag, value in known.items() if value is False)
+        return frozenset(flag for flag, value in self.capabilities(name, priced=False).items() if value is False)
 
     def capabilities(self, name: str | None = None, *, priced: bool = True) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
@@ -284,8 +283,7 @@ class ModelCatalog:
         near = is_local(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
         cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
-        in_map = priced and name and not spec.local
-        by_map = model_prices.capabilities_of(spec.price_prefix, name or "") if in_map else {}
+        by_map = model_prices.capabilities_of(spec.price_prefix, name) if priced and name and not spec.local else {}
         reported = dict(model.known) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
