@@ -9,8 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from learnflow.llm import errors, settings
-from learnflow.llm.providers import CLASSES
-from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.providers.registry import CLASSES, SPECS
 from learnflow.llm.routing import decision
 
 ROOT = Path(__file__).parents[1]

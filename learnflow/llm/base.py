@@ -25,7 +25,7 @@ from typing import (
 from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed
+from .completion import Completion, Parsed, Usage
 from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # it imports pydantic
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
-Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
+Reasoning: TypeAlias = bool | Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Resume: TypeAlias = Literal["continue", "raise"]
 Routing: TypeAlias = Literal["order", "latency", "cost", "local-first", "warm-first"]
 Method: TypeAlias = Literal["generate", "stream", "complete"]
@@ -68,6 +68,19 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
+def describe_limit(max_tokens: int | None, usage: Usage) -> str:
+    """Return the token limit at which an answer ended, for a message.
+
+    Args:
+        max_tokens: the limit of the request; None if it has none.
+        usage: the numbers of tokens that the server reported.
+    """
+    tokens = usage.completion_tokens
+    if max_tokens is None or (tokens or max_tokens) < max_tokens:
+        return f"{tokens or '?'} tokens, because the context was full"
+    return f"max_tokens={max_tokens}" + (", the default" if isinstance(max_tokens, _DefaultInt) else "")
+
+
 class Options(TypedDict, Generic[Parsed], total=False):
     """The optional keywords of ``generate``, ``stream`` and ``complete``.
 
@@ -77,7 +90,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
         tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API. It
             lacks ``top_k`` and ``min_p``, which some servers support.
         n: the number of answers. Only 1 is supported.
-        reasoning: True and False turn thinking on and off. A string is its level.
+        reasoning: True and False turn thinking on and off. A string is its level. Vendors differ in their levels.
         timeout: the time limit of the call in seconds.
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
@@ -233,8 +246,8 @@ class LLMProvider(Protocol):
                 If no model is configured, the loaded one is used, else the only one. A router sends the name to the
                 providers that have the model. Other providers use their default model.
             temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. A shortened answer is returned, with a warning event. The default
-                is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event; a tool
+                call or a schema raises AnswerTruncated. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). For tools, use
                 ``complete`` or ``stream``.
 

@@ -38,7 +38,7 @@ SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
 LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
-LEVELS: Final = ("low", "medium", "high")
+LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # OpenAI's field, for each value of reasoning=.
 REASONING_EFFORT: Final[Reasoning] = {
@@ -50,7 +50,7 @@ REASONING_EFFORT: Final[Reasoning] = {
 TEMPLATE_THINKING: Final[Reasoning] = {
     False: {"chat_template_kwargs": {"enable_thinking": False}},
     True: {"chat_template_kwargs": {"enable_thinking": True}},
-    **{level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS},
+    **{key: {"reasoning_effort": key, "chat_template_kwargs": {"enable_thinking": key != "none"}} for key in LEVELS},
 }
 
 

@@ -22,6 +22,9 @@ def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
     for name in values:
         if name not in spec.dialect.parameters:
             raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out")
+    if "reasoning" in values and values["reasoning"] not in spec.dialect.reasoning:
+        levels = ", ".join(map(str, spec.dialect.reasoning))
+        raise Unsupported(f"{spec.title} does not support this reasoning=", hint=f"Use one of {levels}")
     _check_format(spec, values.get("response_format"))
     _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
     return values

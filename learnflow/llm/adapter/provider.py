@@ -128,6 +128,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             concurrency_limit=self.runner.concurrency_limit,
             near=spec.local or endpoint.looks_local,
             local_only=times.local_only,
+            denied=self.catalog.denied(name),
         )
 
     def _has_model(self, model: str) -> bool:

@@ -16,7 +16,7 @@ from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..completion import Usage
 from ..errors import LLMError
-from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport import error_mapping
@@ -236,7 +236,7 @@ SPEC: Final = ProviderSpec(
         parameters=ALWAYS | LOCAL_SAMPLING,
         format_options=_format_options,
         tool_choices=("auto", "none"),
-        reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
+        reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
         body={"truncate": False, **_LAUNCH_OPTIONS},
@@ -248,8 +248,6 @@ SPEC: Final = ProviderSpec(
         removed_suffixes=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
         cloud_host="ollama.com",
         models_path="/api/tags",
-        models_key="models",
-        model_id="name",
     ),
     server=ServerSupport(
         forwards_requests=True,
