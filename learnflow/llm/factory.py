@@ -10,6 +10,8 @@ from . import settings
 from .base import LLMProvider
 from .capabilities import Health
 from .discovery import SCAN_TIMEOUT_S, make_finder, scan
+from .errors import NotConfigured
+from .parameters import check_keywords
 from .process import register, switches
 from .routing.router import RouterProvider
 
@@ -28,6 +30,7 @@ def get_provider(name: str | None = None) -> RouterProvider:
     Raises:
         NotConfigured: a name is unknown, or every provider lacks its address or its key.
     """
+    check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
     if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # of extras
