@@ -16,6 +16,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   └─ ContentFiltered       A content filter, or the model itself, refused to answer
      ├─ CapabilityError           The provider does not support the request. Another one may
      │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the served context length
+     │   ├─ RequestRefused        The server refused the request, and the reason is unknown. Another one may accept it
      │   └─ Unsupported           The provider does not support images, tools, a schema, or a keyword
      ├─ Unavailable               The provider cannot serve the request now. It may be able to later
      │   ├─ ConnectionFailed      The connection was refused or reset, or DNS or TLS failed. No answer began
@@ -135,12 +136,14 @@ class LLMError(Exception):
     def __str__(self) -> str:
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
-        before = "; ".join(map(str, self.attempts[:-1]))
+        own = (self.provider, type(self).__name__)
+        last = next((tried for tried in reversed(self.attempts) if (tried.provider, tried.error) == own), None)
+        others = "; ".join(str(tried) for tried in self.attempts if tried is not last)
         quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
         sentences = [
             f"{self.what}{quote}{status}".rstrip("."),
             self.hint.rstrip("."),
-            before and f"Tried before: {before}",
+            others and f"Also tried: {others}",
         ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
@@ -207,8 +210,6 @@ class RequestError(LLMError):
 class InvalidRequest(RequestError):
     """A keyword or a value is invalid."""
 
-    fault = "the server refused the request"
-
 
 class ContentFiltered(RequestError):
     """A content filter, or the model itself, refused to answer."""
@@ -233,6 +234,13 @@ class ContextOverflow(CapabilityError):
     needed: int | None = None
     window: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
+
+
+class RequestRefused(CapabilityError):
+    """The server refused the request, and the reason is unknown. Another one may accept it."""
+
+    fault = "the server refused the request"
+    advice = "Change the request as the server's message requires, or use another provider"
 
 
 class Unsupported(CapabilityError):

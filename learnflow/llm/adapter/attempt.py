@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +32,8 @@ from .request import Request, Variant
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
-_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
+_BAD_REQUEST: Final = 400
+_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,17 +81,16 @@ class Runner:
                 return spec
         return None
 
-    def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
+    def start(self, request: Request, attempt: Attempt) -> Work:
         """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
 
         Args:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
-            buffered: the caller reads the answer at once, not as a stream.
         """
-        hold = buffered or request.reasoning not in (None, False)
+        hold = request.buffered or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
-        if buffered and self.reask and validated and attempt.prefix is None:
+        if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
             limit_s = request.timeout or self.times.deadline
             return partial(
@@ -220,7 +221,7 @@ class _AttemptRun:
         continues = self._attempt.prefix is not None
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits())
+            reader = AnswerReader(parser, self._time_limits(variant))
             answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
             self._answer = answer
             try:
@@ -228,28 +229,44 @@ class _AttemptRun:
                     if self._budget.loads:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     await reader.read(partial(self._send, variant, reader), deadline, answer.feed, emit.drain)
-            except Exception as error:
+            except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
+                error = self._judge(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error)
                     continue
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
-                raise
+                raise error from None
             runner.variants[model] = self._request.variant_to_cache(variant, before)
             self._budget.mark_loaded()
             answer.end()
             return answer
 
+    def _classify(self, status: int, body: bytes, headers: Mapping[str, str]) -> type[LLMError] | None:
+        return _litellm.classify_error(self._spec, self._model, status, body, headers)
+
     def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            change = self._request.next_variant(variant, error)
+            is_last = not self._attempt.has_alternative and self._attempt.prefix is None
+            change = self._request.next_variant(variant, error, is_last=is_last)
             if change is None:
                 raise error
             variant, adjustment = change
         self._report_adjusted(adjustment)
         return variant
+
+    def _judge(self, error: Exception) -> Exception:
+        """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
+        if not isinstance(error, errors.ErrorBody | errors.ErrorInAnswer):
+            return error
+        message = error.server_message
+        if self._classify(_BAD_REQUEST, message.encode(), {}) is not errors.ContextOverflow:
+            return error
+        overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
+        overflow.server_message = message
+        return overflow
 
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
@@ -261,9 +278,14 @@ class _AttemptRun:
         no_schema = self._catalog.overrides.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
-    def _time_limits(self) -> Times:
-        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers."""
+    def _time_limits(self, variant: Variant) -> Times:
+        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
+
+        An answer that is not streamed may take the whole time of the request.
+        """
         times, patience = self._times, self._attempt.patience
+        if not self._request.streams(variant):
+            return replace(times, first_token=times.deadline if patience is None else patience)
         first = max(times.first_token, times.load) if self._budget.loads else times.first_token
         return replace(times, first_token=first if patience is None else min(first, patience))
 
@@ -272,7 +294,7 @@ class _AttemptRun:
         request = await self._write(variant)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.send(request, partial(_litellm.classify_error, self._spec, self._model))
+            return await runner.client.send(request, self._classify)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise

@@ -25,11 +25,8 @@ _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _HEADER_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
 _MAX_TYPE_CHARS: Final = 40
-# Words in the messages of servers that reject a schema, or a parameter.
-_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")
-_REJECTION_WORDS: Final = re.compile(
-    r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
-)
+_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,7 @@ class Request:
         corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
             to correct them.
         turn_added: a short user message follows the caller's last assistant message.
+        buffered: the caller reads the answer at once, so that the server may send it without streaming.
     """
 
     spec: ProviderSpec
@@ -73,6 +71,7 @@ class Request:
     extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     corrections: int = 0
+    buffered: bool = False
     turn_added: bool = False
 
     @property
@@ -124,7 +123,9 @@ class Request:
             Unsupported: the call requires reasoning, and the model does not support it.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
-        body = {**dialect.body, **self._reasoning_fields(model), **self.session_field(header=False), **self.extra_body}
+        streams = self.streams(variant)
+        body = {**dialect.body, **self._reasoning_fields(model), **self.session_field(header=False)}
+        body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
@@ -148,41 +149,52 @@ class Request:
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and "stream_options" not in variant.omitted:
+        if dialect.stream_usage and streams and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    def next_variant(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
+    def streams(self, variant: Variant) -> bool:
+        """Return whether the request asks for a stream. A caller of ``stream`` always gets one."""
+        return not (self.buffered and "stream" in variant.omitted)
+
+    def next_variant(self, variant: Variant, error: LLMError, *, is_last: bool) -> tuple[Variant, str] | None:
         """Return the variant for a retry, and a description of the change; None if a retry cannot help.
 
-        A retry omits only what this package added: defaults, ``stream_options`` and the schema's format. It never omits
-        a keyword of the caller.
+        A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
+        never omits a keyword of the caller.
 
         Args:
             variant: the variant that the server rejected.
             error: the error response.
+            is_last: no other provider is left, so that a retry follows also if the refusal names nothing.
         """
-        if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
+        if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
-        if "max_completion_tokens" in message and not variant.max_completion_tokens:
+        named = set(_NAME.findall(" ".join((message, error.code or "", *error.params)).lower()))
+        if "max_completion_tokens" in named and not variant.max_completion_tokens:
             return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
-        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
-        named = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        named = named or {name for name in removable if name in message and _REJECTION_WORDS.search(message)}
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if self.ceiling and (overflow or "max_tokens" in message):
-            named.add("max_tokens")  # ``AtMost`` allows its omission
-        rejected = frozenset(named & removable) - variant.omitted
-        if rejected:
-            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
+        if "max_completion_tokens" in named or (self.ceiling and overflow):
+            named.add("max_tokens")
+        added = self._added_names() - variant.omitted
+        rejected = named & added - {"stream"} or named & added
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
-        if falls_back and any(word in message for word in _SCHEMA_WORDS):
+        if not rejected and falls_back and any(word in message for word in _SCHEMA_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
+        if not rejected and is_last and isinstance(error, errors.RequestRefused) and not error.params:
+            rejected = added - {"stream"}
+        if rejected:
+            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
         return None
+
+    def _added_names(self) -> set[str]:
+        """Return the names of the parameters that this package added, not the caller."""
+        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)}
+        return defaults | {"stream_options"} | ({"stream"} if self.buffered else set())
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
         """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
@@ -221,7 +233,9 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
+def build_request(
+    spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any], *, buffered: bool = False
+) -> Request:
     """Check a prompt, and return its request.
 
     Args:
@@ -229,6 +243,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
         prompt: the caller's text or messages.
         model: the model's name at the provider; None if it is chosen later.
         keywords: the keywords of the call, from ``check_keywords``.
+        buffered: the caller reads the answer at once.
 
     Raises:
         InvalidRequest: the prompt is invalid or empty.
@@ -245,9 +260,12 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
     if turn_added:
         messages.append(dict(_ADDED_MESSAGE))
-    if system:
+    if system and messages[0]["role"] == "system":  # some templates refuse a second one
+        messages[0] = _add_text(messages[0], system, before=True)
+    elif system:
         messages.insert(0, {"role": "system", "content": system})
-    return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
+    others |= {"turn_added": turn_added, "buffered": buffered}
+    return Request(spec=spec, messages=messages, model=model, sampling=sampling, **others)
 
 
 def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
@@ -315,9 +333,15 @@ def _with_instruction(messages: list[dict[str, Any]], instruction: str, correcti
     *before, last = messages[:end]
     if last["role"] != "user":
         return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]
-    text = last["content"]
-    content = [*text, {"type": "text", "text": instruction}] if isinstance(text, list) else f"{text}\n\n{instruction}"
-    return [*before, {**last, "content": content}, *messages[end:]]
+    return [*before, _add_text(last, instruction), *messages[end:]]
+
+
+def _add_text(message: dict[str, Any], text: str, *, before: bool = False) -> dict[str, Any]:
+    """Return a message with a further text at the end of its content, or before it."""
+    content, part = message["content"] or "", {"type": "text", "text": text}
+    if isinstance(content, list):
+        return {**message, "content": [part, *content] if before else [*content, part]}
+    return {**message, "content": "\n\n".join((text, content) if before else (content, text))}
 
 
 def _strings(value: Any) -> Iterator[str]:

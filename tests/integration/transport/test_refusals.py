@@ -22,7 +22,7 @@ LEAVES = {
     "busy": errors.Overloaded,
     "loading": errors.ModelLoading,
     "failed": errors.ServerFailed,
-    "request": errors.InvalidRequest,
+    "request": errors.RequestRefused,
     "filter": errors.ContentFiltered,
 }
 

@@ -54,7 +54,7 @@ from learnflow.llm.transport.untrusted import mask_keys
             b'{"error":{"code":"content_filter","innererror":{"code":"ResponsibleAIPolicyViolation"}}}',
             errors.ContentFiltered,
         ),
-        (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.InvalidRequest),
+        (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.RequestRefused),
         (
             400,
             b'{"error":{"message":"tool_choice=required requires --tool-call-parser to be set"}}',
@@ -69,22 +69,41 @@ from learnflow.llm.transport.untrusted import mask_keys
         (501, b"{}", errors.Unsupported),
         (200 + 102, b"", errors.Misconfigured),
         (407, b"", errors.Misconfigured),
-        (418, b"{}", errors.ServerFailed),
-        *(
-            (status, b"{}", errors.ServerFailed)
-            for status in (408, 409, 410, 421, 423, 424, 425, 426, 451, 494, 499, 599)
-        ),
+        *((status, b"{}", errors.RequestRefused) for status in (409, 410, 418, 421, 423, 424, 425, 426, 451, 494, 499)),
+        *((status, b"{}", errors.ServerFailed) for status in (408, 599)),
         (405, b"{}", errors.Misconfigured),
-        (413, b"{}", errors.ContextOverflow),
+        (413, b"{}", errors.RequestRefused),  # a limit in bytes, of a proxy for instance
         (451, b'{"error":{"message":"The maximum context length is 8 tokens."}}', errors.ContextOverflow),
-        (413, b"", errors.ContextOverflow),
+        (413, b"", errors.RequestRefused),
+        (413, b"<html>413 Request Entity Too Large</html>", errors.RequestRefused),
+        (404, b"", errors.Misconfigured),
+        (404, b'{"error":{"message":"Invalid URL (POST /v1/x)"}}', errors.Misconfigured),  # OpenAI
+        (404, b'{"error":{"code":404,"message":"File Not Found"}}', errors.Misconfigured),  # llama.cpp
+        (404, b'{"message":"no Route matched with those values"}', errors.Misconfigured),  # Kong
+        (404, b"Cannot POST /x", errors.Misconfigured),  # Express
+        (405, b'{"detail":"Method Not Allowed"}', errors.Misconfigured),  # FastAPI
+        (
+            404,
+            b'{"error":{"message":"No allowed providers are available for the selected model."}}',
+            errors.RequestRefused,
+        ),
+        (
+            400,
+            b'{"error":"prompt too long; exceeded max context length by 4 tokens"}',
+            errors.ContextOverflow,
+        ),  # Ollama
+        (400, b'{"error":"input too long"}', errors.ContextOverflow),
+        (500, b'{"error":"the input length exceeds the context length"}', errors.ContextOverflow),
+        (400, b'{"error":"input image exceeds 5 MB maximum"}', errors.RequestRefused),
+        (400, b'{"error":{"message":"string too long","param":"prompt_cache_key"}}', errors.RequestRefused),
+        (400, b'{"error":{"message":"Throttled: 100 requests per minute"}}', errors.RateLimited),
         (400, b'{"error":{"message":"max_tokens=9 cannot be greater than max_model_len=8"}}', errors.ContextOverflow),
         (500, b'{"error":{"message":"image input is not supported - hint: mmproj"}}', errors.Unsupported),  # llama.cpp
         (429, b"You exceeded your current quota, please check your plan and billing", errors.QuotaExceeded),
         (400, b'{"error":{"message":"Your credit balance is too low"}}', errors.QuotaExceeded),
         (400, b'{"error":{"message":"API key not valid. Please pass a valid API key."}}', errors.AuthenticationFailed),
         (404, b'{"error":{"message":"No endpoints found that support image input"}}', errors.Unsupported),
-        (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.InvalidRequest),
+        (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.RequestRefused),
     ],
 )
 def test_refusal_is_classified_by_status_code_and_message(status: int, body: bytes, leaf: type[LLMError]) -> None:
