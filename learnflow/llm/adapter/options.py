@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeGuard
 
 from ..base import Message, Options, Prompt
@@ -75,6 +75,17 @@ def text_of(part: Mapping[str, Any]) -> str:
     """Return the text of a part of a message; "" if the part has no text."""
     text = part.get("text")
     return text if isinstance(text, str) else ""
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, including keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from strings_of([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings_of(item)
 
 
 def _number(low: float = -math.inf, high: float = math.inf, *, integer: bool = False) -> Rule:

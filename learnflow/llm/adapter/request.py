@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
 from . import structured_output
-from .options import is_list_of_objects, messages_of, parts_of, text_of
+from .options import is_list_of_objects, messages_of, parts_of, strings_of, text_of
 
 _BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
 # vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
@@ -99,7 +99,7 @@ class Request:
     @property
     def all_texts(self) -> list[str]:
         """Return every text of the call, including image URLs, tools and the schema."""
-        return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
+        return list(strings_of([self.messages, self.tools, self.extra_body, self.response_format]))
 
     def with_correction(self, text: str, reason: str) -> Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
@@ -342,14 +342,3 @@ def _add_text(message: dict[str, Any], text: str, *, before: bool = False) -> di
     if isinstance(content, list):
         return {**message, "content": [part, *content] if before else [*content, part]}
     return {**message, "content": "\n\n".join((text, content) if before else (content, text))}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value, including keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings([*value, *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item)

@@ -70,6 +70,7 @@ class Endpoint:
         credentials: the header with the key; empty without a key.
         version: the API version; None if the provider has no versions.
         networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        query: the query of the configured URL, which every request has. It may contain a key.
     """
 
     root: str
@@ -79,6 +80,7 @@ class Endpoint:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
     networks: tuple[str, ...] = ()
+    query: str = field(default="", repr=False)
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -187,7 +189,14 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if api.api_path else path)
     version = version or parse_qs(parts.query).get("api-version", [None])[0] or api.default_version
-    return Endpoint(root, server + path, version=version)
+    return Endpoint(root, server + path, version=version, query=parts.query)
+
+
+def add_query(url: str, query: str) -> str:
+    """Return a URL with those parameters of a query that it does not have."""
+    names = parse_qs(urlsplit(url).query)
+    pairs = "&".join(pair for pair in query.split("&") if pair and pair.partition("=")[0] not in names)
+    return f"{url}{'&' if names else '?'}{pairs}" if pairs else url
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
