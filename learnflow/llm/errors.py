@@ -136,14 +136,12 @@ class LLMError(Exception):
     def __str__(self) -> str:
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
-        own = (self.provider, type(self).__name__)
-        last = next((tried for tried in reversed(self.attempts) if (tried.provider, tried.error) == own), None)
-        others = "; ".join(str(tried) for tried in self.attempts if tried is not last)
+        attempts = "; ".join(map(str, self.attempts if len(self.attempts) > 1 else ()))
         quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
         sentences = [
             f"{self.what}{quote}{status}".rstrip("."),
             self.hint.rstrip("."),
-            others and f"Also tried: {others}",
+            attempts and f"Tried: {attempts}",
         ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
@@ -195,6 +193,7 @@ class Misconfigured(ConfigError):
     """The address serves no model API, but a web page, another route, or a proxy."""
 
     fault = "this is not an address of the model's API"
+    advice = "Check the base URL, its path (most servers require /v1 at the end) and proxies in between"
 
 
 class NotLocal(ConfigError):
@@ -247,6 +246,7 @@ class Unsupported(CapabilityError):
     """The provider does not support images, tools, a schema, or a keyword."""
 
     fault = "the server or the model cannot do that"
+    advice = "Leave it out, or use a model or provider that supports it"
 
 
 class Unavailable(LLMError):

@@ -84,7 +84,7 @@ async def test_sole_provider_is_retried_after_pause() -> None:
         assert [(attempt.provider, attempt.error, attempt.status) for attempt in caught.value.attempts] == [
             ("vllm", "ServerFailed", 500)
         ] * 2
-        assert "Also tried: vllm ServerFailed 500" in str(caught.value)
+        assert "Tried: vllm ServerFailed 500" in str(caught.value)
 
 
 async def test_one_deadline_covers_chain_and_leaves_share_for_last_provider() -> None:

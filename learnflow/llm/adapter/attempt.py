@@ -259,10 +259,8 @@ class _AttemptRun:
 
     def _judge(self, error: Exception) -> Exception:
         """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
-        if not isinstance(error, errors.ErrorBody | errors.ErrorInAnswer):
-            return error
-        message = error.server_message
-        if self._classify(_BAD_REQUEST, message.encode(), {}) is not errors.ContextOverflow:
+        message = error.server_message if isinstance(error, errors.ErrorBody | errors.ErrorInAnswer) else ""
+        if not message or self._classify(_BAD_REQUEST, message.encode(), {}) is not errors.ContextOverflow:
             return error
         overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
         overflow.server_message = message

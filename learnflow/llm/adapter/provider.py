@@ -149,13 +149,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
             keywords = check_keywords(self.spec, keywords)
-            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords, buffered=call.buffered)
+            prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
         except LLMError as error:
             error.provider = self.name
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        return self.runner.start(prepared, attempt)
+        return self.runner.start(replace(prepared, buffered=call.buffered), attempt)
 
     async def prepare(self) -> None:
         """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""

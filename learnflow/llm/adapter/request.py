@@ -179,22 +179,18 @@ class Request:
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
         if "max_completion_tokens" in named or (self.ceiling and overflow):
             named.add("max_tokens")
-        added = self._added_names() - variant.omitted
-        rejected = named & added - {"stream"} or named & added
+        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        defaults, stream = defaults - variant.omitted, {"stream"} if self.streams(variant) and self.buffered else set()
+        rejected = named & defaults or named & stream
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
         if not rejected and falls_back and any(word in message for word in _SCHEMA_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
-        if not rejected and is_last and isinstance(error, errors.RequestRefused) and not error.params:
-            rejected = added - {"stream"}
-        if rejected:
-            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
-        return None
-
-    def _added_names(self) -> set[str]:
-        """Return the names of the parameters that this package added, not the caller."""
-        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)}
-        return defaults | {"stream_options"} | ({"stream"} if self.buffered else set())
+        if is_last and isinstance(error, errors.RequestRefused) and not error.params:
+            rejected = rejected or defaults
+        if not rejected:
+            return None
+        return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
         """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
@@ -233,9 +229,7 @@ class Request:
         return self.spec.dialect.reasoning[self.reasoning]
 
 
-def build_request(
-    spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any], *, buffered: bool = False
-) -> Request:
+def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
     """Check a prompt, and return its request.
 
     Args:
@@ -243,7 +237,6 @@ def build_request(
         prompt: the caller's text or messages.
         model: the model's name at the provider; None if it is chosen later.
         keywords: the keywords of the call, from ``check_keywords``.
-        buffered: the caller reads the answer at once.
 
     Raises:
         InvalidRequest: the prompt is invalid or empty.
@@ -264,8 +257,7 @@ def build_request(
         messages[0] = _add_text(messages[0], system, before=True)
     elif system:
         messages.insert(0, {"role": "system", "content": system})
-    others |= {"turn_added": turn_added, "buffered": buffered}
-    return Request(spec=spec, messages=messages, model=model, sampling=sampling, **others)
+    return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
 
 def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:

@@ -46,7 +46,6 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._refusal: LLMError | None = None  # the first refusal, which is raised instead of a later one
         self._steps_back = True  # a prefill ends before the last word; False after a model did not repeat that word
         self._restarted = False  # the answer was started from the beginning again, which happens once
         self._slot: Slot | None = None  # the slot of the current attempt
@@ -130,8 +129,6 @@ class Execution:
             error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
         tried = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
         option.failure = error
-        if isinstance(error, errors.RequestRefused):
-            self._refusal = self._refusal or error
         if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(option):
             error.forgiven = True
             self._last_error = self._last_error or error
@@ -175,7 +172,8 @@ class Execution:
         rule = decision.decide(error, state)
         if rule.action == "raise":
             cause = not_continued[0].failure if not_continued else None
-            error = (self._refusal or error) if isinstance(error, errors.RequestRefused) else error
+            if isinstance(error, errors.RequestRefused):
+                error = chain.failed_with(errors.RequestRefused)[0].failure or error
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.forget_text()

@@ -21,7 +21,7 @@ from .. import errors
 from ..errors import LLMError
 from ..process import ending, switches
 from . import error_mapping, network, pool
-from .endpoint import Endpoint, add_query, origin
+from .endpoint import Endpoint, origin
 from .error_mapping import Classifier
 from .untrusted import MAX_JSON_BYTES, mask_keys
 
@@ -207,7 +207,7 @@ class Client:
         connect = min(self.connect_timeout, request.connect_timeout or self.connect_timeout)
         return httpx.Request(
             "GET" if content is None else "POST",
-            add_query(request.url, self.endpoint.query),
+            httpx.URL(request.url).copy_merge_params(self.endpoint.query) if self.endpoint.query else request.url,
             headers=headers,
             content=content,
             extensions={

@@ -192,13 +192,6 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
     return Endpoint(root, server + path, version=version, query=parts.query)
 
 
-def add_query(url: str, query: str) -> str:
-    """Return a URL with those parameters of a query that it does not have."""
-    names = parse_qs(urlsplit(url).query)
-    pairs = "&".join(pair for pair in query.split("&") if pair and pair.partition("=")[0] not in names)
-    return f"{url}{'&' if names else '?'}{pairs}" if pairs else url
-
-
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     """Split a URL into its parts. Missing parts get their defaults."""
     text = str(url).strip().strip("\"'")

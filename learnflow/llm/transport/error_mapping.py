@@ -94,7 +94,6 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     503: errors.Overloaded,
     529: errors.Overloaded,
 }
-_LIMIT_STATUSES: Final = (413, 429)  # a proxy may send a web page with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def map_response(
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    if is_web_page and status < 500 and status not in _LIMIT_STATUSES:  # with a 5xx status it is a gateway's error page
+    if is_web_page and status < 500 and status not in (413, 429):  # otherwise it is the error page of a gateway
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
@@ -224,7 +223,7 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
 def not_a_server(status: int | None = None) -> LLMError:
     """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
     what = "this address does not serve a model API, but a web page or another route"
-    return errors.Misconfigured(what, status=status, hint=_HINTS[errors.Misconfigured])
+    return errors.Misconfigured(what, status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -246,12 +245,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-_HINTS: Final[Mapping[type[LLMError], str]] = {
-    errors.Unsupported: "Leave it out, or use a model or provider that supports it",
-    errors.Misconfigured: "Check the base URL, its path (most servers require /v1 at the end) and proxies in between",
-}
-
-
 def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
     """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
     if kind := _find_kind(" ".join(details.codes)):
@@ -263,8 +256,6 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
         return errors.QuotaExceeded if quota else errors.RateLimited
     if kind := _find_kind(details.message):
         return kind
-    if status == 404 and details.param == "model":
-        return errors.ModelNotFound
     if status < 500 and _UNSUPPORTED.search(details.message):
         return errors.Unsupported
     return None
@@ -283,7 +274,7 @@ def _kind_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
 
 
 def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
-    error = kind(kind.fault, status=status, hint=_HINTS.get(kind, ""))
+    error = kind(kind.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
     error.server_message = "" if message.startswith("<") else message  # a web page
     error.code = details.codes[0] if details.codes else None
