@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -242,9 +241,6 @@ class _AttemptRun:
             answer.end()
             return answer
 
-    def _classify(self, status: int, body: bytes, headers: Mapping[str, str]) -> type[LLMError] | None:
-        return _litellm.classify_error(self._spec, self._model, status, body, headers)
-
     def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
@@ -260,7 +256,8 @@ class _AttemptRun:
     def _judge(self, error: Exception) -> Exception:
         """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
         message = error.server_message if isinstance(error, errors.ErrorBody | errors.ErrorInAnswer) else ""
-        if not message or self._classify(_BAD_REQUEST, message.encode(), {}) is not errors.ContextOverflow:
+        kind = message and _litellm.classify_error(self._spec, self._model, _BAD_REQUEST, message.encode(), {})
+        if kind is not errors.ContextOverflow:
             return error
         overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
         overflow.server_message = message
@@ -282,9 +279,8 @@ class _AttemptRun:
         An answer that is not streamed may take the whole time of the request.
         """
         times, patience = self._times, self._attempt.patience
-        if not self._request.streams(variant):
-            return replace(times, first_token=times.deadline if patience is None else patience)
         first = max(times.first_token, times.load) if self._budget.loads else times.first_token
+        first = first if self._request.streams(variant) else times.deadline
         return replace(times, first_token=first if patience is None else min(first, patience))
 
     async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
@@ -292,7 +288,7 @@ class _AttemptRun:
         request = await self._write(variant)
         request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.send(request, self._classify)
+            return await runner.client.send(request, partial(_litellm.classify_error, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise

@@ -78,7 +78,7 @@ class Execution:
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
                 tried=[],
-                has_alternative=bool(self._chain.alternatives(option)),
+                has_alternative=any(other.ready for other in self._chain.alternatives(option)),
             )
             progress.begin_attempt(option, self._last_error, continues=bool(emitted.text.strip()))
             call = self._build_call(option, prefix, began, by_prompt=by_prompt)
