@@ -238,19 +238,16 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     """Return the LLMError for an exception of LiteLLM. It does not quote the message, which may repeat the request."""
     if isinstance(error, LLMError):
         return error
-    if _find_class(error) is errors.Unsupported:
-        message = str(getattr(error, "message", error))
-        named = [name for name in parameters if name in message]
-        unsupported = errors.Unsupported(
-            "the model does not support a parameter of the request, according to LiteLLM's table",
-            hint="Leave out " + ", ".join(named or ["some of its keywords"]),
-        )
-        unsupported.params = tuple(named)
-        return unsupported
-    return errors.Unsupported(
-        f"LiteLLM cannot write the request for this provider ({type(error).__name__})",
-        hint="Check roles, contents, tool calls and image formats of the messages, or try another provider",
-    )
+    message = str(getattr(error, "message", error)) if _find_class(error) is errors.Unsupported else ""
+    named = tuple(name for name in parameters if name in message)
+    what = f"LiteLLM cannot write the request for this provider ({type(error).__name__})"
+    hint = "Check roles, contents, tool calls and image formats of the messages, or try another provider"
+    if message:
+        what = "the model does not support a parameter of the request, according to LiteLLM's table"
+        hint = f"Leave out {', '.join(named) or 'some of its keywords'}"
+    unsupported = errors.Unsupported(what, hint=hint)
+    unsupported.params = named
+    return unsupported
 
 
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:

@@ -131,7 +131,8 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
         return ErrorDetails()
     if isinstance(value, str):
         inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
-        return replace(inner, message=inner.message or value[:_MAX_SEARCHED_CHARS])
+        message = inner.message or value[:_MAX_SEARCHED_CHARS]
+        return replace(inner, message=message, wait_s=_parse_wait(message))
     if isinstance(value, list):
         return _parse(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
@@ -147,7 +148,7 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
     param = word(value.get("param")) or location or inner.param
-    return ErrorDetails(message, codes + inner.codes, param, lengths)
+    return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
@@ -197,9 +198,8 @@ def map_response(
         if kind not in (errors.ContextOverflow, errors.ContentFiltered):
             kind = None
     error = _build(kind or _kind_of_status(status, details), details, status)
-    header_s = retry_after(headers)
-    wait_s = details.wait_s if header_s is None else header_s
-    error.retry_after = wait_s if isinstance(error, errors.Unavailable) else None
+    if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
+        error.retry_after = wait_s
     return error
 
 
@@ -279,6 +279,8 @@ def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = Non
     error.server_message = "" if message.startswith("<") else message  # a web page
     error.code = details.codes[0] if details.codes else None
     error.params = (details.param,) if details.param else ()
+    if isinstance(error, errors.Unavailable):
+        error.retry_after = details.wait_s
     if isinstance(error, errors.ContextOverflow):
         error.needed, error.window = details.lengths
     return error

@@ -80,6 +80,11 @@ from learnflow.llm.transport.untrusted import mask_keys
         (404, b'{"error":{"message":"Invalid URL (POST /v1/x)"}}', errors.Misconfigured),  # OpenAI
         (404, b'{"error":{"code":404,"message":"File Not Found"}}', errors.Misconfigured),  # llama.cpp
         (404, b'{"message":"no Route matched with those values"}', errors.Misconfigured),  # Kong
+        (
+            404,
+            b'{"error":{"message":"No endpoints found matching your policy: https://openrouter.ai/settings/privacy","code":404}}',
+            errors.RequestRefused,
+        ),
         (404, b"Cannot POST /x", errors.Misconfigured),  # Express
         (405, b'{"detail":"Method Not Allowed"}', errors.Misconfigured),  # FastAPI
         (
@@ -164,3 +169,17 @@ def test_table_of_litellm_exceptions_names_only_what_exists() -> None:
     import litellm.exceptions  # noqa: PLC0415
 
     assert [name for name in _litellm._CLASSES if not hasattr(litellm.exceptions, name)] == []
+
+
+def test_wait_in_error_object_of_a_200_makes_a_quota_a_rate_limit() -> None:
+    message = "You exceeded your current quota. Please retry in 1h2m3.5s."
+    error = error_mapping.map_error_object({"error": {"code": 429, "message": message}}, began=False)
+    assert type(error) is errors.RateLimited
+    assert error.retry_after == 3723.5
+
+
+def test_wait_is_bounded_and_never_guessed() -> None:
+    for words in ("retry in " + "9" * 4000 + "s", "Try again later.", "retry in 5 apples", "retry in ms", "retry in ."):
+        assert error_mapping.map_response(429, words.encode()).retry_after is None
+    assert error_mapping.map_response(429, b"retry in 250 milliseconds").retry_after == 0.25
+    assert error_mapping.map_response(429, b"retry in 9s", {"retry-after": "0"}).retry_after == 0
