@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from odd_server import (
 )
 from support import router
 
-from learnflow.llm import Completion, LLMProvider
-from learnflow.llm.providers import CustomProvider, GeminiProvider, OpenRouterProvider, build
+from learnflow.llm import Completion, LLMProvider, errors
+from learnflow.llm.completion import ToolCallDelta
+from learnflow.llm.providers import CustomProvider, GeminiProvider, OllamaProvider, OpenRouterProvider, build
+from learnflow.llm.testing import FaultServer
 
 TOOLS: Final = [tool("define", "term")]
 ARGUMENTS: Final = '{"term": "key"}'
@@ -303,7 +306,9 @@ async def test_fields_of_a_message_are_data_of_the_completion() -> None:
     async with OddServer(sse(*parts)) as server:
         done = await deepseek(server.base_url).complete("What is a key?")
     assert done.extra["reasoning_content"] == THOUGHTS == done.reasoning
-    assert done.message() == {"role": "assistant", "content": "A key.", "reasoning_content": THOUGHTS}
+    # The mark names the sender, so that a message from a database is not sent to another provider with these fields.
+    own = {"role": "assistant", "content": "A key.", "reasoning_content": THOUGHTS, "learnflow_origin": done.origin}
+    assert done.message() == own
 
 
 async def test_ordinary_answer_has_no_further_fields() -> None:
@@ -351,3 +356,66 @@ async def test_failover_sends_no_field_of_another_provider(row: Foreign, how: st
         (message,) = [message for message in two.bodies[0]["messages"] if message["role"] == "assistant"]
         assert not foreign & {*message, *message["tool_calls"][0]}
         assert message["tool_calls"][0]["function"]["name"] == "define"
+
+
+async def next_turn(provider: LLMProvider, done: Completion, message: dict[str, Any]) -> None:
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "opens a lock"} for call in done.tool_calls]
+    await provider.complete([{"role": "user", "content": "What is a key?"}, message, *results], tools=TOOLS)
+
+
+async def test_message_from_storage_takes_its_fields_to_no_other_address() -> None:
+    first = ended(chunk({"reasoning_content": THOUGHTS}), calls({**CALL, "extra_content": SIGNATURE}))
+    async with OddServer(first) as one, OddServer(good("A key.")) as two:
+        done = await custom(one.base_url).complete("What is a key?", tools=TOOLS)
+        stored = json.loads(json.dumps(done.message()))
+        await next_turn(custom(two.base_url), done, stored)
+        await next_turn(custom(one.base_url), done, stored)
+    (foreign, own) = two.bodies[0]["messages"][1], one.bodies[1]["messages"][1]
+    assert not {"reasoning_content", "learnflow_origin"} & {*foreign}
+    assert "extra_content" not in foreign["tool_calls"][0]
+    assert own["reasoning_content"] == THOUGHTS
+    assert own["tool_calls"][0]["extra_content"] == SIGNATURE
+    assert "learnflow_origin" not in own
+
+
+async def test_message_by_hand_needs_only_the_ids_of_its_calls() -> None:
+    """A loop for OpenAI's format works with github.com/securo-finance/securo/issues/884 (2026-09), too."""
+    first = ended(chunk({"reasoning_content": THOUGHTS}), calls({**CALL, "extra_content": SIGNATURE}))
+    async with OddServer(first) as one, OddServer(good("A key.")) as two:
+        done = await custom(one.base_url).complete("What is a key?", tools=TOOLS)
+        (call,) = copy.deepcopy(done.tool_calls)
+        function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+        message = {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": function}]}
+        await next_turn(custom(two.base_url), done, message)
+        await next_turn(custom(one.base_url), done, message)
+    (foreign, own) = two.bodies[0]["messages"][1], one.bodies[1]["messages"][1]
+    assert foreign == message
+    assert own["reasoning_content"] == THOUGHTS
+    assert own["tool_calls"][0]["extra_content"] == SIGNATURE
+
+
+async def test_thinking_of_ollama_comes_back_under_its_own_name() -> None:
+    """Ollama's templates need the thinking before a call (docs.ollama.com, thinking)."""
+    async with FaultServer(
+        "ollama", "", thinking=THOUGHTS, calls=[ToolCallDelta(0, "", "define", ARGUMENTS)]
+    ) as server:
+        provider = OllamaProvider(server.base_url, MODEL)
+        done = await provider.complete("What is a key?", tools=TOOLS)
+        await next_turn(provider, done, done.message())
+        assert server.seen[-1].body["messages"][1]["thinking"] == THOUGHTS
+
+
+@pytest.mark.parametrize("value", [b'"\\ud83d"', b"1e999", b"NaN", b'{"a": [null]}', b"[" * 50 + b"]" * 50])
+async def test_odd_value_of_a_further_field_costs_no_answer(value: bytes) -> None:
+    odd = b'data: {"choices": [{"delta": {"content": "A key.", "token": ' + value + b"}}]}\n\n"
+    async with OddServer(sse(odd, chunk(finish="stop"), DONE)) as server:
+        done = await custom(server.base_url).complete("What is a key?")
+        turns = [{"role": "user", "content": "hi"}, done.message(), {"role": "user", "content": "hi"}]
+        assert (await custom(server.base_url).complete(turns)).text == "A key."
+    json.dumps(done.message(), allow_nan=False, ensure_ascii=False).encode()
+
+
+async def test_calls_of_a_message_that_are_no_objects_are_invalid() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [1]}]
+    with pytest.raises(errors.InvalidRequest):
+        await custom("http://127.0.0.1:9/v1").complete(turns)

@@ -75,6 +75,11 @@ WHOLE = (
         between(b"data: : keepalive\n\n", b"data: : OPENROUTER PROCESSING\n\n"),
     ),
     Row(
+        "a comment as data before the data of one event",
+        "a sibling of github.com/mnfst/llm-gateway/issues/2053 (2026-05)",
+        sse(FIRST, said("Two "), b"data: : keepalive\n" + line(said("keys.")) + b"\n", LAST, DONE),
+    ),
+    Row(
         "comments, with and without an empty line",
         "github.com/coder/coder/issues/28185 (2026-08), github.com/diegosouzapw/OmniRoute/issues/7031 (2026-07), "
         "github.com/deepnoodle-ai/dive/pull/206 (2026-07)",
@@ -104,6 +109,11 @@ WHOLE = (
         "all events parted by one line end",
         "github.com/rexxars/eventsource-parser/pull/31 (2026-05)",
         sse(*map(line, PARTS[:-1]), DONE),
+    ),
+    Row(
+        "events parted by one line end, and no line end at the end",
+        "a sibling of github.com/rexxars/eventsource-parser/pull/31 (2026-05)",
+        Reply(200, wire(*map(line, PARTS[:-1]), b"data: [DONE]"), "text/event-stream"),
     ),
     Row(
         "one JSON object in two lines of data",
@@ -623,6 +633,25 @@ async def test_incomplete_answer_is_never_called_whole(row: Row, how: str) -> No
     async with OddServer(row.reply) as server:
         got = await outcome(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
     assert isinstance(got, errors.BrokenAnswer) or (isinstance(got, Completion) and got.text == TEXT)
+
+
+def choice(index: int, delta: dict[str, Any], finish: str | None = None) -> Any:
+    return {**FIRST, "choices": [{"index": index, "delta": delta, "finish_reason": finish}]}
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_finish_of_another_choice_does_not_complete_the_first(how: str) -> None:
+    async with OddServer(sse(said("Two "), choice(1, {"content": "One"}), choice(1, {}, "stop"))) as server:
+        got = await outcome(CustomProvider(server.base_url, MODEL), how)
+    assert isinstance(got, errors.BrokenAnswer)
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_call_that_begins_after_the_finish_is_incomplete(how: str) -> None:
+    parts = calls(piece(0, "a1", "define", '{"term": "key"}')), chunk(finish="tool_calls")
+    async with OddServer(sse(*parts, calls(piece(1, "b2", "define")))) as server:
+        got = await outcome(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+    assert isinstance(got, errors.BrokenAnswer)
 
 
 async def test_error_of_the_server_is_reported_as_its_own() -> None:

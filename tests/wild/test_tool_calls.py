@@ -180,6 +180,50 @@ STREAMS = (
         [TWO[0], TWO_UNNAMED[1]],
     ),
     Row(
+        "a name after complete arguments, with its arguments in later pieces",
+        "a sibling of github.com/open-webui/open-webui/pull/22235 (2026-03)",
+        ended(
+            calls(piece(0, "a1", "define", KEY)),
+            calls(piece(0, name="define", arguments="")),
+            calls(piece(0, arguments=LOCK[:6])),
+            calls(piece(0, arguments=LOCK[6:])),
+        ),
+        [TWO[0], TWO_UNNAMED[1]],
+    ),
+    Row(
+        "the name is repeated once more after complete arguments",
+        "a sibling of github.com/NousResearch/hermes-agent/pull/11984 (2026-04)",
+        ended(calls(piece(0, "a1", "define", KEY)), calls(piece(0, name="define", arguments=""))),
+        ONE,
+    ),
+    Row(
+        "one index for two calls without arguments",
+        "a sibling of github.com/ollama/ollama/issues/15457 (2026-04)",
+        ended(calls(piece(0, "a1", "progress", {})), calls(piece(0, "b2", "progress", ""))),
+        [Call("a1", "progress", {}), Call("b2", "progress", {})],
+    ),
+    Row(
+        "one index for two calls whose pieces alternate by their ids",
+        "a sibling of github.com/mcowger/plexus/issues/691 (2026-07)",
+        ended(
+            calls(piece(0, "a1", "define", KEY[:6])),
+            calls(piece(0, "b2", "define", LOCK[:6])),
+            calls(piece(0, "a1", arguments=KEY[6:])),
+            calls(piece(0, "b2", arguments=LOCK[6:])),
+        ),
+        TWO,
+    ),
+    Row(
+        "the names of two calls come before their ids",
+        "a sibling of github.com/pipecat-ai/pipecat/pull/5023 (2026-07)",
+        ended(
+            calls(piece(0, name="define"), piece(1, name="define")),
+            calls(piece(0, "a1"), piece(1, "b2")),
+            calls(piece(1, arguments=LOCK), piece(0, arguments=KEY)),
+        ),
+        TWO,
+    ),
+    Row(
         "the id comes after the name",
         "github.com/pipecat-ai/pipecat/pull/5023 (2026-07, issue 4987)",
         ended(

@@ -28,6 +28,8 @@ Classifier = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
 _MAX_BODY_CHARS: Final = 8000  # length of a body that is searched for the delay before a retry
+_CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
+_MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
 
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
@@ -61,7 +63,8 @@ _NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's response to an unknown r
 _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
     kind: re.compile(words, re.IGNORECASE)
     for kind, words in {
-        errors.RateLimited: r"rate[ _]limit|throttl|(?:tokens|requests) per (?:second|minute|hour|day)",
+        errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
+        r"|(?:tokens|requests) per (?:second|minute|hour|day)",
         # A length, and what exceeds it, in either order
         errors.ContextOverflow: r"(?:context|prompt\b|input (?:length|tokens?|\()|requested tokens).{0,80}?"
         r"(?:exceed|overflow|too long|longer than|超长)|input (?:is )?too long"
@@ -137,11 +140,11 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
         return _parse(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
-    for key in ("error", "detail", "errors"):
+    for key in ("error", "detail", "errors", "base_resp"):
         if value.get(key):
             return _parse(value[key], depth + 1)
-    raw_codes = (value.get("code"), value.get("type"), part(value, "innererror").get("code"))
-    inner = _parse(value.get("message") or value.get("msg") or "", depth + 1)
+    raw_codes = [value.get(key) for key in _CODE_KEYS] + [part(value, "innererror").get("code")]
+    inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
     location = ".".join(name for name in texts(value.get("loc")) if name != "body")  # FastAPI, Mistral
     message = f"{location}: {inner.message}" if location else inner.message
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
@@ -149,6 +152,11 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
     codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
     param = word(value.get("param")) or location or inner.param
     return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
+
+
+def message_of(value: Any) -> str:
+    """Return the message of a JSON object if it may describe an error; "" if it has none."""
+    return _parse(value).message
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
