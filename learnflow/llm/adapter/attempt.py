@@ -24,6 +24,7 @@ from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
+from ..transport.tool_calls import join_extra
 from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
@@ -348,7 +349,7 @@ class _AttemptRun:
             for call in completion.tool_calls:
                 cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
-                parsed = structured_output.parse(request.response_format, completion.text)
+                parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":
@@ -467,7 +468,7 @@ class Answer(Transcript):
             text=text,
             reasoning=self.thinking or None,
             tool_calls=calls,
-            extra=parser.extra,
+            extra=join_extra(parser.extra),
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
             model=ServedModel(model, parser.served_model),

@@ -23,7 +23,7 @@ from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
-from ..transport.tool_calls import add_extra
+from ..transport.tool_calls import collect_extra
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -180,9 +180,9 @@ class NDJSONParser(StreamParser):
         super().__init__(max_tokens, finish_missing=finish_missing)
         self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and how often it was repeated
 
-    def _parse_line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> None:
         if not line.strip():
-            return None
+            return
         record = self._parse_object(line, "a line of the stream")
         began, self._seen = self._seen, True
         if record.get("error"):
@@ -197,9 +197,9 @@ class NDJSONParser(StreamParser):
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
-        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call, pieces))
+        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
         # LiteLLM writes the field "thinking" of a message from OpenAI's format
-        add_extra(self._extra, {"reasoning_content": message.get("thinking")}, frozenset())
+        collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
@@ -207,14 +207,13 @@ class NDJSONParser(StreamParser):
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
-        return Delta(text, thinking, calls) if text or thinking or pieces else None
+        self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
-    def _parse_rest(self, rest: bytes) -> Delta | None:
-        delta = self._parse(self._parse_line, rest)
+    def _parse_rest(self, rest: bytes) -> None:
+        self._parse(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             what = "the stream ended in the middle of a line"
             self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
-        return delta
 
     def _missing_finish(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
