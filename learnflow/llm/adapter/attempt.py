@@ -97,7 +97,7 @@ class Runner:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
         """
-        hold = request.buffered or request.reasoning not in (None, False)
+        hold = (request.buffered and not request.is_recorded) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)

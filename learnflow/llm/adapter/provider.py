@@ -172,8 +172,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        buffered = call.buffered and not call.is_recorded
-        return self.runner.start(replace(prepared, buffered=buffered), attempt)
+        prepared = replace(prepared, buffered=call.buffered, is_recorded=call.is_recorded)
+        return self.runner.start(prepared, attempt)
 
     async def prepare(self) -> None:
         """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""
