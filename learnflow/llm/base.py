@@ -10,7 +10,7 @@ from abc import abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
+from typing import Any, Final, Generic, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from typing_extensions import override  # typing has it from Python 3.12 on
 
@@ -67,6 +67,8 @@ class Options(TypedDict, Generic[Parsed], total=False):
         timeout: the time limit of the call in seconds.
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
+        headers: additional headers of the request, for a single provider. A router refuses them. ``{session}`` in a
+            value is ``session``; without one the header is not sent.
         extra_body: fields that are added to the body of the request unchanged.
         resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
         metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
@@ -88,6 +90,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
     reasoning: Reasoning
     timeout: float
     session: str
+    headers: Mapping[str, str]
     extra_body: Mapping[str, Any]
     resume: Resume
     metadata: Mapping[str, str | int | float | bool | None]
@@ -105,6 +108,19 @@ class TimeOptions(TypedDict, total=False):
     deadline: float
     local_only: bool
     max_concurrency: int
+
+
+class ProviderOptions(TimeOptions, total=False):
+    """The keywords of the provider classes; see ``BaseProvider``. The last three are those of ``EmbeddedProvider``."""
+
+    base_url: str | None
+    model: str | None
+    api_key: str | None
+    vision_model: str | None
+    headers: Mapping[str, str] | str | None
+    context: int | None
+    slots: int | None
+    threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +363,16 @@ class AbstractProvider(LLMProvider):
             InvalidRequest: a keyword or a value is invalid.
             Unsupported: the provider does not support a keyword.
         """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the idle connections of this event loop. The provider can be used again afterwards."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def _run_call(self, call: Call) -> Completion:
         """Run a call in the caller's task, and drop its events."""

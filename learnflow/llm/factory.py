@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Unpack
 
 from . import settings
-from .base import LLMProvider
+from .base import LLMProvider, ProviderOptions
 from .capabilities import Health
 from .discovery import SCAN_TIMEOUT_S, make_finder, scan
+from .errors import NotConfigured
 from .process import register, switches
+from .providers import build
 from .routing.router import RouterProvider
 
 
-def get_provider(name: str | None = None) -> RouterProvider:
+def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> RouterProvider:
     """Return a router over the named providers, by default those of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
 
     If no provider is named, the first request finds the local servers that are ready. A cloud is used only if named.
 
     Args:
         name: the name of a provider, or several names in order of preference, separated by commas.
+        keywords: those of the provider's class, for one provider: ``model``, ``base_url``, ``headers`` and so on; see
+            ``BaseProvider``.
 
     Returns:
         A router over one or more providers. No request was sent.
 
     Raises:
-        NotConfigured: a name is unknown, or every provider lacks its address or its key.
+        NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
     """
     common = settings.load()
     if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
@@ -36,6 +40,13 @@ def get_provider(name: str | None = None) -> RouterProvider:
     if _overrides:
         return RouterProvider(_overrides[-1])
     chain = (settings.parse_chain(name) or [(name,)]) if name else common.chain
+    if keywords:
+        names = [name for rank in chain for name in rank]
+        if len(names) != 1:
+            given = ", ".join(f"{keyword}=" for keyword in keywords)
+            hint = 'Name one, as in get_provider("openai", model="…"). For several use RouterProvider'
+            raise NotConfigured(f"{given} in get_provider() requires one provider, not {len(names)}", hint=hint)
+        return RouterProvider(build(names[0], **keywords), deadline=keywords.get("deadline"))
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=make_finder())
 
 

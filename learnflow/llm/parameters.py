@@ -11,7 +11,7 @@ from typing import Any, Final
 Reasoning = Mapping[bool | str, Mapping[str, Any]]
 
 ALWAYS: Final = frozenset(
-    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
+    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session", "headers"}
 )
 SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}

@@ -21,15 +21,16 @@ SchemaMode = Literal["json_schema", "json_object", "words"]
 # The types of content parts that LiteLLM forwards. It drops other types.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
-SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
+SETTINGS: Final = (
+    *("base_url", "api_key", "headers", "model", "vision_model", "context", "max_concurrency", "capabilities"),
+)
 
 
 class Session(NamedTuple):
-    """The field of the body that contains ``session=``, or the header if ``header`` is set."""
+    """The field of the body that contains ``session=``."""
 
     name: str
     max_chars: int
-    header: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ class Api:
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the name of the header with the key, and the word before the key.
+        headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
         variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         models_path: the path of the list of models.
@@ -153,6 +155,7 @@ class Api:
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
+    headers: Mapping[str, str] = field(default_factory=dict)
     variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     models_path: str = "/models"
@@ -175,7 +178,7 @@ class Dialect:
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         reasoning_models: a pattern for the names of models that can think; None if any model may. For other models,
             ``reasoning=False`` adds no field, and any other value is an error.
-        session: the field or header for ``session=``; None if it is not sent.
+        session: the field for ``session=``; None if it is not sent in the body.
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.

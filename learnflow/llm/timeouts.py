@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .base import TimeOptions
+from .base import ProviderOptions, TimeOptions
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
@@ -58,8 +58,9 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
     known = TimeOptions.__annotations__
     for name, value in given.items():
         if name not in known:
-            similar = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {similar[0]}=?" if similar else f"Use base_url, model, api_key, {', '.join(known)}"
+            keywords = ProviderOptions.__annotations__
+            similar = difflib.get_close_matches(name, keywords, 1)
+            hint = f"Did you mean {similar[0]}=?" if similar else f"Use {', '.join(keywords)}"
             raise NotConfigured(f"unknown keyword {name}=", provider=spec.name, hint=hint)
         if name == "local_only":
             valid, expected = isinstance(value, bool), "True or False"

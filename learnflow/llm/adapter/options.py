@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, TypeGuard
 from ..base import Message, Options, Prompt
 from ..errors import InvalidRequest, Unsupported
 from ..provider_spec import ProviderSpec
+from ..transport.endpoint import parse_headers
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # a check of a value; a description of valid values
 
@@ -51,6 +52,8 @@ def check_keywords(spec: ProviderSpec, keywords: Mapping[str, Any]) -> dict[str,
             raise _invalid(name, rule[1])
     _check_format(spec, values.get("response_format"))
     _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
+    if "headers" in values:
+        values["headers"] = parse_headers(spec, values["headers"], InvalidRequest)
     return values
 
 

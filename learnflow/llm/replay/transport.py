@@ -128,10 +128,12 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _secrets(self, request: httpx.Request, endpoint: Endpoint) -> dict[bytes, bytes]:
-        """Return the API key and the host, with their placeholders."""
+        """Return the API key, the values of headers and the host, with their placeholders."""
         secrets: dict[bytes, bytes] = {}
         if endpoint.key and len(endpoint.key) >= _MIN_KEY_CHARS:
             secrets[endpoint.key.encode()] = f"key-of-{self._provider}".encode()
+        values = [value for value in endpoint.headers.values() if len(value) >= _MIN_KEY_CHARS]
+        secrets |= {value.encode(): f"header-of-{self._provider}".encode() for value in values}
         for host in (request.url.netloc, request.url.raw_host):
             if b"." in host or b":" in host:  # a name without dots may be an ordinary word
                 secrets[host] = f"{self._provider}.example".encode()

@@ -119,6 +119,11 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", None) or self._resume
         _check_resume(resume, errors.InvalidRequest)
+        if options.get("headers") is not None:
+            hint = "Set <NAME>_HEADERS of one provider, or give headers= to its class"
+            raise errors.InvalidRequest(
+                "a router does not support headers=, which are secrets of one server", hint=hint
+            )
         run = partial(self._run, replace(call, options=options), resume, template)
         return partial(events.run_request, self.name, call.model, template, run)
 
