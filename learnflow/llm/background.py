@@ -8,70 +8,59 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
-from concurrent.futures import Future
-from contextlib import aclosing
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar, cast
 
 from .errors import InvalidRequest
 
 _T = TypeVar("_T")
+_END: Final = object()
+_STOP_S: Final = 1.0  # for the running calls at the end of the process
 
 
 class Background:
-    """An event loop in a daemon thread. The first call starts the thread."""
+    """An event loop in a daemon thread. The first call starts the thread.
+
+    At the end of the process the thread stops. Later calls, of ``atexit`` or ``__del__``, run their coroutine
+    in the calling thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._last_runner: asyncio.Runner | None = None  # of the calls after ``stop``
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine, and return its result. Raise InvalidRequest if called in the thread of this loop."""
-        future = self._start(work)
+        """Run a coroutine, and return its result.
+
+        Raises:
+            InvalidRequest: called in the thread of this loop, or the process ended before the result.
+        """
+        future = self.start(work)
         try:
             return future.result()
+        except (CancelledError, asyncio.CancelledError):
+            raise _cancelled() from None
         finally:
             future.cancel()  # after Ctrl-C, so that the server stops
 
-    def iterate(self, stream: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
-        """Yield the items of an asynchronous generator. Closing the iterator also closes the generator, without a wait.
+    def iterate(self, items: AsyncGenerator[_T, None]) -> BlockingIterator[_T]:
+        """Return an iterator over an asynchronous generator."""
+        return BlockingIterator(self, items)
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Start a coroutine in the loop, and return its future. After ``stop``, run it before returning.
 
         Raises:
-            InvalidRequest: the iterator is read in the thread of this loop.
+            InvalidRequest: called in the thread of this loop.
         """
-        items: queue.SimpleQueue[tuple[_T] | BaseException | None] = queue.SimpleQueue()
-
-        async def read() -> None:
-            try:
-                async with aclosing(stream):
-                    async for item in stream:
-                        items.put((item,))
-                items.put(None)
-            except BaseException as error:
-                items.put(error)
-                raise
-
-        future = self._start(read())
-        try:
-            while (received := items.get()) is not None:
-                if isinstance(received, BaseException):
-                    raise received
-                yield received[0]
-        finally:
-            future.cancel()
-
-    def stop(self) -> None:
-        """Stop the loop at the end of the process. Running calls are dropped."""
-        if self._loop and self._thread:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(1)
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Start a coroutine in the loop. Return its future."""
         with self._lock:
+            if self._last_runner:
+                return _run(self._last_runner, work)
             if self._loop is None or self._thread is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="learnflow-llm", daemon=True)
@@ -83,6 +72,98 @@ class Background:
                 "a blocking call was made on the thread of the event loop", hint="Use ainvoke() or astream() there"
             )
         return asyncio.run_coroutine_threadsafe(work, loop)
+
+    def stop(self) -> None:
+        """Cancel the running calls and stop the loop, at the end of the process."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._last_runner = asyncio.Runner()
+        if loop and thread:
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(_STOP_S)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_STOP_S)
+
+
+class BlockingIterator(Iterator[_T], Generic[_T]):
+    """An iterator over an asynchronous generator, which runs in the loop of a ``Background``.
+
+    Any thread may read it, one at a time. ``close`` may be called from another thread than the reader's.
+    """
+
+    def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
+        self._background, self._items = background, items
+        self._reading = threading.Lock()
+        self._pending: Future[Any] | None = None
+        self._failed = self._closed = False
+
+    def __next__(self) -> _T:
+        if not self._reading.acquire(blocking=False):
+            raise InvalidRequest("another thread reads the stream", hint="Call stream() again for another stream")
+        try:
+            return self._read()
+        finally:
+            self._reading.release()
+
+    def _read(self) -> _T:
+        if self._failed:
+            raise InvalidRequest("the stream has failed", hint="Call stream() again for another stream")
+        if self._closed:
+            raise StopIteration
+        try:
+            self._pending = self._background.start(_next(self._items))
+            if self._closed:  # ``close`` was called meanwhile
+                self._pending.cancel()
+            item = self._pending.result()
+        except (CancelledError, asyncio.CancelledError):
+            self._failed = not self._closed
+            raise (StopIteration if self._closed else _cancelled()) from None
+        except BaseException:
+            self._failed = True
+            if self._pending:
+                self._pending.cancel()  # after Ctrl-C, so that the server stops
+            raise
+        if item is _END:
+            self._closed = True
+            raise StopIteration
+        return cast(_T, item)
+
+    def close(self) -> None:
+        """End the iteration and close the generator. A thread that reads it gets StopIteration."""
+        self._closed = True
+        if self._reading.acquire(blocking=False):
+            try:
+                self._background.wait(self._items.aclose())
+            finally:
+                self._reading.release()
+        elif self._pending:
+            self._pending.cancel()
+
+
+async def _next(items: AsyncGenerator[_T, None]) -> _T | object:
+    return await anext(items, _END)
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+    """Run a coroutine in the calling thread. Return its future, which is done."""
+    future: Future[_T] = Future()
+    try:
+        future.set_result(runner.run(work))
+    except BaseException as error:  # noqa: BLE001  # the caller gets it from the future
+        work.close()
+        future.set_exception(error)
+    return future
+
+
+def _cancelled() -> InvalidRequest:
+    return InvalidRequest("the call was cancelled, because the process ends", hint="Call it before")
 
 
 BACKGROUND = Background()

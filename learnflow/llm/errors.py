@@ -23,7 +23,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   ├─ Overloaded            The server is busy
      │   ├─ RateLimited           Too many requests. ``retry_after`` has the delay that the server requested
      │   ├─ QuotaExceeded         The quota or the credit is used up. A retry does not help
-     │   ├─ ServerFailed          The server failed (a 5xx that is none of the above)
+     │   ├─ ServerFailed          The server failed (any other 5xx)
      │   └─ TimedOut              A time limit was reached
      │       ├─ ConnectTimeout    No connection within LLM_CONNECT_TIMEOUT seconds
      │       ├─ FirstTokenTimeout No token within LLM_FIRST_TOKEN_TIMEOUT seconds
@@ -287,7 +287,7 @@ class QuotaExceeded(Unavailable):
 
 
 class ServerFailed(Unavailable):
-    """The server failed (a 5xx that is none of the above)."""
+    """The server failed (any other 5xx)."""
 
     fault = "the server failed"
     advice = "Check the server's log"

@@ -45,6 +45,7 @@ class Model:
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
         known: the capabilities that the server reports, by name.
+        probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Model:
     remote: bool = False
     fault: tuple[State, str] | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
+    probed_at: float | None = None
 
     def has_name(self, name: str) -> bool:
         """Return whether this is its name or an alias."""
@@ -218,10 +220,13 @@ class ServerSupport:
     Attributes:
         probe: the probe that recognises it; None if its pages are not distinctive.
         forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
+        locality_caveat: why its address does not prove that no other machine gets the prompts; None if it does.
         load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
+        launch_options: the fields of a request that a load must have, too: the server loads the model again if they
+            differ.
         load_for: a function that returns the path and the body to load a model with a ``keep_alive`` time, given its
             name and the time. None if the server does not support such a time.
-        pull_command: the server's command to download ``{model}``; None if there is none.
+        pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
         context_length: a function that returns the context length to request, or None for the server's default. Its
@@ -237,7 +242,9 @@ class ServerSupport:
 
     probe: Probe | None = None
     forwards_requests: bool = False
+    locality_caveat: str | None = None
     load_path: str | None = None
+    launch_options: Mapping[str, Any] = field(default_factory=dict)
     load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None

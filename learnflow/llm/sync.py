@@ -6,11 +6,11 @@ event loop, as in a notebook.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
-from typing import Any, Self, Unpack
+from collections.abc import AsyncGenerator, Iterator
+from typing import Self, Unpack
 
 from . import factory
-from .background import BACKGROUND
+from .background import BACKGROUND, BlockingIterator
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt, ProviderOptions
 from .capabilities import Capabilities
 from .completion import Completion, Event, Parsed
@@ -22,8 +22,8 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._text: Generator[str, None, None] | None = None
-        self._reading: Generator[Any, None, None] | None = None  # the iterator in use, over text or events
+        self._text = BACKGROUND.iterate(_read_text(stream))
+        self._events: BlockingIterator[Event] | None = None
 
     @property
     def completion(self) -> Completion:
@@ -34,19 +34,17 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        if self._text is None:
-            self._reading = self._text = BACKGROUND.iterate(_read_text(self._stream))
         return next(self._text)
 
     def events(self) -> Iterator[Event]:
         """Return an iterator over the events; see ``learnflow.llm.TextStream.events``. Read either events or text."""
-        self._reading = events = BACKGROUND.iterate(self._stream.events())
-        return events
+        self._events = BACKGROUND.iterate(self._stream.events())
+        return self._events
 
     def close(self) -> None:
-        """Close the connection, so that the server stops."""
-        if self._reading:
-            self._reading.close()
+        """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
+        (self._events or self._text).close()
+        BACKGROUND.wait(self._stream.aclose())
 
     def __enter__(self) -> Self:
         return self

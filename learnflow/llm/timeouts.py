@@ -32,6 +32,7 @@ class Times:
         load: the longest time to load a model.
         local_only: whether only connections to this machine or a private network are allowed.
         max_concurrency: the most requests at the same time; None if not configured.
+        own_deadline: the ``deadline=`` of the provider, which limits each attempt of a router; None if not given.
     """
 
     connect: float
@@ -41,6 +42,7 @@ class Times:
     load: float
     local_only: bool
     max_concurrency: int | None
+    own_deadline: float | None = None
 
 
 def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
@@ -78,6 +80,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
         gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
         deadline=given.get("deadline") or common.llm_deadline,
+        own_deadline=given.get("deadline"),
         load=common.llm_load_timeout,
         max_concurrency=given.get("max_concurrency") or own.max_concurrency,
         local_only=common.llm_local_only if local_only is None else local_only,

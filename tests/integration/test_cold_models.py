@@ -106,24 +106,6 @@ async def test_load_beyond_load_timeout_is_failure(monkeypatch: pytest.MonkeyPat
         assert len(two.seen) == 1
 
 
-async def test_late_first_token_is_checked_against_state_of_server() -> None:
-    """The server unloaded the model after five idle minutes: the router waits for the load."""
-    loaded = {"models": [{"name": "fault-model", "context_length": 8192}]}
-    async with FaultServer("ollama", TEXT, responses={"/api/ps": loaded}) as one, FaultServer("openai", TEXT) as two:
-        cloud = Cloud(base_url=two.base_url, model="fault-model")
-        chain = router(provider_for(one, first_token_timeout=0.4), cloud)
-        assert (await chain.complete("hi")).provider == "ollama"
-        one.fault = Fault("hang")
-        one.responses["/api/ps"] = {"models": []}
-        request = asyncio.create_task(chain.complete("a private prompt"))
-        await asyncio.sleep(0.7)
-        one.fault = None
-        one.responses["/api/ps"] = loaded
-        async with asyncio.timeout(30):
-            assert (await request).provider == "ollama"
-        assert two.seen == []
-
-
 async def test_server_that_loads_forever_is_polled_slowly() -> None:
     async with FaultServer("llamacpp", fault=Fault("refuse", refusal="loading")) as server:
         with pytest.raises(errors.ModelLoading):

@@ -91,7 +91,7 @@ def test_key_from_docker_secret_is_not_sent_to_address_from_file(
     monkeypatch.setenv("OPENROUTER_API_KEY", "")  # LearnFlow's compose file passes unset variables as empty
     spec = SPECS["openrouter"]
     assert settings_sources.provider_key(spec) == ("key-of-a-secret", "")
-    (source,) = [variable.where for variable in variables([spec]) if variable.name == "OPENROUTER_API_KEY"]
+    (source,) = [variable.source for variable in variables([spec]) if variable.name == "OPENROUTER_API_KEY"]
     assert source == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
     _, hint = settings_sources.provider_key(spec)

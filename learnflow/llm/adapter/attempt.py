@@ -19,7 +19,7 @@ from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_provider
 from ..transport.error_mapping import map_exception
-from ..transport.reader import AnswerReader
+from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
@@ -121,7 +121,7 @@ class Runner:
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives(model)
         add_provider(error, self.spec, self.client.endpoint, model)
-        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed):
+        if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
@@ -227,14 +227,15 @@ class _AttemptRun:
         continues = self._attempt.prefix is not None
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits())
+            reader = AnswerReader(parser, self._time_limits(), self._load_probe())
             answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
             self._answer = answer
             try:
                 with answer.load_wait as load_wait:
                     if self._budget.loads:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
-                    await reader.read(partial(self._send, variant, reader), deadline, answer.feed, emit.drain)
+                    feed = partial(self._feed, answer)
+                    await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
             except Exception as error:
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error)
@@ -273,6 +274,21 @@ class _AttemptRun:
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if self._budget.loads else times.first_token
         return replace(times, first_token=first if patience is None else min(first, patience))
+
+    def _load_probe(self) -> IsLoading | None:
+        """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
+        if self._budget.loads or not self._catalog.loads_models:
+            return None
+        return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
+
+    def _feed(self, answer: Answer, delta: Delta) -> None:
+        """Add a delta to the answer. Raise NotLocal if another machine generated it, although LLM_LOCAL_ONLY is set."""
+        if self._times.local_only and answer.parser.is_forwarded:
+            raise errors.NotLocal(
+                "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
+                hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
+            )
+        answer.feed(delta)
 
     async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
         runner = self._runner

@@ -15,6 +15,7 @@ import bisect
 import hashlib
 import itertools
 import math
+import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ _MAX_PROMPTS: Final = 64  # recorded prompts of one address
 _MAX_ADDRESSES: Final = 256  # addresses with recorded prompts
 _MIN_DIGEST_CHARS: Final = 256
 _MAX_COMPARED_REQUESTS: Final = 64
+_POLL_S: Final = 0.5  # between two looks of a waiting request
 
 Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
 Digests = tuple[str, ...]  # digests of the beginnings of one prompt, the shortest beginning first
@@ -71,7 +73,8 @@ class Capacity:
     """The slots and queues of all addresses.
 
     Attributes:
-        loops: event loop -> address -> number of requests in flight. Closed event loops are ignored.
+        loops: event loop -> address -> number of requests in flight. Event loops that do not run are ignored: a stopped
+            one may never run again.
         prompts: address -> digests of the last prompts sent there, the newest last.
     """
 
@@ -83,7 +86,7 @@ class Capacity:
     def in_flight(self, address: str) -> int:
         """Return the number of requests in flight at an address."""
         with self._lock:
-            return sum(counts[address] for loop, counts in list(self.loops.items()) if not loop.is_closed())
+            return sum(counts[address] for loop, counts in list(self.loops.items()) if loop.is_running())
 
     def is_full(self, address: str, limit: int | None) -> bool:
         """Return whether an address has no free slot."""
@@ -184,13 +187,21 @@ class Capacity:
         Raises:
             TimeoutError: no slot was free before the deadline.
         """
-        began = asyncio.get_running_loop().time()
-        if slot := self.try_acquire(address, limit):
-            return slot
-        slot = await self.wait({address: limit}, (), Ticket(), max(0.0, deadline - began))
-        if slot is None:
-            raise TimeoutError
-        return replace(slot, waited_s=asyncio.get_running_loop().time() - began)
+        loop = asyncio.get_running_loop()
+        began, ticket = loop.time(), Ticket()
+        slot = self.try_acquire(address, limit)
+        while slot is None:
+            if (left_s := deadline - loop.time()) <= 0:
+                raise TimeoutError
+            # a slot that was free while this loop was stopped was not offered to it
+            slot = await self.wait({address: limit}, (), ticket, min(_POLL_S, left_s))
+        return replace(slot, waited_s=loop.time() - began)
+
+    def reset(self) -> None:
+        """Forget all requests: after a fork, those of the parent process."""
+        self._lock = threading.RLock()
+        self.loops.clear()
+        self._waiters.clear()
 
     def _add_slot(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
         """Count a request in flight, and record its prompt as the newest of the address."""
@@ -219,7 +230,7 @@ class Capacity:
 
     def _choose_waiter(self, address: str) -> _Waiter | None:
         """Choose the waiting request that gets a slot of an address; None if no request waits for it."""
-        eligible = (waiter for waiter in self._waiters if address in waiter.limits)
+        eligible = (waiter for waiter in self._waiters if address in waiter.limits and waiter.loop.is_running())
         allowed = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
         candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
         limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
@@ -274,3 +285,5 @@ CAPACITY: Final = Capacity(
     loops=register("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
     prompts=register("addresses with prompt digests", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
 )
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=CAPACITY.reset)

@@ -7,6 +7,7 @@ response, and after the answer. An unknown capability or context length never pr
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from ..errors import LLMError
 from ..process import register
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
-from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
+from ..servers.model_catalog import MAX_AGE_S, QUICK_PROBE_S, ModelCatalog
 from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
@@ -129,6 +130,7 @@ class ContextBudget:
 
     _model: str  # set by ``prepare``
     _server_model: Model  # set by ``prepare``
+    _began: float  # set by ``prepare``
 
     def __init__(
         self, spec: ProviderSpec, catalog: ModelCatalog, client: Client, request: Request, prefill: str = ""
@@ -158,10 +160,21 @@ class ContextBudget:
             Unsupported: the request has images, and the model does not support them.
             ContextOverflow: the prompt is certainly longer than the model's context length.
         """
-        request, why = self._request, None
         self._model, self._server_model = model, Model(name=model)
-        if self._chooses_length or request.images or (request.ceiling and self._spec.local):
-            self._server_model = await self._catalog.describe(self._model, timeout_s)
+        self._began = asyncio.get_running_loop().time()
+        try:
+            return await self._check(timeout_s)
+        except (errors.Unsupported, errors.ContextOverflow):
+            if not self._spec.local or self._catalog.is_newer(model, self._began):
+                raise
+        self._catalog.forget()  # the server may have been restarted with another model or context length
+        return await self._check(timeout_s)
+
+    async def _check(self, timeout_s: float) -> str | None:
+        request, catalog, why = self._request, self._catalog, None
+        if self._chooses_length or request.images or (request.ceiling and self._spec.local) or catalog.loads_models:
+            max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
+            self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
             if request.images and self._catalog.capabilities(self._model)["vision"] is False:
                 vision_model, capabilities = map(self._spec.variable, ("vision_model", "capabilities"))
                 hint = f"Set {vision_model}, or {capabilities}=vision if the model supports images"
@@ -174,7 +187,8 @@ class ContextBudget:
 
     async def _set_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded one stays."""
-        if self._key not in _requested and self._choose_length(self._max_prompt_tokens) != self._loaded_length:
+        changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
+        if changes and not self._catalog.is_newer(self._model, self._began):
             self._catalog.forget()  # another client may have loaded a longer one
             self._server_model = await self._catalog.describe(self._model)
         limit = self._configured_length or self._server_model.known.get("context")

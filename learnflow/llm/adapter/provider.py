@@ -89,7 +89,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
-        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, own.configured_capabilities)
+        overrides, ages = own.configured_capabilities, replay is None
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
@@ -124,6 +125,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             capabilities=capabilities,
             first_token_s=times.first_token,
             gap_s=times.gap,
+            deadline_s=times.own_deadline,
             names=comparable_names(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),

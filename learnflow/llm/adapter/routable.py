@@ -35,6 +35,7 @@ class Facts:
             the model with.
         first_token_s: time limit to the first token in seconds.
         gap_s: time limit between two tokens in seconds.
+        deadline_s: time limit of one attempt in seconds; None for the time that the request has left.
         names: names of the model, which are compared with those of other providers.
         has_model: the provider has the model.
         cold: the server must load the model before it responds.
@@ -50,6 +51,7 @@ class Facts:
     capabilities: Capabilities
     first_token_s: float
     gap_s: float
+    deadline_s: float | None = None
     names: frozenset[str] = frozenset()
     has_model: bool = False
     cold: bool = False

@@ -93,6 +93,10 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     common = settings.load()
     if common.llm_local_only:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
+        specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.answers]
+        for spec in specs:
+            if spec.server.locality_caveat:
+                yield f"LLM_LOCAL_ONLY cannot check {spec.title}: {spec.server.locality_caveat}"
     if common.llm_provider and common.llm_providers:
         yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDER has no effect"
     if settings_sources.in_container():

@@ -77,6 +77,8 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:1234/v1"),
     server=ServerSupport(
+        # Documentation of LM Studio, developer/core/lmlink (February 2026)
+        locality_caveat="with LM Link, a linked machine may run its models, and no API reports it",
         load_path=f"{_MODELS}/load",
         load_for=_load_for,
         pull_command="lms get {model}",

@@ -33,6 +33,8 @@ _CLOUD: Final = re.compile(r"[:-]cloud$")
 _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
+# Ollama starts the runner of a model with these, since 0.30 also with ``shift`` (``num_ctx`` is chosen for a request).
+_LAUNCH_OPTIONS: Final = {"shift": False}
 _DEFAULT_TAG: Final = ":latest"
 _THINK_TAG: Final = "<think>"
 _ANSWER_MARKER: Final = "[learnflow: the answer begins here]"
@@ -189,6 +191,7 @@ class NDJSONParser(StreamParser):
             raise dialect_error("a line of the stream")
         message = record.get("message") or {}
         self.served_model = self.served_model or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
@@ -239,7 +242,7 @@ SPEC: Final = ProviderSpec(
         reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
-        body={"truncate": False, "shift": False},
+        body={"truncate": False, **_LAUNCH_OPTIONS},
         stream_usage=False,
     ),
     api=Api(
@@ -254,6 +257,7 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(
         forwards_requests=True,
         load_path="/api/generate",
+        launch_options=_LAUNCH_OPTIONS,
         load_for=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
         context_length=_context_length,

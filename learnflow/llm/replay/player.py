@@ -86,7 +86,7 @@ class Player(Cassettes):
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
-        """Return the next response to a request. Raise NotRecorded if there is none.
+        """Return the next response to a request. Raise NotRecorded if none is left.
 
         An exact match wins, then one with a compatible API key, then one with other ignored options.
         """

@@ -5,7 +5,10 @@ Sends no request. The rules are in ``decision``.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -31,7 +34,7 @@ class Breaker:
         period_s: the length of the period in seconds.
         open_until: the end of the period.
         opened_at: the time when it opened.
-        testing: a probe or a trial request is in progress, so that no other one may start.
+        tester: the event loop of the probe or the trial request in progress, as a weak reference; None without one.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -39,8 +42,14 @@ class Breaker:
     period_s: float
     open_until: float
     opened_at: float
-    testing: bool = False
+    tester: weakref.ReferenceType[asyncio.AbstractEventLoop] | None = None
     probe_succeeded: bool = False
+
+    @property
+    def testing(self) -> bool:
+        """Return whether a probe or a trial request is in progress. One in a loop that has stopped does not count."""
+        loop = self.tester() if self.tester else None
+        return loop is not None and loop.is_running()
 
     @property
     def probeable(self) -> bool:
@@ -171,7 +180,7 @@ class BreakerRegistry:
         """Record the outcome of a probe. A failed probe extends only a period that is over."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
-            breaker.testing = False
+            breaker.tester = None
             if ready and breaker.probeable:
                 del self.breakers[key]
             elif ready:
@@ -182,7 +191,12 @@ class BreakerRegistry:
     def set_testing(self, target: Target, *, testing: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
-            breaker.testing = testing
+            breaker.tester = weakref.ref(asyncio.get_running_loop()) if testing else None
+
+    def reset_testing(self) -> None:
+        """Forget the probes and trial requests in progress: after a fork, those of the parent process."""
+        for breaker in self.breakers.values():
+            breaker.tester = None
 
     def statistics_of(self, target: Target) -> Statistics:
         """Return the statistics of a target."""
@@ -198,3 +212,5 @@ REGISTRY = BreakerRegistry(
     breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
     statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
 )
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=REGISTRY.reset_testing)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -109,7 +111,8 @@ class Execution:
             by_prompt: whether the prompt instructs the model to continue the text.
         """
         call, progress = self._call, self._progress
-        options = {**call.options, "timeout": max(0.001, self._deadline - now)}
+        left_s = min(self._deadline - now, option.facts.deadline_s or math.inf)
+        options = {**call.options, "timeout": max(0.001, left_s)}
         if prefix is None:
             return replace(call, model=option.model, options=options)
         repeated = len(progress.text) - len(prefix)  # characters, which are at least as many as the tokens
@@ -124,8 +127,6 @@ class Execution:
     ) -> None:
         """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
-        if isinstance(error, errors.FirstTokenTimeout) and await option.is_loading():
-            error = errors.ModelLoading(error.what, provider=error.provider, model=error.model)
         tried = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
         option.failure = error
         if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(option):
@@ -305,8 +306,10 @@ class Execution:
         breaker = option.breaker
         if not breaker or not breaker.probeable:
             return None
-        if await asyncio.shield(option.start_probe()):  # other requests wait for the same probe
-            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                if await asyncio.shield(option.start_probe()):  # other requests wait for the same probe
+                    return None
         error = breaker.error.without_text()
         error.attempts = ()
         tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
@@ -314,15 +317,17 @@ class Execution:
         return error
 
     async def _wait_for_load(self, loading: Sequence[Option]) -> list[Option]:
-        """Wait until an option has loaded its model. Return all options that have; none after LLM_LOAD_TIMEOUT."""
-        while self._now <= self._load_deadline:
-            await asyncio.sleep(_LOAD_POLL_S)
-            ready = [option for option in loading if not await option.is_loading()]
-            if ready:
-                return ready
-        for option in loading:
-            option.record_failure(errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT"))
-        return []
+        """Load the models, or wait for servers that load by themselves. Return the options that are ready first."""
+        await asyncio.sleep(_LOAD_POLL_S)  # a server may refuse requests although its pages report no load
+        loads = {option: option.start_load() for option in loading}
+        left_s = max(0.0, self._load_deadline - self._now)
+        ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        late = errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT")
+        for option, load in loads.items():
+            if failure := (load.result() if load in ended else None if ended else late):
+                option.record_failure(failure)
+                option.failure = failure
+        return [option for option, load in loads.items() if load in ended and not load.result()]
 
     @property
     def _now(self) -> float:

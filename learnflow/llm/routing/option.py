@@ -6,7 +6,6 @@ import asyncio
 import copy
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
@@ -17,6 +16,7 @@ from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import pause_recording
+from ..servers.model_catalog import MAX_AGE_S
 from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Statistics, Target
 
 PROBE_S: Final = 1.0  # timeout of a probe
@@ -158,29 +158,37 @@ class Option:
         """Mark the beginning or the end of a probe or a trial request."""
         self.registry.set_testing(self.target, testing=testing)
 
-    async def probe_once(self, within: float) -> None:
-        """Probe the kind and the capabilities of the provider, unless a probe has succeeded before.
+    async def update_facts(self, within: float) -> None:
+        """Probe the kind and the capabilities of the provider, unless they are new. Those of a cloud do not change.
 
         Args:
             within: the timeout in seconds.
         """
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
-            health = await asyncio.shield(shared.start("probe_once", lambda: self.provider.refresh(within)))
-            shared.next_probe_at = now + _PROBE_PAUSE_S if health.state == "down" else math.inf
+            health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
+            age_s = _PROBE_PAUSE_S if health.state == "down" else math.inf if self.distance else MAX_AGE_S
+            shared.next_probe_at = now + age_s
             self.set_model(self.model)
 
     def start_recovery(self) -> None:
         """Start a probe or a load of the model in the background, if a request requires one first."""
-
-        async def load() -> None:
-            with suppress(LLMError):
-                await self.provider.warm_up(self.model)
-
         if self.gate == "probe":
             self.start_probe()
         elif self.gate == "closed" and self.cold:
-            self._shared.start("load", load)
+            self.start_load()
+
+    def start_load(self) -> asyncio.Task[LLMError | None]:
+        """Start a load of the model, or return the one in progress. Its result is the error if it failed."""
+
+        async def load() -> LLMError | None:
+            try:
+                await self.provider.warm_up(self.model)
+            except LLMError as error:
+                return error
+            return None
+
+        return self._shared.start("load", load)
 
     def start_probe(self) -> asyncio.Task[bool]:
         """Start a probe, or return the one in progress. Its result is whether the provider is ready.
@@ -203,14 +211,6 @@ class Option:
         if self._shared.is_idle("probe"):
             self.set_testing(testing=True)
         return self._shared.start("probe", probe)
-
-    async def is_loading(self) -> bool:
-        """Probe whether the server is loading the model, or must load it first."""
-        if self.replays:
-            return False
-        state = (await self.provider.refresh(PROBE_S)).state
-        self.set_model(self.model)
-        return state == "loading" or (state == "ready" and self.facts.loads and self.cold)
 
 
 def chain_name(options: Iterable[Option]) -> str:

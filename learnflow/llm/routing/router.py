@@ -217,7 +217,7 @@ class RouterProvider(AbstractProvider):
         return [_describe(option) for option in self._copy_options()]
 
     async def _build_chain(self, call: Call) -> Chain:
-        """Return the chain for a call. Probe providers with unknown properties, if these affect the choice."""
+        """Return the chain for a call. Probe providers with unknown or old properties, if these affect the choice."""
         chain = Chain(await self._find_options(), call, self._settings)
         options = chain.options
         if len(options) > 1:
@@ -228,7 +228,7 @@ class RouterProvider(AbstractProvider):
             rank_sizes = Counter(option.rank for option in options)
             # The first option that needs no probe gets the request. Equal providers share the load by their limits
             probed = takewhile(lambda one: needs_facts or one.facts.loads or rank_sizes[one.rank] > 1, closed)
-            await asyncio.gather(*(option.probe_once(timeout_s) for option in probed))
+            await asyncio.gather(*(option.update_facts(timeout_s) for option in probed))
         chain.choose_models()
         return chain
 

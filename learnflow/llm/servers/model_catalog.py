@@ -7,6 +7,7 @@ sends no prompts.
 from __future__ import annotations
 
 import asyncio
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
+MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and how long the response may take
 
 _LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
@@ -75,6 +77,7 @@ class ModelCatalog:
         kinds: the kinds of server to recognise at the endpoint.
         model: the configured model; None if unset.
         overrides: the capabilities that the operator configured. They win over every other source.
+        ages: whether a probe is repeated after some seconds. Not with cassettes, because that depends on time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -87,8 +90,10 @@ class ModelCatalog:
         kinds: Sequence[ProviderSpec],
         model: str | None,
         overrides: Mapping[str, Any],
+        *,
+        ages: bool = True,
     ) -> None:
-        self.client, self.overrides = client, overrides
+        self.client, self.overrides, self._ages = client, overrides, ages
         self.server: Server | None = None
         self._spec, self._kinds, self._model = spec, kinds, model
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
@@ -179,7 +184,7 @@ class ModelCatalog:
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
-            name = (self._models.get(None) or await self.find(None)).name
+            name = (self._models[None] if self._is_fresh(None, MAX_AGE_S) else await self.find(None)).name
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
@@ -208,7 +213,19 @@ class ModelCatalog:
             path, body = spec.server.load_for(name, keep_alive)
         if context_length and spec.dialect.format_options:
             body["options"] = spec.dialect.format_options({}, context_length)
-        await fetch(self.client, path, body)
+        await fetch(self.client, path, {**body, **spec.server.launch_options})
+
+    @property
+    def loads_models(self) -> bool:
+        """Return whether any request may have to wait, because the server loads models on request."""
+        kind = self.server.kind if self.server else None
+        return self._ages and any(spec.server.load_path for spec in (self._spec, kind) if spec)
+
+    async def is_loading(self, name: str, timeout_s: float) -> bool:
+        """Probe whether a request for this model waits for a load. Return False if the probe fails."""
+        result = await self._probe(name, timeout_s)
+        model = result.model
+        return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
 
     def is_cold(self, name: str | None) -> bool:
         """Return whether the server must load this model before it responds, according to the last probe."""
@@ -222,22 +239,34 @@ class ModelCatalog:
             if model.has_name(name):
                 self._models[key] = replace(model, loaded=True, known={**model.known, **known})
 
-    async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S) -> Model:
+    async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
 
         Args:
             name: the name of the model.
             timeout_s: the time limit of the probe in seconds.
+            max_age_s: the oldest cached result to use, in seconds. An older one is used only if the probe fails.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
-        if name not in self._models:
+        if not self._is_fresh(name, max_age_s):
             result = await self._probe(name, timeout_s)
             if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                 raise result.error
-            self._models.setdefault(name, Model(name=name))
+            known = self._models.get(name) or Model(name=name)
+            self._models[name] = replace(known, probed_at=asyncio.get_running_loop().time())
         return self._models[name]
+
+    def is_newer(self, requested: str | None, time: float) -> bool:
+        """Return whether the cached result for a model is newer than this time of the event loop's clock."""
+        model = self._models.get(requested)
+        return model is not None and (model.probed_at or -math.inf) >= time
+
+    def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
+        """Return whether a cached result is not older than this."""
+        oldest = asyncio.get_running_loop().time() - max_age_s if self._ages else -math.inf
+        return self.is_newer(requested, oldest)
 
     def capabilities(self, name: str | None = None) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
@@ -283,11 +312,14 @@ class ModelCatalog:
             error = error or error_of(model)
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
-            listed = {other.name: other for other in server.models}  # a list may repeat a name
+            probed_at = loop.time()
+            # A list may repeat a name
+            listed = {other.name: replace(other, probed_at=probed_at) for other in server.models}
             server = self.server = replace(server, models=tuple(listed.values()))
             if every:
                 self._models.update(listed)
             if model:
+                model = listed.get(model.name, model)
                 self._models.update({model.name: model, self._key(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
@@ -322,12 +354,11 @@ class ModelCatalog:
 
     async def _refuse_remote(self, name: str) -> None:
         """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
-        model = self._models.get(name)
-        if model is None or self.server is None:
+        if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
-            model = result.model
             if result.server is None and result.error:
                 raise result.error
+        model = self._models.get(name)
         kind = self.server.kind if self.server else None
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:

@@ -61,8 +61,10 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots is usually on the local network. A number is not: 134744072 is 8.8.8.8.
-_LOCAL_NAME = re.compile(r"^(?=.*[a-z])[a-z0-9_-]+$|\.(local|localhost|internal|lan|home\.arpa)$", re.IGNORECASE)
+# A name without dots is usually on the local network. A number is not: 134744072 is 8.8.8.8. The top-level domains are
+# never public (RFC 6761, RFC 6762 appendix G, RFC 8375, and ICANN's resolution on .internal).
+_PRIVATE_DOMAINS = r"local|localhost|localdomain|internal|intranet|private|corp|home|lan|home\.arpa|test"
+_LOCAL_NAME = re.compile(rf"^(?=.*[a-z])[a-z0-9_-]+\.?$|\.({_PRIVATE_DOMAINS})\.?$", re.IGNORECASE)
 
 
 def has_version(path: str) -> bool:
@@ -77,7 +79,7 @@ class Endpoint:
     Attributes:
         root: the URL of the server.
         base: the URL to which LiteLLM appends its path.
-        key: the API key; None without a key for this address.
+        key: the API key; None if no key belongs to this address.
         key_hint: what to do if the server requires a key.
         credentials: the header with the key; empty without a key.
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
@@ -105,7 +107,7 @@ class Endpoint:
 
         ``network.is_local`` checks the addresses of the name instead.
         """
-        return _looks_local(self.origin[1], self.networks)
+        return looks_local(self.origin[1], self.networks)
 
     @property
     def all_headers(self) -> dict[str, str]:
@@ -129,7 +131,8 @@ class Endpoint:
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
-def _looks_local(host: str, networks: tuple[str, ...]) -> bool:
+def looks_local(host: str, networks: tuple[str, ...]) -> bool:
+    """Return whether a host is a private IP address, or has the form of a name that is never public."""
     return is_private(host, networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
 
 
@@ -166,7 +169,7 @@ def configure_endpoint(
 
     Raises:
         NotConfigured: the address is missing or invalid, the key has invalid characters, or a header is invalid.
-        KeyMissing: the address requires a key that is not set.
+        KeyMissing: the address requires a key, and none is configured.
     """
     address = url or settings.base_url or spec.api.default_url
     if not address:

@@ -20,7 +20,7 @@ import httpx
 from .. import errors, process, settings_sources
 from ..errors import LLMError
 from . import error_mapping
-from .endpoint import Endpoint, is_private
+from .endpoint import Endpoint, is_private, looks_local
 
 # Time limit for connecting to an address if the host has more of them. RFC 8305 (section 5) recommends this delay.
 _ADDRESS_TIMEOUT_S: Final = 0.25
@@ -100,6 +100,9 @@ async def choose_proxy(
 ) -> str | None:
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
+    A name that is never public needs no lookup: no proxy gets its requests. If another name cannot be resolved, perhaps
+    only the proxy can: this request goes to it, and the next one looks the name up again.
+
     Args:
         cache: the proxies chosen before, by scheme and host.
         url: the URL of the request.
@@ -108,11 +111,14 @@ async def choose_proxy(
     """
     key = (url.scheme, url.host)
     if key not in cache:
-        proxy = settings_sources.proxy_for(*key)
+        proxy = None if looks_local(url.host, networks) else settings_sources.proxy_for(*key)
         if proxy:
-            with suppress(LLMError):  # perhaps only the proxy can resolve the name
-                if all(is_private(address, networks) for address in await resolve(url.host, timeout_s)):
-                    proxy = None
+            try:
+                addresses = await resolve(url.host, timeout_s)
+            except LLMError:
+                return proxy
+            if all(is_private(address, networks) for address in addresses):
+                proxy = None
         cache[key] = proxy
     return cache[key]
 

@@ -16,6 +16,7 @@ from .stream_parser import StreamParser
 Send = Callable[[], Awaitable[HttpResponse]]
 OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
+IsLoading = Callable[[], Awaitable[bool]]
 
 # Time limit after the finish reason. The usage, an error or the end mark may follow it.
 _AFTER_FINISH_S: Final = 2.0
@@ -29,16 +30,22 @@ class AnswerReader:
     Args:
         parser: a new parser for the format of the response.
         times: the time limits.
+        is_loading: probes whether the server is loading the model. During a load, the first-token timeout does not end
+            the request, because most servers would stop loading. The limit is then ``times.load``.
 
     Attributes:
         on_timeout: functions that are called with the error if a time limit ends the request. It is also the
             ``on_timeout`` of the ``HttpRequest``.
     """
 
-    def __init__(self, parser: StreamParser, times: Times) -> None:
+    def __init__(self, parser: StreamParser, times: Times, is_loading: IsLoading | None = None) -> None:
         self.parser = parser
         self.on_timeout: list[Callable[[LLMError], None]] = []
         self._times = times
+        self._first_token_s = max(times.first_token, times.load) if is_loading else times.first_token
+        self._is_loading = is_loading
+        self._timer: asyncio.TimerHandle | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._has_delta = False
         self._close_at: float | None = None  # time limit of a complete answer, on the clock of the event loop
 
@@ -57,10 +64,11 @@ class AnswerReader:
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
-        limit = min(last_delta_at + self._times.first_token, deadline)
+        limit = min(last_delta_at + self._first_token_s, deadline)
         response: HttpResponse | None = None
         try:
             async with asyncio.timeout_at(limit) as timeout:
+                self._start_timer(timeout)
                 response = await send()
                 while True:
                     data = await self._read_data(response)
@@ -74,13 +82,43 @@ class AnswerReader:
                     timeout.reschedule(limit)
         except TimeoutError:
             if not parser.is_complete:
-                raise self._timeout_error(limit, deadline) from None
+                raise self._timeout_error(min(limit, loop.time()), deadline) from None
             self._feed(b"", on_delta)
         finally:
+            self._stop_timer()
             if response is not None:
                 await response.aclose()
         if parser.fault:
             raise parser.fault
+
+    def _start_timer(self, timeout: asyncio.Timeout) -> None:
+        """Probe the server at the first-token timeout, if it may be loading the model."""
+
+        def start_probe() -> None:
+            if not self._has_delta:
+                self._probe = asyncio.create_task(self._expire_unless_loading(timeout))
+
+        if self._is_loading:
+            self._timer = asyncio.get_running_loop().call_later(self._times.first_token, start_probe)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._probe:
+            self._probe.cancel()
+
+    async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
+        """End the wait for the first token, unless the server loads the model. After a load, wait once more."""
+        assert self._is_loading  # noqa: S101  # the timer is started only with it
+        is_loading = False
+        while not self._has_delta:
+            was_loading, is_loading = is_loading, await self._is_loading()
+            if not (is_loading or was_loading):
+                break
+            await asyncio.sleep(self._times.first_token)
+        if not self._has_delta:
+            self._first_token_s = self._times.first_token
+            scope.reschedule(asyncio.get_running_loop().time())
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
         """Parse these bytes, or end the response if there are none. Return whether there was a delta."""
@@ -92,7 +130,7 @@ class AnswerReader:
 
     def _next_limit(self, last_delta_at: float) -> float:
         """Return the time limit for the next bytes, on the clock of the event loop."""
-        limit = last_delta_at + (self._times.gap if self._has_delta else self._times.first_token)
+        limit = last_delta_at + (self._times.gap if self._has_delta else self._first_token_s)
         if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
             close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
@@ -117,7 +155,7 @@ class AnswerReader:
         if limit >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
         elif not self._has_delta:
-            failure = errors.FirstTokenTimeout(f"no token within {self._times.first_token:g} s")
+            failure = errors.FirstTokenTimeout(f"no token within {self._first_token_s:g} s")
         else:
             failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")
         for notify in self.on_timeout:

@@ -88,6 +88,7 @@ class StreamParser:
         ended: the server sent the end mark ("[DONE]", or "done": true). No text may follow.
         usage: the token counts that the server reported.
         served_model: the name of the model that the server reported; None if it reported none.
+        is_forwarded: the server reported that another machine generated the answer.
         cost: the cost in US dollars that the server reported; None if it reported none.
         refused: the model refused to answer.
     """
@@ -100,6 +101,7 @@ class StreamParser:
         self.ended = False
         self.usage = Usage()
         self.served_model: str | None = None
+        self.is_forwarded = False
         self.cost: float | None = None
         self.refused = False
         self._buffer = bytearray()  # the bytes that are not parsed yet

@@ -33,12 +33,15 @@ class Loader(FaultServer):
 async def test_ollama_loads_model_with_context_length_of_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Loader("ollama", responses=COLD) as server:
         await OllamaProvider(base_url=server.base_url).warm_up(keep_alive="30m")
-        assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m"})]
+        assert server.loads == [("/api/generate", {"model": "fault-model", "keep_alive": "30m", "shift": False})]
         assert server.seen == []
         monkeypatch.setenv("OLLAMA_CONTEXT", "16384")
         provider = OllamaProvider(base_url=server.base_url)
         await provider.warm_up()
-        assert server.loads[1] == ("/api/generate", {"model": "fault-model", "options": {"num_ctx": 16384}})
+        assert server.loads[1] == (
+            "/api/generate",
+            {"model": "fault-model", "options": {"num_ctx": 16384}, "shift": False},
+        )
         await provider.generate("hi", max_tokens=10)
         assert server.seen[0].body["options"]["num_ctx"] == 16384
         server.responses["/api/ps"] = {"models": [{"name": "fault-model", "context_length": 16384}]}

@@ -243,6 +243,40 @@ async def test_proxy_is_used_for_public_host(monkeypatch: pytest.MonkeyPatch) ->
         assert proxy.seen[0].path == "http://93.184.215.14/v1/chat/completions"
 
 
+@pytest.mark.parametrize(
+    "host", ["box.lan", "gpu.local", "ollama", "llm.internal", "nas.home.arpa", "box.lan.", "pc.localdomain", "BOX.LAN"]
+)
+async def test_name_that_is_never_public_goes_through_no_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lookup fails now, and succeeds later. The proxy gets neither the page nor the prompt nor the key."""
+    monkeypatch.setattr(socket, "getaddrinfo", fail_lookup)
+    async with FaultServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.root)
+        provider = CustomProvider(base_url=f"http://{host}/v1", model="m", api_key="sk-1234567890")
+        with pytest.raises(errors.Unavailable):
+            await provider.generate("a private prompt")
+        assert not await provider.health_check()
+        assert proxy.connections == 0
+
+
+async def test_failed_lookup_permits_proxy_for_one_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a server at home is resolved to a private address after the name server is back."""
+    async with FaultServer() as server, FaultServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.root)
+        port = int(server.root.rpartition(":")[2])
+        provider = CustomProvider(base_url=f"http://llm.example.net:{port}/v1", model="m")
+        monkeypatch.setattr(socket, "getaddrinfo", fail_lookup)
+        await provider.generate("hi")  # perhaps only the proxy can resolve the name
+        assert len(proxy.seen) == 1
+        address = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: address)
+        await provider.generate("hi")
+        assert (len(proxy.seen), len(server.seen)) == (1, 1)
+
+
+def fail_lookup(*_: object, **__: object) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
 async def test_no_proxy_variable_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultServer() as proxy:
         monkeypatch.setenv("http_proxy", proxy.root)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
+
 import pytest
 from support import Clock, made
 
@@ -13,6 +16,16 @@ from learnflow.llm.routing.breaker import Breaker, BreakerRegistry, Target
 
 TARGET = Target("http://x", "m")
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
+
+
+class RunningLoop(asyncio.AbstractEventLoop):
+    """An event loop that reports that it runs."""
+
+    def is_running(self) -> bool:
+        return True
+
+
+LOOP = RunningLoop()
 
 
 def open_breaker(registry: BreakerRegistry) -> Breaker:
@@ -31,7 +44,7 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
         elif event in ("ready", "not ready"):
             registry.record_probe(TARGET, ready=event == "ready")
         elif event == "begin":
-            open_breaker(registry).testing = True
+            open_breaker(registry).tester = weakref.ref(LOOP)
         elif event == "answer":
             registry.record_completion(TARGET, COMPLETION, clock.now)
         gates.append(registry.gate(TARGET))
@@ -94,9 +107,9 @@ def test_period_of_breaker_is_bounded() -> None:
     breaker = open_breaker(registry)
     for _ in range(20):
         clock.now = breaker.open_until
-        breaker.testing = True
+        breaker.tester = weakref.ref(LOOP)
         registry.record_probe(TARGET, ready=False)
     assert breaker.period_s == decision.MAX_DELAY_S
-    clock.now, breaker.testing = breaker.open_until, True
+    clock.now, breaker.tester = breaker.open_until, weakref.ref(LOOP)
     registry.set_testing(TARGET, testing=False)  # the probe was cancelled
     assert registry.gate(TARGET) == "probe"
