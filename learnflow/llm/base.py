@@ -364,7 +364,6 @@ class AbstractProvider(LLMProvider):
             Unsupported: the provider does not support a keyword.
         """
 
-    @abstractmethod
     async def aclose(self) -> None:
         """Close the idle connections of this event loop. The provider can be used again afterwards."""
 

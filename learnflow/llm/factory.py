@@ -41,12 +41,10 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
         return RouterProvider(_overrides[-1])
     chain = (settings.parse_chain(name) or [(name,)]) if name else common.chain
     if keywords:
-        names = [name for rank in chain for name in rank]
-        if len(names) != 1:
-            given = ", ".join(f"{keyword}=" for keyword in keywords)
-            hint = 'Name one, as in get_provider("openai", model="…"). For several use RouterProvider'
-            raise NotConfigured(f"{given} in get_provider() requires one provider, not {len(names)}", hint=hint)
-        return RouterProvider(build(names[0], **keywords), deadline=keywords.get("deadline"))
+        if [len(rank) for rank in chain] != [1]:
+            hint = 'Name it, as in get_provider("openai", model="…"). For several, use RouterProvider'
+            raise NotConfigured(f"get_provider() with {', '.join(keywords)} requires one provider", hint=hint)
+        return RouterProvider(build(chain[0][0], **keywords), deadline=keywords.get("deadline"))
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=make_finder())
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
@@ -26,13 +27,6 @@ SETTINGS: Final = (
 )
 
 
-class Session(NamedTuple):
-    """The field of the body that contains ``session=``."""
-
-    name: str
-    max_chars: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model that a server reports.
@@ -44,6 +38,7 @@ class Model:
         chat: whether it is a chat model, and not for example an embedding model.
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
+        ends: the day on which the model ends; None if the server does not announce it.
         known: the capabilities that the server reports, by name.
         probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
@@ -54,6 +49,7 @@ class Model:
     chat: bool = True
     remote: bool = False
     fault: tuple[State, str] | None = None
+    ends: date | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
     probed_at: float | None = None
 
@@ -180,7 +176,7 @@ class Dialect:
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         reasoning_models: a pattern for the names of models that can think; None if any model may. For other models,
             ``reasoning=False`` adds no field, and any other value is an error.
-        session: the field for ``session=``; None if it is not sent in the body.
+        session: the name of the field for ``session=``; None if it is not sent in the body.
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
@@ -199,7 +195,7 @@ class Dialect:
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Reasoning = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
-    session: Session | None = None
+    session: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     stream_usage: bool = True

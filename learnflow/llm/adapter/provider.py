@@ -74,13 +74,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
         self.endpoint = configure_endpoint(
-            self.spec,
-            own,
-            base_url,
-            api_key,
-            headers=headers,
-            keyless=replays,
-            networks=common.llm_local_networks,
+            self.spec, own, base_url, api_key, headers, keyless=replays, networks=common.llm_local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model

@@ -24,6 +24,7 @@ _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False
 # Follows an assistant message at the end of a prompt, which the server would continue otherwise.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _MAX_TYPE_CHARS: Final = 40
+_MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 # Words in the messages of servers that reject a schema, or a parameter.
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")
 _REJECTION_WORDS: Final = re.compile(
@@ -195,12 +196,11 @@ class Request:
         return replace(variant, omitted=omitted)
 
     def _session_field(self) -> Mapping[str, str]:
-        """Return the body field for ``session=``, a digest if the session is too long; empty if it is not supported."""
-        session_field = self.spec.dialect.session
-        if session_field is None or self.session is None:
+        """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
+        name, session = self.spec.dialect.session, self.session
+        if name is None or session is None:
             return {}
-        fits = len(self.session) <= session_field.max_chars
-        return {session_field.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+        return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
 
     def _reasoning_fields(self, model: str) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""

@@ -48,6 +48,10 @@ EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server re
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
+_OWN_APIS: Final = (
+    "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
+    "LLM_PROVIDER=litellm_proxy for LiteLLM's. Embeddings are not supported"
+)
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
@@ -123,7 +127,7 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
         )
         if similar := find_similar(name, [*SPECS, *vendor_specs()], 1):
             hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
-        raise NotConfigured(f"unknown provider {name!r}", hint=hint)
+        raise NotConfigured(f"unknown provider {name!r}", hint=f"{hint}. {_OWN_APIS}")
     kind = kind_of(own.kind or default_kind)
     if kind is None:
         what = f"{spec.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"

@@ -148,8 +148,8 @@ def configure_endpoint(
     settings: ProviderSettings,
     url: str | None = None,
     key: str | None = None,
-    *,
     headers: Mapping[str, str] | str | None = None,
+    *,
     keyless: bool = False,
     networks: tuple[str, ...] = (),
 ) -> Endpoint:

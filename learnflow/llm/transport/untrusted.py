@@ -9,6 +9,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import date
 from typing import Any, Final
 
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # size of a response that is not a stream
@@ -52,6 +54,13 @@ def json_object(data: bytes | str) -> dict[str, Any] | None:
 def non_negative_int(value: Any) -> int | None:
     """Return a value that is an integer of at least 0; None for anything else."""
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def day(value: Any) -> date | None:
+    """Return the day of a date or time in ISO 8601; None for anything else."""
+    with suppress(ValueError, TypeError):
+        return date.fromisoformat(value[:10])
+    return None
 
 
 def flag(value: Any) -> bool | None:
@@ -105,7 +114,7 @@ def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
     if key and any(key[start : start + size] in text for start in range(len(key) - size + 1)):
         return "[masked]"
-    words = {word for value in values for word in (value.strip(), *value.split()) if len(word) >= _MIN_SECRET_CHARS}
-    for word in sorted(words, key=len, reverse=True):
+    words = [word for value in values for word in (value.strip(), *value.split()) if len(word) >= _MIN_SECRET_CHARS]
+    for word in words:
         text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "[masked]", text)
     return _LIKE_A_KEY.sub("[masked]", text)
