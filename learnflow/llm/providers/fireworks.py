@@ -10,7 +10,7 @@ from ..provider_spec import Api, Dialect, ProviderSpec
 SPEC: Final = ProviderSpec(
     name="fireworks",
     title="Fireworks AI",
-    example_model="accounts/fireworks/models/llama-v3p3-70b-instruct",
+    example_model="accounts/fireworks/models/kimi-k3",
     litellm="fireworks_ai",
     api=Api(
         default_url="https://api.fireworks.ai/inference/v1",
