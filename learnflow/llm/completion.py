@@ -5,8 +5,11 @@ Sends no request. Every module may import it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any, Generic, Literal, Self, TypeAlias, cast
+from types import MappingProxyType
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
@@ -15,6 +18,11 @@ from .errors import LLMError
 Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+
+# The fields of a message and of a tool call in OpenAI's API. Other fields are returned to the server that sent them.
+MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
+CALL_FIELDS: Final = frozenset({"index", "id", "type", "function"})
+ORIGIN_FIELD: Final = "learnflow_origin"  # of a message: names the sender of its further fields; never sent
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
@@ -56,11 +64,34 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call of the model. ``arguments`` is the parsed JSON. The repr does not show it."""
+    """A tool call of the model. The repr shows neither arguments nor further fields.
+
+    Attributes:
+        id, name: the id of the tool call and the name of the tool.
+        arguments: the parsed JSON.
+        extra: the fields of the call that OpenAI's API does not define, such as a signature. Some servers require them
+            in the next turn; see ``Completion.message``.
+    """
 
     id: str
     name: str
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_message(self) -> dict[str, Any]:
+        """Return the call in OpenAI's format, with ``extra``."""
+        function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
+        return {"id": self.id, "type": "function", "function": function, **self.extra}
+
+
+class CallId(str):  # noqa: SLOT000  # a str cannot have slots
+    """The id of a tool call. In the prompt of the next turn it identifies the answer, even in a message by hand.
+
+    Attributes:
+        answer: the message of the answer, see ``Completion.message``.
+    """
+
+    answer: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)  # with slots, Completion[Quiz](…) is a TypeError in Python 3.11
@@ -78,6 +109,9 @@ class Completion(Generic[Parsed]):
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
         resumed: the number of continuations after a broken stream.
+        extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
+            ``reasoning_details``.
+        origin: identifies the provider and the address that sent ``extra``; None if unknown.
     """
 
     text: str
@@ -93,10 +127,22 @@ class Completion(Generic[Parsed]):
     total_s: float = 0.0
     attempts: int = 1
     resumed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    origin: str | None = None
 
     def without_text(self) -> Completion:
         """Return a copy without text of the answer, which log events may contain."""
-        return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=())
+        return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=(), extra={})
+
+    def message(self) -> dict[str, Any]:
+        """Return the answer as a message, for the prompt of the next turn. It may be stored as JSON.
+
+        The message has the fields of ``extra``. They are sent only to the provider and the address that sent them.
+        """
+        calls = [call.to_message() for call in self.tool_calls]
+        message = {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {}), **self.extra}
+        has_extra = self.extra or any(call.extra for call in self.tool_calls)
+        return message | ({ORIGIN_FIELD: self.origin} if self.origin and has_extra else {})
 
     def __repr__(self) -> str:  # without the answer, which must not get into a log
         length = f"{len(self.text)} characters in {self.total_s:.2f} s"
@@ -188,3 +234,33 @@ class Finished:
 
 
 Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failover | Resumed | Finished
+
+
+def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of an assistant's message with the further fields of its answer, and of the calls by their ids.
+
+    Args:
+        message: the message, which may lack the fields.
+        answer: the message of the answer, see ``Completion.message``.
+    """
+    extra = {name: value for name, value in answer.items() if name not in MESSAGE_FIELDS}
+    sent = {call["id"]: call for call in answer.get("tool_calls", ())}
+    calls = [{**sent.get(str(call.get("id")), {}), **call} for call in message.get("tool_calls") or ()]
+    return {**extra, **message, **({"tool_calls": calls} if calls else {})}
+
+
+def restore_extra(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Return a copy of a message for a provider: with the further fields that it sent, without those of others.
+
+    Args:
+        message: the caller's message, perhaps of ``Completion.message``.
+        origin: identifies the provider and its address, see ``Completion.origin``.
+    """
+    calls: list[Mapping[str, Any]] = list(message.get("tool_calls") or ())
+    answer: Mapping[str, Any] = next((call["id"].answer for call in calls if isinstance(call.get("id"), CallId)), {})
+    restored = add_extra(message, answer) if answer else dict(message)
+    if restored.pop(ORIGIN_FIELD, origin) == origin:
+        return restored
+    calls = [{name: call[name] for name in call if name in CALL_FIELDS} for call in calls]
+    own = {name: restored[name] for name in restored if name in MESSAGE_FIELDS}
+    return own | ({"tool_calls": calls} if calls else {})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 from .. import errors, events, log
 from ..base import Attempt, Slot
-from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
+from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
@@ -61,6 +62,11 @@ class Runner:
     variants: dict[str, Variant] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
     unreachable: tuple[float, LLMError] | None = None
+
+    @property
+    def origin(self) -> str:
+        """Return the origin of the answers, see ``Completion.origin``. A stored message does not show the address."""
+        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base}".encode()).hexdigest()[:16]
 
     @property
     def concurrency_limit(self) -> int | None:
@@ -328,7 +334,9 @@ class _AttemptRun:
         try:
             completion = answer.completion(self._spec.name, self._model)
             await self._budget.check_usage(completion.usage)
-            completion = replace(completion, cost=self._find_cost(completion))
+            completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
+            for call in completion.tool_calls:
+                cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
                 parsed = structured_output.parse(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -449,6 +457,7 @@ class Answer(Transcript):
             text=text,
             reasoning=self.thinking or None,
             tool_calls=calls,
+            extra=parser.extra,
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
             model=ServedModel(model, parser.served_model),

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 from .. import errors, events, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
+from ..completion import restore_extra
 from ..errors import LLMError, bare
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
@@ -156,6 +157,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             keywords = check_keywords(self.spec, keywords)
             prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
+            messages = [restore_extra(message, self.runner.origin) for message in prepared.messages]
+            prepared = replace(prepared, messages=messages)
         except LLMError as error:
             error.provider = self.name
             raise

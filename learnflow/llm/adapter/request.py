@@ -262,7 +262,8 @@ def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
 def _is_message(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
     has_content = content is None or isinstance(content, str) or is_list_of_objects(content)
-    return has_content and isinstance(message.get("role"), str)
+    has_calls = is_list_of_objects(message.get("tool_calls") or [])
+    return has_content and has_calls and isinstance(message.get("role"), str)
 
 
 def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -101,7 +100,10 @@ class Telemetry:
         if span:
             completion = event.completion
             text = [_part(completion.text)] if completion.text else []
-            calls = [{"type": "tool_call", **asdict(call)} for call in completion.tool_calls]
+            calls = [
+                {"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
+                for call in completion.tool_calls
+            ]
             answer = {"role": "assistant", "parts": [*text, *calls], "finish_reason": completion.finish}
             span.set_attribute("gen_ai.input.messages", _json([_message(message) for message in event.messages]))
             span.set_attribute("gen_ai.output.messages", _json([answer]))

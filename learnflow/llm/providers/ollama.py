@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any, Final
 from .. import errors
 from ..adapter.options import parts_of, text_of
 from ..base import Attempt
-from ..completion import ToolCallDelta, Usage
+from ..completion import Usage
 from ..errors import LLMError
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
@@ -24,6 +23,7 @@ from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
+from ..transport.tool_calls import add_extra
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -196,12 +196,10 @@ class NDJSONParser(StreamParser):
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
-        calls: tuple[ToolCallDelta, ...] = ()
-        for call in message.get("tool_calls") or ():
-            function = call.get("function") or {}
-            arguments = json.dumps(function.get("arguments") or {})
-            call_id, name = word(call.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-            calls += self._add_call(len(self._calls), call_id, name, arguments)
+        pieces = [call for call in message.get("tool_calls") or () if call is not None]
+        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call, pieces))
+        # LiteLLM writes the field "thinking" of a message from OpenAI's format
+        add_extra(self._extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
@@ -209,7 +207,7 @@ class NDJSONParser(StreamParser):
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
-        return Delta(text, thinking, calls) if text or thinking or message.get("tool_calls") else None
+        return Delta(text, thinking, calls) if text or thinking or pieces else None
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
         delta = self._parse(self._parse_line, rest)

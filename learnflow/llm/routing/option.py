@@ -167,7 +167,8 @@ class Option:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            age_s = _PROBE_PAUSE_S if health.state == "down" else math.inf if self.distance else MAX_AGE_S
+            may_change = self.distance == 0 and self._provider is self.given  # not of an application's own provider
+            age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
             self.set_model(self.model)
 

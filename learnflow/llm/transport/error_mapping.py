@@ -27,6 +27,8 @@ Classifier = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
+_CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
+_MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
 
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
@@ -55,7 +57,8 @@ _SENTENCES: Final[Mapping[type[LLMError], str]] = {
     errors.ModelLoading: "loading model|model is loading|still loading",
     errors.Unsupported: "image input is not supported|mmproj",  # llama.cpp sends it with status 500
     errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key",
-    errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds)",
+    errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds|balance)",
+    errors.RateLimited: "rate limit|too many requests",
 }
 _PATTERNS: Final = {kind: re.compile(sentences, re.IGNORECASE) for kind, sentences in _SENTENCES.items()}
 
@@ -125,15 +128,20 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
         return _parse(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
-    for key in ("error", "detail", "errors"):
+    for key in ("error", "detail", "errors", "base_resp"):
         if value.get(key):
             return _parse(value[key], depth + 1)
-    raw_codes = (value.get("code"), value.get("type"), part(value, "innererror").get("code"))
-    inner = _parse(value.get("message") or value.get("msg") or "", depth + 1)
+    raw_codes = [value.get(key) for key in _CODE_KEYS] + [part(value, "innererror").get("code")]
+    inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
     return ErrorDetails(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
+
+
+def message_of(value: Any) -> str:
+    """Return the message of a JSON object if it may describe an error; "" if it has none."""
+    return _parse(value).message
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:

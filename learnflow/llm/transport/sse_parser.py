@@ -5,17 +5,17 @@ Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
 from .. import errors
-from ..completion import ToolCallDelta, Usage
+from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error
-from .untrusted import MAX_EVENT_BYTES, dollars, non_negative_int, parse_json, part, word
+from .reasoning import Delta, merge_deltas
+from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error, is_finish
+from .tool_calls import add_extra
+from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -32,6 +32,10 @@ class SSEParser(StreamParser):
         self._data: list[bytes] = []  # the data lines of the event
         self._size = 0  # the length of the event in bytes
         self._event = b""  # the type of the event
+        self._notice: dict[str, Any] | None = None  # an object without choices that may describe an error
+        self._text_choice: Any = None  # the index of the choice whose text is the answer; None before the text
+        self._open_choices: set[Any] = set()  # the indices of the choices with content and without a finish reason
+        self._uses_message = False  # the chunks have "message" instead of "delta"
         self._after_cr = False  # the last byte was a carriage return; a line feed after it ends no other line
 
     def feed(self, data: bytes) -> list[Delta]:
@@ -43,10 +47,13 @@ class SSEParser(StreamParser):
 
     def _parse_line(self, line: bytes) -> Delta | None:
         if line[:5] == b"data:":
-            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            # some servers omit the empty line between events, or send comments as data
+            delta = self._dispatch() if len(self._data) == 1 and json_object(self._data[0]) is not None else None
+            value = line[6:] if line[5:6] == b" " else line[5:]
+            self._data += [value] if self._data or value[:1] != b":" else []
             self._size += len(line)
             self._check_size(self._size, MAX_EVENT_BYTES)
-            return None
+            return delta
         if not line:
             if self._data:
                 return self._dispatch()
@@ -63,12 +70,14 @@ class SSEParser(StreamParser):
         """Parse an event, which an empty line has ended."""
         data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
+        if not data.strip():
+            return None
         if data.strip() == b"[DONE]":
             self.ended = True
             if self.finish is None and self._finish_missing and self._seen:
                 self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
-                self.fail(errors.FinishMissing("the stream ended with [DONE], but no finish_reason came"))
+                self.fail(self._missing_finish())
             self._seen = True
             return None
         self._seen = True
@@ -85,43 +94,61 @@ class SSEParser(StreamParser):
             key: the key of the text in a choice: "delta", or "message" in a whole completion.
         """
         self.served_model = self.served_model or word(chunk.get("model"), MAX_NAME_CHARS) or None
-        if chunk.get("usage"):
-            self._record_usage(chunk["usage"])
+        choices = [choice for choice in chunk.get("choices") or () if choice is not None]
+        for place in (chunk, *choices, *chunk.values()):
+            if isinstance(place, dict) and place.get("usage"):
+                self._record_usage(place["usage"])
+        if not choices and self._notice is None and error_mapping.message_of(chunk):
+            self._notice = chunk
         if _is_loading_notice(chunk):
             return None
-        choices = chunk.get("choices") or ()
-        choice = next((choice for choice in choices if choice.get("index") in (None, 0)), None)
-        if choice is None:
-            return None
-        delta = choice.get(key) or {}
+        deltas = [self._parse_choice(choice, key) for choice in choices]
+        for choice, delta in zip(choices, deltas, strict=True):
+            if is_finish(choice.get("finish_reason")):
+                self._open_choices.discard(choice.get("index") or 0)
+                if not self._open_choices:
+                    self._record_finish(choice["finish_reason"], with_text=delta is not None)
+        return merge_deltas(*deltas)
+
+    def _parse_choice(self, choice: dict[str, Any], key: str) -> Delta | None:
+        """Parse a choice. Some gateways send tool calls, or the text after them, in a choice of their own."""
+        if choice.get("error"):
+            raise error_mapping.map_error_object(choice, began=self._has_text)
+        number, delta = choice.get("index") or 0, choice.get(key)
+        if not delta and (self._uses_message or not self._has_text):
+            delta = choice.get("message")
+            self._uses_message = self._uses_message or bool(delta)
+        delta = delta or {}
         if not isinstance(delta, dict):
             raise dialect_error("a choice of the answer")
-        content_text, content_thinking = _split_content(delta.get("content"))
-        text = self._parse_text(content_text, "text")
-        thinking = self._parse_text(
-            content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
-        )
-        calls = self._parse_calls(delta.get("tool_calls") or [])
-        if delta.get("refusal"):
-            self.refused = True
-        has_text = bool(text or thinking or calls)
-        self._record_finish(choice.get("finish_reason"), with_text=has_text)
-        return Delta(text, thinking, calls) if has_text else None
+        self._spend(add_extra(self._extra, delta, MESSAGE_FIELDS))
+        text, thinking, chars_left = "", "", self._chars_left
+        if number == self._text_choice or (self._text_choice is None and (number == 0 or self._calls)):
+            content_text, content_thinking = _split_content(delta.get("content"))
+            text = self._parse_text(content_text, "text")
+            thinking = self._parse_text(
+                content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
+            )
+            self._text_choice = number if text or thinking else self._text_choice
+        calls = self._parse_calls(number, delta)
+        self.refused = self.refused or bool(delta.get("refusal"))
+        if self._chars_left == chars_left:
+            return None
+        self._open_choices.add(number)
+        return Delta(text, thinking, calls)
 
-    def _parse_calls(self, calls: Any) -> tuple[ToolCallDelta, ...]:
-        """Add pieces of tool calls. Return their deltas."""
-        if not isinstance(calls, list):
+    def _parse_calls(self, choice: Any, delta: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
+        """Add pieces of tool calls, including the call of OpenAI's first API. Return their deltas."""
+        first = delta.get("function_call")
+        pieces = delta.get("tool_calls") or ([{"function": first}] if first else [])
+        if not isinstance(pieces, list):
             raise dialect_error("a tool call")
-        return tuple(delta for call in calls for delta in self._parse_call(call, call.get("function") or {}))
-
-    def _parse_call(self, call: dict[str, Any], function: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
-        call_id, index = word(call.get("id"), MAX_NAME_CHARS), call.get("index")
-        if type(index) is not int:  # some servers omit the index, so that a new id starts a new call
-            is_new = bool(call_id) and all(call_id != known.id for known in self._calls.values())
-            index = len(self._calls) if is_new or not self._calls else max(self._calls)
-        arguments = function.get("arguments") or ""
-        arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return self._add_call(index, call_id, word(function.get("name"), MAX_NAME_CHARS), arguments)
+        deltas: list[ToolCallDelta] = []
+        for piece in pieces:
+            if piece is not None:
+                index = piece.get("index")
+                deltas += self._add_call((choice, index) if type(index) is int else None, piece, pieces)
+        return tuple(deltas)
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
@@ -134,9 +161,9 @@ class SSEParser(StreamParser):
 
     def _parse_rest(self, rest: bytes) -> Delta | None:
         """Parse the last event, which may lack its empty line. If it is incomplete, the fault is ``AnswerCut``."""
-        if rest.strip():
-            self._parse(self._parse_line, rest)
-        piece = self._parse(self._parse_line, b"") if self._data and not self.fault else None
+        piece = self._parse(self._parse_line, rest) if rest.strip() else None
+        if self._data and not self.fault:
+            piece = merge_deltas(piece, self._parse(self._parse_line, b""))
         if isinstance(self.fault, errors.MalformedAnswer):
             self.fault = None if self.is_complete else errors.AnswerCut("the stream ended in the middle of a line")
         return piece
@@ -149,7 +176,7 @@ class SSEParser(StreamParser):
             return None
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
-            if isinstance(chunk, dict) and any(chunk.get(key) for key in ("error", "detail", "message")):
+            if isinstance(chunk, dict) and error_mapping.message_of(chunk):
                 raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         piece = self._parse_chunk(chunk, "message")
@@ -158,6 +185,10 @@ class SSEParser(StreamParser):
         return piece
 
     def _missing_finish(self) -> LLMError:
+        if self._notice:
+            return error_mapping.map_error_object(self._notice, began=self._has_text)
+        if self.ended:
+            return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
         if self._is_document and not self._text_after_finish:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._missing_finish()
@@ -169,11 +200,10 @@ def _is_loading_notice(chunk: dict[str, Any]) -> bool:
     A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). Chunks of a
     model have other fields, too.
     """
-    choices = chunk["choices"] if chunk.keys() == {"choices"} else None
-    delta = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
-    for name in ("delta", "reasoning_content"):
-        delta = delta[name] if isinstance(delta, dict) and delta.keys() == {name} else None
-    return delta is not None
+    match chunk:
+        case {"choices": [{"delta": {"reasoning_content": _, **others}, **more}], **rest}:
+            return not (others or more or rest)
+    return False
 
 
 def _split_content(content: Any) -> tuple[Any, str]:

@@ -6,23 +6,27 @@ every call of ``feed()`` and ``end()``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from .. import errors
-from ..completion import Finish, ToolCall, ToolCallDelta, Usage
+from ..completion import CALL_FIELDS, CallId, Finish, ToolCall, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta
+from .reasoning import Delta, merge_deltas
+from .tool_calls import Extra, PartialCall, add_extra, find_call, join_extra
 from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
 
+# Finish reasons in lower case, including those of other APIs that gateways pass on.
 _FINISHES: Final[dict[str, Finish]] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "tool_calls"),
 }
+_FILTERED: Final = ("content_filter", "sensitive", "safety", "recitation", "prohibited_content", "refusal")
+_NO_ARGUMENTS: Final = ("", "null")
 BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Raised if JSON has another shape than expected.
@@ -38,40 +42,14 @@ def dialect_error(what: str) -> LLMError:
     return errors.MalformedAnswer(f"{what} is not of the server's dialect")
 
 
+def is_finish(reason: Any) -> bool:
+    """Return whether a finish reason is one. Some servers send "" or "null" before the end."""
+    return reason not in (None, "", "null")
+
+
 def max_answer_chars(max_tokens: int | None) -> int:
     """Return the maximum length of an answer in characters. A longer answer counts as endless."""
     return max(_MIN_CHARS_LIMIT, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
-
-
-class _PartialCall:
-    """A tool call while it arrives. There are no deltas before its name. Later, its id and name do not change.
-
-    Args:
-        index: the index of the call in the answer, from 0.
-    """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.id = ""
-        self.name = ""
-        self._pieces: list[str] = []
-
-    @property
-    def values(self) -> dict[str, str]:
-        """Return the call so far: id, name, and the arguments as JSON text."""
-        return {"id": self.id or f"call_{self.index}", "name": self.name, "arguments": "".join(self._pieces)}
-
-    def add(self, call_id: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...]:
-        """Add a piece of the call. Return its deltas."""
-        self._pieces.append(arguments)
-        self.id = self.id or call_id
-        if self.name:
-            return (ToolCallDelta(self.index, self.id, self.name, arguments),) if arguments else ()
-        if not name:
-            return ()
-        self.name = name
-        self.id = self.values["id"]
-        return (ToolCallDelta(self.index, **self.values),)
 
 
 class StreamParser:
@@ -106,7 +84,8 @@ class StreamParser:
         self.refused = False
         self._buffer = bytearray()  # the bytes that are not parsed yet
         self._seen = False  # an event or a line with JSON has arrived
-        self._calls: dict[int, _PartialCall] = {}  # by the index that the server sends
+        self._calls: list[PartialCall] = []
+        self._extra: Extra = {}  # further fields of the message
         self._surrogates: dict[str, str] = {}  # the first halves of surrogate pairs, by field
         self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first byte
         self._finish_missing = finish_missing
@@ -148,8 +127,10 @@ class StreamParser:
         piece = self._parse(self._parse_document, rest) if self._is_document else self._parse_rest(rest)
         if self._surrogates:  # the second half never arrived
             text, thinking = ("\ufffd" if field in self._surrogates else "" for field in ("text", "thinking"))
-            piece = piece or Delta()
-            piece = Delta(piece.text + text, piece.thinking + thinking, piece.calls)
+            piece = merge_deltas(piece, Delta(text, thinking))
+        calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
+        if calls and not self.fault:
+            piece = merge_deltas(piece, Delta(calls=calls))
         if not self.fault and (self.finish is None or (self._text_after_finish and not self.ended)):
             self.fail(self._missing_finish())
         return [piece] if piece else []
@@ -158,32 +139,54 @@ class StreamParser:
         """Return the tool calls with parsed arguments.
 
         Raises:
-            MalformedAnswer: a call has no name, or its arguments are not a JSON object.
+            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the call is missing.
         """
         calls = []
-        for call in self.calls:
-            arguments = json_object(call["arguments"] or "{}")
-            if not call["name"]:
+        for call in self._calls:
+            text = call.values["arguments"]
+            arguments = {} if text.strip() in _NO_ARGUMENTS else json_object(text)
+            if not call.name:
                 raise errors.MalformedAnswer("a tool call has no name")
             if arguments is None:
                 raise errors.MalformedAnswer(
-                    f"the arguments of the tool call {word(call['name'])!r} are not a JSON object"
+                    f"the arguments of the tool call {word(call.name)!r} are not a JSON object"
                 )
-            calls.append(ToolCall(id=call["id"], name=call["name"], arguments=arguments))
+            calls.append(ToolCall(CallId(call.id), call.name, arguments, join_extra(call.extra)))
+        if self.finish == "tool_calls" and not calls:
+            raise errors.MalformedAnswer("the finish_reason announces a tool call, but the answer has none")
         return tuple(calls)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Return the further fields of the message, see ``Completion.extra``."""
+        return join_extra(self._extra)
 
     @property
     def calls(self) -> tuple[dict[str, str], ...]:
         """Return the tool calls so far. Each has "id", "name" and "arguments", which is JSON text."""
-        return tuple(call.values for call in self._calls.values())
+        return tuple(call.values for call in self._calls)
 
-    def _add_call(self, index: int, call_id: str, name: str, arguments: str) -> tuple[ToolCallDelta, ...]:
-        """Add a piece of the tool call with this index of the server. Return its deltas."""
-        call = self._calls.setdefault(index, _PartialCall(len(self._calls)))
-        arguments = self._parse_text(arguments, f"call {call.index}")
-        if len(self._calls) > _MAX_CALLS:
+    def _add_call(self, key: Any, piece: dict[str, Any], batch: Any) -> tuple[ToolCallDelta, ...]:
+        """Add a piece of a tool call. Return the deltas.
+
+        Args:
+            key: the server's index of the call, with that of its choice; None without an index.
+            piece: the JSON object.
+            batch: the list that contains the piece.
+        """
+        function, calls = piece.get("function") or {}, self._calls
+        raw, known = function.get("arguments"), len(calls)
+        arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
+        call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
+        call = find_call(calls, key, call_id, name, arguments, batch)
+        if len(calls) > _MAX_CALLS:
             raise dialect_error("an answer of so many tool calls")
-        return call.add(call_id, name, arguments)
+        if len(calls) > known and name:
+            self._count_characters(len(name))
+        self._spend(add_extra(call.extra, piece, CALL_FIELDS))
+        arguments = self._parse_text(arguments, f"call {call.index}")
+        earlier = calls[: call.index] if arguments and not call.started else ()  # deltas are in the order of the calls
+        return (*(delta for other in earlier for delta in other.start()), *call.add(arguments))
 
     def fail(self, fault: LLMError) -> None:
         """Record why the answer is incomplete. Only the first fault is recorded."""
@@ -195,10 +198,14 @@ class StreamParser:
             self.fail(errors.MalformedAnswer(f"a line, an event or the body has more than {max_bytes >> 20} MiB"))
 
     def _count_characters(self, characters: int) -> None:
-        """Count characters of the answer. Ignore a finish reason before them. Fail if there are too many."""
+        """Count characters of the answer. Ignore a finish reason before them."""
         if self.finish:
             self.finish, self._text_after_finish = None, True
         self._has_text = True
+        self._spend(characters)
+
+    def _spend(self, characters: int) -> None:
+        """Fail if the answer has too many characters."""
         self._chars_left -= characters
         if self._chars_left < 0:
             self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
@@ -251,17 +258,16 @@ class StreamParser:
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
-        """Record the finish reason. Some servers send "" before it. ``with_text`` if its chunk has text, too."""
-        if reason is None or reason == "":
-            return
+        """Record the finish reason. ``with_text`` if its chunk has text, too."""
         self._finish_with_text = self._finish_with_text or with_text or not self._has_text
         reason = word(reason)
-        if reason == "content_filter":
+        known = _FINISHES.get(reason.lower())
+        if reason.lower() in _FILTERED:
             self.fail(errors.ContentFiltered("the provider's content filter stopped the answer"))
-        elif reason not in _FINISHES:
+        elif known is None:
             self.fail(errors.UnknownFinish(f"unknown finish_reason “{reason}”: the answer may not be complete"))
         else:
-            self.finish = self.finish or ("tool_calls" if self._calls and reason == "stop" else _FINISHES[reason])
+            self.finish = self.finish or ("tool_calls" if self._calls and known == "stop" else known)
 
     def _missing_finish(self) -> LLMError:
         """Return the error for a response that ended without a finish reason."""

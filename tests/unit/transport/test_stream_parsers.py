@@ -182,7 +182,7 @@ def test_first_chunk_without_choices_is_ignored() -> None:
     assert is_complete(parse(b'data: {"choices":[],"prompt_filter_results":[]}\n\n' + chunk(content="a") + FINISH))
 
 
-@pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", "STOP", 7])
+@pytest.mark.parametrize("finish", ["abort", "error", "load", "repetition", 7])
 def test_unknown_finish_reason_is_fault(finish: object) -> None:
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":' + json.dumps(finish).encode() + b"}]}\n\n"
     assert isinstance(parse(body + b"data: [DONE]\n\n").fault, errors.UnknownFinish)

@@ -13,9 +13,21 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 
 from ...capabilities import Capabilities
-from ...completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from ...completion import (
+    MESSAGE_FIELDS,
+    ORIGIN_FIELD,
+    Completion,
+    Event,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    add_extra,
+)
 from ...errors import InvalidRequest
 
+_EXTRA: Final = "learnflow_extra"  # the key of an answer's further fields in ``additional_kwargs``
 _FIRST_CALL_INDEX: Final = 1000
 _SUPPORTED_PARTS: Final = ("text", "image_url", "input_audio", "file")
 
@@ -26,17 +38,21 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         InvalidRequest: a message contains a part that providers do not support.
     """
+    converted: list[dict[str, Any]] = []
     try:
-        converted: list[dict[str, Any]] = convert_to_openai_messages(messages)
+        for message in messages:
+            extra = message.additional_kwargs.get(_EXTRA)
+            rows: list[dict[str, Any]] = convert_to_openai_messages([message])
+            converted += [add_extra(row, extra) for row in rows] if extra else rows
     except (ValueError, TypeError, KeyError):  # the text of the error contains the message
         converted = []
     is_valid = bool(converted)
-    for message in converted:
-        if isinstance(message["content"], list):
-            parts = [part for part in message["content"] if part.get("type") in _SUPPORTED_PARTS]
+    for row in converted:
+        if isinstance(row["content"], list):
+            parts = [part for part in row["content"] if part.get("type") in _SUPPORTED_PARTS]
             # of an answer, reasoning is not sent, and tool calls are in another field
-            is_valid = is_valid and (message["role"] == "assistant" or len(parts) == len(message["content"]))
-            message["content"] = parts or ""
+            is_valid = is_valid and (row["role"] == "assistant" or len(parts) == len(row["content"]))
+            row["content"] = parts or ""
     if not is_valid:
         raise InvalidRequest(
             "a message cannot be converted to OpenAI's format",
@@ -67,7 +83,9 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
         piece = tool_call_chunk(name=name, args=event.arguments, id=call_id, index=index)
         return AIMessageChunk(content="", tool_call_chunks=[piece])
     if isinstance(event, Finished):
-        return AIMessageChunk(content="", **{**metadata(event.completion), "additional_kwargs": {}})
+        fields = metadata(event.completion)
+        fields["additional_kwargs"].pop("reasoning_content", None)  # it was streamed
+        return AIMessageChunk(content="", **fields)
     return None
 
 
@@ -101,8 +119,21 @@ def metadata(completion: Completion) -> dict[str, Any]:
     return {
         "response_metadata": {name: value for name, value in fields.items() if value is not None},
         "usage_metadata": _usage(completion.usage),
-        "additional_kwargs": {"reasoning_content": completion.reasoning} if completion.reasoning else {},
+        "additional_kwargs": {
+            **({"reasoning_content": completion.reasoning} if completion.reasoning else {}),
+            **_extra(completion),
+        },
     }
+
+
+def _extra(completion: Completion) -> dict[str, Any]:
+    """Return the further fields of an answer for ``additional_kwargs``, so that the next turn returns them."""
+    message = completion.message()
+    if ORIGIN_FIELD not in message:
+        return {}
+    calls = [{"id": str(call.id), **call.extra} for call in completion.tool_calls]
+    extra = {name: value for name, value in message.items() if name not in MESSAGE_FIELDS}
+    return {_EXTRA: {**extra, "tool_calls": calls}}
 
 
 def _usage(usage: Usage) -> UsageMetadata | None:

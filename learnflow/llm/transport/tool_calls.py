@@ -1,0 +1,141 @@
+"""Assemble tool calls, and the fields that OpenAI's API does not define, from their pieces.
+
+A piece belongs to a call by what the server sends: an index, an id, or the position in the list. A name begins a call.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import string
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..completion import ToolCallDelta
+from .untrusted import json_object
+
+_ID_CHARACTERS: Final = string.ascii_letters + string.digits
+_ID_LENGTH: Final = 9  # the templates of Mistral's models accept no other length
+_MAX_CHECKS: Final = 100  # checks whether the arguments of a call are complete, if its name is repeated
+_TEXTS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # fields that arrive in pieces
+
+Extra = dict[str, list[Any]]
+"""The pieces of each further field of a message or a tool call."""
+
+
+def add_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
+    """Add the fields that are not in ``known``. Return their length in characters."""
+    added = {name: fields[name] for name in fields.keys() - known if fields[name] is not None}
+    for name, value in added.items():
+        extra.setdefault(name, []).append(value)
+    return len(str(added)) if added else 0
+
+
+def join_extra(extra: Extra) -> dict[str, Any]:
+    """Return the fields with joined pieces. Replace incomplete surrogate pairs and infinite numbers."""
+    joined = {name: _join(name, pieces) for name, pieces in extra.items()}
+    text = json.dumps(joined, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return dict(json.loads(text, parse_constant=lambda _: None))
+
+
+def _join(name: str, pieces: list[Any]) -> Any:
+    """Join the pieces of a field. A text that every piece repeats counts once, unless it arrives in pieces."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return pieces[0] if name not in _TEXTS and len(set(pieces)) == 1 else "".join(pieces)
+    if all(isinstance(piece, dict) for piece in pieces):
+        names = dict.fromkeys(key for piece in pieces for key in piece)
+        present = {key: [piece[key] for piece in pieces if piece.get(key) is not None] for key in names}
+        return {key: _join(key, values) if values else None for key, values in present.items()}
+    if not all(isinstance(piece, list) for piece in pieces):
+        return pieces[-1]
+    entries: dict[str, list[Any]] = {}
+    for number, entry in enumerate(entry for piece in pieces for entry in piece):
+        is_piece = isinstance(entry, dict) and entry.get("index") is not None
+        key = str([entry.get(key) for key in ("index", "type", "id")]) if is_piece else str(number)
+        entries.setdefault(key, []).append(entry)
+    return [_join(name, group) for group in entries.values()]
+
+
+class PartialCall:
+    """A tool call while it arrives. Its deltas begin with its arguments. Later, its id and name do not change.
+
+    Args:
+        index: the index of the call in the answer, from 0.
+        key: the server's index of the call, with that of the choice; None if the server sends none.
+
+    Attributes:
+        given_id: the id that the server sent; "" without one.
+        extra: further fields of the call.
+        batch: the list that contained the last piece.
+        started: the first delta was returned.
+    """
+
+    def __init__(self, index: int, key: Any) -> None:
+        self.index, self.key = index, key
+        self.given_id = self.name = ""
+        self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+        self.extra: Extra = {}
+        self.batch: Any = None
+        self.started = False
+        self._name_repeated = False  # the name arrived again after complete arguments
+        self._pieces: list[str] = []
+        self._checks_left = _MAX_CHECKS
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Return the call so far: id, name, and the arguments as JSON text."""
+        return {"id": self.id, "name": self.name, "arguments": "".join(self._pieces)}
+
+    def add(self, arguments: str) -> tuple[ToolCallDelta, ...]:
+        """Add a piece of the arguments. Return the delta."""
+        self._pieces += [arguments] if arguments else []
+        if not self.started:
+            return self.start() if arguments else ()
+        return (ToolCallDelta(self.index, self.id, self.name, arguments),) if arguments else ()
+
+    def start(self) -> tuple[ToolCallDelta, ...]:
+        """Return the first delta if the call has a name and no delta yet."""
+        if self.started or not self.name:
+            return ()
+        self.started = True
+        return (ToolCallDelta(self.index, **self.values),)
+
+    def is_other(self, call_id: str, name: str, arguments: str, batch: Any) -> bool:
+        """Return whether a piece with the same index, or without one, begins another call."""
+        if not name or not self.name:
+            return self._name_repeated and bool(arguments.strip())
+        if not self._pieces:
+            is_other_name = name != self.name  # the name may arrive in pieces, if the call has an index
+            if self.key is None:
+                return is_other_name or (batch is self.batch and not call_id)
+            return is_other_name and call_id not in ("", self.given_id)
+        self._checks_left -= 1
+        if self._checks_left < 0 or json_object("".join(self._pieces)) is None:
+            return False
+        self._name_repeated = True
+        return bool(arguments.strip()) or name != self.name
+
+
+def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, arguments: str, batch: Any) -> PartialCall:
+    """Return the call of a piece. Add it to the calls if the piece begins it.
+
+    Args:
+        calls: the calls so far.
+        key: the server's index of the call, with that of its choice; None without an index.
+        call_id, name, arguments: the fields of the piece; "" if they are missing.
+        batch: the list that contains the piece.
+    """
+    known = next((call for call in reversed(calls) if call_id and call.given_id == call_id), None)
+    call = next((call for call in reversed(calls) if key in (None, call.key)), None)
+    if call_id and (call is None or call.given_id not in ("", call_id) or (key is None and known)):
+        call = known if known and (key in (None, known.key) or not name) else None
+    if call is None or call.is_other(call_id, name, arguments, batch):
+        name = name or (call.name if call else "")
+        call = PartialCall(len(calls), key)
+        calls.append(call)
+    if not call.started:
+        call.id = call_id if call_id and known is None else call.id  # one id may arrive for two calls
+        call.name += name if name != call.name else ""
+    call.given_id = call.given_id or call_id
+    call.batch = batch
+    return call
