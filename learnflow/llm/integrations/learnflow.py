@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from .. import settings
-from ..base import AtMost, LLMProvider, ProviderOptions
+from ..base import AtMost, LLMProvider
 from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, is_configured
 from ..providers import build
@@ -129,13 +129,9 @@ class ModelFactory:
                 hint=f"Name one of {', '.join(providers) or 'openai'} in configs/graph.yaml, or set LLM_PROVIDER",
             )
         config = providers[name]
-        keywords: ProviderOptions = {
-            "base_url": config.base_url or None,
-            "model": config.default_model or None,
-            "api_key": config.api_key or None,
-        }
+        arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            return build(config.name, default_kind=CUSTOM.name, **keywords)  # its providers are OpenAI-compatible
+            return build(config.name, *arguments, default_kind=CUSTOM.name)  # its providers are OpenAI-compatible
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise

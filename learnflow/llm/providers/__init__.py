@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, Final, Unpack
+from typing import Any, Final
 
 from ..adapter.provider import BaseProvider
-from ..base import ProviderOptions
 from ..provider_spec import ProviderSpec
 from . import registry
 from .embedded import EmbeddedProvider
@@ -118,13 +117,21 @@ _classes: Sequence[type[BaseProvider]] = (EmbeddedProvider, *VendorProvider.__su
 CLASSES: Final = MappingProxyType({kind.spec.name: kind for kind in _classes})
 
 
-def build(name: str, *, default_kind: str | None = None, **keywords: Unpack[ProviderOptions]) -> BaseProvider:
+def build(
+    name: str,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    default_kind: str | None = None,
+    **others: Any,
+) -> BaseProvider:
     """Create a provider. The defaults of the arguments come from the environment.
 
     Args:
         name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
+        base_url, model, api_key: see ``BaseProvider``.
         default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
-        keywords: those of the provider's class, see ``BaseProvider``.
+        others: the other keywords of the provider's class.
 
     Returns:
         The provider. No request was sent.
@@ -132,8 +139,8 @@ def build(name: str, *, default_kind: str | None = None, **keywords: Unpack[Prov
     Raises:
         NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
-    spec = registry.spec_of(name, has_address=keywords.get("base_url") is not None, default_kind=default_kind)
-    return provider_of(spec, **keywords)
+    spec = registry.spec_of(name, has_address=base_url is not None, default_kind=default_kind)
+    return provider_of(spec, base_url, model, api_key, **others)
 
 
 def provider_of(spec: ProviderSpec, *arguments: str | None, **keywords: Any) -> BaseProvider:

@@ -128,7 +128,7 @@ def test_command_shows_date_in_one_line(
     with serving(server):
         for name, value in (("BASE_URL", server.base_url), ("API_KEY", "k"), ("MODEL", "m")):
             monkeypatch.setenv(f"OPENAI_{name}", value)
-        assert main([command, "--provider", "openai"]) == 0
+        assert main([command, "--provider", "openai", "--timeout", "60"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "the model m ends on 2026-12-11" in line]
     assert len(lines) == 1
     assert "Set OPENAI_MODEL to a newer one" in lines[0]
