@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from learnflow.llm import LLMError, get_provider
+from learnflow.llm import LLMError, errors, get_provider
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.cli.terminal import table
 
@@ -99,6 +99,8 @@ async def bench(provider: BaseProvider, model: str | None, options: argparse.Nam
             done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).final_completion()
         except LLMError as error:
             result.answers.append(Answer(number, error=type(error).__name__))
+            if isinstance(error, errors.Unavailable):
+                break  # each of the other questions would wait for the same timeout
             continue
         result.model = done.model or result.model
         result.answers.append(Answer(number, done.first_token_s, done.total_s, done.usage.completion_tokens))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import os
 import re
 import sys
 import tomllib
@@ -65,7 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(root: Path, options: argparse.Namespace) -> int:
     if not (root / "learnflow" / "__init__.py").is_file():
         raise RefusedError(f"{root} has no learnflow/__init__.py. Name the folder of LearnFlow's checkout")
-    copy = _read_copy(root / "learnflow" / "llm")
+    folder = root / "learnflow" / "llm"
+    for path in (folder.parent, folder, *_walk(folder)):
+        if path.is_symlink() and (path.is_dir() or path.name == VERSION):
+            raise RefusedError(f"{path} is a symbolic link to another place. Remove it")
+    copy = _read_copy(folder)
     list(_remaining_steps(root))  # raises before the first write if the layout is unknown
     if options.diff:
         print(copy.diff(), end="")
@@ -128,7 +133,8 @@ class _Copy:
 
     def _diff(self, name: str) -> Iterator[str]:
         file = self.folder / name
-        old = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        is_file = file.is_file() and not file.is_symlink()
+        old = file.read_text(encoding="utf-8", errors="replace") if is_file else ""
         new = self.package.get(name, b"").decode(errors="replace")
         path = f"learnflow/llm/{name}"
         lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
@@ -142,8 +148,17 @@ def _read_copy(folder: Path) -> _Copy:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "__pycache__"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.name != VERSION}
+    """Return the contents of the files, except caches and ``VERSION``. A link has no content: it is not followed."""
+    paths = [path for path in _walk(folder) if path.is_symlink() or path.is_file()]
+    paths = [path for path in paths if path.parent.name != "__pycache__" and path.name != VERSION]
+    return {path.relative_to(folder).as_posix(): b"" if path.is_symlink() else path.read_bytes() for path in paths}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files and folders below a folder in order. Do not follow links."""
+    for name, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(name) / entry for entry in sorted([*folders, *files]))
 
 
 def _sums(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -160,9 +175,6 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 def _write(copy: _Copy, *, force: bool) -> None:
     """Write the folder. ``VERSION`` is written last, so that an interrupted copy fails the check."""
-    linked = [path for path in (copy.folder.parent, copy.folder, *copy.folder.rglob("*/")) if path.is_symlink()]
-    if linked:
-        raise RefusedError(f"{linked[0]} is a symbolic link to another place. Remove it")
     if copy.edited and not force:
         raise RefusedError(
             f"files in {copy.folder} were edited: {', '.join(copy.edited)}. "
@@ -211,12 +223,16 @@ def _remaining_steps(root: Path) -> Iterator[str]:
     """Yield the changes that LearnFlow needs outside the folder."""
     file = root / "learnflow" / "pyproject.toml"
     try:
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        lock = (root / "uv.lock").read_text(encoding="utf-8")
-        factory = (root / "learnflow" / "models" / "model_factory.py").read_text(encoding="utf-8")
-    except (OSError, ValueError, KeyError) as error:
-        raise RefusedError(f"{root} does not have the layout of LearnFlow: {error}") from None
-    present = {_parse_requirement(line) for line in project.get("dependencies", ())}
+        project = tomllib.loads(_read(file)).get("project")
+    except tomllib.TOMLDecodeError as error:
+        raise RefusedError(f"{file} is not valid TOML: {error}. Correct it") from None
+    if not isinstance(project, dict) or not isinstance(project.get("name"), str):
+        raise RefusedError(f"{file} has no table [project] with a name. Name the folder of LearnFlow's checkout")
+    dependencies = project.get("dependencies", [])
+    if not isinstance(dependencies, list) or not all(isinstance(line, str) for line in dependencies):
+        raise RefusedError(f"{file}: project.dependencies is not a list of texts. Correct it")
+    lock, factory = _read(root / "uv.lock"), _read(root / "learnflow" / "models" / "model_factory.py")
+    present = {_parse_requirement(line) for line in dependencies}
     required = [_parse_requirement(line) for line in _copied_requirements(root)]
     if any(one not in present or f'name = "{one[0]}"' not in lock for one in required):
         yield (
@@ -227,15 +243,26 @@ def _remaining_steps(root: Path) -> Iterator[str]:
         yield f"learnflow/models/model_factory.py: replace the content by this line\n  {IMPORT}"
 
 
+def _read(file: Path) -> str:
+    """Return the text of a file in UTF-8, without a BOM."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RefusedError(f"{file} cannot be read ({error.strerror}). It is part of LearnFlow's checkout") from None
+    except UnicodeDecodeError:
+        raise RefusedError(f"{file} is not UTF-8. Convert it") from None
+
+
 def _copied_requirements(root: Path) -> list[str]:
     file = root / "learnflow" / "llm" / REQUIREMENTS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = _read(file).splitlines() if file.exists() else []
     return [line for line in lines if line.strip()]
 
 
 def _parse_requirement(requirement: str) -> tuple[str, frozenset[str]]:
     """Return the name and the set of version bounds, because their order may differ."""
-    name, bounds = re.findall(r"^([\w.-]+?)(?:\[.*\])?\s*([^\w.\[-].*)?$", requirement.partition(";")[0].strip())[0]
+    found = re.search(r"^([\w.-]+?)\s*(?:\[.*\])?\s*([^\w.\[-].*)?$", requirement.partition(";")[0].strip())
+    name, bounds = (found[1], found[2] or "") if found else (requirement, "")
     return name.lower().replace("_", "-"), frozenset(bound.strip() for bound in bounds.split(",") if bound)
 
 

@@ -1,6 +1,7 @@
 """One interface to cloud and local language models, which returns complete answers or raises typed errors.
 
-The classes of providers are in ``learnflow.llm.providers``. Names whose import is slow are imported on first use.
+The classes of providers are in ``learnflow.llm.providers``. A name is imported on first use, because an import
+takes up to a second.
 """
 
 from __future__ import annotations
@@ -8,30 +9,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .base import AtMost, LLMProvider
-from .capabilities import Capabilities, Health
-from .completion import (
-    Completion,
-    Event,
-    Failover,
-    Finished,
-    ReasoningDelta,
-    Resumed,
-    TextDelta,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-    Waiting,
-)
-from .errors import LLMError
-from .stream import TextStream
-
 if TYPE_CHECKING:
     from . import errors, events
     from .adapter.provider import BaseProvider
     from .adapter.routable import RoutableProvider
+    from .base import AtMost, LLMProvider
+    from .capabilities import Capabilities, Health
+    from .completion import (
+        Completion,
+        Event,
+        Failover,
+        Finished,
+        ReasoningDelta,
+        Resumed,
+        TextDelta,
+        ToolCall,
+        ToolCallDelta,
+        Usage,
+        Waiting,
+    )
+    from .errors import LLMError
     from .factory import discover, get_provider
     from .routing.router import RouterProvider
+    from .stream import TextStream
 
 __version__ = "0.1.0"  # pyproject.toml reads it
 
@@ -62,21 +62,18 @@ __all__ = [
     "get_provider",
 ]
 
-_LAZY_IMPORTS = {
-    "BaseProvider": ".adapter.provider",
-    "discover": ".factory",
-    "get_provider": ".factory",
-    "RoutableProvider": ".adapter.routable",
-    "RouterProvider": ".routing.router",
-}
+# The modules with the names above, in the order of their import time.
+_LIGHT = ["errors", "capabilities", "completion", "stream", "base"]
+_MODULES = [*_LIGHT, "adapter.routable", "adapter.provider", "routing.router", "factory"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_IMPORTS:
-        return getattr(importlib.import_module(_LAZY_IMPORTS[name], __name__), name)
-    if name in __all__:
+    if name in ("errors", "events"):
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = (importlib.import_module(f".{module}", __name__) for module in _MODULES)
+    return next(vars(module)[name] for module in modules if name in vars(module))
 
 
 def __dir__() -> list[str]:

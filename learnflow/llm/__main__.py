@@ -13,7 +13,16 @@ if not __package__:  # python learnflow/llm
     sys.modules["learnflow"] = ModuleType("learnflow")
     sys.modules["learnflow"].__path__ = [str(_parent)]
 
-from learnflow.llm.cli.main import main
+from learnflow.llm.cli import exit_on_interrupt
+
+
+def main() -> int:
+    """Run the command line. Return the exit code."""
+    exit_on_interrupt()
+    from learnflow.llm.cli.main import main as run  # noqa: PLC0415  # after exit_on_interrupt()
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

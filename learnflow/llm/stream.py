@@ -270,27 +270,17 @@ class TextStream(AsyncIterator[str]):
         assert channel.outcome  # noqa: S101  # the request has ended
         raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield the events of the request: text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
+    def events(self) -> AsyncGenerator[Event, None]:
+        """Return an iterator over text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
 
         The joined ``TextDelta`` events are the completion's text: emitted text is final. Read a stream by its events or
-        by its text, not both. Leaving the iteration closes the connection.
-
-        Yields:
-            The events in their order.
+        by its text, not both. ``aclose()`` of the iterator closes the connection.
 
         Raises:
-            InvalidRequest: the stream was started before.
+            InvalidRequest: on the first event, if the stream was started before.
             LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
         """
-        if self._channel:
-            raise InvalidRequest("the stream has started before", hint=_ONCE)
-        async with self:
-            while event := await self._next(all_events=True):
-                yield event
-            outcome = self._channel and self._channel.outcome
-            if isinstance(outcome, Completion):
-                yield Finished(outcome)
+        return _Events(self)
 
     async def final_completion(self) -> Completion:
         """Read the stream to its end and return the completion."""
@@ -325,6 +315,32 @@ class TextStream(AsyncIterator[str]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+class _Events(AsyncGenerator[Event, None]):
+    """The events of a stream. Unlike an async generator, it does not end in silence after a cancelled read.
+
+    Args:
+        stream: the stream.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream, self._first = stream, True
+
+    async def asend(self, _: None) -> Event:
+        stream, first, self._first = self._stream, self._first, False
+        if first and stream._channel:  # noqa: SLF001  # this class is a part of TextStream
+            raise InvalidRequest("the stream has started before", hint=_ONCE)
+        if event := await stream._next(all_events=True):  # noqa: SLF001
+            return event
+        if stream._closed:  # noqa: SLF001
+            raise StopAsyncIteration
+        await stream.aclose()
+        return Finished(stream.completion)
+
+    async def athrow(self, kind: Any, *_: Any) -> Event:
+        await self._stream.aclose()
+        raise kind
 
 
 def _abandon(task: asyncio.Task[None]) -> None:

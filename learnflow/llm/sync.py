@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Self, Unpack
 
 from . import factory
+from .adapter.routable import text_stream, to_completion
 from .background import BACKGROUND, BlockingIterator
 from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt, ProviderOptions
 from .capabilities import Capabilities
@@ -126,7 +127,8 @@ class Provider:
             LLMError: while the stream is read, if no provider completes the answer. ``.partial`` has the text that
                 arrived.
         """
-        return TextStream(self.provider.stream(prompt, model, temperature, max_tokens, **more))
+        stream = self.provider.stream(prompt, model, temperature, max_tokens, **more)
+        return TextStream(text_stream(stream, self.name, model, max_tokens))
 
     def complete(
         self,
@@ -152,7 +154,8 @@ class Provider:
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        return BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
+        completion = BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
+        return to_completion(completion, self.name, model)
 
     def list_models(self) -> list[str]:
         """Return the values for ``model=``. Raise LLMError if no provider responds."""

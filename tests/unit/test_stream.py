@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from learnflow.llm.completion import Completion, TextDelta
+from learnflow.llm.errors import InvalidRequest
 from learnflow.llm.stream import MAX_READ_AHEAD, Emit, TextStream
 
 
@@ -40,3 +41,31 @@ async def test_cancelled_reader_ends_although_its_request_swallowed_the_cancella
     async with asyncio.timeout(30):
         await asyncio.wait([reader])
     assert reader.cancelled()
+
+
+async def _answers_late(emit: Emit) -> Completion:
+    emit(TextDelta("first"))
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("reads_events", [False, True])
+async def test_read_after_cancelled_read_raises_error_and_no_end_of_stream(reads_events: bool) -> None:
+    stream = TextStream(_answers_late)
+    pieces = stream.events() if reads_events else stream
+    await anext(pieces)
+    reader = asyncio.ensure_future(anext(pieces))
+    await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    with pytest.raises(InvalidRequest, match="the stream has failed"):
+        await anext(pieces)
+
+
+async def test_second_events_iterator_is_refused() -> None:
+    stream = TextStream(_answers_late)
+    await anext(stream.events())
+    with pytest.raises(InvalidRequest, match="the stream has started before"):
+        await anext(stream.events())
+    await stream.aclose()

@@ -338,7 +338,7 @@ class _AttemptRun:
             for call in completion.tool_calls:
                 cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
-                parsed = structured_output.parse(request.response_format, completion.text)
+                parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
             if answer.parser.finish == "length":

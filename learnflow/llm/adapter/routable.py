@@ -8,7 +8,7 @@ those of this package.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -16,9 +16,9 @@ from typing import Any, cast
 from .. import errors, events, settings
 from ..base import Attempt, Call, LLMProvider, Options
 from ..capabilities import Capabilities, Health, default_capabilities
-from ..completion import Completion, Event, Finished, TextDelta, Waiting
+from ..completion import Completion, Event, Finished, ServedModel, TextDelta, Waiting
 from ..errors import LLMError
-from ..stream import Emit, Relay, Work
+from ..stream import Emit, Relay, TextStream, Work
 from ..timeouts import CLOUD_TIMEOUTS_S, LOCAL_TIMEOUTS_S
 from ..transport.stream_parser import max_answer_chars
 from .capacity import CAPACITY
@@ -189,20 +189,65 @@ class RoutableProvider(LLMProvider):
     async def _call(self, call: Call, emit: Emit) -> Completion:
         """Call ``complete`` or ``stream`` of the provider, and emit the text and the events."""
         arguments, options = (call.prompt, call.model, call.temperature, call.max_tokens), cast(Options, call.options)
+        model = call.model or self.model
         if call.buffered:
-            completion = await self.complete(*arguments, **options)
+            completion = to_completion(await self.complete(*arguments, **options), self.name, model)
             emit(TextDelta(completion.text))
             return completion
-        chars_left, stream = max_answer_chars(call.max_tokens), self.stream(*arguments, **options)
-        async with aclosing(stream.events() if emit.all_events else stream) as pieces:
-            async for piece in pieces:
-                chars_left -= len(piece) if isinstance(piece, str) else 1
-                if chars_left < 0:
-                    raise errors.AnswerTooLong("the answer is many times as long as max_tokens allows")
-                if not isinstance(piece, Finished):
-                    emit(TextDelta(piece) if isinstance(piece, str) else piece)
-                await emit.drain()
-        return stream.completion
+        return await read_stream(self.stream(*arguments, **options), self.name, model, call.max_tokens, emit)
+
+
+async def read_stream(stream: Any, provider: str, model: str | None, max_tokens: int, emit: Emit) -> Completion:
+    """Emit the text or the events of a stream of any provider, and return the completion.
+
+    Args:
+        stream: a ``TextStream``, or any asynchronous iterator over text, like an async generator.
+        provider: the name of the provider.
+        model: the requested model; None if unknown.
+        max_tokens: the limit of the answer in tokens.
+        emit: the receiver.
+    """
+    pieces = stream.events() if emit.all_events and hasattr(stream, "events") else stream
+    chars_left, text = max_answer_chars(max_tokens), ""
+    try:
+        async for piece in pieces:
+            chars_left -= len(piece) if isinstance(piece, str) else 1
+            if chars_left < 0:
+                raise errors.AnswerTooLong("the answer is many times as long as max_tokens allows")
+            if isinstance(piece, str):
+                text += piece
+            if not isinstance(piece, Finished):
+                emit(TextDelta(piece) if isinstance(piece, str) else piece)
+            await emit.drain()
+    finally:
+        if close := getattr(pieces, "aclose", None):
+            await close()
+    return to_completion(getattr(stream, "completion", text), provider, model)
+
+
+def text_stream(stream: Any, provider: str, model: str | None, max_tokens: int) -> TextStream:
+    """Return a ``TextStream`` for a stream of any provider; see ``read_stream``."""
+    return (
+        stream
+        if isinstance(stream, TextStream)
+        else TextStream(partial(read_stream, stream, provider, model, max_tokens))
+    )
+
+
+def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
+    """Return the answer of an application's provider as a completion. Raise LLMError if it is no answer.
+
+    Args:
+        answer: a completion or a text.
+        provider: the name of the provider.
+        model: the requested model; None if unknown.
+    """
+    if isinstance(answer, str):
+        return Completion(text=answer, finish="stop", provider=provider, model=ServedModel(model or provider))
+    if not isinstance(answer, Completion):
+        what = f"complete() returned {type(answer).__name__}"
+        raise errors.MalformedAnswer(what, provider=provider, hint="Return a Completion or a str")
+    return answer
 
 
 class _TimeLimitedEmit(Relay):
@@ -255,14 +300,31 @@ class _WrappedProvider(RoutableProvider):
 
     name = _delegate("name")
     generate, stream, complete = _delegate("generate"), _delegate("stream"), _delegate("complete")
-    list_models, health_check = _delegate("list_models"), _delegate("health_check")
 
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the capabilities of the provider. Those that it omits are unknown."""
-        return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
+        """Return the capabilities of the provider. Those that it omits are unknown, and all if it raises."""
+        with suppress(Exception):
+            return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
+        return default_capabilities(cost=None)
+
+    async def list_models(self) -> list[str]:
+        """Return the models of the provider. Raise only LLMError."""
+        try:
+            return await self.provider.list_models()
+        except LLMError:
+            raise
+        except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
+            what = f"its list_models() raised {type(error).__name__}"
+        raise errors.ServerFailed(what, provider=self.name)
+
+    async def health_check(self) -> bool:
+        """Return whether the provider is ready. Raise nothing."""
+        with suppress(Exception):
+            return await self.provider.health_check()
+        return False
 
     def facts(self, model: str | None) -> Facts:
         """Return the defaults. The address is the same if another router wraps the provider, too."""

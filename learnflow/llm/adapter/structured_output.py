@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from ..base import Attempt
@@ -17,7 +20,7 @@ from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
 from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
-from ..transport.untrusted import parse_json, printable
+from ..transport.untrusted import parse_json, part, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from .request import Request
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
+_MAX_FAULTS: Final = 1000  # an answer with more faults is not described
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
@@ -70,19 +74,28 @@ def parse(response_format: Any, text: str) -> Any:
         return value
     from pydantic import ValidationError  # noqa: PLC0415  # only a schema needs it
 
+    value = parse_json_answer(text)
     try:
+        limit_steps(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_without_fence(text))
     except ValidationError as error:
         # The message names only fields of the class. Deeper locations may contain keys that the model wrote.
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        few = error.error_count() <= _MAX_FAULTS
+        faults = error.errors(include_url=False, include_context=False, include_input=False) if few else []
         locations = dict.fromkeys(str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults)
         fields = [name for name in locations if name == "JSON" or name in response_format.model_fields]
         what = f"the answer does not match {response_format.__name__}: {', '.join(fields)}".rstrip(": ")
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
-        raise _mismatch(what, "; ".join(reasons)) from None
-    except Exception as error:  # noqa: BLE001  # a validator of the caller may raise anything
-        what = f"the answer does not match {response_format.__name__}: a validator raised {type(error).__name__}"
-        raise _mismatch(what, what) from None
+        raise _mismatch(what, "; ".join(reasons) or what) from None
+    except Exception as error:  # noqa: BLE001  # too many steps; and a validator of the caller may raise anything
+        raise _unvalidated(response_format.__name__, error) from None
+
+
+async def parse_in_background(response_format: Any, text: str) -> Any:
+    """Parse an answer as ``parse`` does, in a thread for a JSON schema. Validators of a class run in the event loop."""
+    if isinstance(response_format, dict):
+        return await asyncio.to_thread(parse, response_format, text)
+    return parse(response_format, text)
 
 
 async def run_with_corrections(
@@ -154,8 +167,78 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
     )
 
 
-# These keywords are not validated. On some answers they take unlimited time, and would block the event loop.
-_UNBOUNDED_KEYWORDS: Final = ("pattern", "patternProperties", "uniqueItems")
+_MAX_STEPS: Final = 100_000  # of one validation; they take a second at most
+_MAX_DEPTH: Final = 200  # of keywords; a RecursionError in jsonschema can end in a panic, which is no Exception
+# These keywords are not validated. On some answers they take unlimited time.
+_UNCHECKED_KEYWORDS: Final = (
+    "pattern",
+    "patternProperties",
+    "uniqueItems",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+)
+
+
+class TooManySteps(ValueError):
+    """A validation takes more steps than ``_MAX_STEPS``."""
+
+
+@dataclass(slots=True)
+class _Validation:
+    """A running validation against a JSON schema.
+
+    Attributes:
+        steps: the steps that are left.
+        depth: how deeply the current keyword is nested.
+        results: the first fault of a keyword, by keyword, schema and value. A recursive union would otherwise validate
+            a value in exponentially many ways. Schema and value are included, so that their ids stay unique.
+    """
+
+    steps: int
+    depth: int = 0
+    results: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
+
+    def spend(self, steps: int) -> None:
+        """Subtract steps. Raise TooManySteps if no steps are left, or keywords are nested too deeply."""
+        self.steps -= steps
+        if self.steps < 0 or self.depth > _MAX_DEPTH:
+            raise TooManySteps
+
+
+_validation: ContextVar[_Validation] = ContextVar("learnflow_llm_validation")
+
+
+@cache
+def _bounded(draft: Any) -> Any:
+    """Return a validator class that validates like a draft's, and counts its steps in ``_validation``."""
+    import attrs  # noqa: PLC0415  # jsonschema's classes are attrs classes
+    from jsonschema import ValidationError, validators  # noqa: PLC0415
+
+    def counted(name: str, keyword: Any) -> Any:
+        def validate(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+            if name == "additionalProperties" and "patternProperties" in schema:
+                return
+            run, key = _validation.get(), (name, id(schema), id(instance))
+            run.spend(1)
+            if key not in run.results:
+                run.spend(sum(len(item) for item in (value, instance) if isinstance(item, list | dict)) // 16)
+                fault = None
+                run.depth += 1
+                for error in keyword(validator, value, instance, schema) or ():
+                    run.spend(4 + len(error.message) // 128)
+                    error.message = error.message[:_MAX_REASON_CHARS]
+                    fault = fault or error
+                run.depth -= 1
+                run.results[key] = schema, instance, fault
+            if fault := run.results[key][2]:
+                yield ValidationError.create_from(fault)  # validators change its path
+
+        return validate
+
+    keywords = {name: counted(name, keyword) for name, keyword in draft.VALIDATORS.items()}
+    bounded: Any = validators.extend(draft, keywords | dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None))  # type: ignore[no-untyped-call]
+    bounded.evolve = attrs.evolve  # jsonschema's own selects another class at each "$schema"
+    return bounded
 
 
 def _validate(answer: Any, schema: Any) -> None:
@@ -169,23 +252,61 @@ def _validate(answer: Any, schema: Any) -> None:
     try:
         draft = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         draft.check_schema(schema)
-        bounded: Any = jsonschema.validators.extend(draft, dict.fromkeys(_UNBOUNDED_KEYWORDS, lambda *_: None))  # type: ignore[no-untyped-call]
     except Exception:  # noqa: BLE001  # the server accepted this invalid schema
         return
+    _validation.set(_Validation(_MAX_STEPS))
     try:
-        validator = bounded(schema, registry=Registry())  # without access to the network
+        validator = _bounded(draft)(schema, registry=Registry())  # without access to the network
         fault = jsonschema.exceptions.best_match(validator.iter_errors(answer))
     except Unresolvable:
         return  # a $ref refers to another document
-    except Exception as error:  # noqa: BLE001  # huge numbers, deep nesting
-        what = f"the answer cannot be validated against the JSON schema ({type(error).__name__})"
-        raise _mismatch(what, what) from None
+    except Exception as error:  # noqa: BLE001  # too many steps, huge numbers, deep nesting
+        raise _unvalidated("the JSON schema", error) from None
     if fault:
         properties = schema.get("properties")
         field = str(fault.absolute_path[0]) if fault.absolute_path else ""
         location = f" at {field}" if isinstance(properties, dict) and field in properties else ""
         what = f"the answer does not match the JSON schema{location} ({fault.validator})"
         raise _mismatch(what, f"{fault.json_path}: {fault.message}")
+
+
+# The keywords that contain the schema of the same value or of a part of it.
+_CONTAINS: Final = {"$ref", "anyOf", "oneOf", "allOf", "properties", "items", "prefixItems", "additionalProperties"}
+
+
+def limit_steps(schema: Mapping[str, Any], value: Any) -> None:
+    """Check how many values a pydantic class would validate. It cannot be interrupted, and tries each kind of a union.
+
+    Args:
+        schema: the JSON schema of the class.
+        value: the answer as JSON.
+
+    Raises:
+        TooManySteps: the validation would take more than ``_MAX_STEPS``.
+    """
+    definitions = schema.get("$defs") or schema.get("definitions") or {}
+    counts: dict[tuple[int, int], int] = {}
+
+    def count(schema: Any, value: Any) -> int:
+        key = id(schema), id(value)
+        if key in counts or not isinstance(schema, dict):
+            return counts.get(key, 0)
+        counts[key] = 1 + len(schema.get("enum", ())) // 16
+        if not _CONTAINS.isdisjoint(schema):
+            name, kinds = schema.get("$ref"), [*chain(*(schema.get(word, ()) for word in ("anyOf", "oneOf", "allOf")))]
+            if tag := schema.get("discriminator"):  # it selects one kind
+                name, kinds = part(tag, "mapping").get(str(part(value).get(tag["propertyName"]))), []
+            counts[key] += sum(count(kind, value) for kind in (*kinds, definitions.get(str(name).rpartition("/")[2])))
+            fields, rest = part(schema, "properties"), [schema.get("items"), schema.get("additionalProperties")]
+            for at, item in enumerate(value) if isinstance(value, list) else part(value).items():
+                nested = fields.values() if isinstance(item, dict | list) else ()  # a field may have an alias
+                options = [fields[str(at)]] if str(at) in fields else [*rest, *schema.get("prefixItems", ()), *nested]
+                counts[key] += sum(count(option, item) for option in options)
+        if max(counts[key], len(counts)) > _MAX_STEPS:
+            raise TooManySteps
+        return counts[key]
+
+    count(schema, value)
 
 
 def parse_json_answer(text: str) -> Any:
@@ -206,6 +327,12 @@ def _mismatch(what: str, reason: str) -> SchemaMismatch:
     error = SchemaMismatch(what)
     error.reason = printable(reason, _MAX_REASON_CHARS)
     return error
+
+
+def _unvalidated(schema: str, error: Exception) -> SchemaMismatch:
+    """Return a SchemaMismatch for an answer that cannot be validated against a schema with this name."""
+    what = f"the answer cannot be validated against {schema} ({type(error).__name__})"
+    return _mismatch(what, what)
 
 
 def _without_fence(text: str) -> str:

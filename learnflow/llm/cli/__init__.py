@@ -1,1 +1,34 @@
-"""The command line: `learnflow-llm` and its commands."""
+"""The command line, and the effect of Ctrl-C in its process. This module imports only what that needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+INTERRUPTED: Final = 130  # the exit code that shells use for Ctrl-C
+
+
+def exit_on_interrupt() -> None:
+    """Let Ctrl-C end this process at once. During an import, a KeyboardInterrupt would print a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C cancel the command while the block runs, so that its requests stop."""
+    exits = signal.getsignal(signal.SIGINT) is _exit
+    if exits:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if exits:
+            signal.signal(signal.SIGINT, _exit)
+
+
+def _exit(*_: object) -> None:
+    os._exit(INTERRUPTED)

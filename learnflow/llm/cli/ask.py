@@ -17,7 +17,7 @@ from ..errors import LLMError
 from ..factory import get_provider
 from ..routing.router import RouterProvider
 from .command import ExitCode, command, json_option, model_option, provider_option
-from .terminal import escape, notify, progress, write_json
+from .terminal import escape, notify, progress, read_stdin, write_json
 
 
 @command
@@ -31,7 +31,7 @@ async def ask(
     prompt: str, model: str | None, temperature: float | None, system: str | None, as_json: bool, provider: str | None
 ) -> int:
     """Ask one question. The answer goes to stdout. If the prompt is -, it is read from stdin."""
-    prompt = sys.stdin.read() if prompt == "-" else prompt
+    prompt = read_stdin() if prompt == "-" else prompt
     options: dict[str, Any] = {"model": model}
     if temperature is not None:
         options["temperature"] = temperature

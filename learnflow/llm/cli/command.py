@@ -16,6 +16,8 @@ import click
 
 from .. import errors
 from ..process import switches
+from . import INTERRUPTED as _INTERRUPTED
+from . import interruptible
 from .terminal import notify
 
 
@@ -26,7 +28,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     NO_PROVIDER = 3
-    INTERRUPTED = 130
+    INTERRUPTED = _INTERRUPTED
 
 
 _UNREACHABLE: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
@@ -46,8 +48,9 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            result = function(**options)
-            return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
+            with interruptible():
+                result = function(**options)
+                return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
         except errors.LLMError as error:
             notify(str(error))
             return _exit_code(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from importlib import import_module
 from typing import Final
 
@@ -9,7 +11,7 @@ import click
 
 from .. import __version__
 from .command import ExitCode
-from .terminal import notify
+from .terminal import drop_unwritten, notify, open_closed_streams
 
 _NAME: Final = "learnflow-llm"
 # Module and help of each command. The module has a function with the name of the command.
@@ -56,11 +58,26 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Return the exit code."""
+    open_closed_streams()
     try:
-        return int(group.main(arguments, _NAME, standalone_mode=False) or ExitCode.OK)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            notify(f"reading or writing failed: {error}. Check stdin, stdout and the disk")
+        code = ExitCode.FAILED
+    finally:
+        drop_unwritten(sys.stdout)
+        drop_unwritten(sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(group.main(arguments or ["--help"], _NAME, standalone_mode=False) or ExitCode.OK)
     except click.UsageError as error:
         if error.ctx:
-            click.echo(error.ctx.get_usage(), err=True)
+            notify(error.ctx.get_usage(), prefix="")
         notify(error.format_message())
         return ExitCode.USAGE
     except click.Abort:

@@ -6,15 +6,21 @@ Only a terminal gets colours, wrapped lines and progress. Control characters are
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TextIO
 
+from ..errors import InvalidRequest
+
+_MAX_STDIN_BYTES: Final = 64 * 1024 * 1024
+_MIN_COLUMNS: Final = 40  # a narrower terminal wraps the lines; a table would lose its cells
 _COLOURS: Final = {
     "ready": "green",
     "ready, cold": "green",
@@ -37,14 +43,45 @@ def escape(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def open_closed_streams() -> None:
+    """Open the null device for each closed standard stream. Otherwise a socket would get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    null = Path(os.devnull)
+    sys.stdin = sys.stdin or null.open(encoding="utf-8")
+    sys.stdout = sys.stdout or null.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or null.open("w", encoding="utf-8")
+
+
+def drop_unwritten(stream: TextIO) -> None:
+    """Flush a stream. If that fails, drop the text, which Python would write again at its end, with a traceback."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def read_stdin() -> str:
+    """Return the text on stdin, as UTF-8 or in the encoding of the locale. Raise InvalidRequest if it is neither."""
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(data) > _MAX_STDIN_BYTES:
+        raise InvalidRequest(f"stdin has more than {format_size(_MAX_STDIN_BYTES)}. Send a shorter prompt")
+    for encoding in ("utf-8-sig", sys.stdin.encoding):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    raise InvalidRequest("the text on stdin is not UTF-8", hint="Convert it: iconv -t UTF-8")
+
+
 def write(text: str, indent: str = "") -> None:
     """Print a text. A terminal gets lines that are wrapped between words."""
     print(_wrap(text, indent))
 
 
-def notify(text: str) -> None:
-    """Print a message to stderr."""
-    print(_wrap(f"learnflow-llm: {text}"), file=sys.stderr)
+def notify(text: str, prefix: str = "learnflow-llm: ") -> None:
+    """Print a message to stderr. A failure to write it is ignored."""
+    with suppress(OSError):
+        print(_wrap(f"{prefix}{text}"), file=sys.stderr)
 
 
 def write_json(value: Any) -> None:
@@ -123,4 +160,4 @@ def _wrap(text: str, indent: str = "") -> str:
 
 def _width() -> int:
     """Return the width of the output in characters: COLUMNS, else the terminal's, else ``_PIPE_COLUMNS``."""
-    return shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns
+    return max(_MIN_COLUMNS, shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns)

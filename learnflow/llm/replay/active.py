@@ -16,6 +16,7 @@ from .transport import Cassettes
 
 _C = TypeVar("_C", bound=Cassettes | None)
 _HINT: Final = "Set LLM_REPLAY to a folder with cassettes, or record them with LLM_REPLAY_MODE=record"
+_MAX_CASSETTE_BYTES: Final = 64 * 1024 * 1024
 _by_folder: Final = register("folders of cassettes", dict[tuple[Path, str], Cassettes](), learned=True)
 _overrides: Final = register("cassettes that override the environment", list[Cassettes | None]())
 
@@ -72,11 +73,22 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     texts, what = {}, f"there is no cassette in {path}"
     try:
-        texts = {str(file): file.read_text(encoding="utf-8") for file in files}
-    except (OSError, UnicodeError) as error:
+        texts = {str(file): _read(file) for file in files if not file.is_dir()}
+    except (OSError, ValueError) as error:  # and text that is not UTF-8
         what = f"the cassettes in {path} cannot be read ({type(error).__name__})"
     if not path.is_file():
         texts = {name: text for name, text in texts.items() if "\ninteractions:" in f"\n{text}"}
     if not texts:
         raise errors.NotConfigured(what, hint=hint)
     return texts
+
+
+def _read(file: Path) -> str:
+    """Return the text of a file. Raise OSError or ValueError if it is no regular file, too large or not UTF-8."""
+    if not file.is_file() and file.exists():
+        raise OSError  # a pipe or a device would never end
+    with file.open("rb") as stream:
+        data = stream.read(_MAX_CASSETTE_BYTES + 1)
+    if len(data) > _MAX_CASSETTE_BYTES:
+        raise ValueError
+    return data.decode()

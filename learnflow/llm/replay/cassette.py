@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,9 +18,14 @@ from .. import errors
 from ..errors import LLMError
 from ..transport import error_mapping
 from ..transport.endpoint import Endpoint
+from ..transport.untrusted import parse_json, printable
 
 _VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
+_TYPES: Final = ("null", "bool", "int", "float", "str", "binary", "seq", "map")
+_MAX_FAILURE_CHARS: Final = 1000
+_MAX_DEPTH: Final = 200
+_MAX_VALUES: Final = 500_000
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
 # Other line ends, and the byte order mark. YAML changes them in a block.
 _CHANGED_IN_BLOCKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
@@ -105,9 +110,13 @@ def _placeholder(name: str, value: str, provider: str) -> str:
 
 
 def _failure(response: Mapping[str, Any]) -> LLMError | None:
-    """Return the error that a cassette has for a response; None if it has none."""
-    failure = response.get("failure")
-    return getattr(errors, failure["error"])(failure["what"]) if failure else None
+    """Return the error that a cassette has for a response; None without one. Raise TypeError if it is unknown."""
+    if not (failure := response.get("failure")):
+        return None
+    kind = getattr(errors, failure["error"], None)
+    if not (isinstance(kind, type) and issubclass(kind, LLMError)):
+        raise TypeError
+    return kind(printable(str(failure["what"]), _MAX_FAILURE_CHARS))
 
 
 def convert_response(
@@ -149,14 +158,45 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
     import yaml  # noqa: PLC0415
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml may be missing
-        content = yaml.load(text, loader)  # noqa: S506  # both are safe
+        content = yaml.load(text, _loader(text))  # noqa: S506  # it is a restricted safe loader
         interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
         return content.get("origin", {}), interactions
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         position = getattr(error, "problem_mark", None)
         reason = f"line {position.line + 1}" if position else type(error).__name__
     raise errors.NotConfigured(f"it is not a cassette ({reason})", hint="Restore it, or record it again")
+
+
+def _loader(text: str) -> Any:
+    """Return a YAML loader for the types of JSON and bytes.
+
+    Raises:
+        ValueError: the text has an anchor, an alias, too many values or too deep nesting. A few bytes of such a text
+            can expand to gigabytes.
+    """
+    import yaml  # noqa: PLC0415
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml may be missing
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, base)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "anchor", None) or depth > _MAX_DEPTH or count > _MAX_VALUES:
+            raise ValueError
+
+    class Loader(base):  # type: ignore[misc,valid-type]  # one of two classes
+        """A loader without dates, sets, merged mappings and sexagesimal numbers."""
+
+        yaml_constructors: ClassVar = {
+            tag: base.yaml_constructors[tag] for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in _TYPES))
+        }
+        yaml_implicit_resolvers: ClassVar = {
+            character: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _TYPES]
+            for character, resolvers in base.yaml_implicit_resolvers.items()
+        }
+
+    for name, construct in (("int", int), ("float", float)):
+        Loader.add_constructor(f"tag:yaml.org,2002:{name}", lambda _, node, construct=construct: construct(node.value))
+    return Loader
 
 
 def _request(request: RecordedRequest) -> dict[str, Any]:
@@ -204,31 +244,36 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def _bytes(value: Any) -> bytes:
+    return bytes(memoryview(value.encode() if isinstance(value, str) else value))  # TypeError for another type
 
 
 def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
+    """Convert an entry of a cassette. Raise LookupError, TypeError, ValueError or AttributeError if it is invalid."""
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
     request_body = request["body"]
     if isinstance(request_body, str):
-        request_body = json.loads(request_body)
+        request_body = parse_json(request_body)
+    json.dumps(request_body, allow_nan=False)  # a type that JSON lacks
     body = response["body"]
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
     elif "json" in body:
-        pieces = (json.dumps(body["json"], ensure_ascii=False, separators=(",", ":")).encode(),)
+        text = json.dumps(body["json"], ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        pieces = (text.encode(),)
     else:
         pieces = (_bytes(body["string"]),) if body["string"] else ()
     recorded = RecordedResponse(
-        response["status"]["code"] or None,
-        {name: str(values[0]) for name, values in response["headers"].items()},
+        int(response["status"]["code"]) or None,
+        {str(name): str(values[0]) for name, values in response["headers"].items()},
         pieces,
         _failure(response),
-        response.get("left", False),
+        bool(response.get("left", False)),
     )
-    return Interaction(RecordedRequest(request["method"], request["uri"], credentials, request_body), recorded)
+    recorded_request = RecordedRequest(str(request["method"]), str(request["uri"]), credentials, request_body)
+    urlsplit(recorded_request.uri)
+    return Interaction(recorded_request, recorded)
 
 
 def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:

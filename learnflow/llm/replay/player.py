@@ -17,6 +17,7 @@ from .. import errors
 from ..errors import LLMError, NotRecorded
 from . import cassette
 from .cassette import RecordedRequest, RecordedResponse
+from .scrubber import mask_secrets
 from .transport import Cassettes
 
 # These options depend on earlier requests, so they are not compared.
@@ -64,7 +65,7 @@ class Player(Cassettes):
         for path, text in cassettes.items():
             try:
                 for interaction in cassette.load(text)[1]:
-                    request = interaction.request
+                    request = replace(interaction.request, body=mask_secrets(interaction.request.body))
                     entry = self._entries.setdefault(_key(request), _Entry(request, [], path))
                     entry.responses.append(interaction.response)
             except LLMError as error:

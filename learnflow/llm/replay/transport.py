@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
 import httpx
 
 from ..errors import ConnectionFailed, LLMError
+from ..transport.client import COMPRESSIONS
 from ..transport.endpoint import Endpoint
 from ..transport.error_mapping import map_exception
 from . import cassette
 from .cassette import Interaction, RecordedRequest, RecordedResponse
+from .scrubber import MIN_SECRET_CHARS, Scrubber, find_secrets
 
-_MIN_KEY_CHARS: Final = 8  # a shorter key may be an ordinary word of the answer
+_MAX_BODY_BYTES: Final = 16 * 1024 * 1024  # of a decompressed body
 _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", default=False)
 
 
@@ -42,14 +46,14 @@ class Recording:
         status: the HTTP status; None before the response.
         headers: the headers of the response.
         pieces: the received pieces of the body.
-        secrets: the placeholder of each text that must not be in the cassette, such as the API key.
+        scrubber: removes the secrets of the request from the response.
     """
 
     def __init__(self, write: Callable[[Interaction], None], request: RecordedRequest) -> None:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.pieces: list[bytes] = []
-        self.secrets: dict[bytes, bytes] = {}
+        self.scrubber = Scrubber({})
         self._write = write
         self._request = request
         self._ended = False
@@ -58,14 +62,31 @@ class Recording:
         """Store the interaction. Later calls have no effect."""
         if not self._ended:
             self._ended = True
-            pieces = [self._redact(piece) for piece in self.pieces]
-            response = cassette.convert_response(self.status, self.headers, pieces, failure=failure, left=left)
+            headers, pieces = _decompress(self.headers, self.pieces)
+            headers = {name: self.scrubber.scrub_text(value) for name, value in headers.items()}
+            pieces = self.scrubber.scrub_pieces(pieces)
+            failure = failure and type(failure)(self.scrubber.scrub_text(failure.what))
+            response = cassette.convert_response(self.status, headers, pieces, failure=failure, left=left)
             self._write(Interaction(self._request, response))
 
-    def _redact(self, piece: bytes) -> bytes:
-        for secret, placeholder in self.secrets.items():
-            piece = piece.replace(secret, placeholder)
-        return piece
+
+def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Mapping[str, str], Sequence[bytes]]:
+    """Return the headers and the body of a response without compression, so that secrets in it can be found.
+
+    The body is omitted if it cannot be decompressed.
+    """
+    encodings = [encoding.strip() for encoding in headers.get("content-encoding", "").lower().split(",")]
+    compressed = [encoding for encoding in encodings if encoding in COMPRESSIONS]
+    if not compressed:
+        return headers, pieces
+    if compressed not in (["gzip"], ["x-gzip"], ["deflate"]):
+        return headers, ()
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32 detects gzip and zlib
+    headers = {name: value for name, value in headers.items() if name != "content-encoding"}
+    try:
+        return headers, (inflate.decompress(b"".join(pieces), _MAX_BODY_BYTES),)
+    except zlib.error:
+        return headers, ()
 
 
 class Cassettes:
@@ -108,10 +129,14 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
         recorded_request = cassette.convert_request(request, endpoint, self._provider)
+        secrets = find_secrets(recorded_request.body)
+        recorded_request = replace(recorded_request, body=Scrubber(secrets).scrub(recorded_request.body))
         if recorded := self._cassettes.play(recorded_request):
             return build_response(recorded)
-        recording = self._cassettes.record(recorded_request)
-        recording.secrets = self._secrets(request, endpoint)
+        scrubber = self._scrubber(request, endpoint, secrets)
+        body, uri = scrubber.scrub(recorded_request.body), scrubber.scrub(recorded_request.uri)
+        recording = self._cassettes.record(replace(recorded_request, body=body, uri=uri))
+        recording.scrubber = scrubber
         request.extensions["on_timeout"].append(lambda error: recording.end(failure=error))
         try:
             response = await self._wrapped.handle_async_request(request)
@@ -127,17 +152,15 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             response.status_code, headers=response.headers, stream=_RecordedStream(response, recording)
         )
 
-    def _secrets(self, request: httpx.Request, endpoint: Endpoint) -> dict[bytes, bytes]:
-        """Return the API key, the values of headers and the host, with their placeholders."""
-        secrets: dict[bytes, bytes] = {}
-        if endpoint.key and len(endpoint.key) >= _MIN_KEY_CHARS:
-            secrets[endpoint.key.encode()] = f"key-of-{self._provider}".encode()
-        values = [value for value in endpoint.headers.values() if len(value) >= _MIN_KEY_CHARS]
-        secrets |= {value.encode(): f"header-of-{self._provider}".encode() for value in values}
-        for host in (request.url.netloc, request.url.raw_host):
-            if b"." in host or b":" in host:  # a name without dots may be an ordinary word
-                secrets[host] = f"{self._provider}.example".encode()
-        return secrets
+    def _scrubber(self, request: httpx.Request, endpoint: Endpoint, secrets: Mapping[str, str]) -> Scrubber:
+        """Return a scrubber for the API key, the values of headers, the host, and the secrets in the body of a request."""
+        if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
+            secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
+        values = [value for value in endpoint.headers.values() if len(value) >= MIN_SECRET_CHARS]
+        secrets = {**dict.fromkeys(values, f"header-of-{self._provider}"), **secrets}
+        hosts = (request.url.netloc.decode(), request.url.raw_host.decode())
+        # A name without dots may be an ordinary word.
+        return Scrubber(secrets, {host: f"{self._provider}.example" for host in hosts if "." in host or ":" in host})
 
 
 def build_response(recorded: RecordedResponse) -> httpx.Response:

@@ -27,7 +27,7 @@ from .untrusted import MAX_JSON_BYTES
 
 _MAX_ERROR_BYTES: Final = 256 * 1024  # the rest of the body of an error response is not read
 _ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading the body of an error response
-_COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
+COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
 # After this many reads, other tasks run. Reading data that has already arrived never suspends the task.
 _READS_BEFORE_YIELD: Final = 64
@@ -66,7 +66,7 @@ class HttpResponse:
         self.headers: Mapping[str, str] = dict(response.headers)
         self._response = response
         encodings = map(str.strip, self.headers.get("content-encoding", "").lower().split(","))
-        compressed = [encoding for encoding in encodings if encoding in _COMPRESSIONS]
+        compressed = [encoding for encoding in encodings if encoding in COMPRESSIONS]
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
         self._bytes = _inflate(stream, compressed) if compressed else stream
         self._reads = 0

@@ -79,7 +79,7 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 def part(value: Any, *keys: str) -> Mapping[str, Any]:
-    """Return the JSON object at a path of keys; empty if there is none."""
+    """Return the JSON object at a path of keys; empty if it is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
 from support import DIALECTS, TitledQuiz, provider_for
 
 from learnflow.llm import errors
+from learnflow.llm.adapter import structured_output
 from learnflow.llm.testing import Fault, FaultServer
 
 QUIZ = '{"title": "RSA", "questions": ["Why?"]}'
@@ -103,3 +106,15 @@ async def test_properties_of_schema_are_sent_in_order(dialect: str) -> None:
         body = server.seen[0].body
         sent = body["format"] if dialect == "ollama" else body["response_format"]["json_schema"]["schema"]
     assert list(sent["properties"]) == names
+
+
+async def test_event_loop_runs_while_answer_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, released = asyncio.get_running_loop(), threading.Event()
+
+    def validate(*_: object) -> None:
+        loop.call_soon_threadsafe(released.set)
+        assert released.wait(30)
+
+    monkeypatch.setattr(structured_output, "_validate", validate)
+    async with FaultServer("openai", ['{"title": "RSA"}']) as server:
+        assert await provider_for(server).generate("hi", response_format=schema()) == '{"title": "RSA"}'

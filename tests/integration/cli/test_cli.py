@@ -120,7 +120,6 @@ def test_broken_answer_prints_partial_text_and_error(server: FaultServer, capsys
         (["ask", "hi", "--provider", "llamacpp", "--temperature", "-3"], 2),
         (["ask", "", "--provider", "llamacpp"], 2),
         (["tell", "hi"], 2),
-        ([], 2),
         (["ask", "hi", "--provider", "nobody"], 2),
         (["ask", "hi", "--provider", "openai"], 3),
         (["ask", "hi", "--provider", "custom"], 3),

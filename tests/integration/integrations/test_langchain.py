@@ -6,14 +6,16 @@ import asyncio
 import base64
 import subprocess
 import sys
+import threading
 from typing import Any, TypedDict
 
 import pytest
-from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
@@ -292,6 +294,26 @@ async def test_json_mode_and_function_calling_parse_answers() -> None:
         chat.with_structured_output(Questions, method="magic")  # type: ignore[arg-type]
 
 
+async def test_event_loop_runs_while_answer_is_parsed() -> None:
+    loop, released = asyncio.get_running_loop(), threading.Event()
+
+    class Slow(Questions):
+        @field_validator("questions")
+        @classmethod
+        def wait(cls, questions: list[str]) -> list[str]:
+            loop.call_soon_threadsafe(released.set)
+            assert released.wait(30)
+            return questions
+
+    called = completion(tool_calls=(ToolCall("call_1", "Slow", {"questions": ["Why?"]}),), finish="tool_calls")
+    for include_raw in (False, True):
+        released.clear()
+        chat = ChatLearnFlow(provider=ScriptedProvider([called]))
+        model = chat.with_structured_output(Slow, method="function_calling", include_raw=include_raw)
+        parsed = await model.ainvoke("ask")
+        assert (parsed["parsed"] if include_raw else parsed) == Slow(questions=["Why?"])
+
+
 async def test_failover_works_with_bound_schema_and_tools() -> None:
     async with FaultServer("openai", fault=Fault("refuse", status=500)) as dead, FaultServer("ollama", THREE) as other:
         chat = ChatLearnFlow(provider=chain(dead, other))
@@ -474,3 +496,29 @@ def test_import_without_langchain_names_package_to_install() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stdout.startswith("ChatLearnFlow needs the package langchain-core"), ran.stderr
+
+
+async def test_secret_in_extra_body_is_in_no_cache_key_trace_or_repr() -> None:
+    keys: list[str] = []
+    traces: list[str] = []
+
+    class Cache(InMemoryCache):
+        def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+            keys.append(prompt + llm_string)
+            super().update(prompt, llm_string, return_val)
+
+    class Trace(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized: Any, messages: Any, **more: Any) -> None:
+            traces.append(repr((serialized, messages, more)))
+
+    provider = ScriptedProvider(["one", "two", "three"])
+    secret = {"extra_body": {"auth": {"token": "sk-secret-token"}}}
+    model = ChatLearnFlow(provider=provider, model_kwargs=secret, cache=Cache(), callbacks=[Trace()])
+    bound = ChatLearnFlow(provider=provider, cache=model.cache, callbacks=[Trace()]).bind(**secret)
+    assert [(await model.ainvoke("hi")).content, (await model.ainvoke("hi")).content] == ["one", "one"]
+    assert (await bound.ainvoke("hi")).content in ("one", "two")
+    other = {"extra_body": {"auth": {"token": "sk-other-token"}}}
+    assert (await model.bind(**other).ainvoke("hi")).content != "one"  # another tenant gets another answer
+    assert len(traces) == 4
+    assert "secret-token" not in "".join([*keys, *traces, repr(model)])
+    assert provider.history[0].more["extra_body"] == secret["extra_body"]

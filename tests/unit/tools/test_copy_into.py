@@ -168,3 +168,71 @@ def test_ruff_of_learnflow_leaves_the_copy_as_it_is(root: Path, capsys: pytest.C
     assert (root / "learnflow" / "theirs.py").read_text(encoding="utf-8") == 'x = "one"\n'
     finish(root)
     assert copy_into.main(["--check", str(root)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[tool.uv]\n", "has no table [project] with a name"),
+        (b"project = 5\n", "has no table [project] with a name"),
+        (b"[project]\nname = 5\n", "has no table [project] with a name"),
+        (b"[project]\nname = 'x'\ndependencies = 'httpx'\n", "project.dependencies is not a list of texts"),
+        (b"[project]\nname = 'x'\ndependencies = [5]\n", "project.dependencies is not a list of texts"),
+        (b"[project]\nname = 'x'\nname = 'y'\n", "is not valid TOML"),
+        ("[project]\nname = 'ключ'\n".encode("cp1251"), "is not UTF-8"),
+        ("[project]\nname = 'x'\n".encode("utf-16"), "is not UTF-8"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--check"]])
+def test_pyproject_that_cannot_be_used_is_named(
+    words: list[str], content: bytes | None, message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = root / "learnflow" / "pyproject.toml"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    assert copy_into.main([*words, str(root)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert str(file) in err
+    assert not (root / "learnflow" / "llm").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf[project]\r\nname = 'learnflow-core'\r\ndependencies = ['httpx>=0.28.1']\r\n",
+        b"[project]\nname = 'learnflow-core'\n",
+        b"[project]\nname = 'learnflow-core'\ndependencies = ['x @ https://host/x.whl', 'y [extra] >= 1', '???']\n",
+    ],
+)
+def test_pyproject_with_bom_crlf_or_odd_requirements_is_read(
+    content: bytes, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "learnflow" / "pyproject.toml").write_bytes(content)
+    assert copy_into.main([str(root)]) == 0
+    assert "uv add --package learnflow-core" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--check"], ["--diff"], ["--force"], []])
+def test_link_in_copy_is_neither_read_nor_written_through(
+    words: list[str], root: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_into.main([str(root)])
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret.py").write_text("SECRET", encoding="utf-8")
+    for link, target in (("errors.py", elsewhere / "secret.py"), ("cli", elsewhere), ("VERSION", elsewhere / "gone")):
+        path = root / "learnflow" / "llm" / link
+        shutil.move(path, elsewhere / f"original-{link}")
+        path.symlink_to(target)
+        capsys.readouterr()
+        code = copy_into.main([*words, str(root)])
+        out, err = capsys.readouterr()
+        assert "SECRET" not in out
+        if link != "errors.py":
+            assert (code, "is a symbolic link" in err) == (2, True), link
+        path.unlink(missing_ok=True)
+        shutil.move(elsewhere / f"original-{link}", path)
+    assert (elsewhere / "secret.py").read_text(encoding="utf-8") == "SECRET"
+    assert not (elsewhere / "gone").exists()

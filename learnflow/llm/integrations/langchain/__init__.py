@@ -6,6 +6,8 @@ LangChain. It requires the extra ``[langchain]``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Literal, cast
@@ -29,8 +31,10 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from ...adapter.context_window import estimate_max_tokens
+from ...adapter.routable import text_stream, to_completion
 from ...background import BACKGROUND
-from ...base import AtMost, LLMProvider, Reasoning
+from ...base import DEFAULT_MAX_TOKENS, AtMost, LLMProvider, Reasoning
+from ...capabilities import default_capabilities
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
 from . import messages as convert
@@ -52,6 +56,14 @@ _PARAMETERS: Final = (
 # Keywords that LangChain or this class binds, and that providers do not support
 _INTERNAL_KEYWORDS: Final = ("stream", "structured")
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
+
+
+def _hash_extra_body(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace ``extra_body`` by its hash, because it may contain secrets, and caches and traces are stored."""
+    if options.get("extra_body") is None:
+        return options
+    body = json.dumps(options["extra_body"], sort_keys=True, default=repr)
+    return {**options, "extra_body": hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()}
 
 
 class ChatLearnFlow(BaseChatModel):
@@ -88,7 +100,7 @@ class ChatLearnFlow(BaseChatModel):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     reasoning: Reasoning | None = None
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     streaming: bool = False
     stream_structured: bool = False
     _updates_profile: bool = PrivateAttr(default=False)  # False if the caller passed a profile
@@ -109,10 +121,16 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {
-            "provider": repr(self.provider),
-            **self._options(None, {}),
-        }  # a cache key, so it must contain the models
+        # a cache key, so it must contain the models
+        return _hash_extra_body({"provider": repr(self.provider), **self._options(None, {})})
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the parameters for traces."""
+        return super()._get_invocation_params(stop=stop, **_hash_extra_body(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of LangChain's cache."""
+        return super()._get_llm_string(stop=stop, **_hash_extra_body(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -127,12 +145,14 @@ class ChatLearnFlow(BaseChatModel):
     def _resolve_model_profile(self) -> Any:
         """Return a ModelProfile for LangChain's middleware. LangChain calls it once if the caller passed no profile."""
         self._updates_profile = True
-        return convert.profile(self.provider.get_capabilities())
+        return convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
 
     def _update_profile(self) -> None:
         """Update the profile after an answer, because it may have revealed more capabilities."""
         if self._updates_profile:
-            self.profile = cast(Any, convert.profile(self.provider.get_capabilities()))
+            self.profile = cast(
+                Any, convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
+            )
 
     def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords for the provider. Keywords of the call override those of the model."""
@@ -160,7 +180,8 @@ class ChatLearnFlow(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         options = self._options(stop, kwargs) | self._metadata(run_manager)
-        completion = await self.provider.complete(convert.to_openai(messages), **options)
+        answer = await self.provider.complete(convert.to_openai(messages), **options)
+        completion = to_completion(answer, self.provider.name, options.get("model"))
         calls = [
             {"name": call.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
             for call in completion.tool_calls
@@ -188,7 +209,10 @@ class ChatLearnFlow(BaseChatModel):
             return
         started_calls = set[int]()
         has_blocks = getattr(self, "output_version", None) == "v1"
-        async with aclosing(self.provider.stream(convert.to_openai(messages), **options).events()) as events:
+        stream = self.provider.stream(convert.to_openai(messages), **options)
+        limit = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+        stream = text_stream(stream, self.provider.name, options.get("model"), limit)
+        async with aclosing(stream.events()) as events:
             async for event in events:
                 if chunk := convert.chunk(event, started_calls, has_blocks=has_blocks):
                     yield ChatGenerationChunk(message=chunk)

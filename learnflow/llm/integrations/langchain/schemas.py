@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -58,11 +59,11 @@ def _parse(schema: Any, message: AIMessage) -> Any:
     value = structured_output.parse_json_answer(text)
     if not isinstance(value, dict):
         raise SchemaMismatch("the answer is not a JSON object")
-    parse_obj = getattr(schema, "parse_obj", None)  # a class of pydantic 1
-    if parse_obj is None:
+    if not hasattr(schema, "parse_obj"):
         return value
-    try:
-        return parse_obj(value)
+    try:  # a class of pydantic 1
+        structured_output.limit_steps(schema.schema(), value)
+        return schema.parse_obj(value)
     except ValueError:
         raise SchemaMismatch(f"the answer does not match {schema.__name__}") from None
 
@@ -97,7 +98,8 @@ def with_raw(
 
     async def ainvoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return succeeded(await model.ainvoke(model_input, config))
+            message = await model.ainvoke(model_input, config)
+            return await asyncio.to_thread(succeeded, message)
         except SchemaMismatch as error:
             return failed(error)
 
