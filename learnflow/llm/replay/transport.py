@@ -153,7 +153,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _scrubber(self, request: httpx.Request, endpoint: Endpoint, secrets: Mapping[str, str]) -> Scrubber:
-        """Return a scrubber for the API key, the values of headers, the host, and the secrets in the body of a request."""
+        """Return a scrubber for the key, the values of headers, the host, and the secrets in the body of a request."""
         if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
             secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
         values = [value for value in endpoint.headers.values() if len(value) >= MIN_SECRET_CHARS]
